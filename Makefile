@@ -1,0 +1,41 @@
+# Every target sets itself up: a fresh machine needs python3 (3.11 to 3.13) with venv, and make.
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+
+.PHONY: demo test check fix bench lock install clean
+
+demo: $(READY)  ## the whole pipeline, for real, on a miniature
+	$(BIN)/grokctl demo
+
+test: $(READY)  ## the test suite
+	$(BIN)/python -m pytest
+
+check: $(READY)  ## formatting, lint, types, architecture
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+
+fix: $(READY)  ## format, and fix what can be fixed
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(READY)  ## every benchmark: a table and a ratio to a peer or a limit each
+	@for script in benchmarks/[!_]*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+
+lock: $(READY)  ## pins with hashes for every platform, and no addresses
+	$(BIN)/python -m pip install --quiet uv
+	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-emit-find-links --no-annotate \
+		--no-header --upgrade --group dev pyproject.toml --output-file requirements.lock
+
+install: $(READY)  ## only the environment: .venv/bin/grokctl
+
+$(READY): requirements.lock pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --require-hashes --requirement requirements.lock
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	@touch $@
+
+clean:  ## forget the environment and the tools' caches
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,139 @@
+"""Small checkpoints in exactly the released format, for demos, tests and benchmarks."""
+
+import io
+import json
+import pydoc_data.topics
+from collections.abc import Iterator
+from dataclasses import replace
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from grokctl.checkpoint import pickles
+from grokctl.checkpoint.release import file_nbytes, released_payloads
+from grokctl.errors import UsageError
+from grokctl.events import Advanced, Finished, Observer, Stage, Started, ignore
+from grokctl.model.config import GROK_1, GrokConfig
+from grokctl.model.tensors import TensorSpec, tensor_specs
+from grokctl.paths import CKPT, CONFIG, TOKENIZER
+
+MINIATURE = replace(
+    GROK_1,
+    vocab_size=1024,
+    sequence_len=256,
+    emb_size=128,
+    key_size=16,
+    num_q_heads=16,
+    num_layers=3,
+)
+"""A model that every mesh of 1 to 16 devices can hold, 5 MB."""
+
+_BLOCK = 16 * 2**20
+"""Random bytes drawn once and repeated, so that a full-width layer takes seconds."""
+
+
+def write_miniature(
+    root: Path,
+    config: GrokConfig = MINIATURE,
+    *,
+    seed: int = 0,
+    tokenizer: bool = True,
+    observe: Observer = ignore,
+) -> list[str]:
+    """Write a release of random weights that behave: logits of order one, no layer that dies.
+
+    Args:
+        root: A folder that does not exist yet, or is empty.
+        config: Any size; `dataclasses.replace(GROK_1, num_layers=1)` is one layer of full width.
+        seed: Same seed, same bytes.
+        tokenizer: Whether to train a tokenizer; needs a vocabulary of at least 300.
+        observe: Receives progress in bytes.
+
+    Returns:
+        The files written, `/`-separated and relative to `root`.
+
+    Raises:
+        UsageError: The folder holds something.
+    """
+    if root.exists() and any(root.iterdir()):
+        raise UsageError(f"{root}: is not empty, so no miniature is written there")
+    (root / CKPT).mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(seed)
+    block = rng.integers(-127, 128, _BLOCK, dtype=np.int8)
+    specs = tensor_specs(config)
+    files, done = [], 0
+    observe(Started(stage=Stage.MINIATURE, total=sum(map(file_nbytes, specs))))
+    for spec in specs:
+        with (root / CKPT / spec.file).open("xb") as file:
+            pickles.write(file, *_tensor(spec, rng, block))
+        files.append(f"{CKPT}/{spec.file}")
+        done += file_nbytes(spec)
+        observe(Advanced(stage=Stage.MINIATURE, done=done))
+    (root / CONFIG).write_text(json.dumps(config.to_dict(), indent=2))
+    files.append(CONFIG)
+    if tokenizer:
+        (root / TOKENIZER).write_bytes(train_tokenizer(config))
+        files.append(TOKENIZER)
+    observe(Finished(stage=Stage.MINIATURE))
+    return files
+
+
+def train_tokenizer(config: GrokConfig) -> bytes:
+    """Train a sentencepiece model with byte fallback on Python's own language reference.
+
+    Returns:
+        A serialised model of exactly `config.vocab_size` pieces with Grok-1's special ids.
+    """
+    import sentencepiece  # noqa: PLC0415 (only miniatures with text need it)
+
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(_sentences()),
+        model_writer=model,
+        model_type="bpe",
+        vocab_size=config.vocab_size,
+        byte_fallback=True,
+        character_coverage=0.9995,
+        pad_id=config.pad_token,
+        bos_id=1,
+        eos_id=config.eos_token,
+        unk_id=3,
+        num_threads=1,
+        minloglevel=2,
+    )
+    return model.getvalue()
+
+
+def _sentences() -> Iterator[str]:
+    for topic in sorted(pydoc_data.topics.topics):
+        yield from filter(None, map(str.strip, pydoc_data.topics.topics[topic].splitlines()))
+
+
+def _tensor(
+    spec: TensorSpec, rng: np.random.Generator, block: NDArray[np.int8]
+) -> tuple[NDArray[Any], NDArray[Any] | None]:
+    weight, scales = released_payloads(spec)
+    if scales is None:
+        return _float_tensor(spec, rng), None
+    *_, inputs, _ = spec.shape
+    # int8 uniform in ±127 has a deviation of 73; unit inputs then give unit outputs
+    mean = 1.0 / (73.3 * np.sqrt(inputs))
+    values = rng.uniform(0.8 * mean, 1.2 * mean, scales.shape).astype(pickles.BFLOAT16)
+    start = int(rng.integers(block.size))
+    return np.resize(np.roll(block, -start), weight.shape), values
+
+
+def _float_tensor(spec: TensorSpec, rng: np.random.Generator) -> NDArray[np.float32]:
+    if spec.name == "embedding":
+        # the reference multiplies embeddings by 78 on the way in, and not on the way out
+        spread, centre = 0.02, 0.0
+    elif spec.name.endswith("router"):
+        spread, centre = 1.0 / np.sqrt(spec.shape[0]), 0.0
+    else:
+        spread, centre = 0.1, 1.0
+    count = min(prod(spec.shape), _BLOCK // 4)
+    values = rng.standard_normal(count, dtype=np.float32) * np.float32(spread) + np.float32(centre)
+    return np.resize(values, spec.shape)

@@ -1,0 +1,509 @@
+"""Pickled tensors read without unpickling: an opcode scan that builds nothing, and its writer.
+
+The release stores every tensor as a protocol-4 pickle. Unpickling runs whatever the file names, so
+nothing here unpickles. `scan` walks the opcodes with a machine that knows the two shapes a tensor
+can take (a float32 array, or a `QuantizedWeight8bit` of int8 weight and bfloat16 scales) and
+returns where the payloads lie. Every other opcode, global, argument or attribute is refused before
+any object exists. `write` produces the same bytes as the C pickler of Python 3.8 to 3.13.
+"""
+
+import io
+import pickle  # only its opcode table
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from math import prod
+from typing import Any, BinaryIO, Final, NoReturn, TypeVar
+
+import ml_dtypes
+import numpy as np
+from numpy.typing import NDArray
+
+from grokctl.errors import Reason, corrupt
+
+BFLOAT16: Final = np.dtype(ml_dtypes.bfloat16)
+
+_RECONSTRUCT = ("numpy.core.multiarray", "_reconstruct")
+_NDARRAY = ("numpy", "ndarray")
+_DTYPE = ("numpy", "dtype")
+_QUANTIZED = ("__main__", "QuantizedWeight8bit")
+_BFLOAT16 = ("ml_dtypes", "bfloat16")
+_ALLOWED: Final = frozenset({_RECONSTRUCT, _NDARRAY, _DTYPE, _QUANTIZED, _BFLOAT16})
+"""The five globals that the released files name. Nothing else exists."""
+
+_MOST_OPCODES = 256
+"""The longest released pickle takes 148."""
+_FRAME_TARGET = 64 * 1024
+"""The C pickler closes a frame at this size and leaves larger payloads outside of frames."""
+
+Buffer = bytes | memoryview
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ArrayRef:
+    """Where an array lies in its file: C order, little endian."""
+
+    offset: int
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the payload."""
+        return prod(self.shape) * self.dtype.itemsize
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PickledTensor:
+    """What one released file holds."""
+
+    weight: ArrayRef
+    """float32, or int8 when there are scales."""
+    scales: ArrayRef | None
+    """bfloat16 `(*lead, groups, outputs)`; None for float32 tensors."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Global:
+    module: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.module}.{self.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class _Payload:
+    offset: int
+    length: int
+
+
+@dataclass(slots=True, eq=False)
+class _Dtype:
+    code: str
+    is_built: bool = False
+
+
+@dataclass(slots=True, eq=False)
+class _Array:
+    ref: ArrayRef | None = None
+
+
+@dataclass(slots=True, eq=False)
+class _Quantized:
+    parts: dict[str, ArrayRef] = field(default_factory=dict)
+
+
+class _Mark:
+    pass
+
+
+_MARK: Final = _Mark()
+
+
+def scan(buffer: Buffer, *, file: str) -> PickledTensor:
+    """Find the arrays in a pickled tensor, and execute nothing.
+
+    Args:
+        buffer: The whole file, best as a view of its mapping: only the pages of the opcodes are
+            touched, whatever the size of the payloads.
+        file: Name for errors.
+
+    Raises:
+        UnsafePickleError: An opcode, global, call or attribute that no released tensor has.
+        CorruptCheckpointError: The file ends early or late, or its numbers contradict each other.
+    """
+    return _Machine(buffer, file).run()
+
+
+class _Machine:
+    """The part of the pickle machine that released tensors need, over symbols instead of objects."""
+
+    def __init__(self, buffer: Buffer, file: str) -> None:
+        self.buffer = buffer
+        self.size = len(buffer)
+        self.file = file
+        self.position = 0
+        self.stack: list[Any] = []
+        self.memo: list[Any] = []
+
+    def run(self) -> PickledTensor:
+        if self.size == 0:
+            self.bad(Reason.SHORT, "is empty")
+        if bytes(self.take(2)) != pickle.PROTO + b"\x04":
+            self.unsafe("does not begin as a protocol-4 pickle")
+        for _ in range(_MOST_OPCODES):
+            opcode = bytes(self.take(1))
+            if opcode == pickle.STOP:
+                return self.finish()
+            self.step(opcode)
+        self.unsafe(f"has more than {_MOST_OPCODES} opcodes")
+
+    def finish(self) -> PickledTensor:
+        if self.position != self.size:
+            self.bad(Reason.LONG, f"{self.size - self.position} bytes after the pickle's end")
+        match self.stack:
+            case [_Array(ref=ArrayRef() as ref)] if ref.dtype == np.float32:
+                return PickledTensor(weight=ref, scales=None)
+            case [_Quantized(parts={"weight": weight, "scales": scales})]:
+                if weight.dtype != np.int8 or scales.dtype != BFLOAT16:
+                    self.bad(
+                        Reason.MALFORMED,
+                        "expected int8 weight and bfloat16 scales, "
+                        f"found {weight.dtype} and {scales.dtype}",
+                    )
+                return PickledTensor(weight=weight, scales=scales)
+        self.unsafe("is neither a float32 array nor a QuantizedWeight8bit")
+
+    def step(self, opcode: bytes) -> None:  # noqa: C901, PLR0912 (a table, one line a row)
+        push, pop = self.stack.append, self.pop
+        match opcode:
+            case pickle.FRAME:
+                (length,) = self.unpack("<Q")
+                if length > self.size - self.position:
+                    self.bad(Reason.SHORT, f"a frame of {length} bytes reaches past the end")
+            case pickle.SHORT_BINUNICODE:
+                push(self.text(self.unpack("<B")[0]))
+            case pickle.MEMOIZE:
+                self.memo.append(self.peek())
+            case pickle.BINGET:
+                push(self.recall(self.unpack("<B")[0]))
+            case pickle.LONG_BINGET:
+                push(self.recall(self.unpack("<I")[0]))
+            case pickle.STACK_GLOBAL:
+                name, module = pop(str), pop(str)
+                if (module, name) not in _ALLOWED:
+                    self.unsafe(f"names {module}.{name}")
+                push(_Global(module, name))
+            case pickle.NONE:
+                push(None)
+            case pickle.NEWTRUE:
+                push(True)
+            case pickle.NEWFALSE:
+                push(False)
+            case pickle.BININT1:
+                push(self.unpack("<B")[0])
+            case pickle.BININT2:
+                push(self.unpack("<H")[0])
+            case pickle.BININT:
+                push(self.unpack("<i")[0])
+            case pickle.SHORT_BINBYTES:
+                push(self.payload(self.unpack("<B")[0]))
+            case pickle.BINBYTES:
+                push(self.payload(self.unpack("<I")[0]))
+            case pickle.MARK:
+                push(_MARK)
+            case pickle.EMPTY_TUPLE:
+                push(())
+            case pickle.TUPLE1 | pickle.TUPLE2 | pickle.TUPLE3:
+                count = {pickle.TUPLE1: 1, pickle.TUPLE2: 2, pickle.TUPLE3: 3}[opcode]
+                push(tuple(reversed([self.pop() for _ in range(count)])))
+            case pickle.TUPLE:
+                push(tuple(self.pop_to_mark()))
+            case pickle.EMPTY_DICT:
+                push({})
+            case pickle.SETITEMS:
+                self.set_items()
+            case pickle.REDUCE:
+                arguments, function = pop(tuple), pop(_Global)
+                push(self.call(function, arguments))
+            case pickle.NEWOBJ:
+                arguments, cls = pop(tuple), pop(_Global)
+                if (cls.module, cls.name) != _QUANTIZED or arguments != ():
+                    self.unsafe(f"constructs {cls}")
+                push(_Quantized())
+            case pickle.BUILD:
+                state = pop()
+                self.build(self.peek(), state)
+            case _:
+                self.unsafe(f"has opcode 0x{opcode.hex()} at byte {self.position - 1}")
+
+    def call(self, function: _Global, arguments: tuple[Any, ...]) -> object:
+        match (function.module, function.name), arguments:
+            case (module_name, [_Global() as cls, [0], _Payload(length=1)]) if (
+                module_name == _RECONSTRUCT and (cls.module, cls.name) == _NDARRAY
+            ):
+                return _Array()
+            case (module_name, ["f4" | "i1" as code, False, True]) if module_name == _DTYPE:
+                return _Dtype(str(code))
+            case (module_name, [_Global() as scalar, False, True]) if (
+                module_name == _DTYPE and (scalar.module, scalar.name) == _BFLOAT16
+            ):
+                return _Dtype("bfloat16")
+        self.unsafe(f"calls {function} with other arguments than numpy's own")
+
+    def build(self, target: object, state: object) -> None:
+        match target, state:
+            case (
+                _Dtype(is_built=False),
+                [3, "<" | "|", None, None, None, int(), int(), int()],
+            ):
+                target.is_built = True
+            case (
+                _Array(ref=None),
+                [1, tuple() as shape, _Dtype(is_built=True) as dtype, False, _Payload() as payload],
+            ):
+                target.ref = self.array(shape, dtype, payload)
+            case (
+                _Quantized(parts=parts),
+                {"weight": _Array(ref=ArrayRef() as weight), "scales": _Array(ref=scales)},
+            ) if not parts and isinstance(state, dict) and len(state) == 2 and scales is not None:  # noqa: PLR2004
+                target.parts = {"weight": weight, "scales": scales}
+            case _:
+                self.unsafe("sets state that no released tensor has")
+
+    def array(self, shape: tuple[Any, ...], dtype: _Dtype, payload: _Payload) -> ArrayRef:
+        if not all(type(length) is int and length > 0 for length in shape):
+            self.bad(Reason.MALFORMED, f"an array has shape {shape}")
+        kind = {"f4": np.dtype("<f4"), "i1": np.dtype("i1"), "bfloat16": BFLOAT16}[dtype.code]
+        ref = ArrayRef(offset=payload.offset, shape=shape, dtype=kind)
+        if ref.nbytes != payload.length:
+            self.bad(
+                Reason.MALFORMED,
+                f"{kind} {shape} takes {ref.nbytes} bytes, the pickle holds {payload.length}",
+            )
+        return ref
+
+    def set_items(self) -> None:
+        items = self.pop_to_mark()
+        target = self.peek()
+        if not isinstance(target, dict) or len(items) % 2:
+            self.unsafe("sets items of something else than a dictionary")
+        for key, value in zip(items[::2], items[1::2], strict=True):
+            if not isinstance(key, str) or key in target:
+                self.unsafe("sets a key that is no new name")
+            target[key] = value
+
+    def take(self, count: int) -> Buffer:
+        if count > self.size - self.position:
+            self.bad(
+                Reason.SHORT,
+                f"expected at least {self.position + count} bytes, found {self.size}",
+            )
+        start = self.position
+        self.position += count
+        return self.buffer[start : self.position]
+
+    def unpack(self, layout: str) -> tuple[Any, ...]:
+        return struct.unpack(layout, self.take(struct.calcsize(layout)))
+
+    def text(self, length: int) -> str:
+        try:
+            return bytes(self.take(length)).decode("ascii")
+        except UnicodeDecodeError:
+            self.unsafe("has a name that is not ASCII")
+
+    def payload(self, length: int) -> _Payload:
+        offset = self.position
+        self.take(length)
+        return _Payload(offset, length)
+
+    def recall(self, index: int) -> object:
+        if index >= len(self.memo):
+            self.unsafe(f"recalls memo {index} of {len(self.memo)}")
+        return self.memo[index]
+
+    def peek(self) -> object:
+        if not self.stack or self.stack[-1] is _MARK:
+            self.unsafe("takes from an empty stack")
+        return self.stack[-1]
+
+    def pop(self, kind: type[_T] | None = None) -> _T:
+        value = self.peek()
+        self.stack.pop()
+        if kind is not None and not isinstance(value, kind):
+            self.unsafe(f"uses a {type(value).__name__.lstrip('_')} as {kind.__name__.lstrip('_')}")
+        return value  # type: ignore[return-value]  # kind None means any
+
+    def pop_to_mark(self) -> list[object]:
+        for index in range(len(self.stack) - 1, -1, -1):
+            if self.stack[index] is _MARK:
+                items = self.stack[index + 1 :]
+                del self.stack[index:]
+                return items
+        self.unsafe("closes a tuple or dictionary that it never opened")
+
+    def unsafe(self, detail: str) -> NoReturn:
+        raise corrupt(self.file, Reason.UNSAFE, detail, "nothing of the file was executed")
+
+    def bad(self, reason: Reason, detail: str) -> NoReturn:
+        raise corrupt(self.file, reason, detail)
+
+
+@dataclass(frozen=True, slots=True)
+class Hole:
+    """Stands for an array of zeros that is skipped over, not written: a hole in a sparse file."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+
+
+Payload = NDArray[Any] | Hole
+
+
+def write(file: BinaryIO, weight: Payload, scales: Payload | None = None) -> PickledTensor:
+    """Write one tensor in exactly the released format.
+
+    Args:
+        file: Positioned at its start; seekable when there are holes.
+        weight: float32 without scales, int8 with them.
+        scales: bfloat16 `(*lead, groups, outputs)`.
+
+    Returns:
+        Where the payloads were written.
+    """
+    out = _Framer(file)
+    out.raw(pickle.PROTO + b"\x04")
+    if scales is None:
+        ref = _write_array(out, weight)
+        out.op(pickle.STOP)
+        out.close()
+        return PickledTensor(weight=ref, scales=None)
+    out.op(_text(_QUANTIZED[0]), _text(_QUANTIZED[1]), pickle.STACK_GLOBAL, pickle.MEMOIZE)
+    out.op(pickle.EMPTY_TUPLE, pickle.NEWOBJ, pickle.MEMOIZE, pickle.EMPTY_DICT, pickle.MEMOIZE)
+    out.op(pickle.MARK, _text("weight"))
+    weight_ref = _write_array(out, weight, numpy_memo=9)
+    out.op(_text("scales"))
+    scales_ref = _write_array(out, scales, is_second=True)
+    out.op(pickle.SETITEMS, pickle.BUILD, pickle.STOP)
+    out.close()
+    return PickledTensor(weight=weight_ref, scales=scales_ref)
+
+
+def measure(weight: Payload, scales: Payload | None = None) -> int:
+    """Bytes of the file that `write` makes of this tensor."""
+    counter = _Counter()
+    write(counter, weight, scales)
+    return counter.position
+
+
+class _Counter(io.BytesIO):
+    """A file that forgets everything but its length."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.position = 0
+
+    def write(self, data: Any) -> int:
+        self.position += len(data)
+        return len(data)
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        self.position = offset + (self.position if whence == io.SEEK_CUR else 0)
+        return self.position
+
+
+class _Framer:
+    """The C pickler's framing: payloads of 64 KiB and more stand outside of frames."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file = file
+        self.frame = bytearray()
+        self.position = 0
+
+    def raw(self, data: bytes | memoryview) -> None:
+        self.file.write(data)
+        self.position += len(data)
+
+    def op(self, *parts: bytes) -> None:
+        for part in parts:
+            self.frame += part
+
+    def payload(self, header: bytes, array: Payload, nbytes: int) -> int:
+        """Write one bytes object and its memo mark; return where its content begins."""
+        if nbytes < _FRAME_TARGET:
+            frame_header = 9
+            offset = self.position + frame_header + len(self.frame) + len(header)
+            content = bytes(nbytes) if isinstance(array, Hole) else _bytes(array).tobytes()
+            self.op(header, content, pickle.MEMOIZE)
+            if len(self.frame) >= _FRAME_TARGET:
+                self.close()
+            return offset
+        self.close()
+        self.raw(header)
+        offset = self.position
+        if isinstance(array, Hole):
+            self.file.seek(nbytes, io.SEEK_CUR)
+            self.position += nbytes
+        else:
+            self.raw(_bytes(array))
+        self.op(pickle.MEMOIZE)
+        return offset
+
+    def close(self) -> None:
+        if self.frame:
+            self.raw(pickle.FRAME + struct.pack("<Q", len(self.frame)))
+            self.raw(bytes(self.frame))
+            self.frame.clear()
+
+
+def _write_array(
+    out: _Framer, array: Payload, *, numpy_memo: int = 3, is_second: bool = False
+) -> ArrayRef:
+    """Write one array; the second of a file recalls what the first put in the memo."""
+    m = pickle.MEMOIZE
+    if is_second:
+        out.op(_recall(8), _recall(11), _integer(0), pickle.TUPLE1, m, _recall(13))
+    else:
+        out.op(_text(_RECONSTRUCT[0]), _text(_RECONSTRUCT[1]), pickle.STACK_GLOBAL, m)
+        out.op(_text(_NDARRAY[0]), _text(_NDARRAY[1]), pickle.STACK_GLOBAL, m)
+        out.op(_integer(0), pickle.TUPLE1, m, pickle.SHORT_BINBYTES, b"\x01b", m)
+    out.op(pickle.TUPLE3, m, pickle.REDUCE, m)
+    out.op(pickle.MARK, _integer(1), *_shape(array.shape))
+    if is_second:
+        out.op(_recall(18))
+    else:
+        out.op(_recall(numpy_memo), _text("dtype"), pickle.STACK_GLOBAL, m)
+    out.op(*_dtype(array.dtype), pickle.NEWFALSE)
+    nbytes = prod(array.shape) * array.dtype.itemsize
+    if nbytes < 1 << 8:
+        header = pickle.SHORT_BINBYTES + struct.pack("<B", nbytes)
+    else:
+        header = pickle.BINBYTES + struct.pack("<I", nbytes)
+    offset = out.payload(header, array, nbytes)
+    out.op(pickle.TUPLE, m, pickle.BUILD)
+    return ArrayRef(offset=offset, shape=array.shape, dtype=array.dtype)
+
+
+def _bytes(array: NDArray[Any]) -> memoryview:
+    return memoryview(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+
+
+def _dtype(dtype: np.dtype[Any]) -> Iterator[bytes]:
+    """The arguments and the state of a numpy dtype, after its class."""
+    m = pickle.MEMOIZE
+    if dtype == BFLOAT16:
+        yield from (_text(_BFLOAT16[0]), _text(_BFLOAT16[1]), pickle.STACK_GLOBAL, m)
+    else:
+        yield _text({np.dtype("f4"): "f4", np.dtype("i1"): "i1"}[dtype])
+    yield from (pickle.NEWFALSE, pickle.NEWTRUE, pickle.TUPLE3, m, pickle.REDUCE, m)
+    yield from (pickle.MARK, _integer(3), _text("|" if dtype.itemsize == 1 else "<"))
+    # size, alignment and flags as ml_dtypes' bfloat16 has, and -1, -1, 0 for built-in types
+    state = (2, 2, 64) if dtype == BFLOAT16 else (-1, -1, 0)
+    yield from (pickle.NONE, pickle.NONE, pickle.NONE, *map(_integer, state))
+    yield from (pickle.TUPLE, m, pickle.BUILD)
+
+
+def _shape(shape: tuple[int, ...]) -> Iterator[bytes]:
+    short = {1: pickle.TUPLE1, 2: pickle.TUPLE2, 3: pickle.TUPLE3}
+    yield from map(_integer, shape)
+    yield short[len(shape)] + pickle.MEMOIZE
+
+
+def _text(value: str) -> bytes:
+    """A string and its memo mark."""
+    data = value.encode("ascii")
+    return pickle.SHORT_BINUNICODE + struct.pack("<B", len(data)) + data + pickle.MEMOIZE
+
+
+def _recall(index: int) -> bytes:
+    return pickle.BINGET + struct.pack("<B", index)
+
+
+def _integer(value: int) -> bytes:
+    if 0 <= value < 1 << 8:
+        return pickle.BININT1 + struct.pack("<B", value)
+    if 0 <= value < 1 << 16:
+        return pickle.BININT2 + struct.pack("<H", value)
+    return pickle.BININT + struct.pack("<i", value)

@@ -1,0 +1,153 @@
+"""Everything grokctl raises on purpose: the exception tree, `ExitCode`, and the facts errors carry.
+
+    GrokctlError
+    ├── UsageError                  2
+    ├── FetchError                 10
+    │   └── StalledError           11
+    ├── DiskFullError              12
+    ├── CorruptCheckpointError     20
+    ├── UnsafePickleError          21
+    ├── PlacementError             30
+    └── HardwareError              40
+
+`str(error)` is one sentence with the noun first and without advice; `error.hint` is the advice, one
+line that can be pasted. Fields are positional, so that every error survives `pickle`.
+"""
+
+from dataclasses import dataclass
+from enum import IntEnum, StrEnum
+from typing import ClassVar
+
+
+class ExitCode(IntEnum):
+    """What the shell sees; `docs/exit-codes.md` is tested against this table."""
+
+    OK = 0
+    """done"""
+    BUG = 1
+    """a bug: please report"""
+    USAGE = 2
+    """usage"""
+    FETCH = 10
+    """fetch failed"""
+    STALLED = 11
+    """swarm stalled"""
+    DISK_FULL = 12
+    """not enough disk"""
+    CORRUPT = 20
+    """corrupt or incomplete checkpoint"""
+    UNSAFE = 21
+    """unsafe pickle refused"""
+    PLACEMENT = 30
+    """mesh or precision impossible"""
+    HARDWARE = 40
+    """this hardware cannot do it"""
+    INTERRUPTED = 130
+    """interrupted"""
+
+
+class Reason(StrEnum):
+    """Why a file is damaged."""
+
+    MISSING = "missing"
+    SHORT = "short"
+    LONG = "long"
+    ALTERED = "altered"
+    UNREADABLE = "unreadable"
+    MALFORMED = "malformed"
+    UNSAFE = "unsafe"
+
+
+@dataclass(frozen=True, slots=True)
+class Damage:
+    """One damaged file of a checkpoint."""
+
+    file: str
+    """Path relative to the checkpoint, `/`-separated."""
+    reason: Reason
+    detail: str = ""
+    """Both sides of the mismatch, such as `expected 4519 bytes, found 4000`."""
+    ranges: tuple[tuple[int, int], ...] = ()
+    """Damaged byte ranges of the file, half open, ascending."""
+
+    def __str__(self) -> str:
+        return f"{self.file}: {self.reason}" + (f", {self.detail}" if self.detail else "")
+
+
+@dataclass(eq=False)
+class GrokctlError(Exception):
+    """The only failure that users are expected to meet.
+
+    Attributes:
+        message: One sentence, noun first.
+        hint: One line of advice that can be pasted, or nothing.
+    """
+
+    message: str
+    hint: str | None = None
+
+    exit_code: ClassVar[ExitCode] = ExitCode.BUG
+
+    def __str__(self) -> str:
+        return self.message
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return type(self), tuple(getattr(self, name) for name in self.__dataclass_fields__)
+
+
+class UsageError(GrokctlError):
+    """What was asked cannot be meant."""
+
+    exit_code = ExitCode.USAGE
+
+
+class FetchError(GrokctlError):
+    """The download cannot go on: bad source, bad names, refused by the destination."""
+
+    exit_code = ExitCode.FETCH
+
+
+class StalledError(FetchError):
+    """Nobody in the swarm sends anything."""
+
+    exit_code = ExitCode.STALLED
+
+
+class DiskFullError(GrokctlError):
+    """Not enough room; found before a byte moves where that is possible."""
+
+    exit_code = ExitCode.DISK_FULL
+
+
+@dataclass(eq=False)
+class CorruptCheckpointError(GrokctlError):
+    """Files on disk are not what they should be."""
+
+    damage: tuple[Damage, ...] = ()
+
+    exit_code: ClassVar[ExitCode] = ExitCode.CORRUPT
+
+
+class UnsafePickleError(CorruptCheckpointError):
+    """A file asks for something that no tensor needs; nothing of it was built or executed."""
+
+    exit_code = ExitCode.UNSAFE
+
+
+class PlacementError(GrokctlError):
+    """No such mesh or precision for this model."""
+
+    exit_code = ExitCode.PLACEMENT
+
+
+class HardwareError(GrokctlError):
+    """This machine cannot hold or run it."""
+
+    exit_code = ExitCode.HARDWARE
+
+
+def corrupt(file: str, reason: Reason, detail: str, hint: str | None = None) -> GrokctlError:
+    """The error for one damaged file, of the class that its reason calls for."""
+    damage = Damage(file, reason, detail)
+    kind = UnsafePickleError if reason is Reason.UNSAFE else CorruptCheckpointError
+    return kind(str(damage), hint, (damage,))

@@ -1,0 +1,1 @@
+"""Grok-1 as facts and pure functions."""

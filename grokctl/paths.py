@@ -1,0 +1,128 @@
+"""Where things live: the home folder, names for checkpoints, and writes that are whole or absent."""
+
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import platformdirs
+
+from grokctl.errors import UsageError
+
+CKPT = "ckpt-0"
+TOKENIZER = "tokenizer.model"
+CONFIG = "config.json"
+TORRENT = "release.torrent"
+MANIFEST = "grokctl.json"
+PRIVATE = ".grokctl"
+"""Folder in a release for what grokctl keeps for itself."""
+
+
+@dataclass(frozen=True, slots=True)
+class Home:
+    """The folder with everything that grokctl keeps."""
+
+    root: Path
+
+    @property
+    def releases(self) -> Path:
+        """Downloads, a folder each."""
+        return self.root / "releases"
+
+    @property
+    def ready(self) -> Path:
+        """Resharded checkpoints, a folder each."""
+        return self.root / "ready"
+
+    @property
+    def xla_cache(self) -> Path:
+        """JAX's persistent compilation cache."""
+        return self.root / "cache" / "xla"
+
+    def find(self, name: str | None, *, releases: bool = True, ready: bool = True) -> Path:
+        """Find the checkpoint that a user means.
+
+        Args:
+            name: A name under home, a path, or nothing for the only candidate.
+            releases: Whether a release will do.
+            ready: Whether a ready checkpoint will do.
+
+        Returns:
+            A folder that holds a checkpoint of a wanted kind.
+
+        Raises:
+            UsageError: There is none, there are several, or it is of the other kind.
+        """
+        kinds = [kind for kind, wanted in (("ready", ready), ("release", releases)) if wanted]
+        if name is not None:
+            return self._named(name, kinds)
+        for kind in kinds:
+            folder = self.ready if kind == "ready" else self.releases
+            found = sorted(path for path in _folders(folder) if kind_of(path) == kind)
+            if len(found) > 1:
+                names = ", ".join(path.name for path in found)
+                raise UsageError(
+                    f"several checkpoints under {folder}: {names}", f"name one, such as {found[0]}"
+                )
+            if found:
+                return found[0]
+        raise UsageError(
+            f"no checkpoint under {self.root}",
+            "grokctl fetch" if releases else "grokctl reshard --devices 8",
+        )
+
+    def _named(self, name: str, kinds: list[str]) -> Path:
+        candidates = [self.ready / name, self.releases / name] if os.sep not in name else []
+        for path in [*candidates, Path(name)]:
+            if kind_of(path) in kinds:
+                return path
+        path = Path(name)
+        if kind_of(path) is not None:
+            raise UsageError(f"{name}: is a {kind_of(path)} checkpoint, expected a {kinds[0]} one")
+        if path.exists():
+            raise UsageError(f"{name}: holds neither {CKPT}/ nor {MANIFEST}, so no checkpoint")
+        raise UsageError(f"{name}: no such checkpoint", f"ls {self.releases} {self.ready}")
+
+
+def default_home() -> Path:
+    """`$GROKCTL_HOME`, or the platform's folder for user data."""
+    named = os.environ.get("GROKCTL_HOME")
+    return Path(named) if named else platformdirs.user_data_path("grokctl", appauthor=False)
+
+
+def kind_of(path: Path) -> str | None:
+    """`ready`, `release`, or nothing: what kind of checkpoint a folder holds."""
+    if (path / MANIFEST).is_file():
+        return "ready"
+    return "release" if (path / CKPT).is_dir() else None
+
+
+def _folders(path: Path) -> list[Path]:
+    return [entry for entry in path.iterdir() if entry.is_dir()] if path.is_dir() else []
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write a file so that its name holds either the old content or all of the new, on disk."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    temporary = Path(name)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+            os.fchmod(file.fileno(), 0o644)
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    fsync_folder(path.parent)
+
+
+def fsync_folder(path: Path) -> None:
+    """Make renames and new names in a folder durable."""
+    handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
