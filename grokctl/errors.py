@@ -54,6 +54,8 @@ class Reason(StrEnum):
     LONG = "long"
     ALTERED = "altered"
     UNREADABLE = "unreadable"
+    UNPROVEN = "unproven"
+    """Shares a piece with a file that is missing or has another size."""
     MALFORMED = "malformed"
     UNSAFE = "unsafe"
 

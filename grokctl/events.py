@@ -92,7 +92,7 @@ def throttled(
         clock: Seconds, never backwards.
 
     Returns:
-        An observer. The last `Advanced` of a stage is never lost: it is passed on before `Finished`.
+        An observer that never loses the last `Advanced` of a stage.
     """
     held: Advanced | None = None
     due = 0.0

@@ -1,4 +1,4 @@
-"""Where things live: the home folder, names for checkpoints, and writes that are whole or absent."""
+"""Where things live: home, names for checkpoints, and writes that are whole or absent."""
 
 import os
 import tempfile

@@ -13,13 +13,13 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from math import prod
-from typing import Any, BinaryIO, Final, NoReturn, TypeVar
+from typing import Any, BinaryIO, Final, TypeVar
 
 import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from grokctl.errors import Reason, corrupt
+from grokctl.errors import GrokctlError, Reason, corrupt
 
 BFLOAT16: Final = np.dtype(ml_dtypes.bfloat16)
 
@@ -118,7 +118,7 @@ def scan(buffer: Buffer, *, file: str) -> PickledTensor:
 
 
 class _Machine:
-    """The part of the pickle machine that released tensors need, over symbols instead of objects."""
+    """The part of the pickle machine that released tensors need, over symbols."""
 
     def __init__(self, buffer: Buffer, file: str) -> None:
         self.buffer = buffer
@@ -130,39 +130,42 @@ class _Machine:
 
     def run(self) -> PickledTensor:
         if self.size == 0:
-            self.bad(Reason.SHORT, "is empty")
+            raise self.bad(Reason.SHORT, "is empty")
         if bytes(self.take(2)) != pickle.PROTO + b"\x04":
-            self.unsafe("does not begin as a protocol-4 pickle")
+            raise self.unsafe("does not begin as a protocol-4 pickle")
         for _ in range(_MOST_OPCODES):
             opcode = bytes(self.take(1))
             if opcode == pickle.STOP:
                 return self.finish()
             self.step(opcode)
-        self.unsafe(f"has more than {_MOST_OPCODES} opcodes")
+        raise self.unsafe(f"has more than {_MOST_OPCODES} opcodes")
 
     def finish(self) -> PickledTensor:
         if self.position != self.size:
-            self.bad(Reason.LONG, f"{self.size - self.position} bytes after the pickle's end")
+            raise self.bad(Reason.LONG, f"{self.size - self.position} bytes after the pickle's end")
         match self.stack:
             case [_Array(ref=ArrayRef() as ref)] if ref.dtype == np.float32:
                 return PickledTensor(weight=ref, scales=None)
-            case [_Quantized(parts={"weight": weight, "scales": scales})]:
+            case [
+                _Quantized(parts={"weight": ArrayRef() as weight, "scales": ArrayRef() as scales})
+            ]:
                 if weight.dtype != np.int8 or scales.dtype != BFLOAT16:
-                    self.bad(
+                    raise self.bad(
                         Reason.MALFORMED,
                         "expected int8 weight and bfloat16 scales, "
                         f"found {weight.dtype} and {scales.dtype}",
                     )
                 return PickledTensor(weight=weight, scales=scales)
-        self.unsafe("is neither a float32 array nor a QuantizedWeight8bit")
+            case _:
+                raise self.unsafe("is neither a float32 array nor a QuantizedWeight8bit")
 
-    def step(self, opcode: bytes) -> None:  # noqa: C901, PLR0912 (a table, one line a row)
+    def step(self, opcode: bytes) -> None:  # noqa: C901, PLR0912, PLR0915 (a table)
         push, pop = self.stack.append, self.pop
         match opcode:
             case pickle.FRAME:
                 (length,) = self.unpack("<Q")
                 if length > self.size - self.position:
-                    self.bad(Reason.SHORT, f"a frame of {length} bytes reaches past the end")
+                    raise self.bad(Reason.SHORT, f"a frame of {length} bytes reaches past the end")
             case pickle.SHORT_BINUNICODE:
                 push(self.text(self.unpack("<B")[0]))
             case pickle.MEMOIZE:
@@ -174,7 +177,7 @@ class _Machine:
             case pickle.STACK_GLOBAL:
                 name, module = pop(str), pop(str)
                 if (module, name) not in _ALLOWED:
-                    self.unsafe(f"names {module}.{name}")
+                    raise self.unsafe(f"names {module}.{name}")
                 push(_Global(module, name))
             case pickle.NONE:
                 push(None)
@@ -211,13 +214,13 @@ class _Machine:
             case pickle.NEWOBJ:
                 arguments, cls = pop(tuple), pop(_Global)
                 if (cls.module, cls.name) != _QUANTIZED or arguments != ():
-                    self.unsafe(f"constructs {cls}")
+                    raise self.unsafe(f"constructs {cls}")
                 push(_Quantized())
             case pickle.BUILD:
-                state = pop()
+                state: Any = pop()
                 self.build(self.peek(), state)
             case _:
-                self.unsafe(f"has opcode 0x{opcode.hex()} at byte {self.position - 1}")
+                raise self.unsafe(f"has opcode 0x{opcode.hex()} at byte {self.position - 1}")
 
     def call(self, function: _Global, arguments: tuple[Any, ...]) -> object:
         match (function.module, function.name), arguments:
@@ -231,9 +234,9 @@ class _Machine:
                 module_name == _DTYPE and (scalar.module, scalar.name) == _BFLOAT16
             ):
                 return _Dtype("bfloat16")
-        self.unsafe(f"calls {function} with other arguments than numpy's own")
+        raise self.unsafe(f"calls {function} with other arguments than numpy's own")
 
-    def build(self, target: object, state: object) -> None:
+    def build(self, target: object, state: Any) -> None:
         match target, state:
             case (
                 _Dtype(is_built=False),
@@ -246,20 +249,20 @@ class _Machine:
             ):
                 target.ref = self.array(shape, dtype, payload)
             case (
-                _Quantized(parts=parts),
-                {"weight": _Array(ref=ArrayRef() as weight), "scales": _Array(ref=scales)},
-            ) if not parts and isinstance(state, dict) and len(state) == 2 and scales is not None:  # noqa: PLR2004
-                target.parts = {"weight": weight, "scales": scales}
+                _Quantized(parts={}),
+                {"weight": _Array(ref=ArrayRef() as weight), "scales": _Array(ref=ArrayRef() as s)},
+            ) if not target.parts and list(state) == ["weight", "scales"]:
+                target.parts = {"weight": weight, "scales": s}
             case _:
-                self.unsafe("sets state that no released tensor has")
+                raise self.unsafe("sets state that no released tensor has")
 
     def array(self, shape: tuple[Any, ...], dtype: _Dtype, payload: _Payload) -> ArrayRef:
         if not all(type(length) is int and length > 0 for length in shape):
-            self.bad(Reason.MALFORMED, f"an array has shape {shape}")
+            raise self.bad(Reason.MALFORMED, f"an array has shape {shape}")
         kind = {"f4": np.dtype("<f4"), "i1": np.dtype("i1"), "bfloat16": BFLOAT16}[dtype.code]
         ref = ArrayRef(offset=payload.offset, shape=shape, dtype=kind)
         if ref.nbytes != payload.length:
-            self.bad(
+            raise self.bad(
                 Reason.MALFORMED,
                 f"{kind} {shape} takes {ref.nbytes} bytes, the pickle holds {payload.length}",
             )
@@ -269,15 +272,15 @@ class _Machine:
         items = self.pop_to_mark()
         target = self.peek()
         if not isinstance(target, dict) or len(items) % 2:
-            self.unsafe("sets items of something else than a dictionary")
+            raise self.unsafe("sets items of something else than a dictionary")
         for key, value in zip(items[::2], items[1::2], strict=True):
             if not isinstance(key, str) or key in target:
-                self.unsafe("sets a key that is no new name")
+                raise self.unsafe("sets a key that is no new name")
             target[key] = value
 
     def take(self, count: int) -> Buffer:
         if count > self.size - self.position:
-            self.bad(
+            raise self.bad(
                 Reason.SHORT,
                 f"expected at least {self.position + count} bytes, found {self.size}",
             )
@@ -292,7 +295,7 @@ class _Machine:
         try:
             return bytes(self.take(length)).decode("ascii")
         except UnicodeDecodeError:
-            self.unsafe("has a name that is not ASCII")
+            raise self.unsafe("has a name that is not ASCII") from None
 
     def payload(self, length: int) -> _Payload:
         offset = self.position
@@ -301,19 +304,21 @@ class _Machine:
 
     def recall(self, index: int) -> object:
         if index >= len(self.memo):
-            self.unsafe(f"recalls memo {index} of {len(self.memo)}")
+            raise self.unsafe(f"recalls memo {index} of {len(self.memo)}")
         return self.memo[index]
 
     def peek(self) -> object:
         if not self.stack or self.stack[-1] is _MARK:
-            self.unsafe("takes from an empty stack")
+            raise self.unsafe("takes from an empty stack")
         return self.stack[-1]
 
     def pop(self, kind: type[_T] | None = None) -> _T:
         value = self.peek()
         self.stack.pop()
         if kind is not None and not isinstance(value, kind):
-            self.unsafe(f"uses a {type(value).__name__.lstrip('_')} as {kind.__name__.lstrip('_')}")
+            raise self.unsafe(
+                f"uses a {type(value).__name__.lstrip('_')} as {kind.__name__.lstrip('_')}"
+            )
         return value  # type: ignore[return-value]  # kind None means any
 
     def pop_to_mark(self) -> list[object]:
@@ -322,13 +327,13 @@ class _Machine:
                 items = self.stack[index + 1 :]
                 del self.stack[index:]
                 return items
-        self.unsafe("closes a tuple or dictionary that it never opened")
+        raise self.unsafe("closes a tuple or dictionary that it never opened")
 
-    def unsafe(self, detail: str) -> NoReturn:
-        raise corrupt(self.file, Reason.UNSAFE, detail, "nothing of the file was executed")
+    def unsafe(self, detail: str) -> GrokctlError:
+        return corrupt(self.file, Reason.UNSAFE, detail, "nothing of the file was executed")
 
-    def bad(self, reason: Reason, detail: str) -> NoReturn:
-        raise corrupt(self.file, reason, detail)
+    def bad(self, reason: Reason, detail: str) -> GrokctlError:
+        return corrupt(self.file, reason, detail)
 
 
 @dataclass(frozen=True, slots=True)
@@ -467,7 +472,7 @@ def _write_array(
 
 
 def _bytes(array: NDArray[Any]) -> memoryview:
-    return memoryview(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
 
 
 def _dtype(dtype: np.dtype[Any]) -> Iterator[bytes]:

@@ -110,7 +110,9 @@ def write_source(root: Path, *, infohash: str) -> None:
 def read_source(root: Path) -> str | None:
     """The infohash that the user asked for; None if no download was begun here."""
     infohash = _read_json(root / PRIVATE / _SOURCE).get("infohash")
-    return infohash if isinstance(infohash, str) and re.fullmatch("[0-9a-f]{40}", infohash) else None
+    return (
+        infohash if isinstance(infohash, str) and re.fullmatch("[0-9a-f]{40}", infohash) else None
+    )
 
 
 def trusted_metainfo(root: Path) -> Metainfo | None:

@@ -119,7 +119,8 @@ def survey(root: Path, *, observe: Observer = ignore) -> Survey:
         raise UsageError(f"{root}: holds no {CKPT} folder, so no release", "grokctl fetch")
     config = read_config(root)
     specs = tensor_specs(config)
-    tensors, damage = [], []
+    tensors: list[StoredTensor] = []
+    damage: list[Damage] = []
     observe(Started(stage=Stage.STRUCTURE, total=len(specs), unit=Unit.FILES))
     for done, spec in enumerate(specs, start=1):
         try:
@@ -143,12 +144,13 @@ def damage_error(damage: Sequence[Damage], *, checked: int, root: Path) -> Grokc
     first = (unsafe or damage)[0]
     if unsafe:
         message = f"{len(unsafe)} of {checked} files are unsafe pickles, first {first}"
-        hint = f"nothing was executed; move {root / first.file} away and fetch it again"
-        return UnsafePickleError(message, hint, tuple(damage))
+        return UnsafePickleError(
+            message,
+            f"nothing was executed; move {root / first.file} away and fetch it again",
+            tuple(damage),
+        )
     message = f"{len(damage)} of {checked} files are damaged, first {first}"
-    hint = None
-    if (root / TORRENT).is_file():
-        hint = f"grokctl verify {root} --repair"
+    hint = f"grokctl verify {root} --repair" if (root / TORRENT).is_file() else None
     return CorruptCheckpointError(message, hint, tuple(damage))
 
 
@@ -206,6 +208,7 @@ def _locate(root: Path, spec: TensorSpec) -> StoredTensor:
     name = f"{CKPT}/{spec.file}"
     path = root / name
     expected = file_nbytes(spec)
+    size = 0
     try:
         size = path.stat().st_size
         tensor = _scan(path, name)

@@ -240,9 +240,7 @@ def trackers_of(data: bytes) -> tuple[str, ...]:
     urls = [top.get(b"announce")]
     urls += [url for tier in tiers if isinstance(tier, list) for url in tier]
     texts = [url.decode("utf-8", "replace") for url in urls if isinstance(url, bytes)]
-    return tuple(
-        dict.fromkeys(text for text in texts if urlsplit(text).scheme in _TRACKER_SCHEMES)
-    )
+    return tuple(dict.fromkeys(text for text in texts if urlsplit(text).scheme in _TRACKER_SCHEMES))
 
 
 class _MalformedError(Exception):

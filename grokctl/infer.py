@@ -1,0 +1,593 @@
+"""Load a checkpoint onto devices and stream generated tokens, or score given ones."""
+
+import math
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from enum import StrEnum
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from numpy.typing import NDArray
+
+from grokctl.checkpoint.logical import TensorSource, extent, logical_tensors
+from grokctl.checkpoint.ready import ReadyCheckpoint
+from grokctl.errors import HardwareError, Reason, UsageError, corrupt
+from grokctl.events import Advanced, Finished, Observer, Stage, Started, Unit, ignore
+from grokctl.hardware import check_memory, find_devices, memory_bandwidth, use_compilation_cache
+from grokctl.model.forward import EXPERT_AXIS, MODEL_AXIS, StepShape, forward
+from grokctl.model.parameters import (
+    Cache,
+    LayerCache,
+    Parameters,
+    build_parameters,
+    cache_bytes,
+    cache_shape,
+)
+from grokctl.model.placement import MeshShape, check_mesh
+from grokctl.model.sampling import Sampling
+from grokctl.model.tokenizer import TextStream, Tokenizer
+
+_SHORTEST_CHUNK: Final = 16
+_LONGEST_CHUNK: Final = 512
+"""Prompts run in chunks of a power of two within these, so that no prompt compiles its own."""
+
+
+class Compute(StrEnum):
+    """Type of the key-value cache, and of operands where the platform is fast in it."""
+
+    BFLOAT16 = "bfloat16"
+    FLOAT32 = "float32"
+
+
+class FinishReason(StrEnum):
+    """Why a generation ended."""
+
+    STOP = "stop"
+    LENGTH = "length"
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """One generated token, or the last text of a generation."""
+
+    id: int | None
+    """None for text that only the end made certain."""
+    text: str
+    """What became certain with it; may be empty, may hold several tokens' text."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Stats:
+    """What loading and one generation took."""
+
+    load_s: float = 0.0
+    compile_s: float = 0.0
+    first_token_s: float = 0.0
+    """From the prompt to the first token, compilation left out."""
+    prefill_tokens_per_s: float = 0.0
+    decode_tokens_per_s: float = 0.0
+    bytes_per_token: int = 0
+    """Weights read for one decoded token, on all devices together."""
+    bandwidth_fraction: float | None = None
+    """Share of the measured memory bandwidth that decoding reached; None if not measured."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Generation:
+    """One prompt's continuation; iterate over it once, then read what it came to."""
+
+    tokens: Iterator[Token]
+    prompt_tokens: int
+    seed: int
+    stats: Stats
+    ids: list[int] = field(default_factory=list)
+    text: str = ""
+    finish_reason: FinishReason | None = None
+
+    def __iter__(self) -> Iterator[Token]:
+        for token in self.tokens:
+            if token.id is not None:
+                self.ids.append(token.id)
+            self.text += token.text
+            yield token
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Score:
+    """Teacher-forced likelihood of given tokens."""
+
+    tokens: int
+    nll: float
+    """Negative log-likelihood of all tokens after the first, in nats."""
+
+    @property
+    def perplexity(self) -> float:
+        """Exponential of the mean negative log-likelihood; 1 for a single token."""
+        return math.exp(self.nll / max(1, self.tokens - 1))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineOptions:
+    """How to run a checkpoint."""
+
+    mesh: MeshShape
+    compute: Compute = Compute.BFLOAT16
+    context: int | None = None
+    """Positions to keep room for; the model's own by default."""
+    compilation_cache: Path | None = None
+
+
+def infer(
+    source: TensorSource,
+    options: EngineOptions,
+    *,
+    tokenizer: Path | None = None,
+    observe: Observer = ignore,
+) -> "Engine":
+    """Load a checkpoint onto devices.
+
+    Args:
+        source: A ready checkpoint, whose files are mapped if its mesh is the one asked for, or
+            anything else that tensors can be cut from, which is copied.
+        options: Mesh, type of activations, length of the context.
+        tokenizer: The sentencepiece model; without one, only token ids can be used.
+        observe: Receives progress in bytes, then the phases of running.
+
+    Raises:
+        PlacementError: The model does not divide over the mesh.
+        HardwareError: It does not fit.
+        UsageError: The context is longer than the model's.
+    """
+    config = source.config
+    check_mesh(options.mesh, config)
+    context = options.context or config.sequence_len
+    if not 0 < context <= config.sequence_len:
+        raise UsageError(f"context is {context} tokens, the model's is {config.sequence_len}")
+    words = Tokenizer(tokenizer, vocab_size=config.vocab_size) if tokenizer else None
+    devices = find_devices(options.mesh.size, observe=observe)
+    if options.compilation_cache is not None:
+        use_compilation_cache(options.compilation_cache)
+    started = time.perf_counter()
+    with _out_of_memory():
+        loader = _Loader(source, options.mesh, devices)
+        parameters = loader.load(observe)
+    return Engine(
+        loader=loader,
+        parameters=parameters,
+        compute=options.compute,
+        context=context,
+        tokenizer=words,
+        load_s=time.perf_counter() - started,
+        observe=observe,
+    )
+
+
+class _Loader:
+    """Cuts tensors for every device and hands them over; one global array a tensor."""
+
+    def __init__(
+        self, source: TensorSource, mesh: MeshShape, devices: Sequence[jax.Device]
+    ) -> None:
+        self.source = source
+        self.mesh = mesh
+        self.devices = list(devices)
+        grid = np.array(self.devices).reshape(mesh.expert, mesh.model)
+        self.jax_mesh = Mesh(
+            grid, (EXPERT_AXIS, MODEL_AXIS), axis_types=(AxisType.Auto, AxisType.Auto)
+        )
+        # Every leaf has a leading device axis: devices may hold equal slices (shared key heads,
+        # shared scale rows), which no sharding of the logical tensor expresses.
+        self.per_device = PartitionSpec((EXPERT_AXIS, MODEL_AXIS))
+        self.sharding = NamedSharding(self.jax_mesh, self.per_device)
+        self.nbytes = 0
+        self.expert_nbytes = 0
+
+    def load(self, observe: Observer) -> Parameters:
+        tensors = logical_tensors(self.source)
+        cuts = {
+            tensor.key: [
+                tensor.slices(self.mesh, device, self.source.config)
+                for device in range(self.mesh.size)
+            ]
+            for tensor in tensors
+        }
+        total = sum(
+            math.prod(extent(slices)) * tensor.dtype.itemsize
+            for tensor in tensors
+            for slices in cuts[tensor.key]
+        )
+        if not self._is_mapped():
+            check_memory(total, purpose="cutting this checkpoint in memory")
+        leaves: dict[tuple[str, int | None], jax.Array] = {}
+        observe(Started(stage=Stage.LOAD, total=total))
+        with ThreadPoolExecutor(min(len(self.devices), 8)) as pool:
+            for tensor in tensors:
+                read = partial(self.source.read, tensor)
+                local = list(pool.map(read, cuts[tensor.key]))
+                leaves |= self._leaves(tensor.key, local)
+                self.nbytes += sum(array.nbytes for array in local)
+                observe(Advanced(stage=Stage.LOAD, done=self.nbytes, detail=tensor.key))
+        jax.block_until_ready(list(leaves.values()))
+        observe(Finished(stage=Stage.LOAD))
+        return build_parameters(
+            self.source.config, self.mesh, lambda key, expert: leaves.get((key, expert))
+        )
+
+    def _is_mapped(self) -> bool:
+        """Whether the weights stay in the page cache instead of taking memory of their own."""
+        on_cpu = self.devices[0].platform == "cpu"
+        is_ready = isinstance(self.source, ReadyCheckpoint) and self.source.mesh == self.mesh
+        return is_ready or not on_cpu
+
+    def _leaves(
+        self, key: str, local: list[NDArray[Any]]
+    ) -> dict[tuple[str, int | None], jax.Array]:
+        if ".moe." not in key:
+            return {(key, None): self._array(local)}
+        self.expert_nbytes += sum(array.nbytes for array in local)
+        return {
+            (key, expert): self._array([array[expert] for array in local])
+            for expert in range(local[0].shape[0])
+        }
+
+    def _array(self, local: list[NDArray[Any]]) -> jax.Array:
+        parts = [
+            jax.device_put(array[None], device)
+            for array, device in zip(local, self.devices, strict=True)
+        ]
+        shape = (len(parts), *local[0].shape)
+        return jax.make_array_from_single_device_arrays(shape, self.sharding, parts)
+
+    def zeros(self, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
+        """An array of zeros on every device."""
+        return self._array([np.zeros(shape, dtype) for _ in self.devices])
+
+    def bytes_per_token(self) -> int:
+        """Weights that decoding one token reads, on all devices together."""
+        config = self.source.config
+        experts = self.expert_nbytes * config.num_selected_experts // config.num_experts
+        return self.nbytes - self.expert_nbytes + experts
+
+
+class Engine:
+    """A model on its devices. Runs one sequence at a time; not thread-safe."""
+
+    def __init__(
+        self,
+        *,
+        loader: _Loader,
+        parameters: Parameters,
+        compute: Compute,
+        context: int,
+        tokenizer: Tokenizer | None,
+        load_s: float,
+        observe: Observer,
+    ) -> None:
+        self.config = loader.source.config
+        self.mesh = loader.mesh
+        self.tokenizer = tokenizer
+        self.context = context
+        self._loader = loader
+        self._parameters = parameters
+        self._observe = observe
+        self._shape = StepShape(
+            config=self.config,
+            mesh=self.mesh,
+            platform=loader.devices[0].platform,
+            compute=jnp.dtype(compute),
+        )
+        self._chunk = min(_LONGEST_CHUNK, max(_SHORTEST_CHUNK, 1 << (context - 1).bit_length()))
+        self._programs: dict[tuple[int, bool], Any] = {}
+        self._load_s = load_s
+        self._compile_s = 0.0
+        self._cache = self._new_cache()
+
+    def _new_cache(self) -> Cache:
+        # a whole number of chunks, so that padding behind the last one stays inside
+        past = -(-self.context // self._chunk) * self._chunk
+        shape = cache_shape(self.config, self.mesh, batch=1, context=past)
+        dtype = self._shape.compute
+        nbytes = cache_bytes(self.config, self.mesh, batch=1, context=past, dtype=dtype)
+        if self._shape.platform == "cpu":
+            check_memory(
+                nbytes * self.mesh.size, purpose=f"the cache of {self.context} tokens of context"
+            )
+        with _out_of_memory():
+            return tuple(
+                LayerCache(
+                    key=self._loader.zeros(shape, dtype), value=self._loader.zeros(shape, dtype)
+                )
+                for _ in range(self.config.num_layers)
+            )
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a text.
+
+        Raises:
+            UsageError: The checkpoint came without a tokenizer.
+        """
+        if self.tokenizer is None:
+            raise UsageError(
+                "this checkpoint has no tokenizer.model, so it takes no text",
+                "--token-ids 1,2,3",
+            )
+        return self.tokenizer.encode(text)
+
+    def generate(
+        self,
+        prompt: Sequence[int],
+        *,
+        sampling: Sampling,
+        max_tokens: int,
+        stop: Sequence[str] = (),
+        ignore_eos: bool = False,
+    ) -> Generation:
+        """Continue a prompt.
+
+        Args:
+            prompt: Token ids, at least one.
+            sampling: How tokens are chosen.
+            max_tokens: Ends with `length` after this many.
+            stop: Ends with `stop` where the text comes to one of these, which is left out.
+            ignore_eos: Whether to go on after the end token.
+
+        Returns:
+            A generation whose tokens are computed as they are taken.
+
+        Raises:
+            UsageError: The prompt is empty, longer than the context, or holds impossible ids.
+        """
+        self._check(prompt)
+        if max_tokens < 0:
+            raise UsageError(f"max-tokens is at least 0, not {max_tokens}")
+        stats = Stats(load_s=self._load_s, bytes_per_token=self._loader.bytes_per_token())
+        generation = Generation(
+            tokens=iter(()), prompt_tokens=len(prompt), seed=sampling.seed, stats=stats
+        )
+        limit = min(max_tokens, self.context - len(prompt) + 1)
+        ids = self._sample(list(prompt), sampling, limit, stats)
+        stream = self.tokenizer.stream(prompt) if self.tokenizer else None
+        generation.tokens = self._texts(
+            ids, generation, stream, _StopFilter(tuple(stop)), ignore_eos=ignore_eos
+        )
+        return generation
+
+    def _sample(
+        self, prompt: list[int], sampling: Sampling, limit: int, stats: Stats
+    ) -> Iterator[int]:
+        """Token ids without end, up to a limit; fills in the timings."""
+        if limit == 0:
+            return
+        compiled = self._compile_s
+        started = time.perf_counter()
+        logits = self._prefill(prompt)
+        token = sampling.choose(logits, 0)
+        spent = time.perf_counter() - started - (self._compile_s - compiled)
+        stats.first_token_s = spent
+        stats.prefill_tokens_per_s = len(prompt) / spent
+        decoded = 0.0
+        for step in range(1, limit + 1):
+            stats.compile_s = self._compile_s
+            yield token
+            if step == limit:
+                return
+            compiled, started = self._compile_s, time.perf_counter()
+            logits = self._run([token], len(prompt) + step - 1, every=False)[0]
+            token = sampling.choose(logits, step)
+            decoded += time.perf_counter() - started - (self._compile_s - compiled)
+            stats.decode_tokens_per_s = step / decoded
+
+    def _texts(
+        self,
+        ids: Iterator[int],
+        generation: Generation,
+        stream: TextStream | None,
+        held: "_StopFilter",
+        *,
+        ignore_eos: bool,
+    ) -> Iterator[Token]:
+        generation.finish_reason = FinishReason.LENGTH
+        for token in ids:
+            if token == self.config.eos_token and not ignore_eos:
+                generation.finish_reason = FinishReason.STOP
+                break
+            text = held.push(stream.push(token) if stream else "")
+            yield Token(token, text)
+            if held.found:
+                generation.finish_reason = FinishReason.STOP
+                return
+        rest = held.push(stream.finish() if stream else "") + held.finish()
+        if rest:
+            yield Token(None, rest)
+
+    def score(
+        self, tokens: Sequence[int], *, logits_out: NDArray[np.float32] | None = None
+    ) -> Score:
+        """Likelihood of given tokens, each predicted from those before it.
+
+        Args:
+            tokens: At least one id.
+            logits_out: Filled with the logits, `(tokens, vocab)`.
+
+        Raises:
+            UsageError: There is no token, more than the context, or impossible ids.
+        """
+        self._check(tokens)
+        nll = 0.0
+        self._observe(Started(stage=Stage.SCORE, total=len(tokens), unit=Unit.TOKENS))
+        for start in range(0, len(tokens), self._chunk):
+            part = list(tokens[start : start + self._chunk])
+            logits = self._run(part, start, every=True)
+            if logits_out is not None:
+                logits_out[start : start + len(part)] = logits
+            targets = np.asarray(tokens[start + 1 : start + 1 + len(part)], np.int64)
+            nll += _negative_log_likelihood(logits[: len(targets)], targets)
+            self._observe(Advanced(stage=Stage.SCORE, done=start + len(part)))
+        self._observe(Finished(stage=Stage.SCORE))
+        return Score(tokens=len(tokens), nll=nll)
+
+    def measure_bandwidth(self, stats: Stats) -> None:
+        """Measure the memory of these devices, and say what share of it decoding reached."""
+        rate = stats.decode_tokens_per_s * stats.bytes_per_token
+        stats.bandwidth_fraction = rate / memory_bandwidth(self._loader.devices)
+
+    def _check(self, tokens: Sequence[int]) -> None:
+        if not tokens:
+            raise UsageError("the prompt is empty: there is nothing to continue", "-p 'Once upon'")
+        if len(tokens) > self.context:
+            raise UsageError(
+                f"the prompt is {len(tokens)} tokens, the context {self.context}",
+                f"--context {min(len(tokens) + 256, self.config.sequence_len)}"
+                if self.context < self.config.sequence_len
+                else "a shorter prompt",
+            )
+        wrong = [token for token in tokens if not 0 <= token < self.config.vocab_size]
+        if wrong:
+            raise UsageError(
+                f"token id {wrong[0]} lies outside the vocabulary of {self.config.vocab_size}"
+            )
+
+    def _prefill(self, prompt: list[int]) -> NDArray[np.float32]:
+        """Run a prompt; return the logits after its last token."""
+        logits = np.empty(0, np.float32)
+        self._observe(Started(stage=Stage.PREFILL, total=len(prompt), unit=Unit.TOKENS))
+        for start in range(0, len(prompt), self._chunk):
+            part = prompt[start : start + self._chunk]
+            logits = self._run(part, start, every=False)[0]
+            self._observe(Advanced(stage=Stage.PREFILL, done=start + len(part)))
+        self._observe(Finished(stage=Stage.PREFILL))
+        return logits
+
+    def _run(self, tokens: list[int], start: int, *, every: bool) -> NDArray[np.float32]:
+        """One step: logits `(tokens, vocab)`, or `(1, vocab)` after the last token only."""
+        length = 1 if len(tokens) == 1 else _bucket(len(tokens), self._chunk)
+        padded = np.full((1, length), self.config.pad_token, np.int32)
+        padded[0, : len(tokens)] = tokens
+        program = self._program(length, every=every)
+        arguments = [padded, np.array([start], np.int32)]
+        if not every:
+            arguments.append(np.array([len(tokens) - 1], np.int32))
+        with _out_of_memory():
+            logits, self._cache = program(self._parameters, self._cache, *arguments)
+            found: NDArray[np.float32] = np.asarray(logits)[0]
+        found = found[: len(tokens)]
+        if not np.isfinite(found).all():
+            raise corrupt(
+                "logits",
+                Reason.ALTERED,
+                "the model computed values that are not finite, so weights must be damaged",
+                "grokctl verify",
+            )
+        return found
+
+    def _program(self, length: int, *, every: bool) -> Any:
+        """The compiled step for a length; compiled once."""
+        key = (length, every)
+        if key not in self._programs:
+            started = time.perf_counter()
+            self._observe(Started(stage=Stage.COMPILE, unit=Unit.NOTHING))
+            self._observe(Advanced(stage=Stage.COMPILE, detail=f"a step of {length} tokens"))
+            with _out_of_memory():
+                self._programs[key] = self._compile(length, every=every)
+            self._observe(Finished(stage=Stage.COMPILE))
+            self._compile_s += time.perf_counter() - started
+        return self._programs[key]
+
+    def _compile(self, length: int, *, every: bool) -> Any:
+        per_device, everywhere = self._loader.per_device, PartitionSpec()
+        by_vocabulary = PartitionSpec(None, None, MODEL_AXIS)
+
+        def step(
+            parameters: Parameters,
+            cache: Cache,
+            tokens: jax.Array,
+            start: jax.Array,
+            select: jax.Array | None = None,
+        ) -> tuple[jax.Array, Cache]:
+            parameters, cache = jax.tree.map(lambda leaf: leaf[0], (parameters, cache))
+            logits, cache = forward(parameters, cache, tokens, start, select, shape=self._shape)
+            return logits, jax.tree.map(lambda leaf: leaf[None], cache)
+
+        count = 2 if every else 3
+        mapped = jax.shard_map(
+            step,
+            mesh=self._loader.jax_mesh,
+            in_specs=(per_device, per_device, *[everywhere] * count),
+            out_specs=(by_vocabulary, per_device),
+            check_vma=False,
+        )
+        shapes = [(1, length), (1,), (1,)][:count]
+        replicated = NamedSharding(self._loader.jax_mesh, everywhere)
+        arguments = [
+            jax.ShapeDtypeStruct(shape, jnp.int32, sharding=replicated) for shape in shapes
+        ]
+        jitted = jax.jit(mapped, donate_argnums=1)
+        return jitted.lower(self._parameters, self._cache, *arguments).compile()
+
+
+class _StopFilter:
+    """Holds back text that may be the beginning of a stop string."""
+
+    def __init__(self, stop: tuple[str, ...]) -> None:
+        self._stop = tuple(filter(None, stop))
+        self._held = ""
+        self.found = False
+
+    def push(self, text: str) -> str:
+        if self.found:
+            return ""
+        self._held += text
+        places = [place for text in self._stop if (place := self._held.find(text)) >= 0]
+        if places:
+            self.found = True
+            return self._held[: min(places)]
+        keep = max(
+            (
+                length
+                for text in self._stop
+                for length in range(min(len(text) - 1, len(self._held)), 0, -1)
+                if self._held.endswith(text[:length])
+            ),
+            default=0,
+        )
+        certain = self._held[: len(self._held) - keep]
+        self._held = self._held[len(certain) :]
+        return certain
+
+    def finish(self) -> str:
+        """What was held back in vain."""
+        return "" if self.found else self._held
+
+
+def _bucket(length: int, longest: int) -> int:
+    return min(longest, max(_SHORTEST_CHUNK, 1 << (length - 1).bit_length()))
+
+
+def _negative_log_likelihood(logits: NDArray[np.float32], targets: NDArray[np.int64]) -> float:
+    """Sum over rows of `logsumexp(logits) - logits[target]`, in float64."""
+    wide = logits.astype(np.float64)
+    top = wide.max(axis=1, keepdims=True, initial=-np.inf)
+    normaliser = np.log(np.exp(wide - top).sum(axis=1)) + top[:, 0]
+    return float(np.sum(normaliser - wide[np.arange(len(targets)), targets]))
+
+
+@contextmanager
+def _out_of_memory() -> Iterator[None]:
+    """Translate XLA's out-of-memory error."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        first = str(error).splitlines()[0]
+        raise HardwareError(
+            f"device memory is full ({first})", "a larger mesh, or a shorter --context"
+        ) from error

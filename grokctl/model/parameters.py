@@ -1,0 +1,161 @@
+"""Parameters and key-value cache as pytrees, one leaf per array that a device holds."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from grokctl.model.config import GrokConfig
+from grokctl.model.placement import MeshShape
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, slots=True)
+class Matrix:
+    """A weight, outputs first, with its scales when it is quantised."""
+
+    weight: Array
+    """`(outputs, inputs)`, int8 or float32."""
+    scales: Array | None
+    """bfloat16 `(outputs, groups)`; group g covers inputs `g * inputs / groups` onwards."""
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, slots=True)
+class Attention:
+    """Projections of one attention block."""
+
+    query: Matrix
+    key: Matrix
+    value: Matrix
+    out: Matrix
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, slots=True)
+class Expert:
+    """One expert: `down(gelu(gate x) * (up x))`."""
+
+    gate: Matrix
+    up: Matrix
+    down: Matrix
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, slots=True)
+class Norms:
+    """The four norm scales of a layer: before and after each of its two blocks."""
+
+    pre_attention: Float[Array, " embed"]
+    post_attention: Float[Array, " embed"]
+    pre_moe: Float[Array, " embed"]
+    post_moe: Float[Array, " embed"]
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """One decoder layer; experts are separate arrays, so that choosing one copies nothing."""
+
+    attention: Attention
+    experts: tuple[Expert, ...]
+    norms: Norms
+    router: Matrix
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, slots=True)
+class Parameters:
+    """The whole model, in the order in which it is computed."""
+
+    embedding: Matrix
+    layers: tuple[Layer, ...]
+    final_norm: Float[Array, " embed"]
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, slots=True)
+class LayerCache:
+    """Keys and values of one layer for every position of the context."""
+
+    key: Float[Array, "batch kv_heads past head_dim"]
+    value: Float[Array, "batch kv_heads past head_dim"]
+
+
+Cache = tuple[LayerCache, ...]
+
+
+def build_parameters(
+    config: GrokConfig, mesh: MeshShape, leaf: Callable[[str, int | None], Array | None]
+) -> Parameters:
+    """Put the tree together.
+
+    Args:
+        config: The model.
+        mesh: How many experts a device holds follows from it.
+        leaf: Gives the array for a key of the ready format (`layers.0.moe.gate.weight`) and, for
+            the experts' tensors, the number of the expert among the device's own; None where a
+            tensor has no scales.
+    """
+
+    def matrix(name: str, expert: int | None = None) -> Matrix:
+        weight = leaf(f"{name}.weight", expert)
+        assert weight is not None
+        return Matrix(weight, leaf(f"{name}.scales", expert))
+
+    def vector(name: str) -> Array:
+        return matrix(name).weight
+
+    def layer(prefix: str) -> Layer:
+        attention, moe, norms = (f"{prefix}.{part}" for part in ("attention", "moe", "norms"))
+        return Layer(
+            attention=Attention(
+                query=matrix(f"{attention}.query"),
+                key=matrix(f"{attention}.key"),
+                value=matrix(f"{attention}.value"),
+                out=matrix(f"{attention}.out"),
+            ),
+            experts=tuple(
+                Expert(
+                    gate=matrix(f"{moe}.gate", index),
+                    up=matrix(f"{moe}.up", index),
+                    down=matrix(f"{moe}.down", index),
+                )
+                for index in range(config.num_experts // mesh.expert)
+            ),
+            norms=Norms(
+                pre_attention=vector(f"{norms}.pre_attention"),
+                post_attention=vector(f"{norms}.post_attention"),
+                pre_moe=vector(f"{norms}.pre_moe"),
+                post_moe=vector(f"{norms}.post_moe"),
+            ),
+            router=matrix(f"{prefix}.router"),
+        )
+
+    return Parameters(
+        embedding=matrix("embedding"),
+        layers=tuple(layer(f"layers.{index}") for index in range(config.num_layers)),
+        final_norm=vector("final_norm"),
+    )
+
+
+def kv_heads_per_device(config: GrokConfig, mesh: MeshShape) -> int:
+    """Key heads on a device: at least one, also when several devices share it."""
+    return max(1, config.num_kv_heads // mesh.model)
+
+
+def cache_shape(
+    config: GrokConfig, mesh: MeshShape, *, batch: int, context: int
+) -> tuple[int, int, int, int]:
+    """Shape of a device's keys (and of its values) for one layer."""
+    return batch, kv_heads_per_device(config, mesh), context, config.key_size
+
+
+def cache_bytes(
+    config: GrokConfig, mesh: MeshShape, *, batch: int, context: int, dtype: jnp.dtype
+) -> int:
+    """Bytes of key-value cache on each device."""
+    heads = kv_heads_per_device(config, mesh)
+    return 2 * config.num_layers * batch * heads * context * config.key_size * dtype.itemsize

@@ -1,0 +1,77 @@
+"""Token choice from logits: greedy, or drawn with temperature, top-k, top-p and min-p."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from grokctl.errors import UsageError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sampling:
+    """How the next token is chosen; the filters apply in the order of the fields.
+
+    Raises:
+        UsageError: A number lies outside its range.
+    """
+
+    temperature: float = 0.0
+    """Logits are divided by it; 0 takes the likeliest token and ignores everything else."""
+    top_k: int = 0
+    """Keep this many of the likeliest tokens; 0 keeps all."""
+    top_p: float = 1.0
+    """Keep the likeliest tokens that together reach this probability."""
+    min_p: float = 0.0
+    """Keep tokens at least this likely, relative to the likeliest."""
+    seed: int = 0
+    """Same seed, same draws: token n depends on the seed, n and its logits alone."""
+
+    def __post_init__(self) -> None:
+        for is_good, rule, value in (
+            (0 <= self.temperature < float("inf"), "temperature is at least 0", self.temperature),
+            (self.top_k >= 0, "top-k is at least 0", self.top_k),
+            (0 < self.top_p <= 1, "top-p lies above 0 and at most at 1", self.top_p),
+            (0 <= self.min_p <= 1, "min-p lies between 0 and 1", self.min_p),
+            (0 <= self.seed < 2**64, "seed lies between 0 and 2^64", self.seed),
+        ):
+            if not is_good:
+                raise UsageError(f"{rule}, not {value}")
+
+    def choose(self, logits: NDArray[np.float32], step: int) -> int:
+        """Choose a token.
+
+        Args:
+            logits: `(vocab,)`, finite.
+            step: How many tokens were chosen before.
+
+        Returns:
+            A token id.
+        """
+        if self.temperature == 0:
+            return int(np.argmax(logits))
+        order, probabilities = self.distribution(logits)
+        draw = np.random.default_rng([self.seed, step]).random()
+        place = int(np.searchsorted(np.cumsum(probabilities), draw, side="right"))
+        return int(order[min(place, len(order) - 1)])
+
+    def distribution(
+        self, logits: NDArray[np.float32]
+    ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """The tokens that may be drawn, likeliest first, and their probabilities, which sum to 1.
+
+        Ties are ordered by token id, so the result is the same everywhere.
+        """
+        kept: NDArray[Any] = np.arange(len(logits))
+        if 0 < self.top_k < len(logits):
+            kept = np.sort(np.argpartition(-logits, self.top_k - 1)[: self.top_k])
+        order = kept[np.argsort(-logits[kept], kind="stable")]
+        scaled = logits[order].astype(np.float64) / self.temperature
+        probabilities = np.exp(scaled - scaled[0])
+        probabilities /= probabilities.sum()
+        before = np.cumsum(probabilities) - probabilities
+        keep = (before < self.top_p) & (probabilities >= self.min_p * probabilities[0])
+        keep[0] = True
+        probabilities = probabilities[keep]
+        return order[keep], probabilities / probabilities.sum()

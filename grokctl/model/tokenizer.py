@@ -1,0 +1,76 @@
+"""Text to token ids and back, also while tokens are still arriving."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import sentencepiece
+
+from grokctl.errors import GrokctlError, Reason, corrupt
+
+_BROKEN = "\ufffd"
+_LONGEST_CHARACTER = 4
+"""Bytes of UTF-8: fewer broken ones at the end may still become a character."""
+_WINDOW = 8
+"""Tokens before the new ones that are decoded with them: spaces and bytes depend on neighbours."""
+
+
+class Tokenizer:
+    """A sentencepiece model.
+
+    Raises:
+        CorruptCheckpointError: The file is no sentencepiece model, or not this model's.
+    """
+
+    def __init__(self, path: Path, *, vocab_size: int) -> None:
+        processor = sentencepiece.SentencePieceProcessor()
+        try:
+            processor.load_from_serialized_proto(path.read_bytes())
+        except (RuntimeError, OSError) as error:
+            raise _bad(path, "is no sentencepiece model") from error
+        if processor.vocab_size() > vocab_size:
+            detail = f"has {processor.vocab_size()} pieces, the model has {vocab_size}"
+            raise _bad(path, detail)
+        self._processor = processor
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a text, without begin or end marks, as the reference code does it."""
+        return list(self._processor.encode(text))
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """Text of token ids; ids without a piece say nothing."""
+        known = self._processor.vocab_size()
+        return str(self._processor.decode([token for token in tokens if token < known]))
+
+    def stream(self, prompt: Sequence[int]) -> "TextStream":
+        """Begin to turn tokens that follow a prompt into text."""
+        return TextStream(self, prompt)
+
+
+class TextStream:
+    """Incremental detokenising: never half a character, and spaces as in the whole text."""
+
+    def __init__(self, tokenizer: Tokenizer, prompt: Sequence[int]) -> None:
+        self._tokenizer = tokenizer
+        self._tokens = list(prompt[-_WINDOW:])
+        self._said = len(tokenizer.decode(self._tokens))
+
+    def push(self, token: int) -> str:
+        """Add a token; return the text that is certain now, which may be empty."""
+        self._tokens.append(token)
+        text = self._tokenizer.decode(self._tokens)
+        broken = len(text) - len(text.rstrip(_BROKEN))
+        certain = len(text) - min(broken, _LONGEST_CHARACTER - 1)
+        new = text[self._said : certain]
+        self._said = max(self._said, certain)
+        if broken == 0:
+            self._tokens = self._tokens[-_WINDOW:]
+            self._said = len(self._tokenizer.decode(self._tokens))
+        return new
+
+    def finish(self) -> str:
+        """The rest, with a replacement character for bytes that never became one."""
+        return self._tokenizer.decode(self._tokens)[self._said :]
+
+
+def _bad(path: Path, detail: str) -> GrokctlError:
+    return corrupt(path.name, Reason.MALFORMED, detail)

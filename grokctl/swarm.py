@@ -1,0 +1,577 @@
+"""The only importer of libtorrent: one session, one torrent, measured settings, our errors."""
+
+import errno
+import os
+import resource
+import socket
+import ssl
+import time
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self
+from urllib.parse import unquote, urlsplit
+
+import libtorrent as lt
+
+from grokctl import __version__
+from grokctl.checkpoint.torrent import Metainfo, printable
+from grokctl.errors import DiskFullError, FetchError
+
+_FLAGS = lt.torrent_flags
+_ALERTS = lt.alert_category
+
+_OPEN_FILES: Final = 4096
+"""Enough for the 770 files of a release, all at once, beside the peers."""
+_CONNECTIONS: Final = 400
+_QUIET_S: Final = 60.0
+_FEW_PEERS: Final = 5
+_DHT_ROUTERS: Final = (
+    "dht.libtorrent.org:25401,router.bittorrent.com:6881,"
+    "dht.transmissionbt.com:6881,router.utorrent.com:6881"
+)
+_BUILT_IN_CA_BUNDLES: Final = (
+    "/etc/ssl/certs/ca-certificates.crt",
+    "/etc/pki/tls/certs/ca-bundle.crt",
+)
+_OTHER_CA_BUNDLES: Final = (
+    "/etc/ssl/cert.pem",
+    "/etc/ssl/ca-bundle.pem",
+    "/etc/pki/ca-trust/extracted/pem/tls-ca-bundle.pem",
+)
+
+Endpoint = tuple[str, int]
+"""Host or address, and port."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Network:
+    """What a session may do on the network."""
+
+    bind: str | None = None
+    """The only local address to listen on and to connect from."""
+    port: int | None = None
+    """The only port to listen on; 0 takes any free one, None prefers 6881."""
+    proxy: str | None = None
+    """`socks5://` or `http://` URL; with one, nothing listens and nothing goes around it."""
+    dht: bool = True
+    lsd: bool = True
+    connections: int | None = None
+    shares_addresses: bool = False
+    """Whether several peers behind one address are welcome."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Transfer:
+    """A torrent to download to, or serve from, the places that grokctl chose."""
+
+    metainfo: Metainfo
+    info: bytes
+    """The raw info dictionary that `metainfo` was read from."""
+    root: Path
+    places: Mapping[int, str]
+    """File index -> path below `root`; the torrent's own names are never used."""
+    wanted: Collection[int]
+    """Indices of the files to download."""
+    private: Path
+    """Folder for pieces that unwanted files share with wanted ones."""
+    trackers: Sequence[str] = ()
+    web_seeds: Sequence[str] = ()
+    peers: Sequence[Endpoint] = ()
+    resume: bytes | None = None
+    trusts_resume: bool = True
+    """Whether pieces that the resume data claims are believed; else what lies there is hashed."""
+    is_complete: bool = False
+    """Serve only: believe that every file is whole until a peer asks for a piece."""
+    max_download: int | None = None
+    """Bytes per second."""
+    max_upload: int | None = None
+    """Bytes per second."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Snapshot:
+    """How far a session has come."""
+
+    done: int = 0
+    """Wanted bytes that are here, in whole blocks."""
+    checked: float = 1.0
+    """Fraction of what lies on disk that was hashed."""
+    downloaded: int = 0
+    """Payload bytes received in this session, wasted ones included."""
+    uploaded: int = 0
+    """Payload bytes sent, in this session and those before it."""
+    rate: int = 0
+    """Payload bytes received per second."""
+    upload_rate: int = 0
+    """Payload bytes sent per second."""
+    peers: int = 0
+    seeds: int = 0
+    is_checking: bool = False
+    """Whether libtorrent still finds out what lies on disk."""
+    is_hashing: bool = False
+    """Whether it does so by reading everything."""
+    has_wanted: bool = False
+    """Whether every wanted file is here."""
+    has_everything: bool = False
+
+
+class Swarm:
+    """One libtorrent session with at most one torrent, as a context manager.
+
+    Nothing runs between calls but libtorrent's own threads: `poll` is where alerts become
+    snapshots, notes and errors, on the caller's thread.
+
+    Raises:
+        FetchError: The address or port that the user named cannot be listened on.
+    """
+
+    def __init__(self, network: Network) -> None:
+        _find_certificates()
+        self.trackers: dict[str, str] = {}
+        """Announce URL -> what it answered last."""
+        self._network = network
+        self._handle: lt.torrent_handle | None = None
+        self._failure: DiskFullError | FetchError | None = None
+        self._notes: list[str] = []
+        self._resume: bytes | None = None
+        self._seen: set[type[lt.alert]] = set()
+        self._quiet_since = time.monotonic()
+        self._speaks_utp = False
+        self._session: lt.session | None = lt.session(_settings(network))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        # dropping the last reference tells the trackers and joins libtorrent's threads
+        self._handle = None
+        self._session = None
+
+    @property
+    def session(self) -> lt.session:
+        """The open session."""
+        assert self._session is not None
+        return self._session
+
+    @property
+    def handle(self) -> lt.torrent_handle:
+        """The torrent that was added last."""
+        assert self._handle is not None
+        return self._handle
+
+    def port(self, *, timeout_s: float) -> int:
+        """The port that the session listens on.
+
+        Raises:
+            FetchError: It listens on none within `timeout_s` seconds.
+        """
+        deadline = time.monotonic() + timeout_s
+        while not (port := self.session.listen_port()):
+            if time.monotonic() > deadline:
+                raise FetchError(f"{self._network.bind or 'this machine'}: no port to listen on")
+            self.poll(0.1)
+        return port
+
+    def ask_for_metadata(
+        self, infohash: str, *, trackers: Sequence[str], peers: Sequence[Endpoint], folder: Path
+    ) -> None:
+        """Join a swarm of which only the infohash is known, and download nothing else from it.
+
+        Args:
+            infohash: 40 hexadecimal digits.
+            trackers: Announce URLs.
+            peers: Addresses to begin with.
+            folder: An empty one; libtorrent wants a place even for what it does not write.
+        """
+        params = lt.add_torrent_params()
+        params.info_hashes = lt.info_hash_t(lt.sha1_hash(bytes.fromhex(infohash)))
+        params.save_path = str(folder)
+        params.trackers = list(trackers)
+        params.peers = list(peers)
+        params.flags = _FLAGS.upload_mode | _FLAGS.default_dont_download
+        self._add(params)
+
+    def metadata(self) -> bytes | None:
+        """The raw info dictionary, once some peer has sent it."""
+        info = self.handle.torrent_file()
+        return None if info is None else bytes(info.info_section())
+
+    def leave(self) -> list[Endpoint]:
+        """Leave the torrent; its files stay.
+
+        Returns:
+            Peers that answered, to begin with the next time.
+        """
+        peers = [
+            peer.ip for peer in self.handle.get_peer_info() if peer.flags & peer.local_connection
+        ]
+        self._seen.discard(lt.torrent_removed_alert)
+        self.session.remove_torrent(self.handle)
+        self._wait_for(lt.torrent_removed_alert, timeout_s=5)
+        self._handle = None
+        return peers
+
+    def add(self, transfer: Transfer) -> None:
+        """Begin a transfer; every file goes to its place, none under the torrent's own name.
+
+        Raises:
+            FetchError: libtorrent refuses the torrent, or reads other files in it than we do.
+        """
+        try:
+            params = lt.load_torrent_buffer(b"d4:info" + transfer.info + b"e")
+        except RuntimeError as error:
+            raise FetchError(f"torrent {transfer.metainfo.infohash}: {error}") from error
+        assert params.ti is not None
+        _agree(params.ti, transfer.metainfo)
+        params.save_path = str(transfer.root)
+        params.part_file_dir = str(transfer.private)
+        params.renamed_files = dict(transfer.places)
+        params.trackers = list(transfer.trackers)
+        params.url_seeds = list(transfer.web_seeds)
+        params.peers = list(transfer.peers)
+        params.download_limit = transfer.max_download or -1
+        params.upload_limit = transfer.max_upload or -1
+        params.flags = _FLAGS.seed_mode if transfer.is_complete else 0
+        wanted = _priorities(transfer)
+        params.file_priorities = wanted
+        before = _take_resume(params, transfer)
+        self._add(params)
+        for peer in transfer.peers:
+            self.handle.connect_peer(peer)
+        if before != wanted:
+            # only a change of priorities moves bytes from the part file into their files
+            self.handle.prioritize_files(wanted)
+
+    def poll(self, timeout_s: float) -> Snapshot:
+        """Wait for news, and say how far things are.
+
+        Args:
+            timeout_s: Seconds to wait at most.
+
+        Raises:
+            DiskFullError: A file could not be written for lack of space.
+            FetchError: A file could not be read or written for another reason, or libtorrent
+                has given the torrent up.
+        """
+        self._digest(timeout_s)
+        if self._failure is not None:
+            raise self._failure
+        snapshot = self._snapshot()
+        self._try_utp(snapshot)
+        return snapshot
+
+    def take_notes(self) -> list[str]:
+        """What happened since the last call that the user should know, a line each."""
+        notes, self._notes = self._notes, []
+        return notes
+
+    def flush(self, *, timeout_s: float) -> None:
+        """Hand everything that was received to the operating system.
+
+        Raises:
+            DiskFullError: There was no space for it.
+            FetchError: It took longer than `timeout_s` seconds, or could not be written.
+        """
+        self._seen.discard(lt.cache_flushed_alert)
+        self.handle.flush_cache()
+        is_flushed = self._wait_for(lt.cache_flushed_alert, timeout_s=timeout_s)
+        if self._failure is not None:
+            raise self._failure
+        if not is_flushed:
+            raise FetchError(f"disk: still writing after {timeout_s:.0f} s")
+
+    def ask_for_resume_data(self, *, if_modified: bool) -> None:
+        """Begin to gather resume data, on disk no later than the data that it claims."""
+        flags = lt.save_resume_flags_t.flush_disk_cache
+        if if_modified:
+            flags |= lt.save_resume_flags_t.only_if_modified
+        self.handle.save_resume_data(flags)
+
+    def take_resume_data(self) -> bytes | None:
+        """The resume data that arrived since the last call."""
+        data, self._resume = self._resume, None
+        return data
+
+    def resume_data(self, *, timeout_s: float) -> bytes | None:
+        """Resume data as of now; None if the torrent is being checked or time runs out."""
+        if self._handle is None or self._snapshot().is_checking:
+            return None
+        self._seen -= {lt.save_resume_data_alert, lt.save_resume_data_failed_alert}
+        self.ask_for_resume_data(if_modified=False)
+        self._wait_for(
+            lt.save_resume_data_alert, lt.save_resume_data_failed_alert, timeout_s=timeout_s
+        )
+        return self.take_resume_data()
+
+    def _add(self, params: lt.add_torrent_params) -> None:
+        try:
+            self._handle = self.session.add_torrent(params)
+        except RuntimeError as error:
+            raise FetchError(f"torrent: libtorrent refuses it, {error}") from error
+
+    def _wait_for(self, *kinds: type[lt.alert], timeout_s: float) -> bool:
+        deadline = time.monotonic() + timeout_s
+        while not self._seen & set(kinds):
+            left = deadline - time.monotonic()
+            if left <= 0:
+                return False
+            self._digest(min(left, 0.2))
+        return True
+
+    def _digest(self, timeout_s: float) -> None:
+        self.session.wait_for_alert(int(timeout_s * 1000))
+        for alert in self.session.pop_alerts():
+            self._seen.add(type(alert))
+            self._note(alert)
+
+    def _note(self, alert: lt.alert) -> None:
+        match alert:
+            case lt.save_resume_data_alert():
+                self._resume = lt.write_resume_data_buf(alert.params)
+            case lt.file_error_alert():
+                self._failure = _disk_error(alert)
+            case lt.torrent_error_alert():
+                self._failure = FetchError(f"torrent: {printable(alert.error.message())}")
+            case lt.fastresume_rejected_alert():
+                self._notes.append("files on disk are not as they were left, so they are checked")
+            case lt.peer_ban_alert():
+                self._notes.append(f"peer {alert.endpoint[0]} sent bad data and is banned")
+            case lt.tracker_reply_alert():
+                self.trackers[alert.url] = f"{alert.num_peers} peers"
+            case lt.tracker_error_alert():
+                reason = alert.failure_reason() or alert.error.message()
+                self.trackers[alert.url] = printable(reason)
+            case lt.url_seed_alert():
+                reason = alert.error_message() or alert.error.message()
+                self._notes.append(f"web seed {printable(alert.server_url())}: {printable(reason)}")
+            case lt.listen_failed_alert() if self._network.bind or self._network.port:
+                where = f"{alert.address}:{alert.port}"
+                self._failure = FetchError(f"{where}: {alert.error.message()}")
+
+    def _snapshot(self) -> Snapshot:
+        if self._handle is None:
+            return Snapshot()
+        status = self._handle.status()
+        states = lt.torrent_status.states
+        is_hashing = status.state == states.checking_files
+        is_checking = is_hashing or status.state == states.checking_resume_data
+        return Snapshot(
+            done=status.total_wanted_done,
+            checked=status.progress if is_hashing else 1.0,
+            downloaded=status.total_payload_download,
+            uploaded=status.all_time_upload,
+            rate=status.download_payload_rate,
+            upload_rate=status.upload_payload_rate,
+            peers=status.num_peers,
+            seeds=status.num_seeds,
+            is_checking=is_checking,
+            is_hashing=is_hashing,
+            has_wanted=status.is_finished and not is_checking,
+            has_everything=status.is_seeding,
+        )
+
+    def _try_utp(self, snapshot: Snapshot) -> None:
+        """Connect by uTP too where TCP finds nobody: peers behind NAT may need it.
+
+        It is off at first because libtorrent prefers it, at a fifteenth of the speed.
+        """
+        now = time.monotonic()
+        if snapshot.peers >= _FEW_PEERS or self._speaks_utp or self._network.proxy:
+            self._quiet_since = now
+        elif now - self._quiet_since > _QUIET_S:
+            self._speaks_utp = True
+            self.session.apply_settings({"enable_outgoing_utp": True})
+
+
+def info_of(torrent: bytes) -> bytes:
+    """The raw info dictionary of a torrent: all that its infohash covers.
+
+    Raises:
+        FetchError: libtorrent cannot read it.
+    """
+    try:
+        info = lt.load_torrent_buffer(torrent).ti
+    except RuntimeError as error:
+        raise FetchError(f"torrent: {error}") from error
+    assert info is not None
+    return bytes(info.info_section())
+
+
+def resolve(peers: Sequence[Endpoint]) -> list[Endpoint]:
+    """Addresses of named peers.
+
+    Raises:
+        FetchError: A name has none.
+    """
+    found = []
+    for host, port in peers:
+        try:
+            answers = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        except OSError as error:
+            raise FetchError(f"peer {host}:{port}: {error.strerror or error}") from error
+        found += [(str(address[0]), port) for *_, address in answers]
+    return list(dict.fromkeys(found))
+
+
+def _settings(network: Network) -> "lt.settings_pack":
+    open_files = _allow_open_files()
+    connections = min(network.connections or _CONNECTIONS, open_files // 2)
+    settings: lt.settings_pack = {
+        "alert_mask": (
+            _ALERTS.error | _ALERTS.status | _ALERTS.storage | _ALERTS.tracker | _ALERTS.peer
+        ),
+        "alert_queue_size": 20_000,
+        "user_agent": f"grokctl/{__version__} libtorrent/{lt.version}",
+        "listen_interfaces": _interfaces(network),
+        "enable_dht": network.dht,
+        "dht_bootstrap_nodes": _DHT_ROUTERS,
+        "enable_lsd": network.lsd,
+        "enable_upnp": False,
+        "enable_natpmp": False,
+        "enable_outgoing_utp": False,
+        "mixed_mode_algorithm": 0,
+        "connections_limit": connections,
+        "connection_speed": 200,
+        "torrent_connect_boost": 100,
+        "min_reconnect_time": 10,
+        "max_out_request_queue": 1500,
+        "file_pool_size": min(1000, open_files // 4),
+        "hashing_threads": min(os.cpu_count() or 1, 8),
+        "allow_multiple_connections_per_ip": network.shares_addresses,
+        "max_metadata_size": 8 * 2**20,
+        "no_connect_privileged_ports": True,
+        "ssrf_mitigation": True,
+        "validate_https_trackers": True,
+        "stop_tracker_timeout": 1,
+    }
+    if network.bind is not None:
+        settings["outgoing_interfaces"] = network.bind
+    if network.port:
+        settings["max_retry_port_bind"] = 0
+        settings["listen_system_port_fallback"] = False
+    if network.proxy is not None:
+        settings.update(_proxied(network.proxy))
+    return settings
+
+
+def _interfaces(network: Network) -> str:
+    port = 6881 if network.port is None else network.port
+    if network.bind is None:
+        return f"0.0.0.0:{port},[::]:{port}"
+    return f"[{network.bind}]:{port}" if ":" in network.bind else f"{network.bind}:{port}"
+
+
+def _proxied(url: str) -> "lt.settings_pack":
+    """Settings that send everything through a proxy and leave no way around it."""
+    parts = urlsplit(url)
+    kinds = lt.proxy_type_t
+    plain, with_password = (
+        (kinds.http, kinds.http_pw) if parts.scheme == "http" else (kinds.socks5, kinds.socks5_pw)
+    )
+    assert parts.hostname is not None
+    assert parts.port is not None
+    return {
+        "proxy_type": int(plain if parts.username is None else with_password),
+        "proxy_hostname": parts.hostname,
+        "proxy_port": parts.port,
+        "proxy_username": unquote(parts.username or ""),
+        "proxy_password": unquote(parts.password or ""),
+        "proxy_hostnames": True,
+        "proxy_peer_connections": True,
+        "proxy_tracker_connections": True,
+        "anonymous_mode": True,
+        "listen_interfaces": "",
+        "enable_dht": False,
+        "enable_lsd": False,
+        "enable_incoming_tcp": False,
+        "enable_incoming_utp": False,
+    }
+
+
+def _allow_open_files() -> int:
+    """Raise this process's soft limit as far as useful and allowed, and return it.
+
+    The usual 1024 is for programs that call `select`; libtorrent would reopen files all the time.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _OPEN_FILES if hard == resource.RLIM_INFINITY else min(_OPEN_FILES, hard)
+    if soft == resource.RLIM_INFINITY or soft >= wanted:
+        return _OPEN_FILES
+    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    return wanted
+
+
+def _find_certificates() -> None:
+    """Tell libtorrent's own OpenSSL where this system keeps its certificate authorities.
+
+    It knows the two usual places; elsewhere every HTTPS tracker would fail, and the first of
+    Grok-1's trackers is one. The variable is all that it listens to.
+    """
+    if "SSL_CERT_FILE" in os.environ or any(map(os.path.exists, _BUILT_IN_CA_BUNDLES)):
+        return
+    for bundle in (ssl.get_default_verify_paths().cafile, *_OTHER_CA_BUNDLES):
+        if bundle is not None and Path(bundle).is_file():
+            os.environ["SSL_CERT_FILE"] = bundle
+            return
+
+
+def _agree(info: lt.torrent_info, metainfo: Metainfo) -> None:
+    """Refuse a torrent in which libtorrent sees other bytes in other files than we checked."""
+    layout = info.layout()
+    theirs = [
+        (layout.file_size(index), bool(layout.file_flags(index) & layout.flag_pad_file))
+        for index in range(layout.num_files())
+    ]
+    ours = [(file.length, file.is_pad) for file in metainfo.files]
+    same_hash = info.info_hashes().v1.to_bytes() == bytes.fromhex(metainfo.infohash)
+    if theirs != ours or info.piece_length() != metainfo.piece_length or not same_hash:
+        raise FetchError(
+            f"torrent {metainfo.infohash}: libtorrent reads {len(theirs)} files in it, "
+            f"grokctl {len(ours)}, and they are not the same"
+        )
+
+
+def _priorities(transfer: Transfer) -> list[int]:
+    wanted = set(transfer.wanted)
+    return [4 if file.index in wanted else 0 for file in transfer.metainfo.files]
+
+
+def _take_resume(params: lt.add_torrent_params, transfer: Transfer) -> list[int]:
+    """Take over what lies on disk, and nothing else, from resume data.
+
+    Returns:
+        Priorities that the part file on disk was written with.
+    """
+    wanted = params.file_priorities
+    try:
+        resume = lt.read_resume_data(transfer.resume or b"")
+    except RuntimeError:
+        return wanted
+    if resume.info_hashes.v1.to_bytes().hex() != transfer.metainfo.infohash:
+        return wanted
+    if transfer.trusts_resume:
+        params.have_pieces = resume.have_pieces
+        params.unfinished_pieces = resume.unfinished_pieces
+    params.total_uploaded = resume.total_uploaded
+    params.total_downloaded = resume.total_downloaded
+    if resume.file_priorities:
+        # libtorrent leaves out what is default at the end
+        missing = len(wanted) - len(resume.file_priorities)
+        params.file_priorities = resume.file_priorities + [4] * missing
+    else:
+        params.file_priorities = [4] * len(wanted)
+    return params.file_priorities
+
+
+def _disk_error(alert: lt.file_error_alert) -> DiskFullError | FetchError:
+    name = printable(alert.filename())
+    if alert.error.value() in {errno.ENOSPC, errno.EDQUOT}:
+        return DiskFullError(f"{name}: {alert.error.message()}", "df -h")
+    return FetchError(f"{name}: {alert.error.message()}", f"ls -l {name}")
