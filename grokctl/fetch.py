@@ -3,6 +3,7 @@
 import errno
 import ipaddress
 import os
+import re
 import shlex
 import shutil
 import stat
@@ -35,10 +36,10 @@ from grokctl.swarm import Endpoint, Network, Snapshot, Swarm, Transfer, info_of,
 
 _GROK_1: Final = "grok-1"
 _RESUME: Final = "resume"
+_PLAIN: Final = re.compile("[!-~]+")
 _TICK_S: Final = 0.25
 _SAVE_EVERY_S: Final = 30.0
 _SAVE_WITHIN_S: Final = 3.0
-_FLUSH_WITHIN_S: Final = 600.0
 _OWN_NAMES: Final = frozenset({"lost+found"})
 """What a folder may hold and still count as empty: a fresh file system has it."""
 
@@ -83,6 +84,17 @@ class FetchOptions:
     """Adopt a non-empty folder that grokctl did not make."""
 
     def __post_init__(self) -> None:
+        self._check_addresses()
+        if self.port is not None and not 0 <= self.port < 2**16:
+            raise UsageError(f"port {self.port}: expected 0 to 65535")
+        for name in ("max_download", "max_upload", "connections", "seed_ratio", "stall_timeout_s"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise UsageError(f"{name} {value}: expected more than 0")
+        if not all(self.only):
+            raise UsageError("only: an empty pattern names no file")
+
+    def _check_addresses(self) -> None:
         for peer in self.peers:
             host, _ = _endpoint(peer)
             if self.proxy is not None and not _is_address(host):
@@ -92,17 +104,9 @@ class FetchOptions:
         for url in self.web_seeds:
             _expect_url("web seed", url, {"http", "https"})
         if self.proxy is not None:
-            _expect_url("proxy", self.proxy, {"socks5", "http"}, needs_port=True)
+            _expect_url("proxy", self.proxy, {"socks5", "socks5h", "http"}, needs_port=True)
         if self.bind is not None and not _is_address(self.bind):
             raise UsageError(f"bind address {self.bind!r}: expected an IP address")
-        if self.port is not None and not 0 <= self.port < 2**16:
-            raise UsageError(f"port {self.port}: expected 0 to 65535")
-        for name in ("max_download", "max_upload", "connections", "seed_ratio", "stall_timeout_s"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise UsageError(f"{name} {value}: expected more than 0")
-        if not all(self.only):
-            raise UsageError("only: an empty pattern names no file")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -217,10 +221,11 @@ def fetch(
         job = _job(torrent, origin, options)
         _prepare(root, job)
         swarm.add(_transfer(job, root, peers, options))
+        run = _Run(swarm, origin, job, root, options, observe)
         try:
-            last = _download(swarm, origin, job, root, options, observe)
+            last = run.download()
             if options.seed or options.seed_ratio is not None:
-                _seed(swarm, job, options, observe)
+                run.seed()
         finally:
             with suppress(OSError):
                 _keep(root, swarm.resume_data(timeout_s=_SAVE_WITHIN_S))
@@ -291,7 +296,7 @@ def seeding(
     metainfo = parse_metainfo(torrent, source="torrent to seed")
     places = release_paths(metainfo)
     network = Network(bind=bind, port=port, dht=False, lsd=False, shares_addresses=True)
-    with tempfile.TemporaryDirectory() as private, Swarm(network) as swarm:
+    with Swarm(network) as swarm:
         swarm.add(
             Transfer(
                 metainfo=metainfo,
@@ -299,7 +304,6 @@ def seeding(
                 root=root,
                 places=places,
                 wanted=places,
-                private=Path(private),
                 is_complete=True,
             )
         )
@@ -325,7 +329,8 @@ def _is_address(text: str) -> bool:
 def _expect_url(what: str, url: str, schemes: set[str], *, needs_port: bool = False) -> None:
     with suppress(ValueError):
         parts = urlsplit(url)
-        if parts.scheme in schemes and parts.hostname and (parts.port or not needs_port):
+        has_host = parts.hostname and (parts.port or not needs_port)
+        if parts.scheme in schemes and has_host and _PLAIN.fullmatch(url):
             return
     port = ":port" if needs_port else ""
     raise UsageError(f"{what} {url!r}: expected {' or '.join(sorted(schemes))}://host{port}")
@@ -335,7 +340,10 @@ def _origin(source: str) -> _Origin:
     if source == _GROK_1 or source.startswith("magnet:"):
         magnet = parse_magnet(GROK_1_MAGNET if source == _GROK_1 else source)
         return _Origin(
-            source=source, infohash=magnet.infohash, name=magnet.name, trackers=magnet.trackers
+            source=source,
+            infohash=magnet.infohash,
+            name=magnet.name,
+            trackers=_plain(magnet.trackers),
         )
     path = Path(source)
     if not path.is_file():
@@ -351,9 +359,14 @@ def _origin(source: str) -> _Origin:
         source=source,
         infohash=metainfo.infohash,
         name=metainfo.name,
-        trackers=trackers_of(torrent),
+        trackers=_plain(trackers_of(torrent)),
         torrent=torrent,
     )
+
+
+def _plain(urls: Iterable[str]) -> tuple[str, ...]:
+    """URLs that cannot smuggle a second line into a request."""
+    return tuple(url for url in urls if _PLAIN.fullmatch(url))
 
 
 def _network(options: FetchOptions) -> Network:
@@ -370,10 +383,12 @@ def _network(options: FetchOptions) -> Network:
 
 def _refuse_foreign(root: Path, origin: _Origin, *, force: bool) -> None:
     """Leave folders alone that hold something else."""
-    if force or not root.exists():
+    if force:
         return
     try:
         is_empty = {entry.name for entry in root.iterdir()} <= _OWN_NAMES
+    except FileNotFoundError:
+        return
     except OSError as error:
         raise _refused(root, error) from error
     claimed = read_source(root)
@@ -421,7 +436,7 @@ def _from_swarm(
         swarm.ask_for_metadata(origin.infohash, trackers=trackers, peers=peers, folder=Path(folder))
         while (info := swarm.metadata()) is None:
             now = swarm.poll(min(1.0, options.stall_timeout_s))
-            detail = f"waiting for metadata: {now.peers} peers"
+            detail = f"waiting for metadata: {_several(now.peers, 'peer')}"
             observe(Advanced(stage=Stage.METADATA, detail=detail))
             if time.monotonic() > deadline:
                 raise _stalled("metadata", swarm, now, origin, options)
@@ -457,7 +472,9 @@ def _job(torrent: bytes, origin: _Origin, options: FetchOptions) -> _Job:
     return _Job(
         metainfo=metainfo,
         info=info_of(torrent),
-        trackers=tuple(dict.fromkeys([*origin.trackers, *trackers_of(torrent), *options.trackers])),
+        trackers=tuple(
+            dict.fromkeys([*origin.trackers, *_plain(trackers_of(torrent)), *options.trackers])
+        ),
         places=places,
         wanted=frozenset(wanted),
     )
@@ -569,7 +586,6 @@ def _transfer(job: _Job, root: Path, peers: list[Endpoint], options: FetchOption
         root=root,
         places=job.places,
         wanted=job.wanted,
-        private=private,
         trackers=job.trackers,
         web_seeds=options.web_seeds,
         peers=peers,
@@ -580,91 +596,104 @@ def _transfer(job: _Job, root: Path, peers: list[Endpoint], options: FetchOption
     )
 
 
-def _download(
-    swarm: Swarm,
-    origin: _Origin,
-    job: _Job,
-    root: Path,
-    options: FetchOptions,
-    observe: Observer,
-) -> Snapshot:
-    now = _check(swarm, job, observe)
-    observe(Started(stage=Stage.FETCH, total=job.nbytes, done=now.done))
-    moved = saved = time.monotonic()
-    downloaded = now.downloaded
-    while not now.has_wanted:
-        now = swarm.poll(_TICK_S)
-        _pass_on(swarm, observe)
-        observe(Advanced(stage=Stage.FETCH, done=now.done, detail=_pace(now)))
-        clock = time.monotonic()
-        if now.downloaded > downloaded:
-            downloaded, moved = now.downloaded, clock
-        elif clock - moved > options.stall_timeout_s and not now.has_wanted:
-            raise _stalled("payload", swarm, now, origin, options)
-        if clock - saved > _SAVE_EVERY_S:
-            saved = clock
-            swarm.ask_for_resume_data(if_modified=True)
-        _keep(root, swarm.take_resume_data())
-    swarm.flush(timeout_s=_FLUSH_WITHIN_S)
-    if now.downloaded:
-        _make_durable(root, job, observe, now)
-    observe(Finished(stage=Stage.FETCH))
-    return now
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """A transfer that was begun."""
 
+    swarm: Swarm
+    origin: _Origin
+    job: _Job
+    root: Path
+    options: FetchOptions
+    observe: Observer
 
-def _check(swarm: Swarm, job: _Job, observe: Observer) -> Snapshot:
-    """Wait until libtorrent knows what lies on disk."""
-    is_shown = False
-    while (now := swarm.poll(_TICK_S)).is_checking:
-        if now.is_hashing:
-            if not is_shown:
-                observe(Started(stage=Stage.VERIFY, total=job.nbytes))
-            is_shown = True
-            done = int(now.checked * job.nbytes)
-            observe(Advanced(stage=Stage.VERIFY, done=done, detail="checking what is here"))
-        _pass_on(swarm, observe)
-    if is_shown:
-        observe(Finished(stage=Stage.VERIFY))
-    return now
+    def download(self) -> Snapshot:
+        """Wait until every wanted file is whole and on disk."""
+        now = self._check()
+        self.observe(Started(stage=Stage.FETCH, total=self.job.nbytes, done=now.done))
+        moved = saved = time.monotonic()
+        downloaded = now.downloaded
+        while not now.has_wanted:
+            now = self._poll()
+            self.observe(Advanced(stage=Stage.FETCH, done=now.done, detail=_pace(now)))
+            clock = time.monotonic()
+            if now.downloaded > downloaded:
+                downloaded, moved = now.downloaded, clock
+            elif clock - moved > self.options.stall_timeout_s and not now.has_wanted:
+                raise _stalled("payload", self.swarm, now, self.origin, self.options)
+            if clock - saved > _SAVE_EVERY_S:
+                saved = clock
+                self.swarm.ask_for_resume_data(if_modified=True)
+            _keep(self.root, self.swarm.take_resume_data())
+        self.swarm.flush()
+        if now.downloaded:
+            self._make_durable(now)
+        self.observe(Finished(stage=Stage.FETCH))
+        return now
 
-
-def _make_durable(root: Path, job: _Job, observe: Observer, now: Snapshot) -> None:
-    """Wait until the disk has what the operating system was given."""
-    for place in (job.places[index] for index in sorted(job.wanted)):
-        observe(Advanced(stage=Stage.FETCH, done=now.done, detail=f"writing {place} to disk"))
+    def seed(self) -> None:
+        """Give back; Ctrl-C is the ordinary end of it."""
+        ratio = self.options.seed_ratio
+        goal = None if ratio is None else int(ratio * self.job.nbytes)
+        self.observe(Started(stage=Stage.SEED, total=goal or 0))
         try:
-            handle = os.open(root / place, os.O_RDONLY | os.O_NOFOLLOW)
+            now = self._poll()
+            while goal is None or now.uploaded < goal:
+                detail = f"{now.upload_rate / 1e6:.1f} MB/s · {_several(now.peers, 'peer')}"
+                self.observe(Advanced(stage=Stage.SEED, done=now.uploaded, detail=detail))
+                now = self._poll()
+        except KeyboardInterrupt:
+            self.observe(Noted(message="seeding ended, the download is complete"))
+        self.observe(Finished(stage=Stage.SEED))
+
+    def _poll(self) -> Snapshot:
+        now = self.swarm.poll(_TICK_S)
+        for note in self.swarm.take_notes():
+            self.observe(Noted(message=note))
+        return now
+
+    def _check(self) -> Snapshot:
+        """Wait until libtorrent knows what lies on disk."""
+        is_shown = False
+        while (now := self._poll()).is_checking:
+            if now.is_hashing:
+                if not is_shown:
+                    self.observe(Started(stage=Stage.VERIFY, total=self.job.nbytes))
+                is_shown = True
+                done = int(now.checked * self.job.nbytes)
+                detail = "checking what is here"
+                self.observe(Advanced(stage=Stage.VERIFY, done=done, detail=detail))
+        if is_shown:
+            self.observe(Finished(stage=Stage.VERIFY))
+        return now
+
+    def _make_durable(self, now: Snapshot) -> None:
+        """Wait until the disk has what the operating system was given."""
+        for index in sorted(self.job.wanted):
+            path = self.root / self.job.places[index]
+            detail = f"writing {path.name} to disk"
+            self.observe(Advanced(stage=Stage.FETCH, done=now.done, detail=detail))
             try:
-                os.fsync(handle)
-            finally:
-                os.close(handle)
-        except OSError as error:
-            raise _refused(root / place, error) from error
-
-
-def _seed(swarm: Swarm, job: _Job, options: FetchOptions, observe: Observer) -> None:
-    """Give back; Ctrl-C is the ordinary end of it."""
-    goal = None if options.seed_ratio is None else int(options.seed_ratio * job.nbytes)
-    observe(Started(stage=Stage.SEED, total=goal or 0))
-    try:
-        while goal is None or (now := swarm.poll(_TICK_S)).uploaded < goal:
-            now = swarm.poll(_TICK_S)
-            detail = f"{now.upload_rate / 1e6:.1f} MB/s · {now.peers} peers"
-            observe(Advanced(stage=Stage.SEED, done=now.uploaded, detail=detail))
-            _pass_on(swarm, observe)
-    except KeyboardInterrupt:
-        observe(Noted(message="seeding ended, the download is complete"))
-    observe(Finished(stage=Stage.SEED))
-
-
-def _pass_on(swarm: Swarm, observe: Observer) -> None:
-    for note in swarm.take_notes():
-        observe(Noted(message=note))
+                handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+                try:
+                    os.fsync(handle)
+                finally:
+                    os.close(handle)
+            except OSError as error:
+                raise _refused(path, error) from error
 
 
 def _pace(now: Snapshot) -> str:
     speed = f"{now.rate / 1e6:.1f} MB/s" if now.rate else "waiting for peers"
-    return f"{speed} · {now.peers} peers, {now.seeds} seeds"
+    return f"{speed} · {_crowd(now)}"
+
+
+def _crowd(now: Snapshot) -> str:
+    return f"{_several(now.peers, 'peer')}, {_several(now.seeds, 'seed')}"
+
+
+def _several(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def _keep(root: Path, resume: bytes | None) -> None:
@@ -688,7 +717,7 @@ def _stalled(
     name = printable(origin.name) or origin.infohash
     message = (
         f"swarm of {name}: expected {what}, found none for {options.stall_timeout_s:g} s from "
-        f"{now.peers} peers, {now.seeds} seeds ({'; '.join(answers) or 'no trackers'})"
+        f"{_crowd(now)} ({'; '.join(answers) or 'no trackers'})"
     )
     command = f"grokctl fetch {shlex.quote(origin.source)}"
     if options.dht or options.proxy:

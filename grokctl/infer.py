@@ -366,6 +366,8 @@ class Engine:
         """Token ids without end, up to a limit; fills in the timings."""
         if limit == 0:
             return
+        for length in self._lengths(len(prompt), limit):
+            self._program(length, every=False)  # now, so that nothing compiles between tokens
         compiled = self._compile_s
         started = time.perf_counter()
         logits = self._prefill(prompt)
@@ -466,9 +468,19 @@ class Engine:
         self._observe(Finished(stage=Stage.PREFILL))
         return logits
 
+    def _lengths(self, prompt: int, limit: int) -> list[int]:
+        """Lengths of the steps that a generation takes."""
+        parts = [min(self._chunk, prompt - start) for start in range(0, prompt, self._chunk)]
+        return sorted({self._padded(part) for part in [*parts, *([1] if limit > 1 else [])]})
+
+    def _padded(self, length: int) -> int:
+        if length == 1:
+            return 1
+        return min(self._chunk, max(_SHORTEST_CHUNK, 1 << (length - 1).bit_length()))
+
     def _run(self, tokens: list[int], start: int, *, every: bool) -> NDArray[np.float32]:
         """One step: logits `(tokens, vocab)`, or `(1, vocab)` after the last token only."""
-        length = 1 if len(tokens) == 1 else _bucket(len(tokens), self._chunk)
+        length = self._padded(len(tokens))
         padded = np.full((1, length), self.config.pad_token, np.int32)
         padded[0, : len(tokens)] = tokens
         program = self._program(length, every=every)
@@ -565,10 +577,6 @@ class _StopFilter:
     def finish(self) -> str:
         """What was held back in vain."""
         return "" if self.found else self._held
-
-
-def _bucket(length: int, longest: int) -> int:
-    return min(longest, max(_SHORTEST_CHUNK, 1 << (length - 1).bit_length()))
 
 
 def _negative_log_likelihood(logits: NDArray[np.float32], targets: NDArray[np.int64]) -> float:

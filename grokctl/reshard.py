@@ -4,7 +4,7 @@ import errno
 import hashlib
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from math import prod
 from pathlib import Path
 from typing import BinaryIO, Final
 
-from grokctl.checkpoint.logical import ReleaseSource, chunks, extent
+from grokctl.checkpoint.logical import ReleaseSource, Slices, chunks, extent
 from grokctl.checkpoint.ready import (
     SUMS,
     DeviceLayout,
@@ -32,8 +32,8 @@ from grokctl.model.placement import MeshShape
 from grokctl.model.precision import Precision
 from grokctl.paths import MANIFEST, TOKENIZER, fsync_folder, kind_of
 
-_CHUNK: Final = 64 * 2**20
-"""Bytes that one worker holds at a time; a transpose needs no second copy."""
+_LARGEST_CHUNK: Final = 64 * 2**20
+_SMALLEST_CHUNK: Final = 2**20
 _SYNC_EVERY: Final = 2**30
 """Bytes between two points from which a killed run goes on."""
 _JOURNAL: Final = "journal"
@@ -49,6 +49,8 @@ class ReshardPlan:
     layouts: tuple[DeviceLayout, ...]
     bytes_in: int
     jobs: int
+    chunk: int
+    """Bytes that one worker holds at a time; a transpose needs no second copy."""
 
     @property
     def bytes_out(self) -> int:
@@ -61,7 +63,7 @@ class ReshardPlan:
         largest = max(
             prod(extent(part)) * held.tensor.dtype.itemsize
             for held in self.layouts[0].tensors
-            for part in _parts(held)
+            for part in _parts(held, self.chunk)
         )
         return self.jobs * largest
 
@@ -73,6 +75,7 @@ def plan(
     out: Path,
     precision: Precision = Precision.INT8,
     jobs: int | None = None,
+    max_memory: int | None = None,
 ) -> ReshardPlan:
     """Decide every byte that will be written; touch nothing.
 
@@ -82,6 +85,7 @@ def plan(
         out: Folder to publish; must not exist when the plan is executed, unless forced.
         precision: How to store weights.
         jobs: Worker threads; as many as cores, and at most one a device, by default.
+        max_memory: Bytes for all workers together; 64 MiB each by default, at least 1 MiB.
 
     Raises:
         PlacementError: The model does not divide over the mesh.
@@ -91,13 +95,16 @@ def plan(
         device_layout(source, mesh=mesh, precision=precision, device=device)
         for device in range(mesh.size)
     )
+    workers = max(1, min(jobs or os.cpu_count() or 1, mesh.size))
+    share = _LARGEST_CHUNK if max_memory is None else max_memory // workers
     return ReshardPlan(
         out=out,
         mesh=mesh,
         precision=precision,
         layouts=layouts,
         bytes_in=release.nbytes,
-        jobs=max(1, min(jobs or os.cpu_count() or 1, mesh.size)),
+        jobs=workers,
+        chunk=min(_LARGEST_CHUNK, max(_SMALLEST_CHUNK, share)),
     )
 
 
@@ -189,8 +196,9 @@ def _digest(release: Release, plan: ReshardPlan) -> str:
 class _DeviceWriter:
     """One device's file: appended in order, hashed on the way."""
 
-    def __init__(self, layout: DeviceLayout, path: Path, *, tensors_done: int) -> None:
+    def __init__(self, layout: DeviceLayout, path: Path, *, chunk: int, tensors_done: int) -> None:
         self.layout = layout
+        self.chunk = chunk
         self.hasher = hashlib.sha256()
         keep = self._end_of(tensors_done)
         self.file: BinaryIO = path.open("r+b" if path.exists() else "w+b")
@@ -216,7 +224,7 @@ class _DeviceWriter:
         """Append one tensor; return its bytes."""
         return sum(
             self.write(source.read(held.tensor, part).reshape(-1).view("u1").data)
-            for part in _parts(held)
+            for part in _parts(held, self.chunk)
         )
 
     def sync(self) -> None:
@@ -229,8 +237,8 @@ class _DeviceWriter:
         )
 
 
-def _parts(held: DeviceTensor) -> list[tuple[tuple[int, int], ...]]:
-    return list(chunks(held.slices, itemsize=held.tensor.dtype.itemsize, limit=_CHUNK))
+def _parts(held: DeviceTensor, limit: int) -> Sequence[Slices]:
+    return chunks(held.slices, itemsize=held.tensor.dtype.itemsize, limit=limit)
 
 
 def _write_devices(
@@ -244,7 +252,9 @@ def _write_devices(
     with ThreadPoolExecutor(plan.jobs) as pool:
         writers = list(
             pool.map(
-                lambda layout: _DeviceWriter(layout, partial / layout.name, tensors_done=done),
+                lambda layout: _DeviceWriter(
+                    layout, partial / layout.name, chunk=plan.chunk, tensors_done=done
+                ),
                 plan.layouts,
             )
         )
@@ -256,7 +266,7 @@ def _write_devices(
                 writer.file.close()
 
 
-def _copy_tensors(  # noqa: PLR0917 (one call)
+def _copy_tensors(
     source: ReleaseSource,
     plan: ReshardPlan,
     partial: Path,

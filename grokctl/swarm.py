@@ -18,6 +18,7 @@ import libtorrent as lt
 from grokctl import __version__
 from grokctl.checkpoint.torrent import Metainfo, printable
 from grokctl.errors import DiskFullError, FetchError
+from grokctl.paths import PRIVATE
 
 _FLAGS = lt.torrent_flags
 _ALERTS = lt.alert_category
@@ -27,6 +28,7 @@ _OPEN_FILES: Final = 4096
 _CONNECTIONS: Final = 400
 _QUIET_S: Final = 60.0
 _FEW_PEERS: Final = 5
+_DISK_S: Final = 600.0
 _DHT_ROUTERS: Final = (
     "dht.libtorrent.org:25401,router.bittorrent.com:6881,"
     "dht.transmissionbt.com:6881,router.utorrent.com:6881"
@@ -74,8 +76,6 @@ class Transfer:
     """File index -> path below `root`; the torrent's own names are never used."""
     wanted: Collection[int]
     """Indices of the files to download."""
-    private: Path
-    """Folder for pieces that unwanted files share with wanted ones."""
     trackers: Sequence[str] = ()
     web_seeds: Sequence[str] = ()
     peers: Sequence[Endpoint] = ()
@@ -231,7 +231,8 @@ class Swarm:
         assert params.ti is not None
         _agree(params.ti, transfer.metainfo)
         params.save_path = str(transfer.root)
-        params.part_file_dir = str(transfer.private)
+        # below save_path, also when it looks absolute
+        params.part_file_dir = PRIVATE
         params.renamed_files = dict(transfer.places)
         params.trackers = list(transfer.trackers)
         params.url_seeds = list(transfer.web_seeds)
@@ -246,8 +247,7 @@ class Swarm:
         for peer in transfer.peers:
             self.handle.connect_peer(peer)
         if before != wanted:
-            # only a change of priorities moves bytes from the part file into their files
-            self.handle.prioritize_files(wanted)
+            self._change_priorities(wanted)
 
     def poll(self, timeout_s: float) -> Snapshot:
         """Wait for news, and say how far things are.
@@ -272,20 +272,16 @@ class Swarm:
         notes, self._notes = self._notes, []
         return notes
 
-    def flush(self, *, timeout_s: float) -> None:
+    def flush(self) -> None:
         """Hand everything that was received to the operating system.
 
         Raises:
             DiskFullError: There was no space for it.
-            FetchError: It took longer than `timeout_s` seconds, or could not be written.
+            FetchError: It could not be written, or not within ten minutes.
         """
         self._seen.discard(lt.cache_flushed_alert)
         self.handle.flush_cache()
-        is_flushed = self._wait_for(lt.cache_flushed_alert, timeout_s=timeout_s)
-        if self._failure is not None:
-            raise self._failure
-        if not is_flushed:
-            raise FetchError(f"disk: still writing after {timeout_s:.0f} s")
+        self._insist_on(lt.cache_flushed_alert, timeout_s=_DISK_S)
 
     def ask_for_resume_data(self, *, if_modified: bool) -> None:
         """Begin to gather resume data, on disk no later than the data that it claims."""
@@ -315,6 +311,24 @@ class Swarm:
             self._handle = self.session.add_torrent(params)
         except RuntimeError as error:
             raise FetchError(f"torrent: libtorrent refuses it, {error}") from error
+
+    def _change_priorities(self, wanted: Sequence[int]) -> None:
+        """Choose other files than last time.
+
+        Only a change moves bytes from the part file into their files; until it is through, the
+        torrent counts as finished with what it held before.
+        """
+        self._seen.discard(lt.file_prio_alert)
+        self.handle.prioritize_files(list(wanted))
+        self._insist_on(lt.file_prio_alert, timeout_s=_DISK_S)
+
+    def _insist_on(self, kind: type[lt.alert], *, timeout_s: float) -> None:
+        deadline = time.monotonic() + timeout_s
+        while not self._wait_for(kind, timeout_s=0.2) and self._failure is None:
+            if time.monotonic() > deadline:
+                raise FetchError(f"disk: still busy after {timeout_s:.0f} s")
+        if self._failure is not None:
+            raise self._failure
 
     def _wait_for(self, *kinds: type[lt.alert], timeout_s: float) -> bool:
         deadline = time.monotonic() + timeout_s

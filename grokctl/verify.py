@@ -317,3 +317,13 @@ def _merged(ranges: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
         current = (low, high)
     if current is not None:
         yield current
+
+
+def raise_for(verdict: Verdict, root: Path) -> None:
+    """Turn damage into the error that carries it.
+
+    Raises:
+        CorruptCheckpointError: Something is damaged.
+    """
+    if verdict.damage:
+        raise damage_error(verdict.damage, checked=verdict.files, root=root)

@@ -71,8 +71,8 @@ def forward(
     positions = start[:, None] + jnp.arange(tokens.shape[1])
     layers = []
     for layer, layer_cache in zip(parameters.layers, cache, strict=True):
-        hidden, layer_cache = decoder_layer(layer, layer_cache, hidden, positions, shape=shape)  # noqa: PLW2901
-        layers.append(layer_cache)
+        hidden, extended = decoder_layer(layer, layer_cache, hidden, positions, shape=shape)
+        layers.append(extended)
     if select is not None:
         hidden = jnp.take_along_axis(hidden, select[:, None, None], axis=1)
     hidden = rms_norm(hidden, parameters.final_norm, eps=config.rms_norm_eps)

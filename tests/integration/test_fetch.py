@@ -2,27 +2,32 @@
 
 import http.server
 import os
+import select
 import shutil
 import signal
 import socket
+import socketserver
 import subprocess
 import sys
 import threading
 import time
-from collections import namedtuple
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
+from typing import ClassVar
+from urllib.parse import quote
 
 import libtorrent
 import pytest
 
 from grokctl.checkpoint.receipt import read_source, trusted_metainfo
-from grokctl.checkpoint.torrent import GROK_1_MAGNET, build_metainfo, parse_metainfo
+from grokctl.checkpoint.torrent import GROK_1_MAGNET, read_metainfo
 from grokctl.errors import DiskFullError, FetchError, StalledError, UsageError
 from grokctl.events import Advanced, Finished, Noted, Stage, Started
 from grokctl.fetch import FetchOptions, default_root, fetch, plan, seeding
+from grokctl.swarm import Network, Swarm
 
 PIECE = 16384
 LOOPBACK = {"bind": "127.0.0.1", "port": 0, "dht": False, "lsd": False, "stall_timeout_s": 20}
@@ -72,9 +77,9 @@ def flip_byte(path, offset):
 
 
 @contextmanager
-def http_server(handler):
+def serving(kind, handler):
     """Serve on a loopback port from a thread."""
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+    with kind(("127.0.0.1", 0), handler) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
         thread.start()
         try:
@@ -82,6 +87,52 @@ def http_server(handler):
         finally:
             server.shutdown()
             thread.join()
+
+
+@contextmanager
+def libtorrent_seeder(torrent, root, places, **settings):
+    """A peer with none of grokctl's scruples."""
+    params = libtorrent.load_torrent_buffer(torrent)
+    params.save_path = str(root)
+    params.renamed_files = places
+    params.flags = libtorrent.torrent_flags.seed_mode
+    quiet = dict.fromkeys(("enable_dht", "enable_lsd", "enable_upnp", "enable_natpmp"), False)
+    session = libtorrent.session({"listen_interfaces": "127.0.0.1:0", **quiet, **settings})
+    handle = session.add_torrent(params)
+    while not (port := session.listen_port()):
+        session.wait_for_alert(100)
+    yield port
+    session.remove_torrent(handle)
+
+
+class SocksServer(socketserver.BaseRequestHandler):
+    """SOCKS5 with a password, CONNECT only; remembers who was asked for."""
+
+    asked: ClassVar[list] = []
+
+    def read(self, count):
+        return self.request.recv(count, socket.MSG_WAITALL)
+
+    def handle(self):
+        _, methods = self.read(2)
+        self.read(methods)
+        self.request.sendall(b"\5\2")
+        user = self.read(self.read(2)[1])
+        password = self.read(self.read(1)[0])
+        self.request.sendall(b"\1\0" if (user, password) == (b"me", b"p@ss") else b"\1\1")
+        _, command, _, kind = self.read(4)
+        if (command, kind) != (1, 1):
+            return
+        address = socket.inet_ntoa(self.read(4)), int.from_bytes(self.read(2), "big")
+        self.asked.append(address)
+        with socket.create_connection(address) as far:
+            self.request.sendall(b"\5\0\0\1" + bytes(6))
+            ends = {self.request: far, far: self.request}
+            while ready := select.select(ends, [], [], 5)[0]:
+                for end in ready:
+                    if not (data := end.recv(65536)):
+                        return
+                    ends[end].sendall(data)
 
 
 def test_a_magnet_and_a_peer_are_enough(swarm, tmp_path):
@@ -137,6 +188,30 @@ def test_nothing_is_ever_written_under_the_torrents_own_name(swarm, tmp_path):
     }  # fmt: skip
 
 
+def test_a_hybrid_torrent_with_pads_and_an_empty_file_is_fetched(swarm, tmp_path):
+    source = tmp_path / "hybrid"
+    shutil.copytree(swarm.root, source)
+    (source / "EMPTY").touch()
+    entries = libtorrent.list_files(str(source))
+    torrent = libtorrent.create_torrent(entries, PIECE, libtorrent.create_torrent.canonical_files)
+    libtorrent.set_piece_hashes(torrent, str(tmp_path))
+    path = tmp_path / "hybrid.torrent"
+    path.write_bytes(libtorrent.bencode(torrent.generate()))
+
+    with seeding(source, path.read_bytes()) as (host, port):
+        options = swarm.options(peers=(f"{host}:{port}",))
+        some = fetch(str(path), tmp_path / "got", replace(options, only=("config.json", "EMPTY")))
+        fetched = fetch(str(path), tmp_path / "got", options)
+
+    assert any(file.is_pad for file in read_metainfo(path).files)
+    assert not some.is_complete
+    assert fetched.is_complete
+    assert fetched.nbytes == swarm.metainfo.total
+    assert (tmp_path / "got/EMPTY").read_bytes() == b""
+    (tmp_path / "got/EMPTY").unlink()
+    swarm.assert_arrived(tmp_path / "got")
+
+
 def test_only_fetches_what_matches_and_the_rest_later(swarm, tmp_path):
     root = tmp_path / "got"
 
@@ -152,7 +227,19 @@ def test_only_fetches_what_matches_and_the_rest_later(swarm, tmp_path):
     swarm.assert_arrived(root)
     assert rest.is_complete
     assert some.downloaded + rest.downloaded == swarm.metainfo.total
-    assert not list((root / ".grokctl").glob("*.parts"))
+    assert not list((root / ".grokctl").glob(".*.parts"))
+
+
+def test_pieces_of_unwanted_files_are_not_lost_with_the_resume_data(swarm, tmp_path):
+    root = tmp_path / "got"
+    fetch(swarm.magnet, root, swarm.options(only=("tensor00001*",)))
+    assert list((root / ".grokctl").glob(".*.parts"))
+    (root / ".grokctl/resume").unlink()
+
+    fetch(swarm.magnet, root, swarm.options(only=("tensor00005*", "config.json")))
+    fetch(swarm.magnet, root, swarm.options())
+
+    swarm.assert_arrived(root)
     assert not list((root / ".grokctl").glob(".*.parts"))
 
 
@@ -170,9 +257,7 @@ def test_an_interrupted_download_goes_on_where_it_stopped(swarm, tmp_path):
     root = tmp_path / "got"
 
     with pytest.raises(KeyboardInterrupt):
-        fetch(
-            swarm.magnet, root, swarm.options(max_download=400_000), observe=stop_after(200_000)
-        )
+        fetch(swarm.magnet, root, swarm.options(max_download=400_000), observe=stop_after(200_000))
     second = fetch(swarm.magnet, root, swarm.options())
 
     swarm.assert_arrived(root)
@@ -182,10 +267,10 @@ def test_an_interrupted_download_goes_on_where_it_stopped(swarm, tmp_path):
 def test_a_killed_download_goes_on_and_ends_identical(swarm, tmp_path):
     root = tmp_path / "got"
     script = f"""
-import sys
+from pathlib import Path
 from grokctl.fetch import FetchOptions, fetch
 options = FetchOptions(peers=({swarm.peer!r},), max_download=400_000, **{LOOPBACK!r})
-fetch({swarm.magnet!r}, {str(root)!r} and __import__("pathlib").Path({str(root)!r}), options,
+fetch({swarm.magnet!r}, Path({str(root)!r}), options,
       observe=lambda event: print(getattr(event, "done", 0), flush=True))
 """
     with subprocess.Popen(
@@ -234,7 +319,7 @@ def test_an_interrupted_recheck_leaves_no_claim_behind(swarm, tmp_path):
     flip_byte(root / "ckpt-0/tensor00003_000", 100_000)
 
     def interrupt(event):
-        raise KeyboardInterrupt
+        raise KeyboardInterrupt(event)
 
     with pytest.raises(KeyboardInterrupt):
         fetch(swarm.magnet, root, swarm.options(recheck=True), observe=interrupt)
@@ -306,6 +391,18 @@ def test_a_swarm_that_falls_silent_stalls(swarm, torrent_file, tmp_path):
     swarm.assert_arrived(tmp_path / "got")
 
 
+def test_a_proxy_is_the_only_way_out(swarm, tmp_path, monkeypatch):
+    monkeypatch.setattr(SocksServer, "asked", [])
+    with serving(socketserver.ThreadingTCPServer, SocksServer) as port:
+        proxy = f"socks5://me:p%40ss@127.0.0.1:{port}"
+
+        fetch(swarm.magnet, tmp_path / "got", swarm.options(proxy=proxy, dht=True, lsd=True))
+
+    host, _, peer_port = swarm.peer.partition(":")
+    assert set(SocksServer.asked) == {(host, int(peer_port))}
+    swarm.assert_arrived(tmp_path / "got")
+
+
 def test_a_dead_tracker_does_not_matter_when_a_peer_answers(swarm, tmp_path):
     dead = ("http://127.0.0.1:9/announce", "udp://127.0.0.1:9/announce")
 
@@ -330,7 +427,7 @@ def test_a_tracker_is_enough_to_find_the_swarm(swarm, tmp_path):
         def log_message(self, *_):
             pass
 
-    with http_server(Tracker) as tracker:
+    with serving(http.server.ThreadingHTTPServer, Tracker) as tracker:
         magnet = f"{swarm.magnet}&tr=http%3A%2F%2F127.0.0.1%3A{tracker}%2Fannounce"
         fetch(magnet, tmp_path / "got", swarm.options(peers=()))
 
@@ -358,7 +455,7 @@ def test_a_web_seed_serves_under_the_torrents_own_names(swarm, torrent_file, tmp
 
         protocol_version = "HTTP/1.1"
 
-    with http_server(Mirror) as port:
+    with serving(http.server.ThreadingHTTPServer, Mirror) as port:
         options = swarm.options(peers=(), web_seeds=(f"http://127.0.0.1:{port}/",))
         fetch(str(torrent_file), tmp_path / "got", options)
 
@@ -371,6 +468,17 @@ def test_peers_and_web_seeds_that_a_magnet_brings_are_not_called(swarm, listener
 
     with pytest.raises(StalledError):
         fetch(magnet, tmp_path / "got", replace(ALONE, stall_timeout_s=1.5))
+
+    assert_nobody_called(listener)
+
+
+def test_trackers_that_are_no_plain_urls_are_left_out(swarm, listener, tmp_path):
+    url = f"http://127.0.0.1:{port_of(listener)}/announce"
+    magnet = (
+        f"{swarm.magnet}&tr={quote(url)}%0D%0AX:%20evil&tr={quote(url.replace('http', 'file'))}"
+    )
+
+    fetch(magnet, tmp_path / "got", swarm.options())
 
     assert_nobody_called(listener)
 
@@ -441,22 +549,14 @@ def test_a_hostile_torrent_is_refused_before_anything_is_written(swarm, change, 
 def test_hostile_metadata_from_a_peer_is_refused_before_anything_is_written(swarm, tmp_path):
     torrent = libtorrent.bdecode(swarm.torrent)
     torrent[b"info"][b"files"][-1][b"path"] = [b"..", b"..", b"evil"]
-    params = libtorrent.load_torrent_buffer(libtorrent.bencode(torrent))
-    params.save_path = str(tmp_path / "seeder")
-    params.flags = libtorrent.torrent_flags.upload_mode
-    session = libtorrent.session(
-        {"listen_interfaces": "127.0.0.1:0", "enable_dht": False, "enable_lsd": False,
-         "enable_upnp": False, "enable_natpmp": False}
-    )  # fmt: skip
-    handle = session.add_torrent(params)
-    while not (port := session.listen_port()):
-        session.wait_for_alert(100)
-    options = FetchOptions(**LOOPBACK, peers=(f"127.0.0.1:{port}",))
+    info = libtorrent.load_torrent_buffer(libtorrent.bencode(torrent)).ti
 
-    with pytest.raises(FetchError, match="file name"):
-        fetch(f"magnet:?xt=urn:btih:{handle.info_hash()}", tmp_path / "got", options)
+    with libtorrent_seeder(libtorrent.bencode(torrent), tmp_path / "nothing", {}) as port:
+        options = swarm.options(peers=(f"127.0.0.1:{port}",))
+        with pytest.raises(FetchError, match="file name"):
+            fetch(f"magnet:?xt=urn:btih:{info.info_hash()}", tmp_path / "got", options)
 
-    assert not (tmp_path / "got").exists()
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("place", ["ckpt-0/tensor00003_000", "config.json", ".grokctl/resume"])
@@ -487,10 +587,9 @@ def test_a_planted_folder_link_is_refused_and_its_target_untouched(swarm, folder
 
 
 def test_a_lack_of_space_is_found_before_a_byte_moves(swarm, torrent_file, tmp_path, monkeypatch):
-    usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(0, 0, 1000))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
 
-    with pytest.raises(DiskFullError, match="expected 8.*,.* bytes free, found 1,000"):
+    with pytest.raises(DiskFullError, match=r"expected 8.*,.* bytes free, found 1,000"):
         fetch(str(torrent_file), tmp_path / "got", swarm.options())
 
     assert not list((tmp_path / "got").iterdir())
@@ -499,28 +598,29 @@ def test_a_lack_of_space_is_found_before_a_byte_moves(swarm, torrent_file, tmp_p
 def test_files_that_are_there_need_no_space_twice(swarm, torrent_file, tmp_path, monkeypatch):
     root = tmp_path / "got"
     fetch(swarm.magnet, root, swarm.options())
-    usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(0, 0, 0))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=0))
 
     fetched = fetch(str(torrent_file), root, swarm.options())
 
     assert fetched.is_complete
 
 
-def test_a_disk_that_fills_up_on_the_way_is_an_error(swarm, tmp_path, monkeypatch):
+def test_a_disk_that_fills_up_on_the_way_is_an_error_and_no_loss(swarm, tmp_path, monkeypatch):
     root = tmp_path / "small"
     root.mkdir()
-    mount = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=300k", "tmpfs", root], capture_output=True
-    )
-    if mount.returncode:
+    mount = ["mount", "-t", "tmpfs", "-o", "size=300k", "tmpfs", root]
+    if subprocess.run(mount, check=False, capture_output=True).returncode:
         pytest.skip("only root may mount")
-    usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(0, 0, 2**40))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=2**40))
 
     try:
         with pytest.raises(DiskFullError, match="No space left"):
             fetch(swarm.magnet, root, swarm.options())
+        subprocess.run(["mount", "-o", "remount,size=4m", root], check=True)
+        rest = fetch(swarm.magnet, root, swarm.options())
+
+        swarm.assert_arrived(root)
+        assert rest.downloaded < swarm.metainfo.total
     finally:
         subprocess.run(["umount", root], check=True)
 
@@ -561,11 +661,17 @@ def test_seeding_ends_with_an_interrupt_and_the_download_is_whole(swarm, tmp_pat
 def test_seeding_ends_when_the_ratio_is_reached(swarm, tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = port_of(probe)
-    first = partial(
-        fetch, swarm.magnet, tmp_path / "first", swarm.options(seed_ratio=1.0, port=port)
-    )
+    is_seeding = threading.Event()
+
+    def observe(event):
+        if isinstance(event, Started) and event.stage is Stage.SEED:
+            is_seeding.set()
+
+    options = swarm.options(seed_ratio=1.0, port=port)
+    first = partial(fetch, swarm.magnet, tmp_path / "first", options, observe=observe)
     thread = threading.Thread(target=first)
     thread.start()
+    assert is_seeding.wait(timeout=20)
 
     fetch(swarm.magnet, tmp_path / "second", swarm.options(peers=(f"127.0.0.1:{port}",)))
     thread.join(timeout=20)
@@ -582,10 +688,18 @@ def test_a_port_that_is_taken_is_an_error(swarm, listener, tmp_path):
 def test_a_peer_that_sends_bad_data_is_banned_and_named(swarm, tmp_path):
     poisoned = tmp_path / "poisoned"
     shutil.copytree(swarm.root, poisoned)
-    for name in swarm.files:
-        flip_byte(poisoned / name, 0)
-    torrent = build_metainfo(poisoned, swarm.files, name="x", piece_length=PIECE)
-    assert parse_metainfo(torrent, source="x").infohash != swarm.metainfo.infohash
+    flip_byte(poisoned / "ckpt-0/tensor00000_000", 5)
+    places = {file.index: "/".join(file.path) for file in swarm.metainfo.files}
+    events = []
+
+    with libtorrent_seeder(swarm.torrent, poisoned, places, disable_hash_checks=True) as port:
+        options = swarm.options(peers=(f"127.0.0.1:{port}",), stall_timeout_s=2)
+        with pytest.raises(StalledError):
+            fetch(swarm.magnet, tmp_path / "got", options, observe=events.append)
+    fetch(swarm.magnet, tmp_path / "got", swarm.options())
+
+    assert Noted(message="peer 127.0.0.1 sent bad data and is banned") in events
+    swarm.assert_arrived(tmp_path / "got")
 
 
 @pytest.mark.parametrize(
@@ -612,9 +726,11 @@ def test_options_that_cannot_be_meant_are_refused(changes):
         FetchOptions(**changes)
 
 
-@pytest.mark.parametrize("source", ["", "grok-2", "/no/such.torrent", "http://x/y.torrent", "ab" * 20])
+@pytest.mark.parametrize(
+    "source", ["", "grok-2", "/no/such.torrent", "http://x/y.torrent", "ab" * 20]
+)
 def test_a_source_of_no_known_kind_is_a_usage_error(source, tmp_path):
-    with pytest.raises(UsageError, match="expected grok-1, a magnet link or a .torrent file"):
+    with pytest.raises(UsageError, match="expected grok-1, a magnet link or a"):
         fetch(source, tmp_path, ALONE)
 
 
@@ -622,9 +738,42 @@ def test_a_seed_does_not_send_what_was_damaged(swarm, tmp_path):
     damaged = tmp_path / "damaged"
     shutil.copytree(swarm.root, damaged)
     flip_byte(damaged / "ckpt-0/tensor00000_000", 5)
+    events = []
 
-    with seeding(damaged, swarm.torrent) as (host, port), pytest.raises(StalledError):
+    with seeding(damaged, swarm.torrent) as (host, port):
         options = swarm.options(peers=(f"{host}:{port}",), stall_timeout_s=2)
-        fetch(swarm.magnet, tmp_path / "got", options)
+        with pytest.raises(StalledError):
+            fetch(swarm.magnet, tmp_path / "got", options, observe=events.append)
 
-    assert not (tmp_path / "got/ckpt-0/tensor00000_000").read_bytes()[:PIECE].strip(b"\0")
+    assert not [event for event in events if isinstance(event, Noted)]
+    assert max(getattr(event, "done", 0) for event in events) <= swarm.metainfo.total - PIECE
+
+
+def test_outgoing_utp_waits_for_a_quiet_minute_with_few_peers(monkeypatch):
+    with Swarm(Network(bind="127.0.0.1", port=0, dht=False, lsd=False)) as session:
+        session.poll(0)
+        at_first = session.session.get_settings()["enable_outgoing_utp"]
+        monkeypatch.setattr("grokctl.swarm._QUIET_S", 0.0)
+        session.poll(0.01)
+
+        assert not at_first
+        assert session.session.get_settings()["enable_outgoing_utp"]
+        assert session.session.get_settings()["enable_incoming_utp"]
+
+
+def test_a_proxied_session_listens_nowhere():
+    network = Network(proxy="socks5://127.0.0.1:1")
+
+    with Swarm(network) as session, pytest.raises(FetchError, match="no port to listen on"):
+        session.port(timeout_s=0.3)
+
+
+@pytest.mark.skipif(not Path("/etc/ssl/cert.pem").exists(), reason="no second bundle here")
+def test_certificates_are_found_where_libtorrent_does_not_look(monkeypatch):
+    monkeypatch.delenv("SSL_CERT_FILE", raising=False)
+    monkeypatch.setattr("grokctl.swarm._BUILT_IN_CA_BUNDLES", ())
+
+    with Swarm(Network(bind="127.0.0.1", port=0, dht=False, lsd=False)):
+        found = os.environ.pop("SSL_CERT_FILE", None)
+
+    assert found is not None

@@ -3,6 +3,7 @@ import hashlib
 import random
 import re
 import time
+import unicodedata
 from itertools import accumulate
 from pathlib import Path
 
@@ -74,10 +75,16 @@ def parse(data: bytes) -> Metainfo:
     return parse_metainfo(data, source="x.torrent")
 
 
+def is_one_clean_line(text: str) -> bool:
+    """No control, format or direction character, and nothing that begins a line."""
+    kinds = {unicodedata.category(character) for character in text}
+    return not any(kind[0] == "C" or kind in {"Zl", "Zp"} for kind in kinds)
+
+
 def refusal(data: bytes) -> FetchError:
     with pytest.raises(FetchError) as caught:
         parse(data)
-    assert str(caught.value).isprintable()
+    assert is_one_clean_line(str(caught.value))
     assert len(str(caught.value)) < 500
     return caught.value
 
@@ -579,7 +586,7 @@ def test_a_claim_of_ten_million_pieces_is_refused():
         pytest.param(b"d1:ai1_000ee", id="an-underscore"),
         pytest.param(b"d1:ai" + b"9" * 5000 + b"ee", id="5000-digits"),
         pytest.param(b"d1:ai5.0ee", id="a-fraction"),
-        pytest.param("d1:ai٥ee".encode(), id="arabic-digits"),
+        pytest.param("d1:ai\u0665ee".encode(), id="arabic-digits"),
     ],
 )
 def test_what_is_no_torrent_is_refused(data):
@@ -719,7 +726,7 @@ def test_a_magnet_without_one_infohash_is_a_fetch_error_that_can_be_printed(link
     with pytest.raises(FetchError) as caught:
         parse_magnet(link)
 
-    assert str(caught.value).isprintable()
+    assert is_one_clean_line(str(caught.value))
     assert len(str(caught.value)) < 500
     assert caught.value.exit_code == 10
 
@@ -734,7 +741,7 @@ def test_two_infohashes_are_not_called_none():
 def test_a_magnet_name_is_for_people_and_never_a_path():
     magnet = parse_magnet(f"{XT}&dn=../../evil%1b%5b2J%0a%e2%80%ae")
 
-    assert magnet.name.isprintable()
+    assert is_one_clean_line(magnet.name)
     assert folder_name(magnet.name, magnet.infohash) == HASH[:16]
 
 
@@ -760,7 +767,6 @@ def test_peers_and_web_seeds_of_a_magnet_are_dropped():
         pytest.param("http://[t.example", id="a-broken-address"),
         pytest.param("http://t.example/%1b%5b2J", id="escape"),
         pytest.param("http://t.example/%0d%0aX-Header:1", id="header-injection"),
-        pytest.param("http://t.example/%20%20x", id="spaces"),
         pytest.param("", id="nothing"),
     ],
 )
@@ -781,11 +787,11 @@ def test_a_magnet_with_many_trackers_is_still_a_magnet():
 def test_any_text_behind_a_magnet_gives_a_magnet_or_a_fetch_error(text):
     for link in (text, XT + text, f"{XT}&{text}", f"{XT}&tr={text}&dn={text}"):
         try:
-            magnet = parse_magnet(link)
+            shown = parse_magnet(link).name
         except FetchError as error:
-            assert str(error).isprintable()
-        else:
-            assert magnet.name.isprintable()
+            shown = str(error)
+
+        assert is_one_clean_line(shown)
 
 
 @given(st.text(max_size=300))
@@ -793,7 +799,7 @@ def test_printable_text_has_no_control_characters_and_an_end(text):
     shown = printable(text)
 
     assert len(shown) <= 120
-    assert not re.search("[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\u200b\u200e\u200f]", shown)
+    assert is_one_clean_line(shown)
 
 
 # --- the places of a torrent's files in a release

@@ -1,0 +1,133 @@
+import ast
+import pickle
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+
+import pytest
+
+import grokctl
+from grokctl import errors
+from grokctl.checkpoint.pickles import scan
+from grokctl.errors import (
+    CorruptCheckpointError,
+    Damage,
+    DiskFullError,
+    ExitCode,
+    FetchError,
+    GrokctlError,
+    HardwareError,
+    PlacementError,
+    Reason,
+    StalledError,
+    UnsafePickleError,
+    UsageError,
+    corrupt,
+)
+
+
+def subclasses(cls: type) -> list[type]:
+    return [cls, *(found for child in cls.__subclasses__() for found in subclasses(child))]
+
+
+KINDS = [kind for kind in subclasses(GrokctlError) if kind.__module__ == errors.__name__]
+DAMAGE = Damage(
+    "ckpt-0/tensor00005_000", Reason.SHORT, "expected 4519 bytes, found 4000", ((0, 9),)
+)
+
+
+@pytest.mark.parametrize(
+    ("kind", "code"),
+    [
+        pytest.param(GrokctlError, 1, id="bug"),
+        pytest.param(UsageError, 2, id="usage"),
+        pytest.param(FetchError, 10, id="fetch"),
+        pytest.param(StalledError, 11, id="stalled"),
+        pytest.param(DiskFullError, 12, id="disk"),
+        pytest.param(CorruptCheckpointError, 20, id="corrupt"),
+        pytest.param(UnsafePickleError, 21, id="unsafe"),
+        pytest.param(PlacementError, 30, id="placement"),
+        pytest.param(HardwareError, 40, id="hardware"),
+    ],
+)
+def test_each_kind_of_failure_has_its_exit_code(kind, code):
+    assert kind("x").exit_code == code
+
+
+def test_the_exit_codes_are_those_of_the_contract():
+    assert {code.value for code in ExitCode} == {0, 1, 2, 10, 11, 12, 20, 21, 30, 40, 130}
+
+
+def test_every_kind_has_a_code_of_its_own():
+    codes = [kind.exit_code for kind in KINDS]
+
+    assert len(codes) == len(set(codes)) == 9
+
+
+def test_a_stall_is_a_failed_fetch_and_an_unsafe_pickle_a_corrupt_checkpoint():
+    assert issubclass(StalledError, FetchError)
+    assert issubclass(UnsafePickleError, CorruptCheckpointError)
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+def test_every_error_survives_pickling(kind, protocol):
+    facts = ((DAMAGE,),) if issubclass(kind, CorruptCheckpointError) else ()
+    error = kind("tensor00005_000: short", "grokctl fetch", *facts)
+
+    again = pickle.loads(pickle.dumps(error, protocol))
+
+    assert type(again) is kind
+    assert str(again) == "tensor00005_000: short"
+    assert vars(again) == vars(error)
+    assert again.exit_code == error.exit_code
+
+
+def test_an_error_comes_out_of_a_worker_process_as_it_went_in():
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        error = pool.submit(scan, b"cposix\nsystem\n.", file="tensor00005_000").exception()
+
+    assert type(error) is UnsafePickleError
+    assert error.hint == "nothing of the file was executed"
+    assert error.damage[0].file == "tensor00005_000"
+
+
+@pytest.mark.parametrize("reason", list(Reason))
+def test_one_damaged_file_becomes_an_error_of_the_class_that_its_reason_calls_for(reason):
+    error = corrupt("a", reason, "b", "c")
+
+    assert type(error) is (UnsafePickleError if reason is Reason.UNSAFE else CorruptCheckpointError)
+    assert str(error) == f"a: {reason.value}, b"
+    assert error.hint == "c"
+    assert error.damage == (Damage("a", reason, "b"),)
+
+
+def test_damage_is_one_line_with_the_noun_first():
+    assert str(DAMAGE) == "ckpt-0/tensor00005_000: short, expected 4519 bytes, found 4000"
+    assert str(Damage("a", Reason.MISSING)) == "a: missing"
+
+
+def test_a_hint_is_not_part_of_the_sentence():
+    error = UsageError("x: no such checkpoint", "ls")
+
+    assert (str(error), error.hint) == ("x: no such checkpoint", "ls")
+    assert UsageError("x").hint is None
+
+
+def test_errors_can_be_raised_caught_and_hashed():
+    with pytest.raises(FetchError, match="nobody") as caught:
+        raise StalledError("nobody sends anything")
+
+    assert len({caught.value, StalledError("nobody sends anything")}) == 2
+
+
+def test_no_other_module_invents_a_failure_for_users():
+    own = set()
+    for path in Path(grokctl.__file__).parent.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                bases = {base.id for base in node.bases if isinstance(base, ast.Name)}
+                if bases & {"Exception", *(kind.__name__ for kind in KINDS)}:
+                    own.add((path.name, node.name))
+
+    assert own == {("errors.py", kind.__name__) for kind in KINDS}

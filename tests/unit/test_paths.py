@@ -1,0 +1,321 @@
+import errno
+import os
+import stat
+from pathlib import Path
+
+import pytest
+
+from grokctl.errors import UsageError
+from grokctl.paths import Home, default_home, fsync_folder, kind_of, write_atomically
+
+
+def make_release(path: Path) -> Path:
+    (path / "ckpt-0").mkdir(parents=True)
+    return path
+
+
+def make_ready(path: Path) -> Path:
+    path.mkdir(parents=True)
+    (path / "grokctl.json").write_text("{}")
+    return path
+
+
+def names_in(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Home:
+    return Home(tmp_path / "home")
+
+
+@pytest.fixture
+def elsewhere(tmp_path: Path, monkeypatch) -> Path:
+    """The current folder, outside of home."""
+    folder = tmp_path / "elsewhere"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    return folder
+
+
+# --- without a name
+
+
+def test_nothing_under_home_is_a_usage_error_that_says_how_to_begin(home):
+    with pytest.raises(UsageError, match="no checkpoint under") as caught:
+        home.find(None)
+
+    assert caught.value.hint == "grokctl fetch"
+
+
+def test_without_a_ready_checkpoint_the_hint_is_to_make_one(home):
+    make_release(home.releases / "grok-1")
+
+    with pytest.raises(UsageError, match="no checkpoint under") as caught:
+        home.find(None, releases=False)
+
+    assert caught.value.hint.startswith("grokctl reshard")
+
+
+@pytest.mark.parametrize(
+    ("make", "folder"),
+    [
+        pytest.param(make_release, "releases", id="release"),
+        pytest.param(make_ready, "ready", id="ready"),
+    ],
+)
+def test_the_only_candidate_is_taken(home, make, folder):
+    made = make(home.root / folder / "grok-1")
+
+    assert home.find(None) == made
+
+
+def test_a_ready_checkpoint_is_preferred_to_its_release(home):
+    release = make_release(home.releases / "grok-1")
+    ready = make_ready(home.ready / "grok-1-int8-model8")
+
+    assert home.find(None) == ready
+    assert home.find(None, ready=False) == release
+
+
+@pytest.mark.parametrize(
+    ("make", "folder"),
+    [
+        pytest.param(make_release, "releases", id="release"),
+        pytest.param(make_ready, "ready", id="ready"),
+    ],
+)
+def test_several_candidates_are_listed(home, make, folder):
+    made = [make(home.root / folder / name) for name in ("b", "a")]
+
+    with pytest.raises(UsageError, match="a, b") as caught:
+        home.find(None)
+
+    assert str(made[1]) in caught.value.hint
+
+
+def test_what_is_no_checkpoint_is_no_candidate(home):
+    made = make_release(home.releases / "grok-1")
+    (home.releases / "empty").mkdir()
+    (home.releases / "file").write_text("x")
+    make_ready(home.releases / "of-the-other-kind")
+
+    assert home.find(None) == made
+
+
+def test_a_file_in_place_of_home_is_no_checkpoint(tmp_path):
+    (tmp_path / "file").write_text("x")
+
+    with pytest.raises(UsageError):
+        Home(tmp_path / "file").find(None)
+
+
+# --- with a name
+
+
+def test_a_name_under_home_is_found(home):
+    release = make_release(home.releases / "grok-1")
+    ready = make_ready(home.ready / "grok-1-int8-model8")
+
+    assert home.find("grok-1") == release
+    assert home.find("grok-1-int8-model8") == ready
+
+
+def test_one_name_for_both_kinds_is_the_wanted_one(home):
+    release, ready = make_release(home.releases / "x"), make_ready(home.ready / "x")
+
+    assert home.find("x") == ready
+    assert home.find("x", ready=False) == release
+
+
+def test_a_path_is_found_wherever_it_is(home, elsewhere):
+    made = make_release(elsewhere / "deep" / "grok-1")
+
+    assert home.find(str(made)) == made
+    assert home.find("deep/grok-1").resolve() == made
+
+
+def test_a_folder_here_is_found_by_its_name(home, elsewhere):
+    made = make_release(elsewhere / "grok-1")
+
+    assert home.find("grok-1").resolve() == made
+
+
+def test_a_name_under_home_comes_before_a_folder_here(home, elsewhere):
+    make_release(elsewhere / "grok-1")
+    made = make_release(home.releases / "grok-1")
+
+    assert home.find("grok-1") == made
+    assert home.find("./grok-1").resolve() == elsewhere / "grok-1"
+
+
+def test_here_is_a_path(home, elsewhere):
+    (elsewhere / "ckpt-0").mkdir()
+
+    assert home.find(".").resolve() == elsewhere
+
+
+@pytest.mark.usefixtures("elsewhere")
+def test_an_unknown_name_is_a_usage_error(home):
+    with pytest.raises(UsageError, match="nowhere: no such checkpoint"):
+        home.find("nowhere")
+
+
+def test_a_folder_without_a_checkpoint_is_a_usage_error(home, elsewhere):
+    (elsewhere / "empty").mkdir()
+
+    with pytest.raises(UsageError, match="so no checkpoint"):
+        home.find("empty")
+
+
+@pytest.mark.parametrize("as_path", [True, False], ids=["path", "name"])
+@pytest.mark.usefixtures("elsewhere")
+def test_a_release_where_a_ready_one_is_wanted_is_called_so(home, as_path):
+    made = make_release(home.releases / "grok-1")
+
+    with pytest.raises(UsageError, match="is a release checkpoint, expected a ready one"):
+        home.find(str(made) if as_path else "grok-1", releases=False)
+
+
+@pytest.mark.parametrize("as_path", [True, False], ids=["path", "name"])
+@pytest.mark.usefixtures("elsewhere")
+def test_a_ready_checkpoint_where_a_release_is_wanted_is_called_so(home, as_path):
+    made = make_ready(home.ready / "x")
+
+    with pytest.raises(UsageError, match="is a ready checkpoint, expected a release one"):
+        home.find(str(made) if as_path else "x", ready=False)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param("", id="nothing"),
+        pytest.param("..", id="parent"),
+        pytest.param("a\0b", id="nul"),
+        pytest.param("x" * 300, id="300-characters"),
+        pytest.param("x/" * 3000, id="6000-characters"),
+        pytest.param("Once upon a time, " * 20, id="a-prompt"),
+        pytest.param("\ud800", id="a-surrogate"),
+    ],
+)
+@pytest.mark.usefixtures("elsewhere")
+def test_a_name_that_no_file_can_have_is_a_usage_error(home, name):
+    make_release(home.releases / "grok-1")
+
+    with pytest.raises(UsageError):
+        home.find(name)
+
+
+def test_the_parent_of_releases_is_not_reached_by_a_name(home, elsewhere):
+    make_release(home.root)
+
+    with pytest.raises(UsageError):
+        home.find("..")
+    assert kind_of(elsewhere.parent) is None
+
+
+# --- kinds and places
+
+
+def test_kinds_are_told_by_what_a_folder_holds(tmp_path):
+    assert kind_of(make_release(tmp_path / "a")) == "release"
+    assert kind_of(make_ready(tmp_path / "b")) == "ready"
+    assert kind_of(tmp_path) is None
+    assert kind_of(tmp_path / "nothing") is None
+
+
+def test_home_is_the_environments_or_the_platforms(monkeypatch, tmp_path):
+    monkeypatch.setenv("GROKCTL_HOME", str(tmp_path))
+    assert default_home() == tmp_path
+
+    monkeypatch.setenv("GROKCTL_HOME", "")
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+    assert default_home() == tmp_path / "data" / "grokctl"
+
+    monkeypatch.delenv("GROKCTL_HOME")
+    assert default_home() == tmp_path / "data" / "grokctl"
+
+
+def test_everything_of_home_lies_in_home(home):
+    for place in (home.releases, home.ready, home.xla_cache):
+        assert home.root in place.parents
+
+
+# --- writes that are whole or absent
+
+
+def test_a_file_is_written_whole_with_its_folders(tmp_path):
+    path = tmp_path / "a" / "b" / "file"
+
+    write_atomically(path, b"content")
+
+    assert path.read_bytes() == b"content"
+    assert names_in(path.parent) == ["file"]
+    assert stat.S_IMODE(path.stat().st_mode) == 0o644
+
+
+def test_a_file_is_replaced(tmp_path):
+    path = tmp_path / "file"
+    path.write_bytes(b"old and longer")
+
+    write_atomically(path, b"new")
+
+    assert path.read_bytes() == b"new"
+
+
+@pytest.mark.parametrize("step", ["fsync", "fchmod", "replace"])
+@pytest.mark.parametrize("failure", [OSError(errno.ENOSPC, "No space left"), KeyboardInterrupt()])
+def test_a_failed_write_keeps_the_old_content_and_leaves_nothing_behind(
+    tmp_path, monkeypatch, step, failure
+):
+    path = tmp_path / "file"
+    path.write_bytes(b"old")
+
+    def fail(*_: object) -> None:
+        raise failure
+
+    monkeypatch.setattr(*((Path, "replace", fail) if step == "replace" else (os, step, fail)))
+    with pytest.raises(type(failure)):
+        write_atomically(path, b"new")
+
+    assert path.read_bytes() == b"old"
+    assert names_in(tmp_path) == ["file"]
+
+
+def test_a_link_is_replaced_and_its_target_left_alone(tmp_path):
+    target, path = tmp_path / "target", tmp_path / "file"
+    target.write_bytes(b"precious")
+    path.symlink_to(target)
+
+    write_atomically(path, b"new")
+
+    assert target.read_bytes() == b"precious"
+    assert not path.is_symlink()
+
+
+def test_a_folder_in_the_way_is_an_os_error_and_stays(tmp_path):
+    (tmp_path / "file" / "inside").mkdir(parents=True)
+
+    with pytest.raises(OSError, match="directory"):
+        write_atomically(tmp_path / "file", b"new")
+
+    assert names_in(tmp_path) == ["file"]
+
+
+def test_the_folder_is_synced_after_the_rename(tmp_path, monkeypatch):
+    synced = []
+    real = os.fsync
+    monkeypatch.setattr(os, "fsync", lambda fd: (synced.append(os.fstat(fd).st_mode), real(fd)))
+
+    write_atomically(tmp_path / "file", b"x")
+
+    assert [stat.S_ISDIR(mode) for mode in synced] == [False, True]
+
+
+def test_only_folders_can_be_synced_as_folders(tmp_path):
+    (tmp_path / "file").write_bytes(b"")
+
+    fsync_folder(tmp_path)
+
+    with pytest.raises(NotADirectoryError):
+        fsync_folder(tmp_path / "file")

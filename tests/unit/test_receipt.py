@@ -1,0 +1,271 @@
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from grokctl.checkpoint.receipt import (
+    Receipt,
+    Stamp,
+    now,
+    proof_of,
+    read_receipt,
+    read_source,
+    trusted_metainfo,
+    write_source,
+)
+from grokctl.checkpoint.release import open_release
+from grokctl.checkpoint.torrent import build_metainfo, parse_metainfo
+from grokctl.errors import CorruptCheckpointError, Reason
+
+HASH = "0123456789abcdef0123456789abcdef01234567"
+TENSOR = "ckpt-0/tensor00005_000"
+
+
+def names_in(root: Path) -> list[str]:
+    return sorted(f"ckpt-0/{path.name}" for path in (root / "ckpt-0").iterdir())
+
+
+@pytest.fixture
+def receipt(release: Path) -> Receipt:
+    """Written with the release: everything proven just now."""
+    written = Receipt(
+        infohash=HASH,
+        verified_at=now(),
+        stamps={name: Stamp.of(release / name) for name in names_in(release)},
+    )
+    written.write(release)
+    return written
+
+
+@pytest.fixture
+def torrent(release: Path) -> bytes:
+    """The release's own torrent, lying with it."""
+    data = build_metainfo(release, names_in(release), name="tiny", piece_length=16384)
+    (release / "release.torrent").write_bytes(data)
+    return data
+
+
+# --- receipts
+
+
+def test_a_receipt_is_read_as_it_was_written(release, receipt):
+    assert read_receipt(release) == receipt
+
+
+def test_the_time_of_a_receipt_is_utc_to_the_second():
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", now())
+
+
+def test_an_untouched_release_is_proven(release, receipt):
+    assert receipt.untouched(release) == set(names_in(release))
+    assert proof_of(open_release(release)) == receipt
+
+
+def test_without_a_receipt_nothing_is_proven(release):
+    assert read_receipt(release) is None
+    assert proof_of(open_release(release)) is None
+
+
+@pytest.mark.parametrize(
+    "touch",
+    [
+        pytest.param(lambda path: os.utime(path, ns=(0, 1)), id="another-time"),
+        pytest.param(
+            lambda path: os.utime(
+                path, ns=(path.stat().st_atime_ns, path.stat().st_mtime_ns + 1000)
+            ),
+            id="a-microsecond-later",
+        ),
+        pytest.param(
+            lambda path: shutil.copy2(path, path.with_suffix(".new")).replace(path),
+            id="replaced-by-a-copy-of-the-same-time",
+        ),
+        pytest.param(lambda path: path.write_bytes(path.read_bytes()), id="written-again"),
+    ],
+)
+def test_a_touched_file_is_no_longer_proven(release, receipt, touch):
+    touch(release / TENSOR)
+
+    assert receipt.untouched(release) == set(names_in(release)) - {TENSOR}
+    assert proof_of(open_release(release)) is None
+
+
+def test_a_missing_file_is_no_longer_proven(release, receipt):
+    opened = open_release(release)
+    (release / TENSOR).unlink()
+
+    assert TENSOR not in receipt.untouched(release)
+    assert proof_of(opened) is None
+
+
+def test_a_receipt_that_lacks_a_tensor_proves_nothing(release, receipt):
+    stamps = {name: stamp for name, stamp in receipt.stamps.items() if name != TENSOR}
+    Receipt(infohash=HASH, verified_at=now(), stamps=stamps).write(release)
+
+    assert proof_of(open_release(release)) is None
+
+
+def test_a_receipt_may_cover_more_than_the_tensors(release, receipt):
+    stamps = {**receipt.stamps, "tokenizer.model": Stamp(1, 2, 3, 4)}
+    Receipt(infohash=HASH, verified_at=now(), stamps=stamps).write(release)
+
+    assert proof_of(open_release(release)) is not None
+
+
+def test_a_copied_release_is_not_proven_by_the_receipt_that_came_with_it(
+    release, receipt, tmp_path
+):
+    assert receipt.stamps
+    copied = tmp_path / "copied"
+    shutil.copytree(release, copied)
+
+    assert proof_of(open_release(copied)) is None
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        pytest.param(b"", id="empty"),
+        pytest.param(b"{", id="cut"),
+        pytest.param(b"null", id="null"),
+        pytest.param(b"[]", id="a-list"),
+        pytest.param(b"5", id="a-number"),
+        pytest.param(b'"text"', id="a-text"),
+        pytest.param(b"{}", id="nothing-in-it"),
+        pytest.param(b"\xff\xfe", id="no-text"),
+        pytest.param(b"\x80\x04N.", id="a-pickle"),
+        pytest.param(b"[" * 100_000, id="deep"),
+        pytest.param(b'{"version": ' + b"1" * 5000 + b"}", id="5000-digits"),
+    ],
+)
+def test_a_receipt_that_is_no_object_is_no_receipt(release, content):
+    path = release / ".grokctl" / "receipt.json"
+    path.parent.mkdir()
+    path.write_bytes(content)
+
+    assert read_receipt(release) is None
+    assert proof_of(open_release(release)) is None
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        pytest.param({"version": 2}, id="another-version"),
+        pytest.param({"version": "1"}, id="version-a-text"),
+        pytest.param({"version": None}, id="version-null"),
+        pytest.param({"files": None}, id="files-null"),
+        pytest.param({"files": []}, id="files-a-list"),
+        pytest.param({"files": "text"}, id="files-a-text"),
+        pytest.param({"files": {TENSOR: None}}, id="a-stamp-that-is-null"),
+        pytest.param({"files": {TENSOR: 5}}, id="a-stamp-that-is-a-number"),
+        pytest.param({"files": {TENSOR: [1, 2, 3]}}, id="three-numbers"),
+        pytest.param({"files": {TENSOR: [1, 2, 3, 4, 5]}}, id="five-numbers"),
+        pytest.param({"files": {TENSOR: ["1", "2", "3", "4"]}}, id="four-texts"),
+        pytest.param({"files": {TENSOR: [None] * 4}}, id="four-nulls"),
+        pytest.param({"files": {TENSOR: {"a": 1, "b": 2, "c": 3, "d": 4}}}, id="an-object"),
+        pytest.param({"files": {TENSOR: [[], [], [], []]}}, id="four-lists"),
+        pytest.param({"files": {"../../../etc/passwd": [1, 2, 3, 4]}}, id="a-name-outside"),
+        pytest.param({"files": {"a\0b": [1, 2, 3, 4]}}, id="a-name-with-nul"),
+        pytest.param({"files": {"\ud800": [1, 2, 3, 4]}}, id="a-name-with-a-surrogate"),
+        pytest.param({"files": {"a" * 5000: [1, 2, 3, 4]}}, id="a-long-name"),
+        pytest.param({"files": {"": [1, 2, 3, 4]}}, id="no-name"),
+    ],
+)
+def test_a_malformed_receipt_proves_nothing_and_breaks_nothing(release, receipt, change):
+    assert receipt.stamps
+    path = release / ".grokctl" / "receipt.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+
+    assert proof_of(open_release(release)) is None
+
+
+@pytest.mark.parametrize("key", ["version", "infohash", "verified_at", "files"])
+def test_a_receipt_that_lacks_an_entry_is_no_receipt(release, receipt, key):
+    assert receipt.stamps
+    path = release / ".grokctl" / "receipt.json"
+    values = json.loads(path.read_text())
+    del values[key]
+    path.write_text(json.dumps(values))
+
+    assert read_receipt(release) is None
+
+
+def test_a_folder_in_place_of_the_receipt_is_no_receipt(release):
+    (release / ".grokctl" / "receipt.json").mkdir(parents=True)
+
+    assert read_receipt(release) is None
+
+
+def test_the_stamp_of_a_missing_file_is_none(tmp_path):
+    assert Stamp.of(tmp_path / "nothing") is None
+
+
+# --- which torrent was asked for
+
+
+def test_the_infohash_asked_for_is_remembered(release):
+    assert read_source(release) is None
+
+    write_source(release, infohash=HASH)
+
+    assert read_source(release) == HASH
+
+
+@pytest.mark.parametrize(
+    "infohash", [None, 5, "", "x" * 40, HASH.upper(), HASH[:-1], HASH + "0", HASH + "\n", [HASH]]
+)
+def test_a_source_that_is_no_infohash_is_none(release, infohash):
+    write_source(release, infohash=HASH)
+    (release / ".grokctl" / "source.json").write_text(json.dumps({"infohash": infohash}))
+
+    assert read_source(release) is None
+
+
+def test_a_release_without_a_torrent_has_no_metainfo(release):
+    assert trusted_metainfo(release) is None
+
+
+def test_the_torrent_that_was_asked_for_is_trusted(release, torrent):
+    metainfo = parse_metainfo(torrent, source="x")
+    write_source(release, infohash=metainfo.infohash)
+
+    assert trusted_metainfo(release) == metainfo
+
+
+def test_a_torrent_that_came_with_the_files_is_taken_when_nothing_was_asked_for(release, torrent):
+    assert trusted_metainfo(release) == parse_metainfo(torrent, source="x")
+
+
+def test_a_foreign_torrent_is_corrupt_and_both_infohashes_are_named(release, torrent):
+    write_source(release, infohash=HASH)
+
+    with pytest.raises(CorruptCheckpointError) as caught:
+        trusted_metainfo(release)
+
+    infohash = parse_metainfo(torrent, source="x").infohash
+    assert caught.value.damage[0].file == "release.torrent"
+    assert caught.value.damage[0].reason is Reason.ALTERED
+    assert infohash in str(caught.value)
+    assert HASH in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        pytest.param(lambda data: data[:0], id="empty"),
+        pytest.param(lambda data: data[:-1], id="cut"),
+        pytest.param(lambda data: data + b"x", id="longer"),
+        pytest.param(lambda data: b"<html>" + data, id="a-web-page"),
+    ],
+)
+def test_a_malformed_torrent_is_a_corrupt_checkpoint(release, torrent, content):
+    (release / "release.torrent").write_bytes(content(torrent))
+
+    with pytest.raises(CorruptCheckpointError) as caught:
+        trusted_metainfo(release)
+
+    assert caught.value.damage[0].file == "release.torrent"
+    assert caught.value.damage[0].reason is Reason.MALFORMED
