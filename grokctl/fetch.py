@@ -300,7 +300,7 @@ def seeding(
         swarm.add(
             Transfer(
                 metainfo=metainfo,
-                info=info_of(torrent),
+                torrent=torrent,
                 root=root,
                 places=places,
                 wanted=places,
@@ -573,16 +573,15 @@ def _cut(path: Path, length: int) -> None:
 
 
 def _transfer(job: _Job, root: Path, peers: list[Endpoint], options: FetchOptions) -> Transfer:
-    private = root / PRIVATE
+    path = root / PRIVATE / _RESUME
     resume = None
     with suppress(OSError):
-        resume = (private / _RESUME).read_bytes()
-    if options.recheck:
-        # an interrupted recheck must not leave claims behind that it was about to disprove
-        (private / _RESUME).unlink(missing_ok=True)
+        resume = path.read_bytes()
+        # its claims hold for what lies there now; what is about to come may disprove them
+        path.unlink()
     return Transfer(
         metainfo=job.metainfo,
-        info=job.info,
+        torrent=_torrent(job.info, ()),
         root=root,
         places=job.places,
         wanted=job.wanted,
@@ -610,6 +609,7 @@ class _Run:
     def download(self) -> Snapshot:
         """Wait until every wanted file is whole and on disk."""
         now = self._check()
+        _keep(self.root, self.swarm.resume_data(timeout_s=_SAVE_WITHIN_S))
         self.observe(Started(stage=Stage.FETCH, total=self.job.nbytes, done=now.done))
         moved = saved = time.monotonic()
         downloaded = now.downloaded

@@ -69,8 +69,8 @@ class Transfer:
     """A torrent to download to, or serve from, the places that grokctl chose."""
 
     metainfo: Metainfo
-    info: bytes
-    """The raw info dictionary that `metainfo` was read from."""
+    torrent: bytes
+    """What `metainfo` was read from; peers, trackers and web seeds in it are not used."""
     root: Path
     places: Mapping[int, str]
     """File index -> path below `root`; the torrent's own names are never used."""
@@ -225,7 +225,7 @@ class Swarm:
             FetchError: libtorrent refuses the torrent, or reads other files in it than we do.
         """
         try:
-            params = lt.load_torrent_buffer(b"d4:info" + transfer.info + b"e")
+            params = lt.load_torrent_buffer(transfer.torrent)
         except RuntimeError as error:
             raise FetchError(f"torrent {transfer.metainfo.infohash}: {error}") from error
         assert params.ti is not None
@@ -237,17 +237,15 @@ class Swarm:
         params.trackers = list(transfer.trackers)
         params.url_seeds = list(transfer.web_seeds)
         params.peers = list(transfer.peers)
+        params.dht_nodes = []
         params.download_limit = transfer.max_download or -1
         params.upload_limit = transfer.max_upload or -1
         params.flags = _FLAGS.seed_mode if transfer.is_complete else 0
-        wanted = _priorities(transfer)
-        params.file_priorities = wanted
-        before = _take_resume(params, transfer)
+        params.file_priorities = _priorities(transfer)
+        _take_resume(params, transfer)
         self._add(params)
         for peer in transfer.peers:
             self.handle.connect_peer(peer)
-        if before != wanted:
-            self._change_priorities(wanted)
 
     def poll(self, timeout_s: float) -> Snapshot:
         """Wait for news, and say how far things are.
@@ -311,16 +309,6 @@ class Swarm:
             self._handle = self.session.add_torrent(params)
         except RuntimeError as error:
             raise FetchError(f"torrent: libtorrent refuses it, {error}") from error
-
-    def _change_priorities(self, wanted: Sequence[int]) -> None:
-        """Choose other files than last time.
-
-        Only a change moves bytes from the part file into their files; until it is through, the
-        torrent counts as finished with what it held before.
-        """
-        self._seen.discard(lt.file_prio_alert)
-        self.handle.prioritize_files(list(wanted))
-        self._insist_on(lt.file_prio_alert, timeout_s=_DISK_S)
 
     def _insist_on(self, kind: type[lt.alert], *, timeout_s: float) -> None:
         deadline = time.monotonic() + timeout_s
@@ -553,35 +541,54 @@ def _agree(info: lt.torrent_info, metainfo: Metainfo) -> None:
 
 
 def _priorities(transfer: Transfer) -> list[int]:
-    wanted = set(transfer.wanted)
-    return [4 if file.index in wanted else 0 for file in transfer.metainfo.files]
+    """One number a file; pads count as wanted only when all is, or their pieces would come too."""
+    wanted, files = set(transfer.wanted), transfer.metainfo.files
+    if all(file.is_pad or file.index in wanted for file in files):
+        return [4] * len(files)
+    return [4 if file.index in wanted else 0 for file in files]
 
 
-def _take_resume(params: lt.add_torrent_params, transfer: Transfer) -> list[int]:
-    """Take over what lies on disk, and nothing else, from resume data.
+def _take_resume(params: lt.add_torrent_params, transfer: Transfer) -> None:
+    """Take over from resume data what it says about pieces, and believe it where that can be.
 
-    Returns:
-        Priorities that the part file on disk was written with.
+    A claim to bytes that their file is too short to hold is dropped: the file was removed, or was
+    not wanted when they came, so that they went to the part file, which other choices of files
+    make unreadable. libtorrent would read zeros for them, or hash everything anew.
     """
-    wanted = params.file_priorities
     try:
         resume = lt.read_resume_data(transfer.resume or b"")
     except RuntimeError:
-        return wanted
-    if resume.info_hashes.v1.to_bytes().hex() != transfer.metainfo.infohash:
-        return wanted
-    if transfer.trusts_resume:
-        params.have_pieces = resume.have_pieces
-        params.unfinished_pieces = resume.unfinished_pieces
+        return
+    is_ours = resume.info_hashes.v1.to_bytes().hex() == transfer.metainfo.infohash
+    num_pieces = transfer.metainfo.num_pieces
+    if not is_ours or max(resume.unfinished_pieces, default=0) >= num_pieces:
+        return
     params.total_uploaded = resume.total_uploaded
     params.total_downloaded = resume.total_downloaded
-    if resume.file_priorities:
-        # libtorrent leaves out what is default at the end
-        missing = len(wanted) - len(resume.file_priorities)
-        params.file_priorities = resume.file_priorities + [4] * missing
-    else:
-        params.file_priorities = [4] * len(wanted)
-    return params.file_priorities
+    if not transfer.trusts_resume:
+        return
+    sizes = {index: _size(transfer.root / transfer.places[index]) for index in transfer.wanted}
+
+    def is_here(piece: int) -> bool:
+        return all(
+            offset + length <= sizes.get(file.index, file.length)
+            for file, offset, length in transfer.metainfo.spans(piece)
+        )
+
+    params.have_pieces = [
+        is_claimed and is_here(piece)
+        for piece, is_claimed in enumerate(resume.have_pieces[:num_pieces])
+    ]
+    params.unfinished_pieces = {
+        piece: blocks for piece, blocks in resume.unfinished_pieces.items() if is_here(piece)
+    }
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
 
 
 def _disk_error(alert: lt.file_error_alert) -> DiskFullError | FetchError:

@@ -24,8 +24,9 @@ _BLOCK: Final = 128
 class LogicalTensor:
     """A weight or its scales in the orientation of the ready format.
 
-    Weights are `(*lead, outputs, inputs)`, scales `(*lead, outputs, groups)`: a decode step reads
-    one output's inputs in a row (docs/adr/0003).
+    Quantised weights are `(*lead, groups, outputs, inputs of a group)` and their scales
+    `(*lead, groups, outputs)`: a decode step multiplies one group's inputs with one output's row,
+    sums, scales, and sums over groups (docs/adr/0003). Other matrices are `(outputs, inputs)`.
     """
 
     spec: TensorSpec
@@ -39,17 +40,12 @@ class LogicalTensor:
         return f"{self.spec.name}.{'scales' if self.is_scales else 'weight'}"
 
     @property
-    def is_turned(self) -> bool:
-        """Whether the last two axes are the other way round than in the release."""
-        return len(self.spec.shape) > 1 and self.spec.axes[0] is not Axis.VOCAB
-
-    @property
     def shape(self) -> tuple[int, ...]:
         """Shape of the whole tensor."""
-        shape = self.spec.shape
+        whole = tuple((0, length) for length in self.spec.shape)
         if self.is_scales:
-            shape = (*shape[:-2], self.groups, shape[-1])
-        return self.turn(shape)
+            return (*self.spec.shape[:-2], self.groups, self.spec.shape[-1])
+        return extent(self._turn(whole))
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -57,16 +53,57 @@ class LogicalTensor:
         weight: np.dtype[Any] = np.dtype(np.int8 if self.groups else np.float32)
         return BFLOAT16 if self.is_scales else weight
 
-    def turn(self, axes: tuple[Any, ...]) -> tuple[Any, ...]:
-        """Released order of axes <-> order of the ready format."""
-        return (*axes[:-2], axes[-1], axes[-2]) if self.is_turned else axes
-
     def slices(self, mesh: MeshShape, device: int, config: GrokConfig) -> Slices:
         """What a device of a mesh holds of it."""
         placed = place(self.spec, scale_groups=self.groups, mesh=mesh, device=device, config=config)
-        chosen = placed.scales if self.is_scales else placed.weight
-        assert chosen is not None
-        return self.turn(chosen)
+        if self.is_scales:
+            assert placed.scales is not None
+            return placed.scales
+        return self._turn(placed.weight)
+
+    def cut(self, released: NDArray[Any], slices: Slices) -> NDArray[Any]:
+        """Cut a part out of the released array and turn it; a copy, C-contiguous."""
+        if self.is_scales or not self._is_matrix:
+            return np.ascontiguousarray(released[_index(slices)])
+        if not self.groups:
+            outputs, inputs = slices
+            return _turned(released[_index((inputs, outputs))])
+        *lead, (first, last), outputs, (low, high) = slices
+        width = self._group_width
+        if (low, high) == (0, width):
+            part = released[_index((*lead, (first * width, last * width), outputs))]
+        else:
+            assert last == first + 1, "a part of the inputs lies in one group"
+            part = released[_index((*lead, (first * width + low, first * width + high), outputs))]
+        groups = part.reshape(*part.shape[:-2], last - first, high - low, part.shape[-1])
+        return _turned(groups)
+
+    def _turn(self, released: Slices) -> Slices:
+        """Slices of the released weight -> slices of the ready one."""
+        if not self._is_matrix:
+            return released
+        *lead, (start, stop), outputs = released
+        if not self.groups:
+            return (outputs, (start, stop))
+        width = self._group_width
+        first = start // width
+        if stop - start < width:
+            return (
+                *lead,
+                (first, first + 1),
+                outputs,
+                (start % width, start % width + stop - start),
+            )
+        return (*lead, (first, stop // width), outputs, (0, width))
+
+    @property
+    def _is_matrix(self) -> bool:
+        """Whether inputs come before outputs in the release; not so in the embedding."""
+        return len(self.spec.shape) > 1 and self.spec.axes[0] is not Axis.VOCAB
+
+    @property
+    def _group_width(self) -> int:
+        return self.spec.shape[-2] // self.groups
 
 
 class TensorSource(Protocol):
@@ -121,8 +158,11 @@ class ReleaseSource:
         weight, scales = self._tensors[tensor.spec.name].map()
         array = scales if tensor.is_scales else weight
         assert array is not None
-        part = array[tuple(slice(*bounds) for bounds in tensor.turn(slices))]
-        return _turned(part) if tensor.is_turned else np.ascontiguousarray(part)
+        return tensor.cut(array, slices)
+
+
+def _index(slices: Slices) -> tuple[slice, ...]:
+    return tuple(slice(*bounds) for bounds in slices)
 
 
 def extent(slices: Slices) -> tuple[int, ...]:

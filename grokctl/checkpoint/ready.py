@@ -348,7 +348,7 @@ def _groups(config: GrokConfig, tensors: Any) -> dict[str, int]:
     groups = {}
     for spec in tensor_specs(config):
         scales = tensors.get(f"{spec.name}.scales")
-        rows = 0 if scales is None else scales["shape"][-1]
+        rows = 0 if scales is None else scales["shape"][-2]
         if type(rows) is not int or rows < 0 or (rows and spec.shape[-2] % rows):
             raise _malformed(f"{spec.name} has {rows!r} scale groups")
         groups[spec.name] = rows

@@ -17,9 +17,9 @@ class Matrix:
     """A weight, outputs first, with its scales when it is quantised."""
 
     weight: Array
-    """`(outputs, inputs)`, int8 or float32."""
+    """int8 `(groups, outputs, inputs of a group)` with scales, else float32 `(outputs, inputs)`."""
     scales: Array | None
-    """bfloat16 `(outputs, groups)`; group g covers inputs `g * inputs / groups` onwards."""
+    """bfloat16 `(groups, outputs)`; group g covers inputs `g * inputs / groups` onwards."""
 
 
 @jax.tree_util.register_dataclass

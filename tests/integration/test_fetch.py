@@ -14,7 +14,6 @@ import time
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from types import SimpleNamespace
 from typing import ClassVar
 from urllib.parse import quote
@@ -297,6 +296,32 @@ def test_recheck_fetches_exactly_the_flipped_piece(swarm, tmp_path):
     assert believed.downloaded == 0
     assert repaired.downloaded == PIECE
     swarm.assert_arrived(root)
+
+
+def test_a_removed_file_costs_its_own_pieces_and_no_hashing(swarm, tmp_path):
+    root = tmp_path / "got"
+    fetch(swarm.magnet, root, swarm.options())
+    (root / "ckpt-0/tensor00003_000").unlink()
+    removed = swarm.metainfo.files[3]
+    events = []
+
+    fetched = fetch(swarm.magnet, root, swarm.options(), observe=events.append)
+
+    swarm.assert_arrived(root)
+    assert fetched.downloaded == len(swarm.metainfo.pieces_of(removed)) * PIECE
+    assert not [event for event in events if getattr(event, "stage", None) is Stage.VERIFY]
+
+
+@pytest.mark.parametrize("resume", [b"", b"garbage", b"d4:infodee", b"0" * 70_000])
+def test_broken_resume_data_is_worth_no_more_than_none(swarm, resume, tmp_path):
+    root = tmp_path / "got"
+    fetch(swarm.magnet, root, swarm.options())
+    (root / ".grokctl/resume").write_bytes(resume)
+
+    fetched = fetch(swarm.magnet, root, swarm.options())
+
+    swarm.assert_arrived(root)
+    assert fetched.downloaded == 0
 
 
 def test_recheck_restores_missing_short_and_long_files(swarm, tmp_path):
@@ -768,12 +793,17 @@ def test_a_proxied_session_listens_nowhere():
         session.port(timeout_s=0.3)
 
 
-@pytest.mark.skipif(not Path("/etc/ssl/cert.pem").exists(), reason="no second bundle here")
-def test_certificates_are_found_where_libtorrent_does_not_look(monkeypatch):
+def test_certificates_are_found_where_libtorrent_does_not_look(monkeypatch, tmp_path):
+    bundle = tmp_path / "bundle.pem"
+    bundle.touch()
     monkeypatch.delenv("SSL_CERT_FILE", raising=False)
     monkeypatch.setattr("grokctl.swarm._BUILT_IN_CA_BUNDLES", ())
+    monkeypatch.setattr("grokctl.swarm._OTHER_CA_BUNDLES", (str(bundle),))
+    monkeypatch.setattr(
+        "grokctl.swarm.ssl.get_default_verify_paths", lambda: SimpleNamespace(cafile=None)
+    )
 
     with Swarm(Network(bind="127.0.0.1", port=0, dht=False, lsd=False)):
         found = os.environ.pop("SSL_CERT_FILE", None)
 
-    assert found is not None
+    assert found == str(bundle)

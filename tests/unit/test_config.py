@@ -39,7 +39,7 @@ def test_grok_1_has_the_published_numbers():
         pytest.param(6144, 8, 32768, id="grok-1"),
         pytest.param(64, 8, 344, id="rounded-up-to-eight"),
         pytest.param(128, 8, 688, id="miniature"),
-        pytest.param(1, 1, 0, id="nothing"),
+        pytest.param(2, 6, 8, id="a-multiple-of-eight-stays"),
     ],
 )
 def test_an_expert_is_two_thirds_of_the_widening_rounded_up_to_eight(emb, widening, ffn):

@@ -317,13 +317,14 @@ def test_an_executable_that_only_the_v2_file_tree_names_is_refused(hybrid):
 def test_a_link_that_only_the_v2_file_tree_names_is_refused():
     leaf = {b"": {b"length": 16384, b"pieces root": bytes(range(32))}}
     link = {b"": {b"attr": b"l", b"symlink path": [b"c"]}}
-    data = torrent_of(
+    info = info_of(
         entry(16384, b"a"),
         entry(0, b"b"),
         entry(16384, b"c"),
         meta_version=2,
         file_tree={b"a": leaf, b"b": link, b"c": leaf},
     )
+    data = bencode({b"info": dict(sorted(info.items()))})
     assert SYMLINK in flags_of(data), "the attack is no attack"
 
     error = refusal(data)
@@ -625,13 +626,13 @@ def test_a_key_that_stands_twice_is_refused(data):
 
 @pytest.mark.parametrize("filler", [b"0:", b"le", b"de", b"i0e"])
 def test_a_torrent_of_millions_of_tiny_values_is_refused_in_good_time(filler):
-    # a release has about ten thousand values; what takes seconds at 4 MB takes minutes at 32 MB
-    data = b"d1:al" + filler * (4 * 2**20 // len(filler)) + b"ee"
+    # a release has about ten thousand values, a hostile file of the size allowed sixteen million
+    data = b"d1:al" + filler * (16 * 2**20 // len(filler)) + b"ee"
     before = time.monotonic()
 
     refusal(data)
 
-    assert time.monotonic() - before < 0.5
+    assert time.monotonic() - before < 2
 
 
 def test_a_file_too_large_for_a_torrent_is_not_read(tmp_path):
@@ -718,7 +719,6 @@ def test_a_magnet_names_its_infohash(link):
         pytest.param(f"https://example.org/?xt=urn:btih:{HASH}", id="another-scheme"),
         pytest.param(f"magnet:?xt=urn:sha1:{HASH}", id="another-hash"),
         pytest.param("magnet://[", id="a-broken-address"),
-        pytest.param(XT + "&x=1" * 200, id="200-fields"),
         pytest.param("magnet:?" + "\x1b[2J\n" * 100, id="control-characters"),
     ],
 )
@@ -729,6 +729,16 @@ def test_a_magnet_without_one_infohash_is_a_fetch_error_that_can_be_printed(link
     assert is_one_clean_line(str(caught.value))
     assert len(str(caught.value)) < 500
     assert caught.value.exit_code == 10
+
+
+@pytest.mark.parametrize("fields", [200, 100_000])
+def test_a_magnet_with_very_many_fields_is_a_magnet_or_a_fetch_error(fields):
+    try:
+        found = parse_magnet(XT + "&tr=udp://t.example:1" * fields).infohash
+    except FetchError as error:
+        found = error.exit_code
+
+    assert found in {HASH, 10}
 
 
 def test_two_infohashes_are_not_called_none():
@@ -871,10 +881,14 @@ def test_an_extra_that_wants_a_place_of_ours_is_refused(path):
     [
         pytest.param([[b"a", b"tensor00000_000"], [b"b", b"tensor00000_000"]], id="two-folders"),
         pytest.param([[b"tensor00000_000"], [b"ckpt-0", b"tensor00000_000"]], id="two-depths"),
+        pytest.param(
+            [[b"x", b"tensor00000_000"], [b"ckpt-0", b"tensor00000_000", b"y"]],
+            id="file-and-folder",
+        ),
     ],
 )
-def test_two_tensors_for_one_place_are_refused(files):
-    with pytest.raises(FetchError, match="two files for one place"):
+def test_two_files_for_one_place_are_refused(files):
+    with pytest.raises(FetchError, match="place"):
         places(*(entry(5, *path) for path in files))
 
 
