@@ -1,29 +1,35 @@
 """Declare commands, call one library function each, and turn errors into exit statuses."""
 
+import errno
+import io
 import os
 import re
-import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, NoReturn
 
 import typer
 from typer.core import TyperGroup
 
-from grokctl import __version__
+from grokctl import __version__, interrupts
 from grokctl.errors import ExitCode, GrokctlError, UsageError
 from grokctl.model.precision import Precision
-from grokctl.paths import Home, default_home, kind_of
+from grokctl.paths import TOKENIZER, Home, default_home, kind_of
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from grokctl.checkpoint.logical import TensorSource
     from grokctl.console import Console
+    from grokctl.events import Observer
     from grokctl.fetch import FetchOptions
-    from grokctl.infer import Engine, Generation
+    from grokctl.infer import Engine, EngineOptions, Generation, RunPlan
     from grokctl.model.placement import MeshShape
     from grokctl.model.sampling import Sampling
     from grokctl.verify import Verdict
@@ -41,11 +47,16 @@ class ErrorBoundary(TyperGroup):
         except GrokctlError as error:
             raise typer.Exit(error.exit_code) from error
         except KeyboardInterrupt as error:
+            typer.echo("interrupted", err=True)
             raise typer.Exit(ExitCode.INTERRUPTED) from error
         except BrokenPipeError as error:
             # whoever read our output has gone; let nothing complain about it at exit
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
             raise typer.Exit(ExitCode.OK) from error
+        except OSError as error:
+            full = error.errno in {errno.ENOSPC, errno.EDQUOT}
+            typer.echo(f"error: {error}", err=True)
+            raise typer.Exit(ExitCode.DISK_FULL if full else ExitCode.USAGE) from error
 
 
 app = typer.Typer(
@@ -62,22 +73,22 @@ app = typer.Typer(
 
 def main() -> NoReturn:
     """The `grokctl` command."""
-    signal.signal(signal.SIGTERM, _interrupt)
-    app()
+    interrupts.install()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a narrow locale is no reason to fail
+    try:
+        app()
+    except SystemExit as end:
+        if end.code == ExitCode.INTERRUPTED:
+            interrupts.leave()
+        raise
     raise AssertionError  # app() exits
-
-
-def _interrupt(number: int, frame: object) -> None:
-    """SIGTERM ends like Ctrl-C: with a state from which the next run goes on."""
-    del number, frame
-    raise KeyboardInterrupt
 
 
 CheckpointArgument = Annotated[
     str | None,
-    typer.Argument(
-        metavar="[CHECKPOINT]", help="A name under home, or a path.", show_default=False
-    ),
+    typer.Argument(metavar="CHECKPOINT", help="A name under home, or a path.", show_default=False),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
 QuietOption = Annotated[bool, typer.Option("-q", "--quiet", help="Only results and errors.")]
@@ -142,9 +153,9 @@ def _ui(
     except GrokctlError as error:
         console.failure(error)
         raise
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         console.note(interrupted)
-        raise
+        raise typer.Exit(ExitCode.INTERRUPTED) from error
 
 
 def _home(path: Path | None) -> Home:
@@ -425,7 +436,7 @@ def run(
     ] = None,
     token_ids: TokenIdsOption = None,
     max_tokens: Annotated[
-        int, typer.Option("-n", "--max-tokens", metavar="N", help="Stop after N tokens.")
+        int, typer.Option("-n", "--max-tokens", metavar="N", min=0, help="Stop after N tokens.")
     ] = 128,
     temperature: Annotated[float, typer.Option(metavar="T", help="0 is greedy.")] = 0.7,
     top_p: Annotated[float, typer.Option(metavar="P", help="Nucleus; 1 keeps all.")] = 0.95,
@@ -469,11 +480,12 @@ def run(
             )
 
         with console.observing() as observe:
-            engine = _engine(console, home, checkpoint, devices, mesh, compute, context, observe)
+            job = _job(console, home, checkpoint, devices, mesh, compute, context, observe)
             if text is None and token_ids is None:
-                _converse(console, engine, sampling, complete)
+                _converse(console, job.start(observe), sampling, complete)
                 return
-            ids = _token_ids(token_ids) if token_ids is not None else engine.encode(text or "")
+            ids = job.tokens(text, token_ids)
+            engine = job.start(observe)
             generation = complete(engine, ids, sampling)
             _write(console, engine, generation, echo=text if echo else None, stream=not no_stream)
             if stats or as_json:
@@ -493,10 +505,19 @@ def _prompt(prompt: str | None, prompt_file: Path | None, token_ids: str | None)
     if prompt_file is not None:
         return _read_text(prompt_file)
     if prompt == "-":
-        return sys.stdin.read()
-    if prompt is None and token_ids is None and not sys.stdin.isatty():
+        return _read_stdin()
+    if prompt is None and token_ids is None and not (sys.stdin and sys.stdin.isatty()):
         raise UsageError("there is no prompt", "grokctl run -p 'Once upon a time'")
     return prompt
+
+
+def _read_stdin() -> str:
+    if sys.stdin is None:
+        raise UsageError("stdin is closed, so there is no text to read")
+    try:
+        return sys.stdin.read()
+    except UnicodeDecodeError as error:
+        raise UsageError("stdin: is no UTF-8 text") from error
 
 
 def _read_text(path: Path) -> str:
@@ -527,7 +548,29 @@ def _mesh(devices: int | None, mesh: str | None) -> "MeshShape | None":
     return shape
 
 
-def _engine(
+@dataclass(frozen=True)
+class _Job:
+    """A checkpoint, how to run it, and what is known before its weights are loaded."""
+
+    source: "TensorSource"
+    options: "EngineOptions"
+    tokenizer: Path | None
+    plan: "RunPlan"
+
+    def tokens(self, text: str | None, token_ids: str | None) -> list[int]:
+        """Token ids of what was given, checked."""
+        ids = _token_ids(token_ids) if token_ids is not None else self.plan.encode(text or "")
+        self.plan.check(ids)
+        return ids
+
+    def start(self, observe: "Observer") -> "Engine":
+        """Load the weights."""
+        from grokctl.infer import infer
+
+        return infer(self.source, self.options, tokenizer=self.tokenizer, observe=observe)
+
+
+def _job(
     console: "Console",
     home: Path | None,
     checkpoint: str | None,
@@ -535,34 +578,36 @@ def _engine(
     mesh: str | None,
     compute: str,
     context: int | None,
-    observe: Any,
-) -> "Engine":
-    """Open whatever checkpoint is meant and load it."""
-    from grokctl.infer import Compute, EngineOptions, infer
+    observe: "Observer",
+) -> _Job:
+    """Open whatever checkpoint is meant."""
+    from grokctl.infer import Compute, EngineOptions, plan
 
     if compute not in set(Compute):
         raise UsageError(f"compute type {compute!r} is neither bfloat16 nor float32")
+    asked = _mesh(devices, mesh)
     where = _home(home)
     root = where.find(checkpoint)
     source, natural = _source(console, root, observe)
     options = EngineOptions(
-        mesh=_mesh(devices, mesh) or natural,
+        mesh=asked or natural,
         compute=Compute(compute),
         context=context,
         compilation_cache=where.xla_cache,
     )
+    tokenizer = root / TOKENIZER if (root / TOKENIZER).is_file() else None
+    planned = plan(source.config, options, tokenizer=tokenizer)
     if kind_of(root) == "ready" and options.mesh != natural:
         console.note(
             f"cut for {natural}, runs on {options.mesh}: slower to load "
             f"(grokctl reshard --mesh {options.mesh} makes it fast)"
         )
-    tokenizer = root / "tokenizer.model"
-    return infer(
-        source, options, tokenizer=tokenizer if tokenizer.is_file() else None, observe=observe
-    )
+    return _Job(source=source, options=options, tokenizer=tokenizer, plan=planned)
 
 
-def _source(console: "Console", root: Path, observe: Any) -> tuple["TensorSource", "MeshShape"]:
+def _source(
+    console: "Console", root: Path, observe: "Observer"
+) -> tuple["TensorSource", "MeshShape"]:
     """A checkpoint of either kind, and the mesh that suits it."""
     from grokctl.model.placement import MeshShape
 
@@ -623,7 +668,7 @@ def _converse(
             continue
         drawn = replace(sampling, seed=(sampling.seed + turn) % 2**64)
         try:
-            generation = complete(engine, engine.encode(line), drawn)
+            generation = complete(engine, engine.plan.encode(line), drawn)
             _write(console, engine, generation, echo=line, stream=True)
         except UsageError as error:
             console.failure(error)
@@ -655,38 +700,40 @@ def score(
 
         if (text is None) == (token_ids is None):
             raise UsageError("score takes either --text or --token-ids", "--text essay.txt")
+        content = None
+        if text is not None:
+            content = _read_stdin() if text == "-" else _read_text(Path(text))
         with console.observing() as observe:
-            engine = _engine(console, home, checkpoint, devices, mesh, compute, context, observe)
-            if token_ids is not None:
-                ids = _token_ids(token_ids)
-            else:
-                content = sys.stdin.read() if text == "-" else _read_text(Path(text or ""))
-                ids = engine.encode(content)
-            found = _score(engine, ids, logits)
+            job = _job(console, home, checkpoint, devices, mesh, compute, context, observe)
+            ids = job.tokens(content, token_ids)
+            with _logits_file(logits, (len(ids), job.plan.config.vocab_size)) as out:
+                found = job.start(observe).score(ids, logits_out=out)
         render.score(console, found, logits)
 
 
-def _score(engine: "Engine", ids: Sequence[int], logits: Path | None) -> Any:
-    """Score, and write the logits beside if they are wanted, whole or not at all."""
-    if logits is None:
-        return engine.score(ids)
+@contextmanager
+def _logits_file(
+    path: Path | None, shape: tuple[int, int]
+) -> Iterator["NDArray[np.float32] | None"]:
+    """An array file that appears whole, or not at all."""
+    if path is None:
+        yield None
+        return
     import numpy as np
 
+    partial = path.with_name(f".{path.name}.partial")
+    if path.is_dir():
+        raise UsageError(f"{path}: is a folder", "--logits logits.npy")
     try:
-        with tempfile.NamedTemporaryFile(dir=logits.parent, suffix=".npy", delete=False) as file:
-            partial = Path(file.name)
+        out = np.lib.format.open_memmap(partial, "w+", np.float32, shape)
     except OSError as error:
-        raise UsageError(f"{logits}: cannot be written ({error.strerror})") from error
+        raise UsageError(f"{path}: cannot be written ({error.strerror})") from error
     try:
-        out = np.lib.format.open_memmap(
-            partial, "w+", np.float32, (max(1, len(ids)), engine.config.vocab_size)
-        )
-        found = engine.score(ids, logits_out=out)
+        yield out
         out.flush()
-        partial.replace(logits)
+        partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
-    return found
 
 
 @app.command(epilog="Example: grokctl demo --keep ./demo")

@@ -48,7 +48,13 @@ _TITLES: Final = {
 _FLEETING: Final = frozenset({Stage.METADATA, Stage.STRUCTURE, Stage.PREFILL, Stage.COMPILE})
 """Stages whose bar goes when they are over."""
 _MINUTE, _SMALL = 60, 10
+_PIPE_WIDTH: Final = 200
 _UNITS: Final = ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
+
+
+def _harmless(text: str) -> str:
+    """Text without control codes, which a terminal would obey."""
+    return "".join(c for c in text if c in "\n\t" or unicodedata.category(c) != "Cc")
 
 
 def format_bytes(count: float) -> str:
@@ -73,14 +79,23 @@ def format_seconds(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
+class _Rich(RichConsole):
+    """A console whose reader may go away: then there is nobody left to tell."""
+
+    def on_broken_pipe(self) -> None:
+        """Do not end the process, as rich would."""
+
+
 class Console:
     """What people or programs see of one command."""
 
     def __init__(self, *, as_json: bool = False, quiet: bool = False) -> None:
         self.as_json = as_json
         self.quiet = quiet
-        self.out = RichConsole(highlight=False, soft_wrap=False)
-        self.err = RichConsole(stderr=True, highlight=False)
+        # without a terminal nobody reads columns: let no cell break over lines
+        width = None if sys.stdout is not None and sys.stdout.isatty() else _PIPE_WIDTH
+        self.out = _Rich(highlight=False, width=width)
+        self.err = _Rich(stderr=True, highlight=False)
         self._live: _Bars | None = None
 
     @contextmanager
@@ -106,15 +121,17 @@ class Console:
 
     def write(self, text: str) -> None:
         """Print text to stdout at once; a terminal gets no control codes from a model."""
-        if sys.stdout.isatty():
-            text = "".join(c for c in text if c in "\n\t" or unicodedata.category(c) != "Cc")
-        sys.stdout.write(text)
+        if sys.stdout is None:
+            return
+        sys.stdout.write(_harmless(text) if sys.stdout.isatty() else text)
         sys.stdout.flush()
 
     def note(self, message: str) -> None:
         """Say something to people, on stderr."""
-        if not self.quiet:
-            self.err.print(Text(message), soft_wrap=True)
+        if self.as_json:
+            self._json_line(Noted(message=message))
+        elif not self.quiet:
+            self.err.print(Text(_harmless(message)), soft_wrap=True)
 
     def failure(self, error: GrokctlError, *, has_result: bool = False) -> None:
         """Say what went wrong, and what to do about it.
@@ -127,9 +144,10 @@ class Console:
             self.emit(
                 {"ok": False, "error": str(error), "hint": error.hint, "exit_code": error.exit_code}
             )
-        self.err.print(Text.assemble(("error: ", "bold red"), str(error)), soft_wrap=True)
-        if error.hint:
-            self.err.print(Text.assemble(("hint: ", "bold"), error.hint), soft_wrap=True)
+        for name, style, text in (("error", "bold red", str(error)), ("hint", "bold", error.hint)):
+            if text:
+                line = Text.assemble((f"{name}: ", style), _harmless(text).replace("\n", " "))
+                self.err.print(line, soft_wrap=True)
 
     def table(
         self,
@@ -170,7 +188,7 @@ class Console:
         """Read a line; None at the end of the input."""
         try:
             return input(prompt)
-        except EOFError:
+        except (EOFError, ValueError):  # ValueError: stdin was closed
             return None
 
     def _notes_only(self, event: Event) -> None:
@@ -178,8 +196,9 @@ class Console:
 
     def _json_line(self, event: Event) -> None:
         values = {"event": type(event).__name__.lower(), **asdict(event)}
-        sys.stderr.write(json.dumps(values) + "\n")
-        sys.stderr.flush()
+        if sys.stderr is not None:
+            sys.stderr.write(json.dumps(values) + "\n")
+            sys.stderr.flush()
 
 
 class _Pace:
@@ -201,8 +220,9 @@ class _Pace:
             return format_seconds(self.elapsed)
         parts = [format_count(self.done, self.unit)]
         if self.total:
+            done = format_bytes(self.done) if self.unit is Unit.BYTES else f"{self.done:,}"
             parts = [
-                f"{format_count(self.done, self.unit)} of {format_count(self.total, self.unit)}",
+                f"{done} of {format_count(self.total, self.unit)}",
                 f"{100 * self.done / self.total:.0f}%",
             ]
         rate = (self.done - self.before) / self.elapsed if self.elapsed > 0 else 0

@@ -133,7 +133,7 @@ def _run(ready: ReadyCheckpoint, observe: Observer) -> Generation:
     options = EngineOptions(mesh=ready.mesh, compute=Compute.FLOAT32, context=64)
     engine = infer(ready, options, tokenizer=ready.tokenizer, observe=observe)
     generation = engine.generate(
-        engine.encode(PROMPT),
+        engine.plan.encode(PROMPT),
         sampling=Sampling(temperature=0.7, seed=1),
         max_tokens=_TOKENS,
         ignore_eos=True,

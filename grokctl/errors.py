@@ -14,7 +14,7 @@
 line that can be pasted. Fields are positional, so that every error survives `pickle`.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from enum import IntEnum, StrEnum
 from typing import ClassVar
 
@@ -94,7 +94,7 @@ class GrokctlError(Exception):
         return self.message
 
     def __reduce__(self) -> tuple[object, ...]:
-        return type(self), tuple(getattr(self, name) for name in self.__dataclass_fields__)
+        return type(self), tuple(getattr(self, field.name) for field in fields(self))
 
 
 class UsageError(GrokctlError):

@@ -609,7 +609,8 @@ class _Run:
     def download(self) -> Snapshot:
         """Wait until every wanted file is whole and on disk."""
         now = self._check()
-        _keep(self.root, self.swarm.resume_data(timeout_s=_SAVE_WITHIN_S))
+        if now.done:
+            _keep(self.root, self.swarm.resume_data(timeout_s=_SAVE_WITHIN_S))
         self.observe(Started(stage=Stage.FETCH, total=self.job.nbytes, done=now.done))
         moved = saved = time.monotonic()
         downloaded = now.downloaded
@@ -623,7 +624,7 @@ class _Run:
                 raise _stalled("payload", self.swarm, now, self.origin, self.options)
             if clock - saved > _SAVE_EVERY_S:
                 saved = clock
-                self.swarm.ask_for_resume_data(if_modified=True)
+                self.swarm.ask_for_resume_data()
             _keep(self.root, self.swarm.take_resume_data())
         self.swarm.flush()
         if now.downloaded:

@@ -22,6 +22,7 @@ from grokctl.checkpoint.ready import ReadyCheckpoint
 from grokctl.errors import HardwareError, Reason, UsageError, corrupt
 from grokctl.events import Advanced, Finished, Observer, Stage, Started, Unit, ignore
 from grokctl.hardware import check_memory, find_devices, memory_bandwidth, use_compilation_cache
+from grokctl.model.config import GrokConfig
 from grokctl.model.forward import EXPERT_AXIS, MODEL_AXIS, StepShape, forward
 from grokctl.model.parameters import (
     Cache,
@@ -125,6 +126,70 @@ class EngineOptions:
     compilation_cache: Path | None = None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunPlan:
+    """What can be said about a run before its weights are loaded."""
+
+    config: GrokConfig
+    mesh: MeshShape
+    context: int
+    tokenizer: Tokenizer | None
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a text.
+
+        Raises:
+            UsageError: The checkpoint came without a tokenizer.
+        """
+        if self.tokenizer is None:
+            raise UsageError(
+                "this checkpoint has no tokenizer.model, so it takes no text",
+                "--token-ids 1,2,3",
+            )
+        return self.tokenizer.encode(text)
+
+    def check(self, tokens: Sequence[int]) -> None:
+        """Refuse what the model cannot read.
+
+        Raises:
+            UsageError: There is no token, more than the context, or impossible ids.
+        """
+        if not tokens:
+            raise UsageError("the prompt is empty: there is nothing to continue", "-p 'Once upon'")
+        if len(tokens) > self.context:
+            longest = self.config.sequence_len
+            hint = f"--context {longest}" if self.context < longest else None
+            raise UsageError(
+                f"the prompt is {len(tokens)} tokens, the context {self.context}", hint
+            )
+        wrong = [token for token in tokens if not 0 <= token < self.config.vocab_size]
+        if wrong:
+            raise UsageError(
+                f"token id {wrong[0]} lies outside the vocabulary of {self.config.vocab_size}"
+            )
+
+
+def plan(config: GrokConfig, options: EngineOptions, *, tokenizer: Path | None = None) -> RunPlan:
+    """Check everything about a run that costs nothing to check.
+
+    Args:
+        config: The model.
+        options: Mesh, type of computation, length of the context.
+        tokenizer: The sentencepiece model; without one, only token ids can be used.
+
+    Raises:
+        PlacementError: The model does not divide over the mesh.
+        UsageError: The context is not one that the model has.
+        CorruptCheckpointError: The tokenizer is not the model's.
+    """
+    check_mesh(options.mesh, config)
+    context = config.sequence_len if options.context is None else options.context
+    if not 0 < context <= config.sequence_len:
+        raise UsageError(f"context is {context} tokens, possible are 1 to {config.sequence_len}")
+    words = Tokenizer(tokenizer, vocab_size=config.vocab_size) if tokenizer else None
+    return RunPlan(config=config, mesh=options.mesh, context=context, tokenizer=words)
+
+
 def infer(
     source: TensorSource,
     options: EngineOptions,
@@ -137,21 +202,15 @@ def infer(
     Args:
         source: A ready checkpoint, whose files are mapped if its mesh is the one asked for, or
             anything else that tensors can be cut from, which is copied.
-        options: Mesh, type of activations, length of the context.
+        options: Mesh, type of computation, length of the context.
         tokenizer: The sentencepiece model; without one, only token ids can be used.
         observe: Receives progress in bytes, then the phases of running.
 
     Raises:
-        PlacementError: The model does not divide over the mesh.
         HardwareError: It does not fit.
-        UsageError: The context is longer than the model's.
+        GrokctlError: As `plan` does.
     """
-    config = source.config
-    check_mesh(options.mesh, config)
-    context = options.context or config.sequence_len
-    if not 0 < context <= config.sequence_len:
-        raise UsageError(f"context is {context} tokens, the model's is {config.sequence_len}")
-    words = Tokenizer(tokenizer, vocab_size=config.vocab_size) if tokenizer else None
+    planned = plan(source.config, options, tokenizer=tokenizer)
     devices = find_devices(options.mesh.size, observe=observe)
     if options.compilation_cache is not None:
         use_compilation_cache(options.compilation_cache)
@@ -160,11 +219,10 @@ def infer(
         loader = _Loader(source, options.mesh, devices)
         parameters = loader.load(observe)
     return Engine(
+        plan=planned,
         loader=loader,
         parameters=parameters,
         compute=options.compute,
-        context=context,
-        tokenizer=words,
         load_s=time.perf_counter() - started,
         observe=observe,
     )
@@ -263,18 +321,18 @@ class Engine:
     def __init__(
         self,
         *,
+        plan: RunPlan,
         loader: _Loader,
         parameters: Parameters,
         compute: Compute,
-        context: int,
-        tokenizer: Tokenizer | None,
         load_s: float,
         observe: Observer,
     ) -> None:
-        self.config = loader.source.config
-        self.mesh = loader.mesh
-        self.tokenizer = tokenizer
-        self.context = context
+        self.plan = plan
+        self.config = plan.config
+        self.mesh = plan.mesh
+        self.tokenizer = plan.tokenizer
+        self.context = context = plan.context
         self._loader = loader
         self._parameters = parameters
         self._observe = observe
@@ -308,19 +366,6 @@ class Engine:
                 for _ in range(self.config.num_layers)
             )
 
-    def encode(self, text: str) -> list[int]:
-        """Token ids of a text.
-
-        Raises:
-            UsageError: The checkpoint came without a tokenizer.
-        """
-        if self.tokenizer is None:
-            raise UsageError(
-                "this checkpoint has no tokenizer.model, so it takes no text",
-                "--token-ids 1,2,3",
-            )
-        return self.tokenizer.encode(text)
-
     def generate(
         self,
         prompt: Sequence[int],
@@ -345,7 +390,7 @@ class Engine:
         Raises:
             UsageError: The prompt is empty, longer than the context, or holds impossible ids.
         """
-        self._check(prompt)
+        self.plan.check(prompt)
         if max_tokens < 0:
             raise UsageError(f"max-tokens is at least 0, not {max_tokens}")
         stats = Stats(load_s=self._load_s, bytes_per_token=self._loader.bytes_per_token())
@@ -422,7 +467,7 @@ class Engine:
         Raises:
             UsageError: There is no token, more than the context, or impossible ids.
         """
-        self._check(tokens)
+        self.plan.check(tokens)
         nll = 0.0
         self._observe(Started(stage=Stage.SCORE, total=len(tokens), unit=Unit.TOKENS))
         for start in range(0, len(tokens), self._chunk):
@@ -440,22 +485,6 @@ class Engine:
         """Measure the memory of these devices, and say what share of it decoding reached."""
         rate = stats.decode_tokens_per_s * stats.bytes_per_token
         stats.bandwidth_fraction = rate / memory_bandwidth(self._loader.devices)
-
-    def _check(self, tokens: Sequence[int]) -> None:
-        if not tokens:
-            raise UsageError("the prompt is empty: there is nothing to continue", "-p 'Once upon'")
-        if len(tokens) > self.context:
-            raise UsageError(
-                f"the prompt is {len(tokens)} tokens, the context {self.context}",
-                f"--context {min(len(tokens) + 256, self.config.sequence_len)}"
-                if self.context < self.config.sequence_len
-                else "a shorter prompt",
-            )
-        wrong = [token for token in tokens if not 0 <= token < self.config.vocab_size]
-        if wrong:
-            raise UsageError(
-                f"token id {wrong[0]} lies outside the vocabulary of {self.config.vocab_size}"
-            )
 
     def _prefill(self, prompt: list[int]) -> NDArray[np.float32]:
         """Run a prompt; return the logits after its last token."""
@@ -506,7 +535,11 @@ class Engine:
         if key not in self._programs:
             started = time.perf_counter()
             self._observe(Started(stage=Stage.COMPILE, unit=Unit.NOTHING))
-            self._observe(Advanced(stage=Stage.COMPILE, detail=f"a step of {length} tokens"))
+            self._observe(
+                Advanced(
+                    stage=Stage.COMPILE, detail="one token" if length == 1 else f"{length} tokens"
+                )
+            )
             with _out_of_memory():
                 self._programs[key] = self._compile(length, every=every)
             self._observe(Finished(stage=Stage.COMPILE))

@@ -76,10 +76,12 @@ class Home:
         for path in [*candidates, Path(name)]:
             if kind_of(path) in kinds:
                 return path
-        path = Path(name)
-        if kind_of(path) is not None:
-            raise UsageError(f"{name}: is a {kind_of(path)} checkpoint, expected a {kinds[0]} one")
-        if path.exists():
+        for path in [*candidates, Path(name)]:
+            if kind_of(path) is not None:
+                raise UsageError(
+                    f"{name}: is a {kind_of(path)} checkpoint, expected a {kinds[0]} one"
+                )
+        if _is_folder(Path(name)):
             raise UsageError(f"{name}: holds neither {CKPT}/ nor {MANIFEST}, so no checkpoint")
         raise UsageError(f"{name}: no such checkpoint", f"ls {self.releases} {self.ready}")
 
@@ -92,9 +94,19 @@ def default_home() -> Path:
 
 def kind_of(path: Path) -> str | None:
     """`ready`, `release`, or nothing: what kind of checkpoint a folder holds."""
-    if (path / MANIFEST).is_file():
-        return "ready"
-    return "release" if (path / CKPT).is_dir() else None
+    try:
+        if (path / MANIFEST).is_file():
+            return "ready"
+        return "release" if (path / CKPT).is_dir() else None
+    except OSError:  # a name that no file can have
+        return None
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError:
+        return False
 
 
 def _folders(path: Path) -> list[Path]:

@@ -1,18 +1,22 @@
 """Every result twice: as the JSON object that programs rely on, and as what people read."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from grokctl.checkpoint.ready import ReadyCheckpoint
 from grokctl.console import Console, format_bytes, format_seconds
-from grokctl.demo import Demonstration
-from grokctl.fetch import Fetched, FetchPlan
-from grokctl.infer import Generation, Score
-from grokctl.inspect import Inspection
-from grokctl.reshard import ReshardPlan
-from grokctl.verify import Verdict
+
+if TYPE_CHECKING:  # a verb pays for its own stage only
+    from grokctl.checkpoint.ready import ReadyCheckpoint
+    from grokctl.demo import Demonstration
+    from grokctl.fetch import Fetched, FetchPlan
+    from grokctl.infer import Generation, Score
+    from grokctl.inspect import Inspection
+    from grokctl.reshard import ReshardPlan
+    from grokctl.verify import Verdict
 
 Facts = Sequence[tuple[str, str]]
 

@@ -133,9 +133,9 @@ def reshard(
         DiskFullError: It does not fit; what was written is kept for the next run.
         CorruptCheckpointError: The release changed under our hands.
     """
-    _check_destination(plan, force=force)
     partial = plan.out.parent / f".{plan.out.name}.{_digest(release, plan)[:12]}.partial"
     with _writing(plan):
+        _check_destination(plan, force=force)
         partial.mkdir(parents=True, exist_ok=True)
         _check_space(plan, partial)
         records = _write_devices(release, plan, partial, observe)
@@ -175,12 +175,9 @@ def _writing(plan: ReshardPlan) -> Iterator[None]:
                 f"{plan.out.parent}: the disk is full; what was written is kept",
                 "free some space and run the same command again: it goes on where it stopped",
             ) from error
-        if error.errno in {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR}:
-            raise UsageError(
-                f"{plan.out.parent}: cannot be written ({error.strerror})",
-                "--out DIR writes elsewhere",
-            ) from error
-        raise
+        raise UsageError(
+            f"{plan.out}: cannot be written ({error.strerror})", "--out DIR writes elsewhere"
+        ) from error
 
 
 def _digest(release: Release, plan: ReshardPlan) -> str:

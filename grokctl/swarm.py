@@ -136,6 +136,7 @@ class Swarm:
         self._failure: DiskFullError | FetchError | None = None
         self._notes: list[str] = []
         self._resume: bytes | None = None
+        self._is_resume_wanted = False
         self._seen: set[type[lt.alert]] = set()
         self._quiet_since = time.monotonic()
         self._speaks_utp = False
@@ -281,12 +282,14 @@ class Swarm:
         self.handle.flush_cache()
         self._insist_on(lt.cache_flushed_alert, timeout_s=_DISK_S)
 
-    def ask_for_resume_data(self, *, if_modified: bool) -> None:
-        """Begin to gather resume data, on disk no later than the data that it claims."""
-        flags = lt.save_resume_flags_t.flush_disk_cache
-        if if_modified:
-            flags |= lt.save_resume_flags_t.only_if_modified
-        self.handle.save_resume_data(flags)
+    def ask_for_resume_data(self) -> None:
+        """Begin to gather resume data that claims what is on disk, down to single blocks.
+
+        libtorrent's own flag flushes no piece that is incomplete, and then claims nothing of it:
+        with pieces of 16 MB and many peers, an interrupt would cost gigabytes.
+        """
+        self._is_resume_wanted = True
+        self.handle.flush_cache()
 
     def take_resume_data(self) -> bytes | None:
         """The resume data that arrived since the last call."""
@@ -298,7 +301,7 @@ class Swarm:
         if self._handle is None or self._snapshot().is_checking:
             return None
         self._seen -= {lt.save_resume_data_alert, lt.save_resume_data_failed_alert}
-        self.ask_for_resume_data(if_modified=False)
+        self.ask_for_resume_data()
         self._wait_for(
             lt.save_resume_data_alert, lt.save_resume_data_failed_alert, timeout_s=timeout_s
         )
@@ -335,6 +338,9 @@ class Swarm:
 
     def _note(self, alert: lt.alert) -> None:
         match alert:
+            case lt.cache_flushed_alert() if self._is_resume_wanted and self._handle is not None:
+                self._is_resume_wanted = False
+                self._handle.save_resume_data()
             case lt.save_resume_data_alert():
                 self._resume = lt.write_resume_data_buf(alert.params)
             case lt.file_error_alert():

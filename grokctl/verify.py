@@ -4,9 +4,10 @@ import hashlib
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Event, Lock
 
 from grokctl.checkpoint.ready import ReadyCheckpoint
 from grokctl.checkpoint.receipt import (
@@ -28,6 +29,8 @@ _BUFFER = 2**20
 """Bytes read at a time; measured: everything from 256 KiB to 4 MiB hashes at the same rate."""
 _AHEAD = 4
 """Pieces queued for each worker."""
+_GLANCE_S = 0.1
+"""Seconds between two looks at how far the workers are."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,25 +112,49 @@ def verify_ready(
         jobs: Hashing threads; as many as cores by default.
         observe: Receives progress in bytes.
     """
-    damage, done = [], 0
+    damage = []
+    counter, is_cancelled = _Counter(), Event()
     observe(Started(stage=Stage.VERIFY, total=checkpoint.nbytes))
     with ThreadPoolExecutor(jobs or os.cpu_count() or 1) as pool:
-        digests = pool.map(lambda record: _sha256(checkpoint.root / record.name), checkpoint.files)
-        for record, digest in zip(checkpoint.files, digests, strict=True):
-            if digest != record.sha256:
-                detail = f"expected sha256 {record.sha256[:16]}…, found {digest[:16]}…"
-                damage.append(Damage(record.name, Reason.ALTERED, detail, ((0, record.nbytes),)))
-            done += record.nbytes
-            observe(Advanced(stage=Stage.VERIFY, done=done, detail=record.name))
+        try:
+            waiting = {
+                pool.submit(_sha256, checkpoint.root / record.name, counter, is_cancelled): record
+                for record in checkpoint.files
+            }
+            while waiting:
+                done, _ = wait(waiting, timeout=_GLANCE_S, return_when=FIRST_COMPLETED)
+                observe(Advanced(stage=Stage.VERIFY, done=counter.value))
+                for future in done:
+                    record = waiting.pop(future)
+                    if future.result() != record.sha256:
+                        detail = f"its sha256 is not {record.sha256[:16]}…, the manifest's"
+                        ranges = ((0, record.nbytes),)
+                        damage.append(Damage(record.name, Reason.ALTERED, detail, ranges))
+        except BaseException:
+            is_cancelled.set()
+            pool.shutdown(cancel_futures=True)
+            raise
     observe(Finished(stage=Stage.VERIFY))
     return Verdict(
         name=checkpoint.name,
         files=len(checkpoint.files),
         nbytes=checkpoint.nbytes,
         hashed=checkpoint.nbytes,
-        damage=tuple(damage),
+        damage=tuple(sorted(damage, key=lambda item: item.file)),
         verified=None,
     )
+
+
+class _Counter:
+    """Bytes hashed so far, by all workers."""
+
+    def __init__(self) -> None:
+        self.value = 0
+        self._lock = Lock()
+
+    def add(self, count: int) -> None:
+        with self._lock:
+            self.value += count
 
 
 class _ContentCheck:
@@ -286,9 +313,14 @@ def _hash_range(
     return True
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _sha256(path: Path, counter: _Counter, is_cancelled: Event) -> str:
+    hasher = hashlib.sha256()
+    buffer = bytearray(_BUFFER)
+    with path.open("rb", buffering=0) as file:
+        while not is_cancelled.is_set() and (count := file.readinto(buffer)):
+            hasher.update(memoryview(buffer)[:count])
+            counter.add(count)
+    return hasher.hexdigest()
 
 
 def _windowed(

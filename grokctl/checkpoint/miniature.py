@@ -31,6 +31,8 @@ MINIATURE = replace(
 )
 """A model that every mesh of 1 to 16 devices can hold, 5 MB."""
 
+_SMALLEST_VOCABULARY = 400
+"""256 bytes, and the characters of the text that the tokenizer is trained on."""
 _BLOCK = 16 * 2**20
 """Random bytes drawn once and repeated, so that a full-width layer takes seconds."""
 
@@ -49,7 +51,7 @@ def write_miniature(
         root: A folder that does not exist yet, or is empty.
         config: Any size; `dataclasses.replace(GROK_1, num_layers=1)` is one layer of full width.
         seed: Same seed, same bytes.
-        tokenizer: Whether to train a tokenizer; needs a vocabulary of at least 300.
+        tokenizer: Whether to train a tokenizer; needs a vocabulary of at least 400.
         observe: Receives progress in bytes.
 
     Returns:
@@ -58,7 +60,11 @@ def write_miniature(
     Raises:
         UsageError: The folder holds something.
     """
-    if root.exists() and any(root.iterdir()):
+    if tokenizer and config.vocab_size < _SMALLEST_VOCABULARY:
+        raise UsageError(
+            f"vocabulary of {config.vocab_size}: at least {_SMALLEST_VOCABULARY} for a tokenizer"
+        )
+    if root.exists() and (not root.is_dir() or any(root.iterdir())):
         raise UsageError(f"{root}: is not empty, so no miniature is written there")
     (root / CKPT).mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(seed)

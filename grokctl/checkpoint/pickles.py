@@ -33,6 +33,7 @@ _ALLOWED: Final = frozenset({_RECONSTRUCT, _NDARRAY, _DTYPE, _QUANTIZED, _BFLOAT
 
 _MOST_OPCODES = 256
 """The longest released pickle takes 148."""
+_LARGEST_RANK = 3
 _FRAME_TARGET = 64 * 1024
 """The C pickler closes a frame at this size and leaves larger payloads outside of frames."""
 
@@ -131,7 +132,10 @@ class _Machine:
     def run(self) -> PickledTensor:
         if self.size == 0:
             raise self.bad(Reason.SHORT, "is empty")
-        if bytes(self.take(2)) != pickle.PROTO + b"\x04":
+        begin = bytes(self.take(2))
+        if begin == b"\0\0":
+            raise self.bad(Reason.MALFORMED, "begins with zeros, as if it was never written")
+        if begin != pickle.PROTO + b"\x04":
             raise self.unsafe("does not begin as a protocol-4 pickle")
         for _ in range(_MOST_OPCODES):
             opcode = bytes(self.take(1))
@@ -257,7 +261,10 @@ class _Machine:
                 raise self.unsafe("sets state that no released tensor has")
 
     def array(self, shape: tuple[Any, ...], dtype: _Dtype, payload: _Payload) -> ArrayRef:
-        if not all(type(length) is int and length > 0 for length in shape):
+        # nothing of a shape goes into a message before it is known to be a few numbers
+        if not 1 <= len(shape) <= _LARGEST_RANK or not all(type(n) is int for n in shape):
+            raise self.bad(Reason.MALFORMED, "an array has a shape that is not 1 to 3 numbers")
+        if min(shape) < 1:
             raise self.bad(Reason.MALFORMED, f"an array has shape {shape}")
         kind = {"f4": np.dtype("<f4"), "i1": np.dtype("i1"), "bfloat16": BFLOAT16}[dtype.code]
         ref = ArrayRef(offset=payload.offset, shape=shape, dtype=kind)
@@ -292,10 +299,10 @@ class _Machine:
         return struct.unpack(layout, self.take(struct.calcsize(layout)))
 
     def text(self, length: int) -> str:
-        try:
-            return bytes(self.take(length)).decode("ascii")
-        except UnicodeDecodeError:
-            raise self.unsafe("has a name that is not ASCII") from None
+        name = bytes(self.take(length)).decode("latin-1")
+        if not (name.isascii() and name.isprintable()):
+            raise self.unsafe("has a name that is not printable ASCII")
+        return name
 
     def payload(self, length: int) -> _Payload:
         offset = self.position
@@ -399,6 +406,14 @@ class _Counter(io.BytesIO):
         return self.position
 
 
+_BEGINS_OBJECT: Final = frozenset(
+    {
+        *(pickle.SHORT_BINUNICODE, pickle.BINGET, pickle.BININT1, pickle.BININT2, pickle.BININT),
+        *(pickle.NONE, pickle.NEWTRUE, pickle.NEWFALSE, pickle.MARK, pickle.EMPTY_DICT),
+    }
+)
+
+
 class _Framer:
     """The C pickler's framing: payloads of 64 KiB and more stand outside of frames."""
 
@@ -413,17 +428,23 @@ class _Framer:
 
     def op(self, *parts: bytes) -> None:
         for part in parts:
+            if part[:1] in _BEGINS_OBJECT:
+                self.boundary()
             self.frame += part
+
+    def boundary(self) -> None:
+        """Close a frame that is full; the C pickler looks before each object, and only there."""
+        if len(self.frame) >= _FRAME_TARGET:
+            self.close()
 
     def payload(self, header: bytes, array: Payload, nbytes: int) -> int:
         """Write one bytes object and its memo mark; return where its content begins."""
+        self.boundary()
         if nbytes < _FRAME_TARGET:
             frame_header = 9
             offset = self.position + frame_header + len(self.frame) + len(header)
             content = bytes(nbytes) if isinstance(array, Hole) else _bytes(array).tobytes()
-            self.op(header, content, pickle.MEMOIZE)
-            if len(self.frame) >= _FRAME_TARGET:
-                self.close()
+            self.op(header + content, pickle.MEMOIZE)
             return offset
         self.close()
         self.raw(header)

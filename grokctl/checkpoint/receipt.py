@@ -31,7 +31,7 @@ class Stamp:
         """The stamp of a file as it is now; None if it is not there."""
         try:
             status = path.stat()
-        except OSError:
+        except (OSError, ValueError):  # ValueError: a name that no file can have
             return None
         return cls(status.st_size, status.st_mtime_ns, status.st_ino, status.st_dev)
 

@@ -2,6 +2,7 @@
 
 import mmap
 import re
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -26,10 +27,11 @@ from grokctl.errors import (
 from grokctl.events import Advanced, Finished, Observer, Stage, Started, Unit, ignore
 from grokctl.model.config import GROK_1, GrokConfig
 from grokctl.model.tensors import TensorSpec, tensor_specs
-from grokctl.paths import CKPT, CONFIG, PRIVATE, TOKENIZER, TORRENT
+from grokctl.paths import CKPT, CONFIG, MANIFEST, PRIVATE, TOKENIZER, TORRENT
 
+_OWN = frozenset({PRIVATE, TORRENT, MANIFEST, CKPT})
 _LARGEST_EXTRA = 64 * 2**20
-_TENSOR_FILE = re.compile(r"tensor\d{5}_\d{3}")
+_TENSOR_FILE = re.compile(r"tensor[0-9]{5}_[0-9]{3}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,9 +51,13 @@ class StoredTensor:
         Nothing is copied and nothing read before it is touched; the mapping lives as long as the
         views do. Payloads begin at odd offsets, so the views may be unaligned.
         """
-        mapped = _map(self.path)
-        weight = _view(mapped, self.weight)
-        return weight, None if self.scales is None else _view(mapped, self.scales)
+        name = f"{CKPT}/{self.spec.file}"
+        try:
+            mapped = _map(self.path)
+            weight = _view(mapped, self.weight)
+            return weight, None if self.scales is None else _view(mapped, self.scales)
+        except (OSError, ValueError) as error:
+            raise _damaged(name, Reason.ALTERED, "changed since it was looked at") from error
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,7 +156,9 @@ def damage_error(damage: Sequence[Damage], *, checked: int, root: Path) -> Grokc
             tuple(damage),
         )
     message = f"{len(damage)} of {checked} files are damaged, first {first}"
-    hint = f"grokctl verify {root} --repair" if (root / TORRENT).is_file() else None
+    hint = (
+        f"grokctl verify {shlex.quote(str(root))} --repair" if (root / TORRENT).is_file() else None
+    )
     return CorruptCheckpointError(message, hint, tuple(damage))
 
 
@@ -185,9 +193,10 @@ def release_paths(metainfo: Metainfo) -> dict[int, str]:
         if not file.is_pad:
             places[file.index] = _place(file)
     names = [place.casefold() for place in places.values()]
+    folders = {name[:end] for name in names for end in range(len(name)) if name[end] == "/"}
     if not any(place.startswith(f"{CKPT}/") for place in places.values()):
         raise FetchError(f"torrent {printable(metainfo.name)!r} holds no tensorNNNNN_000 file")
-    if len(set(names)) != len(names):
+    if len(set(names)) != len(names) or folders & set(names):
         raise FetchError(f"torrent {printable(metainfo.name)!r} has two files for one place")
     return places
 
@@ -196,7 +205,8 @@ def _place(file: TorrentFile) -> str:
     if _TENSOR_FILE.fullmatch(file.path[-1]):
         return f"{CKPT}/{file.path[-1]}"
     place = "/".join(file.path)
-    if file.path[0].casefold() in {PRIVATE, TORRENT, CKPT}:
+    own = {PRIVATE, TORRENT, MANIFEST} if file.path[0] == CKPT and len(file.path) > 1 else _OWN
+    if file.path[0].casefold() in own:
         raise FetchError(f"torrent file {place!r} wants a place that is grokctl's own")
     if file.length > _LARGEST_EXTRA:
         raise FetchError(f"torrent file {place!r} is no tensor and has {file.length} bytes")
@@ -217,11 +227,13 @@ def _locate(root: Path, spec: TensorSpec) -> StoredTensor:
     except OSError as error:
         raise _damaged(name, Reason.UNREADABLE, error.strerror or str(error)) from error
     except CorruptCheckpointError as error:
-        if error.damage[0].reason in {Reason.SHORT, Reason.LONG}:
-            reason = error.damage[0].reason
-            detail = f"expected {expected} bytes, found {size}"
-            raise _damaged(name, reason, detail) from error
-        raise
+        (damage,) = error.damage
+        if damage.reason not in {Reason.SHORT, Reason.LONG}:
+            raise
+        if size != expected:
+            reason = Reason.SHORT if size < expected else Reason.LONG
+            raise _damaged(name, reason, f"expected {expected} bytes, found {size}") from error
+        raise _damaged(name, Reason.MALFORMED, damage.detail) from error
     _compare(name, spec, tensor)
     return StoredTensor(spec=spec, path=path, weight=tensor.weight, scales=tensor.scales)
 

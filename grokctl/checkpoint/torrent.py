@@ -26,6 +26,8 @@ _MOST_PIECES = 2**20
 _MOST_FILES = 10_000
 _MOST_DEPTH = 16
 _SMALLEST_PIECE, _LARGEST_PIECE = 2**14, 2**28
+_UNPRINTABLE = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
+_MOST_VALUES = 250_000
 _TRACKER_SCHEMES = frozenset({"http", "https", "udp"})
 
 
@@ -120,24 +122,33 @@ def parse_magnet(link: str) -> Magnet:
     Raises:
         FetchError: It has no BitTorrent v1 infohash.
     """
-    parts = urlsplit(link)
-    values = parse_qsl(parts.query, max_num_fields=100) if parts.scheme == "magnet" else []
+    try:
+        parts = urlsplit(link)
+        values = parse_qsl(parts.query, max_num_fields=1000) if parts.scheme == "magnet" else []
+    except ValueError:
+        values = []
     found = [_infohash(value) for key, value in values if key == "xt"]
     found = [infohash for infohash in found if infohash]
     if len(found) != 1:
         raise FetchError(
-            f"magnet link {printable(link)!r} names no BitTorrent infohash",
+            f"magnet link {printable(link)!r} names {len(found) or 'no'} BitTorrent infohashes",
             "grokctl fetch 'magnet:?xt=urn:btih:…' (quote it: & means something to the shell)",
         )
     return Magnet(
         infohash=found[0],
         name=printable(next((value for key, value in values if key == "dn"), "")),
-        trackers=tuple(
-            value
-            for key, value in values
-            if key == "tr" and urlsplit(value).scheme in _TRACKER_SCHEMES
-        ),
+        trackers=tuple(value for key, value in values if key == "tr" and _is_tracker(value)),
     )
+
+
+def _is_tracker(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        return bool(
+            re.fullmatch("[!-~]+", url) and parts.scheme in _TRACKER_SCHEMES and parts.hostname
+        )
+    except ValueError:
+        return False
 
 
 def _infohash(topic: str) -> str:
@@ -152,7 +163,7 @@ def _infohash(topic: str) -> str:
 def printable(text: str, *, limit: int = 120) -> str:
     """A stranger's text without control or direction characters, and not too long."""
     clean = "".join(
-        character if unicodedata.category(character)[0] != "C" else "?" for character in text
+        "?" if unicodedata.category(character) in _UNPRINTABLE else character for character in text
     )
     return clean if len(clean) <= limit else clean[: limit - 1] + "…"
 
@@ -235,12 +246,16 @@ def build_metainfo(
 
 def trackers_of(data: bytes) -> tuple[str, ...]:
     """The announce URLs of a torrent whose scheme is http, https or udp."""
-    top, _ = _decode(data)
-    tiers = top.get(b"announce-list", [])
+    try:
+        top, _ = _decode(data)
+    except _MalformedError as error:
+        raise FetchError(f"torrent {error}") from error
+    tiers = top.get(b"announce-list")
+    tiers = tiers if isinstance(tiers, list) else []
     urls = [top.get(b"announce")]
     urls += [url for tier in tiers if isinstance(tier, list) for url in tier]
     texts = [url.decode("utf-8", "replace") for url in urls if isinstance(url, bytes)]
-    return tuple(dict.fromkeys(text for text in texts if urlsplit(text).scheme in _TRACKER_SCHEMES))
+    return tuple(dict.fromkeys(filter(_is_tracker, texts)))
 
 
 class _MalformedError(Exception):
@@ -255,6 +270,9 @@ def _metainfo(info: dict[bytes, Any], infohash: str) -> Metainfo:
     hashes = _entry(info, b"pieces", bytes)
     if not _SMALLEST_PIECE <= piece_length <= _LARGEST_PIECE:
         raise _MalformedError(f"has pieces of {piece_length} bytes")
+    if b"length" in info and b"files" in info:
+        raise _MalformedError("is of one file and of several")
+    _refuse_hidden(info.get(b"file tree"))
     files = tuple(_files(info, name))
     total = sum(file.length for file in files)
     wanted = -(-total // piece_length)
@@ -289,13 +307,24 @@ def _files(info: dict[bytes, Any], name: str) -> Iterator[TorrentFile]:
         if not isinstance(attributes, bytes):
             raise _MalformedError("has file attributes that are no text")
         path = tuple(_safe_part(part) for part in parts)
-        is_pad = b"p" in attributes
+        is_pad = b"p" in attributes or path[-1].startswith("_____padding_file_")
         if b"l" in attributes or b"symlink path" in entry:
             raise _MalformedError(f"{'/'.join(path)} is a symbolic link")
         if b"x" in attributes:
             raise _MalformedError(f"{'/'.join(path)} is executable")
         yield TorrentFile(index=index, path=path, length=length, offset=offset, is_pad=is_pad)
         offset += length
+
+
+def _refuse_hidden(tree: object) -> None:
+    """Refuse links and executables in a v2 file tree: libtorrent follows it where there is one."""
+    if not isinstance(tree, dict):
+        return
+    attributes = tree.get(b"attr")
+    if b"symlink path" in tree or (isinstance(attributes, bytes) and set(attributes) & set(b"lx")):
+        raise _MalformedError("has a symbolic link or an executable in its v2 file tree")
+    for branch in tree.values():
+        _refuse_hidden(branch)
 
 
 def _safe_part(part: object) -> str:
@@ -369,9 +398,13 @@ class _Decoder:
     def __init__(self, data: bytes) -> None:
         self.data = data
         self.position = 0
+        self.values = 0
         self.top_spans: dict[bytes, tuple[int, int]] = {}
 
     def value(self, depth: int) -> Any:
+        self.values += 1
+        if self.values > _MOST_VALUES:
+            raise _MalformedError(f"has more than {_MOST_VALUES} values")
         if depth > _MOST_DEPTH:
             raise _MalformedError("is nested too deeply")
         match self.data[self.position : self.position + 1]:

@@ -1,6 +1,7 @@
 """The published numbers of Grok-1, and the same numbers for smaller models."""
 
 import json
+import reprlib
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -9,6 +10,7 @@ from grokctl.errors import Reason, corrupt
 
 _LARGEST_SIZE = 2**24
 _LARGEST_COUNT = 4096
+_LARGEST_TENSOR = 2**32
 """Bounds on what an untrusted `config.json` may claim, well above any model."""
 
 
@@ -55,13 +57,20 @@ class GrokConfig:
                 largest = _LARGEST_COUNT if field.name.startswith("num_") else _LARGEST_SIZE
                 good = type(value) is int and smallest <= value <= largest
             if not good:
-                raise _bad(f"{field.name} is {value!r}")
+                raise _bad(f"{field.name} is {reprlib.repr(value)}")
         for name, whole, part in (
             ("num_q_heads over num_kv_heads", self.num_q_heads, self.num_kv_heads),
             ("key_size over 2", self.key_size, 2),
         ):
             if whole % part:
                 raise _bad(f"{name} leaves a remainder ({whole} over {part})")
+        if not 1 <= self.ffn_size <= _LARGEST_SIZE or self.q_size > _LARGEST_SIZE:
+            raise _bad(f"experts are {self.ffn_size} and queries {self.q_size} wide")
+        largest = self.emb_size * max(
+            4 * self.vocab_size, self.num_experts * max(4, 2 * self.ffn_size), 2 * self.q_size
+        )
+        if largest >= _LARGEST_TENSOR:
+            raise _bad(f"a tensor takes {largest} bytes, at most {_LARGEST_TENSOR} fit in a file")
         if self.num_selected_experts > self.num_experts:
             raise _bad(f"{self.num_selected_experts} of {self.num_experts} experts selected")
         if max(self.pad_token, self.eos_token) >= self.vocab_size:

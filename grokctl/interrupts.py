@@ -1,0 +1,62 @@
+"""Ctrl-C and SIGTERM end every command, soon, with exit code 130."""
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from typing import Any, Final, NoReturn
+
+from grokctl.errors import ExitCode
+
+_PATIENCE_S: Final = 4.5
+"""Seconds that a command has to end by itself; saving resume data takes up to 3."""
+
+
+def install() -> None:
+    """Turn SIGINT and SIGTERM into `KeyboardInterrupt`, and see to it that it is obeyed.
+
+    Python delivers signals between two bytecodes, so a long call into XLA is deaf to them, and
+    an interrupt raised in a callback that may not raise is printed and forgotten. Hence a watchdog
+    thread that ends the process when the command does not, and a hook that tries again.
+    """
+    signal.signal(signal.SIGTERM, _raise)
+    signal.signal(signal.SIGINT, _raise)
+    sys.unraisablehook = _again(sys.unraisablehook)
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    threading.Thread(target=_watch, args=(reader,), daemon=True).start()
+
+
+def leave() -> NoReturn:
+    """End an interrupted process without the clean-up in which XLA's threads crash."""
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None and not stream.closed:
+            with contextlib.suppress(OSError):  # whoever read it has gone
+                stream.flush()
+    os._exit(ExitCode.INTERRUPTED)
+
+
+def _raise(number: int, frame: object) -> None:
+    del number, frame
+    raise KeyboardInterrupt
+
+
+def _again(hook: Callable[[Any], object]) -> Callable[[Any], object]:
+    def unraisable(event: Any) -> None:
+        if event.exc_type is KeyboardInterrupt:
+            os.kill(os.getpid(), signal.SIGINT)
+        else:
+            hook(event)
+
+    return unraisable
+
+
+def _watch(reader: int) -> None:
+    while (number := os.read(reader, 1)) and number[0] not in {signal.SIGINT, signal.SIGTERM}:
+        pass
+    threading.Event().wait(_PATIENCE_S)
+    os.write(2, b"interrupted\n")
+    leave()

@@ -1,0 +1,264 @@
+"""Results go to stdout and nothing else does; no codes for terminals where there is none."""
+
+import json
+import os
+import subprocess
+
+import pytest
+
+ESCAPE = "\x1b"
+
+
+@pytest.fixture
+def release(home):
+    return home / "releases" / "two-layers"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        pytest.param(["verify", "{release}", "--quick"], id="verify"),
+        pytest.param(["inspect", "{release}"], id="inspect"),
+        pytest.param(["reshard", "{release}", "--devices", "4", "--dry-run"], id="reshard"),
+    ],
+)
+def test_results_go_to_stdout_and_carry_no_codes(grokctl, release, arguments):
+    outcome = grokctl(*(text.format(release=release) for text in arguments))
+
+    assert outcome.exit_code == 0
+    assert outcome.stdout
+    assert ESCAPE not in outcome.stdout + outcome.stderr
+    assert "\r" not in outcome.stdout + outcome.stderr
+
+
+def test_errors_and_hints_go_to_stderr_alone(grokctl, release):
+    outcome = grokctl("verify", release)
+
+    assert outcome.exit_code == 2
+    assert outcome.stdout == ""
+    assert outcome.stderr == f"error: {outcome.error}\nhint: {outcome.hint}\n"
+
+
+def test_progress_without_a_terminal_is_plain_lines_on_stderr(grokctl, release, tmp_path):
+    outcome = grokctl("reshard", release, "--devices", 1, "--out", tmp_path / "out")
+
+    assert outcome.exit_code == 0
+    assert "reshard: 1." in outcome.stderr
+    assert "reshard: 1." not in outcome.stdout
+    assert ESCAPE not in outcome.stdout + outcome.stderr
+
+
+@pytest.mark.parametrize("quiet", ["-q", "--quiet"])
+def test_quiet_leaves_only_errors_and_what_a_run_writes(grokctl, release, tmp_path, quiet):
+    resharded = grokctl("reshard", release, "--devices", 1, "--out", tmp_path / "out", quiet)
+    verified = grokctl("verify", release, "--quick", quiet)
+    failed = grokctl("verify", release, quiet)
+
+    assert (resharded.exit_code, resharded.stderr) == (0, "")
+    assert (verified.exit_code, verified.stderr) == (0, "")
+    assert failed.exit_code == 2
+    assert failed.error
+
+
+def test_quiet_json_is_the_object_and_nothing_else(grokctl, release):
+    outcome = grokctl("inspect", release, "--json", "-q")
+
+    assert outcome.result["kind"] == "release"
+    assert outcome.stderr == ""
+
+
+def test_verbose_says_more_on_stderr_only(grokctl, release):
+    plain = grokctl("inspect", release, "--json")
+    verbose = grokctl("inspect", release, "--json", "-v")
+
+    assert verbose.exit_code == 0
+    assert verbose.result == plain.result
+
+
+def _on_a_terminal(process, *arguments, **changes):
+    """What a command writes to a terminal of 80 columns."""
+    leader, follower = os.openpty()
+    environment = process.environment(TERM="xterm", COLUMNS="80", **changes)
+    running = process.start(
+        *arguments, env=environment, stdin=follower, stdout=follower, stderr=follower
+    )
+    os.close(follower)
+    said = b""
+    while True:
+        try:
+            part = os.read(leader, 65536)
+        except OSError:
+            break
+        if not part:
+            break
+        said += part
+    running.wait(timeout=60)
+    os.close(leader)
+    return running.returncode, said.decode()
+
+
+def test_a_terminal_gets_colour_and_no_color_takes_it_away(process, release):
+    colours = ("\x1b[31m", "\x1b[1;31m", "\x1b[32m", "\x1b[90m")
+
+    coloured = _on_a_terminal(process, "verify", release)
+    plain = _on_a_terminal(process, "verify", release, NO_COLOR="1")
+
+    assert (coloured[0], plain[0]) == (2, 2)
+    assert any(code in coloured[1] for code in colours)
+    assert not any(code in plain[1] for code in colours)
+    assert "holds no release.torrent" in plain[1].replace("\r\n", " ")
+
+
+def test_a_dumb_terminal_gets_no_codes(process, release):
+    code, said = _on_a_terminal(process, "verify", release, "--quick", TERM="dumb")
+
+    assert code == 0
+    assert ESCAPE not in said
+
+
+@pytest.mark.parametrize("columns", [40, 80, 200])
+def test_any_width_shows_every_file_of_a_damaged_release(grokctl, monkeypatch, two_layers, columns):
+    (two_layers / "ckpt-0" / "tensor00003_000").unlink()
+    monkeypatch.setenv("COLUMNS", str(columns))
+
+    outcome = grokctl("verify", two_layers, "--quick")
+
+    assert outcome.exit_code == 20
+    assert all(len(line) <= columns for line in outcome.stdout.splitlines())
+    assert "missing" in outcome.stdout
+    assert "ckpt-0/tensor00003_000" in outcome.error
+
+
+def test_a_table_through_a_pipe_keeps_a_tensor_on_a_line(grokctl, release):
+    outcome = grokctl("inspect", release)
+
+    lines = outcome.stdout.splitlines()
+    assert sum("tensor00005_000" in line and "layers.0." in line for line in lines) == 1
+
+
+@pytest.mark.parametrize(
+    "arguments", [["inspect", "{release}"], ["inspect", "{release}", "--json"]], ids=["text", "json"]
+)
+def test_a_reader_that_goes_away_is_no_error(process, release, arguments):
+    reading, writing = os.pipe()
+    os.close(reading)
+
+    outcome = process.run(*(text.format(release=release) for text in arguments), stdout=writing)
+    os.close(writing)
+
+    assert outcome.exit_code == 0
+    assert "Traceback" not in outcome.stderr
+    assert "error" not in outcome.stderr
+
+
+def test_nobody_reading_stderr_changes_no_exit_code(process, release):
+    reading, writing = os.pipe()
+    os.close(reading)
+
+    good = process.run("verify", release, "--quick", "--json", stderr=writing)
+    bad = process.run("verify", release, stderr=writing)
+    os.close(writing)
+
+    assert good.exit_code == 0
+    assert good.result["ok"] is True
+    assert bad.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        pytest.param(["run", "{release}"], id="run"),
+        pytest.param(["run", "{release}", "-p", "-"], id="run from stdin"),
+        pytest.param(["score", "{release}", "--text", "-"], id="score"),
+    ],
+)
+def test_closed_stdin_is_a_usage_error(process, release, arguments):
+    outcome = process.run(
+        *(text.format(release=release) for text in arguments),
+        stdin=None,
+        preexec_fn=lambda: os.close(0),
+    )
+
+    assert outcome.exit_code == 2
+    assert outcome.error
+
+
+def test_closed_stdout_is_no_bug(process, release):
+    outcome = process.run(
+        "inspect", release, "--json", stdout=None, preexec_fn=lambda: os.close(1)
+    )
+
+    assert "Traceback" not in outcome.stderr
+    assert outcome.exit_code != 1
+
+
+def test_a_full_disk_behind_stdout_is_one_sentence(process, release):
+    with open("/dev/full", "w") as full:
+        outcome = process.run("inspect", release, "--json", stdout=full)
+
+    assert outcome.exit_code == 12
+    assert outcome.error
+
+
+def test_a_name_cannot_write_to_the_terminal(grokctl, home):
+    outcome = grokctl("verify", "we\x1b[2Jird\nerror: a line of its own", "--home", home)
+
+    assert outcome.exit_code == 2
+    assert ESCAPE not in outcome.stderr
+    assert "ird" in outcome.error
+
+
+def test_a_name_that_is_no_text_can_be_said(process, home):
+    outcome = process.run("verify", os.fsdecode(b"\xff\xfe"), "--home", home, "--json")
+
+    assert outcome.exit_code == 2
+    assert outcome.result["exit_code"] == 2
+    assert outcome.error
+
+
+def test_ascii_output_loses_letters_and_not_the_result(process, two_layers):
+    root = two_layers.rename(two_layers.with_name("zwei schöne Schichten"))
+
+    outcome = process.run("inspect", root, env=process.environment(PYTHONIOENCODING="ascii"))
+
+    assert outcome.exit_code == 0
+    assert "embedding" in outcome.stdout
+
+
+def test_no_home_and_a_strange_working_folder_are_fine(process, release, tmp_path):
+    bare = {
+        name: value for name, value in process.environment().items() if name not in {"HOME", "USER"}
+    }
+
+    outcome = process.run("inspect", release, "--json", env=bare, cwd=tmp_path)
+
+    assert outcome.exit_code == 0
+    assert len(outcome.result["tensors"]) == 26
+
+
+def test_json_is_ascii_whatever_the_names_are(grokctl, two_layers):
+    root = two_layers.rename(two_layers.with_name("zwei schöne Schichten"))
+
+    outcome = grokctl("verify", root, "--quick", "--json")
+
+    assert outcome.stdout.isascii()
+    assert json.loads(outcome.stdout)["checkpoint"] == str(root)
+
+
+def test_the_installed_command_is_the_module(process):
+    module = process.run("--version")
+    script = subprocess.run(
+        ["grokctl", "--version"],
+        env=process.environment(PATH=os.pathsep.join([_scripts(), os.environ.get("PATH", "")])),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert (script.returncode, script.stdout) == (module.exit_code, module.stdout)
+
+
+def _scripts():
+    import sysconfig  # noqa: PLC0415
+
+    return sysconfig.get_path("scripts")
