@@ -17,7 +17,7 @@ import typer
 from typer.core import TyperGroup
 
 from grokctl import __version__, interrupts
-from grokctl.errors import ExitCode, GrokctlError, UsageError
+from grokctl.errors import DiskFullError, ExitCode, GrokctlError, UsageError
 from grokctl.model.precision import Precision
 from grokctl.paths import TOKENIZER, Home, default_home, kind_of
 
@@ -50,13 +50,7 @@ class ErrorBoundary(TyperGroup):
             typer.echo("interrupted", err=True)
             raise typer.Exit(ExitCode.INTERRUPTED) from error
         except BrokenPipeError as error:
-            # whoever read our output has gone; let nothing complain about it at exit
-            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-            raise typer.Exit(ExitCode.OK) from error
-        except OSError as error:
-            full = error.errno in {errno.ENOSPC, errno.EDQUOT}
-            typer.echo(f"error: {error}", err=True)
-            raise typer.Exit(ExitCode.DISK_FULL if full else ExitCode.USAGE) from error
+            raise typer.Exit(ExitCode.OK) from error  # whoever read our output has enough
 
 
 app = typer.Typer(
@@ -82,6 +76,7 @@ def main() -> NoReturn:
     except SystemExit as end:
         if end.code == ExitCode.INTERRUPTED:
             interrupts.leave()
+        interrupts.flush()
         raise
     raise AssertionError  # app() exits
 
@@ -153,9 +148,24 @@ def _ui(
     except GrokctlError as error:
         console.failure(error)
         raise
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        failure = _refused(error)
+        console.failure(failure)
+        raise failure from error
     except KeyboardInterrupt as error:
         console.note(interrupted)
         raise typer.Exit(ExitCode.INTERRUPTED) from error
+
+
+def _refused(error: OSError) -> GrokctlError:
+    """What the operating system refused, where no stage knew better."""
+    what = error.filename if error.filename is not None else "stdout"
+    message = f"{what}: {error.strerror or error}"
+    if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+        return DiskFullError(message)
+    return UsageError(message)
 
 
 def _home(path: Path | None) -> Home:

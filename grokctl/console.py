@@ -8,7 +8,7 @@ import sys
 import time
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from typing import Any, Final
 
@@ -28,6 +28,7 @@ from grokctl.events import (
     Stage,
     Started,
     Unit,
+    ignore,
     throttled,
 )
 
@@ -101,10 +102,10 @@ class Console:
     @contextmanager
     def observing(self) -> Iterator[Observer]:
         """An observer that shows progress while the block runs."""
-        if self.as_json:
+        if self.quiet:
+            yield ignore
+        elif self.as_json:
             yield throttled(self._json_line, every=1.0)
-        elif self.quiet:
-            yield self._notes_only
         elif self.err.is_terminal:
             self._live = _Bars(self.err)
             try:
@@ -128,9 +129,11 @@ class Console:
 
     def note(self, message: str) -> None:
         """Say something to people, on stderr."""
+        if self.quiet:
+            return
         if self.as_json:
             self._json_line(Noted(message=message))
-        elif not self.quiet:
+        else:
             self.err.print(Text(_harmless(message)), soft_wrap=True)
 
     def failure(self, error: GrokctlError, *, has_result: bool = False) -> None:
@@ -141,9 +144,9 @@ class Console:
             has_result: Whether the object of `--json` was printed already.
         """
         if self.as_json and not has_result:
-            self.emit(
-                {"ok": False, "error": str(error), "hint": error.hint, "exit_code": error.exit_code}
-            )
+            values = {"ok": False, "error": str(error), "hint": error.hint}
+            with suppress(OSError):  # stdout may be what failed
+                self.emit({**values, "exit_code": error.exit_code})
         for name, style, text in (("error", "bold red", str(error)), ("hint", "bold", error.hint)):
             if text:
                 line = Text.assemble((f"{name}: ", style), _harmless(text).replace("\n", " "))
@@ -191,14 +194,12 @@ class Console:
         except (EOFError, ValueError):  # ValueError: stdin was closed
             return None
 
-    def _notes_only(self, event: Event) -> None:
-        del event
-
     def _json_line(self, event: Event) -> None:
         values = {"event": type(event).__name__.lower(), **asdict(event)}
         if sys.stderr is not None:
-            sys.stderr.write(json.dumps(values) + "\n")
-            sys.stderr.flush()
+            with suppress(OSError):  # nobody has to listen
+                sys.stderr.write(json.dumps(values) + "\n")
+                sys.stderr.flush()
 
 
 class _Pace:

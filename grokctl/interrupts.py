@@ -1,6 +1,5 @@
 """Ctrl-C and SIGTERM end every command, soon, with exit code 130."""
 
-import contextlib
 import os
 import signal
 import sys
@@ -32,11 +31,19 @@ def install() -> None:
 
 def leave() -> NoReturn:
     """End an interrupted process without the clean-up in which XLA's threads crash."""
-    for stream in (sys.stdout, sys.stderr):
-        if stream is not None and not stream.closed:
-            with contextlib.suppress(OSError):  # whoever read it has gone
-                stream.flush()
+    flush()
     os._exit(ExitCode.INTERRUPTED)
+
+
+def flush() -> None:
+    """Write out what is buffered; where nobody can read it, forget it without a word."""
+    for stream in (sys.stdout, sys.stderr):
+        if stream is None or stream.closed:
+            continue
+        try:
+            stream.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _raise(number: int, frame: object) -> None:

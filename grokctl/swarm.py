@@ -278,6 +278,9 @@ class Swarm:
             DiskFullError: There was no space for it.
             FetchError: It could not be written, or not within ten minutes.
         """
+        if self._is_resume_wanted:
+            # its flush was asked for earlier, and must not pass for this one
+            self._insist_on(lt.cache_flushed_alert, timeout_s=_DISK_S)
         self._seen.discard(lt.cache_flushed_alert)
         self.handle.flush_cache()
         self._insist_on(lt.cache_flushed_alert, timeout_s=_DISK_S)
@@ -289,6 +292,7 @@ class Swarm:
         with pieces of 16 MB and many peers, an interrupt would cost gigabytes.
         """
         self._is_resume_wanted = True
+        self._seen.discard(lt.cache_flushed_alert)
         self.handle.flush_cache()
 
     def take_resume_data(self) -> bytes | None:
@@ -338,30 +342,22 @@ class Swarm:
 
     def _note(self, alert: lt.alert) -> None:
         match alert:
-            case lt.cache_flushed_alert() if self._is_resume_wanted and self._handle is not None:
+            case lt.cache_flushed_alert() if self._is_resume_wanted:
                 self._is_resume_wanted = False
-                self._handle.save_resume_data()
+                self.handle.save_resume_data()
             case lt.save_resume_data_alert():
                 self._resume = lt.write_resume_data_buf(alert.params)
-            case lt.file_error_alert():
-                self._failure = _disk_error(alert)
-            case lt.torrent_error_alert():
-                self._failure = FetchError(f"torrent: {printable(alert.error.message())}")
-            case lt.fastresume_rejected_alert():
-                self._notes.append("files on disk are not as they were left, so they are checked")
-            case lt.peer_ban_alert():
-                self._notes.append(f"peer {alert.endpoint[0]} sent bad data and is banned")
             case lt.tracker_reply_alert():
                 self.trackers[alert.url] = f"{alert.num_peers} peers"
             case lt.tracker_error_alert():
                 reason = alert.failure_reason() or alert.error.message()
                 self.trackers[alert.url] = printable(reason)
-            case lt.url_seed_alert():
-                reason = alert.error_message() or alert.error.message()
-                self._notes.append(f"web seed {printable(alert.server_url())}: {printable(reason)}")
             case lt.listen_failed_alert() if self._network.bind or self._network.port:
                 where = f"{alert.address}:{alert.port}"
                 self._failure = FetchError(f"{where}: {alert.error.message()}")
+            case _:
+                self._failure = _failure_in(alert) or self._failure
+                self._notes.extend(_notes_in(alert))
 
     def _snapshot(self) -> Snapshot:
         if self._handle is None:
@@ -597,8 +593,29 @@ def _size(path: Path) -> int:
         return 0
 
 
-def _disk_error(alert: lt.file_error_alert) -> DiskFullError | FetchError:
-    name = printable(alert.filename())
-    if alert.error.value() in {errno.ENOSPC, errno.EDQUOT}:
-        return DiskFullError(f"{name}: {alert.error.message()}", "df -h")
-    return FetchError(f"{name}: {alert.error.message()}", f"ls -l {name}")
+def _failure_in(alert: lt.alert) -> DiskFullError | FetchError | None:
+    """What ends a transfer: libtorrent only pauses it, or stops asking for more."""
+    match alert:
+        case lt.torrent_error_alert():
+            return FetchError(f"torrent: {printable(alert.error.message())}")
+        case lt.file_error_alert():
+            name, reason = printable(alert.filename(), limit=4096), alert.error.message()
+            if alert.error.value() in {errno.ENOSPC, errno.EDQUOT}:
+                return DiskFullError(f"{name}: {reason}", "df -h")
+            return FetchError(f"{name}: {reason}", f"ls -l {name}")
+        case _:
+            return None
+
+
+def _notes_in(alert: lt.alert) -> list[str]:
+    """What goes on without harm, but not as the user may think."""
+    match alert:
+        case lt.fastresume_rejected_alert():
+            return ["files on disk are not as they were left, so they are checked"]
+        case lt.peer_ban_alert():
+            return [f"peer {alert.endpoint[0]} sent bad data and is banned"]
+        case lt.url_seed_alert():
+            reason = alert.error_message() or alert.error.message()
+            return [f"web seed {printable(alert.server_url())}: {printable(reason)}"]
+        case _:
+            return []

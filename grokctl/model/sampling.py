@@ -65,8 +65,9 @@ class Sampling:
         """
         kept: NDArray[Any] = np.arange(len(logits))
         if 0 < self.top_k < len(logits):
-            kept = np.sort(np.argpartition(-logits, self.top_k - 1)[: self.top_k])
-        order = kept[np.argsort(-logits[kept], kind="stable")]
+            border = np.partition(logits, -self.top_k)[-self.top_k]
+            kept = np.flatnonzero(logits >= border)
+        order = kept[np.argsort(-logits[kept], kind="stable")][: self.top_k or None]
         scaled = logits[order].astype(np.float64) / self.temperature
         probabilities = np.exp(scaled - scaled[0])
         probabilities /= probabilities.sum()

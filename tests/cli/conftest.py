@@ -90,8 +90,17 @@ def call(*arguments: object, stdin: str | bytes | None = None) -> Outcome:
     return Outcome(result.exit_code, result.stdout, result.stderr)
 
 
-def start(*arguments: object, **options: Any) -> "subprocess.Popen[str]":
-    """Start a command as a process of its own."""
+def start(
+    *arguments: object, code: str | None = None, shell: str = "", **options: Any
+) -> "subprocess.Popen[str]":
+    """Start a command as a process of its own.
+
+    `code` is run instead of the module, `shell` redirects what Popen cannot.
+    """
+    entry = ["-m", "grokctl"] if code is None else ["-c", code]
+    command = [sys.executable, *entry, *map(str, arguments)]
+    if shell:
+        command = ["sh", "-c", f'exec "$@" {shell}', "sh", *command]
     settings = {
         "env": environment(),
         "stdin": subprocess.DEVNULL,
@@ -100,7 +109,7 @@ def start(*arguments: object, **options: Any) -> "subprocess.Popen[str]":
         "text": True,
         **options,
     }
-    return subprocess.Popen([sys.executable, "-m", "grokctl", *map(str, arguments)], **settings)
+    return subprocess.Popen(command, **settings)
 
 
 def execute(*arguments: object, timeout: float = 120, **options: Any) -> Outcome:

@@ -78,7 +78,7 @@ def test_verbose_says_more_on_stderr_only(grokctl, release):
 def _on_a_terminal(process, *arguments, **changes):
     """What a command writes to a terminal of 80 columns."""
     leader, follower = os.openpty()
-    environment = process.environment(TERM="xterm", COLUMNS="80", **changes)
+    environment = process.environment(**{"TERM": "xterm", "COLUMNS": "80", **changes})
     running = process.start(
         *arguments, env=environment, stdin=follower, stdout=follower, stderr=follower
     )
@@ -117,16 +117,18 @@ def test_a_dumb_terminal_gets_no_codes(process, release):
 
 
 @pytest.mark.parametrize("columns", [40, 80, 200])
-def test_any_width_shows_every_file_of_a_damaged_release(grokctl, monkeypatch, two_layers, columns):
+def test_any_width_shows_what_is_wrong(process, two_layers, columns):
     (two_layers / "ckpt-0" / "tensor00003_000").unlink()
-    monkeypatch.setenv("COLUMNS", str(columns))
 
-    outcome = grokctl("verify", two_layers, "--quick")
+    code, said = _on_a_terminal(
+        *(process, "verify", two_layers, "--quick"), TERM="dumb", COLUMNS=str(columns)
+    )
 
-    assert outcome.exit_code == 20
-    assert all(len(line) <= columns for line in outcome.stdout.splitlines())
-    assert "missing" in outcome.stdout
-    assert "ckpt-0/tensor00003_000" in outcome.error
+    table, _, error = said.replace("\r", "").partition("error: ")
+    assert code == 20
+    assert max(map(len, table.splitlines())) <= columns
+    assert "missing" in table.replace("\n", "")
+    assert "ckpt-0/tensor00003_000" in error.replace("\n", "")
 
 
 def test_a_table_through_a_pipe_keeps_a_tensor_on_a_line(grokctl, release):
@@ -173,20 +175,14 @@ def test_nobody_reading_stderr_changes_no_exit_code(process, release):
     ],
 )
 def test_closed_stdin_is_a_usage_error(process, release, arguments):
-    outcome = process.run(
-        *(text.format(release=release) for text in arguments),
-        stdin=None,
-        preexec_fn=lambda: os.close(0),
-    )
+    outcome = process.run(*(text.format(release=release) for text in arguments), shell="<&-")
 
     assert outcome.exit_code == 2
     assert outcome.error
 
 
 def test_closed_stdout_is_no_bug(process, release):
-    outcome = process.run(
-        "inspect", release, "--json", stdout=None, preexec_fn=lambda: os.close(1)
-    )
+    outcome = process.run("inspect", release, "--json", shell=">&-")
 
     assert "Traceback" not in outcome.stderr
     assert outcome.exit_code != 1

@@ -1,0 +1,269 @@
+import math
+from collections import Counter
+
+import numpy as np
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from grokctl.errors import UsageError
+from grokctl.model.sampling import Sampling
+
+LARGE = 131072
+
+
+def reference(logits, *, temperature, top_k, top_p, min_p):
+    """Straight from the definitions: a dictionary of token to probability, likeliest first."""
+    tokens = sorted(range(len(logits)), key=lambda token: (-float(logits[token]), token))
+    if top_k:
+        tokens = tokens[:top_k]
+    top = float(logits[tokens[0]])
+    weights = [math.exp((float(logits[token]) - top) / temperature) for token in tokens]
+    total = math.fsum(weights)
+    kept = []
+    for place, token in enumerate(tokens):
+        before = math.fsum(weights[:place]) / total
+        if place and (before >= top_p or weights[place] < min_p * weights[0]):
+            break
+        kept.append((token, weights[place]))
+    total = math.fsum(weight for _, weight in kept)
+    return {token: weight / total for token, weight in kept}
+
+
+def logits_of(seed: int, size: int, *, spread: float = 3.0):
+    return (np.random.default_rng(seed).standard_normal(size) * spread).astype(np.float32)
+
+
+# --- greedy
+
+
+@given(seed=st.integers(0, 1000), step=st.integers(0, 100))
+def test_without_temperature_the_likeliest_token_is_taken(seed, step):
+    logits = logits_of(seed, 97)
+
+    assert Sampling(seed=seed).choose(logits, step) == int(np.argmax(logits))
+
+
+def test_without_temperature_every_other_number_is_ignored():
+    logits = logits_of(1, 50)
+    greedy = Sampling(temperature=0, top_k=7, top_p=0.3, min_p=0.5, seed=9)
+
+    assert greedy.choose(logits, 3) == int(np.argmax(logits))
+
+
+def test_the_lowest_of_equally_likely_tokens_is_taken():
+    assert Sampling().choose(np.array([0, 5, 5, 1], np.float32), 0) == 1
+
+
+def test_one_candidate_is_greedy_whatever_the_seed():
+    logits = logits_of(2, 300)
+
+    for options in ({"top_k": 1}, {"top_p": 1e-9}, {"min_p": 1.0}, {"temperature": 1e-6}):
+        chosen = {
+            Sampling(**{"temperature": 1.0, **options, "seed": seed}).choose(logits, 0)
+            for seed in range(20)
+        }
+        assert chosen == {int(np.argmax(logits))}
+
+
+# --- distributions
+
+
+@settings(deadline=None, max_examples=200)
+@given(
+    seed=st.integers(0, 10_000),
+    size=st.integers(1, 80),
+    temperature=st.floats(0.05, 5),
+    top_k=st.integers(0, 90),
+    top_p=st.floats(0.01, 1),
+    min_p=st.floats(0, 0.9),
+)
+@example(seed=0, size=60, temperature=1.0, top_k=5, top_p=1.0, min_p=0.0)
+@example(seed=0, size=60, temperature=1.0, top_k=0, top_p=0.9, min_p=0.0)
+@example(seed=0, size=60, temperature=1.0, top_k=0, top_p=1.0, min_p=0.1)
+@example(seed=0, size=60, temperature=0.5, top_k=0, top_p=1.0, min_p=0.0)
+def test_the_distribution_is_that_of_the_definitions(
+    seed, size, temperature, top_k, top_p, min_p
+):
+    logits = logits_of(seed, size)
+    options = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
+
+    tokens, probabilities = Sampling(**options).distribution(logits)
+
+    expected = reference(logits, **options)
+    assert tokens.tolist() == list(expected)
+    np.testing.assert_allclose(probabilities, list(expected.values()), rtol=1e-9)
+    assert probabilities.sum() == pytest.approx(1, abs=1e-12)
+    assert (np.diff(probabilities) <= 0).all()
+
+
+@pytest.mark.parametrize("size", [10, 100, 1000, LARGE])
+@pytest.mark.parametrize("top_k", [2, 5, 9])
+def test_ties_at_the_border_of_top_k_keep_the_lowest_tokens(size, top_k):
+    tokens, probabilities = Sampling(temperature=1, top_k=top_k).distribution(
+        np.zeros(size, np.float32)
+    )
+
+    assert tokens.tolist() == list(range(top_k))
+    np.testing.assert_allclose(probabilities, 1 / top_k)
+
+
+@settings(deadline=None)
+@given(
+    values=st.lists(st.integers(-2, 2), min_size=1, max_size=400),
+    top_k=st.integers(0, 30),
+)
+def test_tokens_come_likeliest_first_and_ties_by_number(values, top_k):
+    logits = np.array(values, np.float32)
+
+    tokens, _ = Sampling(temperature=1, top_k=top_k).distribution(logits)
+
+    ordered = sorted(range(len(values)), key=lambda token: (-values[token], token))
+    assert tokens.tolist() == ordered[: top_k or None]
+
+
+def test_ties_at_the_border_of_top_p_keep_the_lowest_tokens():
+    tokens, _ = Sampling(temperature=1, top_p=0.25).distribution(np.zeros(16, np.float32))
+
+    assert tokens.tolist() == [0, 1, 2, 3]
+
+
+def test_every_token_can_be_drawn_without_filters():
+    tokens, _ = Sampling(temperature=1).distribution(logits_of(3, 500))
+
+    assert sorted(tokens.tolist()) == list(range(500))
+
+
+# --- draws
+
+
+def test_the_same_seed_draws_the_same_tokens():
+    logits = [logits_of(step, 200) for step in range(30)]
+    draws = [
+        [Sampling(temperature=1, seed=seed).choose(row, step) for step, row in enumerate(logits)]
+        for seed in (5, 5, 6)
+    ]
+
+    assert draws[0] == draws[1]
+    assert draws[0] != draws[2]
+
+
+def test_a_draw_does_not_depend_on_those_before_it():
+    logits = logits_of(4, 200)
+    in_order = Sampling(temperature=1, seed=8)
+    forwards = [in_order.choose(logits, step) for step in range(20)]
+
+    backwards = [in_order.choose(logits, step) for step in reversed(range(20))]
+
+    assert backwards[::-1] == forwards
+    assert Sampling(temperature=1, seed=8).choose(logits, 13) == forwards[13]
+    assert len(set(forwards)) > 5
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param({}, id="plain"),
+        pytest.param({"temperature": 2.0}, id="hot"),
+        pytest.param({"top_k": 4}, id="top-k"),
+        pytest.param({"top_p": 0.8}, id="top-p"),
+        pytest.param({"min_p": 0.2}, id="min-p"),
+    ],
+)
+def test_tokens_are_drawn_as_often_as_they_are_likely(options):
+    logits = np.log(np.array([0.02, 0.3, 0.08, 0.2, 0.1, 0.3], np.float32))
+    sampling = Sampling(**{"temperature": 1.0, "seed": 11, **options})
+    expected = reference(
+        logits, **{"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, **options}
+    )
+    draws = 4000
+
+    counts = Counter(sampling.choose(logits, step) for step in range(draws))
+
+    assert set(counts) == set(expected)
+    statistic = sum(
+        (counts[token] - draws * likely) ** 2 / (draws * likely)
+        for token, likely in expected.items()
+    )
+    assert statistic < 20.5  # 0.1 % of the time for five degrees of freedom
+
+
+# --- extremes
+
+
+@pytest.mark.parametrize(
+    ("logits", "likely"),
+    [
+        pytest.param([1e30, 0, -1e30], {0: 1.0}, id="huge"),
+        pytest.param([0, -np.inf, 0, -np.inf], {0: 0.5, 2: 0.5}, id="impossible-ones"),
+        pytest.param([-np.inf, 3, -np.inf], {1: 1.0}, id="one-possible"),
+        pytest.param([-1e30, -1e30], {0: 0.5, 1: 0.5}, id="all-tiny"),
+        pytest.param([3e38, -3e38], {0: 1.0}, id="whole-range"),
+        pytest.param([1.0], {0: 1.0}, id="one-token"),
+    ],
+)
+def test_extreme_logits_are_distributions_all_the_same(logits, likely):
+    tokens, probabilities = Sampling(temperature=1).distribution(np.array(logits, np.float32))
+
+    found = dict(zip(tokens.tolist(), probabilities.tolist(), strict=True))
+    assert {token: chance for token, chance in found.items() if chance > 0} == likely
+    assert all(
+        Sampling(temperature=1, seed=seed).choose(np.array(logits, np.float32), 0) in likely
+        for seed in range(10)
+    )
+
+
+@pytest.mark.parametrize("temperature", [1e-320, 1e-300, 1e-30, 1e30, 1e300])
+def test_extreme_temperatures_are_distributions_all_the_same(temperature):
+    logits = np.array([4, 5, -2], np.float32)
+
+    tokens, probabilities = Sampling(temperature=temperature).distribution(logits)
+
+    assert tokens[0] == 1
+    assert probabilities.sum() == pytest.approx(1)
+    assert probabilities[0] == pytest.approx(1 if temperature < 1 else 1 / 3)
+
+
+def test_a_whole_vocabulary_keeps_its_last_bit_of_probability():
+    logits = np.zeros(LARGE, np.float32)
+    tokens, probabilities = Sampling(temperature=1, top_p=1.0).distribution(logits)
+
+    assert len(tokens) == LARGE
+    assert probabilities.sum() == pytest.approx(1, abs=1e-12)
+
+
+# --- bad numbers
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param({"temperature": -0.1}, id="negative-temperature"),
+        pytest.param({"temperature": math.nan}, id="no-temperature"),
+        pytest.param({"temperature": math.inf}, id="endless-temperature"),
+        pytest.param({"top_k": -1}, id="negative-top-k"),
+        pytest.param({"top_p": 0}, id="zero-top-p"),
+        pytest.param({"top_p": 1.01}, id="large-top-p"),
+        pytest.param({"top_p": math.nan}, id="no-top-p"),
+        pytest.param({"min_p": -0.01}, id="negative-min-p"),
+        pytest.param({"min_p": 1.5}, id="large-min-p"),
+        pytest.param({"min_p": math.nan}, id="no-min-p"),
+        pytest.param({"seed": -1}, id="negative-seed"),
+        pytest.param({"seed": 2**64}, id="large-seed"),
+    ],
+)
+def test_a_number_outside_its_range_is_a_usage_error_that_says_it(options):
+    ((name, value),) = options.items()
+
+    with pytest.raises(UsageError, match=f"^{name.replace('_', '-')} .* not ") as caught:
+        Sampling(**options)
+
+    assert str(caught.value).endswith(str(value))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"seed": 2**64 - 1}, {"top_p": 1}, {"min_p": 1}, {"min_p": 0}, {"top_k": 2**40}],
+)
+def test_the_ends_of_the_ranges_are_good(options):
+    assert Sampling(temperature=1, **options).choose(logits_of(0, 9), 0) in range(9)
