@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo test check fix bench lock install clean
+.PHONY: demo test check fix bench picture lock install clean
 
 demo: $(READY)  ## the whole pipeline, for real, on a miniature
 	$(BIN)/grokctl demo
@@ -23,6 +23,9 @@ fix: $(READY)  ## format, and fix what can be fixed
 
 bench: $(READY)  ## every benchmark: a table and a ratio to a peer or a limit each
 	@for script in benchmarks/[!_]*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+
+picture: $(READY)  ## docs/demo.svg from a real terminal; needs tmux
+	$(BIN)/python docs/picture.py
 
 lock: $(READY)  ## pins with hashes for every platform, and no addresses
 	$(BIN)/python -m pip install --quiet uv

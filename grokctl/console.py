@@ -12,8 +12,10 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from typing import Any, Final
 
+from rich import box
 from rich.console import Console as RichConsole
 from rich.markup import escape
+from rich.padding import Padding
 from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Task, TextColumn
 from rich.table import Column, Table
 from rich.text import Text
@@ -170,7 +172,9 @@ class Console:
         """
         if self.quiet:
             return
-        table = Table(title=escape(title), title_justify="left", title_style="bold")
+        table = Table(
+            title=escape(title), title_justify="left", title_style="bold", box=box.SIMPLE_HEAD
+        )
         for name in columns:
             table.add_column(name, justify="right" if name in right else "left", overflow="fold")
         for row in rows:
@@ -185,7 +189,7 @@ class Console:
         for name, value in facts:
             grid.add_row(escape(name), escape(value))
         self.out.print(Text(title, style="bold"))
-        self.out.print(grid)
+        self.out.print(Padding(grid, (0, 0, 1, 1)))
 
     def ask(self, prompt: str) -> str | None:
         """Read a line; None at the end of the input."""
@@ -220,7 +224,7 @@ class _Pace:
         if self.unit is Unit.NOTHING:
             return format_seconds(self.elapsed)
         parts = [format_count(self.done, self.unit)]
-        if self.total:
+        if self.total and self.done < self.total:
             done = format_bytes(self.done) if self.unit is Unit.BYTES else f"{self.done:,}"
             parts = [
                 f"{done} of {format_count(self.total, self.unit)}",
@@ -229,7 +233,7 @@ class _Pace:
         rate = (self.done - self.before) / self.elapsed if self.elapsed > 0 else 0
         if rate:
             parts.append(f"{format_count(rate, self.unit)}/s")
-        if rate and self.done < self.total:
+        if rate and 0 < self.done < self.total:
             parts.append(f"{format_seconds((self.total - self.done) / rate)} left")
         return " · ".join(parts)
 
@@ -269,7 +273,7 @@ class _Bars:
         if self._progress is None:
             self._progress = Progress(
                 SpinnerColumn(finished_text="[green]✓[/green]"),
-                TextColumn("{task.description}"),
+                TextColumn("{task.description}", table_column=Column(width=16)),
                 BarColumn(bar_width=24),
                 _PaceColumn(),
                 TextColumn("[dim]{task.fields[detail]}[/dim]"),

@@ -11,7 +11,7 @@ from grokctl.checkpoint.ready import ReadyCheckpoint
 from grokctl.checkpoint.receipt import VerifiedRelease
 from grokctl.checkpoint.release import Release, open_release
 from grokctl.checkpoint.torrent import Magnet, build_metainfo, parse_metainfo
-from grokctl.events import Noted, Observer, ignore
+from grokctl.events import Observer, ignore
 from grokctl.fetch import FetchOptions, fetch, seeding
 from grokctl.hardware import find_devices
 from grokctl.infer import Compute, EngineOptions, Generation, infer
@@ -93,7 +93,9 @@ def demo(folder: Path, *, observe: Observer = ignore) -> Demonstration:
             lambda fetched: f"{fetched.downloaded / 1e6:.1f} MB from {host}:{port}",
         )
     verified = timed(
-        "verify every byte", lambda: _verified(root, observe), lambda v: v.receipt.infohash
+        "verify every byte",
+        lambda: _verified(root, observe),
+        lambda v: f"proven by infohash {v.receipt.infohash[:16]}…",
     )
     release = open_release(root)
     find_devices(max(DEVICES))
@@ -134,13 +136,12 @@ def _run(ready: ReadyCheckpoint, observe: Observer) -> Generation:
     engine = infer(ready, options, tokenizer=ready.tokenizer, observe=observe)
     generation = engine.generate(
         engine.plan.encode(PROMPT),
-        sampling=Sampling(temperature=0.7, seed=1),
+        sampling=Sampling(temperature=0.8, seed=3),
         max_tokens=_TOKENS,
         ignore_eos=True,
     )
     for _ in generation:
         pass
-    observe(Noted(message=f"{ready.mesh.size} devices say: {generation.text!r}"))
     return generation
 
 

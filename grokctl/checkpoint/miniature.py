@@ -33,6 +33,8 @@ MINIATURE = replace(
 
 _SMALLEST_VOCABULARY = 400
 """256 bytes, and the characters of the text that the tokenizer is trained on."""
+_BYTES = slice(4, 260)
+"""Tokens of single bytes; small rows make them rare, so that even random text is made of words."""
 _BLOCK = 16 * 2**20
 """Random bytes drawn once and repeated, so that a full-width layer takes seconds."""
 
@@ -134,12 +136,16 @@ def _tensor(
 
 def _float_tensor(spec: TensorSpec, rng: np.random.Generator) -> NDArray[np.float32]:
     if spec.name == "embedding":
-        # the reference multiplies embeddings by 78 on the way in, and not on the way out
-        spread, centre = 0.02, 0.0
+        spread, centre = 0.0127, 0.0
+    elif spec.name == "final_norm":
+        spread, centre = 0.5, 8.0
     elif spec.name.endswith("router"):
         spread, centre = 1.0 / np.sqrt(spec.shape[0]), 0.0
     else:
         spread, centre = 0.1, 1.0
     count = min(prod(spec.shape), _BLOCK // 4)
     values = rng.standard_normal(count, dtype=np.float32) * np.float32(spread) + np.float32(centre)
-    return np.resize(values, spec.shape)
+    tensor = np.resize(values, spec.shape)
+    if spec.name == "embedding" and spec.shape[0] > _SMALLEST_VOCABULARY:
+        tensor[_BYTES] *= np.float32(0.1)
+    return tensor

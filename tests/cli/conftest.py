@@ -376,15 +376,15 @@ def attack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Attack:
     return Attack(tmp_path / "canary")
 
 
-def flip(path: Path, offset: int = -1) -> None:
-    """Flip one bit of a file, by default in its last byte."""
+def flip(path: Path) -> None:
+    """Flip one bit in the middle of a file."""
     data = bytearray(path.read_bytes())
-    data[offset] ^= 1
+    data[len(data) // 2] ^= 1
     path.write_bytes(data)
 
 
 @pytest.fixture(scope="session")
-def flip_bit() -> Callable[..., None]:
+def flip_bit() -> Callable[[Path], None]:
     """Damage one bit of a file."""
     return flip
 

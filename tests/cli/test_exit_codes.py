@@ -53,7 +53,6 @@ def test_an_unknown_checkpoint_is_named(grokctl, home, verb):
         pytest.param("x/" * 3000, id="longer than a path"),
         pytest.param("[bold]x[/bold]", id="markup"),
         pytest.param("ключ к 🗝", id="unicode"),
-        pytest.param("-".join("abc") + "\ttab", id="tab"),
     ],
 )
 def test_strange_names_are_no_checkpoints(grokctl, home, tmp_path, monkeypatch, name):

@@ -1,0 +1,317 @@
+"""Ctrl-C and SIGTERM end every command within seconds, with 130, and lose nothing."""
+
+import shutil
+import signal
+import time
+
+import pytest
+
+from grokctl.checkpoint.torrent import build_metainfo
+
+
+@pytest.fixture
+def interrupt(process):
+    """Start a command, wait until it has come to a point, stop it, and see how it ends."""
+
+    def stop(*arguments, until, by, **options):
+        with process.start(*arguments, **options) as running:
+            stderr = until(running)
+            began = time.monotonic()
+            running.send_signal(by)
+            stdout, rest = running.communicate(timeout=30)
+        return running.returncode, stdout, stderr + rest, time.monotonic() - began
+
+    return stop
+
+
+def event(*words):
+    """Wait for a line on stderr that holds the words."""
+
+    def wait(running):
+        seen = ""
+        for line in running.stderr:
+            seen += line
+            if all(word in line for word in words):
+                return seen
+        raise AssertionError(seen)
+
+    return wait
+
+
+def assert_interrupted(ended, *, goes_on=False):
+    code, stdout, stderr, seconds = ended
+    assert code == 130, (code, stderr)
+    assert seconds < 5
+    assert "Traceback" not in stderr
+    assert "Exception ignored" not in stderr
+    assert "interrupted" in stderr
+    assert ("goes on where it stopped" in stderr) is goes_on
+    assert stdout == ""
+
+
+def size_of(folder):
+    return sum(path.stat().st_size for path in folder.rglob("device-*"))
+
+
+# --- fetch
+
+
+def test_a_fetch_that_waits_for_a_swarm_can_be_stopped(
+    interrupt, stop_signal, seeded, tmp_path, loopback
+):
+    ended = interrupt(
+        *("fetch", seeded.magnet, "--to", tmp_path / "words", *loopback, "--json"),
+        until=event("advanced", "metadata"),
+        by=stop_signal,
+    )
+
+    assert_interrupted(ended, goes_on=True)
+    assert not (tmp_path / "words" / "ckpt-0").exists()
+
+
+def test_a_stopped_fetch_goes_on(interrupt, grokctl, seeded, tmp_path, loopback):
+    root = tmp_path / "words"
+    arguments = ("fetch", seeded.magnet, "--to", root, "--peer", seeded.peer, *loopback, "--json")
+
+    def some_of_it(running):
+        seen = ""
+        for line in running.stderr:
+            seen += line
+            if '"fetch"' in line and '"advanced"' in line and '"done": 0,' not in line:
+                return seen
+        raise AssertionError(seen)
+
+    ended = interrupt(*arguments, "--max-download", "400kB", until=some_of_it, by=signal.SIGINT)
+    rest = grokctl(*arguments)
+
+    assert_interrupted(ended, goes_on=True)
+    assert rest.exit_code == 0
+    assert 0 < rest.result["downloaded_bytes"] < seeded.nbytes
+    assert grokctl("verify", root, "--rehash").exit_code == 0
+
+
+# --- verify
+
+
+@pytest.fixture
+def endless(verified):
+    """A release whose hashing takes a while: a file of holes, and a torrent of it."""
+    with (verified / "holes").open("wb") as file:
+        file.truncate(60 * 2**20)
+    files = ["holes", "ckpt-0/tensor00001_000"]
+    data = build_metainfo(verified, files, name="holes", piece_length=16384)
+    shutil.rmtree(verified / ".grokctl")
+    (verified / "release.torrent").write_bytes(data)
+    return verified
+
+
+def test_a_verify_can_be_stopped(interrupt, stop_signal, process, endless):
+    slow = (
+        "import time, grokctl.verify as stage\n"
+        "check = stage._ContentCheck.check\n"
+        "stage._ContentCheck.check = lambda self, piece: time.sleep(0.01) or check(self, piece)\n"
+        "from grokctl.cli import main; main()"
+    )
+
+    ended = interrupt(
+        *("verify", endless, "--json"),
+        code=slow,
+        until=event("advanced", "verify"),
+        by=stop_signal,
+    )
+
+    assert_interrupted(ended)
+    assert process.run("verify", endless, "--quick").exit_code == 0
+
+
+def test_a_verify_of_a_ready_checkpoint_can_be_stopped_inside_a_file(
+    interrupt, stop_signal, cut
+):
+    slow = (
+        "import time, grokctl.verify as stage\n"
+        "stage._BUFFER = 4096\n"
+        "add = stage._Counter.add\n"
+        "stage._Counter.add = lambda self, count: time.sleep(0.2) or add(self, count)\n"
+        "from grokctl.cli import main; main()"
+    )
+
+    ended = interrupt(
+        *("verify", cut("two-layers", 1).root, "--json"),
+        code=slow,
+        until=event("advanced", "verify"),
+        by=stop_signal,
+    )
+
+    assert_interrupted(ended)
+
+
+# --- reshard
+
+
+def test_a_stopped_reshard_goes_on(interrupt, stop_signal, process, large, tmp_path):
+    out = tmp_path / "ready"
+    often = "import grokctl.reshard as r; r._SYNC_EVERY = 2**20\nfrom grokctl.cli import main; main()"
+    arguments = ("reshard", large, "--devices", 8, "--out", out, "--jobs", 1)
+
+    def half_of_it(running):
+        process.await_that(lambda: size_of(tmp_path) > 60e6)
+        return ""
+
+    ended = interrupt(*arguments, code=often, until=half_of_it, by=stop_signal)
+    published = out.exists()
+    rest = process.run(*arguments, code=often)
+    checked = process.run("verify", out)
+
+    assert_interrupted(ended, goes_on=True)
+    assert not published
+    assert rest.exit_code == 0
+    assert "goes on after" in rest.stderr
+    assert checked.exit_code == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["ready"]
+
+
+# --- run
+
+
+@pytest.mark.parametrize("moment", ["compile", "decode"])
+def test_a_run_can_be_stopped_while_it_compiles_and_while_it_writes(
+    interrupt, stop_signal, home, cut, moment
+):
+    root = cut("words", 4).root
+    arguments = ("run", root, "-p", "import", "--ignore-eos", "--home", home)
+    if moment == "compile":
+        ended = interrupt(*arguments, "--json", until=event("compile"), by=stop_signal)
+        assert_interrupted(ended)
+        return
+
+    written = []
+    slow = (
+        "import time, grokctl.infer as infer\n"
+        "run = infer.Engine._run\n"
+        "infer.Engine._run = lambda *a, **k: time.sleep(0.1) or run(*a, **k)\n"
+        "from grokctl.cli import main; main()"
+    )
+    ended = interrupt(
+        *arguments,
+        code=slow,
+        until=lambda running: written.append(running.stdout.read(1)) or "",
+        by=stop_signal,
+    )
+
+    code, _, stderr, seconds = ended
+    assert code == 130, stderr
+    assert seconds < 5
+    assert stderr.rstrip().endswith("interrupted")
+    assert written != [""]
+
+
+def test_a_score_can_be_stopped(interrupt, home):
+    ended = interrupt(
+        *("score", home / "releases" / "two-layers", "--token-ids", "1,2", "--json"),
+        *("--home", home / "nothing cached"),
+        until=event("compile"),
+        by=signal.SIGINT,
+    )
+
+    assert_interrupted(ended)
+
+
+# --- everywhere
+
+
+@pytest.mark.parametrize("module", ["rich.console", "grokctl.render", "numpy", "jax"])
+def test_an_interrupt_while_modules_are_loaded_is_one_too(process, home, stop_signal, module):
+    code = (
+        "import os, sys\n"
+        "class Stop:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        f"        if name == {module!r}:\n"
+        "            sys.meta_path.remove(self)\n"
+        f"            os.kill(os.getpid(), {stop_signal:d})\n"
+        "sys.meta_path.insert(0, Stop())\n"
+        "from grokctl.cli import main; main()"
+    )
+
+    outcome = process.run("run", home / "releases" / "words", "-p", "import", code=code)
+
+    assert (outcome.exit_code, outcome.stdout) == (130, "")
+    assert outcome.stderr.splitlines()[-1] == "interrupted"
+    assert "Traceback" not in outcome.stderr
+
+
+def test_the_earliest_interrupt_is_one_too(process, stop_signal):
+    code = (
+        "import os; from grokctl import cli, interrupts\n"
+        "install = interrupts.install\n"
+        f"interrupts.install = lambda: (install(), os.kill(os.getpid(), {stop_signal:d}))\n"
+        "cli.main()"
+    )
+
+    outcome = process.run("verify", code=code)
+
+    assert outcome == type(outcome)(130, "", "interrupted\n")
+
+
+def test_an_interrupt_that_hits_a_callback_is_not_lost(process, home, stop_signal):
+    code = (
+        "import gc, os, time; from grokctl import cli, inspect\n"
+        "def collected(phase, info):\n"
+        "    gc.callbacks.clear()\n"
+        f"    os.kill(os.getpid(), {stop_signal:d})\n"
+        "def slow(*arguments, **options):\n"
+        "    gc.callbacks[:] = [collected]\n"
+        "    gc.collect()\n"
+        "    time.sleep(30)\n"
+        "inspect.inspect = slow\n"
+        "cli.main()"
+    )
+    began = time.monotonic()
+
+    outcome = process.run("inspect", home / "releases" / "two-layers", code=code)
+
+    assert outcome == type(outcome)(130, "", "interrupted\n")
+    assert time.monotonic() - began < 4
+
+
+def test_an_interrupt_ends_a_call_that_is_deaf_to_it(process, home):
+    code = (
+        "import ctypes, os, signal, threading; from grokctl import cli, inspect\n"
+        "def deaf(*arguments, **options):\n"
+        "    threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()\n"
+        "    wait = ctypes.CDLL(None).sleep\n"
+        "    while wait(30): pass\n"
+        "inspect.inspect = deaf\n"
+        "cli.main()"
+    )
+    began = time.monotonic()
+
+    outcome = process.run("inspect", home / "releases" / "two-layers", code=code)
+
+    assert outcome.exit_code == 130
+    assert outcome.stderr.splitlines()[-1] == "interrupted"
+    assert time.monotonic() - began < 6
+
+
+def test_a_stopped_demo_leaves_nothing_behind(interrupt, process, tmp_path):
+    ended = interrupt(
+        *("demo", "--json"),
+        env=process.environment(TMPDIR=str(tmp_path)),
+        until=event("reshard"),
+        by=signal.SIGTERM,
+    )
+
+    assert ended[0] == 130
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_ctrl_c_ends_seeding_well(process, interrupt, seeded, tmp_path, loopback):
+    with process.start(
+        *("fetch", seeded.magnet, "--to", tmp_path / "words", "--peer", seeded.peer),
+        *(*loopback, "--seed", "--json"),
+    ) as running:
+        event("seed", "advanced")(running)
+        running.send_signal(signal.SIGINT)
+        stdout, _ = running.communicate(timeout=30)
+
+    assert running.returncode == 0
+    assert '"downloaded_bytes"' in stdout
