@@ -1,15 +1,22 @@
 # Every target sets itself up: a fresh machine needs python3 (3.11 to 3.13) with venv, and make.
 PYTHON ?= python3
+PYTHON313 ?= python3.13
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo test check fix bench picture lock install clean
+.PHONY: demo test test-newest check fix bench picture lock install clean
 
 demo: $(READY)  ## the whole pipeline, for real, on a miniature
 	$(BIN)/grokctl demo
 
 test: $(READY)  ## the test suite
 	$(BIN)/python -m pytest
+
+test-newest:  ## the suite on the newest Python and JAX, where PYTHON313 is there
+	$(PYTHON313) -m venv .venv-newest
+	.venv-newest/bin/python -m pip install --quiet --require-hashes --requirement requirements.lock
+	.venv-newest/bin/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	.venv-newest/bin/python -m pytest
 
 check: $(READY)  ## formatting, lint, types, architecture
 	$(BIN)/ruff format --check .
@@ -41,4 +48,4 @@ $(READY): requirements.lock pyproject.toml
 	@touch $@
 
 clean:  ## forget the environment and the tools' caches
-	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-newest .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -4,6 +4,7 @@ import errno
 import io
 import os
 import re
+import shlex
 import sys
 import tempfile
 import time
@@ -73,6 +74,9 @@ def main() -> NoReturn:
             stream.reconfigure(errors="replace")  # a narrow locale is no reason to fail
     try:
         app()
+    except KeyboardInterrupt:
+        typer.echo("interrupted", err=True)
+        interrupts.leave()
     except SystemExit as end:
         if end.code == ExitCode.INTERRUPTED:
             interrupts.leave()
@@ -335,6 +339,13 @@ def _repair(console: "Console", root: Path, verdict: "Verdict", options: "FetchO
     from grokctl.paths import TORRENT
 
     torrent = root / TORRENT
+    if kind_of(root) == "ready":
+        from grokctl.checkpoint.ready import cut_again, open_ready
+
+        raise UsageError(
+            f"{root}: {len(verdict.damage)} files are damaged; a ready checkpoint is cut again",
+            cut_again(open_ready(root)),
+        )
     if not torrent.is_file():
         raise UsageError(
             f"{root}: holds no {TORRENT} to fetch {len(verdict.damage)} damaged files by",
@@ -432,7 +443,7 @@ def proof_line(verified_at: str | None, *, root: Path) -> str:
     """What is known about the content of a release."""
     if verified_at is not None:
         return f"every byte was proven on {verified_at}"
-    return f"its content is not proven (grokctl verify {root})"
+    return f"its content is not proven (grokctl verify {shlex.quote(str(root))})"
 
 
 @app.command(epilog="Example: grokctl run -p 'The answer to life is' -n 32 --temperature 0")
@@ -518,7 +529,16 @@ def _prompt(prompt: str | None, prompt_file: Path | None, token_ids: str | None)
         return _read_stdin()
     if prompt is None and token_ids is None and not (sys.stdin and sys.stdin.isatty()):
         raise UsageError("there is no prompt", "grokctl run -p 'Once upon a time'")
-    return prompt
+    return _utf8(prompt, "prompt")
+
+
+def _utf8(text: str | None, name: str) -> str | None:
+    """Refuse what the shell handed over as bytes that are no text."""
+    try:
+        (text or "").encode()
+    except UnicodeEncodeError as error:
+        raise UsageError(f"{name}: is no UTF-8 text") from error
+    return text
 
 
 def _read_stdin() -> str:
@@ -731,14 +751,13 @@ def _logits_file(
         return
     import numpy as np
 
-    partial = path.with_name(f".{path.name}.partial")
-    if path.is_dir():
+    if path.is_dir() or not path.name:
         raise UsageError(f"{path}: is a folder", "--logits logits.npy")
+    partial = path.with_name(f".{path.name}.partial")
     try:
         out = np.lib.format.open_memmap(partial, "w+", np.float32, shape)
-    except OSError as error:
-        raise UsageError(f"{path}: cannot be written ({error.strerror})") from error
-    try:
+        with partial.open("r+b") as file:  # now, because a mapping that runs full kills us
+            os.posix_fallocate(file.fileno(), 0, partial.stat().st_size)
         yield out
         out.flush()
         partial.replace(path)

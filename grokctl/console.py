@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from rich import box
 from rich.console import Console as RichConsole
+from rich.console import Group, RenderableType
 from rich.markup import escape
 from rich.padding import Padding
 from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Task, TextColumn
@@ -179,7 +180,7 @@ class Console:
             table.add_column(name, justify="right" if name in right else "left", overflow="fold")
         for row in rows:
             table.add_row(*map(escape, row))
-        self.out.print(table)
+        self._print(table)
 
     def facts(self, title: str, facts: Sequence[tuple[str, str]]) -> None:
         """Print names and values to stdout."""
@@ -188,8 +189,16 @@ class Console:
         grid = Table.grid(Column(style="dim"), Column(overflow="fold"), padding=(0, 2))
         for name, value in facts:
             grid.add_row(escape(name), escape(value))
-        self.out.print(Text(title, style="bold"))
-        self.out.print(Padding(grid, (0, 0, 1, 1)))
+        self._print(Group(Text(title, style="bold"), Padding(grid, (0, 0, 1, 1))))
+
+    def _print(self, renderable: RenderableType) -> None:
+        """Print to stdout; without a terminal, without blanks at the ends of lines."""
+        if self.out.is_terminal:
+            self.out.print(renderable)
+            return
+        with self.out.capture() as captured:
+            self.out.print(renderable)
+        self.write("".join(f"{line.rstrip()}\n" for line in captured.get().splitlines()))
 
     def ask(self, prompt: str) -> str | None:
         """Read a line; None at the end of the input."""

@@ -1,5 +1,6 @@
 """What this machine has: devices for a mesh, memory, and how fast memory can be read."""
 
+import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
@@ -52,9 +53,21 @@ def find_devices(count: int, *, observe: Observer = ignore) -> list[jax.Device]:
     return cpus[:count]
 
 
-def use_compilation_cache(folder: Path) -> None:
-    """Keep compiled programs under `folder`, apart for each jaxlib and platform."""
+def use_compilation_cache(folder: Path, *, observe: Observer = ignore) -> None:
+    """Keep compiled programs under `folder`, apart for each jaxlib and platform.
+
+    Args:
+        folder: Made if it is not there; where it cannot be written, nothing is kept.
+        observe: Told so.
+    """
     kept = folder / f"{version('jaxlib')}-{jax.default_backend()}"
+    try:
+        kept.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=kept):
+            pass
+    except OSError as error:
+        observe(Noted(message=f"{kept}: compiled programs cannot be kept ({error.strerror})"))
+        return
     jax.config.update("jax_compilation_cache_dir", str(kept))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 

@@ -213,7 +213,7 @@ def infer(
     planned = plan(source.config, options, tokenizer=tokenizer)
     devices = find_devices(options.mesh.size, observe=observe)
     if options.compilation_cache is not None:
-        use_compilation_cache(options.compilation_cache)
+        use_compilation_cache(options.compilation_cache, observe=observe)
     started = time.perf_counter()
     with _out_of_memory():
         loader = _Loader(source, options.mesh, devices)

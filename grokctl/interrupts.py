@@ -11,6 +11,7 @@ from grokctl.errors import ExitCode
 
 _PATIENCE_S: Final = 4.5
 """Seconds that a command has to end by itself; saving resume data takes up to 3."""
+_AGAIN_S: Final = 0.05
 
 
 def install() -> None:
@@ -54,7 +55,10 @@ def _raise(number: int, frame: object) -> None:
 def _again(hook: Callable[[Any], object]) -> Callable[[Any], object]:
     def unraisable(event: Any) -> None:
         if event.exc_type is KeyboardInterrupt:
-            os.kill(os.getpid(), signal.SIGINT)
+            # not from here, where it would be forgotten once more
+            again = threading.Timer(_AGAIN_S, os.kill, (os.getpid(), signal.SIGINT))
+            again.daemon = True
+            again.start()
         else:
             hook(event)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -79,7 +80,7 @@ def fetched(console: Console, result: Fetched) -> None:
                 f"{format_bytes(result.downloaded)} in {format_seconds(result.seconds)}",
             ),
             *([("other files", ", ".join(result.extras))] if result.extras else []),
-            ("still to do", f"grokctl verify {result.root}"),
+            ("still to do", f"grokctl verify {shlex.quote(str(result.root))}"),
         ],
     )
 
@@ -209,7 +210,7 @@ def resharded(console: Console, ready: ReadyCheckpoint, *, seconds: float, peak_
             ("precision", ready.precision),
             ("bytes", f"{format_bytes(ready.nbytes)} in {format_seconds(seconds)}"),
             ("peak memory", format_bytes(peak_rss)),
-            ("next", f"grokctl run {ready.root}"),
+            ("next", f"grokctl run {shlex.quote(str(ready.root))}"),
         ],
     )
 

@@ -1,6 +1,7 @@
 """Plan, then execute, the rewrite of a checkpoint for a mesh: bounded memory, resumable, atomic."""
 
 import errno
+import fcntl
 import hashlib
 import os
 import shutil
@@ -137,10 +138,12 @@ def reshard(
     with _writing(plan):
         _check_destination(plan, force=force)
         partial.mkdir(parents=True, exist_ok=True)
-        _check_space(plan, partial)
-        records = _write_devices(release, plan, partial, observe)
-        _write_rest(release, plan, partial, proof, records)
-        _publish(partial, plan.out)
+        with _alone(partial):
+            _check_destination(plan, force=force)  # another run may have ended just now
+            _check_space(plan, partial)
+            records = _write_devices(release, plan, partial, observe)
+            _write_rest(release, plan, partial, proof, records)
+            _publish(partial, plan.out)
     return open_ready(plan.out)
 
 
@@ -152,6 +155,23 @@ def _check_destination(plan: ReshardPlan, *, force: bool) -> None:
         raise UsageError(f"{out}: exists", "--force replaces it, --out DIR writes elsewhere")
     if kind_of(out) != "ready":
         raise UsageError(f"{out}: exists and is no ready checkpoint, so --force does not apply")
+
+
+@contextmanager
+def _alone(partial: Path) -> Iterator[None]:
+    """Keep every other grokctl out of a partial folder.
+
+    Raises:
+        UsageError: Somebody writes there already.
+    """
+    handle = os.open(partial, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError as error:
+        raise UsageError(f"{partial}: another grokctl is writing there") from error
+    finally:
+        os.close(handle)
 
 
 def _check_space(plan: ReshardPlan, partial: Path) -> None:

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import shlex
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -18,12 +19,18 @@ from grokctl.checkpoint.receipt import (
     read_receipt,
     trusted_metainfo,
 )
-from grokctl.checkpoint.release import Release, Survey, damage_error, release_paths, survey
+from grokctl.checkpoint.release import Release, damage_error, release_paths, scan_file, survey
 from grokctl.checkpoint.torrent import Metainfo, TorrentFile
-from grokctl.errors import Damage, Reason, UsageError
+from grokctl.errors import (
+    CorruptCheckpointError,
+    Damage,
+    Reason,
+    UnsafePickleError,
+    UsageError,
+)
 from grokctl.events import Advanced, Finished, Noted, Observer, Stage, Started, ignore
 from grokctl.model.tensors import tensor_specs
-from grokctl.paths import TORRENT
+from grokctl.paths import CKPT, CONFIG, TORRENT
 
 _BUFFER = 2**20
 """Bytes read at a time; measured: everything from 256 KiB to 4 MiB hashes at the same rate."""
@@ -72,25 +79,22 @@ def verify(
         CorruptCheckpointError: The torrent or `config.json` is not what it should be.
         UsageError: There is no release, or no torrent to prove it by.
     """
-    structure = survey(root, observe=observe)
-    specs = tensor_specs(structure.config)
-    if quick:
-        nbytes = sum(t.path.stat().st_size for t in structure.tensors)
-        return Verdict(
+    metainfo = None if quick else trusted_metainfo(root)
+    if metainfo is None:
+        structure = survey(root, observe=observe)
+        verdict = Verdict(
             name=root.resolve().name,
-            files=len(specs),
-            nbytes=nbytes,
+            files=len(tensor_specs(structure.config)),
+            nbytes=sum(tensor.path.stat().st_size for tensor in structure.tensors),
             hashed=0,
             damage=structure.damage,
             verified=None,
         )
-    metainfo = trusted_metainfo(root)
-    if metainfo is None:
-        if structure.damage:
-            raise damage_error(structure.damage, checked=len(specs), root=root)
+        if quick or structure.damage:
+            return verdict
         raise UsageError(
             f"{root}: holds no {TORRENT}, so its content cannot be proven; its structure is sound",
-            f"grokctl verify {root} --quick",
+            f"grokctl verify {shlex.quote(str(root))} --quick",
         )
     receipt = None if rehash else read_receipt(root)
     if receipt is not None and receipt.infohash != metainfo.infohash:
@@ -99,7 +103,7 @@ def verify(
     if check.proven:
         observe(Noted(message=f"{len(check.proven)} files are untouched since their last proof"))
     check.run(jobs or os.cpu_count() or 1, observe)
-    return _conclude(check, structure, receipt)
+    return _conclude(check, receipt, observe)
 
 
 def verify_ready(
@@ -170,7 +174,7 @@ class _ContentCheck:
             name: damage
             for file in metainfo.files
             if (name := self.places.get(file.index)) is not None
-            and (damage := _size_damage(name, file.length, self.stamps[name])) is not None
+            and (damage := _size_damage(root, name, file.length, self.stamps[name])) is not None
         }
         self.bad_pieces: set[int] = set()
         self.unreadable: dict[str, str] = {}
@@ -207,6 +211,8 @@ class _ContentCheck:
             if name is None:
                 hasher.update(bytes(length))
                 continue
+            if self.stamps[name] is None:
+                return False
             try:
                 if not _hash_range(self.root / name, offset, length, hasher, buffer):
                     return False
@@ -236,34 +242,30 @@ class _ContentCheck:
     def _altered(
         self, name: str, file: TorrentFile, bad: list[int], ranges: tuple[tuple[int, int], ...]
     ) -> Damage:
-        others = {
-            other: piece
-            for piece in bad
-            for span, _, _ in self.metainfo.spans(piece)
-            if (other := self.places.get(span.index)) not in {None, name}
-        }
-        sole = len(bad) == len(set(others.values()))
-        broken = [other for other in others if other in self.wrong_size or other in self.unreadable]
-        if sole and broken:
-            return Damage(name, Reason.UNPROVEN, f"shares a piece with {broken[0]}", ranges)
+        sharers = [self._sharers(piece) - {name} for piece in bad]
+        broken = [others & (self.wrong_size.keys() | self.unreadable.keys()) for others in sharers]
+        if all(broken):
+            return Damage(name, Reason.UNPROVEN, f"shares a piece with {min(broken[0])}", ranges)
         detail = f"{len(bad)} of {len(self.metainfo.pieces_of(file))} pieces"
-        if sole and others:
-            detail += f", or the piece's other file {next(iter(others))}"
+        if all(sharers):
+            detail += f", or the piece's other file {min(sharers[0])}"
         return Damage(name, Reason.ALTERED, detail, ranges)
+
+    def _sharers(self, piece: int) -> set[str]:
+        """Files that a piece covers."""
+        spans = self.metainfo.spans(piece)
+        return {self.places[file.index] for file, _, _ in spans if file.index in self.places}
 
     def _range(self, file: TorrentFile, piece: int) -> tuple[int, int]:
         start = piece * self.metainfo.piece_length - file.offset
         return max(0, start), min(file.length, start + self.metainfo.piece_size(piece))
 
 
-def _conclude(check: _ContentCheck, structure: Survey, receipt: Receipt | None) -> Verdict:
+def _conclude(check: _ContentCheck, receipt: Receipt | None, observe: Observer) -> Verdict:
+    """Put content and structure together, and keep a receipt of what is proven."""
     root, metainfo = check.root, check.metainfo
     damage = check.damage()
-    for item in structure.damage:
-        known = damage.get(item.file)
-        if known is None or item.reason is Reason.UNSAFE:
-            ranges = known.ranges if known else ()
-            damage[item.file] = Damage(item.file, item.reason, item.detail, ranges)
+    release = _look_at_structure(check, damage, observe)
     stamps = {name: receipt.stamps[name] for name in check.proven} if receipt else {}
     stamps |= {
         name: stamp
@@ -271,22 +273,73 @@ def _conclude(check: _ContentCheck, structure: Survey, receipt: Receipt | None) 
         if name not in damage and stamp is not None and Stamp.of(root / name) == stamp
     }
     proof = Receipt(infohash=metainfo.infohash, verified_at=now(), stamps=stamps)
-    if check.hashed or receipt is None:
-        proof.write(root)
-    elif receipt is not None:
+    if receipt is not None and not check.hashed:
         proof = receipt
-    release = Release(root=root, config=structure.config, tensors=structure.tensors)
+    else:
+        try:
+            proof.write(root)
+        except OSError as error:
+            observe(Noted(message=f"the receipt could not be kept ({error.strerror})"))
     return Verdict(
-        name=release.name,
+        name=root.resolve().name,
         files=len(check.places),
         nbytes=sum(file.length for file in metainfo.files if file.index in check.places),
         hashed=check.hashed,
         damage=tuple(damage[name] for name in sorted(damage)),
-        verified=None if damage else VerifiedRelease(release=release, receipt=proof),
+        verified=VerifiedRelease(release=release, receipt=proof) if release else None,
     )
 
 
-def _size_damage(name: str, expected: int, stamp: Stamp | None) -> Damage | None:
+def _look_at_structure(
+    check: _ContentCheck, damage: dict[str, Damage], observe: Observer
+) -> Release | None:
+    """Add what is wrong with the structure to what is wrong with the content.
+
+    Returns:
+        The release, if nothing at all is wrong.
+    """
+    root, places = check.root, set(check.places.values())
+    if CONFIG in damage or not (root / CKPT).is_dir():
+        # nobody knows which model this should be; what is unsafe is unsafe in any
+        found = [item for name in sorted(places) if (item := _unsafe(root, name)) is not None]
+        _add(damage, found)
+        return None
+    structure = survey(root, observe=observe)
+    _add(damage, structure.damage)
+    present = [f"{CKPT}/{tensor.spec.file}" for tensor in structure.tensors]
+    present += [CONFIG] if (root / CONFIG).is_file() else []
+    for name in present:
+        if name not in places and name not in damage:
+            damage[name] = Damage(name, Reason.UNPROVEN, "the torrent says nothing about it")
+    if damage:
+        return None
+    return Release(root=root, config=structure.config, tensors=structure.tensors)
+
+
+def _add(damage: dict[str, Damage], found: Iterable[Damage]) -> None:
+    """Content says more than structure, but for what is unsafe."""
+    for item in found:
+        known = damage.get(item.file)
+        if known is None or item.reason is Reason.UNSAFE:
+            ranges = known.ranges if known else ()
+            damage[item.file] = Damage(item.file, item.reason, item.detail, ranges)
+
+
+def _unsafe(root: Path, name: str) -> Damage | None:
+    if not name.startswith(f"{CKPT}/"):
+        return None
+    try:
+        scan_file(root, name)
+    except UnsafePickleError as error:
+        return error.damage[0]
+    except (CorruptCheckpointError, OSError):
+        pass  # the pieces have said so already
+    return None
+
+
+def _size_damage(root: Path, name: str, expected: int, stamp: Stamp | None) -> Damage | None:
+    if stamp is None and os.path.lexists(root / name):
+        return Damage(name, Reason.UNREADABLE, "is no regular file", ((0, expected),))
     if stamp is None:
         return Damage(name, Reason.MISSING, f"expected {expected} bytes", ((0, expected),))
     detail = f"expected {expected} bytes, found {stamp.size}"

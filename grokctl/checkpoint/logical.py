@@ -62,7 +62,7 @@ class LogicalTensor:
         return self._turn(placed.weight)
 
     def cut(self, released: NDArray[Any], slices: Slices) -> NDArray[Any]:
-        """Cut a part out of the released array and turn it; a copy, C-contiguous."""
+        """Cut a part out of the released array; C-contiguous, a view where nothing turns."""
         if self.is_scales or not self._is_matrix:
             return np.ascontiguousarray(released[_index(slices)])
         if not self.groups:
@@ -154,7 +154,7 @@ class ReleaseSource:
         return self.release.config
 
     def read(self, tensor: LogicalTensor, slices: Slices) -> NDArray[Any]:
-        """One part of a tensor, copied out of the mapped file and turned outputs first."""
+        """One part of a tensor, cut out of the mapped file and turned."""
         weight, scales = self._tensors[tensor.spec.name].map()
         array = scales if tensor.is_scales else weight
         assert array is not None

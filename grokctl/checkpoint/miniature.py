@@ -105,6 +105,8 @@ def train_tokenizer(config: GrokConfig) -> bytes:
         vocab_size=config.vocab_size,
         byte_fallback=True,
         character_coverage=0.9995,
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
         pad_id=config.pad_token,
         bos_id=1,
         eos_id=config.eos_token,

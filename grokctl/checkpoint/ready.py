@@ -3,6 +3,7 @@
 import json
 import mmap
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -16,7 +17,14 @@ from numpy.typing import NDArray
 from grokctl import __version__
 from grokctl.checkpoint.logical import LogicalTensor, Slices, TensorSource, extent, logical_tensors
 from grokctl.checkpoint.pickles import BFLOAT16
-from grokctl.errors import CorruptCheckpointError, GrokctlError, Reason, UsageError, corrupt
+from grokctl.errors import (
+    CorruptCheckpointError,
+    GrokctlError,
+    PlacementError,
+    Reason,
+    UsageError,
+    corrupt,
+)
 from grokctl.model.config import GrokConfig
 from grokctl.model.placement import MeshShape, check_mesh
 from grokctl.model.precision import Precision
@@ -323,7 +331,10 @@ def _parse(root: Path, values: Any) -> ReadyCheckpoint:
         )
     config = GrokConfig.from_dict(values["config"], file=MANIFEST)
     mesh = MeshShape(int(values["mesh"]["expert"]), int(values["mesh"]["model"]))
-    check_mesh(mesh, config)
+    try:
+        check_mesh(mesh, config)
+    except PlacementError as error:
+        raise _malformed(str(error)) from error
     source = values["source"]
     checkpoint = ReadyCheckpoint(
         root=root,
@@ -396,16 +407,18 @@ def _check_files(checkpoint: ReadyCheckpoint) -> None:
         path = checkpoint.root / name
         found = path.stat().st_size if path.is_file() else None
         if found is None:
-            raise corrupt(name, Reason.MISSING, f"expected {wanted} bytes", _again(checkpoint))
+            raise corrupt(name, Reason.MISSING, f"expected {wanted} bytes", cut_again(checkpoint))
         if found != wanted:
             reason = Reason.SHORT if found < wanted else Reason.LONG
             raise corrupt(
-                name, reason, f"expected {wanted} bytes, found {found}", _again(checkpoint)
+                name, reason, f"expected {wanted} bytes, found {found}", cut_again(checkpoint)
             )
 
 
-def _again(checkpoint: ReadyCheckpoint) -> str:
-    return f"grokctl reshard {checkpoint.source.name} --devices {checkpoint.mesh.size} --force"
+def cut_again(checkpoint: ReadyCheckpoint) -> str:
+    """The command that makes a checkpoint anew."""
+    name = shlex.quote(checkpoint.source.name)
+    return f"grokctl reshard {name} --mesh {checkpoint.mesh} --force"
 
 
 def _malformed(detail: str, hint: str | None = None) -> GrokctlError:

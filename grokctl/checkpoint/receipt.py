@@ -2,6 +2,8 @@
 
 import json
 import re
+import shlex
+import stat
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -28,10 +30,12 @@ class Stamp:
 
     @classmethod
     def of(cls, path: Path) -> Self | None:
-        """The stamp of a file as it is now; None if it is not there."""
+        """The stamp of a file as it is now; None if there is no regular file."""
         try:
             status = path.stat()
         except (OSError, ValueError):  # ValueError: a name that no file can have
+            return None
+        if not stat.S_ISREG(status.st_mode):
             return None
         return cls(status.st_size, status.st_mtime_ns, status.st_ino, status.st_dev)
 
@@ -134,7 +138,9 @@ def trusted_metainfo(root: Path) -> Metainfo | None:
     asked = read_source(root)
     if asked is not None and asked != metainfo.infohash:
         detail = f"its infohash is {metainfo.infohash}, the magnet named {asked}"
-        raise corrupt(TORRENT, Reason.ALTERED, detail, f"rm {path} && grokctl fetch")
+        raise corrupt(
+            TORRENT, Reason.ALTERED, detail, f"rm {shlex.quote(str(path))} && grokctl fetch"
+        )
     return metainfo
 
 

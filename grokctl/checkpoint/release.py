@@ -3,6 +3,7 @@
 import mmap
 import re
 import shlex
+import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -152,7 +153,7 @@ def damage_error(damage: Sequence[Damage], *, checked: int, root: Path) -> Grokc
         message = f"{len(unsafe)} of {checked} files are unsafe pickles, first {first}"
         return UnsafePickleError(
             message,
-            f"nothing was executed; move {root / first.file} away and fetch it again",
+            f"nothing was executed; rm {shlex.quote(str(root / first.file))} and fetch it again",
             tuple(damage),
         )
     message = f"{len(damage)} of {checked} files are damaged, first {first}"
@@ -213,6 +214,29 @@ def _place(file: TorrentFile) -> str:
     return place
 
 
+def scan_file(root: Path, name: str) -> pickles.PickledTensor:
+    """Find the arrays in one tensor file; see `pickles.scan`.
+
+    Args:
+        root: The release.
+        name: Path below it, `/`-separated.
+
+    Raises:
+        UnsafePickleError: It asks for more than a tensor needs.
+        CorruptCheckpointError: It is malformed, or no regular file.
+        OSError: It cannot be read.
+    """
+    path = root / name
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise _damaged(name, Reason.UNREADABLE, "is no regular file")
+    if status.st_size == 0:
+        return pickles.scan(b"", file=name)
+    mapped = _map(path)
+    with memoryview(mapped) as buffer:
+        return pickles.scan(buffer, file=name)
+
+
 def _locate(root: Path, spec: TensorSpec) -> StoredTensor:
     """Scan one file and compare it with its specification."""
     name = f"{CKPT}/{spec.file}"
@@ -221,7 +245,7 @@ def _locate(root: Path, spec: TensorSpec) -> StoredTensor:
     size = 0
     try:
         size = path.stat().st_size
-        tensor = _scan(path, name)
+        tensor = scan_file(root, name)
     except FileNotFoundError:
         raise _damaged(name, Reason.MISSING, f"expected {expected} bytes") from None
     except OSError as error:
@@ -236,14 +260,6 @@ def _locate(root: Path, spec: TensorSpec) -> StoredTensor:
         raise _damaged(name, Reason.MALFORMED, damage.detail) from error
     _compare(name, spec, tensor)
     return StoredTensor(spec=spec, path=path, weight=tensor.weight, scales=tensor.scales)
-
-
-def _scan(path: Path, name: str) -> pickles.PickledTensor:
-    if path.stat().st_size == 0:
-        return pickles.scan(b"", file=name)
-    mapped = _map(path)
-    with memoryview(mapped) as buffer:
-        return pickles.scan(buffer, file=name)
 
 
 def _compare(name: str, spec: TensorSpec, found: pickles.PickledTensor) -> None:

@@ -52,7 +52,7 @@ class MeshShape:
         Raises:
             UsageError: It is something else.
         """
-        match = re.fullmatch(r"(?:expert=(\d{1,3}),)?model=(\d{1,3})", text.replace(" ", ""))
+        match = re.fullmatch(r"(?:expert=([0-9]{1,3}), *)?model=([0-9]{1,3})", text.strip(" "))
         if match is None:
             raise UsageError(f"mesh {text!r} is not of the form expert=2,model=8", "--mesh model=8")
         return cls(int(match[1] or 1), int(match[2]))

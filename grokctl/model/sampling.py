@@ -68,11 +68,13 @@ class Sampling:
             border = np.partition(logits, -self.top_k)[-self.top_k]
             kept = np.flatnonzero(logits >= border)
         order = kept[np.argsort(-logits[kept], kind="stable")][: self.top_k or None]
-        scaled = logits[order].astype(np.float64) / self.temperature
-        probabilities = np.exp(scaled - scaled[0])
+        wide = logits[order].astype(np.float64)
+        with np.errstate(over="ignore"):  # a temperature next to 0 leaves only the likeliest
+            probabilities = np.exp((wide - wide[0]) / self.temperature)
         probabilities /= probabilities.sum()
         before = np.cumsum(probabilities) - probabilities
-        keep = (before < self.top_p) & (probabilities >= self.min_p * probabilities[0])
+        in_nucleus = (before < self.top_p) | (self.top_p == 1)  # rounding may reach 1 early
+        keep = in_nucleus & (probabilities >= self.min_p * probabilities[0])
         keep[0] = True
         probabilities = probabilities[keep]
         return order[keep], probabilities / probabilities.sum()

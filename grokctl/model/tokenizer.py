@@ -25,7 +25,9 @@ class Tokenizer:
         processor = sentencepiece.SentencePieceProcessor()
         try:
             processor.load_from_serialized_proto(path.read_bytes())
-        except (RuntimeError, OSError) as error:
+            for piece in range(processor.vocab_size()):
+                processor.id_to_piece(piece)  # is it UTF-8?
+        except (RuntimeError, OSError, UnicodeDecodeError) as error:
             raise _bad(path, "is no sentencepiece model") from error
         if processor.vocab_size() > vocab_size:
             detail = f"has {processor.vocab_size()} pieces, the model has {vocab_size}"
@@ -51,21 +53,38 @@ class TextStream:
 
     def __init__(self, tokenizer: Tokenizer, prompt: Sequence[int]) -> None:
         self._tokenizer = tokenizer
-        self._tokens = list(prompt[-_WINDOW:])
-        self._said = len(tokenizer.decode(self._tokens))
+        self._tokens = list(prompt)
+        self._said = 0
+        self._forget()
+        self._said = self._certain(tokenizer.decode(self._tokens))
 
     def push(self, token: int) -> str:
         """Add a token; return the text that is certain now, which may be empty."""
         self._tokens.append(token)
         text = self._tokenizer.decode(self._tokens)
-        broken = len(text) - len(text.rstrip(_BROKEN))
-        certain = len(text) - min(broken, _LONGEST_CHARACTER - 1)
+        certain = max(self._said, self._certain(text))
         new = text[self._said : certain]
-        self._said = max(self._said, certain)
-        if broken == 0:
-            self._tokens = self._tokens[-_WINDOW:]
-            self._said = len(self._tokenizer.decode(self._tokens))
+        self._said = certain
+        if certain == len(text):
+            self._forget()
         return new
+
+    @staticmethod
+    def _certain(text: str) -> int:
+        """Length of a text without bytes at its end that may still become a character."""
+        broken = len(text) - len(text.rstrip(_BROKEN))
+        return len(text) - min(broken, _LONGEST_CHARACTER - 1)
+
+    def _forget(self) -> None:
+        """Drop tokens that later ones do not depend on; keep some that say something."""
+        window = _WINDOW
+        while window < len(self._tokens):
+            text = self._tokenizer.decode(self._tokens[-window:])
+            if text.strip():
+                self._tokens = self._tokens[-window:]
+                self._said = len(text)
+                return
+            window *= 2
 
     def finish(self) -> str:
         """The rest, with a replacement character for bytes that never became one."""

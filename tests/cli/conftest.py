@@ -28,9 +28,7 @@ GOLDEN = Path(__file__).parents[1] / "data" / "two-layers"
 LOOPBACK = ("--no-dht", "--no-lsd", "--bind", "127.0.0.1", "--port", "0")
 WORDS = replace(MINIATURE, sequence_len=64, num_layers=2, vocab_size=512, emb_size=64, key_size=8)
 """Two layers with a tokenizer; every mesh of 1 to 16 devices holds it."""
-LARGE = replace(
-    WORDS, emb_size=512, key_size=32, num_layers=6, vocab_size=1024, num_q_heads=16
-)
+LARGE = replace(WORDS, emb_size=512, key_size=32, num_layers=6, vocab_size=1024, num_q_heads=16)
 """200 MB: a reshard takes long enough to be stopped on its way."""
 PIECE = 16384
 _CHATTER = ("FORCE_COLOR", "NO_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE", "COLUMNS", "LINES")
@@ -146,11 +144,13 @@ def process() -> types.SimpleNamespace:
 
 
 @pytest.fixture(autouse=True)
-def no_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing of the terminal that the tests are started from reaches the commands."""
+def no_surroundings(
+    monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Neither the terminal nor the home of who runs the tests reaches the commands."""
     for name in _CHATTER:
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.delenv("GROKCTL_HOME", raising=False)
+    monkeypatch.setenv("GROKCTL_HOME", str(tmp_path_factory.getbasetemp() / "nobody's home"))
 
 
 @pytest.fixture(scope="session")
@@ -191,7 +191,9 @@ class Seeded:
 def seeded(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seeded]:
     """The release with the tokenizer, seeded."""
     root = home / "releases" / "words"
-    files = [path.relative_to(root).as_posix() for path in sorted(root.rglob("*")) if path.is_file()]
+    files = [
+        path.relative_to(root).as_posix() for path in sorted(root.rglob("*")) if path.is_file()
+    ]
     data = build_metainfo(root, files, name="words", piece_length=PIECE)
     metainfo = parse_metainfo(data, source="words")
     torrent = tmp_path_factory.mktemp("torrent") / "words.torrent"

@@ -180,8 +180,11 @@ def test_score_gives_tokens_nll_and_perplexity(grokctl, home, cut):
     assert outcome.result["perplexity"] > 1
 
 
-def test_demo_says_its_steps_and_its_texts(process):
-    outcome = process.run("demo", "--json")
+def test_demo_says_its_steps_and_keeps_what_the_other_verbs_can_use(process, grokctl, tmp_path):
+    kept = tmp_path / "kept"
+
+    outcome = process.run("demo", "--json", "--keep", kept)
+    verified = grokctl("verify", "miniature", "--home", kept / "home", "--json")
 
     values = outcome.result
     assert outcome.exit_code == 0
@@ -191,6 +194,8 @@ def test_demo_says_its_steps_and_its_texts(process):
     assert len(set(values["texts"].values())) == 1
     for step in values["steps"]:
         assert_promised(step, {"name": str, "result": str, "seconds": NUMBER})
+    assert verified.result["ok"] is True
+    assert len(list((kept / "home" / "ready").iterdir())) == 3
 
 
 def test_every_line_on_stderr_is_json_when_all_goes_well(grokctl, home, cut):

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -141,7 +142,9 @@ def test_a_table_through_a_pipe_keeps_a_tensor_on_a_line(grokctl, release):
 
 
 @pytest.mark.parametrize(
-    "arguments", [["inspect", "{release}"], ["inspect", "{release}", "--json"]], ids=["text", "json"]
+    "arguments",
+    [["inspect", "{release}"], ["inspect", "{release}", "--json"]],
+    ids=["text", "json"],
 )
 def test_a_reader_that_goes_away_is_no_error(process, release, arguments):
     reading, writing = os.pipe()
@@ -191,7 +194,7 @@ def test_closed_stdout_is_no_bug(process, release):
 
 
 def test_a_full_disk_behind_stdout_is_one_sentence(process, release):
-    with open("/dev/full", "w") as full:
+    with Path("/dev/full").open("w") as full:
         outcome = process.run("inspect", release, "--json", stdout=full)
 
     assert outcome.exit_code == 12

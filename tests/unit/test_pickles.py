@@ -124,7 +124,8 @@ class _Restricted(pickle.Unpickler):
             ("numpy.core.multiarray", "_reconstruct"): np._core.multiarray._reconstruct,
             ("numpy", "ndarray"): np.ndarray,
             ("numpy", "dtype"): np.dtype,
-            ("ml_dtypes", "bfloat16"): ml_dtypes.bfloat16,
+            # not the real one: BUILD would change its dtype for the whole process
+            ("ml_dtypes", "bfloat16"): np.uint16,
             ("__main__", "QuantizedWeight8bit"): QuantizedWeight8bit,
         }[module, name]
 
@@ -179,7 +180,7 @@ def test_a_genuine_file_is_read_as_the_real_unpickler_reads_it(name):
     weight, scales = (real, None) if found.scales is None else (real.weight, real.scales)
     np.testing.assert_array_equal(read(data, found.weight), weight)
     if found.scales is not None:
-        np.testing.assert_array_equal(read(data, found.scales), scales)
+        np.testing.assert_array_equal(read(data, found.scales).view(np.uint16), scales)
 
 
 @pytest.mark.parametrize("name", GENUINE)

@@ -195,7 +195,7 @@ def test_a_release_of_full_size_opens_without_reading_it(tmp_path):
         pytest.param(
             lambda path: (path.unlink(), path.mkdir()),
             Reason.UNREADABLE,
-            "Is a directory",
+            "is no regular file",
             id="directory",
         ),
         pytest.param(

@@ -2,7 +2,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from grokctl.checkpoint.miniature import MINIATURE, train_tokenizer
@@ -213,6 +213,16 @@ def test_the_space_after_silent_tokens_is_kept(tokenizer, silent, count):
     assert "".join(pieces) == " more"
 
 
+def test_the_space_after_many_spaces_is_kept(tokenizer):
+    (space,) = tokenizer.encode("中")[:1]
+    word = tokenizer.encode("more")
+    assert tokenizer.decode([*word, space, *word]) == "more  more"
+
+    pieces, _ = streamed(tokenizer, word, [space] * 10 + word)
+
+    assert "".join(pieces) == " " * 11 + "more"
+
+
 def test_a_long_text_streams_in_small_steps(tokenizer):
     text = "The import statement combines two operations; 中文 and 😀 too. " * 8
     prompt, tokens = tokenizer.encode("Words:"), tokenizer.encode(text)
@@ -271,6 +281,7 @@ def test_what_cannot_be_read_is_no_model(tmp_path, make):
 
 
 @given(place=st.integers(0, 247_000), byte=st.integers(0, 255))
+@example(place=116, byte=0x80)  # inside a piece
 @settings(deadline=None, max_examples=60)
 def test_a_damaged_byte_is_an_error_of_ours_or_none(model, tmp_path_factory, place, byte):
     data = bytearray(model.read_bytes())

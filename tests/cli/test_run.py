@@ -1,0 +1,321 @@
+"""What `grokctl run` and `grokctl score` say is what the reference says, on every mesh."""
+
+import os
+import shutil
+import time
+
+import numpy as np
+import pytest
+
+PROMPT = "The import statement"
+EXACT = ("--compute", "float32")
+
+
+@pytest.fixture(scope="module")
+def say(grokctl, home, cut):
+    """What the release with the tokenizer says, on one device."""
+
+    def run(*arguments, prompt=PROMPT, **options):
+        given = [] if prompt is None else ["-p", prompt]
+        root = cut("words", 1).root
+        return grokctl("run", root, *given, "--home", home, *EXACT, *arguments, **options)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def greedy(say):
+    """A whole greedy continuation, as JSON."""
+    outcome = say("-n", 16, "--temperature", 0, "--ignore-eos", "--json")
+    assert outcome.exit_code == 0
+    return outcome.result
+
+
+# --- the reference
+
+
+@pytest.mark.parametrize(
+    ("source", "options"),
+    [
+        pytest.param("ready 1", [], id="ready"),
+        pytest.param("ready 4", [], id="ready for four"),
+        pytest.param("ready 4", ["--devices", "2"], id="ready for four, run on two"),
+        pytest.param("release", [], id="release"),
+        pytest.param("release", ["--mesh", "expert=2,model=8"], id="release on sixteen"),
+    ],
+)
+def test_greedy_tokens_are_the_references_wherever_it_runs(
+    grokctl, home, cut, golden, ids, source, options
+):
+    kind, _, devices = source.partition(" ")
+    root = cut("two-layers", int(devices)).root if devices else home / "releases" / "two-layers"
+    expected = golden["greedy_float32"].tolist()
+
+    outcome = grokctl(
+        *("run", root, "--token-ids", ids, "--temperature", 0, "-n", len(expected)),
+        *("--ignore-eos", "--no-stream", *EXACT, *options, "--home", home),
+    )
+
+    assert outcome.exit_code == 0
+    assert outcome.stdout == " ".join(map(str, expected)) + "\n"
+    assert ("reshard" in outcome.stderr) == (kind == "release" or bool(options))
+
+
+def test_score_writes_the_references_logits(grokctl, home, golden, ids, tmp_path):
+    logits = tmp_path / "logits.npy"
+
+    outcome = grokctl(
+        *("score", home / "releases" / "two-layers", "--token-ids", ids, "--logits", logits),
+        *(*EXACT, "--home", home, "--json"),
+    )
+
+    found, expected = np.load(logits), golden["logits_float32"]
+    tokens = golden["tokens"]
+    wide = expected[:-1].astype(np.float64)
+    likelihood = wide[np.arange(len(wide)), tokens[1:]] - np.log(np.exp(wide).sum(axis=1))
+    assert outcome.exit_code == 0
+    assert (found.dtype, found.shape) == (np.float32, expected.shape)
+    assert np.abs(found - expected).max() < 2e-5
+    assert outcome.result["tokens"] == len(tokens)
+    assert outcome.result["nll"] == pytest.approx(-likelihood.sum(), abs=1e-3)
+    assert outcome.result["perplexity"] == pytest.approx(np.exp(-likelihood.mean()), rel=1e-4)
+    assert [path.name for path in tmp_path.iterdir()] == ["logits.npy"]
+    assert logits.stat().st_mode & 0o777 == 0o666 & ~_umask()
+
+
+def _umask():
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def test_score_of_one_token_has_nothing_to_predict(grokctl, home):
+    outcome = grokctl(
+        *("score", home / "releases" / "two-layers", "--token-ids", "7"),
+        *(*EXACT, "--home", home, "--json"),
+    )
+
+    assert outcome.exit_code == 0
+    assert outcome.result == {"tokens": 1, "nll": 0.0, "perplexity": 1.0}
+
+
+# --- text
+
+
+def test_text_goes_to_stdout_and_everything_else_to_stderr(say, greedy):
+    outcome = say("-n", 16, "--temperature", 0, "--ignore-eos")
+
+    assert outcome.exit_code == 0
+    assert outcome.stdout == greedy["text"] + "\n"
+    assert "load" in outcome.stderr
+    assert greedy["finish_reason"] == "length"
+    assert len(greedy["tokens"]) == 16
+
+
+def test_text_without_streaming_is_the_same_text(say, greedy):
+    outcome = say("-n", 16, "--temperature", 0, "--ignore-eos", "--no-stream", "-q")
+
+    assert outcome.stdout == greedy["text"] + "\n"
+    assert outcome.stderr == ""
+
+
+def test_echo_puts_the_prompt_first(say, greedy):
+    outcome = say("-n", 16, "--temperature", 0, "--ignore-eos", "--echo", "-q")
+
+    assert outcome.stdout == PROMPT + greedy["text"] + "\n"
+
+
+def test_a_stop_string_ends_the_text_before_it(say, greedy):
+    text = greedy["text"]
+    middle = len(text) // 2
+    stop = text[middle : middle + 2]
+
+    outcome = say(
+        *("-n", 16, "--temperature", 0, "--ignore-eos", "--json"),
+        *("--stop", "never said", "--stop", stop),
+    )
+
+    assert outcome.result["text"] == text[: text.index(stop)]
+    assert outcome.result["finish_reason"] == "stop"
+
+
+def test_a_prompt_from_stdin_and_from_a_file_is_the_same_prompt(say, greedy, tmp_path):
+    file = tmp_path / "prompt.txt"
+    file.write_text(PROMPT)
+    options = ("-n", 16, "--temperature", 0, "--ignore-eos", "-q")
+
+    piped = say(*options, prompt="-", stdin=PROMPT)
+    read = say(*options, "--prompt-file", file, prompt=None)
+
+    assert piped.stdout == greedy["text"] + "\n"
+    assert read.stdout == greedy["text"] + "\n"
+
+
+def test_token_ids_of_a_text_continue_it_alike(say, home, greedy):
+    import sentencepiece  # noqa: PLC0415
+
+    model = str(home / "releases" / "words" / "tokenizer.model")
+    tokens = sentencepiece.SentencePieceProcessor(model_file=model).encode(PROMPT)
+
+    outcome = say(
+        *("-n", 16, "--temperature", 0, "--ignore-eos", "--json"),
+        *("--token-ids", " , ".join(map(str, tokens))),
+        prompt=None,
+    )
+
+    assert outcome.result["tokens"] == greedy["tokens"]
+    assert outcome.result["prompt_tokens"] == len(tokens)
+
+
+def test_the_same_seed_says_the_same_and_another_one_something_else(say):
+    options = ("-n", 16, "--temperature", 1, "--ignore-eos", "--json")
+
+    first = say(*options, "--seed", 1).result
+    again = say(*options, "--seed", 1).result
+    other = say(*options, "--seed", 2).result
+
+    assert first["tokens"] == again["tokens"]
+    assert first["text"] == again["text"]
+    assert first["tokens"] != other["tokens"]
+
+
+def test_a_seed_that_was_drawn_can_be_used_again(say):
+    drawn = say("-n", 8, "--temperature", 1, "--ignore-eos")
+    seed = drawn.stderr.splitlines()[-1].removeprefix("seed ")
+
+    again = say("-n", 8, "--temperature", 1, "--ignore-eos", "--seed", seed)
+
+    assert again.stdout == drawn.stdout
+
+
+def test_no_tokens_are_no_text(say):
+    outcome = say("-n", 0, "--json")
+
+    assert outcome.exit_code == 0
+    assert (outcome.result["tokens"], outcome.result["text"]) == ([], "")
+    assert outcome.result["finish_reason"] == "length"
+
+
+def test_more_tokens_than_the_context_end_with_it(say):
+    outcome = say("-n", 10**9, "--temperature", 0, "--ignore-eos", "--context", 16, "--json")
+
+    values = outcome.result
+    assert outcome.exit_code == 0
+    assert values["finish_reason"] == "length"
+    assert values["prompt_tokens"] + len(values["tokens"]) in {16, 17}
+
+
+def test_stats_are_three_lines_on_stderr(say, greedy):
+    outcome = say("-n", 16, "--temperature", 0, "--ignore-eos", "--stats", "-v")
+
+    assert outcome.stdout == greedy["text"] + "\n"
+    lines = outcome.stderr.splitlines()[-3:]
+    assert lines[0].startswith("load ")
+    assert "tokens/s" in lines[1]
+    assert "a token" in lines[2]
+
+
+def test_a_text_with_everything_in_it_survives_the_way_through(say):
+    prompt = "ключ [bold]x[/] 🗝 \t\n $HOME"
+
+    outcome = say("-n", 1, "--temperature", 0, "--echo", "-q", prompt=prompt)
+
+    assert outcome.exit_code == 0
+    assert outcome.stdout.startswith(prompt)
+
+
+def test_a_prompt_that_is_no_text_is_a_usage_error(process, home, cut):
+    outcome = process.run(
+        *("run", cut("words", 1).root, "-p", os.fsdecode(b"caf\xe9"), "-n", 1, "--home", home)
+    )
+
+    assert outcome.exit_code == 2
+    assert outcome.error
+
+
+# --- conversation
+
+
+def test_without_a_prompt_a_person_is_asked(process, home, cut):
+    leader, follower = os.openpty()
+
+    with process.start(
+        *("run", cut("words", 1).root, "-n", 4, "--ignore-eos", "--home", home, *EXACT),
+        env=process.environment(TERM="dumb"),
+        stdin=follower,
+        stdout=follower,
+        stderr=follower,
+    ) as running:
+        os.close(follower)
+        said = _until(leader, b"> ")
+        os.write(leader, b"import\n")
+        said += _until(leader, b"\n> ")
+        os.write(leader, b"\x04")
+        running.wait(timeout=30)
+    os.close(leader)
+
+    assert running.returncode == 0
+    assert b"does not chat" in said or b"no chat" in said
+    assert said.count(b"import") >= 2
+
+
+def test_programs_are_not_asked(process, home, cut):
+    leader, follower = os.openpty()
+
+    outcome = process.run(
+        *("run", cut("words", 1).root, "--home", home, "--json"), stdin=follower, timeout=60
+    )
+    os.close(follower)
+    os.close(leader)
+
+    assert outcome.exit_code == 2
+    assert "prompt" in outcome.result["error"]
+
+
+def _until(leader, mark):
+    seen = b""
+    deadline = time.monotonic() + 60
+    while mark not in seen.replace(b"\r", b""):
+        assert time.monotonic() < deadline, seen
+        seen += os.read(leader, 4096)
+    return seen
+
+
+# --- where nobody can write
+
+
+def test_a_home_that_cannot_be_written_only_costs_time(process, download, read_only_disk):
+    home = read_only_disk / "home"
+
+    outcome = process.run(
+        *("run", download.root, "-p", PROMPT, "-n", 1, "--temperature", 0, "--home", home)
+    )
+
+    assert outcome.exit_code == 0
+    assert "Traceback" not in outcome.stderr
+    assert "Warning" not in outcome.stderr
+
+
+def test_the_reader_of_a_stream_may_go_away(process, home, cut):
+    with process.start(
+        *("run", cut("words", 1).root, "-p", PROMPT, "--ignore-eos", "--home", home, *EXACT)
+    ) as running:
+        running.stdout.read(1)
+        running.stdout.close()
+        stderr = running.stderr.read()
+
+    assert running.returncode == 0
+    assert "Traceback" not in stderr
+    assert "error" not in stderr
+
+
+def test_a_checkpoint_found_through_a_link_runs(grokctl, cut, tmp_path):
+    (tmp_path / "ready").mkdir()
+    (tmp_path / "ready" / "linked").symlink_to(cut("words", 1).root)
+
+    outcome = grokctl(
+        *("run", "-p", PROMPT, "-n", 1, "--temperature", 0, "--home", tmp_path, "--json", *EXACT)
+    )
+
+    assert outcome.exit_code == 0
+    shutil.rmtree(tmp_path / "cache", ignore_errors=True)
