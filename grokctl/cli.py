@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from grokctl.model.sampling import Sampling
     from grokctl.verify import Verdict
 
+_MOST_TEXT: Final = 2**24
+"""Characters, far more than any context holds."""
 _GOES_ON: Final = "interrupted; the same command goes on where it stopped"
 
 
@@ -246,7 +248,7 @@ def fetch(
             stall_timeout_s=stall_timeout,
             force=force,
         )
-        root = to if to is not None else stage.default_root(source, _home(home).releases)
+        root = (to or stage.default_root(source, _home(home).releases)).absolute()
         if dry_run:
             with console.observing() as observe:
                 plan = stage.plan(source, root, options, observe=observe)
@@ -289,7 +291,7 @@ def verify(
         from grokctl import render
         from grokctl.verify import raise_for
 
-        root = _home(home).find(checkpoint)
+        root = _home(home).find(checkpoint).absolute()
         started = time.perf_counter()
 
         def look() -> "Verdict":
@@ -330,7 +332,7 @@ def _verify(
         if kind_of(root) == "ready":
             from grokctl.checkpoint.ready import open_ready
 
-            return stage.verify_ready(open_ready(root), jobs=jobs, observe=observe)
+            return stage.verify_ready(open_ready(root), quick=quick, jobs=jobs, observe=observe)
         return stage.verify(root, quick=quick, rehash=rehash, jobs=jobs, observe=observe)
 
 
@@ -373,7 +375,7 @@ def inspect(
         from grokctl import inspect as stage
         from grokctl import render
 
-        root = _home(home).find(checkpoint)
+        root = _home(home).find(checkpoint).absolute()
         with console.observing() as observe:
             found = stage.inspect(root, pattern=tensor, observe=observe)
         render.inspection(console, found)
@@ -410,7 +412,7 @@ def reshard(
         from grokctl.checkpoint.release import open_release
 
         where = _home(home)
-        root = where.find(checkpoint, ready=False)
+        root = where.find(checkpoint, ready=False).absolute()
         with console.observing() as observe:
             release = open_release(root, observe=observe)
         chosen = _mesh(devices, mesh)
@@ -419,7 +421,7 @@ def reshard(
         plan = stage.plan(
             release,
             mesh=chosen,
-            out=out or where.ready / f"{release.name}-{precision}-{chosen.slug}",
+            out=(out or where.ready / f"{release.name}-{precision}-{chosen.slug}").absolute(),
             precision=precision,
             jobs=jobs,
             max_memory=parse_size(max_memory),
@@ -486,6 +488,8 @@ def run(
         from grokctl.model.sampling import Sampling
 
         text = _prompt(prompt, prompt_file, token_ids)
+        if as_json and text is None and token_ids is None:
+            raise UsageError("there is no prompt", "grokctl run --json -p 'Once upon a time'")
         drawn = int.from_bytes(os.urandom(4)) if seed is None else seed
         sampling = Sampling(
             temperature=temperature, top_p=top_p, top_k=top_k, min_p=min_p, seed=drawn
@@ -505,10 +509,13 @@ def run(
             if text is None and token_ids is None:
                 _converse(console, job.start(observe), sampling, complete)
                 return
+            if stop and job.tokenizer is None:
+                raise UsageError("--stop needs a tokenizer.model, this checkpoint has none")
             ids = job.tokens(text, token_ids)
             engine = job.start(observe)
             generation = complete(engine, ids, sampling)
-            _write(console, engine, generation, echo=text if echo else None, stream=not no_stream)
+            said = (text or " ".join(map(str, ids)) + " ") if echo else None
+            _write(console, engine, generation, echo=said, stream=not no_stream)
             if stats or as_json:
                 engine.measure_bandwidth(generation.stats)
         if as_json:
@@ -541,18 +548,25 @@ def _utf8(text: str | None, name: str) -> str | None:
     return text
 
 
+def _limited(text: str, name: str) -> str:
+    if len(text) == _MOST_TEXT:
+        raise UsageError(f"{name}: is longer than {_MOST_TEXT:,} characters")
+    return text
+
+
 def _read_stdin() -> str:
     if sys.stdin is None:
         raise UsageError("stdin is closed, so there is no text to read")
     try:
-        return sys.stdin.read()
+        return _limited(sys.stdin.read(_MOST_TEXT), "stdin")
     except UnicodeDecodeError as error:
         raise UsageError("stdin: is no UTF-8 text") from error
 
 
 def _read_text(path: Path) -> str:
     try:
-        return path.read_text("utf-8")
+        with path.open(encoding="utf-8") as file:
+            return _limited(file.read(_MOST_TEXT), str(path))
     except OSError as error:
         raise UsageError(f"{path}: cannot be read ({error.strerror})") from error
     except UnicodeDecodeError as error:

@@ -31,7 +31,7 @@ from grokctl.checkpoint.torrent import (
 )
 from grokctl.errors import DiskFullError, FetchError, GrokctlError, StalledError, UsageError
 from grokctl.events import Advanced, Finished, Noted, Observer, Stage, Started, Unit, ignore
-from grokctl.paths import CKPT, PRIVATE, TORRENT, write_atomically
+from grokctl.paths import CKPT, CONFIG, PRIVATE, TOKENIZER, TORRENT, write_atomically
 from grokctl.swarm import Endpoint, Network, Snapshot, Swarm, Transfer, info_of, resolve
 
 _GROK_1: Final = "grok-1"
@@ -469,6 +469,8 @@ def _job(torrent: bytes, origin: _Origin, options: FetchOptions) -> _Job:
             f"only {', '.join(options.only)}: matches none of {len(places)} files",
             f"--only {first}",
         )
+    # small, and without them nobody knows what the tensors are
+    wanted |= {index for index, place in places.items() if place in {CONFIG, TOKENIZER}}
     return _Job(
         metainfo=metainfo,
         info=info_of(torrent),

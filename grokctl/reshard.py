@@ -315,10 +315,12 @@ def _copy_tensors(
 def _tensors_done(partial: Path, plan: ReshardPlan) -> int:
     """How many tensors every device file holds for certain."""
     try:
-        lines = (partial / _JOURNAL).read_text().splitlines()
+        lines = (partial / _JOURNAL).read_bytes().splitlines()
     except OSError:
         return 0
-    done = max((int(line) for line in lines if line.isdecimal()), default=0)
+    count = len(plan.layouts[0].tensors)
+    noted = [int(line) for line in lines if line.isdigit() and len(line) <= len(str(count))]
+    done = max((number for number in noted if number <= count), default=0)
     for layout in plan.layouts:
         path = partial / layout.name
         size = path.stat().st_size if path.is_file() else 0
@@ -380,6 +382,7 @@ def _publish(partial: Path, out: Path) -> None:
     replaced = None
     if out.exists():
         replaced = partial.with_suffix(".replaced")
+        shutil.rmtree(replaced, ignore_errors=True)  # of a run that was killed right here
         out.rename(replaced)
     partial.rename(out)
     fsync_folder(out.parent)

@@ -43,6 +43,10 @@ _DTYPES: Final[Mapping[str, np.dtype[Any]]] = {
     "BF16": BFLOAT16,
     "F32": np.dtype("<f4"),
 }
+_UNTRUSTED: Final = (
+    *(LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError),
+)
+"""What reading a stranger's JSON as if it were a manifest may raise."""
 _CODES: Final = {dtype: code for code, dtype in _DTYPES.items()}
 
 
@@ -316,7 +320,7 @@ def open_ready(root: Path) -> ReadyCheckpoint:
         raise _malformed(f"is {path.stat().st_size} bytes")
     try:
         checkpoint = _parse(root, json.loads(path.read_bytes()))
-    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+    except _UNTRUSTED as error:
         raise _malformed(f"is no manifest ({type(error).__name__}: {error})") from error
     _check_files(checkpoint)
     return checkpoint

@@ -236,7 +236,8 @@ def test_every_verb_refuses_a_damaged_device_file(grokctl, ready, tmp_path, verb
     assert outcome.exit_code == 20
     assert "device-02-of-04.safetensors" in outcome.error
     assert word in outcome.error
-    assert "grokctl reshard two-layers --devices 4 --force" in outcome.hint
+    assert outcome.hint.startswith("grokctl reshard two-layers --")
+    assert "--force" in outcome.hint
 
 
 def test_verify_finds_one_flipped_bit_in_a_ready_checkpoint(grokctl, ready, flip_bit):

@@ -309,9 +309,9 @@ def test_ctrl_c_ends_seeding_well(process, seeded, tmp_path, loopback):
         *("fetch", seeded.magnet, "--to", tmp_path / "words", "--peer", seeded.peer),
         *(*loopback, "--seed", "--json"),
     ) as running:
-        event("seed", "advanced")(running)
+        event('"stage": "seed"', "advanced")(running)
         running.send_signal(signal.SIGINT)
-        stdout, _ = running.communicate(timeout=30)
+        stdout, stderr = running.communicate(timeout=30)
 
-    assert running.returncode == 0
+    assert running.returncode == 0, stderr
     assert '"downloaded_bytes"' in stdout

@@ -263,7 +263,7 @@ def test_programs_are_not_asked(process, home, cut):
     leader, follower = os.openpty()
 
     outcome = process.run(
-        *("run", cut("words", 1).root, "--home", home, "--json"), stdin=follower, timeout=60
+        *("run", cut("words", 1).root, "--home", home, "--json"), stdin=follower, timeout=20
     )
     os.close(follower)
     os.close(leader)

@@ -201,7 +201,9 @@ def test_a_pipe_in_place_of_a_tensor_is_damage_and_blocks_nobody(process, verifi
     outcome = process.run("verify", verified, "--json", timeout=20)
 
     assert outcome.exit_code == 20
-    assert [damage["file"] for damage in outcome.result["damage"]] == [TENSOR]
+    reasons = {damage["file"]: damage["reason"] for damage in outcome.result["damage"]}
+    assert reasons.pop(TENSOR) in {"missing", "unreadable", "short"}
+    assert set(reasons.values()) <= {"unproven"}
 
 
 def test_a_link_to_a_good_file_is_as_good_as_the_file(grokctl, verified, seeded):

@@ -1,10 +1,8 @@
 """Generation and scoring as a caller meets them: limits, ends, stop strings, and independence."""
 
 import math
-import shutil
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,15 +15,12 @@ from grokctl.checkpoint.release import Release, open_release
 from grokctl.errors import CorruptCheckpointError, PlacementError, UsageError
 from grokctl.events import Finished, Stage, Started, Unit
 from grokctl.infer import Compute, Engine, EngineOptions, FinishReason, _StopFilter, infer
-from grokctl.model.config import GROK_1
 from grokctl.model.placement import MeshShape
 from grokctl.model.sampling import Sampling
 from grokctl.model.tokenizer import Tokenizer
 
 CONTEXT = 32
-SMALL = replace(
-    MINIATURE, vocab_size=512, emb_size=96, key_size=8, num_layers=1, sequence_len=64
-)
+SMALL = replace(MINIATURE, vocab_size=512, emb_size=96, key_size=8, num_layers=1, sequence_len=64)
 GREEDY = Sampling(temperature=0)
 WARM = Sampling(temperature=1.0, seed=5)
 
@@ -69,8 +64,8 @@ def finished(generation):
     return generation
 
 
-def forced(engine: Engine, monkeypatch, ids: list[int]) -> None:
-    """Make an engine choose these tokens, whatever its logits are."""
+def forced(monkeypatch, ids: list[int]) -> None:
+    """Choose these tokens, whatever the logits are."""
     monkeypatch.setattr(Sampling, "choose", lambda _self, _logits, step: ids[step])
 
 
@@ -158,7 +153,7 @@ def test_an_impossible_mesh_is_refused(release):
 
 def test_the_end_token_ends_a_generation_and_is_left_out(engine, prompt, words, monkeypatch):
     said = words.encode("words")
-    forced(engine, monkeypatch, [*said, SMALL.eos_token, *said])
+    forced(monkeypatch, [*said, SMALL.eos_token, *said])
 
     generation = finished(engine.generate(prompt, sampling=GREEDY, max_tokens=20))
 
@@ -168,7 +163,7 @@ def test_the_end_token_ends_a_generation_and_is_left_out(engine, prompt, words, 
 
 
 def test_the_end_token_can_come_first(engine, prompt, monkeypatch):
-    forced(engine, monkeypatch, [SMALL.eos_token])
+    forced(monkeypatch, [SMALL.eos_token])
 
     generation = finished(engine.generate(prompt, sampling=GREEDY, max_tokens=20))
 
@@ -179,7 +174,7 @@ def test_the_end_token_can_come_first(engine, prompt, monkeypatch):
 def test_the_end_token_can_be_ignored(engine, prompt, words, monkeypatch):
     said = words.encode("words")
     ids = [*said, SMALL.eos_token, *said]
-    forced(engine, monkeypatch, ids)
+    forced(monkeypatch, ids)
 
     generation = finished(
         engine.generate(prompt, sampling=GREEDY, max_tokens=len(ids), ignore_eos=True)
@@ -192,7 +187,7 @@ def test_the_end_token_can_be_ignored(engine, prompt, words, monkeypatch):
 
 def test_half_a_character_at_the_end_is_said_in_the_end(engine, prompt, monkeypatch):
     first, second, _ = (4 + byte for byte in "中".encode())
-    forced(engine, monkeypatch, [first, second, SMALL.eos_token])
+    forced(monkeypatch, [first, second, SMALL.eos_token])
 
     tokens = list(engine.generate(prompt, sampling=GREEDY, max_tokens=20))
 
@@ -205,7 +200,7 @@ def test_half_a_character_at_the_end_is_said_in_the_end(engine, prompt, monkeypa
 
 def cut_by(engine, prompt, words, monkeypatch, text, stop):
     ids = words.encode(text)
-    forced(engine, monkeypatch, ids)
+    forced(monkeypatch, ids)
     generation = engine.generate(
         prompt, sampling=GREEDY, max_tokens=len(ids), stop=stop, ignore_eos=True
     )
@@ -227,9 +222,7 @@ def cut_by(engine, prompt, words, monkeypatch, text, stop):
 def test_a_generation_ends_before_a_stop_string_across_tokens(
     engine, prompt, words, monkeypatch, stop, expected
 ):
-    generation, ids = cut_by(
-        engine, prompt, words, monkeypatch, "the import statement words", stop
-    )
+    generation, ids = cut_by(engine, prompt, words, monkeypatch, "the import statement words", stop)
 
     assert generation.text == expected
     assert generation.finish_reason is FinishReason.STOP
@@ -238,9 +231,7 @@ def test_a_generation_ends_before_a_stop_string_across_tokens(
 
 @pytest.mark.parametrize("stop", [[], [""], ["wordsx"], ["xyz"], [" the import statement words."]])
 def test_what_only_looks_like_a_stop_string_is_said(engine, prompt, words, monkeypatch, stop):
-    generation, ids = cut_by(
-        engine, prompt, words, monkeypatch, "the import statement words", stop
-    )
+    generation, ids = cut_by(engine, prompt, words, monkeypatch, "the import statement words", stop)
 
     assert generation.text == " the import statement words"
     assert generation.ids == ids
@@ -381,7 +372,7 @@ def test_another_model_s_tokenizer_is_refused_before_anything_is_loaded(release,
 # --- damaged weights
 
 
-def test_weights_that_are_no_numbers_are_noticed(two_layers, request):
+def test_weights_that_are_no_numbers_are_noticed(two_layers):
     path = two_layers / "ckpt-0/tensor00001_000"
     with path.open("wb") as file:
         pickles.write(file, np.full(64, np.nan, np.float32), None)
@@ -466,7 +457,7 @@ def negative_log_likelihood(logits, tokens):
     )
 
 
-def test_a_score_is_that_of_its_own_logits_and_of_the_reference(tmp_path):
+def test_a_score_is_that_of_its_own_logits_and_of_the_reference():
     golden = load_golden("two-layers")
     engine = start(golden.release, context=None)
     logits = np.zeros((len(golden.tokens), 256), np.float32)

@@ -10,8 +10,10 @@ import random
 import re
 import shutil
 import subprocess
-from collections import namedtuple
+from contextlib import suppress
+from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -115,9 +117,7 @@ def test_tensors_are_aligned_wherever_those_before_them_leave_room(ready, mesh):
 
         assert begin % 64 == 0
         assert offsets == sorted(offsets)
-        assert all(
-            before[1] == after[0] for before, after in zip(offsets, offsets[1:], strict=False)
-        )
+        assert all(before[1] == after[0] for before, after in pairwise(offsets))
         assert begin + offsets[-1][1] == record.nbytes
         assert is_whole == sorted(is_whole, reverse=True)
         assert all(start % 64 == 0 for start, _ in offsets[: sum(is_whole) + 1])
@@ -168,7 +168,7 @@ def test_sha256sum_needs_none_of_our_code(ready, tmp_path):
     assert b"device-02-of-04.safetensors: FAILED" in damaged.stdout
 
 
-def test_the_tokenizer_comes_along_and_is_summed(release, two_layers, tmp_path):
+def test_the_tokenizer_comes_along_and_is_summed(two_layers, tmp_path):
     (two_layers / "tokenizer.model").write_bytes(b"any bytes")
 
     checkpoint = cut(open_release(two_layers), MeshShape(1, 2), tmp_path / "ready")
@@ -390,7 +390,8 @@ def test_a_device_file_that_lost_its_end_is_written_again_from_there(
 
 
 @pytest.mark.parametrize(
-    "journal", [b"", b"\n\n", b"junk\n", b"999999\n", b"\xff\xfe\n", b"-3\n", b"9" * 5000],
+    "journal",
+    [b"", b"\n\n", b"junk\n", b"999999\n", b"\xff\xfe\n", b"-3\n", b"9" * 5000],
     ids=["empty", "blank", "junk", "too-many", "no-text", "negative", "long"],
 )
 def test_a_journal_that_makes_no_sense_spoils_nothing(
@@ -409,9 +410,7 @@ def test_a_journal_that_makes_no_sense_spoils_nothing(
     assert contents(out) == contents(ready[mesh].root)
 
 
-def test_a_run_interrupted_after_its_last_tensor_copies_nothing_again(
-    ready, release, tmp_path, monkeypatch
-):
+def test_a_run_interrupted_after_its_last_tensor_copies_nothing_again(ready, release, tmp_path):
     mesh, out = MeshShape(1, 2), tmp_path / "out"
     planned = plan(release, mesh=mesh, out=out)
 
@@ -431,7 +430,7 @@ def test_a_run_interrupted_after_its_last_tensor_copies_nothing_again(
 def test_the_name_appears_when_everything_is_there(ready, release, tmp_path):
     out, seen = tmp_path / "out", []
 
-    def look(event):
+    def look(_event):
         seen.append(out.exists() or any(tmp_path.rglob("grokctl.json")))
 
     cut(release, MeshShape(1, 2), out, observe=look)
@@ -581,7 +580,8 @@ def test_an_impossible_mesh_is_refused_before_anything_is_written(release, tmp_p
 # --- full and forbidden disks
 
 
-Usage = namedtuple("Usage", "total used free")
+def with_free(monkeypatch, nbytes: int) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda _path: SimpleNamespace(free=nbytes))
 
 
 def test_what_does_not_fit_is_refused_before_a_byte_of_it_is_written(
@@ -589,7 +589,7 @@ def test_what_does_not_fit_is_refused_before_a_byte_of_it_is_written(
 ):
     planned = plan(release, mesh=MeshShape(1, 2), out=tmp_path / "out")
     free = planned.bytes_out - 1
-    monkeypatch.setattr("shutil.disk_usage", lambda path: Usage(10**9, 0, free))
+    with_free(monkeypatch, free)
 
     with pytest.raises(DiskFullError, match=f"{planned.bytes_out:,} bytes are needed, {free:,}"):
         reshard(release, planned)
@@ -603,7 +603,7 @@ def test_what_was_written_counts_when_a_run_goes_on(release, tmp_path, monkeypat
     with pytest.raises(KeyboardInterrupt):
         reshard(release, planned, observe=interrupt_at(80))
     missing = planned.bytes_out - bytes_up_to(planned, journalled(planned.out))
-    monkeypatch.setattr("shutil.disk_usage", lambda path: Usage(10**9, 0, missing))
+    with_free(monkeypatch, missing)
 
     reshard(release, planned)
 
@@ -809,7 +809,9 @@ def test_a_folder_without_a_manifest_is_no_checkpoint(tmp_path):
 def test_a_later_version_says_which_was_expected(attacked, manifest):
     (attacked / "grokctl.json").write_text(json.dumps({**manifest, "version": 2}))
 
-    with pytest.raises(CorruptCheckpointError, match="expected grokctl-ready version 1, found") as e:
+    with pytest.raises(
+        CorruptCheckpointError, match="expected grokctl-ready version 1, found"
+    ) as e:
         open_ready(attacked)
 
     assert "install the grokctl that wrote it" in e.value.hint
@@ -852,10 +854,8 @@ def test_no_manifest_makes_anything_but_our_own_errors(attacked, manifest, data)
             continue  # an earlier change took that place away
     (attacked / "grokctl.json").write_text(json.dumps(changed))
 
-    try:
+    with suppress(GrokctlError):
         read_everything(open_ready(attacked))
-    except GrokctlError as error:
-        assert str(error)
 
 
 # --- device files that are not there, or not the ones
@@ -909,7 +909,7 @@ def test_an_altered_header_is_noticed_before_anything_is_read(damaged, offset):
 
 
 def test_a_device_file_of_the_same_size_from_another_release_passes_only_the_quick_check(
-    damaged, release
+    damaged,
 ):
     path = damaged / FIRST
     data = bytearray(path.read_bytes())

@@ -20,9 +20,7 @@ from grokctl.reshard import plan, reshard
 from grokctl.verify import raise_for, verify, verify_ready
 
 PIECE = 16384
-SMALL = replace(
-    MINIATURE, num_layers=1, vocab_size=512, emb_size=64, num_q_heads=4, num_kv_heads=2
-)
+SMALL = replace(MINIATURE, num_layers=1, vocab_size=512, emb_size=64, num_q_heads=4, num_kv_heads=2)
 # SMALL's gate is file 2, down 3, up 4; norms and router are a few hundred bytes each
 GATE, DOWN, UP, NORM = (f"ckpt-0/tensor{index:05d}_000" for index in (2, 3, 4, 9))
 PREVIOUS, NEXT = "ckpt-0/tensor00001_000", "ckpt-0/tensor00006_000"

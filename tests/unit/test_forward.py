@@ -20,9 +20,7 @@ from grokctl.model.parameters import LayerCache, Matrix, build_parameters, cache
 from grokctl.model.placement import MeshShape
 from grokctl.model.tensors import tensor_specs
 
-SMALL = replace(
-    MINIATURE, vocab_size=64, emb_size=24, widening_factor=2, key_size=4, num_layers=1
-)
+SMALL = replace(MINIATURE, vocab_size=64, emb_size=24, widening_factor=2, key_size=4, num_layers=1)
 ONE = MeshShape(1, 1)
 FLOAT32, BF16 = jnp.dtype(jnp.float32), jnp.dtype(jnp.bfloat16)
 
@@ -167,7 +165,7 @@ def test_products_of_rotated_heads_depend_on_the_distance_alone():
 
 
 def attention_oracle(query, key, value, mask, config):
-    batch, time, heads, width = query.shape
+    batch, time, heads, _ = query.shape
     shared = heads // key.shape[1]
     out = np.zeros(query.shape)
     for b in range(batch):
@@ -364,9 +362,7 @@ def test_a_quantised_product_is_that_of_the_dequantised_weight(groups, rows):
 def test_a_product_with_a_plain_weight_has_no_scales(rows):
     weight, x = normal(30, 10, 24), normal(31, rows, 24)
 
-    found = forward.project(
-        jnp.asarray(x), Matrix(jnp.asarray(weight), None), shape=step_shape()
-    )
+    found = forward.project(jnp.asarray(x), Matrix(jnp.asarray(weight), None), shape=step_shape())
 
     np.testing.assert_allclose(found, x @ weight.T, atol=1e-5)
 

@@ -82,9 +82,7 @@ def test_one_candidate_is_greedy_whatever_the_seed():
 @example(seed=0, size=60, temperature=1.0, top_k=0, top_p=0.9, min_p=0.0)
 @example(seed=0, size=60, temperature=1.0, top_k=0, top_p=1.0, min_p=0.1)
 @example(seed=0, size=60, temperature=0.5, top_k=0, top_p=1.0, min_p=0.0)
-def test_the_distribution_is_that_of_the_definitions(
-    seed, size, temperature, top_k, top_p, min_p
-):
+def test_the_distribution_is_that_of_the_definitions(seed, size, temperature, top_k, top_p, min_p):
     logits = logits_of(seed, size)
     options = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
 

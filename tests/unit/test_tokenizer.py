@@ -252,9 +252,9 @@ def test_streams_do_not_know_of_each_other(tokenizer):
 @pytest.mark.parametrize(
     "change",
     [
-        pytest.param(lambda data: b"", id="empty"),
-        pytest.param(lambda data: b"tokenizer", id="text"),
-        pytest.param(lambda data: bytes(4096), id="zeros"),
+        pytest.param(lambda _: b"", id="empty"),
+        pytest.param(lambda _: b"tokenizer", id="text"),
+        pytest.param(lambda _: bytes(4096), id="zeros"),
         pytest.param(lambda data: data[:1000], id="beginning"),
         pytest.param(lambda data: data[:-1], id="one-byte-short"),
         pytest.param(lambda data: b"\xff" + data[1:], id="first-byte"),
@@ -271,7 +271,7 @@ def test_a_damaged_model_is_named(model, tmp_path, change):
     assert caught.value.damage[0].reason is Reason.MALFORMED
 
 
-@pytest.mark.parametrize("make", [lambda path: path.mkdir(), lambda path: None], ids=["dir", "no"])
+@pytest.mark.parametrize("make", [lambda path: path.mkdir(), lambda _: None], ids=["dir", "no"])
 def test_what_cannot_be_read_is_no_model(tmp_path, make):
     path = tmp_path / "tokenizer.model"
     make(path)
