@@ -29,10 +29,10 @@ if TYPE_CHECKING:
     from grokctl.checkpoint.logical import TensorSource
     from grokctl.console import Console
     from grokctl.events import Observer
-    from grokctl.fetch import FetchOptions
     from grokctl.infer import Engine, EngineOptions, Generation, RunPlan
     from grokctl.model.placement import MeshShape
     from grokctl.model.sampling import Sampling
+    from grokctl.sources import FetchOptions
     from grokctl.verify import Verdict
 
 _MOST_TEXT: Final = 2**24
@@ -229,8 +229,9 @@ def fetch(
     with _ui(as_json=as_json, quiet=quiet, verbose=verbose, interrupted=_GOES_ON) as console:
         from grokctl import fetch as stage
         from grokctl import render
+        from grokctl.sources import FetchOptions
 
-        options = stage.FetchOptions(
+        options = FetchOptions(
             peers=tuple(peer or ()),
             web_seeds=tuple(web_seed or ()),
             trackers=tuple(tracker or ()),
@@ -299,7 +300,7 @@ def verify(
 
         verdict = look()
         if verdict.damage and repair:
-            from grokctl.fetch import FetchOptions
+            from grokctl.sources import FetchOptions
 
             options = FetchOptions(
                 peers=tuple(peer or ()),

@@ -13,7 +13,8 @@ from grokctl.console import Console, format_bytes, format_seconds
 if TYPE_CHECKING:  # a verb pays for its own stage only
     from grokctl.checkpoint.ready import ReadyCheckpoint
     from grokctl.demo import Demonstration
-    from grokctl.fetch import Fetched, FetchPlan
+    from grokctl.destination import FetchPlan
+    from grokctl.fetch import Fetched
     from grokctl.infer import Generation, Score
     from grokctl.inspect import Inspection
     from grokctl.reshard import ReshardPlan

@@ -19,6 +19,7 @@ from grokctl import __version__
 from grokctl.checkpoint.torrent import Metainfo, printable
 from grokctl.errors import DiskFullError, FetchError
 from grokctl.paths import PRIVATE
+from grokctl.sources import Endpoint
 
 _FLAGS = lt.torrent_flags
 _ALERTS = lt.alert_category
@@ -42,9 +43,6 @@ _OTHER_CA_BUNDLES: Final = (
     "/etc/ssl/ca-bundle.pem",
     "/etc/pki/ca-trust/extracted/pem/tls-ca-bundle.pem",
 )
-
-Endpoint = tuple[str, int]
-"""Host or address, and port."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -522,6 +522,26 @@ def test_a_tensor_that_the_torrent_does_not_promise_is_not_proven(root):
     assert set(found(verdict)) == {"ckpt-0/tensor00013_000"}
 
 
+def test_a_configuration_that_the_torrent_does_not_promise_is_not_proven(root):
+    files = [f"ckpt-0/tensor{index:05d}_000" for index in range(14)]
+    torrent = build_metainfo(root, files, name="small", piece_length=PIECE)
+    (root / "release.torrent").write_bytes(torrent)
+    write_source(root, infohash=parse_metainfo(torrent, source="").infohash)
+
+    verdict = verify(root)
+
+    assert verdict.verified is None
+    assert {name: item.reason for name, item in found(verdict).items()} == {
+        "config.json": Reason.UNPROVEN
+    }
+
+
+def test_a_file_beside_the_release_is_nobody_s_business(root):
+    (root / "README.txt").write_text("hello")
+
+    assert verify(root).verified is not None
+
+
 # --- torrents
 
 
@@ -556,8 +576,13 @@ def test_without_a_torrent_structural_damage_is_still_found(root):
     (root / "release.torrent").unlink()
     os.truncate(root / DOWN, 1000)
 
-    with pytest.raises(CorruptCheckpointError, match=DOWN):
-        verify(root)
+    verdict = verify(root)
+
+    assert {name: item.reason for name, item in found(verdict).items()} == {DOWN: Reason.SHORT}
+    assert verdict.verified is None
+    with pytest.raises(CorruptCheckpointError, match=DOWN) as caught:
+        raise_for(verdict, root)
+    assert caught.value.hint is None
 
 
 def test_a_release_is_something_with_tensors(tmp_path):
@@ -583,6 +608,17 @@ def test_an_unsafe_pickle_is_refused_even_if_the_torrent_promises_it(root):
     assert {name: item.reason for name, item in found(verdict).items()} == {NORM: Reason.UNSAFE}
     with pytest.raises(UnsafePickleError, match="1 of 15 files are unsafe pickles"):
         raise_for(verdict, root)
+
+
+def test_an_attack_hides_behind_no_damaged_configuration(root):
+    size = (root / NORM).stat().st_size
+    (root / NORM).write_bytes(b"\x80\x04cposix\nsystem\n".ljust(size, b"."))
+    (root / "config.json").write_text("?")
+
+    damage = found(verify(root))
+
+    assert damage[NORM].reason is Reason.UNSAFE
+    assert damage["config.json"].reason in {Reason.ALTERED, Reason.SHORT}
 
 
 # --- quick

@@ -55,7 +55,7 @@ def assert_streams_as_a_whole(tokenizer: Tokenizer, prompt: list[int], tokens: l
     [
         pytest.param("", id="nothing"),
         pytest.param("The import statement", id="words"),
-        pytest.param("x = {'a': [1, 2]}  # one".replace("  ", " "), id="code"),
+        pytest.param("def f(x):\n\n    return {'a': [x,  2]}\t# one\r\n", id="code"),
         pytest.param("😀 👩‍👩‍👧‍👦 🏳️‍🌈", id="emoji"),
         pytest.param("中文 日本語 한국어", id="cjk"),
         pytest.param("naïve Ærøskøbing žluťoučký", id="accents"),
@@ -71,12 +71,14 @@ def test_text_comes_back_from_its_tokens(tokenizer, text):
     assert all(0 <= token < VOCABULARY for token in tokens)
 
 
-@given(text=st.text(max_size=40))
-@settings(deadline=None, max_examples=200)
-def test_what_was_decoded_encodes_to_the_same_text(tokenizer, text):
-    normal = tokenizer.decode(tokenizer.encode(text))
+@given(text=st.text(st.characters(codec="utf-8", exclude_characters="\u2581"), max_size=40))
+@settings(deadline=None, max_examples=300)
+def test_every_text_comes_back_from_its_tokens(tokenizer, text):
+    assert tokenizer.decode(tokenizer.encode(text)) == text
 
-    assert tokenizer.decode(tokenizer.encode(normal)) == normal
+
+def test_the_one_character_that_means_a_space_comes_back_as_one(tokenizer):
+    assert tokenizer.decode(tokenizer.encode("a\u2581b")) == "a b"
 
 
 def test_tokens_are_plain_numbers_without_begin_or_end_marks(tokenizer):
@@ -135,7 +137,9 @@ def test_any_tokens_stream_as_the_text_of_the_whole(tokenizer, prompt, tokens):
     assert_streams_as_a_whole(tokenizer, prompt, tokens)
 
 
-@given(text=st.text(st.characters(exclude_characters=BROKEN), min_size=1, max_size=12))
+@given(
+    text=st.text(st.characters(codec="utf-8", exclude_characters=BROKEN), min_size=1, max_size=12)
+)
 @settings(deadline=None, max_examples=200)
 def test_half_a_character_is_never_said(tokenizer, text):
     tokens = byte_tokens(text.encode())
@@ -224,12 +228,12 @@ def test_the_space_after_many_spaces_is_kept(tokenizer):
 
 
 def test_a_long_text_streams_in_small_steps(tokenizer):
-    text = "The import statement combines two operations; 中文 and 😀 too. " * 8
+    text = "The import statement combines two operations;\n    中文 and 😀 too." * 8
     prompt, tokens = tokenizer.encode("Words:"), tokenizer.encode(text)
 
     pieces, rest = streamed(tokenizer, prompt, tokens)
 
-    assert "".join(pieces) + rest == " " + text.strip()
+    assert "".join(pieces) + rest == " " + text
     assert sum(piece == "" for piece in pieces) < len(pieces) / 3
 
 
