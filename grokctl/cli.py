@@ -3,14 +3,11 @@
 import errno
 import io
 import os
-import re
-import shlex
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, NoReturn
 
@@ -18,35 +15,69 @@ import typer
 from typer.core import TyperGroup
 
 from grokctl import __version__, interrupts
+from grokctl.arguments import (
+    BindOption,
+    CheckpointArgument,
+    ComputeOption,
+    ContextOption,
+    DevicesOption,
+    HomeOption,
+    JsonOption,
+    MeshOption,
+    NoDhtOption,
+    NoLsdOption,
+    PeerOption,
+    PortOption,
+    ProxyOption,
+    QuietOption,
+    StallOption,
+    TokenIdsOption,
+    TrackerOption,
+    VerboseOption,
+    WebSeedOption,
+    read_mesh,
+    read_prompt,
+    read_size,
+    read_stdin,
+    read_text,
+)
 from grokctl.errors import DiskFullError, ExitCode, GrokctlError, UsageError
 from grokctl.model.precision import Precision
-from grokctl.paths import TOKENIZER, Home, default_home, kind_of
+from grokctl.paths import Home, default_home, kind_of
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from grokctl.checkpoint.logical import TensorSource
     from grokctl.console import Console
-    from grokctl.events import Observer
-    from grokctl.infer import Engine, EngineOptions, Generation, RunPlan
-    from grokctl.model.placement import MeshShape
-    from grokctl.model.sampling import Sampling
+    from grokctl.generation import Generation
+    from grokctl.infer import Engine
     from grokctl.sources import FetchOptions
     from grokctl.verify import Verdict
 
-_MOST_TEXT: Final = 2**24
-"""Characters, far more than any context holds."""
 _GOES_ON: Final = "interrupted; the same command goes on where it stopped"
+
+
+_ParseError: Final = typer.BadParameter.__base__
+"""What typer raises for a command line that it cannot read; it exports only the subclass."""
 
 
 class ErrorBoundary(TyperGroup):
     """The only place where a `GrokctlError` becomes an exit status."""
 
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Read what stands before the command."""
+        ctx.obj = "--json" in args
+        if not args:
+            return super().parse_args(ctx, args)  # prints the help
+        with _parse_errors(as_json=ctx.obj):
+            return super().parse_args(ctx, args)
+
     def invoke(self, ctx: Any) -> Any:
         """Run a command."""
         try:
-            return super().invoke(ctx)
+            with _parse_errors(as_json=ctx.obj):
+                return super().invoke(ctx)
         except GrokctlError as error:
             raise typer.Exit(error.exit_code) from error
         except KeyboardInterrupt as error:
@@ -54,6 +85,21 @@ class ErrorBoundary(TyperGroup):
             raise typer.Exit(ExitCode.INTERRUPTED) from error
         except BrokenPipeError as error:
             raise typer.Exit(ExitCode.OK) from error  # whoever read our output has enough
+
+
+@contextmanager
+def _parse_errors(*, as_json: bool) -> Iterator[None]:
+    """Say what is wrong with a command line as every other failure is said."""
+    try:
+        yield
+    except _ParseError as error:  # type: ignore[misc]  # a class of exceptions, found at run time
+        from grokctl.console import Console
+
+        message = error.format_message().replace("Value error, ", "").rstrip(".")
+        where = error.ctx.command_path if error.ctx else "grokctl"
+        failure = UsageError(message[:1].lower() + message[1:], f"{where} --help")
+        Console(as_json=as_json).failure(failure)
+        raise typer.Exit(failure.exit_code) from error
 
 
 app = typer.Typer(
@@ -70,11 +116,11 @@ app = typer.Typer(
 
 def main() -> NoReturn:
     """The `grokctl` command."""
-    interrupts.install()
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # a narrow locale is no reason to fail
     try:
+        interrupts.install()
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="replace")  # a narrow locale is no reason to fail
         app()
     except KeyboardInterrupt:
         typer.echo("interrupted", err=True)
@@ -85,45 +131,6 @@ def main() -> NoReturn:
         interrupts.flush()
         raise
     raise AssertionError  # app() exits
-
-
-CheckpointArgument = Annotated[
-    str | None,
-    typer.Argument(metavar="CHECKPOINT", help="A name under home, or a path.", show_default=False),
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
-QuietOption = Annotated[bool, typer.Option("-q", "--quiet", help="Only results and errors.")]
-VerboseOption = Annotated[bool, typer.Option("-v", "--verbose", help="Log what happens.")]
-HomeOption = Annotated[
-    Path | None,
-    typer.Option("--home", help="Where checkpoints are kept ($GROKCTL_HOME).", show_default=False),
-]
-PeerOption = Annotated[
-    list[str] | None, typer.Option("--peer", metavar="HOST:PORT", help="Somebody who has it.")
-]
-WebSeedOption = Annotated[list[str] | None, typer.Option(metavar="URL", help="BEP 19 seed.")]
-TrackerOption = Annotated[list[str] | None, typer.Option(metavar="URL", help="Another tracker.")]
-NoDhtOption = Annotated[bool, typer.Option("--no-dht", help="Do not use the DHT.")]
-NoLsdOption = Annotated[bool, typer.Option("--no-lsd", help="Do not look for peers in the LAN.")]
-BindOption = Annotated[str | None, typer.Option(metavar="ADDR", help="Local address to use.")]
-PortOption = Annotated[int | None, typer.Option(metavar="N", help="Port to listen on.")]
-ProxyOption = Annotated[str | None, typer.Option(metavar="URL", help="socks5:// or http://")]
-StallOption = Annotated[
-    float, typer.Option("--stall-timeout", metavar="S", help="Give up after S quiet seconds.")
-]
-DevicesOption = Annotated[
-    int | None, typer.Option(metavar="N", help="1, 2, 4, 8 or 16.", show_default=False)
-]
-MeshOption = Annotated[
-    str | None, typer.Option(metavar="MESH", help="Such as expert=2,model=8.", show_default=False)
-]
-ComputeOption = Annotated[str, typer.Option(metavar="TYPE", help="bfloat16 or float32.")]
-ContextOption = Annotated[
-    int | None, typer.Option(metavar="N", help="Tokens of context.", show_default="the model's")
-]
-TokenIdsOption = Annotated[
-    str | None, typer.Option(metavar="1,2,3", help="Token ids instead of text.")
-]
 
 
 class _ReportedError(Exception):
@@ -236,8 +243,8 @@ def fetch(
             web_seeds=tuple(web_seed or ()),
             trackers=tuple(tracker or ()),
             only=tuple(only or ()),
-            max_download=parse_size(max_download),
-            max_upload=parse_size(max_upload),
+            max_download=read_size(max_download),
+            max_upload=read_size(max_upload),
             connections=connections,
             port=port,
             bind=bind,
@@ -416,7 +423,7 @@ def reshard(
         root = where.find(checkpoint, ready=False).absolute()
         with console.observing() as observe:
             release = open_release(root, observe=observe)
-        chosen = _mesh(devices, mesh)
+        chosen = read_mesh(devices, mesh)
         if chosen is None:
             raise UsageError("how many devices to cut for is not said", "--devices 8")
         plan = stage.plan(
@@ -425,28 +432,19 @@ def reshard(
             out=(out or where.ready / f"{release.name}-{precision}-{chosen.slug}").absolute(),
             precision=precision,
             jobs=jobs,
-            max_memory=parse_size(max_memory),
+            max_memory=read_size(max_memory),
         )
         if dry_run:
             render.reshard_plan(console, plan)
             return
         proof = proof_of(release)
-        console.note(
-            f"{release.name}: {proof_line(proof.verified_at if proof else None, root=root)}"
-        )
+        console.note(render.proof(proof, root))
         started = time.perf_counter()
         with console.observing() as observe:
             ready = stage.reshard(release, plan, proof=proof, force=force, observe=observe)
         render.resharded(
             console, ready, seconds=time.perf_counter() - started, peak_rss=_peak_rss()
         )
-
-
-def proof_line(verified_at: str | None, *, root: Path) -> str:
-    """What is known about the content of a release."""
-    if verified_at is not None:
-        return f"every byte was proven on {verified_at}"
-    return f"its content is not proven (grokctl verify {shlex.quote(str(root))})"
 
 
 @app.command(epilog="Example: grokctl run -p 'The answer to life is' -n 32 --temperature 0")
@@ -487,8 +485,9 @@ def run(
     with _ui(as_json=as_json, quiet=quiet, verbose=verbose) as console:
         from grokctl import render
         from grokctl.model.sampling import Sampling
+        from grokctl.running import converse, open_job, write
 
-        text = _prompt(prompt, prompt_file, token_ids)
+        text = read_prompt(prompt, prompt_file, token_ids)
         if as_json and text is None and token_ids is None:
             raise UsageError("there is no prompt", "grokctl run --json -p 'Once upon a time'")
         drawn = int.from_bytes(os.urandom(4)) if seed is None else seed
@@ -506,9 +505,11 @@ def run(
             )
 
         with console.observing() as observe:
-            job = _job(console, home, checkpoint, devices, mesh, compute, context, observe)
+            job = open_job(
+                console, _home(home), checkpoint, devices, mesh, compute, context, observe
+            )
             if text is None and token_ids is None:
-                _converse(console, job.start(observe), sampling, complete)
+                converse(console, job.start(observe), sampling, complete)
                 return
             if stop and job.tokenizer is None:
                 raise UsageError("--stop needs a tokenizer.model, this checkpoint has none")
@@ -516,7 +517,7 @@ def run(
             engine = job.start(observe)
             generation = complete(engine, ids, sampling)
             said = (text or " ".join(map(str, ids)) + " ") if echo else None
-            _write(console, engine, generation, echo=said, stream=not no_stream)
+            write(console, engine, generation, echo=said, stream=not no_stream)
             if stats or as_json:
                 engine.measure_bandwidth(generation.stats)
         if as_json:
@@ -525,199 +526,6 @@ def run(
             render.stats(console, generation)
         elif temperature > 0:
             console.note(f"seed {drawn}")
-
-
-def _prompt(prompt: str | None, prompt_file: Path | None, token_ids: str | None) -> str | None:
-    """The text to continue; None if token ids were given or a person is to be asked."""
-    if sum(given is not None for given in (prompt, prompt_file, token_ids)) > 1:
-        raise UsageError("only one of --prompt, --prompt-file and --token-ids can be meant")
-    if prompt_file is not None:
-        return _read_text(prompt_file)
-    if prompt == "-":
-        return _read_stdin()
-    if prompt is None and token_ids is None and not (sys.stdin and sys.stdin.isatty()):
-        raise UsageError("there is no prompt", "grokctl run -p 'Once upon a time'")
-    return _utf8(prompt, "prompt")
-
-
-def _utf8(text: str | None, name: str) -> str | None:
-    """Refuse what the shell handed over as bytes that are no text."""
-    try:
-        (text or "").encode()
-    except UnicodeEncodeError as error:
-        raise UsageError(f"{name}: is no UTF-8 text") from error
-    return text
-
-
-def _limited(text: str, name: str) -> str:
-    if len(text) == _MOST_TEXT:
-        raise UsageError(f"{name}: is longer than {_MOST_TEXT:,} characters")
-    return text
-
-
-def _read_stdin() -> str:
-    if sys.stdin is None:
-        raise UsageError("stdin is closed, so there is no text to read")
-    try:
-        return _limited(sys.stdin.read(_MOST_TEXT), "stdin")
-    except UnicodeDecodeError as error:
-        raise UsageError("stdin: is no UTF-8 text") from error
-
-
-def _read_text(path: Path) -> str:
-    try:
-        with path.open(encoding="utf-8") as file:
-            return _limited(file.read(_MOST_TEXT), str(path))
-    except OSError as error:
-        raise UsageError(f"{path}: cannot be read ({error.strerror})") from error
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{path}: is no UTF-8 text") from error
-
-
-def _token_ids(text: str) -> list[int]:
-    parts = [part.strip() for part in text.split(",")] if text.strip() else []
-    if not all(re.fullmatch("[0-9]{1,9}", part) for part in parts):
-        raise UsageError(f"token ids {text[:60]!r} are no numbers", "--token-ids 1,2,3")
-    return list(map(int, parts))
-
-
-def _mesh(devices: int | None, mesh: str | None) -> "MeshShape | None":
-    """The mesh that the options name together; None if they name none."""
-    from grokctl.model.placement import MeshShape
-
-    if mesh is None:
-        return None if devices is None else MeshShape(1, devices)
-    shape = MeshShape.parse(mesh)
-    if devices not in {None, shape.size}:
-        raise UsageError(f"mesh {shape} has {shape.size} devices, --devices says {devices}")
-    return shape
-
-
-@dataclass(frozen=True)
-class _Job:
-    """A checkpoint, how to run it, and what is known before its weights are loaded."""
-
-    source: "TensorSource"
-    options: "EngineOptions"
-    tokenizer: Path | None
-    plan: "RunPlan"
-
-    def tokens(self, text: str | None, token_ids: str | None) -> list[int]:
-        """Token ids of what was given, checked."""
-        ids = _token_ids(token_ids) if token_ids is not None else self.plan.encode(text or "")
-        self.plan.check(ids)
-        return ids
-
-    def start(self, observe: "Observer") -> "Engine":
-        """Load the weights."""
-        from grokctl.infer import infer
-
-        return infer(self.source, self.options, tokenizer=self.tokenizer, observe=observe)
-
-
-def _job(
-    console: "Console",
-    home: Path | None,
-    checkpoint: str | None,
-    devices: int | None,
-    mesh: str | None,
-    compute: str,
-    context: int | None,
-    observe: "Observer",
-) -> _Job:
-    """Open whatever checkpoint is meant."""
-    from grokctl.infer import Compute, EngineOptions, plan
-
-    if compute not in set(Compute):
-        raise UsageError(f"compute type {compute!r} is neither bfloat16 nor float32")
-    asked = _mesh(devices, mesh)
-    where = _home(home)
-    root = where.find(checkpoint)
-    source, natural = _source(console, root, observe)
-    options = EngineOptions(
-        mesh=asked or natural,
-        compute=Compute(compute),
-        context=context,
-        compilation_cache=where.xla_cache,
-    )
-    tokenizer = root / TOKENIZER if (root / TOKENIZER).is_file() else None
-    planned = plan(source.config, options, tokenizer=tokenizer)
-    if kind_of(root) == "ready" and options.mesh != natural:
-        console.note(
-            f"cut for {natural}, runs on {options.mesh}: slower to load "
-            f"(grokctl reshard --mesh {options.mesh} makes it fast)"
-        )
-    return _Job(source=source, options=options, tokenizer=tokenizer, plan=planned)
-
-
-def _source(
-    console: "Console", root: Path, observe: "Observer"
-) -> tuple["TensorSource", "MeshShape"]:
-    """A checkpoint of either kind, and the mesh that suits it."""
-    from grokctl.model.placement import MeshShape
-
-    if kind_of(root) == "ready":
-        from grokctl.checkpoint.ready import open_ready
-
-        ready = open_ready(root)
-        if not ready.source.proven:
-            console.note(f"{ready.name}: was cut from a release whose content was not proven")
-        return ready, ready.mesh
-    from grokctl.checkpoint.logical import ReleaseSource
-    from grokctl.checkpoint.receipt import proof_of
-    from grokctl.checkpoint.release import open_release
-
-    release = open_release(root, observe=observe)
-    proof = proof_of(release)
-    console.note(f"{release.name}: {proof_line(proof.verified_at if proof else None, root=root)}")
-    console.note("cuts the release in memory; grokctl reshard --devices N once makes this fast")
-    return ReleaseSource(release), MeshShape(1, 1)
-
-
-def _write(
-    console: "Console",
-    engine: "Engine",
-    generation: "Generation",
-    *,
-    echo: str | None,
-    stream: bool,
-) -> None:
-    """Print a generation as it comes, or at its end."""
-    silent = console.as_json
-    if echo is not None and not silent:
-        console.write(echo)
-    has_text = engine.tokenizer is not None
-    for token in generation:
-        if stream and not silent:
-            console.write(token.text if has_text else f"{token.id} ")
-    if silent:
-        return
-    if not stream:
-        console.write(generation.text if has_text else " ".join(map(str, generation.ids)))
-    console.write("\n")
-
-
-def _converse(
-    console: "Console",
-    engine: "Engine",
-    sampling: "Sampling",
-    complete: Callable[["Engine", list[int], "Sampling"], "Generation"],
-) -> None:
-    """Complete one line after the other, until the end of the input."""
-    from dataclasses import replace
-
-    console.note("Type the beginning of a text; Ctrl-D ends. A base model completes, no chat.")
-    turn = 0
-    while (line := console.ask("> ")) is not None:
-        if not line:
-            continue
-        drawn = replace(sampling, seed=(sampling.seed + turn) % 2**64)
-        try:
-            generation = complete(engine, engine.plan.encode(line), drawn)
-            _write(console, engine, generation, echo=line, stream=True)
-        except UsageError as error:
-            console.failure(error)
-        turn += 1
 
 
 @app.command(epilog="Example: grokctl score --text essay.txt --compute float32")
@@ -742,14 +550,17 @@ def score(
     """How likely the model finds a text: negative log-likelihood and perplexity."""
     with _ui(as_json=as_json, quiet=quiet, verbose=verbose) as console:
         from grokctl import render
+        from grokctl.running import open_job
 
         if (text is None) == (token_ids is None):
             raise UsageError("score takes either --text or --token-ids", "--text essay.txt")
         content = None
         if text is not None:
-            content = _read_stdin() if text == "-" else _read_text(Path(text))
+            content = read_stdin() if text == "-" else read_text(Path(text))
         with console.observing() as observe:
-            job = _job(console, home, checkpoint, devices, mesh, compute, context, observe)
+            job = open_job(
+                console, _home(home), checkpoint, devices, mesh, compute, context, observe
+            )
             ids = job.tokens(content, token_ids)
             with _logits_file(logits, (len(ids), job.plan.config.vocab_size)) as out:
                 found = job.start(observe).score(ids, logits_out=out)
@@ -808,27 +619,6 @@ def demo(
         render.demonstration(console, found, keep)
         if not found.agrees:
             raise typer.Exit(ExitCode.BUG)
-
-
-def parse_size(text: str | None) -> int | None:
-    """Read `500kB`, `20MB`, `1.5GiB` or plain bytes.
-
-    Raises:
-        UsageError: It is something else, or not positive.
-    """
-    if text is None:
-        return None
-    units = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
-    units |= {"ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
-    lowered = text.strip().lower().removesuffix("/s").removesuffix("b")
-    number = lowered.rstrip("kmgti")
-    try:
-        size = float(number) * units[lowered[len(number) :]]
-    except (ValueError, KeyError):
-        size = 0.0
-    if not 1 <= size < 2**63:
-        raise UsageError(f"size {text!r} is not one such as 500kB or 20MB")
-    return int(size)
 
 
 def _peak_rss() -> int:

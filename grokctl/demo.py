@@ -13,8 +13,9 @@ from grokctl.checkpoint.release import Release, open_release
 from grokctl.checkpoint.torrent import Magnet, build_metainfo, parse_metainfo
 from grokctl.events import Observer, ignore
 from grokctl.fetch import fetch, seeding
+from grokctl.generation import Generation
 from grokctl.hardware import find_devices
-from grokctl.infer import Compute, EngineOptions, Generation, infer
+from grokctl.infer import Compute, EngineOptions, infer
 from grokctl.model.placement import mesh_for
 from grokctl.model.sampling import Sampling
 from grokctl.paths import Home

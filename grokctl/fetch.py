@@ -285,8 +285,8 @@ class _Run:
         """Give back; Ctrl-C is the ordinary end of it."""
         ratio = self.options.seed_ratio
         goal = None if ratio is None else int(ratio * self.job.nbytes)
-        self.observe(Started(stage=Stage.SEED, total=goal or 0))
         try:
+            self.observe(Started(stage=Stage.SEED, total=goal or 0))
             now = self._poll()
             while goal is None or now.uploaded < goal:
                 detail = f"{now.upload_rate / 1e6:.1f} MB/s · {_several(now.peers, 'peer')}"

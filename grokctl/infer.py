@@ -1,34 +1,38 @@
 """Load a checkpoint onto devices and stream generated tokens, or score given ones."""
 
-import math
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
-from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 from numpy.typing import NDArray
 
-from grokctl.checkpoint.logical import TensorSource, extent, logical_tensors
-from grokctl.checkpoint.ready import ReadyCheckpoint
-from grokctl.errors import HardwareError, Reason, UsageError, corrupt
+from grokctl.checkpoint.logical import TensorSource
+from grokctl.errors import Reason, UsageError, corrupt
 from grokctl.events import Advanced, Finished, Observer, Stage, Started, Unit, ignore
+from grokctl.generation import (
+    FinishReason,
+    Generation,
+    Score,
+    Stats,
+    StopFilter,
+    Token,
+    negative_log_likelihood,
+)
 from grokctl.hardware import check_memory, find_devices, memory_bandwidth, use_compilation_cache
+from grokctl.loading import Loader, out_of_memory
 from grokctl.model.config import GrokConfig
-from grokctl.model.forward import EXPERT_AXIS, MODEL_AXIS, StepShape, forward
+from grokctl.model.forward import MODEL_AXIS, StepShape, forward
 from grokctl.model.parameters import (
     Cache,
     LayerCache,
     Parameters,
-    build_parameters,
     cache_bytes,
     cache_shape,
 )
@@ -46,73 +50,6 @@ class Compute(StrEnum):
 
     BFLOAT16 = "bfloat16"
     FLOAT32 = "float32"
-
-
-class FinishReason(StrEnum):
-    """Why a generation ended."""
-
-    STOP = "stop"
-    LENGTH = "length"
-
-
-@dataclass(frozen=True, slots=True)
-class Token:
-    """One generated token, or the last text of a generation."""
-
-    id: int | None
-    """None for text that only the end made certain."""
-    text: str
-    """What became certain with it; may be empty, may hold several tokens' text."""
-
-
-@dataclass(slots=True, kw_only=True)
-class Stats:
-    """What loading and one generation took."""
-
-    load_s: float = 0.0
-    compile_s: float = 0.0
-    first_token_s: float = 0.0
-    """From the prompt to the first token, compilation left out."""
-    prefill_tokens_per_s: float = 0.0
-    decode_tokens_per_s: float = 0.0
-    bytes_per_token: int = 0
-    """Weights read for one decoded token, on all devices together."""
-    bandwidth_fraction: float | None = None
-    """Share of the measured memory bandwidth that decoding reached; None if not measured."""
-
-
-@dataclass(slots=True, kw_only=True)
-class Generation:
-    """One prompt's continuation; iterate over it once, then read what it came to."""
-
-    tokens: Iterator[Token]
-    prompt_tokens: int
-    seed: int
-    stats: Stats
-    ids: list[int] = field(default_factory=list)
-    text: str = ""
-    finish_reason: FinishReason | None = None
-
-    def __iter__(self) -> Iterator[Token]:
-        for token in self.tokens:
-            if token.id is not None:
-                self.ids.append(token.id)
-            self.text += token.text
-            yield token
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Score:
-    """Teacher-forced likelihood of given tokens."""
-
-    tokens: int
-    nll: float
-    """Negative log-likelihood of all tokens after the first, in nats."""
-
-    @property
-    def perplexity(self) -> float:
-        """Exponential of the mean negative log-likelihood; 1 for a single token."""
-        return math.exp(self.nll / max(1, self.tokens - 1))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -215,8 +152,8 @@ def infer(
     if options.compilation_cache is not None:
         use_compilation_cache(options.compilation_cache, observe=observe)
     started = time.perf_counter()
-    with _out_of_memory():
-        loader = _Loader(source, options.mesh, devices)
+    with out_of_memory():
+        loader = Loader(source, options.mesh, devices)
         parameters = loader.load(observe)
     return Engine(
         plan=planned,
@@ -228,93 +165,6 @@ def infer(
     )
 
 
-class _Loader:
-    """Cuts tensors for every device and hands them over; one global array a tensor."""
-
-    def __init__(
-        self, source: TensorSource, mesh: MeshShape, devices: Sequence[jax.Device]
-    ) -> None:
-        self.source = source
-        self.mesh = mesh
-        self.devices = list(devices)
-        grid = np.array(self.devices).reshape(mesh.expert, mesh.model)
-        self.jax_mesh = Mesh(
-            grid, (EXPERT_AXIS, MODEL_AXIS), axis_types=(AxisType.Auto, AxisType.Auto)
-        )
-        # Every leaf has a leading device axis: devices may hold equal slices (shared key heads,
-        # shared scale rows), which no sharding of the logical tensor expresses.
-        self.per_device = PartitionSpec((EXPERT_AXIS, MODEL_AXIS))
-        self.sharding = NamedSharding(self.jax_mesh, self.per_device)
-        self.nbytes = 0
-        self.expert_nbytes = 0
-
-    def load(self, observe: Observer) -> Parameters:
-        tensors = logical_tensors(self.source)
-        cuts = {
-            tensor.key: [
-                tensor.slices(self.mesh, device, self.source.config)
-                for device in range(self.mesh.size)
-            ]
-            for tensor in tensors
-        }
-        total = sum(
-            math.prod(extent(slices)) * tensor.dtype.itemsize
-            for tensor in tensors
-            for slices in cuts[tensor.key]
-        )
-        if not self._is_mapped():
-            check_memory(total, purpose="cutting this checkpoint in memory")
-        leaves: dict[tuple[str, int | None], jax.Array] = {}
-        observe(Started(stage=Stage.LOAD, total=total))
-        with ThreadPoolExecutor(min(len(self.devices), 8)) as pool:
-            for tensor in tensors:
-                read = partial(self.source.read, tensor)
-                local = list(pool.map(read, cuts[tensor.key]))
-                leaves |= self._leaves(tensor.key, local)
-                self.nbytes += sum(array.nbytes for array in local)
-                observe(Advanced(stage=Stage.LOAD, done=self.nbytes, detail=tensor.key))
-        jax.block_until_ready(list(leaves.values()))
-        observe(Finished(stage=Stage.LOAD))
-        return build_parameters(
-            self.source.config, self.mesh, lambda key, expert: leaves.get((key, expert))
-        )
-
-    def _is_mapped(self) -> bool:
-        """Whether the weights stay in the page cache instead of taking memory of their own."""
-        on_cpu = self.devices[0].platform == "cpu"
-        is_ready = isinstance(self.source, ReadyCheckpoint) and self.source.mesh == self.mesh
-        return is_ready or not on_cpu
-
-    def _leaves(
-        self, key: str, local: list[NDArray[Any]]
-    ) -> dict[tuple[str, int | None], jax.Array]:
-        if ".moe." not in key:
-            return {(key, None): self._array(local)}
-        self.expert_nbytes += sum(array.nbytes for array in local)
-        return {
-            (key, expert): self._array([array[expert] for array in local])
-            for expert in range(local[0].shape[0])
-        }
-
-    def _array(self, local: list[NDArray[Any]]) -> jax.Array:
-        parts = [
-            jax.device_put(array[None], device)
-            for array, device in zip(local, self.devices, strict=True)
-        ]
-        shape = (len(parts), *local[0].shape)
-        return jax.make_array_from_single_device_arrays(shape, self.sharding, parts)
-
-    def zeros(self, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
-        """An array of zeros on every device."""
-        return self._array([np.zeros(shape, dtype) for _ in self.devices])
-
-    def bytes_per_token(self) -> int:
-        """Weights that decoding one token reads, on all devices together."""
-        config = self.source.config
-        experts = self.expert_nbytes * config.num_selected_experts // config.num_experts
-        return self.nbytes - self.expert_nbytes + experts
-
-
 class Engine:
     """A model on its devices. Runs one sequence at a time; not thread-safe."""
 
@@ -322,7 +172,7 @@ class Engine:
         self,
         *,
         plan: RunPlan,
-        loader: _Loader,
+        loader: Loader,
         parameters: Parameters,
         compute: Compute,
         load_s: float,
@@ -358,7 +208,7 @@ class Engine:
             check_memory(
                 nbytes * self.mesh.size, purpose=f"the cache of {self.context} tokens of context"
             )
-        with _out_of_memory():
+        with out_of_memory():
             return tuple(
                 LayerCache(
                     key=self._loader.zeros(shape, dtype), value=self._loader.zeros(shape, dtype)
@@ -401,7 +251,7 @@ class Engine:
         ids = self._sample(list(prompt), sampling, limit, stats)
         stream = self.tokenizer.stream(prompt) if self.tokenizer else None
         generation.tokens = self._texts(
-            ids, generation, stream, _StopFilter(tuple(stop)), ignore_eos=ignore_eos
+            ids, generation, stream, StopFilter(tuple(stop)), ignore_eos=ignore_eos
         )
         return generation
 
@@ -437,7 +287,7 @@ class Engine:
         ids: Iterator[int],
         generation: Generation,
         stream: TextStream | None,
-        held: "_StopFilter",
+        held: "StopFilter",
         *,
         ignore_eos: bool,
     ) -> Iterator[Token]:
@@ -476,7 +326,7 @@ class Engine:
             if logits_out is not None:
                 logits_out[start : start + len(part)] = logits
             targets = np.asarray(tokens[start + 1 : start + 1 + len(part)], np.int64)
-            nll += _negative_log_likelihood(logits[: len(targets)], targets)
+            nll += negative_log_likelihood(logits[: len(targets)], targets)
             self._observe(Advanced(stage=Stage.SCORE, done=start + len(part)))
         self._observe(Finished(stage=Stage.SCORE))
         return Score(tokens=len(tokens), nll=nll)
@@ -516,9 +366,13 @@ class Engine:
         arguments = [padded, np.array([start], np.int32)]
         if not every:
             arguments.append(np.array([len(tokens) - 1], np.int32))
-        with _out_of_memory():
-            logits, self._cache = program(self._parameters, self._cache, *arguments)
-            found: NDArray[np.float32] = np.asarray(logits)[0]
+        with out_of_memory():
+            try:
+                logits, self._cache = program(self._parameters, self._cache, *arguments)
+                found: NDArray[np.float32] = np.asarray(logits)[0]
+            except KeyboardInterrupt:
+                self._cache = self._new_cache()  # the old one was given away
+                raise
         found = found[: len(tokens)]
         if not np.isfinite(found).all():
             raise corrupt(
@@ -540,7 +394,7 @@ class Engine:
                     stage=Stage.COMPILE, detail="one token" if length == 1 else f"{length} tokens"
                 )
             )
-            with _out_of_memory():
+            with out_of_memory():
                 self._programs[key] = self._compile(length, every=every)
             self._observe(Finished(stage=Stage.COMPILE))
             self._compile_s += time.perf_counter() - started
@@ -576,59 +430,3 @@ class Engine:
         ]
         jitted = jax.jit(mapped, donate_argnums=1)
         return jitted.lower(self._parameters, self._cache, *arguments).compile()
-
-
-class _StopFilter:
-    """Holds back text that may be the beginning of a stop string."""
-
-    def __init__(self, stop: tuple[str, ...]) -> None:
-        self._stop = tuple(filter(None, stop))
-        self._held = ""
-        self.found = False
-
-    def push(self, text: str) -> str:
-        if self.found:
-            return ""
-        self._held += text
-        places = [place for text in self._stop if (place := self._held.find(text)) >= 0]
-        if places:
-            self.found = True
-            return self._held[: min(places)]
-        keep = max(
-            (
-                length
-                for text in self._stop
-                for length in range(min(len(text) - 1, len(self._held)), 0, -1)
-                if self._held.endswith(text[:length])
-            ),
-            default=0,
-        )
-        certain = self._held[: len(self._held) - keep]
-        self._held = self._held[len(certain) :]
-        return certain
-
-    def finish(self) -> str:
-        """What was held back in vain."""
-        return "" if self.found else self._held
-
-
-def _negative_log_likelihood(logits: NDArray[np.float32], targets: NDArray[np.int64]) -> float:
-    """Sum over rows of `logsumexp(logits) - logits[target]`, in float64."""
-    wide = logits.astype(np.float64)
-    top = wide.max(axis=1, keepdims=True, initial=-np.inf)
-    normaliser = np.log(np.exp(wide - top).sum(axis=1)) + top[:, 0]
-    return float(np.sum(normaliser - wide[np.arange(len(targets)), targets]))
-
-
-@contextmanager
-def _out_of_memory() -> Iterator[None]:
-    """Translate XLA's out-of-memory error."""
-    try:
-        yield
-    except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
-            raise
-        first = str(error).splitlines()[0]
-        raise HardwareError(
-            f"device memory is full ({first})", "a larger mesh, or a shorter --context"
-        ) from error

@@ -12,10 +12,11 @@ from grokctl.console import Console, format_bytes, format_seconds
 
 if TYPE_CHECKING:  # a verb pays for its own stage only
     from grokctl.checkpoint.ready import ReadyCheckpoint
+    from grokctl.checkpoint.receipt import Receipt
     from grokctl.demo import Demonstration
     from grokctl.destination import FetchPlan
     from grokctl.fetch import Fetched
-    from grokctl.infer import Generation, Score
+    from grokctl.generation import Generation, Score
     from grokctl.inspect import Inspection
     from grokctl.reshard import ReshardPlan
     from grokctl.verify import Verdict
@@ -28,6 +29,14 @@ def _show(console: Console, values: dict[str, Any], title: str, facts: Facts) ->
         console.emit(values)
     else:
         console.facts(title, facts)
+
+
+def proof(receipt: Receipt | None, root: Path) -> str:
+    """What is known about the content of a release, in one line."""
+    if receipt is not None:
+        return f"{root.name}: every byte was proven on {receipt.verified_at}"
+    command = f"grokctl verify {shlex.quote(str(root))}"
+    return f"{root.name}: its content is not proven ({command})"
 
 
 def fetch_plan(console: Console, plan: FetchPlan, root: Path) -> None:

@@ -14,7 +14,8 @@ from grokctl.checkpoint.miniature import MINIATURE, write_miniature
 from grokctl.checkpoint.release import Release, open_release
 from grokctl.errors import CorruptCheckpointError, PlacementError, UsageError
 from grokctl.events import Finished, Stage, Started, Unit
-from grokctl.infer import Compute, Engine, EngineOptions, FinishReason, _StopFilter, infer
+from grokctl.generation import FinishReason, StopFilter
+from grokctl.infer import Compute, Engine, EngineOptions, infer
 from grokctl.model.placement import MeshShape
 from grokctl.model.sampling import Sampling
 from grokctl.model.tokenizer import Tokenizer
@@ -266,11 +267,11 @@ def test_a_stop_filter_says_what_comes_before_the_first_stop_however_it_is_cut(t
 
     for first in range(len(text)):
         for second in range(first, len(text)):
-            held, said = _StopFilter(stop), ""
+            held, said = StopFilter(stop), ""
             for piece in pieces_of(text, (first, second)):
                 said += held.push(piece)
                 assert expected.startswith(said) or found
-            single, one_by_one = _StopFilter(stop), ""
+            single, one_by_one = StopFilter(stop), ""
             for character in text:
                 one_by_one += single.push(character)
 

@@ -12,7 +12,8 @@ from grokctl.checkpoint.pickles import BFLOAT16
 from grokctl.checkpoint.release import open_release
 from grokctl.events import ignore
 from grokctl.hardware import find_devices
-from grokctl.infer import Compute, EngineOptions, _Loader, infer
+from grokctl.infer import Compute, EngineOptions, infer
+from grokctl.loading import Loader
 from grokctl.model import forward
 from grokctl.model.config import GROK_1, GrokConfig
 from grokctl.model.forward import StepShape
@@ -74,7 +75,7 @@ class OnDevices:
 
     def __init__(self, source, mesh: MeshShape) -> None:
         self.mesh = mesh
-        self.loader = _Loader(source, mesh, find_devices(mesh.size))
+        self.loader = Loader(source, mesh, find_devices(mesh.size))
         self.parameters = self.loader.load(ignore)
 
     def run(self, function, *arguments):
