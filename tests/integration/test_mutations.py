@@ -1,4 +1,8 @@
-"""The oracle notices the mistakes that pass every shape check: each makes logits wrong."""
+"""The oracle notices the mistakes that pass every shape check: each makes logits wrong.
+
+Renormalised gates are not among them: the norm behind the experts divides the factor out again,
+but for its epsilon (2e-6 here). tests/unit/test_forward.py holds them in absolute scale.
+"""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -63,21 +67,6 @@ def test_layers_in_numeric_order_are_noticed(monkeypatch):
         tensors.tensor_specs.cache_clear()
 
     assert error > 10 * FLOAT32_BOUND
-
-
-def test_renormalised_gates_are_noticed(monkeypatch):
-    golden = load_golden("two-layers")
-    route = forward.route
-
-    def renormalised(router, rows, *, config):
-        gates, chosen = route(router, rows, config=config)
-        return gates / gates.sum(axis=-1, keepdims=True), chosen
-
-    monkeypatch.setattr(forward, "route", renormalised)
-
-    error = error_of(start(ReleaseSource(golden.release), "model=1"), golden)
-
-    assert error > FLOAT32_BOUND
 
 
 def test_a_dropped_attention_cap_is_noticed(monkeypatch):
