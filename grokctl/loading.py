@@ -13,14 +13,15 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from numpy.typing import NDArray
 
-from grokctl.checkpoint.logical import TensorSource, extent, logical_tensors
+from grokctl.checkpoint.logical import LogicalTensor, TensorSource, extent, logical_tensors
 from grokctl.checkpoint.ready import ReadyCheckpoint
 from grokctl.errors import HardwareError
 from grokctl.events import Advanced, Finished, Observer, Stage, Started
 from grokctl.hardware import check_memory
 from grokctl.model.forward import EXPERT_AXIS, MODEL_AXIS
-from grokctl.model.parameters import Parameters, build_parameters
+from grokctl.model.parameters import Matrix, Parameters, build_parameters
 from grokctl.model.placement import MeshShape
+from grokctl.model.tensors import Axis
 
 
 class Loader:
@@ -64,20 +65,24 @@ class Loader:
         )
         if not self._is_mapped():
             check_memory(total, purpose="cutting this checkpoint in memory")
-        leaves: dict[tuple[str, int | None], jax.Array] = {}
+        arrays: dict[tuple[str, int | None], tuple[jax.Array, ...]] = {}
         observe(Started(stage=Stage.LOAD, total=total))
         with ThreadPoolExecutor(min(len(self.devices), 8)) as pool:
             for tensor in tensors:
                 read = partial(self.source.read, tensor)
                 local = list(pool.map(read, cuts[tensor.key]))
-                leaves |= self._leaves(tensor.key, local)
+                for expert, own in self._experts(tensor, local):
+                    arrays[tensor.key, expert] = self._groups(tensor, own)
                 self.nbytes += sum(array.nbytes for array in local)
                 observe(Advanced(stage=Stage.LOAD, done=self.nbytes, detail=tensor.key))
-        jax.block_until_ready(list(leaves.values()))
+        jax.block_until_ready(list(arrays.values()))
         observe(Finished(stage=Stage.LOAD))
-        return build_parameters(
-            self.source.config, self.mesh, lambda key, expert: leaves.get((key, expert))
-        )
+
+        def matrix(name: str, expert: int | None) -> Matrix:
+            scales = arrays.get((f"{name}.scales", expert))
+            return Matrix(arrays[f"{name}.weight", expert], scales[0] if scales else None)
+
+        return build_parameters(self.source.config, self.mesh, matrix)
 
     def _is_mapped(self) -> bool:
         """Whether the weights stay in the page cache instead of taking memory of their own."""
@@ -85,16 +90,24 @@ class Loader:
         is_ready = isinstance(self.source, ReadyCheckpoint) and self.source.mesh == self.mesh
         return is_ready or not on_cpu
 
-    def _leaves(
-        self, key: str, local: list[NDArray[Any]]
-    ) -> dict[tuple[str, int | None], jax.Array]:
-        if ".moe." not in key:
-            return {(key, None): self._array(local)}
+    def _experts(
+        self, tensor: LogicalTensor, local: list[NDArray[Any]]
+    ) -> Iterator[tuple[int | None, list[NDArray[Any]]]]:
+        """Every expert of a tensor apart: what each device holds of it."""
+        if Axis.EXPERTS not in tensor.spec.axes:
+            yield None, local
+            return
         self.expert_nbytes += sum(array.nbytes for array in local)
-        return {
-            (key, expert): self._array([array[expert] for array in local])
-            for expert in range(local[0].shape[0])
-        }
+        for expert in range(local[0].shape[0]):
+            yield expert, [array[expert] for array in local]
+
+    def _groups(self, tensor: LogicalTensor, local: list[NDArray[Any]]) -> tuple[jax.Array, ...]:
+        """Every scale group of a weight apart; scales and float32 tensors are one array."""
+        if tensor.is_scales or not tensor.groups:
+            return (self._array(local),)
+        return tuple(
+            self._array([array[group] for array in local]) for group in range(local[0].shape[0])
+        )
 
     def _array(self, local: list[NDArray[Any]]) -> jax.Array:
         parts = [

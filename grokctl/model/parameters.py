@@ -16,10 +16,24 @@ from grokctl.model.placement import MeshShape
 class Matrix:
     """A weight, outputs first, with its scales when it is quantised."""
 
-    weight: Array
-    """int8 `(groups, outputs, inputs of a group)` with scales, else float32 `(outputs, inputs)`."""
+    groups: tuple[Array, ...]
+    """`(outputs, inputs of the group)` each, int8 with scales; float32 and alone without.
+
+    Arrays of their own, because XLA copies a group that is cut out of a larger one, and runs a
+    product over a three-dimensional array eighty times slower (docs/adr/0003)."""
     scales: Array | None
     """bfloat16 `(groups, outputs)`; group g covers inputs `g * inputs / groups` onwards."""
+
+    @property
+    def weight(self) -> Array:
+        """The only group."""
+        (weight,) = self.groups
+        return weight
+
+    @classmethod
+    def of(cls, weight: Array, scales: Array | None = None) -> "Matrix":
+        """From an array as the ready format stores it."""
+        return cls((weight,) if scales is None else tuple(weight), scales)
 
 
 @jax.tree_util.register_dataclass
@@ -88,34 +102,31 @@ Cache = tuple[LayerCache, ...]
 
 
 def build_parameters(
-    config: GrokConfig, mesh: MeshShape, leaf: Callable[[str, int | None], Array | None]
+    config: GrokConfig, mesh: MeshShape, matrix: Callable[[str, int | None], Matrix]
 ) -> Parameters:
     """Put the tree together.
 
     Args:
         config: The model.
         mesh: How many experts a device holds follows from it.
-        leaf: Gives the array for a key of the ready format (`layers.0.moe.gate.weight`) and, for
-            the experts' tensors, the number of the expert among the device's own; None where a
-            tensor has no scales.
+        matrix: Gives the parameter of a name (`layers.0.moe.gate`), for the experts' tensors that
+            of one expert, by its number among the device's own.
     """
 
-    def matrix(name: str, expert: int | None = None) -> Matrix:
-        weight = leaf(f"{name}.weight", expert)
-        assert weight is not None
-        return Matrix(weight, leaf(f"{name}.scales", expert))
+    def whole(name: str) -> Matrix:
+        return matrix(name, None)
 
     def vector(name: str) -> Array:
-        return matrix(name).weight
+        return whole(name).weight
 
     def layer(prefix: str) -> Layer:
         attention, moe, norms = (f"{prefix}.{part}" for part in ("attention", "moe", "norms"))
         return Layer(
             attention=Attention(
-                query=matrix(f"{attention}.query"),
-                key=matrix(f"{attention}.key"),
-                value=matrix(f"{attention}.value"),
-                out=matrix(f"{attention}.out"),
+                query=whole(f"{attention}.query"),
+                key=whole(f"{attention}.key"),
+                value=whole(f"{attention}.value"),
+                out=whole(f"{attention}.out"),
             ),
             experts=tuple(
                 Expert(
@@ -131,11 +142,11 @@ def build_parameters(
                 pre_moe=vector(f"{norms}.pre_moe"),
                 post_moe=vector(f"{norms}.post_moe"),
             ),
-            router=matrix(f"{prefix}.router"),
+            router=whole(f"{prefix}.router"),
         )
 
     return Parameters(
-        embedding=matrix("embedding"),
+        embedding=whole("embedding"),
         layers=tuple(layer(f"layers.{index}") for index in range(config.num_layers)),
         final_norm=vector("final_norm"),
     )

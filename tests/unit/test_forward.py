@@ -225,9 +225,7 @@ def test_what_the_mask_hides_has_no_influence_however_large():
 def test_gates_are_probabilities_among_all_experts_and_not_renormalised():
     rows, router = normal(14, 50, 24), normal(15, 8, 24)
 
-    gates, chosen = forward.route(
-        Matrix(jnp.asarray(router), None), jnp.asarray(rows), config=SMALL
-    )
+    gates, chosen = forward.route(Matrix.of(jnp.asarray(router)), jnp.asarray(rows), config=SMALL)
 
     probabilities = softmax(rows @ router.T)
     expected = np.argsort(-probabilities, axis=1)[:, :2]
@@ -243,7 +241,7 @@ def test_as_many_experts_are_chosen_as_the_model_says():
     config = replace(SMALL, num_selected_experts=3)
 
     gates, chosen = forward.route(
-        Matrix(jnp.asarray(normal(16, 8, 24)), None), jnp.asarray(normal(17, 4, 24)), config=config
+        Matrix.of(jnp.asarray(normal(16, 8, 24))), jnp.asarray(normal(17, 4, 24)), config=config
     )
 
     assert gates.shape == chosen.shape == (4, 3)
@@ -345,7 +343,7 @@ def test_a_quantised_product_is_that_of_the_dequantised_weight(groups, rows):
         (platform, kind): np.asarray(
             forward.project(
                 jnp.asarray(x),
-                Matrix(jnp.asarray(weight), jnp.asarray(scales)),
+                Matrix.of(jnp.asarray(weight), jnp.asarray(scales)),
                 shape=step_shape(platform=platform, compute=kind),
             )
         )
@@ -363,7 +361,7 @@ def test_a_quantised_product_is_that_of_the_dequantised_weight(groups, rows):
 def test_a_product_with_a_plain_weight_has_no_scales(rows):
     weight, x = normal(30, 10, 24), normal(31, rows, 24)
 
-    found = forward.project(jnp.asarray(x), Matrix(jnp.asarray(weight), None), shape=step_shape())
+    found = forward.project(jnp.asarray(x), Matrix.of(jnp.asarray(weight)), shape=step_shape())
 
     np.testing.assert_allclose(found, x @ weight.T, atol=1e-5)
 
@@ -374,7 +372,7 @@ def test_a_product_keeps_the_leading_axes(lead):
     x = normal(32, *lead, 24)
 
     found = forward.project(
-        jnp.asarray(x), Matrix(jnp.asarray(weight), jnp.asarray(scales)), shape=step_shape()
+        jnp.asarray(x), Matrix.of(jnp.asarray(weight), jnp.asarray(scales)), shape=step_shape()
     )
 
     assert found.shape == (*lead, 10)
@@ -383,7 +381,7 @@ def test_a_product_keeps_the_leading_axes(lead):
 
 def test_the_extreme_integer_is_not_lost():
     weight = jnp.full((1, 2, 4), -128, jnp.int8)
-    matrix = Matrix(weight, jnp.ones((1, 2), jnp.bfloat16))
+    matrix = Matrix.of(weight, jnp.ones((1, 2), jnp.bfloat16))
 
     for rows in (1, 9):
         found = forward.project(jnp.ones((rows, 4)), matrix, shape=step_shape())
@@ -471,16 +469,18 @@ def test_grok_1_has_the_right_shapes_on_every_device(mesh):
     abstract = type("Abstract", (), {"config": config, "groups": groups})()
     tensors = {tensor.key: tensor for tensor in logical_tensors(abstract)}
 
-    def leaf(key, expert):
-        if (tensor := tensors.get(key)) is None:
-            return None
-        shape = extent(tensor.slices(mesh, mesh.size - 1, config))
-        if expert is not None:
-            assert expert < shape[0]
-            shape = shape[1:]
+    def array(tensor, *, drop):
+        shape = extent(tensor.slices(mesh, mesh.size - 1, config))[drop:]
         return jax.ShapeDtypeStruct((mesh.size, *shape), tensor.dtype)
 
-    parameters = build_parameters(config, mesh, leaf)
+    def matrix(name, expert):
+        weight, drop = tensors[f"{name}.weight"], 0 if expert is None else 1
+        if not weight.groups:
+            return Matrix((array(weight, drop=drop),), None)
+        scales = array(tensors[f"{name}.scales"], drop=drop)
+        return Matrix((array(weight, drop=drop + 1),) * scales.shape[1], scales)
+
+    parameters = build_parameters(config, mesh, matrix)
     held = jax.ShapeDtypeStruct(
         (mesh.size, *cache_shape(config, mesh, batch=1, context=8192)), jnp.bfloat16
     )
