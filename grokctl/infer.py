@@ -81,7 +81,7 @@ class RunPlan:
         if self.tokenizer is None:
             raise UsageError(
                 "this checkpoint has no tokenizer.model, so it takes no text",
-                "--token-ids 1,2,3",
+                "put tokenizer.model into its folder, or use --token-ids 1,2,3",
             )
         return self.tokenizer.encode(text)
 
