@@ -137,7 +137,7 @@ class Console:
         if self.as_json:
             self._json_line(Noted(message=message))
         else:
-            self.err.print(Text(_harmless(message)), soft_wrap=True)
+            self.err.print(Text(_harmless(message)), soft_wrap=not self.err.is_terminal)
 
     def failure(self, error: GrokctlError, *, has_result: bool = False) -> None:
         """Say what went wrong, and what to do about it.
@@ -174,13 +174,19 @@ class Console:
         if self.quiet:
             return
         table = Table(
-            title=escape(title), title_justify="left", title_style="bold", box=box.SIMPLE_HEAD
+            title=escape(title),
+            title_justify="left",
+            title_style="bold",
+            box=box.SIMPLE_HEAD,
+            padding=(0, 1, 0, 0),
+            pad_edge=False,
+            show_edge=False,
         )
         for name in columns:
             table.add_column(name, justify="right" if name in right else "left", overflow="fold")
         for row in rows:
             table.add_row(*map(escape, row))
-        self._print(table)
+        self._print(Padding(table, (0, 0, 1, 0)))
 
     def facts(self, title: str, facts: Sequence[tuple[str, str]]) -> None:
         """Print names and values to stdout."""
@@ -283,10 +289,14 @@ class _Bars:
             self._progress = Progress(
                 SpinnerColumn(finished_text="[green]✓[/green]"),
                 TextColumn("{task.description}", table_column=Column(width=16)),
-                BarColumn(bar_width=24),
-                _PaceColumn(),
-                TextColumn("[dim]{task.fields[detail]}[/dim]"),
+                BarColumn(bar_width=16),
+                _PaceColumn(table_column=Column(no_wrap=True)),
+                TextColumn(
+                    "[dim]{task.fields[detail]}[/dim]",
+                    table_column=Column(no_wrap=True, overflow="ellipsis", ratio=1),
+                ),
                 console=self._console,
+                expand=True,
             )
             self._progress.start()
         pace = _Pace(event)

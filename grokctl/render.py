@@ -155,19 +155,19 @@ def inspection(console: Console, found: Inspection) -> None:
         return
     console.table(
         f"{found.root.name}: {found.kind} checkpoint, {format_bytes(found.total_nbytes)}",
-        ("file", "tensor", "shape", "type", "scale rows", "size"),
+        ("file", "tensor", "shape", "type", "scales", "size"),
         [
             (
                 row.file,
                 row.name,
-                " x ".join(map(str, row.shape)),
+                "x".join(map(str, row.shape)),
                 row.dtype,
                 str(row.scale_groups or ""),
                 format_bytes(row.nbytes),
             )
             for row in found.rows
         ],
-        right=("shape", "scale rows", "size"),
+        right=("shape", "scales", "size"),
     )
 
 
@@ -244,7 +244,7 @@ def stats(console: Console, result: Generation) -> None:
     found = result.stats
     rate = f"{found.decode_tokens_per_s:.1f} tokens/s"
     if found.bandwidth_fraction is not None:
-        rate += f", {found.bandwidth_fraction:.1%} of this memory's bandwidth"
+        rate += f", {found.bandwidth_fraction:.1%} of memory bandwidth"
     console.note(
         f"load {format_seconds(found.load_s)} · compile {format_seconds(found.compile_s)} · "
         f"first token {format_seconds(found.first_token_s)}"
