@@ -36,7 +36,7 @@ picture: $(READY)  ## docs/demo.svg from a real terminal; needs tmux
 
 lock: $(READY)  ## pins with hashes for every platform, and no addresses
 	$(BIN)/python -m pip install --quiet uv
-	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-emit-find-links --no-annotate \
+	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-annotate \
 		--no-header --upgrade --group dev pyproject.toml --output-file requirements.lock
 
 install: $(READY)  ## only the environment: .venv/bin/grokctl

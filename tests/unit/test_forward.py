@@ -298,7 +298,8 @@ def test_one_token_alone_goes_through_the_same_experts_as_among_many(devices):
     together = mixed(devices, x)
     alone = np.concatenate([mixed(devices, x[:, [index]]) for index in range(3)], axis=1)
 
-    np.testing.assert_allclose(alone, together, atol=2e-6)
+    # the two forms sum in different orders, and each JAX in its own
+    np.testing.assert_allclose(alone, together, rtol=5e-6, atol=2e-6)
 
 
 def test_batches_and_times_are_tokens_alike(devices, source):
