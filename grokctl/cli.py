@@ -302,10 +302,7 @@ def verify(
         root = _home(home).find(checkpoint).absolute()
         started = time.perf_counter()
 
-        def look() -> "Verdict":
-            return _verify(console, root, quick=quick, rehash=rehash, jobs=jobs)
-
-        verdict = look()
+        verdict = _verify(console, root, quick=quick, rehash=rehash, jobs=jobs)
         if verdict.damage and repair:
             from grokctl.sources import FetchOptions
 
@@ -322,7 +319,8 @@ def verify(
                 recheck=True,
             )
             _repair(console, root, verdict, options)
-            verdict = look()
+            # what the first look proved has a receipt; only what was mended is hashed again
+            verdict = _verify(console, root, quick=quick, rehash=False, jobs=jobs)
         seconds = time.perf_counter() - started
         render.verdict(console, root, verdict, quick=quick, seconds=seconds)
         try:
@@ -511,7 +509,7 @@ def run(
             if text is None and token_ids is None:
                 converse(console, job.start(observe), sampling, complete)
                 return
-            if stop and job.tokenizer is None:
+            if stop and job.plan.tokenizer is None:
                 raise UsageError("--stop needs a tokenizer.model, this checkpoint has none")
             ids = job.tokens(text, token_ids)
             engine = job.start(observe)

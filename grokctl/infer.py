@@ -148,6 +148,13 @@ def infer(
         GrokctlError: As `plan` does.
     """
     planned = plan(source.config, options, tokenizer=tokenizer)
+    return start(source, options, planned, observe=observe)
+
+
+def start(
+    source: TensorSource, options: EngineOptions, planned: RunPlan, *, observe: Observer = ignore
+) -> "Engine":
+    """Load a checkpoint for a run that was planned already; see `infer`."""
     devices = find_devices(options.mesh.size, observe=observe)
     if options.compilation_cache is not None:
         use_compilation_cache(options.compilation_cache, observe=observe)

@@ -217,7 +217,7 @@ class _DeviceWriter:
         self.layout = layout
         self.chunk = chunk
         self.hasher = hashlib.sha256()
-        keep = self._end_of(tensors_done)
+        keep = layout.tensors[tensors_done - 1].end if tensors_done else 0
         self.file: BinaryIO = path.open("r+b" if path.exists() else "w+b")
         while (position := self.file.tell()) < keep:
             data = self.file.read(min(2**22, keep - position))
@@ -225,12 +225,6 @@ class _DeviceWriter:
         self.file.truncate(keep)
         if keep == 0:
             self.write(layout.header)
-
-    def _end_of(self, tensors_done: int) -> int:
-        if tensors_done == 0:
-            return 0
-        last = self.layout.tensors[tensors_done - 1]
-        return last.offset + last.nbytes
 
     def write(self, data: bytes | memoryview) -> int:
         self.file.write(data)
@@ -324,7 +318,7 @@ def _tensors_done(partial: Path, plan: ReshardPlan) -> int:
     for layout in plan.layouts:
         path = partial / layout.name
         size = path.stat().st_size if path.is_file() else 0
-        while done and size < layout.tensors[done - 1].offset + layout.tensors[done - 1].nbytes:
+        while done and size < layout.tensors[done - 1].end:
             done -= 1
     return done
 

@@ -14,7 +14,7 @@ from grokctl.console import Console
 from grokctl.errors import UsageError
 from grokctl.events import Observer
 from grokctl.generation import Generation
-from grokctl.infer import Compute, Engine, EngineOptions, RunPlan, infer, plan
+from grokctl.infer import Compute, Engine, EngineOptions, RunPlan, plan, start
 from grokctl.model.placement import MeshShape
 from grokctl.model.sampling import Sampling
 from grokctl.paths import TOKENIZER, Home, kind_of
@@ -26,7 +26,6 @@ class Job:
 
     source: TensorSource
     options: EngineOptions
-    tokenizer: Path | None
     plan: RunPlan
 
     def tokens(self, text: str | None, token_ids: str | None) -> list[int]:
@@ -37,7 +36,7 @@ class Job:
 
     def start(self, observe: Observer) -> Engine:
         """Load the weights."""
-        return infer(self.source, self.options, tokenizer=self.tokenizer, observe=observe)
+        return start(self.source, self.options, self.plan, observe=observe)
 
 
 def open_job(
@@ -69,7 +68,7 @@ def open_job(
             f"cut for {natural}, runs on {options.mesh}: slower to load "
             f"(grokctl reshard --mesh {options.mesh} makes it fast)"
         )
-    return Job(source=source, options=options, tokenizer=tokenizer, plan=planned)
+    return Job(source=source, options=options, plan=planned)
 
 
 def _source(console: Console, root: Path, observe: Observer) -> tuple[TensorSource, MeshShape]:

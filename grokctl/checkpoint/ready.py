@@ -84,6 +84,11 @@ class DeviceTensor:
         """Bytes in the file."""
         return prod(extent(self.slices)) * self.tensor.dtype.itemsize
 
+    @property
+    def end(self) -> int:
+        """Where the next tensor begins, or the file ends."""
+        return self.offset + self.nbytes
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceLayout:
@@ -99,8 +104,7 @@ class DeviceLayout:
     @property
     def nbytes(self) -> int:
         """Size of the file."""
-        last = self.tensors[-1]
-        return last.offset + last.nbytes
+        return self.tensors[-1].end
 
 
 def device_file(device: int, mesh: MeshShape) -> str:
