@@ -167,7 +167,9 @@ def _ui(
         failure = _refused(error)
         console.failure(failure)
         raise failure from error
-    except KeyboardInterrupt as error:
+    except (KeyboardInterrupt, SystemError) as error:
+        if isinstance(error, SystemError) and not interrupts.has_arrived():
+            raise
         console.note(interrupted)
         raise typer.Exit(ExitCode.INTERRUPTED) from error
 

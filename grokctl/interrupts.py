@@ -14,6 +14,14 @@ _PATIENCE_S: Final = 4.5
 _AGAIN_S: Final = 0.05
 
 
+_arrived: Final = threading.Event()
+
+
+def has_arrived() -> bool:
+    """Whether a signal came: C code may turn the interrupt it raised into a `SystemError`."""
+    return _arrived.is_set()
+
+
 def install() -> None:
     """Turn SIGINT and SIGTERM into `KeyboardInterrupt`, and see to it that it is obeyed.
 
@@ -49,6 +57,7 @@ def flush() -> None:
 
 def _raise(number: int, frame: object) -> None:
     del number, frame
+    _arrived.set()
     raise KeyboardInterrupt
 
 
