@@ -2,6 +2,7 @@ import base64
 import hashlib
 import random
 import re
+import tempfile
 import time
 import unicodedata
 from itertools import accumulate
@@ -30,6 +31,8 @@ from grokctl.errors import FetchError
 SYMLINK, EXECUTABLE, PAD = 8, 4, 1
 """File flags as libtorrent has them."""
 HASH = "0123456789abcdef0123456789abcdef01234567"
+HASH_V2 = "0123456789abcdef" * 4
+XT_V2 = f"magnet:?xt=urn:btmh:1220{HASH_V2}"
 XT = f"magnet:?xt=urn:btih:{HASH}"
 
 
@@ -45,6 +48,17 @@ def bencode(value: object) -> bytes:
         case dict():
             return b"d" + b"".join(bencode(k) + bencode(v) for k, v in value.items()) + b"e"
     raise TypeError(value)
+
+
+def in_order(value: object) -> object:
+    """With the keys of dictionaries sorted, as libtorrent wants them in v2 torrents."""
+    match value:
+        case dict():
+            return {key: in_order(value[key]) for key in sorted(value)}
+        case list():
+            return [in_order(item) for item in value]
+        case _:
+            return value
 
 
 def entry(length: int, *path: bytes, **more: object) -> dict[bytes, object]:
@@ -128,6 +142,95 @@ def names_in(root: Path) -> list[str]:
 lengths_and_piece = st.tuples(
     st.lists(st.integers(0, 40), min_size=1, max_size=12).filter(any), st.integers(1, 50)
 )
+
+
+def v2_metainfo_of(lengths: list[int], piece_length: int) -> Metainfo:
+    """The same files, with the pads that make each begin a piece."""
+    files: list[TorrentFile] = []
+    offset = 0
+    for name, length in enumerate(lengths):
+        for size, is_pad in ((length, False), (-length % piece_length, True)):
+            if size or not is_pad:
+                files.append(
+                    TorrentFile(
+                        index=len(files),
+                        path=(f"f{name}",),
+                        length=size,
+                        offset=offset,
+                        is_pad=is_pad,
+                    )
+                )
+                offset += size
+    pieces = range(offset // piece_length)
+    return Metainfo(
+        version=2,
+        infohash=HASH_V2,
+        name="any",
+        piece_length=piece_length,
+        piece_hashes=b"".join(bytes([piece % 256]) * 32 for piece in pieces),
+        files=tuple(files),
+    )
+
+
+@given(lengths_and_piece)
+@settings(deadline=None)
+def test_v2_pieces_tile_every_byte_of_every_file_once_and_never_span_two(geometry):
+    metainfo = v2_metainfo_of(*geometry)
+
+    pieces = [metainfo.spans(piece) for piece in range(metainfo.num_pieces)]
+
+    assert all(len(spans) == 1 for spans in pieces)
+    assert [
+        (file.index, start + step) for ((file, start, length),) in pieces for step in range(length)
+    ] == [(f.index, byte) for f in metainfo.files if not f.is_pad for byte in range(f.length)]
+
+
+@given(lengths_and_piece)
+@settings(deadline=None)
+def test_v2_piece_sizes_add_up_to_the_files_and_pieces_of_a_file_are_its_own(geometry):
+    metainfo = v2_metainfo_of(*geometry)
+
+    sizes = [metainfo.piece_size(piece) for piece in range(metainfo.num_pieces)]
+    named = {
+        file.index: [
+            piece
+            for piece in range(metainfo.num_pieces)
+            for span in metainfo.spans(piece)
+            if span[0] == file
+        ]
+        for file in metainfo.files
+    }
+
+    assert sum(sizes) == sum(geometry[0])
+    assert sizes == [metainfo.spans(piece)[0][2] for piece in range(metainfo.num_pieces)]
+    assert {file.index: list(metainfo.pieces_of(file)) for file in metainfo.files} == named
+    assert metainfo.total == metainfo.num_pieces * metainfo.piece_length
+
+
+@pytest.mark.parametrize(
+    ("lengths", "spans"),
+    [
+        pytest.param([10], [(0, 0, 10)], id="exact"),
+        pytest.param([9], [(0, 0, 9)], id="one-less"),
+        pytest.param([11], [(0, 0, 10), (0, 10, 1)], id="one-more"),
+        pytest.param([9, 1], [(0, 0, 9), (2, 0, 1)], id="small-files"),
+        pytest.param([0, 10, 0, 0, 1, 0], [(1, 0, 10), (4, 0, 1)], id="empty-files-at-edges"),
+    ],
+)
+def test_v2_spans_at_the_edges_of_pieces(lengths, spans):
+    metainfo = v2_metainfo_of(lengths, 10)
+
+    found = [metainfo.spans(piece) for piece in range(metainfo.num_pieces)]
+
+    assert [(f.index, at, n) for ((f, at, n),) in found] == spans
+
+
+def test_each_v2_piece_has_its_own_hash():
+    metainfo = v2_metainfo_of([35, 1], 10)
+
+    hashes = [metainfo.piece_hash(piece) for piece in range(metainfo.num_pieces)]
+
+    assert hashes == [bytes([piece]) * 32 for piece in range(5)]
 
 
 @given(lengths_and_piece)
@@ -266,6 +369,346 @@ def test_a_torrent_of_one_file_is_named_by_its_name():
     assert [(file.path, file.length) for file in found.files] == [(("tensor00000_000",), 5)]
 
 
+# --- v2 torrents: hash trees, and no piece that spans two files
+
+
+def plain_root(leaves: list[bytes]) -> bytes:
+    """The root of a tree of as many leaves as a power of two."""
+    while len(leaves) > 1:
+        pairs = zip(leaves[::2], leaves[1::2], strict=True)
+        leaves = [hashlib.sha256(left + right).digest() for left, right in pairs]
+    return leaves[0]
+
+
+def padded_root(data: bytes, leaves: int) -> bytes:
+    """The root over 16 KiB leaves, with zero hashes in place of those that are not there."""
+    parts = [data[start : start + 16384] for start in range(0, len(data), 16384)]
+    found = [hashlib.sha256(part).digest() for part in parts]
+    return plain_root(found + [bytes(32)] * (leaves - len(found)))
+
+
+def width(count: int) -> int:
+    """The power of two that so many nodes fit in."""
+    return 1 << (count - 1).bit_length()
+
+
+def tree_of(
+    files: dict[str, bytes], piece_length: int = 16384
+) -> tuple[dict[bytes, object], dict[bytes, bytes]]:
+    """The v2 file tree of some files, and their piece layers."""
+    tree: dict[bytes, object] = {}
+    layers: dict[bytes, bytes] = {}
+    for name, data in files.items():
+        *folders, last = name.encode().split(b"/")
+        branch = tree
+        for folder in folders:
+            branch = branch.setdefault(folder, {})
+        leaf: dict[bytes, object] = {b"length": len(data)}
+        if data:
+            root = leaf[b"pieces root"] = padded_root(data, width(-(-len(data) // 16384)))
+            if len(data) > piece_length:
+                layers[root] = b"".join(
+                    padded_root(data[start : start + piece_length], piece_length // 16384)
+                    for start in range(0, len(data), piece_length)
+                )
+        branch[last] = {b"": leaf}
+    return tree, layers
+
+
+def v2_info(tree: dict[bytes, object], piece_length: int = 16384) -> dict[bytes, object]:
+    return {
+        b"file tree": tree,
+        b"meta version": 2,
+        b"name": b"grok-1",
+        b"piece length": piece_length,
+    }
+
+
+def v2_of(files: dict[str, bytes], piece_length: int = 16384) -> bytes:
+    tree, layers = tree_of(files, piece_length)
+    return bencode(in_order({b"info": v2_info(tree, piece_length), b"piece layers": layers}))
+
+
+def hybrid_info(files: dict[str, bytes]) -> dict[bytes, object]:
+    tree, _ = tree_of(files)
+    entries: list[dict[bytes, object]] = []
+    for name, data in files.items():
+        entries.append(entry(len(data), *name.encode().split(b"/")))
+        if pad := -len(data) % 16384:
+            entries.append(entry(pad, b".pad", b"%d" % pad, attr=b"p"))
+    return info_of(*entries) | v2_info(tree)
+
+
+def hybrid_of(files: dict[str, bytes]) -> bytes:
+    return bencode(in_order({b"info": hybrid_info(files)}))
+
+
+KINDS = {"v1": lt.create_torrent.v1_only, "hybrid": None, "v2": lt.create_torrent.v2_only}
+
+
+def made_by_libtorrent(root: Path, kind: str, piece_length: int) -> bytes:
+    flags = [] if KINDS[kind] is None else [KINDS[kind]]
+    torrent = lt.create_torrent(lt.list_files(str(root)), piece_length, *flags)
+    lt.set_piece_hashes(torrent, str(root.parent))
+    return lt.bencode(torrent.generate())
+
+
+def assert_proves(data: bytes, files: dict[str, bytes]) -> None:
+    """The torrent is read as libtorrent reads it, and each piece hashes to what it promises."""
+    found, layout = parse(data), lt.load_torrent_buffer(data).ti.layout()
+    assert found.infohash == infohash_of(data)
+    assert [(file.length, file.offset, file.is_pad) for file in found.files] == [
+        (layout.file_size(index), layout.file_offset(index), bool(layout.file_flags(index) & PAD))
+        for index in range(layout.num_files())
+    ]
+    assert {"/".join(file.path): file.length for file in found.files if not file.is_pad} == {
+        name: len(content) for name, content in files.items()
+    }
+    for piece in range(found.num_pieces):
+        hasher = found.hasher()
+        for file, start, length in found.spans(piece):
+            content = bytes(length) if file.is_pad else files["/".join(file.path)]
+            part = memoryview(content)[0 if file.is_pad else start :][:length]
+            assert len(part) == length
+            for cut in range(0, length, 40_000):
+                hasher.update(part[cut : cut + 40_000])
+        assert hasher.digest() == found.piece_hash(piece)
+
+
+sizes_near_edges = st.tuples(
+    st.sampled_from([0, 1, 16384, 32768, 65536, 81920, 131072]), st.integers(-1, 1)
+).map(lambda at: max(0, sum(at)))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@given(
+    sizes=st.lists(sizes_near_edges, min_size=1, max_size=6).filter(any),
+    names=st.permutations([f"{folder}{name}" for folder in ("", "d/", "d/e/") for name in "ab"]),
+    piece_length=st.sampled_from([16384, 32768, 65536]),
+)
+@settings(max_examples=40, deadline=None)
+def test_every_piece_that_libtorrent_hashed_hashes_to_the_same(kind, sizes, names, piece_length):
+    rng = random.Random(1)
+    files = {name: rng.randbytes(size) for name, size in zip(names, sizes, strict=False)}
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder) / "grok-1"
+        for name, content in files.items():
+            (root / name).parent.mkdir(parents=True, exist_ok=True)
+            (root / name).write_bytes(content)
+        data = made_by_libtorrent(root, kind, piece_length)
+
+    assert_proves(data, files)
+
+
+def test_the_same_files_are_read_from_torrents_of_every_version(folder):
+    found = {kind: parse(made_by_libtorrent(folder, kind, 32768)) for kind in KINDS}
+
+    assert {kind: metainfo.version for kind, metainfo in found.items()} == {
+        "v1": 1,
+        "hybrid": 1,
+        "v2": 2,
+    }
+    assert {kind: len(metainfo.infohash) for kind, metainfo in found.items()} == {
+        "v1": 40,
+        "hybrid": 40,
+        "v2": 64,
+    }
+    assert {frozenset(release_paths(metainfo).values()) for metainfo in found.values()} == {
+        frozenset(names_in(folder))
+    }
+
+
+def test_files_of_the_same_content_share_a_piece_layer():
+    content = random.Random(1).randbytes(40_000)
+
+    found = parse(v2_of({"a": content, "b": content}))
+
+    hashes = [found.piece_hash(piece) for piece in range(found.num_pieces)]
+    assert len(hashes) == 6
+    assert hashes[:3] == hashes[3:]
+
+
+def test_a_v2_torrent_of_one_file_is_named_by_its_name(tmp_path):
+    (tmp_path / "tensor00000_000").write_bytes(b"x" * 300)
+
+    data = made_by_libtorrent(tmp_path / "tensor00000_000", "v2", 16384)
+
+    assert_proves(data, {"tensor00000_000": b"x" * 300})
+
+
+CONTENT = {"a": bytes(range(256)) * 200, "d/b": b"b" * 300, "d/c": b""}
+TREE, LAYERS = tree_of(CONTENT)
+(ROOT,) = LAYERS
+
+
+def test_the_torrent_that_the_hostile_ones_are_made_from_is_fine():
+    data = bencode(in_order({b"info": v2_info(TREE), b"piece layers": LAYERS}))
+
+    assert_proves(data, CONTENT)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        pytest.param({b"file tree": {}}, id="no-files"),
+        pytest.param({b"file tree": []}, id="a-list"),
+        pytest.param({b"file tree": b"x"}, id="a-text"),
+        pytest.param({b"file tree": TREE | {b"z": 5}}, id="a-file-that-is-a-number"),
+        pytest.param({b"file tree": TREE | {b"z": {b"": 5}}}, id="an-entry-that-is-a-number"),
+        pytest.param({b"file tree": TREE | {b"z": {b"": {}}}}, id="no-length"),
+        pytest.param({b"file tree": TREE | {b"z": {b"": {b"length": b"5"}}}}, id="length-a-text"),
+        pytest.param({b"file tree": TREE | {b"z": {b"": {b"length": 5}}}}, id="no-root"),
+        pytest.param(
+            {b"file tree": TREE | {b"z": {b"": {b"length": 5, b"pieces root": bytes(31)}}}},
+            id="a-root-of-31-bytes",
+        ),
+        pytest.param(
+            {b"file tree": TREE | {b"z": {b"": {b"length": 5, b"pieces root": 7}}}},
+            id="root-a-number",
+        ),
+        pytest.param(
+            {b"file tree": TREE | {b"z": {b"": {b"length": -1, b"pieces root": ROOT}}}},
+            id="negative-length",
+        ),
+        pytest.param(
+            {b"file tree": TREE | {b"z": {b"": {b"length": 2**53, b"pieces root": ROOT}}}},
+            id="8-PB",
+        ),
+        pytest.param(
+            {b"file tree": TREE | {b"z": {b"": {b"length": 2**40, b"pieces root": ROOT}}}},
+            id="too-many-pieces",
+        ),
+        pytest.param({b"file tree": {b"a": {b"": {b"length": 0}}}}, id="only-empty-files"),
+        pytest.param({b"file tree": {b"": {b"length": 0}}}, id="a-file-without-a-name"),
+        pytest.param(
+            {b"file tree": TREE | {b"z": {b"": {b"length": 0}, b"y": {b"": {b"length": 0}}}}},
+            id="a-file-and-a-folder",
+        ),
+        pytest.param(
+            {b"file tree": TREE | {b"z": {b"": {b"length": 0, b"attr": b"x"}}}}, id="executable"
+        ),
+        pytest.param(
+            {b"file tree": TREE | {b"z": {b"": {b"length": 0, b"attr": b"p"}}}}, id="a-pad"
+        ),
+        pytest.param({b"file tree": TREE | {b"z": {b"": {b"attr": b"l"}}}}, id="a-link"),
+        pytest.param(
+            {b"file tree": TREE | {b"z": {b"": {b"length": 0, b"symlink path": [b"a"]}}}},
+            id="a-link-without-attribute",
+        ),
+        pytest.param(
+            {b"file tree": TREE | {b"z": {b"": {b"length": 0, b"attr": 5}}}},
+            id="attributes-a-number",
+        ),
+        pytest.param({b"file tree": TREE | {b"..": {b"": {b"length": 0}}}}, id="parents"),
+        pytest.param({b"file tree": TREE | {b"..": {b"z": {b"": {b"length": 0}}}}}, id="above"),
+        pytest.param({b"file tree": TREE | {b"a/b": {b"": {b"length": 0}}}}, id="a-slash"),
+        pytest.param({b"file tree": TREE | {b"\x1b[2J": {b"": {b"length": 0}}}}, id="escape"),
+        pytest.param({b"file tree": TREE | {b"\xff": {b"": {b"length": 0}}}}, id="no-UTF-8"),
+        pytest.param({b"file tree": TREE | {b"A": {b"": {b"length": 0}}}}, id="twice-by-case"),
+        pytest.param(
+            {b"file tree": TREE | {b"A": {b"z": {b"": {b"length": 0}}}}}, id="folder-by-case"
+        ),
+        pytest.param(
+            {b"file tree": {b"%d" % n: {b"": {b"length": 0}} for n in range(10_001)} | TREE},
+            id="10004-files",
+        ),
+        pytest.param({b"piece length": 16384 * 3}, id="48-KiB-pieces"),
+        pytest.param({b"piece length": 8192}, id="8-KiB-pieces"),
+        pytest.param({b"piece length": 2**29}, id="512-MiB-pieces"),
+        pytest.param({b"piece length": 32768}, id="layers-of-other-pieces"),
+        pytest.param({b"meta version": 1}, id="version-1"),
+        pytest.param({b"meta version": 3}, id="version-3"),
+        pytest.param({b"meta version": b"2"}, id="version-a-text"),
+        pytest.param({b"meta version": b"\x1b[2J" * 99}, id="version-escapes"),
+        pytest.param({b"length": 5}, id="a-v1-length"),
+        pytest.param({b"files": [entry(5, b"a")]}, id="a-v1-list"),
+        pytest.param({b"pieces": bytes(20)}, id="v1-pieces-of-no-files"),
+        pytest.param({b"pieces": 5}, id="v1-pieces-a-number"),
+    ],
+)
+def test_contradicting_v2_metainfo_is_refused(change):
+    info = v2_info(TREE) | change
+
+    refusal(bencode({b"info": info, b"piece layers": LAYERS}))
+
+
+@pytest.mark.parametrize("piece_length", [16384 * 3, 16385, 2**20 - 1])
+def test_v2_pieces_of_no_power_of_two_are_refused(piece_length):
+    tree, _ = tree_of({"a": b"a" * 300})
+
+    error = refusal(bencode({b"info": v2_info(tree, piece_length)}))
+
+    assert str(piece_length) in str(error)
+
+
+@pytest.mark.parametrize("missing", [b"file tree", b"meta version", b"name", b"piece length"])
+def test_v2_metainfo_that_lacks_something_is_refused(missing):
+    info = {key: value for key, value in v2_info(TREE).items() if key != missing}
+
+    refusal(bencode({b"info": info, b"piece layers": LAYERS}))
+
+
+@pytest.mark.parametrize(
+    "layers",
+    [
+        pytest.param({}, id="missing"),
+        pytest.param(5, id="a-number"),
+        pytest.param([], id="a-list"),
+        pytest.param({ROOT: 5}, id="layer-a-number"),
+        pytest.param({ROOT: b""}, id="empty"),
+        pytest.param({ROOT: LAYERS[ROOT][:-1]}, id="a-byte-short"),
+        pytest.param({ROOT: LAYERS[ROOT][:-32]}, id="a-piece-short"),
+        pytest.param({ROOT: LAYERS[ROOT] + bytes(32)}, id="a-piece-long"),
+        pytest.param({ROOT: LAYERS[ROOT][:-1] + b"\0"}, id="a-wrong-byte"),
+        pytest.param({ROOT: LAYERS[ROOT][32:] + LAYERS[ROOT][:32]}, id="another-order"),
+        pytest.param({bytes(32): LAYERS[ROOT]}, id="of-another-file"),
+        pytest.param(LAYERS | {bytes(32): b""}, id="one-too-many"),
+        pytest.param(LAYERS | {padded_root(b"b" * 300, 1): b""}, id="of-a-small-file"),
+    ],
+)
+def test_piece_layers_that_do_not_lead_to_the_root_are_refused(layers):
+    error = refusal(bencode({b"info": v2_info(TREE), b"piece layers": layers}))
+
+    assert "layer" in str(error) or "pieces root" in str(error)
+
+
+def test_no_piece_layers_at_all_are_refused():
+    refusal(bencode({b"info": v2_info(TREE)}))
+
+
+@given(st.integers(0, len(LAYERS[ROOT]) * 8 - 1))
+@settings(deadline=None)
+def test_one_flipped_bit_in_a_piece_layer_is_refused(bit):
+    layer = bytearray(LAYERS[ROOT])
+    layer[bit // 8] ^= 1 << bit % 8
+
+    refusal(bencode({b"info": v2_info(TREE), b"piece layers": {ROOT: bytes(layer)}}))
+
+
+def test_a_v2_torrent_of_a_million_pieces_is_read_in_good_time():
+    nodes = [bytes(31) + b"\1"] * 2**20
+    layer = b"".join(nodes)
+    leaf = {b"length": 2**34, b"pieces root": plain_root(nodes)}
+    before = time.process_time()
+
+    found = parse(
+        bencode(
+            {b"info": v2_info({b"a": {b"": leaf}}), b"piece layers": {leaf[b"pieces root"]: layer}}
+        )
+    )
+
+    assert time.process_time() - before < 5
+    assert found.num_pieces == 2**20
+
+
+def test_folders_of_a_v2_file_tree_are_not_followed_forever():
+    tree: dict[bytes, object] = {b"a": {b"": {b"length": 0}}}
+    for _ in range(30):
+        tree = {b"d": tree}
+
+    refusal(bencode({b"info": v2_info(tree)}))
+
+
 # --- hybrid torrents: libtorrent follows the v2 file tree, so nothing may hide in it
 
 
@@ -291,17 +734,6 @@ def test_a_hybrid_torrent_is_read_by_its_v1_pieces_with_pads_set_aside(hybrid):
     assert found.infohash == str(lt.load_torrent_buffer(hybrid).info_hashes.v1)
     assert [file.is_pad for file in found.files] == [False, True, False, True]
     assert release_paths(found) == {0: "ckpt-0/tensor00000_000", 2: "ckpt-0/tensor00001_000"}
-
-
-def test_a_torrent_without_v1_pieces_is_refused(tmp_path):
-    (tmp_path / "tensor00000_000").write_bytes(bytes(300))
-    files = lt.list_files(str(tmp_path / "tensor00000_000"))
-    torrent = lt.create_torrent(files, 16384, lt.create_torrent.v2_only)
-    lt.set_piece_hashes(torrent, str(tmp_path))
-
-    error = refusal(lt.bencode(torrent.generate()))
-
-    assert "v1" in str(error)
 
 
 def test_an_executable_that_only_the_v2_file_tree_names_is_refused(hybrid):
@@ -332,6 +764,74 @@ def test_a_link_that_only_the_v2_file_tree_names_is_refused():
     assert "link" in str(error)
 
 
+HYBRID = {"a": b"a" * 20_000, "d/b": b"", "d/c": b"c" * 300}
+
+
+def test_a_hybrid_torrent_with_or_without_its_last_pad_is_read():
+    whole = hybrid_info(HYBRID)
+    cut = whole | {b"files": whole[b"files"][:-1]}
+
+    torrents = [bencode(in_order({b"info": info})) for info in (whole, cut)]
+
+    found = [parse(data) for data in torrents]
+
+    assert [file.is_pad for file in found[0].files] == [False, True, False, False, True]
+    assert found[1].files == found[0].files[:-1]
+    assert [metainfo.infohash for metainfo in found] == list(map(infohash_of, torrents))
+
+
+def test_a_hybrid_torrent_of_one_file_needs_no_pad():
+    tree, _ = tree_of({"grok-1": b"x" * 300})
+    info = {b"length": 300, b"pieces": bytes(20)} | v2_info(tree)
+
+    found = parse(bencode({b"info": info}))
+
+    assert [(file.path, file.length) for file in found.files] == [(("grok-1",), 300)]
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        pytest.param(HYBRID | {"a": b"a" * 20_001}, id="another-size"),
+        pytest.param(HYBRID | {"d/c": b""}, id="an-empty-file"),
+        pytest.param(HYBRID | {"e": b""}, id="one-more"),
+        pytest.param({"a": HYBRID["a"], "d/c": HYBRID["d/c"]}, id="one-less"),
+        pytest.param({"b": HYBRID["a"], "d/b": b"", "d/c": HYBRID["d/c"]}, id="another-name"),
+        pytest.param({"a": HYBRID["a"], "e/b": b"", "d/c": HYBRID["d/c"]}, id="another-folder"),
+        pytest.param({"d/b": b"", "d/c": HYBRID["d/c"], "a": HYBRID["a"]}, id="another-order"),
+        pytest.param({}, id="no-files"),
+    ],
+)
+def test_a_hybrid_torrent_whose_halves_name_other_files_is_refused(files):
+    tree, _ = tree_of(files)
+
+    error = refusal(bencode({b"info": hybrid_info(HYBRID) | {b"file tree": tree}}))
+
+    assert "v2 file tree" in str(error)
+
+
+@pytest.mark.parametrize(
+    "pads",
+    [
+        pytest.param([], id="none"),
+        pytest.param([12767, 16084], id="a-byte-short"),
+        pytest.param([12769, 16084], id="a-byte-long"),
+        pytest.param([12767, 16085], id="a-byte-in-the-other"),
+        pytest.param([12768, 16083], id="the-last-a-byte-short"),
+        pytest.param([12768, 16084 + 16384], id="the-last-a-piece-long"),
+    ],
+)
+def test_a_hybrid_torrent_whose_pads_do_not_fill_its_pieces_is_refused(pads):
+    files = [entry(20_000, b"a"), entry(0, b"d", b"b"), entry(300, b"d", b"c")]
+    for place, pad in zip((3, 1), reversed(pads), strict=False):
+        files.insert(place, entry(pad, b".pad", b"x", attr=b"p"))
+    tree, _ = tree_of(HYBRID)
+
+    error = refusal(bencode({b"info": info_of(*files) | v2_info(tree)}))
+
+    assert "v2 file tree" in str(error)
+
+
 def test_a_file_list_beside_a_single_length_is_refused():
     hidden = [entry(5, b"tensor00000_000"), entry(4, b".grokctl", b"receipt.json", attr=b"x")]
     data = torrent_of(*hidden, length=9, name=b"tensor00000_000")
@@ -350,6 +850,12 @@ def test_padding_by_name_is_padding_as_it_is_for_libtorrent():
     assert [file.is_pad for file in found.files] == [bool(f & PAD) for f in flags_of(data)]
 
 
+def infohash_of(data: bytes) -> str:
+    """The infohash as libtorrent has it: of v1 wherever there is one."""
+    hashes = lt.load_torrent_buffer(data).info_hashes
+    return str(hashes.v1 if hashes.has_v1() else hashes.v2)
+
+
 def assert_agrees_with_libtorrent(data: bytes) -> None:
     """What both accept, both see alike: nothing can be smuggled past the one by the other."""
     try:
@@ -358,7 +864,7 @@ def assert_agrees_with_libtorrent(data: bytes) -> None:
     except (FetchError, RuntimeError):
         return
     layout = theirs.ti.layout()
-    assert ours.infohash == str(theirs.info_hashes.v1)
+    assert ours.infohash == infohash_of(data)
     assert ours.piece_length == theirs.ti.piece_length()
     assert [(file.length, PAD if file.is_pad else 0) for file in ours.files] == [
         (layout.file_size(index), int(layout.file_flags(index)) & (SYMLINK | EXECUTABLE | PAD))
@@ -370,6 +876,8 @@ TEMPLATES = [
     torrent_of(entry(5, b"a"), entry(0, b"d", b"b"), entry(20000, b"d", b"c", attr=b"p")),
     bencode({b"info": info_of(entry(7, b"x")) | {b"attr": b"h", b"private": 1}}),
     bencode({b"info": {b"length": 5, b"name": b"t", b"piece length": 16384, b"pieces": bytes(20)}}),
+    v2_of({"a": bytes(5), "d/b": b"", "d/c": bytes(40000)}),
+    hybrid_of({"a": bytes(5), "d/b": b"", "d/c": bytes(40000)}),
 ]
 
 
@@ -705,10 +1213,32 @@ def test_a_magnet_names_its_infohash(link):
 @pytest.mark.parametrize(
     "link",
     [
+        pytest.param(XT_V2, id="lower-case"),
+        pytest.param(XT_V2.replace(HASH_V2, HASH_V2.upper()), id="upper-case"),
+        pytest.param(f"magnet:?xt=urn%3Abtmh%3A1220{HASH_V2}", id="quoted"),
+        pytest.param(f"{XT_V2}&xt=urn:sha1:{HASH}", id="beside-another-hash"),
+    ],
+)
+def test_a_magnet_of_a_v2_torrent_names_its_64_digits_and_is_written_as_it_was_read(link):
+    magnet = parse_magnet(f"{link}&dn=grok-1&tr=udp://t.example:1")
+
+    assert magnet.infohash == HASH_V2
+    assert str(magnet).startswith(XT_V2)
+    assert parse_magnet(str(magnet)) == magnet
+
+
+@pytest.mark.parametrize(
+    "link",
+    [
         pytest.param("", id="nothing"),
         pytest.param("magnet:", id="only-the-scheme"),
         pytest.param("magnet:?dn=grok-1", id="no-xt"),
-        pytest.param(f"magnet:?xt=urn:btmh:1220{'ab' * 32}", id="btmh-only"),
+        pytest.param(f"{XT_V2}&xt=urn:btmh:1220{'ab' * 32}", id="two-v2-xt"),
+        pytest.param(XT_V2[:-1], id="v2-63-digits"),
+        pytest.param(f"{XT_V2}0", id="v2-65-digits"),
+        pytest.param(f"magnet:?xt=urn:btmh:1120{HASH_V2}", id="multihash-of-another-kind"),
+        pytest.param(f"magnet:?xt=urn:btmh:{HASH_V2}", id="no-multihash"),
+        pytest.param(f"magnet:?xt=urn:btih:{HASH_V2}", id="v2-digits-as-v1"),
         pytest.param(f"{XT}&xt=urn:btih:{'f' * 40}", id="two-xt"),
         pytest.param(f"magnet:?xt=urn:btih:{HASH[:-1]}", id="39-digits"),
         pytest.param(f"magnet:?xt=urn:btih:{HASH}0", id="41-digits"),
