@@ -55,7 +55,7 @@ class Reason(StrEnum):
     ALTERED = "altered"
     UNREADABLE = "unreadable"
     UNPROVEN = "unproven"
-    """Shares a piece with a file that is missing or has another size."""
+    """Shares a bad piece with the file whose fault it is, or nothing promises it."""
     MALFORMED = "malformed"
     UNSAFE = "unsafe"
 
@@ -71,6 +71,10 @@ class Damage:
     """Both sides of the mismatch, such as `expected 4519 bytes, found 4000`."""
     ranges: tuple[tuple[int, int], ...] = ()
     """Damaged byte ranges of the file, half open, ascending."""
+    pieces: tuple[tuple[int, int], ...] = ()
+    """Bad pieces of the torrent that touch the file, half open, ascending."""
+    mend_nbytes: int = 0
+    """Bytes of those pieces: what mending the file takes."""
 
     def __str__(self) -> str:
         return f"{self.file}: {self.reason}" + (f", {self.detail}" if self.detail else "")

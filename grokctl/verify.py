@@ -3,14 +3,17 @@
 import hashlib
 import os
 import shlex
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
+import time
+from collections.abc import Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from contextlib import closing
+from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Event, Lock
+from typing import Final
 
-from grokctl.checkpoint.ready import ReadyCheckpoint
+from grokctl.blame import Findings, find_damage, known_bytes, wrong_size
+from grokctl.checkpoint.ready import ReadyCheckpoint, cut_again, missing_files
 from grokctl.checkpoint.receipt import (
     Receipt,
     Stamp,
@@ -19,8 +22,16 @@ from grokctl.checkpoint.receipt import (
     read_receipt,
     trusted_metainfo,
 )
-from grokctl.checkpoint.release import Release, damage_error, release_paths, scan_file, survey
-from grokctl.checkpoint.torrent import Metainfo, TorrentFile
+from grokctl.checkpoint.release import (
+    Release,
+    Survey,
+    damage_error,
+    read_config,
+    release_paths,
+    scan_file,
+    survey,
+)
+from grokctl.checkpoint.torrent import Metainfo
 from grokctl.errors import (
     CorruptCheckpointError,
     Damage,
@@ -29,16 +40,17 @@ from grokctl.errors import (
     UsageError,
 )
 from grokctl.events import Advanced, Finished, Noted, Observer, Stage, Started, ignore
+from grokctl.model.config import GrokConfig
 from grokctl.model.tensors import tensor_specs
 from grokctl.paths import CKPT, CONFIG, TORRENT
+from grokctl.pieces import AHEAD, Checked, check_pieces, feed, open_regular, why
 
-_BUFFER = 2**20
-"""Bytes read at a time; measured: everything from 256 KiB to 4 MiB hashes at the same rate."""
-_AHEAD = 4
-"""Pieces queued for each worker."""
-_MOST_JOBS = 64
-_GLANCE_S = 0.1
+_MOST_JOBS: Final = 64
+_GLANCE_S: Final = 0.1
 """Seconds between two looks at how far the workers are."""
+_KEEP_EVERY_S: Final = 5.0
+"""Seconds of work that a killed verification loses at most."""
+_BUFFER: Final = 2**20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,6 +66,16 @@ class Verdict:
     damage: tuple[Damage, ...]
     verified: VerifiedRelease | None
     """The proof; None when something is damaged or only the structure was looked at."""
+    bad_pieces: frozenset[int] = frozenset()
+    """Pieces of the torrent that a repair has to fetch; all others are good."""
+    mend_nbytes: int = 0
+    """Bytes of those pieces."""
+    spared: int = 0
+    """Files that were not hashed: a receipt covers them, and nobody touched them since."""
+    since: str | None = None
+    """When the first of those was proven."""
+    remedy: str | None = None
+    """The command that mends it, where that is no repair."""
 
 
 def verify(
@@ -67,7 +89,8 @@ def verify(
     """Hash every piece of every file against the torrent, and look at every tensor's structure.
 
     Goes on after the first damaged file, because a repair needs the whole list. Files that an
-    earlier receipt covers and nobody touched since are not hashed again.
+    earlier receipt covers and nobody touched since are not hashed again. The receipt is kept up
+    to date on the way: what is stopped, even by a kill, goes on there.
 
     Args:
         root: A release.
@@ -97,238 +120,261 @@ def verify(
             f"{root}: holds no {TORRENT}, so its content cannot be proven; its structure is sound",
             f"grokctl verify {shlex.quote(str(root))} --quick",
         )
-    receipt = None if rehash else read_receipt(root)
-    if receipt is not None and receipt.infohash != metainfo.infohash:
-        receipt = None
-    check = _ContentCheck(root, metainfo, proven=receipt.untouched(root) if receipt else set())
-    if check.proven:
-        observe(Noted(message=f"{len(check.proven)} files are untouched since their last proof"))
-    check.run(min(jobs or os.cpu_count() or 1, _MOST_JOBS), observe)
-    return _conclude(check, receipt, observe)
+    check = _ContentCheck(root, metainfo, read_receipt(root), observe, rehash=rehash)
+    check.run(_threads(jobs))
+    return _conclude(check, observe)
 
 
-def verify_ready(
-    checkpoint: ReadyCheckpoint,
-    *,
-    quick: bool = False,
-    jobs: int | None = None,
-    observe: Observer = ignore,
-) -> Verdict:
-    """Hash every file of a ready checkpoint against its manifest.
+def raise_for(verdict: Verdict, root: Path) -> None:
+    """Turn damage into the error that carries it.
 
-    Args:
-        checkpoint: Opened, so all files are there and have their sizes.
-        quick: Leave it at that.
-        jobs: Hashing threads; as many as cores by default.
-        observe: Receives progress in bytes.
+    Raises:
+        CorruptCheckpointError: Something is damaged.
     """
-    damage: list[Damage] = []
-    counter, is_cancelled = _Counter(), Event()
-    observe(Started(stage=Stage.VERIFY, total=0 if quick else checkpoint.nbytes))
-    with ThreadPoolExecutor(min(jobs or os.cpu_count() or 1, _MOST_JOBS)) as pool:
-        try:
-            waiting = {
-                pool.submit(_sha256, checkpoint.root / record.name, counter, is_cancelled): record
-                for record in (() if quick else checkpoint.files)
-            }
-            while waiting:
-                done, _ = wait(waiting, timeout=_GLANCE_S, return_when=FIRST_COMPLETED)
-                observe(Advanced(stage=Stage.VERIFY, done=counter.value))
-                for future in done:
-                    record = waiting.pop(future)
-                    if future.result() != record.sha256:
-                        detail = f"its sha256 is not {record.sha256[:16]}…, the manifest's"
-                        ranges = ((0, record.nbytes),)
-                        damage.append(Damage(record.name, Reason.ALTERED, detail, ranges))
-        except BaseException:
-            is_cancelled.set()
-            pool.shutdown(cancel_futures=True)
-            raise
-    observe(Finished(stage=Stage.VERIFY))
-    return Verdict(
-        name=checkpoint.name,
-        files=len(checkpoint.files),
-        nbytes=checkpoint.nbytes,
-        hashed=counter.value,
-        damage=tuple(sorted(damage, key=lambda item: item.file)),
-        verified=None,
-    )
+    if verdict.damage:
+        error = damage_error(verdict.damage, checked=verdict.files, root=root)
+        error.hint = verdict.remedy or error.hint
+        raise error
 
 
-class _Counter:
-    """Bytes hashed so far, by all workers."""
-
-    def __init__(self) -> None:
-        self.value = 0
-        self._lock = Lock()
-
-    def add(self, count: int) -> None:
-        with self._lock:
-            self.value += count
+def _threads(jobs: int | None) -> int:
+    return min(jobs or os.cpu_count() or 1, _MOST_JOBS)
 
 
 class _ContentCheck:
     """One pass over the pieces of a torrent."""
 
-    def __init__(self, root: Path, metainfo: Metainfo, *, proven: set[str]) -> None:
+    def __init__(
+        self,
+        root: Path,
+        metainfo: Metainfo,
+        kept: Receipt | None,
+        observe: Observer,
+        *,
+        rehash: bool,
+    ) -> None:
         self.root = root
         self.metainfo = metainfo
+        is_ours = kept is not None and kept.infohash == metainfo.infohash
+        self.receipt = receipt = kept if is_ours and not rehash else None
+        self.observe = observe
         self.places = release_paths(metainfo)
-        self.proven = proven & set(self.places.values())
         self.stamps = {name: Stamp.of(root / name) for name in self.places.values()}
-        self.wrong_size = {
-            name: damage
-            for file in metainfo.files
-            if (name := self.places.get(file.index)) is not None
-            and (damage := _size_damage(root, name, file.length, self.stamps[name])) is not None
-        }
-        self.bad_pieces: set[int] = set()
-        self.unreadable: dict[str, str] = {}
+        self.trusted = frozenset(receipt.untouched(root) if receipt else ()) & self.stamps.keys()
+        self.bad: set[int] = set()
+        self.refused: dict[int, dict[str, str]] = {}
         self.hashed = 0
+        self.files = {
+            self.places[file.index]: file for file in metainfo.files if file.index in self.places
+        }
+        self._left = {
+            name: len(metainfo.pieces_of(file))
+            for name, file in self.files.items()
+            if name not in self.trusted
+        }
+        self._proven: dict[str, Stamp] = {}
+        self._doubted: set[str] = set()
+        # an old receipt that claims more than is believed now must not stay
+        self._is_kept = kept is None or kept.stamps.keys() == self.trusted
+        self._is_refused = False
+        self._keep_at = time.monotonic() + _KEEP_EVERY_S
 
-    def run(self, jobs: int, observe: Observer) -> None:
+    def run(self, jobs: int) -> None:
+        """Hash what no receipt covers; whatever happens, keep a receipt of what was proven."""
         pieces = sorted(
-            {
-                piece
-                for file in self.metainfo.files
-                if self.places.get(file.index) not in self.proven and not file.is_pad
-                for piece in self.metainfo.pieces_of(file)
-            }
+            {piece for name in self._left for piece in self.metainfo.pieces_of(self.files[name])}
         )
-        observe(Started(stage=Stage.VERIFY, total=sum(map(self.metainfo.piece_size, pieces))))
-        with ThreadPoolExecutor(jobs) as pool:
+        if self.receipt is not None and self.trusted:
+            many = f"{len(self.trusted)} of {len(self.places)} files are untouched"
+            self.observe(Noted(message=f"{many} since their last proof, {self.receipt.since}"))
+        for name, left in self._left.items():
+            if not left:
+                self._prove(name)
+        total = sum(map(self.metainfo.piece_size, pieces))
+        self.observe(Started(stage=Stage.VERIFY, total=total))
+        checks = check_pieces(self.root, self.metainfo, self.places, pieces, jobs=jobs)
+        with closing(checks):
             try:
-                for piece, is_good in _windowed(pool, self.check, pieces, window=_AHEAD * jobs):
-                    if not is_good:
-                        self.bad_pieces.add(piece)
-                    self.hashed += self.metainfo.piece_size(piece)
-                    observe(Advanced(stage=Stage.VERIFY, done=self.hashed))
+                for checked in checks:
+                    self._take(checked)
+                    self.observe(Advanced(stage=Stage.VERIFY, done=self.hashed))
             except BaseException:
-                pool.shutdown(cancel_futures=True)
+                if proven := len(self.keep().stamps):
+                    kept = f"{proven} of {len(self.places)} files are proven"
+                    self.observe(Noted(message=f"{kept}, the next verify goes on from there"))
                 raise
-        observe(Finished(stage=Stage.VERIFY))
+        self.keep()
+        self.observe(Finished(stage=Stage.VERIFY))
 
-    def check(self, piece: int) -> bool:
-        """Whether a piece is what the torrent promised; a worker's whole job."""
-        hasher = hashlib.sha1(usedforsecurity=False)
-        buffer = bytearray(_BUFFER)
-        for file, offset, length in self.metainfo.spans(piece):
-            name = self.places.get(file.index)
-            if name is None:
-                hasher.update(bytes(length))
-                continue
-            if self.stamps[name] is None:
-                return False
+    def keep(self) -> Receipt:
+        """Write down what is proven by now."""
+        receipt = self._receipt()
+        if not self._is_kept and not self._is_refused:
+            self._is_kept = True
             try:
-                if not _hash_range(self.root / name, offset, length, hasher, buffer):
-                    return False
+                receipt.write(self.root)
             except OSError as error:
-                self.unreadable[name] = error.strerror or str(error)
-                return False
-        return hasher.digest() == self.metainfo.piece_hash(piece)
+                self._is_refused = True
+                self.observe(Noted(message=f"the receipt could not be kept ({error.strerror})"))
+        self._keep_at = time.monotonic() + _KEEP_EVERY_S
+        return receipt
 
-    def damage(self) -> dict[str, Damage]:
-        """Everything that is wrong, by file."""
-        found: dict[str, Damage] = {}
-        for file in self.metainfo.files:
-            name = self.places.get(file.index)
-            if name is None:
-                continue
-            bad = [piece for piece in self.metainfo.pieces_of(file) if piece in self.bad_pieces]
-            ranges = tuple(_merged(self._range(file, piece) for piece in bad))
-            if name in self.wrong_size:
-                known = self.wrong_size[name]
-                found[name] = Damage(name, known.reason, known.detail, ranges or known.ranges)
-            elif name in self.unreadable:
-                found[name] = Damage(name, Reason.UNREADABLE, self.unreadable[name], ranges)
-            elif bad:
-                found[name] = self._altered(name, file, bad, ranges)
-        return found
+    def changed(self) -> Iterator[Damage]:
+        """Files whose pieces were good, and that somebody touched meanwhile."""
+        for name, file in self.files.items():
+            stamp = self.stamps[name]
+            is_good = stamp is not None and stamp.size == file.length and not self._left.get(name)
+            if is_good and Stamp.of(self.root / name) != stamp:
+                whole = ((0, file.length),) if file.length else ()
+                yield Damage(name, Reason.UNPROVEN, "changed while it was verified", whole)
 
-    def _altered(
-        self, name: str, file: TorrentFile, bad: list[int], ranges: tuple[tuple[int, int], ...]
-    ) -> Damage:
-        sharers = [self._sharers(piece) - {name} for piece in bad]
-        broken = [others & (self.wrong_size.keys() | self.unreadable.keys()) for others in sharers]
-        if all(broken):
-            return Damage(name, Reason.UNPROVEN, f"shares a piece with {min(broken[0])}", ranges)
-        detail = f"{len(bad)} of {len(self.metainfo.pieces_of(file))} pieces"
-        if all(sharers):
-            detail += f", or the piece's other file {min(sharers[0])}"
-        return Damage(name, Reason.ALTERED, detail, ranges)
+    def _take(self, checked: Checked) -> None:
+        self.hashed += checked.nbytes
+        names = [
+            self.places[file.index]
+            for file, _, _ in self.metainfo.spans(checked.piece)
+            if file.index in self.places
+        ]
+        if checked.unreadable:
+            self.refused[checked.piece] = dict(checked.unreadable)
+        if not checked.is_good:
+            self.bad.add(checked.piece)
+            if doubted := self.trusted.intersection(names):
+                self._doubted |= doubted
+                self._is_kept = False
+            return
+        for name in names:
+            if name not in self.trusted:
+                self._left[name] -= 1
+                if not self._left[name]:
+                    self._prove(name)
+        if time.monotonic() > self._keep_at:
+            self.keep()
 
-    def _sharers(self, piece: int) -> set[str]:
-        """Files that a piece covers."""
-        spans = self.metainfo.spans(piece)
-        return {self.places[file.index] for file, _, _ in spans if file.index in self.places}
+    def _prove(self, name: str) -> None:
+        """All pieces of a file are good: believe it, unless it changed while they were read."""
+        stamp = self.stamps[name]
+        is_right = stamp is not None and stamp.size == self.files[name].length
+        if stamp is not None and is_right and stamp == Stamp.of(self.root / name):
+            self._proven[name] = stamp
+            self._is_kept = False
 
-    def _range(self, file: TorrentFile, piece: int) -> tuple[int, int]:
-        start = piece * self.metainfo.piece_length - file.offset
-        return max(0, start), min(file.length, start + self.metainfo.piece_size(piece))
+    def _receipt(self) -> Receipt:
+        believed = self.trusted - self._doubted
+        if self.receipt is None:
+            return Receipt(
+                infohash=self.metainfo.infohash, verified_at=now(), stamps=dict(self._proven)
+            )
+        if not self._proven and believed == self.receipt.stamps.keys():
+            return self.receipt
+        times = {name: self.receipt.proven_at(name) for name in believed}
+        return Receipt(
+            infohash=self.metainfo.infohash,
+            verified_at=now() if self._proven else max(times.values(), default=now()),
+            stamps={name: self.receipt.stamps[name] for name in believed} | self._proven,
+            earlier=times,
+        )
 
 
-def _conclude(check: _ContentCheck, receipt: Receipt | None, observe: Observer) -> Verdict:
-    """Put content and structure together, and keep a receipt of what is proven."""
+def _conclude(check: _ContentCheck, observe: Observer) -> Verdict:
+    """Put content and structure together."""
     root, metainfo = check.root, check.metainfo
-    damage = check.damage()
-    release = _look_at_structure(check, damage, observe)
-    stamps = {name: receipt.stamps[name] for name in check.proven} if receipt else {}
-    stamps |= {
-        name: stamp
-        for name, stamp in check.stamps.items()
-        if name not in damage and stamp is not None and Stamp.of(root / name) == stamp
-    }
-    proof = Receipt(infohash=metainfo.infohash, verified_at=now(), stamps=stamps)
-    if receipt is not None and not check.hashed:
-        proof = receipt
+    structure, config_damage = _look_at_structure(check, observe)
+    known = (*config_damage, *(structure.damage if structure else ()))
+    damage = find_damage(
+        Findings(
+            root=root,
+            metainfo=metainfo,
+            places=check.places,
+            bad=frozenset(check.bad),
+            stamps=check.stamps,
+            refused=check.refused,
+            trusted=check.trusted,
+            structure={item.file: item for item in known},
+            known=_known(check, structure.config) if structure and check.bad else {},
+        )
+    )
+    _add(damage, known)
+    _add(damage, check.changed())
+    if structure is None:
+        # nobody knows which model this should be; what is unsafe is unsafe in any
+        _add(damage, (item for name in sorted(check.files) if (item := _unsafe(root, name))))
     else:
-        try:
-            proof.write(root)
-        except OSError as error:
-            observe(Noted(message=f"the receipt could not be kept ({error.strerror})"))
+        _add(damage, _unpromised(check, structure))
+    receipt = check.keep()
+    verified = None
+    if structure is not None and not damage:
+        release = Release(root=root, config=structure.config, tensors=structure.tensors)
+        verified = VerifiedRelease(release=release, receipt=receipt)
     return Verdict(
         name=root.resolve().name,
         files=len(check.places),
-        nbytes=sum(file.length for file in metainfo.files if file.index in check.places),
+        nbytes=sum(file.length for file in check.files.values()),
         hashed=check.hashed,
         damage=tuple(damage[name] for name in sorted(damage)),
-        verified=VerifiedRelease(release=release, receipt=proof) if release else None,
+        verified=verified,
+        bad_pieces=frozenset(check.bad),
+        mend_nbytes=sum(map(metainfo.piece_size, check.bad)),
+        spared=len(check.trusted),
+        since=check.receipt.since if check.receipt and check.trusted else None,
     )
 
 
 def _look_at_structure(
-    check: _ContentCheck, damage: dict[str, Damage], observe: Observer
-) -> Release | None:
-    """Add what is wrong with the structure to what is wrong with the content.
+    check: _ContentCheck, observe: Observer
+) -> tuple[Survey | None, tuple[Damage, ...]]:
+    """What the structure is, and what is wrong with a configuration that cannot be believed."""
+    root = check.root
+    if not (root / CKPT).is_dir():
+        return None, ()
+    config = check.files.get(CONFIG)
+    if config is not None and wrong_size(root, CONFIG, config.length, check.stamps[CONFIG]):
+        return None, ()
+    if config is not None and not check.bad.isdisjoint(check.metainfo.pieces_of(config)):
+        try:
+            detail = "" if _fits(check, read_config(root)) else "does not describe these files"
+        except CorruptCheckpointError as error:
+            detail = error.damage[0].detail
+        if detail:
+            damage = Damage(CONFIG, Reason.MALFORMED, detail, ((0, config.length),))
+            return None, (damage,)
+    return survey(root, observe=observe), ()
 
-    Returns:
-        The release, if nothing at all is wrong.
-    """
-    root, places = check.root, set(check.places.values())
-    if CONFIG in damage or not (root / CKPT).is_dir():
-        # nobody knows which model this should be; what is unsafe is unsafe in any
-        found = [item for name in sorted(places) if (item := _unsafe(root, name)) is not None]
-        _add(damage, found)
-        return None
-    structure = survey(root, observe=observe)
-    _add(damage, structure.damage)
+
+def _known(check: _ContentCheck, config: GrokConfig) -> dict[str, tuple[tuple[int, bytes], ...]]:
+    """What the structure of each tensor's file says about its bytes."""
+    names = {f"{CKPT}/{spec.file}": spec for spec in tensor_specs(config)}
+    return {
+        name: known_bytes(names[name], file.length)
+        for name, file in check.files.items()
+        if name in names
+    }
+
+
+def _fits(check: _ContentCheck, config: GrokConfig) -> bool:
+    """Whether a configuration describes exactly the tensors that the torrent promises."""
+    known = _known(check, config)
+    promised = {name for name in check.files if name.startswith(f"{CKPT}/")}
+    return len(known) == len(tensor_specs(config)) == len(promised) and all(known.values())
+
+
+def _unpromised(check: _ContentCheck, structure: Survey) -> Iterable[Damage]:
+    """What belongs to the release, and to no torrent."""
     present = [f"{CKPT}/{tensor.spec.file}" for tensor in structure.tensors]
-    present += [CONFIG] if (root / CONFIG).is_file() else []
+    present += [CONFIG] if (check.root / CONFIG).is_file() else []
     for name in present:
-        if name not in places and name not in damage:
-            damage[name] = Damage(name, Reason.UNPROVEN, "the torrent says nothing about it")
-    if damage:
-        return None
-    return Release(root=root, config=structure.config, tensors=structure.tensors)
+        if name not in check.files:
+            yield Damage(name, Reason.UNPROVEN, "the torrent says nothing about it")
 
 
 def _add(damage: dict[str, Damage], found: Iterable[Damage]) -> None:
     """Content says more than structure, but for what is unsafe."""
     for item in found:
         known = damage.get(item.file)
-        if known is None or item.reason is Reason.UNSAFE:
-            ranges = known.ranges if known else ()
-            damage[item.file] = Damage(item.file, item.reason, item.detail, ranges)
+        if known is None:
+            damage[item.file] = item
+        elif item.reason is Reason.UNSAFE:
+            damage[item.file] = replace(known, reason=item.reason, detail=item.detail)
 
 
 def _unsafe(root: Path, name: str) -> Damage | None:
@@ -343,78 +389,83 @@ def _unsafe(root: Path, name: str) -> Damage | None:
     return None
 
 
-def _size_damage(root: Path, name: str, expected: int, stamp: Stamp | None) -> Damage | None:
-    if stamp is None and os.path.lexists(root / name):
-        return Damage(name, Reason.UNREADABLE, "is no regular file", ((0, expected),))
-    if stamp is None:
-        return Damage(name, Reason.MISSING, f"expected {expected} bytes", ((0, expected),))
-    detail = f"expected {expected} bytes, found {stamp.size}"
-    if stamp.size < expected:
-        return Damage(name, Reason.SHORT, detail, ((stamp.size, expected),))
-    if stamp.size > expected:
-        return Damage(name, Reason.LONG, detail, ((expected, stamp.size),))
-    return None
+def verify_ready(
+    checkpoint: ReadyCheckpoint,
+    *,
+    quick: bool = False,
+    jobs: int | None = None,
+    observe: Observer = ignore,
+) -> Verdict:
+    """Hash every file of a ready checkpoint against its manifest.
 
-
-def _hash_range(
-    path: Path, offset: int, length: int, hasher: "hashlib._Hash", buffer: bytearray
-) -> bool:
-    """Feed a range of a file to a hasher; False if the file ends early."""
-    view = memoryview(buffer)
-    with path.open("rb", buffering=0) as file:
-        file.seek(offset)
-        while length:
-            count = file.readinto(view[: min(length, len(buffer))])
-            if not count:
-                return False
-            hasher.update(view[:count])
-            length -= count
-    return True
-
-
-def _sha256(path: Path, counter: _Counter, is_cancelled: Event) -> str:
-    hasher = hashlib.sha256()
-    buffer = bytearray(_BUFFER)
-    with path.open("rb", buffering=0) as file:
-        while not is_cancelled.is_set() and (count := file.readinto(buffer)):
-            hasher.update(memoryview(buffer)[:count])
-            counter.add(count)
-    return hasher.hexdigest()
-
-
-def _windowed(
-    pool: ThreadPoolExecutor, function: Callable[[int], bool], items: Sequence[int], *, window: int
-) -> Iterator[tuple[int, bool]]:
-    """Map in order with a bounded number of items under way."""
-    waiting: deque[tuple[int, Future[bool]]] = deque()
-    for item in items:
-        waiting.append((item, pool.submit(function, item)))
-        if len(waiting) >= window:
-            first, future = waiting.popleft()
-            yield first, future.result()
-    for first, future in waiting:
-        yield first, future.result()
-
-
-def _merged(ranges: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
-    """Join ranges that touch; they come in ascending order."""
-    current: tuple[int, int] | None = None
-    for low, high in ranges:
-        if current is not None and low <= current[1]:
-            current = (current[0], high)
-            continue
-        if current is not None:
-            yield current
-        current = (low, high)
-    if current is not None:
-        yield current
-
-
-def raise_for(verdict: Verdict, root: Path) -> None:
-    """Turn damage into the error that carries it.
-
-    Raises:
-        CorruptCheckpointError: Something is damaged.
+    Args:
+        checkpoint: From its manifest; its files may be damaged or missing.
+        quick: Look only whether they are there and have their sizes.
+        jobs: Hashing threads; as many as cores by default.
+        observe: Receives progress in bytes.
     """
-    if verdict.damage:
-        raise damage_error(verdict.damage, checked=verdict.files, root=root)
+    damage = {item.file: item for item in missing_files(checkpoint)}
+    records = {record.name: record for record in checkpoint.files if record.name not in damage}
+    hashing = _FileHashing(checkpoint.root)
+    total = sum(record.nbytes for record in records.values())
+    observe(Started(stage=Stage.VERIFY, total=0 if quick else total))
+    with ThreadPoolExecutor(_threads(jobs)) as pool:
+        try:
+            waiting = {
+                pool.submit(hashing.sha256, record.name, record.nbytes): record
+                for record in (() if quick else records.values())
+            }
+            while waiting:
+                done, _ = wait(waiting, timeout=_GLANCE_S, return_when=FIRST_COMPLETED)
+                observe(Advanced(stage=Stage.VERIFY, done=hashing.done))
+                for future in done:
+                    record = waiting.pop(future)
+                    whole = ((0, record.nbytes),)
+                    try:
+                        if future.result() == record.sha256:
+                            continue
+                        detail = f"its sha256 is not {record.sha256[:16]}…, the manifest's"
+                        item = Damage(record.name, Reason.ALTERED, detail, whole)
+                    except OSError as error:
+                        item = Damage(record.name, Reason.UNREADABLE, why(error), whole)
+                    damage[record.name] = item
+        finally:
+            hashing.is_cancelled.set()
+            pool.shutdown(cancel_futures=True)
+    observe(Finished(stage=Stage.VERIFY))
+    return Verdict(
+        name=checkpoint.name,
+        files=len(checkpoint.files),
+        nbytes=checkpoint.nbytes,
+        hashed=hashing.done,
+        damage=tuple(damage[name] for name in sorted(damage)),
+        verified=None,
+        remedy=cut_again(checkpoint),
+    )
+
+
+class _FileHashing:
+    """Whole files, hashed by several threads."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.done = 0
+        """Bytes, by all threads."""
+        self.is_cancelled = Event()
+        self._lock = Lock()
+
+    def sha256(self, name: str, nbytes: int) -> str:
+        """Hash one file; the result means nothing after a cancellation."""
+        hasher = hashlib.sha256()
+        buffer = memoryview(bytearray(_BUFFER))
+        handle = open_regular(self.root / name)
+        try:
+            for start in range(0, nbytes, AHEAD):
+                end = min(nbytes, start + AHEAD)
+                if not feed(hasher, handle, start, end, buffer, self.is_cancelled):
+                    break
+                with self._lock:
+                    self.done += end - start
+        finally:
+            os.close(handle)
+        return hasher.hexdigest()

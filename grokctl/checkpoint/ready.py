@@ -2,9 +2,10 @@
 
 import json
 import mmap
+import os
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from math import prod
@@ -17,8 +18,10 @@ from numpy.typing import NDArray
 from grokctl import __version__
 from grokctl.checkpoint.logical import LogicalTensor, Slices, TensorSource, extent, logical_tensors
 from grokctl.checkpoint.pickles import BFLOAT16
+from grokctl.checkpoint.torrent import printable
 from grokctl.errors import (
     CorruptCheckpointError,
+    Damage,
     GrokctlError,
     PlacementError,
     Reason,
@@ -315,6 +318,19 @@ def open_ready(root: Path) -> ReadyCheckpoint:
             missing or has another size.
         UsageError: There is no ready checkpoint here.
     """
+    checkpoint = read_manifest(root)
+    for damage in missing_files(checkpoint):
+        raise corrupt(damage.file, damage.reason, damage.detail, cut_again(checkpoint))
+    return checkpoint
+
+
+def read_manifest(root: Path) -> ReadyCheckpoint:
+    """Read a manifest, and look at no file that it names.
+
+    Raises:
+        CorruptCheckpointError: It is malformed or of another version.
+        UsageError: There is no ready checkpoint here.
+    """
     path = root / MANIFEST
     if not path.is_file():
         raise UsageError(
@@ -323,10 +339,11 @@ def open_ready(root: Path) -> ReadyCheckpoint:
     if path.stat().st_size > _LARGEST_HEADER:
         raise _malformed(f"is {path.stat().st_size} bytes")
     try:
-        checkpoint = _parse(root, json.loads(path.read_bytes()))
+        checkpoint = _parse(root, json.loads(path.read_bytes().decode()))
     except _UNTRUSTED as error:
         raise _malformed(f"is no manifest ({type(error).__name__}: {error})") from error
-    _check_files(checkpoint)
+    for name in sorted({layout.name for layout in checkpoint.layouts} - _names(checkpoint)):
+        raise _malformed(f"says nothing about {name}")
     return checkpoint
 
 
@@ -350,10 +367,10 @@ def _parse(root: Path, values: Any) -> ReadyCheckpoint:
         precision=Precision(values["precision"]),
         mesh=mesh,
         source=Source(
-            name=str(source["name"]),
-            infohash=source["infohash"],
+            name=printable(str(source["name"]), limit=255),
+            infohash=_shown(source["infohash"]),
             proven=source["proven"] is True,
-            verified_at=source["verified_at"],
+            verified_at=_shown(source["verified_at"]),
         ),
         groups=_groups(config, values["tensors"]),
         files=tuple(_file_record(entry) for entry in values["files"]),
@@ -405,22 +422,28 @@ def _file_record(entry: Any) -> FileRecord:
     return record
 
 
-def _check_files(checkpoint: ReadyCheckpoint) -> None:
-    records = {record.name: record for record in checkpoint.files}
+def missing_files(checkpoint: ReadyCheckpoint) -> Iterator[Damage]:
+    """Files that the manifest names and that are not there, or have another size."""
     expected = {layout.name: layout.nbytes for layout in checkpoint.layouts}
-    for name in expected.keys() - records.keys():
-        raise _malformed(f"says nothing about {name}")
-    for name, record in sorted(records.items()):
-        wanted = expected.get(name, record.nbytes)
+    records = {record.name: record.nbytes for record in checkpoint.files}
+    for name, nbytes in sorted((records | expected).items()):
         path = checkpoint.root / name
-        found = path.stat().st_size if path.is_file() else None
-        if found is None:
-            raise corrupt(name, Reason.MISSING, f"expected {wanted} bytes", cut_again(checkpoint))
-        if found != wanted:
-            reason = Reason.SHORT if found < wanted else Reason.LONG
-            raise corrupt(
-                name, reason, f"expected {wanted} bytes, found {found}", cut_again(checkpoint)
-            )
+        whole = ((0, nbytes),) if nbytes else ()
+        if path.is_file():
+            found = path.stat().st_size
+            detail = f"expected {nbytes} bytes, found {found}"
+            if found < nbytes:
+                yield Damage(name, Reason.SHORT, detail, ((found, nbytes),))
+            if found > nbytes:
+                yield Damage(name, Reason.LONG, detail, ((nbytes, found),))
+        elif os.path.lexists(path):
+            yield Damage(name, Reason.UNREADABLE, "is no regular file", whole)
+        else:
+            yield Damage(name, Reason.MISSING, f"expected {nbytes} bytes", whole)
+
+
+def _names(checkpoint: ReadyCheckpoint) -> set[str]:
+    return {record.name for record in checkpoint.files}
 
 
 def cut_again(checkpoint: ReadyCheckpoint) -> str:
@@ -429,7 +452,11 @@ def cut_again(checkpoint: ReadyCheckpoint) -> str:
     return f"grokctl reshard {name} --mesh {checkpoint.mesh} --force"
 
 
+def _shown(value: object) -> str | None:
+    return None if value is None else printable(str(value))
+
+
 def _malformed(detail: str, hint: str | None = None) -> GrokctlError:
-    error = corrupt(MANIFEST, Reason.MALFORMED, detail, hint)
+    error = corrupt(MANIFEST, Reason.MALFORMED, printable(detail, limit=300), hint)
     assert isinstance(error, CorruptCheckpointError)
     return error

@@ -6,7 +6,7 @@ import shlex
 import stat
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
@@ -17,6 +17,8 @@ from grokctl.paths import PRIVATE, TORRENT, write_atomically
 
 _RECEIPT = "receipt.json"
 _SOURCE = "source.json"
+_INFOHASH = re.compile("[0-9a-f]{40}|[0-9a-f]{64}")
+_TIME = re.compile("[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,13 +48,24 @@ class Receipt:
 
     infohash: str
     verified_at: str
-    """ISO 8601, UTC."""
+    """When the last of the files was proven; ISO 8601, UTC."""
     stamps: Mapping[str, Stamp]
     """Path below the release -> how the file was when it was proven."""
+    earlier: Mapping[str, str] = field(default_factory=dict)
+    """Path of a file that was proven before `verified_at` -> when."""
 
     def untouched(self, root: Path) -> set[str]:
         """Which files are still as they were when they were proven."""
         return {name for name, stamp in self.stamps.items() if Stamp.of(root / name) == stamp}
+
+    def proven_at(self, name: str) -> str:
+        """When a file was proven."""
+        return self.earlier.get(name, self.verified_at)
+
+    @property
+    def since(self) -> str:
+        """When the first of the files was proven."""
+        return min(map(self.proven_at, self.stamps), default=self.verified_at)
 
     def write(self, root: Path) -> None:
         """Keep it with the release."""
@@ -64,6 +77,7 @@ class Receipt:
                 name: [stamp.size, stamp.mtime_ns, stamp.inode, stamp.device]
                 for name, stamp in sorted(self.stamps.items())
             },
+            "earlier": dict(sorted(self.earlier.items())),
         }
         write_atomically(root / PRIVATE / _RECEIPT, json.dumps(values, indent=1).encode())
 
@@ -88,12 +102,25 @@ def read_receipt(root: Path) -> Receipt | None:
         if values["version"] != 1:
             return None
         return Receipt(
-            infohash=str(values["infohash"]),
-            verified_at=str(values["verified_at"]),
-            stamps={str(name): Stamp(*stamp) for name, stamp in values["files"].items()},
+            infohash=_text(values["infohash"], _INFOHASH),
+            verified_at=_text(values["verified_at"], _TIME),
+            stamps={name: Stamp(*map(_integer, stamp)) for name, stamp in values["files"].items()},
+            earlier={name: _text(at, _TIME) for name, at in values.get("earlier", {}).items()},
         )
     except (KeyError, TypeError, AttributeError):
         return None
+
+
+def _text(value: object, pattern: re.Pattern[str]) -> str:
+    if not isinstance(value, str) or not pattern.fullmatch(value):
+        raise TypeError(value)
+    return value
+
+
+def _integer(value: object) -> int:
+    if type(value) is not int:
+        raise TypeError(value)
+    return value
 
 
 def proof_of(release: Release) -> Receipt | None:
@@ -114,9 +141,7 @@ def write_source(root: Path, *, infohash: str) -> None:
 def read_source(root: Path) -> str | None:
     """The infohash that the user asked for; None if no download was begun here."""
     infohash = _read_json(root / PRIVATE / _SOURCE).get("infohash")
-    return (
-        infohash if isinstance(infohash, str) and re.fullmatch("[0-9a-f]{40}", infohash) else None
-    )
+    return infohash if isinstance(infohash, str) and _INFOHASH.fullmatch(infohash) else None
 
 
 def trusted_metainfo(root: Path) -> Metainfo | None:
@@ -145,8 +170,10 @@ def trusted_metainfo(root: Path) -> Metainfo | None:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
+    if not path.is_file():  # a pipe would make us wait
+        return {}
     try:
-        values = json.loads(path.read_bytes())
+        values = json.loads(path.read_bytes().decode())
     except (OSError, ValueError, RecursionError):
         return {}
     return values if isinstance(values, dict) else {}

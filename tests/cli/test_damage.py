@@ -170,7 +170,9 @@ def test_a_config_of_another_model_is_damage_and_no_crash(grokctl, two_layers):
     outcome = grokctl("verify", two_layers, "--quick", "--json")
 
     assert outcome.exit_code == 20
-    assert len(outcome.result["damage"]) > 20
+    (damage,) = outcome.result["damage"]
+    assert (damage["file"], damage["reason"]) == ("config.json", "malformed")
+    assert "emb_size is 128, the files say 64" in damage["detail"]
 
 
 @pytest.mark.parametrize("verb", ["run", "score"])
@@ -225,7 +227,7 @@ def test_a_torrent_of_junk_is_corrupt(grokctl, verified):
         pytest.param(remove, "missing", id="missing"),
         pytest.param(truncate, "short", id="truncated"),
         pytest.param(extend, "long", id="extended"),
-        pytest.param(replace_by_folder, "missing", id="a folder"),
+        pytest.param(replace_by_folder, "no regular file", id="a folder"),
     ],
 )
 def test_every_verb_refuses_a_damaged_device_file(grokctl, ready, tmp_path, verb, damage, word):
@@ -238,6 +240,30 @@ def test_every_verb_refuses_a_damaged_device_file(grokctl, ready, tmp_path, verb
     assert word in outcome.error
     assert outcome.hint.startswith("grokctl reshard two-layers --")
     assert "--force" in outcome.hint
+
+
+def test_verify_lists_all_damage_to_a_ready_checkpoint(grokctl, ready, flip_bit):
+    flip_bit(ready / "device-00-of-04.safetensors")
+    remove(ready / "device-01-of-04.safetensors")
+    truncate(ready / "device-02-of-04.safetensors")
+    extend(ready / "device-03-of-04.safetensors")
+
+    outcome = grokctl("verify", ready, "--json")
+    quick = grokctl("verify", ready, "--quick", "--json")
+
+    assert (outcome.exit_code, quick.exit_code) == (20, 20)
+    reasons = [damage["reason"] for damage in outcome.result["damage"]]
+    assert reasons == ["altered", "missing", "short", "long"]
+    assert [damage["reason"] for damage in quick.result["damage"]] == reasons[1:]
+
+
+def test_a_ready_checkpoint_is_not_repaired_but_cut_again(grokctl, ready, flip_bit):
+    flip_bit(ready / "device-00-of-04.safetensors")
+
+    outcome = grokctl("verify", ready, "--repair")
+
+    assert outcome.exit_code == 2
+    assert outcome.hint == "grokctl reshard two-layers --mesh model=4 --force"
 
 
 def test_verify_finds_one_flipped_bit_in_a_ready_checkpoint(grokctl, ready, flip_bit):

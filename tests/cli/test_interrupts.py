@@ -107,9 +107,9 @@ def endless(verified):
 
 def test_a_verify_can_be_stopped(interrupt, stop_signal, process, endless):
     slow = (
-        "import time, grokctl.verify as stage\n"
-        "check = stage._ContentCheck.check\n"
-        "stage._ContentCheck.check = lambda self, piece: time.sleep(0.01) or check(self, piece)\n"
+        "import time, grokctl.pieces as pieces\n"
+        "check = pieces._Reader.check\n"
+        "pieces._Reader.check = lambda self, piece: time.sleep(0.01) or check(self, piece)\n"
         "from grokctl.cli import main; main()"
     )
 
@@ -127,9 +127,9 @@ def test_a_verify_can_be_stopped(interrupt, stop_signal, process, endless):
 def test_a_verify_of_a_ready_checkpoint_can_be_stopped_inside_a_file(interrupt, stop_signal, cut):
     slow = (
         "import time, grokctl.verify as stage\n"
-        "stage._BUFFER = 4096\n"
-        "add = stage._Counter.add\n"
-        "stage._Counter.add = lambda self, count: time.sleep(0.2) or add(self, count)\n"
+        "stage.AHEAD = 4096\n"
+        "feed = stage.feed\n"
+        "stage.feed = lambda *arguments: time.sleep(0.2) or feed(*arguments)\n"
         "from grokctl.cli import main; main()"
     )
 

@@ -2,10 +2,16 @@
 
 import os
 import shutil
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
-TENSOR = "ckpt-0/tensor00003_000"
+from grokctl.checkpoint.receipt import read_receipt
+from grokctl.checkpoint.torrent import build_metainfo, read_metainfo
+
+TENSOR, OTHER = "ckpt-0/tensor00003_000", "ckpt-0/tensor00015_000"
+PIECE = 16384
 
 
 def repair(seeded, loopback):
@@ -32,8 +38,11 @@ def test_a_touched_file_is_hashed_again_and_no_other(grokctl, verified, seeded):
     again = grokctl("verify", verified, "--json")
 
     assert outcome.exit_code == 0
-    assert size <= outcome.result["hashed_bytes"] <= size + 2 * 16384 < seeded.nbytes
+    assert size <= outcome.result["hashed_bytes"] <= size + 2 * PIECE < seeded.nbytes
+    assert outcome.result["spared_files"] == len(seeded.files) - 1
     assert again.result["hashed_bytes"] == 0
+    assert again.result["spared_files"] == len(seeded.files)
+    assert again.result["spared_since"] == outcome.result["spared_since"]
 
 
 def test_rehash_believes_no_receipt(grokctl, verified, seeded):
@@ -118,24 +127,149 @@ def test_repair_fetches_the_bad_pieces_and_nothing_else(
     assert grokctl("verify", verified, "--rehash").exit_code == 0
 
 
-def test_repair_downloads_little(process, verified, seeded, flip_bit, loopback):
+def flip_a_bit(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 3] ^= 4
+    path.write_bytes(data)
+
+
+def truncate(path: Path) -> None:
+    os.truncate(path, path.stat().st_size - 3 * PIECE)
+
+
+def extend(path: Path) -> None:
+    with path.open("ab") as file:
+        file.write(b"more")
+
+
+def remove(path: Path) -> None:
+    path.unlink()
+
+
+def swap(path: Path) -> None:
+    other, aside = path.with_name(Path(OTHER).name), path.with_name("aside")
+    assert other.stat().st_size == path.stat().st_size
+    path.rename(aside)
+    other.rename(path)
+    aside.rename(other)
+
+
+def replace_by_folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+def replace_by_pipe(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+def stamps(root: Path) -> dict[str, tuple[int, int]]:
+    """What tells whether anybody wrote to a file."""
+    return {
+        path.relative_to(root).as_posix(): (path.stat().st_mtime_ns, path.stat().st_ino)
+        for path in root.rglob("*")
+        if path.is_file() and ".grokctl" not in path.parts and path.name != "release.torrent"
+    }
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        pytest.param(flip_a_bit, "altered", id="flipped"),
+        pytest.param(truncate, "short", id="truncated"),
+        pytest.param(extend, "long", id="extended"),
+        pytest.param(remove, "missing", id="missing"),
+        pytest.param(swap, "altered", id="swapped"),
+        pytest.param(replace_by_folder, "unreadable", id="a folder"),
+        pytest.param(replace_by_pipe, "unreadable", id="a pipe"),
+    ],
+)
+def test_every_damage_is_found_and_mended_with_the_bytes_of_its_pieces(
+    grokctl, verified, seeded, loopback, damage: Callable[[Path], None], reason
+):
+    size = (verified / TENSOR).stat().st_size
+    before = stamps(verified)
+    damage(verified / TENSOR)
+
+    found = grokctl("verify", verified, "--json")
+    mended = grokctl("verify", verified, *repair(seeded, loopback), "--json")
+
+    assert found.exit_code == 20
+    by_file = {item["file"]: item for item in found.result["damage"]}
+    assert by_file[TENSOR]["reason"] == reason
+    pieces = {
+        piece
+        for item in by_file.values()
+        for first, last in item["pieces"]
+        for piece in range(first, last)
+    }
+    metainfo = read_metainfo(verified / "release.torrent")
+    assert found.result["mend_bytes"] == sum(map(metainfo.piece_size, pieces))
+    low, high = by_file[TENSOR]["ranges"][0]
+    assert low < high
+    assert (low >= size) == (reason == "long")
+    assert mended.exit_code == 0
+    assert mended.result["downloaded_bytes"] == found.result["mend_bytes"]
+    for name in seeded.files:
+        assert (verified / name).read_bytes() == (seeded.root / name).read_bytes()
+    assert not (verified / ".grokctl" / "damaged").exists()
+    after = stamps(verified)
+    assert {name for name in before if before[name] != after[name]} <= by_file.keys()
+    assert grokctl("verify", verified, "--rehash").exit_code == 0
+
+
+def test_a_quick_look_cannot_be_repaired_by(grokctl, verified):
+    outcome = grokctl("verify", verified, "--quick", "--repair")
+
+    assert outcome.exit_code == 2
+    assert "--quick" in outcome.error
+    assert outcome.hint == "grokctl verify --repair"
+
+
+def test_a_repair_that_fails_leaves_the_damaged_original_aside(
+    grokctl, verified, seeded, flip_bit, loopback
+):
     flip_bit(verified / TENSOR)
-    counting = (
-        "import sys; from grokctl import cli, fetch\n"
-        "real = fetch.fetch\n"
-        "def counted(*arguments, **options):\n"
-        "    done = real(*arguments, **options)\n"
-        "    print(f'downloaded={done.downloaded}', file=sys.stderr)\n"
-        "    return done\n"
-        "fetch.fetch = counted\n"
-        "cli.main()"
+    damaged = (verified / TENSOR).read_bytes()
+
+    failed = grokctl("verify", verified, "--repair", *loopback, "--stall-timeout", 1)
+
+    assert failed.exit_code == 11
+    (folder,) = (verified / ".grokctl" / "damaged").iterdir()
+    assert f"what the repair overwrote is kept in {folder}" in failed.stderr.splitlines()
+    kept = (folder / TENSOR).read_bytes()
+    assert len(kept) == len(damaged)
+    shared = [place for place in range(len(kept)) if kept[place] and kept[place] == damaged[place]]
+    assert shared
+    assert max(shared) - min(shared) < PIECE
+    assert min(shared) - PIECE < len(damaged) // 2 < max(shared) + PIECE
+
+    mended = grokctl("verify", verified, *repair(seeded, loopback))
+
+    assert mended.exit_code == 0
+    assert not (verified / ".grokctl" / "damaged").exists()
+
+
+def test_a_repair_that_needs_more_room_than_there_is_changes_nothing(
+    process, verified, seeded, loopback, flip_bit
+):
+    flip_bit(verified / TENSOR)
+    damaged = (verified / TENSOR).read_bytes()
+    full = (
+        "import os; real = os.statvfs\n"
+        "def statvfs(path):\n"
+        "    found = list(real(path)); found[4] = 1; return os.statvfs_result(found)\n"
+        "os.statvfs = statvfs\n"
+        "from grokctl import cli; cli.main()"
     )
 
-    outcome = process.run("verify", verified, *repair(seeded, loopback), code=counting)
+    outcome = process.run("verify", verified, *repair(seeded, loopback), code=full)
 
-    assert outcome.exit_code == 0
-    (line,) = [line for line in outcome.stderr.splitlines() if line.startswith("downloaded=")]
-    assert int(line.removeprefix("downloaded=")) == 16384
+    assert outcome.exit_code == 12
+    assert "bytes free to keep and mend" in outcome.error
+    assert (verified / TENSOR).read_bytes() == damaged
+    assert not (verified / ".grokctl" / "damaged").exists()
 
 
 def test_repair_says_what_was_damaged_and_that_all_is_well(
@@ -202,7 +336,7 @@ def test_a_pipe_in_place_of_a_tensor_is_damage_and_blocks_nobody(process, verifi
 
     assert outcome.exit_code == 20
     reasons = {damage["file"]: damage["reason"] for damage in outcome.result["damage"]}
-    assert reasons.pop(TENSOR) in {"missing", "unreadable", "short"}
+    assert reasons.pop(TENSOR) == "unreadable"
     assert set(reasons.values()) <= {"unproven"}
 
 
@@ -213,6 +347,60 @@ def test_a_link_to_a_good_file_is_as_good_as_the_file(grokctl, verified, seeded)
     outcome = grokctl("verify", verified, "--json")
 
     assert outcome.exit_code == 0
+
+
+@pytest.fixture
+def large_with_torrent(large: Path) -> Path:
+    """200 MB and their torrent, never verified."""
+    files = [f"ckpt-0/{path.name}" for path in sorted((large / "ckpt-0").iterdir())]
+    data = build_metainfo(large, ["config.json", *files], name="large", piece_length=2**20)
+    (large / "release.torrent").write_bytes(data)
+    shutil.rmtree(large / ".grokctl", ignore_errors=True)
+    return large
+
+
+def test_a_killed_verification_goes_on_where_it_was(grokctl, process, large_with_torrent):
+    root = large_with_torrent
+    waiting = (
+        "import threading; from grokctl import cli, verify\n"
+        "verify._KEEP_EVERY_S = 0\n"
+        "real = verify.Receipt.write\n"
+        "def write(self, root):\n"
+        "    real(self, root)\n"
+        "    if len(self.stamps) > 10: threading.Event().wait()\n"
+        "verify.Receipt.write = write\n"
+        "cli.main()"
+    )
+    with process.start("verify", root, "--jobs", 1, code=waiting) as killed:
+        process.await_that(
+            lambda: (receipt := read_receipt(root)) is not None and len(receipt.stamps) > 10
+        )
+        killed.kill()
+        killed.communicate()
+
+    outcome = grokctl("verify", root, "--json")
+
+    assert outcome.exit_code == 0
+    assert outcome.result["spared_files"] > 10
+    assert 0 < outcome.result["hashed_bytes"] < outcome.result["bytes"]
+    assert grokctl("verify", root, "--json").result["hashed_bytes"] == 0
+
+
+def test_a_verification_takes_little_memory(process, large_with_torrent):
+    # not getrusage: its peak counts what this process held before it became another program
+    measuring = (
+        "import atexit, pathlib, sys; from grokctl import cli\n"
+        "lines = lambda: pathlib.Path('/proc/self/status').read_text().splitlines()\n"
+        "peak = lambda: [line for line in lines() if line.startswith('VmHWM')][0]\n"
+        "atexit.register(lambda: print(peak(), file=sys.stderr))\n"
+        "cli.main()"
+    )
+
+    outcome = process.run("verify", large_with_torrent, "--jobs", 64, code=measuring)
+
+    assert outcome.exit_code == 0
+    (line,) = [line for line in outcome.stderr.splitlines() if line.startswith("VmHWM")]
+    assert int(line.split()[1]) < 120_000  # kB
 
 
 def test_a_release_without_a_name_for_itself_is_named(grokctl, verified, monkeypatch):

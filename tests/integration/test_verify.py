@@ -1,15 +1,21 @@
 """Verification finds every damaged byte, says where, and believes only what it proved."""
 
+import errno
 import json
 import os
 import shutil
+import subprocess
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from grokctl.checkpoint.miniature import MINIATURE, write_miniature
-from grokctl.checkpoint.ready import open_ready
+from grokctl.checkpoint.ready import SUMS, open_ready, read_manifest
 from grokctl.checkpoint.receipt import read_receipt, write_source
 from grokctl.checkpoint.release import open_release
 from grokctl.checkpoint.torrent import Metainfo, build_metainfo, parse_metainfo
@@ -26,7 +32,7 @@ GATE, DOWN, UP, NORM = (f"ckpt-0/tensor{index:05d}_000" for index in (2, 3, 4, 9
 PREVIOUS, NEXT = "ckpt-0/tensor00001_000", "ckpt-0/tensor00006_000"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Seeded:
     root: Path
     metainfo: Metainfo
@@ -40,11 +46,32 @@ class Seeded:
         piece = (self.files()[name][0] + offset) // PIECE
         return {"/".join(file.path) for file, _, _ in self.metainfo.spans(piece)}
 
+    def pieces_of(self, name: str) -> range:
+        (file,) = (file for file in self.metainfo.files if "/".join(file.path) == name)
+        return self.metainfo.pieces_of(file)
+
+    def is_payload(self, name: str, offset: int) -> bool:
+        """Whether a byte belongs to an array, and not to the pickle around it."""
+        return any(low <= offset < high for low, high in payloads(self.root).get(name, ()))
+
     def piece_range(self, name: str, offset: int) -> tuple[int, int]:
         """The bytes of a file in the piece of one of them."""
         start, length = self.files()[name]
         low = (start + offset) // PIECE * PIECE - start
         return max(0, low), min(length, low + PIECE)
+
+
+@cache
+def payloads(root: Path) -> dict[str, tuple[tuple[int, int], ...]]:
+    """Where the arrays of each file lie; asked for before anything is damaged."""
+    return {
+        f"ckpt-0/{tensor.spec.file}": tuple(
+            (ref.offset, ref.offset + ref.nbytes)
+            for ref in (tensor.weight, tensor.scales)
+            if ref is not None
+        )
+        for tensor in open_release(root).tensors
+    }
 
 
 @pytest.fixture(scope="module")
@@ -69,12 +96,20 @@ def root(seeded) -> Path:
     return seeded.root
 
 
-def flip(path: Path, offset: int) -> None:
+@pytest.fixture(scope="module")
+def victim(pristine, tmp_path_factory) -> Seeded:
+    """A copy that every example damages, and puts right again."""
+    root = shutil.copytree(pristine.root, tmp_path_factory.mktemp("victim") / "small")
+    payloads(root)
+    return Seeded(root, pristine.metainfo)
+
+
+def flip(path: Path, offset: int, bit: int = 0) -> None:
     with path.open("r+b") as file:
         file.seek(offset)
         byte = file.read(1)[0]
         file.seek(offset)
-        file.write(bytes([byte ^ 1]))
+        file.write(bytes([byte ^ 1 << bit]))
 
 
 def found(verdict):
@@ -102,23 +137,57 @@ def test_the_files_of_this_test_share_pieces_and_fill_them(pristine):
     assert pristine.piece_mates(NORM, 0) > {NORM}
 
 
-def test_one_flipped_bit_at_any_border_is_found_and_located(seeded):
-    places = [place for place in borders(seeded) if place[0] != "config.json"]
+def assert_found(seeded: Seeded, verdict, name: str, offset: int) -> None:
+    """A flipped bit is found, in the right piece, and where the pickle is known in the byte."""
+    damage = found(verdict)
+    piece = (seeded.files()[name][0] + offset) // PIECE
+    assert verdict.verified is None
+    assert verdict.bad_pieces == {piece}
+    assert verdict.mend_nbytes == seeded.metainfo.piece_size(piece)
+    assert damage[name].reason in {Reason.ALTERED, Reason.UNSAFE}
+    assert damage[name].pieces == ((piece, piece + 1),)
+    if name == "config.json" or seeded.is_payload(name, offset):
+        assert set(damage) <= seeded.piece_mates(name, offset)
+        assert damage[name].ranges == (seeded.piece_range(name, offset),)
+    else:
+        assert set(damage) == {name}
+        assert damage[name].ranges == ((offset, offset + 1),)
+
+
+def test_one_flipped_bit_at_any_border_is_found_and_located(victim):
+    places = [place for place in borders(victim) if place[0] != "config.json"]
     assert len(places) > 100
 
     for name, offset in places:
-        flip(seeded.root / name, offset)
-        verdict = verify(seeded.root, rehash=True, jobs=1)
-        flip(seeded.root / name, offset)
+        flip(victim.root / name, offset)
+        verdict = verify(victim.root, rehash=True, jobs=1)
+        flip(victim.root / name, offset)
 
-        damage = found(verdict)
-        assert verdict.verified is None
-        assert set(damage) == seeded.piece_mates(name, offset), (name, offset)
-        assert damage[name].reason in {Reason.ALTERED, Reason.UNSAFE}
-        assert damage[name].ranges == (seeded.piece_range(name, offset),)
-        (low, high), *_ = damage[name].ranges
-        assert low <= offset < high
-    assert verify(seeded.root, rehash=True).verified is not None
+        assert_found(victim, verdict, name, offset)
+        if victim.is_payload(name, offset):
+            assert set(found(verdict)) == victim.piece_mates(name, offset)
+    assert verify(victim.root, rehash=True).verified is not None
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(data=st.data())
+def test_one_flipped_bit_anywhere_is_found_and_located(victim, data):
+    name = data.draw(st.sampled_from(sorted(victim.files())))
+    _, length = victim.files()[name]
+    offset = data.draw(st.integers(0, length - 1))
+    bit = data.draw(st.integers(0, 7))
+
+    flip(victim.root / name, offset, bit)
+    try:
+        verdict = verify(victim.root, rehash=True, jobs=2)
+    finally:
+        flip(victim.root / name, offset, bit)
+
+    if name == "config.json":
+        assert set(found(verdict)) <= victim.piece_mates(name, offset)
+        assert verdict.bad_pieces == {victim.pieces_of(name)[0]}
+    else:
+        assert_found(victim, verdict, name, offset)
 
 
 def test_a_piece_of_one_file_names_no_other(seeded):
@@ -217,7 +286,8 @@ def test_an_extended_file_is_long_and_its_neighbours_are_proven(seeded, extra):
     assert damage.ranges == ((length, length + extra),)
 
 
-def test_an_extended_and_altered_file_has_the_ranges_of_what_was_altered(seeded):
+def test_an_extended_and_altered_file_has_the_ranges_of_both(seeded):
+    _, length = seeded.files()[DOWN]
     flip(seeded.root / DOWN, 2 * PIECE)
     with (seeded.root / DOWN).open("ab") as file:
         file.write(b"x")
@@ -225,7 +295,7 @@ def test_an_extended_and_altered_file_has_the_ranges_of_what_was_altered(seeded)
     (damage,) = verify(seeded.root).damage
 
     assert damage.reason is Reason.LONG
-    assert damage.ranges == (seeded.piece_range(DOWN, 2 * PIECE),)
+    assert damage.ranges == (seeded.piece_range(DOWN, 2 * PIECE), (length, length + 1))
 
 
 def test_a_missing_file_is_missing_and_its_neighbours_unproven(seeded):
@@ -278,7 +348,7 @@ def test_a_flip_in_the_pickle_s_own_bytes_is_refused_as_unsafe(seeded):
     verdict = verify(seeded.root)
 
     assert found(verdict)[DOWN].reason is Reason.UNSAFE
-    assert found(verdict)[DOWN].ranges == (seeded.piece_range(DOWN, length - 1),)
+    assert found(verdict)[DOWN].ranges == ((length - 1, length),)
     with pytest.raises(UnsafePickleError, match=DOWN):
         raise_for(verdict, seeded.root)
 
@@ -304,21 +374,159 @@ def test_a_file_without_permission_is_unreadable(seeded):
     assert damage[UP].reason is Reason.UNPROVEN
 
 
-def test_a_file_that_cannot_be_read_half_way_is_unreadable(seeded, monkeypatch):
-    def refuse(path, offset, length, hasher, buffer):
-        if path.name == Path(DOWN).name and offset >= 2 * PIECE:
-            raise OSError(5, "Input/output error")
-        return read(path, offset, length, hasher, buffer)
+def break_disk(monkeypatch, name: str, offset: int) -> None:
+    """Let the disk refuse to read a file from some place on."""
 
-    read = verify.__globals__["_hash_range"]
-    monkeypatch.setattr("grokctl.verify._hash_range", refuse)
+    def preadv(handle, buffers, start, flags=0):
+        path = Path(f"/proc/self/fd/{handle}").readlink()
+        if path.name == Path(name).name and start + len(buffers[0]) > offset:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return read(handle, buffers, start, flags)
+
+    read = os.preadv
+    monkeypatch.setattr(os, "preadv", preadv)
+
+
+def test_a_file_that_cannot_be_read_half_way_is_unreadable(seeded, monkeypatch):
+    break_disk(monkeypatch, DOWN, 5 * PIECE)
 
     damage = found(verify(seeded.root))
 
     assert damage[DOWN].reason is Reason.UNREADABLE
     assert damage[DOWN].detail == "Input/output error"
-    assert damage[DOWN].ranges[0][0] > 0
+    low, high = damage[DOWN].ranges[0]
+    assert low <= 5 * PIECE < low + PIECE
+    assert high == seeded.files()[DOWN][1]
     assert damage[UP].reason is Reason.UNPROVEN
+    assert GATE not in damage
+
+
+@pytest.mark.parametrize("kind", [os.mkfifo, lambda path: path.symlink_to("/proc/self/mem")])
+def test_what_is_no_file_of_that_size_is_damage_and_blocks_nobody(seeded, kind):
+    (seeded.root / DOWN).unlink()
+    kind(seeded.root / DOWN)
+
+    damage = found(verify(seeded.root))
+
+    assert damage[DOWN].reason in {Reason.UNREADABLE, Reason.SHORT}
+    assert damage[DOWN].ranges == ((0, seeded.files()[DOWN][1]),)
+    assert {damage[GATE].reason, damage[UP].reason} == {Reason.UNPROVEN}
+
+
+# --- whose fault a bad piece is
+
+
+def overwrite(path: Path, offset: int, data: bytes) -> None:
+    with path.open("r+b") as file:
+        file.seek(offset)
+        file.write(data)
+
+
+def test_the_file_whose_pickle_is_damaged_is_blamed_for_a_shared_piece(seeded):
+    _, length = seeded.files()[GATE]
+    low, _ = seeded.piece_range(GATE, length - 1)
+    overwrite(seeded.root / GATE, low, bytes(length - low))
+
+    damage = found(verify(seeded.root))
+
+    assert damage[GATE].reason in {Reason.ALTERED, Reason.UNSAFE}
+    assert damage[GATE].ranges == ((low, length),)
+    assert damage[DOWN].reason is Reason.UNPROVEN
+    assert damage[DOWN].detail == f"shares a piece with {GATE}"
+
+
+def test_a_piece_that_is_good_with_its_pickle_put_right_condemns_nobody_else(seeded):
+    _, length = seeded.files()[GATE]
+    overwrite(seeded.root / GATE, length - 3, b"???")
+    overwrite(seeded.root / DOWN, 0, b"?")
+
+    damage = found(verify(seeded.root))
+
+    assert damage[GATE].ranges == ((length - 3, length),)
+    assert damage[DOWN].ranges == ((0, 1),)
+    assert set(damage) == {GATE, DOWN}
+
+
+def test_a_scale_that_no_model_can_have_tells_whose_fault_a_shared_piece_is(seeded):
+    _, length = seeded.files()[GATE]
+    inside = length - 100
+    assert seeded.is_payload(GATE, inside)
+    assert seeded.is_payload(GATE, inside + 1)
+    overwrite(seeded.root / GATE, inside, b"\xff\xff")  # a bfloat16 that is no number
+
+    damage = found(verify(seeded.root))
+
+    assert damage[GATE].reason is Reason.ALTERED
+    assert "other file" not in damage[GATE].detail
+    assert damage[DOWN].reason is Reason.UNPROVEN
+
+
+def test_the_file_whose_next_piece_is_bad_too_is_blamed_for_a_shared_one(seeded):
+    start, length = seeded.files()[GATE]
+    last = (start + length - 1) // PIECE
+    flip(seeded.root / GATE, (last - 1) * PIECE - start)
+    flip(seeded.root / GATE, length - 100)
+
+    damage = found(verify(seeded.root))
+
+    assert set(damage) == {GATE, DOWN}
+    assert damage[GATE].pieces == ((last - 1, last + 1),)
+    assert damage[GATE].detail.startswith("2 of ")
+    assert damage[DOWN].reason is Reason.UNPROVEN
+
+
+def test_a_file_that_an_earlier_proof_covers_is_not_blamed(seeded):
+    verify(seeded.root)
+    _, length = seeded.files()[GATE]
+    flip(seeded.root / GATE, length - 100)  # touches it as well
+
+    damage = found(verify(seeded.root))
+
+    assert damage[GATE].reason is Reason.ALTERED
+    assert "other file" not in damage[GATE].detail
+    assert damage[DOWN].reason is Reason.UNPROVEN
+    assert not {GATE, DOWN} & read_receipt(seeded.root).stamps.keys()
+
+
+def test_an_earlier_proof_is_given_up_for_a_file_that_shares_a_bad_piece(seeded):
+    verify(seeded.root)
+    receipt = read_receipt(seeded.root)
+    (seeded.root / GATE).unlink()
+    replace(receipt, stamps={DOWN: receipt.stamps[DOWN]}).write(seeded.root)
+
+    damage = found(verify(seeded.root))
+
+    assert damage[DOWN].reason is Reason.UNPROVEN
+    assert DOWN not in read_receipt(seeded.root).stamps
+
+
+def test_a_file_that_is_touched_after_an_earlier_proof_was_believed_is_not_proven(root):
+    verify(root)
+    os.utime(root / UP, ns=(1, 1))
+
+    def touch(event):
+        if isinstance(event, Advanced) and event.stage is Stage.VERIFY:
+            os.utime(root / DOWN, ns=(5, 5))
+
+    verdict = verify(root, observe=touch)
+
+    assert verdict.verified is None
+    assert set(found(verdict)) == {DOWN}
+
+
+def test_pieces_and_ranges_are_those_of_every_damage(seeded):
+    for name, offset in ((DOWN, 2 * PIECE), (DOWN, 7 * PIECE), (UP, 3 * PIECE)):
+        flip(seeded.root / name, offset)
+
+    verdict = verify(seeded.root)
+
+    damage = found(verdict)
+    pieces = [piece for item in damage.values() for piece in item.pieces]
+    assert len(pieces) == 3
+    assert {first for first, _ in pieces} == verdict.bad_pieces
+    assert verdict.mend_nbytes == 3 * PIECE
+    assert damage[DOWN].mend_nbytes == 2 * PIECE
+    assert damage[UP].mend_nbytes == PIECE
 
 
 def test_a_bad_piece_that_no_broken_file_explains_is_altered(seeded):
@@ -406,7 +614,10 @@ def test_a_second_verification_hashes_nothing(root):
 
     assert again.hashed == 0
     assert again.verified == first.verified
-    assert Noted(message="15 files are untouched since their last proof") in events
+    since = first.verified.receipt.verified_at
+    message = f"15 of 15 files are untouched since their last proof, {since}"
+    assert Noted(message=message) in events
+    assert (again.spared, again.since) == (15, since)
     assert Started(stage=Stage.VERIFY, total=0) in events
 
 
@@ -483,10 +694,14 @@ def test_a_file_that_changes_while_it_is_verified_is_not_proven(root):
         if isinstance(event, Advanced) and event.stage is Stage.VERIFY:
             os.utime(root / DOWN, ns=(5, event.done))
 
-    verify(root, jobs=1, observe=touch)
+    verdict = verify(root, jobs=1, observe=touch)
 
     receipt = read_receipt(root)
     assert DOWN not in receipt.stamps
+    assert verdict.verified is None
+    assert {name: (item.reason, item.detail) for name, item in found(verdict).items()} == {
+        DOWN: (Reason.UNPROVEN, "changed while it was verified")
+    }
     assert verify(root).hashed > 0
 
 
@@ -677,15 +892,80 @@ def test_progress_is_in_bytes_never_backwards_and_complete(seeded):
     assert Started(stage=Stage.VERIFY, total=seeded.metainfo.total) in events
 
 
-def test_an_interrupted_verification_leaves_no_proof(root):
+def interrupted_at(share: float) -> Callable[[object], None]:
+    total = 0
+
     def interrupt(event):
-        if isinstance(event, Advanced) and event.stage is Stage.VERIFY:
+        nonlocal total
+        if isinstance(event, Started) and event.stage is Stage.VERIFY:
+            total = event.total
+        is_over = isinstance(event, Advanced) and event.stage is Stage.VERIFY
+        if is_over and event.done > share * total:
             raise KeyboardInterrupt
 
+    return interrupt
+
+
+def test_a_verification_that_is_interrupted_at_once_leaves_no_proof(root):
     with pytest.raises(KeyboardInterrupt):
-        verify(root, observe=interrupt)
+        verify(root, observe=interrupted_at(0))
 
     assert read_receipt(root) is None
+
+
+def test_an_interrupted_verification_goes_on_where_it_stopped(seeded):
+    with pytest.raises(KeyboardInterrupt):
+        verify(seeded.root, jobs=1, observe=interrupted_at(0.5))
+    first = read_receipt(seeded.root)
+
+    again = verify(seeded.root)
+
+    assert 0 < len(first.stamps) < len(seeded.files())
+    assert again.spared == len(first.stamps)
+    assert again.hashed <= 0.5 * seeded.metainfo.total + 9 * PIECE  # the largest file
+    assert again.verified is not None
+    assert verify(seeded.root).hashed == 0
+
+
+def test_what_an_interrupted_verification_did_not_hash_is_not_proven(seeded):
+    flip(seeded.root / "ckpt-0/tensor00013_000", -1 + seeded.files()["ckpt-0/tensor00013_000"][1])
+    with pytest.raises(KeyboardInterrupt):
+        verify(seeded.root, jobs=1, observe=interrupted_at(0.5))
+
+    assert set(found(verify(seeded.root))) == {"ckpt-0/tensor00013_000"}
+
+
+def test_an_interrupted_rehash_takes_back_what_it_did_not_prove(root):
+    verify(root)
+    flip_unseen(root / DOWN, 2 * PIECE)
+    with pytest.raises(KeyboardInterrupt):
+        verify(root, rehash=True, jobs=1, observe=interrupted_at(0.4))
+
+    assert set(found(verify(root))) == {DOWN}
+
+
+def test_a_receipt_tells_when_each_file_was_proven(seeded, monkeypatch):
+    monkeypatch.setattr("grokctl.verify.now", lambda: "2024-03-17T12:00:00Z")
+    verify(seeded.root)
+    monkeypatch.setattr("grokctl.verify.now", lambda: "2025-01-01T00:00:00Z")
+    os.utime(seeded.root / DOWN, ns=(1, 1))
+
+    again = verify(seeded.root)
+
+    receipt = read_receipt(seeded.root)
+    assert receipt == again.verified.receipt
+    assert again.since == receipt.since == receipt.proven_at(UP) == "2024-03-17T12:00:00Z"
+    assert receipt.verified_at == receipt.proven_at(DOWN) == "2025-01-01T00:00:00Z"
+
+
+def test_a_receipt_that_cannot_be_kept_is_no_reason_to_stop(root):
+    (root / ".grokctl/receipt.json").mkdir(parents=True)
+    events = []
+
+    verdict = verify(root, observe=events.append)
+
+    assert verdict.verified is not None
+    assert any(isinstance(e, Noted) and "receipt could not be kept" in e.message for e in events)
 
 
 # --- ready checkpoints
@@ -724,6 +1004,73 @@ def test_a_flipped_bit_in_each_file_of_a_ready_checkpoint_is_found(ready_pristin
             assert damage.reason is Reason.ALTERED
             assert damage.ranges == ((0, record.nbytes),)
     assert verify_ready(checkpoint, jobs=jobs).damage == ()
+
+
+def test_every_kind_of_damage_to_a_ready_checkpoint_is_listed(ready_pristine, tmp_path):
+    root = shutil.copytree(ready_pristine, tmp_path / "ready")
+    altered, missing, short, no_file = (record.name for record in read_manifest(root).files)
+    nbytes = {record.name: record.nbytes for record in read_manifest(root).files}
+    flip(root / altered, 9)
+    (root / missing).unlink()
+    os.truncate(root / short, 100)
+    (root / no_file).unlink()
+    os.mkfifo(root / no_file)
+
+    verdict = verify_ready(read_manifest(root))
+
+    assert {name: (item.reason, item.ranges) for name, item in found(verdict).items()} == {
+        altered: (Reason.ALTERED, ((0, nbytes[altered]),)),
+        missing: (Reason.MISSING, ((0, nbytes[missing]),)),
+        short: (Reason.SHORT, ((100, nbytes[short]),)),
+        no_file: (Reason.UNREADABLE, ((0, nbytes[no_file]),)),
+    }
+    assert verdict.hashed == nbytes[altered]
+    quick = found(verify_ready(read_manifest(root), quick=True))
+    assert set(quick) == {missing, short, no_file}
+    with pytest.raises(CorruptCheckpointError) as caught:
+        raise_for(verdict, root)
+    assert caught.value.hint == "grokctl reshard small --mesh expert=2,model=2 --force"
+
+
+def test_a_device_file_that_is_too_long_or_that_the_disk_refuses_is_damage(
+    ready_pristine, tmp_path, monkeypatch
+):
+    root = shutil.copytree(ready_pristine, tmp_path / "ready")
+    long, refused, *_ = read_manifest(root).files
+    with (root / long.name).open("ab") as file:
+        file.write(b"xyz")
+    break_disk(monkeypatch, refused.name, refused.nbytes // 2)
+
+    damage = found(verify_ready(read_manifest(root)))
+
+    assert damage[long.name].reason is Reason.LONG
+    assert damage[long.name].ranges == ((long.nbytes, long.nbytes + 3),)
+    assert damage[refused.name].reason is Reason.UNREADABLE
+    assert damage[refused.name].detail == "Input/output error"
+    assert len(damage) == 2
+
+
+def test_sha256sum_agrees_about_every_file_of_a_ready_checkpoint(ready_pristine, tmp_path):
+    root = shutil.copytree(ready_pristine, tmp_path / "ready")
+    second = read_manifest(root).files[1].name
+
+    def sums():
+        command = ["sha256sum", "--check", SUMS]
+        return subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+
+    whole = sums()
+    flip(root / second, 1000)
+    damaged = sums()
+
+    assert whole.returncode == 0
+    assert {f"{record.name}: OK" for record in read_manifest(root).files} <= set(
+        whole.stdout.splitlines()
+    )
+    assert damaged.returncode != 0
+    assert [line for line in damaged.stdout.splitlines() if not line.endswith(": OK")] == [
+        f"{second}: FAILED"
+    ]
+    assert set(found(verify_ready(read_manifest(root)))) == {second}
 
 
 def test_all_damaged_files_of_a_ready_checkpoint_are_listed(ready_pristine, tmp_path):

@@ -2,6 +2,7 @@ import json
 import os
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -206,12 +207,13 @@ def test_the_stamp_of_a_missing_file_is_none(tmp_path):
 # --- which torrent was asked for
 
 
-def test_the_infohash_asked_for_is_remembered(release):
+@pytest.mark.parametrize("infohash", [HASH, "0123456789abcdef" * 4], ids=["v1", "v2"])
+def test_the_infohash_asked_for_is_remembered(release, infohash):
     assert read_source(release) is None
 
-    write_source(release, infohash=HASH)
+    write_source(release, infohash=infohash)
 
-    assert read_source(release) == HASH
+    assert read_source(release) == infohash
 
 
 @pytest.mark.parametrize(
@@ -269,3 +271,33 @@ def test_a_malformed_torrent_is_a_corrupt_checkpoint(release, torrent, content):
 
     assert caught.value.damage[0].file == "release.torrent"
     assert caught.value.damage[0].reason is Reason.MALFORMED
+
+
+# --- when
+
+
+def test_a_receipt_remembers_what_was_proven_before(release, receipt):
+    earlier = dict.fromkeys(names_in(release)[:3], "2024-03-17T12:00:00Z")
+    later = replace(receipt, verified_at="2025-01-01T00:00:00Z", earlier=earlier)
+
+    later.write(release)
+
+    found = read_receipt(release)
+    assert found == later
+    assert found.since == "2024-03-17T12:00:00Z"
+    assert found.proven_at(names_in(release)[0]) == found.since
+    assert found.proven_at(names_in(release)[-1]) == "2025-01-01T00:00:00Z"
+
+
+def test_a_receipt_of_files_proven_at_once_has_one_time(receipt):
+    assert receipt.since == receipt.verified_at
+    assert replace(receipt, stamps={}).since == receipt.verified_at
+
+
+@pytest.mark.parametrize("earlier", [[], "text", 5, None])
+def test_earlier_times_that_make_no_sense_make_no_receipt(release, receipt, earlier):
+    path = release / ".grokctl" / "receipt.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"earlier": earlier}))
+
+    assert receipt.stamps
+    assert read_receipt(release) is None
