@@ -1,31 +1,61 @@
-"""List the tensors of a checkpoint: names, shapes, sizes and how they are stored."""
+"""List the tensors of a checkpoint: names, shapes, sizes, how they are stored, and their values."""
 
-from dataclasses import dataclass
+import os
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
+from math import prod
 from pathlib import Path
+from threading import Event
 
-from grokctl.checkpoint.logical import logical_tensors
-from grokctl.checkpoint.ready import ReadyCheckpoint, open_ready
-from grokctl.checkpoint.release import file_nbytes, open_release
-from grokctl.errors import UsageError
-from grokctl.events import Observer, ignore
+from grokctl.checkpoint.logical import extent, logical_tensors
+from grokctl.checkpoint.pickles import ArrayRef
+from grokctl.checkpoint.ready import DeviceLayout, ReadyCheckpoint, open_ready
+from grokctl.checkpoint.release import StoredTensor, file_nbytes, open_release
+from grokctl.checkpoint.values import Part, Spread, StoredValues
+from grokctl.errors import Reason, UsageError, corrupt
+from grokctl.events import Advanced, Finished, Observer, Stage, Started, ignore
 from grokctl.model.config import GrokConfig
 from grokctl.paths import kind_of
+
+_AHEAD = 4
+"""Parts queued for each worker."""
+_MOST_JOBS = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
     """One stored tensor."""
 
+    index: int | None
+    """Its number in the release; None in a ready checkpoint."""
     file: str
     name: str
+    kind: str
+    """Which part of the model: embedding, attention, experts, router or norms."""
     shape: tuple[int, ...]
     """As stored: inputs before outputs in a release, outputs first in a ready checkpoint."""
     dtype: str
     scale_groups: int
     """Rows of scales along the inputs; 0 without scales."""
+    parameters: int
+    """Of the model; scales are none."""
     nbytes: int
     """Of the file in a release, of the tensor on all devices in a ready checkpoint."""
+    spread: Spread | None = None
+    """How its values are spread, if that was asked for."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Total:
+    """What some tensors come to."""
+
+    kind: str
+    tensors: int
+    parameters: int
+    nbytes: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,67 +69,210 @@ class Inspection:
     total_nbytes: int
     """Of the whole checkpoint, whatever was asked for."""
 
+    @property
+    def totals(self) -> tuple[Total, ...]:
+        """The rows by kind, in the order in which kinds appear."""
+        return tuple(
+            Total(
+                kind=kind,
+                tensors=len(rows),
+                parameters=sum(row.parameters for row in rows),
+                nbytes=sum(row.nbytes for row in rows),
+            )
+            for kind in dict.fromkeys(row.kind for row in self.rows)
+            if (rows := [row for row in self.rows if row.kind == kind])
+        )
 
-def inspect(root: Path, *, pattern: str | None = None, observe: Observer = ignore) -> Inspection:
-    """Describe a checkpoint from its headers; reads no weights, proves nothing.
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """A row, and where its values lie."""
+
+    row: Row
+    values: tuple[StoredValues, ...]
+
+
+def inspect(
+    root: Path,
+    *,
+    pattern: str | None = None,
+    stats: bool = False,
+    jobs: int | None = None,
+    observe: Observer = ignore,
+) -> Inspection:
+    """Describe a checkpoint; proves nothing about its content.
 
     Args:
         root: A release or a ready checkpoint.
         pattern: Glob on tensor names or file names; all tensors by default.
-        observe: Receives progress in files.
+        stats: Also read every value of these tensors, in bounded memory.
+        jobs: Threads that read; as many as cores by default.
+        observe: Receives progress in files, then in bytes.
 
     Raises:
-        CorruptCheckpointError: The structure is not sound.
+        CorruptCheckpointError: The structure is not sound, or a file cannot be read.
         UsageError: There is no checkpoint, or nothing matches.
     """
     if kind_of(root) == "ready":
         checkpoint = open_ready(root)
-        config, rows, total = checkpoint.config, _ready_rows(checkpoint), checkpoint.nbytes
+        config, entries, total = checkpoint.config, _of_ready(checkpoint), checkpoint.nbytes
     else:
         release = open_release(root, observe=observe)
         config, total = release.config, release.nbytes
-        rows = [
-            Row(
-                file=tensor.spec.file,
-                name=tensor.spec.name,
-                shape=tensor.weight.shape,
-                dtype=str(tensor.weight.dtype),
-                scale_groups=tensor.scales.shape[-2] if tensor.scales else 0,
-                nbytes=file_nbytes(tensor.spec),
-            )
-            for tensor in release.tensors
-        ]
-    chosen = tuple(
-        row
-        for row in rows
-        if pattern is None or fnmatchcase(row.name, pattern) or fnmatchcase(row.file, pattern)
-    )
+        entries = [_of_release(tensor) for tensor in release.tensors]
+    chosen = [
+        entry
+        for entry in entries
+        if pattern is None
+        or fnmatchcase(entry.row.name, pattern)
+        or fnmatchcase(entry.row.file, pattern)
+    ]
     if not chosen:
         raise UsageError(f"no tensor matches {pattern!r}", "--tensor 'layers.0.*'")
+    rows = [entry.row for entry in chosen]
+    if stats:
+        workers = min(jobs or os.cpu_count() or 1, _MOST_JOBS)
+        spreads = _spreads(root, [entry.values for entry in chosen], workers, observe)
+        rows = [replace(row, spread=spread) for row, spread in zip(rows, spreads, strict=True)]
     return Inspection(
         root=root,
         kind=kind_of(root) or "release",
         config=config,
-        rows=chosen,
+        rows=tuple(rows),
         total_nbytes=total,
     )
 
 
-def _ready_rows(checkpoint: ReadyCheckpoint) -> list[Row]:
-    devices = range(checkpoint.mesh.size)
+def _kind(name: str) -> str:
+    """Which part of the model a parameter belongs to."""
+    parts = name.split(".")
+    part = parts[2] if parts[0] == "layers" else parts[0]
+    return {"moe": "experts", "final_norm": "norms"}.get(part, part)
+
+
+def _of_release(tensor: StoredTensor) -> _Entry:
+    spec = tensor.spec
+    row = Row(
+        index=spec.index,
+        file=spec.file,
+        name=spec.name,
+        kind=_kind(spec.name),
+        shape=tensor.weight.shape,
+        dtype=str(tensor.weight.dtype),
+        scale_groups=tensor.scales.shape[-2] if tensor.scales else 0,
+        parameters=prod(spec.shape),
+        nbytes=file_nbytes(spec),
+    )
+    return _Entry(row, (StoredValues(path=tensor.path, array=tensor.weight, scales=tensor.scales),))
+
+
+def _of_ready(checkpoint: ReadyCheckpoint) -> list[_Entry]:
+    devices = len(checkpoint.layouts)
     held = {
         item.tensor.key: item.nbytes for item in checkpoint.layouts[0].tensors
     }  # every device holds equally much
     first, last = checkpoint.layouts[0].name, checkpoint.layouts[-1].name
-    files = first if len(devices) == 1 else f"{first} … {last.split('-')[1]}"
+    files = first if devices == 1 else f"{first} … {last.split('-')[1]}"
+    values = _stored_in(checkpoint)
     return [
-        Row(
-            file=files,
-            name=tensor.key,
-            shape=tensor.shape,
-            dtype=str(tensor.dtype),
-            scale_groups=tensor.groups,
-            nbytes=held[tensor.key] * len(devices),
+        _Entry(
+            Row(
+                index=None,
+                file=files,
+                name=tensor.key,
+                kind=_kind(tensor.key),
+                shape=tensor.shape,
+                dtype=str(tensor.dtype),
+                scale_groups=tensor.groups,
+                parameters=0 if tensor.is_scales else prod(tensor.spec.shape),
+                nbytes=held[tensor.key] * devices,
+            ),
+            tuple(values[tensor.key]),
         )
         for tensor in logical_tensors(checkpoint)
     ]
+
+
+def _stored_in(checkpoint: ReadyCheckpoint) -> dict[str, list[StoredValues]]:
+    """Where the values of each tensor lie; what several devices hold is counted once."""
+    found: dict[str, list[StoredValues]] = {}
+    seen = set()
+    for layout in checkpoint.layouts:
+        _check_header(checkpoint, layout)
+        refs = {
+            item.tensor.key: ArrayRef(
+                offset=item.offset, shape=extent(item.slices), dtype=item.tensor.dtype
+            )
+            for item in layout.tensors
+        }
+        for item in layout.tensors:
+            if (item.tensor.key, item.slices) in seen:
+                continue
+            seen.add((item.tensor.key, item.slices))
+            has_scales = item.tensor.groups and not item.tensor.is_scales
+            found.setdefault(item.tensor.key, []).append(
+                StoredValues(
+                    path=checkpoint.root / layout.name,
+                    array=refs[item.tensor.key],
+                    scales=refs[f"{item.tensor.spec.name}.scales"] if has_scales else None,
+                    is_outputs_first=True,
+                )
+            )
+    return found
+
+
+def _check_header(checkpoint: ReadyCheckpoint, layout: DeviceLayout) -> None:
+    with (checkpoint.root / layout.name).open("rb") as file:
+        if file.read(len(layout.header)) != layout.header:
+            detail = f"its header is not that of device {layout.device} of {checkpoint.mesh}"
+            raise corrupt(layout.name, Reason.ALTERED, detail)
+
+
+def _spreads(
+    root: Path, tensors: Sequence[Sequence[StoredValues]], jobs: int, observe: Observer
+) -> list[Spread]:
+    """Look at every value of every tensor: in threads, put together in one order."""
+    parts = (
+        (index, part)
+        for index, tensor in enumerate(tensors)
+        for values in tensor
+        for part in values.parts()
+    )
+    spreads = [Spread()] * len(tensors)
+    total, done = sum(values.array.nbytes for tensor in tensors for values in tensor), 0
+    observe(Started(stage=Stage.VALUES, total=total))
+    for index, part, spread in _looked_at(root, parts, jobs):
+        spreads[index] += spread
+        done += part.nbytes
+        observe(Advanced(stage=Stage.VALUES, done=done))
+    observe(Finished(stage=Stage.VALUES))
+    return spreads
+
+
+def _looked_at(
+    root: Path, parts: Iterable[tuple[int, Part]], jobs: int
+) -> Iterator[tuple[int, Part, Spread]]:
+    """Spreads in the order of the parts, with a bounded number of parts under way."""
+    is_cancelled = Event()
+
+    def look(part: Part) -> Spread:
+        if is_cancelled.is_set():
+            return Spread()
+        try:
+            return part.spread()
+        except OSError as error:
+            name = part.of.path.relative_to(root).as_posix()
+            raise corrupt(name, Reason.UNREADABLE, error.strerror or str(error)) from error
+
+    waiting: deque[tuple[int, Part, Future[Spread]]] = deque()
+    with ThreadPoolExecutor(jobs) as pool:
+        try:
+            for index, part in parts:
+                waiting.append((index, part, pool.submit(look, part)))
+                if len(waiting) >= _AHEAD * jobs:
+                    first, its, future = waiting.popleft()
+                    yield first, its, future.result()
+            for first, its, future in waiting:
+                yield first, its, future.result()
+        finally:
+            is_cancelled.set()

@@ -8,10 +8,11 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 import pytest
 
-from grokctl.checkpoint.pickles import BFLOAT16, Hole, write
+from grokctl.checkpoint.pickles import BFLOAT16, Hole, scan, write
 from grokctl.checkpoint.release import file_nbytes, open_release, released_payloads, survey
 from grokctl.errors import CorruptCheckpointError, Reason, UnsafePickleError, UsageError
 from grokctl.events import Advanced, Event, Finished, Stage, Started, Unit
@@ -132,7 +133,7 @@ def test_progress_counts_files(release):
 
 
 def test_other_scale_rows_are_the_releases_to_say(release):
-    rewrite(release / "ckpt-0" / KEY, int8(64, 64), bfloat16(4, 64))
+    rewrite(release / "ckpt-0" / KEY, int8(64, 64), np.ones((4, 64), BFLOAT16))
 
     assert open_release(release).tensors[5].scales.shape == (4, 64)
 
@@ -149,8 +150,9 @@ def test_grok_1_is_770_files_of_318_gb_in_all():
 def test_a_release_of_full_size_opens_without_reading_it(tmp_path):
     (tmp_path / "ckpt-0").mkdir()
     for spec in tensor_specs(GROK_1):
+        weight, scales = released_payloads(spec)
         with (tmp_path / "ckpt-0" / spec.file).open("wb") as file:
-            write(file, *released_payloads(spec))
+            write(file, weight, np.ones(scales.shape, BFLOAT16) if scales else None)
     before = time.monotonic()
 
     opened = open_release(tmp_path)
@@ -463,13 +465,188 @@ def test_thousands_of_layers_are_reported_in_good_time(release):
     assert len(str(error)) < 500
 
 
-def test_another_models_config_is_reported_file_by_file(release):
+@pytest.mark.parametrize(
+    ("changes", "detail"),
+    [
+        pytest.param(
+            {"emb_size": 128},
+            "emb_size is 128, the files say 64; the width of an expert is 688, the files say 344",
+            id="emb_size",
+        ),
+        pytest.param({"vocab_size": 512}, "vocab_size is 512, the files say 256", id="vocabulary"),
+        pytest.param({"num_experts": 4}, "num_experts is 4, the files say 8", id="experts"),
+        pytest.param(
+            {"widening_factor": 4}, "the width of an expert is 176, the files say 344", id="width"
+        ),
+        pytest.param(
+            {"num_layers": 1},
+            "describes 14 tensors, ckpt-0 holds 12 more, first tensor00014_000",
+            id="layers",
+        ),
+    ],
+)
+def test_another_models_config_is_what_is_wrong_when_the_files_agree(release, changes, detail):
+    write_config(release, **changes)
+
+    assert only_damage_of(release) == ("config.json", Reason.MALFORMED, detail)
+
+
+def test_a_wrong_config_hides_no_other_damage(release):
     write_config(release, emb_size=128)
+    (release / "ckpt-0" / KEY).unlink()
+    rewrite(release / "ckpt-0" / NORM, float32(65))
 
     error = damage_of(release)
 
-    assert {damage.reason for damage in error.damage} <= {Reason.SHORT, Reason.MALFORMED}
-    assert len(error.damage) == 26
+    assert {damage.file: damage.reason for damage in error.damage} == {
+        "config.json": Reason.MALFORMED,
+        f"ckpt-0/{KEY}": Reason.MISSING,
+        f"ckpt-0/{NORM}": Reason.MALFORMED,
+    }
+
+
+def test_more_layers_in_config_than_in_files_are_missing_files(release):
+    write_config(release, num_layers=3)
+
+    error = damage_of(release)
+
+    assert [damage.reason for damage in error.damage] == [Reason.MISSING] * 12
+
+
+def test_other_files_beside_the_tensors_are_nobodys_business(release):
+    (release / "ckpt-0" / "tensor00099_000.note").write_text("x")
+    (release / "ckpt-0" / "README").write_text("x")
+
+    assert len(open_release(release).tensors) == 26
+
+
+# --- values
+
+
+def values_of(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
+    """A tensor's arrays, to change."""
+    with path.open("rb") as file:
+        found = scan(file.read(), file=path.name)
+    data = np.frombuffer(path.read_bytes(), np.uint8)
+    weight, scales = (
+        None
+        if ref is None
+        else data[ref.offset : ref.offset + ref.nbytes].view(ref.dtype).reshape(ref.shape).copy()
+        for ref in (found.weight, found.scales)
+    )
+    return weight, scales
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        pytest.param(np.nan, "nan", id="nan"),
+        pytest.param(np.uint16(0xFF81).view(BFLOAT16), "nan", id="negative-signalling-nan"),
+        pytest.param(np.inf, "inf", id="inf"),
+        pytest.param(-np.inf, "-inf", id="negative-inf"),
+        pytest.param(-0.5, "-0.5", id="negative"),
+        pytest.param(0.0, "0", id="zero"),
+        pytest.param(-0.0, "-0", id="negative-zero"),
+    ],
+)
+def test_a_scale_that_no_tensor_can_have_is_malformed_and_located(release, value, said):
+    path = release / "ckpt-0" / OUT
+    weight, scales = values_of(path)
+    scales[3, 17] = value
+    rewrite(path, weight, scales)
+
+    (damage,) = damage_of(release).damage
+
+    assert (damage.file, damage.reason) == (f"ckpt-0/{OUT}", Reason.MALFORMED)
+    assert damage.detail == (
+        f"layers.0.attention.out.scales[3, 17]: expected a positive number, found {said}"
+    )
+    ((low, high),) = damage.ranges
+    assert path.read_bytes()[low:high] == scales[3, 17].tobytes()
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf], ids=str)
+@pytest.mark.parametrize(
+    ("file", "place", "name"),
+    [
+        pytest.param(NORM, (5,), "layers.0.norms.pre_attention.weight[5]", id="norm"),
+        pytest.param(ROUTER, (2, 7), "layers.0.router.weight[2, 7]", id="router"),
+        pytest.param("tensor00001_000", (0,), "final_norm.weight[0]", id="final-norm"),
+    ],
+)
+def test_a_norm_or_router_that_is_no_number_is_malformed(release, file, place, name, value):
+    path = release / "ckpt-0" / file
+    weight, _ = values_of(path)
+    weight[place] = value
+    rewrite(path, weight)
+
+    found, reason, detail = only_damage_of(release)
+
+    assert (found, reason) == (f"ckpt-0/{file}", Reason.MALFORMED)
+    assert detail == f"{name}: expected a finite number, found {value:g}"
+
+
+def test_a_norm_may_be_negative_and_zero(release):
+    path = release / "ckpt-0" / NORM
+    weight, _ = values_of(path)
+    weight[:2] = -1, 0
+    rewrite(path, weight)
+
+    open_release(release)
+
+
+def test_the_smallest_and_largest_scales_are_sound(release):
+    path = release / "ckpt-0" / KEY
+    weight, scales = values_of(path)
+    limits = ml_dtypes.finfo(BFLOAT16)
+    scales[0, :3] = limits.smallest_subnormal, limits.tiny, limits.max
+    rewrite(path, weight, scales)
+
+    open_release(release)
+
+
+def test_scales_that_never_arrived_are_all_of_them_malformed(release):
+    # what a download that was stopped leaves in a file made at its full size
+    path = release / "ckpt-0" / KEY
+    weight, scales = values_of(path)
+    rewrite(path, weight, np.zeros_like(scales))
+
+    (damage,) = damage_of(release).damage
+
+    assert damage.detail == (
+        "layers.0.attention.key.scales[0, 0]: expected a positive number, found 0, "
+        f"the first of {scales.size}"
+    )
+    ((low, high),) = damage.ranges
+    assert high - low == scales.nbytes
+
+
+def test_bytes_after_the_pickles_end_are_found_where_the_size_is_right(release):
+    path = release / "ckpt-0" / NORM
+    weight, _ = values_of(path)
+    size = path.stat().st_size
+    rewrite(path, weight[:-1])
+    shorter = path.stat().st_size
+    os.truncate(path, size)
+
+    _, reason, detail = only_damage_of(release)
+
+    assert reason is Reason.MALFORMED
+    assert detail == f"{size - shorter} bytes after the pickle's end"
+
+
+def test_a_file_of_right_shapes_that_another_pickler_wrote_has_another_size(release):
+    path = release / "ckpt-0" / NORM
+    data = path.read_bytes()
+    frame, head = data.index(b"\x95"), data.index(b"\x95") + 9
+    length = len(data) - head
+    assert int.from_bytes(data[frame + 1 : head], "little") == length
+    path.write_bytes(data[:frame] + data[head:])
+
+    _, reason, detail = only_damage_of(release)
+
+    assert reason is Reason.SHORT
+    assert detail == f"expected {len(data)} bytes, found {len(data) - 9}"
 
 
 def test_payloads_are_described_by_the_specification():
