@@ -3,8 +3,9 @@ PYTHON ?= python3
 PYTHON313 ?= python3.13
 BIN := .venv/bin
 READY := .venv/.ready
+SECONDS ?= 600
 
-.PHONY: demo test test-newest check fix bench picture lock install clean
+.PHONY: demo test test-slow test-newest fuzz check fix bench rehearsal picture lock install clean
 
 demo: $(READY)  ## the whole pipeline, for real, on a miniature
 	$(BIN)/grokctl demo
@@ -12,11 +13,19 @@ demo: $(READY)  ## the whole pipeline, for real, on a miniature
 test: $(READY)  ## the test suite
 	$(BIN)/python -m pytest
 
+test-slow: $(READY)  ## the tests that take minutes and gigabytes
+	$(BIN)/python -m pytest -m slow
+
 test-newest:  ## the suite on the newest Python and JAX, where PYTHON313 is there
 	$(PYTHON313) -m venv .venv-newest
 	.venv-newest/bin/python -m pip install --quiet --require-hashes --requirement requirements.lock
 	.venv-newest/bin/python -m pip install --quiet --no-deps --no-build-isolation --editable .
 	.venv-newest/bin/python -m pytest
+
+fuzz: $(READY)  ## strangers' bytes into every reader, guided by coverage; SECONDS for all together
+	$(BIN)/python -m pip install --quiet uv
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --group fuzz
+	nice -n 19 $(BIN)/python tests/fuzz/fuzz.py --seconds $(SECONDS)
 
 check: $(READY)  ## formatting, lint, types, architecture
 	$(BIN)/ruff format --check .
@@ -31,7 +40,10 @@ fix: $(READY)  ## format, and fix what can be fixed
 bench: $(READY)  ## every benchmark: a table and a ratio to a peer or a limit each
 	@for script in benchmarks/[!_]*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
 
-picture: $(READY)  ## docs/demo.svg from a real terminal; needs tmux
+rehearsal: $(READY)  ## every command on 318 GB of holes: times and memory in docs/rehearsal.md
+	$(BIN)/python benchmarks/rehearsal.py --write docs/rehearsal.md
+
+picture: $(READY)  ## docs/*.svg from a real terminal; needs tmux
 	$(BIN)/python docs/picture.py
 
 lock: $(READY)  ## pins with hashes for every platform, and no addresses

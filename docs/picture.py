@@ -1,18 +1,25 @@
-"""Take a picture of `grokctl demo` in a real terminal (tmux) and write it to docs/demo.svg."""
+"""Take pictures of grokctl in a real terminal (tmux): docs/demo.svg and docs/fetch.svg."""
 
 import os
 import re
+import shlex
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
 from rich.console import Console
 from rich.text import Text
 
+from grokctl.checkpoint.torrent import build_metainfo
+from grokctl.fetch import seeding
+
 COLUMNS, LINES = 100, 60
 PATIENCE_S = 300.0
 SESSION = f"grokctl-picture-{os.getpid()}"
+GROKCTL = Path(sys.executable).with_name("grokctl")
+FILES, FILE_NBYTES, RATE = 24, 8_000_000, "12MB"
 
 
 def tmux(*arguments: str) -> str:
@@ -20,27 +27,60 @@ def tmux(*arguments: str) -> str:
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
 
-def main() -> None:
-    grokctl = Path(sys.executable).with_name("grokctl")
-    done = "picture taken"
-    script = f"{grokctl} demo; echo {done}; sleep 60"
+def take(command: str, until: str, picture: str, *, shown: str) -> None:
+    """Run a command in a terminal until a pattern shows, and keep the screen as it is then.
+
+    Args:
+        command: What is run.
+        until: Regular expression that the screen must match.
+        picture: File name beside this script.
+        shown: What the picture says was typed.
+    """
     size = ("-x", str(COLUMNS), "-y", str(LINES))
-    tmux("new-session", "-d", *size, "env", "TERM=xterm-256color", "sh", "-c", script)
+    tmux("new-session", "-d", *size, "env", "TERM=xterm-256color", "sh", "-c", command)
     try:
         deadline = time.monotonic() + PATIENCE_S
-        while done not in (screen := tmux("capture-pane", "-e", "-p")):
+        while not re.search(until, screen := tmux("capture-pane", "-e", "-p")):
             if time.monotonic() > deadline:
-                sys.exit("the demo did not end in time")
-            time.sleep(0.5)
+                sys.exit(f"{shown} did not show {until} in time")
+            time.sleep(0.2)
     finally:
         tmux("kill-server")
     console = Console(record=True, width=COLUMNS, file=Path(os.devnull).open("w"))  # noqa: SIM115
-    console.print(Text("$ grokctl demo", style="bold"))
-    console.print(Text.from_ansi(screen.split(done)[0].rstrip()))
-    svg = console.export_svg(title="grokctl demo")
+    console.print(Text(f"$ {shown}", style="bold"))
+    console.print(Text.from_ansi(screen.split("picture taken")[0].rstrip()))
+    svg = console.export_svg(title=shown)
     # the reader's own monospace font will do; a picture fetches nothing
     svg = re.sub(r"@font-face \{.*?\}", "", svg, flags=re.DOTALL)
-    Path(__file__).with_name("demo.svg").write_text(svg)
+    Path(__file__).with_name(picture).write_text(svg)
+
+
+def fetch_from_a_neighbour() -> None:
+    """A download in its middle, from a peer on this machine."""
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder, "source")
+        names = [f"ckpt-0/tensor{index:05d}_000" for index in range(FILES)]
+        (root / "ckpt-0").mkdir(parents=True)
+        for name in names:
+            (root / name).write_bytes(os.urandom(FILE_NBYTES))
+        torrent = build_metainfo(root, names, name="grok-1", piece_length=2**18)
+        Path(folder, "x.torrent").write_bytes(torrent)
+        with seeding(root, torrent) as (host, port):
+            command = [GROKCTL, "fetch", "x.torrent", "--to", "got", "--peer", f"{host}:{port}"]
+            command += ["--no-dht", "--no-lsd", "--bind", host, "--port", 0, "--max-download", RATE]
+            script = f"cd {shlex.quote(folder)}; {shlex.join(map(str, command))}"
+            shown = f"grokctl fetch x.torrent --peer {host}:{port} --max-download {RATE}"
+            take(script, r" 6\d%", "fetch.svg", shown=shown)
+
+
+def main() -> None:
+    take(
+        f"{GROKCTL} demo; echo picture taken; sleep 60",
+        "picture taken",
+        "demo.svg",
+        shown="grokctl demo",
+    )
+    fetch_from_a_neighbour()
 
 
 if __name__ == "__main__":

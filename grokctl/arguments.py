@@ -30,6 +30,10 @@ PeerOption = Annotated[
     list[str] | None, typer.Option("--peer", metavar="HOST:PORT", help="Somebody who has it.")
 ]
 WebSeedOption = Annotated[list[str] | None, typer.Option(metavar="URL", help="BEP 19 seed.")]
+MirrorOption = Annotated[
+    list[str] | None,
+    typer.Option("--mirror", metavar="hf|URL", help="HTTP mirror, beside the swarm."),
+]
 TrackerOption = Annotated[list[str] | None, typer.Option(metavar="URL", help="Another tracker.")]
 NoDhtOption = Annotated[bool, typer.Option("--no-dht", help="Do not use the DHT.")]
 NoLsdOption = Annotated[bool, typer.Option("--no-lsd", help="Do not look for peers in the LAN.")]
@@ -109,6 +113,24 @@ def read_token_ids(text: str) -> list[int]:
     if not all(re.fullmatch("[0-9]{1,9}", part) for part in parts):
         raise UsageError(f"token ids {text[:60]!r} are no numbers", "--token-ids 1,2,3")
     return list(map(int, parts))
+
+
+def read_layers(text: str | None) -> frozenset[int] | None:
+    """Read `0-3,7`; None if nothing was said.
+
+    Raises:
+        UsageError: It is something else.
+    """
+    if text is None:
+        return None
+    found: set[int] = set()
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*([0-9]{1,4})(?:-([0-9]{1,4}))?\s*", part)
+        first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
+        if first > last:
+            raise UsageError(f"layers {text[:60]!r} are no numbers or ranges", "--layers 0-3,7")
+        found.update(range(first, last + 1))
+    return frozenset(found)
 
 
 def read_mesh(devices: int | None, mesh: str | None) -> "MeshShape | None":

@@ -24,6 +24,7 @@ from grokctl.arguments import (
     HomeOption,
     JsonOption,
     MeshOption,
+    MirrorOption,
     NoDhtOption,
     NoLsdOption,
     PeerOption,
@@ -35,6 +36,7 @@ from grokctl.arguments import (
     TrackerOption,
     VerboseOption,
     WebSeedOption,
+    read_layers,
     read_mesh,
     read_prompt,
     read_size,
@@ -50,6 +52,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from grokctl.console import Console
+    from grokctl.fetch import Fetched
     from grokctl.generation import Generation
     from grokctl.infer import Engine
     from grokctl.sources import FetchOptions
@@ -207,11 +210,19 @@ def fetch(
         typer.Option(metavar="DIR", help="Folder to fill.", show_default="releases/NAME"),
     ] = None,
     peer: PeerOption = None,
+    mirror: MirrorOption = None,
     web_seed: WebSeedOption = None,
     tracker: TrackerOption = None,
+    torrent_file: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Torrent, if the swarm has none to give.")
+    ] = None,
+    tokenizer: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="A tokenizer.model you have.")
+    ] = None,
     only: Annotated[
         list[str] | None, typer.Option(metavar="GLOB", help="Only files such as 'tensor0000*'.")
     ] = None,
+    layers: Annotated[str | None, typer.Option(metavar="0-3,7", help="Only these layers.")] = None,
     max_download: Annotated[str | None, typer.Option(metavar="RATE", help="Such as 20MB.")] = None,
     max_upload: Annotated[str | None, typer.Option(metavar="RATE", help="Such as 500kB.")] = None,
     connections: Annotated[int | None, typer.Option(metavar="N", help="At most N peers.")] = None,
@@ -238,13 +249,18 @@ def fetch(
     with _ui(as_json=as_json, quiet=quiet, verbose=verbose, interrupted=_GOES_ON) as console:
         from grokctl import fetch as stage
         from grokctl import render
+        from grokctl.preflight import refuse
         from grokctl.sources import FetchOptions
 
         options = FetchOptions(
             peers=tuple(peer or ()),
+            mirrors=tuple(mirror or ()),
             web_seeds=tuple(web_seed or ()),
             trackers=tuple(tracker or ()),
+            torrent_file=torrent_file,
+            tokenizer=tokenizer,
             only=tuple(only or ()),
+            layers=read_layers(layers),
             max_download=read_size(max_download),
             max_upload=read_size(max_upload),
             connections=connections,
@@ -263,6 +279,10 @@ def fetch(
             with console.observing() as observe:
                 plan = stage.plan(source, root, options, observe=observe)
             render.fetch_plan(console, plan, root)
+            try:
+                refuse(plan.checks, root)
+            except GrokctlError as error:
+                raise _ReportedError(error) from error
             return
         with console.observing() as observe:
             done = stage.fetch(source, root, options, observe=observe)
@@ -283,6 +303,7 @@ def verify(
         int | None, typer.Option(metavar="N", min=1, help="Threads.", show_default="cores")
     ] = None,
     peer: PeerOption = None,
+    mirror: MirrorOption = None,
     web_seed: WebSeedOption = None,
     tracker: TrackerOption = None,
     port: PortOption = None,
@@ -301,15 +322,21 @@ def verify(
         from grokctl import render
         from grokctl.verify import raise_for
 
+        if quick and repair:
+            raise UsageError(
+                "--quick --repair: expected one of them; a quick look finds no bad pieces",
+                "grokctl verify --repair",
+            )
         root = _home(home).find(checkpoint).absolute()
         started = time.perf_counter()
 
-        verdict = _verify(console, root, quick=quick, rehash=rehash, jobs=jobs)
+        verdict, fetched = _verify(console, root, quick=quick, rehash=rehash, jobs=jobs), None
         if verdict.damage and repair:
             from grokctl.sources import FetchOptions
 
             options = FetchOptions(
                 peers=tuple(peer or ()),
+                mirrors=tuple(mirror or ()),
                 web_seeds=tuple(web_seed or ()),
                 trackers=tuple(tracker or ()),
                 port=port,
@@ -318,13 +345,10 @@ def verify(
                 dht=not no_dht,
                 lsd=not no_lsd,
                 stall_timeout_s=stall_timeout,
-                recheck=True,
             )
-            _repair(console, root, verdict, options)
-            # what the first look proved has a receipt; only what was mended is hashed again
-            verdict = _verify(console, root, quick=quick, rehash=False, jobs=jobs)
+            verdict, fetched = _repair(console, root, verdict, options, jobs=jobs)
         seconds = time.perf_counter() - started
-        render.verdict(console, root, verdict, quick=quick, seconds=seconds)
+        render.verdict(console, root, verdict, fetched, quick=quick, seconds=seconds)
         try:
             raise_for(verdict, root)
         except GrokctlError as error:
@@ -338,55 +362,75 @@ def _verify(
 
     with console.observing() as observe:
         if kind_of(root) == "ready":
-            from grokctl.checkpoint.ready import open_ready
+            from grokctl.checkpoint.ready import read_manifest
 
-            return stage.verify_ready(open_ready(root), quick=quick, jobs=jobs, observe=observe)
+            return stage.verify_ready(read_manifest(root), quick=quick, jobs=jobs, observe=observe)
         return stage.verify(root, quick=quick, rehash=rehash, jobs=jobs, observe=observe)
 
 
-def _repair(console: "Console", root: Path, verdict: "Verdict", options: "FetchOptions") -> None:
+def _repair(
+    console: "Console", root: Path, verdict: "Verdict", options: "FetchOptions", *, jobs: int | None
+) -> tuple["Verdict", "Fetched"]:
+    """Fetch the bad pieces, and look again; the originals are kept until that look is good."""
+    from grokctl.aside import forget, set_aside
+    from grokctl.checkpoint.receipt import trusted_metainfo
+    from grokctl.checkpoint.release import release_paths
     from grokctl.fetch import fetch
     from grokctl.paths import TORRENT
 
-    torrent = root / TORRENT
-    if kind_of(root) == "ready":
-        from grokctl.checkpoint.ready import cut_again, open_ready
-
-        raise UsageError(
-            f"{root}: {len(verdict.damage)} files are damaged; a ready checkpoint is cut again",
-            cut_again(open_ready(root)),
-        )
-    if not torrent.is_file():
-        raise UsageError(
-            f"{root}: holds no {TORRENT} to fetch {len(verdict.damage)} damaged files by",
-            "grokctl fetch",
-        )
+    many = f"{len(verdict.damage)} files are damaged"
+    if verdict.remedy is not None:
+        raise UsageError(f"{root}: {many}; a ready checkpoint is cut again", verdict.remedy)
+    metainfo = trusted_metainfo(root)
+    if metainfo is None:
+        raise UsageError(f"{root}: {many}, and no {TORRENT} to fetch them by", "grokctl fetch")
     for damage in verdict.damage:
         console.note(f"damaged: {damage}")
+    places = release_paths(metainfo)
     with console.observing() as observe:
-        fetch(str(torrent), root, options, observe=observe)
+        aside = set_aside(root, metainfo, places, verdict.bad_pieces, observe=observe)
+    have = frozenset(range(metainfo.num_pieces)) - verdict.bad_pieces
+    after = verdict
+    try:
+        with console.observing() as observe:
+            fetched = fetch(str(root / TORRENT), root, options, have=have, observe=observe)
+        # what the first look proved has a receipt; only what was mended is hashed again
+        after = _verify(console, root, quick=False, rehash=False, jobs=jobs)
+    finally:
+        if aside is not None and after.damage:
+            console.note(f"what the repair overwrote is kept in {aside}")
+    if not after.damage:
+        forget(root)
+    return after, fetched
 
 
-@app.command(epilog="Example: grokctl inspect grok-1 --tensor 'layers.10.*'")
+@app.command(epilog="Example: grokctl inspect grok-1 --tensor 'layers.10.*' --stats")
 def inspect(
     checkpoint: CheckpointArgument = None,
     tensor: Annotated[
-        str | None, typer.Option(metavar="GLOB", help="Only tensors such as '*.moe.gate'.")
+        str | None,
+        typer.Option(metavar="GLOB", help="Single tensors such as '*.moe.gate', or '*'."),
+    ] = None,
+    stats: Annotated[
+        bool, typer.Option("--stats", help="Read every value: range, rms, use of int8.")
+    ] = False,
+    jobs: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Threads.", show_default="cores")
     ] = None,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
     verbose: VerboseOption = False,
     home: HomeOption = None,
 ) -> None:
-    """List the tensors of a checkpoint; reads headers only."""
+    """List the tensors of a checkpoint; reads little of it without --stats."""
     with _ui(as_json=as_json, quiet=quiet, verbose=verbose) as console:
         from grokctl import inspect as stage
         from grokctl import render
 
         root = _home(home).find(checkpoint).absolute()
         with console.observing() as observe:
-            found = stage.inspect(root, pattern=tensor, observe=observe)
-        render.inspection(console, found)
+            found = stage.inspect(root, pattern=tensor, stats=stats, jobs=jobs, observe=observe)
+        render.inspection(console, found, one_by_one=tensor is not None)
 
 
 @app.command(epilog="Example: grokctl reshard grok-1 --devices 16 --mesh expert=2,model=8")
@@ -625,4 +669,9 @@ def _peak_rss() -> int:
     """Most memory that this process ever held, bytes."""
     import resource
 
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    try:
+        # what Linux counts for us alone: `ru_maxrss` begins with the memory of who started us
+        status = Path("/proc/self/status").read_text()
+        return int(status.partition("VmHWM:")[2].split()[0]) * 1024
+    except (OSError, LookupError, ValueError):
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -7,7 +7,8 @@ import json
 import sys
 import time
 import unicodedata
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from typing import Any, Final
@@ -34,6 +35,7 @@ from grokctl.events import (
     ignore,
     throttled,
 )
+from grokctl.units import format_bytes, format_count, format_seconds
 
 _TITLES: Final = {
     Stage.METADATA: "find the torrent",
@@ -41,6 +43,7 @@ _TITLES: Final = {
     Stage.SEED: "seed",
     Stage.VERIFY: "verify",
     Stage.STRUCTURE: "look at files",
+    Stage.VALUES: "look at values",
     Stage.RESHARD: "reshard",
     Stage.LOAD: "load",
     Stage.COMPILE: "compile",
@@ -51,36 +54,45 @@ _TITLES: Final = {
 }
 _FLEETING: Final = frozenset({Stage.METADATA, Stage.STRUCTURE, Stage.PREFILL, Stage.COMPILE})
 """Stages whose bar goes when they are over."""
-_MINUTE, _SMALL = 60, 10
+_LATELY_S: Final = 20.0
+"""Seconds that a rate looks back on."""
+_CELLS: Final = "·░▒▓█"
+"""Nothing to all of it."""
+_ASCII_CELLS: Final = ".-=%#"
 _PIPE_WIDTH: Final = 200
-_UNITS: Final = ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
+_ENDLESS: Final = 10_000
+_BARS: Final = " ▁▂▃▄▅▆▇█"
+_PLAIN_BARS: Final = " .:-=+*#@"
+
+
+def _table(
+    title: str,
+    columns: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    *,
+    shown: Sequence[str],
+    right: Sequence[str],
+) -> Table:
+    table = Table(
+        title=escape(title),
+        title_justify="left",
+        title_style="bold",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
+        show_edge=False,
+    )
+    for name in shown:
+        table.add_column(name, justify="right" if name in right else "left", overflow="fold")
+    places = [columns.index(name) for name in shown]
+    for row in rows:
+        table.add_row(*(escape(row[place]) for place in places))
+    return table
 
 
 def _harmless(text: str) -> str:
     """Text without control codes, which a terminal would obey."""
     return "".join(c for c in text if c in "\n\t" or unicodedata.category(c) != "Cc")
-
-
-def format_bytes(count: float) -> str:
-    """Decimal units, as disks and networks are sold."""
-    for size, unit in _UNITS:
-        if abs(count) >= size:
-            return f"{count / size:.1f} {unit}"
-    return f"{count:.0f} B"
-
-
-def format_count(count: float, unit: Unit) -> str:
-    """A number with its unit."""
-    return format_bytes(count) if unit is Unit.BYTES else f"{count:,.0f} {unit}"
-
-
-def format_seconds(seconds: float) -> str:
-    """`0.42 s`, `12 s`, `3:20` or `2:03:20`."""
-    if seconds < _MINUTE:
-        return f"{seconds:.2g} s" if seconds < _SMALL else f"{seconds:.0f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
 class _Rich(RichConsole):
@@ -162,6 +174,7 @@ class Console:
         rows: Sequence[Sequence[str]],
         *,
         right: Sequence[str] = (),
+        optional: Sequence[str] = (),
     ) -> None:
         """Print a table to stdout.
 
@@ -170,23 +183,32 @@ class Console:
             columns: Headings.
             rows: Cells.
             right: Headings of the columns to align right.
+            optional: Headings of the columns that a narrow terminal does without, first one first.
         """
         if self.quiet:
             return
-        table = Table(
-            title=escape(title),
-            title_justify="left",
-            title_style="bold",
-            box=box.SIMPLE_HEAD,
-            padding=(0, 1, 0, 0),
-            pad_edge=False,
-            show_edge=False,
-        )
-        for name in columns:
-            table.add_column(name, justify="right" if name in right else "left", overflow="fold")
-        for row in rows:
-            table.add_row(*map(escape, row))
+        shown = list(columns)
+        table = _table(title, columns, rows, shown=shown, right=right)
+        for name in optional:
+            if self._width_of(table) <= self.out.width:
+                break
+            shown.remove(name)
+            table = _table(title, columns, rows, shown=shown, right=right)
         self._print(Padding(table, (0, 0, 1, 0)))
+
+    def _width_of(self, table: Table) -> int:
+        """Columns that a table takes where there is room."""
+        columns = self.out.options.update(max_width=_ENDLESS)
+        return self.out.measure(table, options=columns).maximum
+
+    @property
+    def bars(self) -> str:
+        """Nine characters, from nothing to full, that stdout can show."""
+        try:
+            _BARS.encode(self.out.encoding)
+        except (LookupError, UnicodeEncodeError):
+            return _PLAIN_BARS
+        return _BARS
 
     def facts(self, title: str, facts: Sequence[tuple[str, str]]) -> None:
         """Print names and values to stdout."""
@@ -230,10 +252,27 @@ class _Pace:
         self.before = started.done
         self.done = started.done
         self.began = time.monotonic()
+        self._lately = deque([(self.began, started.done)])
 
     @property
     def elapsed(self) -> float:
         return time.monotonic() - self.began
+
+    def advance(self, done: int) -> None:
+        """Take over how much is done."""
+        self.done = done
+        self._lately.append((time.monotonic(), done))
+        while self._lately[-1][0] - self._lately[1][0] > _LATELY_S:
+            self._lately.popleft()
+
+    @property
+    def rate(self) -> float:
+        """A second: of late while it goes on, over all when it is over."""
+        then, before = self._lately[0]
+        if self.total and self.done >= self.total:
+            then, before = self.began, self.before
+        elapsed = time.monotonic() - then
+        return (self.done - before) / elapsed if elapsed > 0 else 0.0
 
     def __str__(self) -> str:
         if self.unit is Unit.NOTHING:
@@ -245,7 +284,7 @@ class _Pace:
                 f"{done} of {format_count(self.total, self.unit)}",
                 f"{100 * self.done / self.total:.0f}%",
             ]
-        rate = (self.done - self.before) / self.elapsed if self.elapsed > 0 else 0
+        rate = self.rate
         if rate:
             parts.append(f"{format_count(rate, self.unit)}/s")
         if rate and 0 < self.done < self.total:
@@ -258,12 +297,23 @@ class _PaceColumn(ProgressColumn):
         return Text(task.fields["pace"])
 
 
+class _Panel(Progress):
+    """Bars, and what is to be said below them."""
+
+    below: RenderableType | None = None
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        yield from super().get_renderables()
+        if self.below is not None:
+            yield self.below
+
+
 class _Bars:
     """Live bars for a terminal."""
 
     def __init__(self, console: RichConsole) -> None:
         self._console = console
-        self._progress: Progress | None = None
+        self._progress: _Panel | None = None
         self._stages: dict[Stage, tuple[Any, _Pace]] = {}
 
     def observe(self, event: Event) -> None:
@@ -286,7 +336,7 @@ class _Bars:
 
     def _start(self, stage: Stage, event: Started) -> None:
         if self._progress is None:
-            self._progress = Progress(
+            self._progress = _Panel(
                 SpinnerColumn(finished_text="[green]✓[/green]"),
                 TextColumn("{task.description}", table_column=Column(width=16)),
                 BarColumn(bar_width=16),
@@ -312,14 +362,35 @@ class _Bars:
     def _advance(self, stage: Stage, event: Advanced) -> None:
         assert self._progress is not None
         task, pace = self._stages[stage]
-        pace.done = event.done
-        self._progress.update(
-            task, completed=event.done, pace=str(pace), detail=escape(event.detail)
+        pace.advance(event.done)
+        detail = "" if event.facts else escape(event.detail)
+        self._progress.update(task, completed=event.done, pace=str(pace), detail=detail)
+        self._progress.below = self._below(event)
+
+    def _below(self, event: Advanced) -> RenderableType | None:
+        """The map and the facts of a stage that has more to say than a line holds."""
+        if not event.facts:
+            return None
+        grid = Table.grid(
+            Column(style="dim", no_wrap=True),
+            Column(no_wrap=True, overflow="ellipsis", ratio=1),
+            padding=(0, 2),
+            expand=True,
         )
+        if event.parts:
+            grid.add_row("pieces", self._map(event.parts))
+        for name, value in event.facts:
+            grid.add_row(escape(_harmless(name)), escape(_harmless(value)))
+        return Padding(grid, (0, 0, 0, 2))
+
+    def _map(self, parts: Sequence[float]) -> Text:
+        cells = _CELLS if self._console.encoding.startswith("utf") else _ASCII_CELLS
+        return Text("".join(cells[int(part * (len(cells) - 1))] for part in parts), style="green")
 
     def _finish(self, stage: Stage) -> None:
         assert self._progress is not None
         task, pace = self._stages.pop(stage)
+        self._progress.below = None
         if stage in _FLEETING:
             self._progress.remove_task(task)
         else:
@@ -348,7 +419,7 @@ class _Lines:
                 self._stages[stage] = _Pace(event)
             case Advanced(stage=stage, done=done, detail=detail) if stage in self._stages:
                 pace = self._stages[stage]
-                pace.done = done
+                pace.advance(done)
                 if pace.elapsed >= 1:
                     self._say(f"{_TITLES[stage]}: {pace}" + (f" · {detail}" if detail else ""))
             case Finished(stage=stage) if stage in self._stages:

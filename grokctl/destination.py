@@ -1,67 +1,42 @@
-"""Where a download goes: what is chosen, what must not be touched, and whether there is room."""
+"""Where a download goes: which files are chosen, whose folder it is, and what is kept in it."""
 
 import errno
+import fcntl
 import os
 import shlex
-import shutil
-import stat
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Final
 
-from grokctl.checkpoint.receipt import read_source, write_source
+from grokctl.checkpoint.receipt import read_source
 from grokctl.checkpoint.release import release_paths
 from grokctl.checkpoint.torrent import (
+    V2,
     Metainfo,
+    folder_name,
     parse_metainfo,
     printable,
+    raw_values,
     read_metainfo,
     trackers_of,
 )
 from grokctl.errors import DiskFullError, FetchError, GrokctlError, UsageError
-from grokctl.paths import CONFIG, PRIVATE, TOKENIZER, TORRENT, write_atomically
-from grokctl.sources import GROK_1, FetchOptions, Origin, plain
-from grokctl.swarm import info_of
+from grokctl.model.tensors import layer_files
+from grokctl.paths import CKPT, CONFIG, PRIVATE, TOKENIZER, TORRENT, write_atomically
+from grokctl.sources import FetchOptions, Origin, plain, read_source_argument
 
 RESUME: Final = "resume"
-"""libtorrent's resume data, in the release's private folder."""
+"""libtorrent's resume data, in the release's private folder, as of the end of a fetch."""
+BEGUN: Final = "resume.begun"
+"""The same, as of some moment of a fetch that goes on, or was killed."""
+LOCK: Final = "lock"
+"""Held while somebody fetches; it stays, because to remove it would be a race."""
 _OWN_NAMES: Final = frozenset({"lost+found"})
-"""What a folder may hold and still count as empty: a fresh file system has it."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PlannedFile:
-    """One file of a release that is to come."""
-
-    path: str
-    """`/`-separated, below the release."""
-    nbytes: int
-    is_wanted: bool
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FetchPlan:
-    """What a fetch would do."""
-
-    name: str
-    infohash: str
-    files: tuple[PlannedFile, ...]
-    wanted_nbytes: int
-    present_nbytes: int
-    """Disk that wanted files occupy already, whatever their content."""
-    free_nbytes: int
-
-    @property
-    def needed_nbytes(self) -> int:
-        """Disk that is still to be taken."""
-        return self.wanted_nbytes - self.present_nbytes
-
-    @property
-    def fits(self) -> bool:
-        """Whether the destination has room for what is missing."""
-        return self.needed_nbytes <= self.free_nbytes
+"""What a folder may hold and still count as empty, beside what a kill leaves of our first write:
+a fresh file system has it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,6 +45,9 @@ class Job:
 
     metainfo: Metainfo
     info: bytes
+    """The raw info dictionary, all that the infohash covers."""
+    layers: bytes
+    """The raw piece layers that a torrent without v1 pieces needs; else nothing."""
     trackers: tuple[str, ...]
     places: dict[int, str]
     wanted: frozenset[int]
@@ -79,6 +57,12 @@ class Job:
         """Bytes of the wanted files."""
         return sum(file.length for file in self.metainfo.files if file.index in self.wanted)
 
+    @property
+    def pieces(self) -> list[int]:
+        """Pieces that the wanted files lie in, ascending."""
+        files = (file for file in self.metainfo.files if file.index in self.wanted)
+        return sorted({piece for file in files for piece in self.metainfo.pieces_of(file)})
+
 
 def choose(torrent: bytes, origin: Origin, options: FetchOptions) -> Job:
     """Decide by our own rules what is fetched and where it goes."""
@@ -87,7 +71,7 @@ def choose(torrent: bytes, origin: Origin, options: FetchOptions) -> Job:
     if metainfo.infohash != origin.infohash:
         raise FetchError(f"{name}: expected infohash {origin.infohash}, found {metainfo.infohash}")
     places = release_paths(metainfo)
-    wanted = {index for index, place in places.items() if _is_wanted(place, options.only)}
+    wanted = _wanted(places, options)
     if not wanted:
         first, *_ = places.values()
         raise UsageError(
@@ -96,9 +80,11 @@ def choose(torrent: bytes, origin: Origin, options: FetchOptions) -> Job:
         )
     # small, and without them nobody knows what the tensors are
     wanted |= {index for index, place in places.items() if place in {CONFIG, TOKENIZER}}
+    raw = raw_values(torrent)
     return Job(
         metainfo=metainfo,
-        info=info_of(torrent),
+        info=raw[b"info"],
+        layers=raw.get(b"piece layers", b"") if metainfo.version == V2 else b"",
         trackers=tuple(
             dict.fromkeys([*origin.trackers, *plain(trackers_of(torrent)), *options.trackers])
         ),
@@ -107,19 +93,39 @@ def choose(torrent: bytes, origin: Origin, options: FetchOptions) -> Job:
     )
 
 
-def _is_wanted(place: str, only: Collection[str]) -> bool:
-    names = (place, place.rpartition("/")[2])
-    return not only or any(fnmatchcase(name, glob) for name in names for glob in only)
+def _wanted(places: Mapping[int, str], options: FetchOptions) -> set[int]:
+    if not options.only and options.layers is None:
+        return set(places)
+    wanted = {
+        index
+        for index, place in places.items()
+        for name in (place, place.rpartition("/")[2])
+        if any(fnmatchcase(name, glob) for glob in options.only)
+    }
+    if options.layers is not None:
+        num_tensors = sum(place.startswith(f"{CKPT}/tensor") for place in places.values())
+        try:
+            files = layer_files(num_tensors, options.layers)
+        except ValueError as error:
+            raise UsageError(f"layers: {error}", "--layers 0-3") from error
+        wanted |= {
+            index for index, place in places.items() if place.removeprefix(f"{CKPT}/") in files
+        }
+    return wanted
 
 
-def bare_torrent(info: bytes, trackers: Iterable[str]) -> bytes:
+def bare_torrent(info: bytes, trackers: Iterable[str], *, layers: bytes = b"") -> bytes:
     """Metainfo that holds what the infohash covers, the trackers, and nothing else.
 
-    The info dictionary goes in as it came: encoding it anew could change its hash.
+    Args:
+        info: The info dictionary as it came: encoding it anew could change its hash.
+        trackers: Announce URLs.
+        layers: The piece layers as they came, of a torrent without v1 pieces.
     """
     urls = [b"l%d:%se" % (len(url), url) for url in (text.encode() for text in trackers)]
     announce = b"13:announce-listl" + b"".join(urls) + b"e" if urls else b""
-    return b"d" + announce + b"4:info" + info + b"e"
+    beside = b"12:piece layers" + layers if layers else b""
+    return b"d" + announce + b"4:info" + info + beside + b"e"
 
 
 def refuse_foreign(root: Path, origin: Origin, *, force: bool) -> None:
@@ -127,7 +133,10 @@ def refuse_foreign(root: Path, origin: Origin, *, force: bool) -> None:
     if force:
         return
     try:
-        is_empty = {entry.name for entry in root.iterdir()} <= _OWN_NAMES
+        is_empty = all(
+            entry.name in _OWN_NAMES or entry.name.startswith(f".{TORRENT}.")
+            for entry in root.iterdir()
+        )
     except FileNotFoundError:
         return
     except OSError as error:
@@ -135,25 +144,43 @@ def refuse_foreign(root: Path, origin: Origin, *, force: bool) -> None:
     claimed = read_source(root)
     if is_empty or claimed == origin.infohash or cached_torrent(root, origin.infohash) is not None:
         return
+    command = f"grokctl fetch {shlex.quote(origin.source)} --to"
     if claimed is not None:
-        raise FetchError(
-            f"{root}: expected release {origin.infohash}, found {claimed}",
-            f"grokctl fetch {shlex.quote(origin.source)} --to {root}-{origin.infohash[:8]}",
-        )
-    raise FetchError(
-        f"{root}: is not empty, and not grokctl's",
-        f"grokctl fetch {shlex.quote(origin.source)} --to {root / GROK_1}",
-    )
+        other = root.with_name(f"{root.name}-{origin.infohash[:8]}")
+        message = f"{root}: expected release {origin.infohash}, found {claimed}"
+        raise FetchError(message, f"{command} {quoted(other)}")
+    if (root / CKPT).is_dir():
+        message = f"{root}: holds a {CKPT} that grokctl did not fetch"
+        raise FetchError(message, f"{command} {quoted(root)} --force  # to adopt it")
+    inside = root / folder_name(origin.name, origin.infohash)
+    raise FetchError(f"{root}: is not empty, and not grokctl's", f"{command} {quoted(inside)}")
 
 
-def torrent_at_hand(origin: Origin, root: Path) -> bytes | None:
-    """The torrent, if it need not be asked for."""
+def torrent_at_hand(origin: Origin, root: Path, given: Path | None) -> bytes | None:
+    """The torrent, if it need not be asked for.
+
+    Raises:
+        FetchError: The file that was given is no torrent, or another one.
+    """
+    if given is not None:
+        if not given.is_file():
+            raise UsageError(f"torrent file {given}: no such file", f"ls -l {quoted(given)}")
+        found = read_source_argument(str(given))
+        if found.infohash != origin.infohash:
+            name = printable(origin.name) or origin.source
+            raise FetchError(
+                f"{given}: expected infohash {origin.infohash} of {name}, found {found.infohash}",
+                f"grokctl fetch {shlex.quote(str(given))}",
+            )
+        return found.torrent
     return origin.torrent or cached_torrent(root, origin.infohash)
 
 
 def cached_torrent(root: Path, infohash: str) -> bytes | None:
     """The torrent that an earlier fetch left here, if it is the right one."""
     path = root / TORRENT
+    if not path.is_file():  # a pipe would make us wait
+        return None
     try:
         if read_metainfo(path).infohash == infohash:
             return path.read_bytes()
@@ -162,98 +189,63 @@ def cached_torrent(root: Path, infohash: str) -> bytes | None:
     return None
 
 
-def space_plan(root: Path, job: Job) -> FetchPlan:
-    """Say what is to come, and whether it fits."""
-    files = [file for file in job.metainfo.files if not file.is_pad]
-    present = sum(
-        min(file.length, _allocated(root / job.places[file.index]))
-        for file in files
-        if file.index in job.wanted
-    )
-    try:
-        free = shutil.disk_usage(next(path for path in (root, *root.parents) if path.exists())).free
-    except OSError as error:
-        raise refused(root, error) from error
-    return FetchPlan(
-        name=job.metainfo.name,
-        infohash=job.metainfo.infohash,
-        files=tuple(
-            PlannedFile(
-                path=job.places[file.index],
-                nbytes=file.length,
-                is_wanted=file.index in job.wanted,
-            )
-            for file in files
-        ),
-        wanted_nbytes=job.nbytes,
-        present_nbytes=present,
-        free_nbytes=free,
-    )
+def keep_resume(root: Path, resume: bytes | None, *, is_last: bool = False) -> None:
+    """Write resume data where the next fetch looks for it.
 
-
-def _allocated(path: Path) -> int:
-    """Bytes on disk: of a sparse file, less than its size."""
-    try:
-        return path.lstat().st_blocks * 512
-    except OSError:
-        return 0
-
-
-def refuse_links(root: Path, places: Iterable[str]) -> None:
-    """Refuse a folder in which a name leads elsewhere: libtorrent follows links and overwrites."""
-    folders = {PRIVATE}
-    files = {TORRENT, f"{PRIVATE}/{RESUME}", *places}
-    for place in files:
-        folders.update(str(parent) for parent in Path(place).parents if parent.name)
-    for name in sorted(folders):
-        _expect_kind(root / name, "folder", stat.S_ISDIR)
-    for name in sorted(files):
-        _expect_kind(root / name, "file", stat.S_ISREG)
-
-
-def _expect_kind(path: Path, kind: str, is_kind: Callable[[int], bool]) -> None:
-    try:
-        mode = path.lstat().st_mode
-    except FileNotFoundError:
+    Args:
+        root: The release.
+        resume: What libtorrent says; None changes nothing.
+        is_last: Whether nothing was written since. Only then is what it says about pieces that
+            are not whole worth anything: a block may have been replaced by another.
+    """
+    if resume is None:
         return
+    if is_last:
+        write_atomically(root / PRIVATE / RESUME, resume)
+        (root / PRIVATE / BEGUN).unlink(missing_ok=True)
+    else:
+        write_atomically(root / PRIVATE / BEGUN, resume)
+
+
+@contextmanager
+def alone(root: Path) -> Iterator[None]:
+    """Let nobody else fetch into a folder meanwhile.
+
+    Raises:
+        FetchError: Somebody does.
+    """
+    path = root / PRIVATE / LOCK
+    try:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
     except OSError as error:
         raise refused(path, error) from error
-    if not is_kind(mode):
-        found = "a symbolic link" if stat.S_ISLNK(mode) else "something else"
-        raise FetchError(f"{path}: expected a {kind}, found {found}", f"ls -ld {path}")
-
-
-def prepare(root: Path, job: Job) -> None:
-    """Make the folder ready to receive, and refuse before a byte moves what cannot end well."""
     try:
-        root.mkdir(parents=True, exist_ok=True)
-        refuse_links(root, job.places.values())
-        wanted = space_plan(root, job)
-        if not wanted.fits:
-            raise DiskFullError(
-                f"{root}: expected {wanted.needed_nbytes:,} bytes free, "
-                f"found {wanted.free_nbytes:,}",
-                f"df -h {root}",
-            )
-        write_atomically(root / TORRENT, bare_torrent(job.info, job.trackers))
-        write_source(root, infohash=job.metainfo.infohash)
-        for file in job.metainfo.files:
-            if file.index in job.wanted:
-                _cut(root / job.places[file.index], file.length)
-    except OSError as error:
-        raise refused(root, error) from error
+        with suppress(OSError):  # some file systems know no locks
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                message = f"{root}: another grokctl is fetching into it"
+                raise FetchError(message, f"fuser -v {quoted(path)}") from error
+        yield
+    finally:
+        os.close(handle)
 
 
-def _cut(path: Path, length: int) -> None:
-    """Cut off what lies behind the end of a file: libtorrent would leave it there."""
-    if path.exists() and path.stat().st_size > length:
-        os.truncate(path, length)
+def take_resume(root: Path) -> tuple[bytes, bool]:
+    """What an earlier fetch left, and whether it could do so at its very end."""
+    last, begun = root / PRIVATE / RESUME, root / PRIVATE / BEGUN
+    with suppress(OSError):
+        last.replace(begun)
+        return begun.read_bytes(), True
+    with suppress(OSError):
+        return begun.read_bytes(), False
+    return b"", False
 
 
-def keep_resume(root: Path, resume: bytes | None) -> None:
-    """Write resume data where the next fetch looks for it."""
-    if resume is not None:
-        write_atomically(root / PRIVATE / RESUME, resume)
+def forget_resume(root: Path) -> None:
+    """Withdraw all claims: what lies here is about to be looked at, or replaced."""
+    for name in (RESUME, BEGUN):
+        (root / PRIVATE / name).unlink(missing_ok=True)
 
 
 def remove_parts(root: Path) -> None:
@@ -265,5 +257,10 @@ def remove_parts(root: Path) -> None:
 def refused(path: Path, error: OSError) -> GrokctlError:
     """What the operating system refused, as the error that users meet."""
     if error.errno in {errno.ENOSPC, errno.EDQUOT}:
-        return DiskFullError(f"{path}: {error.strerror}", f"df -h {path}")
-    return FetchError(f"{error.filename or path}: {error.strerror}", f"ls -ld {path}")
+        return DiskFullError(f"{path}: {error.strerror}", f"df -h {quoted(path)}")
+    return FetchError(f"{error.filename or path}: {error.strerror}", f"ls -ld {quoted(path)}")
+
+
+def quoted(path: Path) -> str:
+    """A path as it is pasted into a shell."""
+    return shlex.quote(str(path))

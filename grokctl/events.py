@@ -17,6 +17,7 @@ class Stage(StrEnum):
     SEED = "seed"
     VERIFY = "verify"
     STRUCTURE = "structure"
+    VALUES = "values"
     RESHARD = "reshard"
     LOAD = "load"
     COMPILE = "compile"
@@ -56,6 +57,10 @@ class Advanced:
     """Since the beginning, not since the last event."""
     detail: str = ""
     """What it does or waits for now, in a few words."""
+    facts: tuple[tuple[str, str], ...] = ()
+    """More of that for those who have room: names and values."""
+    parts: tuple[float, ...] = ()
+    """How much is done of equal parts of the work, each 0 to 1, in order: a map."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,81 +1,111 @@
 """From a magnet link to the complete, flushed files of a release."""
 
-import os
-import shlex
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
-from urllib.parse import urlsplit
 
+from grokctl.checkpoint.receipt import read_receipt
 from grokctl.checkpoint.release import release_paths
-from grokctl.checkpoint.torrent import (
-    GROK_1_MAGNET,
-    folder_name,
-    parse_magnet,
-    parse_metainfo,
-    printable,
-)
+from grokctl.checkpoint.torrent import folder_name, parse_metainfo
 from grokctl.destination import (
-    RESUME,
-    FetchPlan,
     Job,
+    alone,
     bare_torrent,
     choose,
     keep_resume,
-    prepare,
     refuse_foreign,
-    refuse_links,
-    refused,
     remove_parts,
-    space_plan,
     torrent_at_hand,
 )
-from grokctl.errors import StalledError
+from grokctl.download import SAVE_WITHIN_S, Download, find_claims, stalled
+from grokctl.errors import GrokctlError, UsageError
 from grokctl.events import Advanced, Finished, Noted, Observer, Stage, Started, Unit, ignore
-from grokctl.paths import CKPT, PRIVATE
-from grokctl.sources import GROK_1, Endpoint, FetchOptions, Origin, endpoint, read_source_argument
-from grokctl.swarm import Network, Snapshot, Swarm, Transfer, resolve
+from grokctl.mirrors import Mirrors
+from grokctl.paths import CKPT, TOKENIZER
+from grokctl.preflight import FetchPlan, look_ahead, prepare
+from grokctl.sources import (
+    GROK_1,
+    Endpoint,
+    FetchOptions,
+    Origin,
+    endpoint,
+    mirror,
+    read_source_argument,
+)
+from grokctl.swarm import Claims, Network, Snapshot, Swarm, Transfer, resolve
+from grokctl.tokenizers import fetch_tokenizer, has_tokenizer, put_tokenizer, read_tokenizer
+from grokctl.units import format_bytes
+from grokctl.web import Web
 
-_TICK_S: Final = 0.25
-_SAVE_EVERY_S: Final = 30.0
-_SAVE_WITHIN_S: Final = 3.0
 _DEFAULTS: Final = FetchOptions()
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """What came from one kind of source in this run."""
+
+    source: str
+    """`swarm`, or `mirror` and its name."""
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Trouble:
+    """Somebody who sent wrong bytes, too few, or none."""
+
+    source: str
+    """`peer` and its address, or `mirror` and its name."""
+    reason: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fetched:
     """Files that were received, whose pieces matched, and that are on disk."""
 
+    source: str
+    """What was asked for."""
     root: Path
     infohash: str
     nbytes: int
     """Bytes of the wanted files."""
     downloaded: int
-    """Payload bytes received in this run."""
+    """Payload bytes received in this run, wasted ones included."""
     seconds: float
     is_complete: bool
     """Whether the whole release is here; False after `only`, unless the rest came before."""
+    is_proven: bool
+    """Whether an earlier verification covers every file as it is now; else one is owed."""
+    has_tokenizer: bool
     extras: tuple[str, ...]
     """Files beside the tensors."""
+    shares: tuple[Share, ...]
+    troubles: tuple[Trouble, ...]
 
 
 def fetch(
-    source: str, root: Path, options: FetchOptions = _DEFAULTS, *, observe: Observer = ignore
+    source: str,
+    root: Path,
+    options: FetchOptions = _DEFAULTS,
+    *,
+    have: frozenset[int] | None = None,
+    observe: Observer = ignore,
 ) -> Fetched:
     """Download a release, or what is missing of it, and hand it to the disk.
 
-    What arrives is proven piece by piece against the infohash. What lies there already is
-    believed where resume data claims it; only `recheck`, or `verify`, proves that again. However
-    it ends, by Ctrl-C or by an error, the next fetch goes on from there.
+    What arrives is proven piece by piece against the infohash, whoever sent it. What lies there
+    already is believed where the last fetch left word of it, and hashed where it did not; only
+    `recheck`, or `verify`, proves all of it again. However it ends, by Ctrl-C, by an error or
+    killed, the next fetch goes on from there.
 
     Args:
         source: `grok-1`, a magnet link, or the path of a `.torrent` file.
         root: The release's folder; made if it is not there. Nothing is written outside it.
-        options: Peers, limits, choice of files.
+        options: Peers, mirrors, limits, choice of files.
+        have: Pieces that were proven just now; all others of the wanted files are fetched.
         observe: Receives metadata, verify (files that were there), fetch and seed in bytes.
 
     Raises:
@@ -87,33 +117,58 @@ def fetch(
     began = time.monotonic()
     origin = read_source_argument(source)
     refuse_foreign(root, origin, force=options.force)
-    with Swarm(_network(options)) as swarm:
+    given = _given_tokenizer(options, origin)  # no reason to wait for bad news
+    with ExitStack() as stack:
+        swarm = stack.enter_context(Swarm(_network(options)))
         peers = resolve([endpoint(peer) for peer in options.peers])
-        torrent = torrent_at_hand(origin, root)
+        torrent = torrent_at_hand(origin, root, options.torrent_file)
         if torrent is None:
-            torrent, met = _from_swarm(swarm, origin, peers, options, observe)
+            torrent, met = _from_swarm(swarm, origin, root, peers, options, observe)
             peers = list(dict.fromkeys([*peers, *met]))
         job = choose(torrent, origin, options)
         prepare(root, job)
-        swarm.add(_transfer(job, root, peers, options))
-        run = _Run(swarm, origin, job, root, options, observe)
+        stack.enter_context(alone(root))
+        if given is None:
+            _fetch_tokenizer(root, job, origin, options, observe)
+        elif TOKENIZER in job.places.values():
+            raise UsageError(f"{options.tokenizer}: the torrent brings its own {TOKENIZER}")
+        claims = find_claims(root, job, options, have, observe)
+        swarm.add(_transfer(job, root, peers, options, claims))
+        mirrors = _mirrors(stack, job, options)
+        run = Download(
+            swarm=swarm,
+            mirrors=mirrors,
+            origin=origin,
+            job=job,
+            root=root,
+            options=options,
+            observe=observe,
+        )
         try:
-            last = run.download()
+            last = run.run()
             if options.seed or options.seed_ratio is not None:
                 run.seed()
         finally:
             with suppress(OSError):
-                keep_resume(root, swarm.resume_data(timeout_s=_SAVE_WITHIN_S))
+                keep_resume(root, swarm.resume_data(timeout_s=SAVE_WITHIN_S), is_last=True)
+        shares, troubles = _account(swarm, mirrors, last)
     if last.has_everything:
         remove_parts(root)
+    if given is not None and options.tokenizer is not None:
+        put_tokenizer(root, given, options.tokenizer, force=options.force)
     return Fetched(
+        source=source,
         root=root,
         infohash=origin.infohash,
         nbytes=job.nbytes,
-        downloaded=last.downloaded,
+        downloaded=sum(share.nbytes for share in shares),
         seconds=time.monotonic() - began,
         is_complete=last.has_everything,
+        is_proven=_is_proven(root, job),
+        has_tokenizer=has_tokenizer(root),
         extras=tuple(place for place in job.places.values() if not place.startswith(f"{CKPT}/")),
+        shares=shares,
+        troubles=troubles,
     )
 
 
@@ -127,14 +182,12 @@ def plan(
     """
     origin = read_source_argument(source)
     refuse_foreign(root, origin, force=options.force)
-    torrent = torrent_at_hand(origin, root)
+    torrent = torrent_at_hand(origin, root, options.torrent_file)
     if torrent is None:
         with Swarm(_network(options)) as swarm:
             peers = resolve([endpoint(peer) for peer in options.peers])
-            torrent, _ = _from_swarm(swarm, origin, peers, options, observe)
-    job = choose(torrent, origin, options)
-    refuse_links(root, job.places.values())
-    return space_plan(root, job)
+            torrent, _ = _from_swarm(swarm, origin, root, peers, options, observe)
+    return look_ahead(root, choose(torrent, origin, options), options)
 
 
 def default_root(source: str, releases: Path) -> Path:
@@ -145,7 +198,7 @@ def default_root(source: str, releases: Path) -> Path:
         FetchError: It is malformed.
     """
     origin = read_source_argument(source)
-    if origin.infohash == parse_magnet(GROK_1_MAGNET).infohash:
+    if origin.tokenizer is not None:
         return releases / GROK_1
     return releases / folder_name(origin.name, origin.infohash)
 
@@ -194,12 +247,14 @@ def _network(options: FetchOptions) -> Network:
         lsd=options.lsd,
         connections=options.connections,
         shares_addresses=bool(options.peers),
+        keeps_seeds=bool(options.mirrors),
     )
 
 
 def _from_swarm(
     swarm: Swarm,
     origin: Origin,
+    root: Path,
     peers: list[Endpoint],
     options: FetchOptions,
     observe: Observer,
@@ -212,153 +267,87 @@ def _from_swarm(
         swarm.ask_for_metadata(origin.infohash, trackers=trackers, peers=peers, folder=Path(folder))
         while (info := swarm.metadata()) is None:
             now = swarm.poll(min(1.0, options.stall_timeout_s))
-            detail = f"waiting for metadata: {_several(now.peers, 'peer')}"
+            peers_met = f"{now.peers} peer{'' if now.peers == 1 else 's'}"
+            detail = f"waiting for metadata: {peers_met}"
             observe(Advanced(stage=Stage.METADATA, detail=detail))
             if time.monotonic() > deadline:
-                raise _stalled("metadata", swarm, now, origin, options)
+                raise stalled("metadata", swarm, now, origin, root, options, [])
         met = swarm.leave()
     observe(Finished(stage=Stage.METADATA))
     return bare_torrent(info, trackers), met
 
 
-def _transfer(job: Job, root: Path, peers: list[Endpoint], options: FetchOptions) -> Transfer:
-    path = root / PRIVATE / RESUME
-    resume = None
-    with suppress(OSError):
-        resume = path.read_bytes()
-        # its claims hold for what lies there now; what is about to come may disprove them
-        path.unlink()
+def _mirrors(stack: ExitStack, job: Job, options: FetchOptions) -> Mirrors | None:
+    if not options.mirrors:
+        return None
+    web = stack.enter_context(Web(bind=options.bind, proxy=options.proxy))
+    chosen = [mirror(name) for name in dict.fromkeys(options.mirrors)]
+    return stack.enter_context(Mirrors(chosen, web, job.metainfo, job.places))
+
+
+def _given_tokenizer(options: FetchOptions, origin: Origin) -> bytes | None:
+    if options.tokenizer is None:
+        return None
+    return read_tokenizer(options.tokenizer, origin.tokenizer)
+
+
+def _fetch_tokenizer(
+    root: Path, job: Job, origin: Origin, options: FetchOptions, observe: Observer
+) -> None:
+    """See to it that Grok-1 can take and give text, which its torrent may not."""
+    is_coming = TOKENIZER in job.places.values()
+    if origin.tokenizer is None or is_coming or has_tokenizer(root):
+        return
+    observe(Noted(message=f"fetching the tokenizer, {format_bytes(origin.tokenizer.nbytes)}"))
+    try:
+        with Web(bind=options.bind, proxy=options.proxy) as web:
+            fetch_tokenizer(root, origin.tokenizer, web)
+    except GrokctlError as error:
+        # a few MB beside 318 GB: no reason to stop
+        observe(Noted(message=f"the tokenizer is not here yet: {error}"))
+
+
+def _transfer(
+    job: Job, root: Path, peers: list[Endpoint], options: FetchOptions, claims: Claims
+) -> Transfer:
     return Transfer(
         metainfo=job.metainfo,
-        torrent=bare_torrent(job.info, ()),
+        torrent=bare_torrent(job.info, (), layers=job.layers),
         root=root,
         places=job.places,
         wanted=job.wanted,
         trackers=job.trackers,
         web_seeds=options.web_seeds,
         peers=peers,
-        resume=resume,
-        trusts_resume=not options.recheck,
+        claims=claims,
         max_download=options.max_download,
         max_upload=options.max_upload,
     )
 
 
-@dataclass(frozen=True, slots=True)
-class _Run:
-    """A transfer that was begun."""
-
-    swarm: Swarm
-    origin: Origin
-    job: Job
-    root: Path
-    options: FetchOptions
-    observe: Observer
-
-    def download(self) -> Snapshot:
-        """Wait until every wanted file is whole and on disk."""
-        now = self._check()
-        if now.done:
-            keep_resume(self.root, self.swarm.resume_data(timeout_s=_SAVE_WITHIN_S))
-        self.observe(Started(stage=Stage.FETCH, total=self.job.nbytes, done=now.done))
-        moved = saved = time.monotonic()
-        downloaded = now.downloaded
-        while not now.has_wanted:
-            now = self._poll()
-            self.observe(Advanced(stage=Stage.FETCH, done=now.done, detail=_pace(now)))
-            clock = time.monotonic()
-            if now.downloaded > downloaded:
-                downloaded, moved = now.downloaded, clock
-            elif clock - moved > self.options.stall_timeout_s and not now.has_wanted:
-                raise _stalled("payload", self.swarm, now, self.origin, self.options)
-            if clock - saved > _SAVE_EVERY_S:
-                saved = clock
-                self.swarm.ask_for_resume_data()
-            keep_resume(self.root, self.swarm.take_resume_data())
-        self.swarm.flush()
-        if now.downloaded:
-            self._make_durable(now)
-        self.observe(Finished(stage=Stage.FETCH))
-        return now
-
-    def seed(self) -> None:
-        """Give back; Ctrl-C is the ordinary end of it."""
-        ratio = self.options.seed_ratio
-        goal = None if ratio is None else int(ratio * self.job.nbytes)
-        try:
-            self.observe(Started(stage=Stage.SEED, total=goal or 0))
-            now = self._poll()
-            while goal is None or now.uploaded < goal:
-                detail = f"{now.upload_rate / 1e6:.1f} MB/s · {_several(now.peers, 'peer')}"
-                self.observe(Advanced(stage=Stage.SEED, done=now.uploaded, detail=detail))
-                now = self._poll()
-        except KeyboardInterrupt:
-            self.observe(Noted(message="seeding ended, the download is complete"))
-        self.observe(Finished(stage=Stage.SEED))
-
-    def _poll(self) -> Snapshot:
-        now = self.swarm.poll(_TICK_S)
-        for note in self.swarm.take_notes():
-            self.observe(Noted(message=note))
-        return now
-
-    def _check(self) -> Snapshot:
-        """Wait until libtorrent knows what lies on disk."""
-        is_shown = False
-        while (now := self._poll()).is_checking:
-            if now.is_hashing:
-                if not is_shown:
-                    self.observe(Started(stage=Stage.VERIFY, total=self.job.nbytes))
-                is_shown = True
-                done = int(now.checked * self.job.nbytes)
-                detail = "checking what is here"
-                self.observe(Advanced(stage=Stage.VERIFY, done=done, detail=detail))
-        if is_shown:
-            self.observe(Finished(stage=Stage.VERIFY))
-        return now
-
-    def _make_durable(self, now: Snapshot) -> None:
-        """Wait until the disk has what the operating system was given."""
-        for index in sorted(self.job.wanted):
-            path = self.root / self.job.places[index]
-            detail = f"writing {path.name} to disk"
-            self.observe(Advanced(stage=Stage.FETCH, done=now.done, detail=detail))
-            try:
-                handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
-                try:
-                    os.fsync(handle)
-                finally:
-                    os.close(handle)
-            except OSError as error:
-                raise refused(path, error) from error
-
-
-def _pace(now: Snapshot) -> str:
-    speed = f"{now.rate / 1e6:.1f} MB/s" if now.rate else "waiting for peers"
-    return f"{speed} · {_crowd(now)}"
-
-
-def _crowd(now: Snapshot) -> str:
-    return f"{_several(now.peers, 'peer')}, {_several(now.seeds, 'seed')}"
-
-
-def _several(count: int, noun: str) -> str:
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
-
-
-def _stalled(
-    what: str, swarm: Swarm, now: Snapshot, origin: Origin, options: FetchOptions
-) -> StalledError:
-    silent = dict.fromkeys((*origin.trackers, *options.trackers), "no answer")
-    answers = [
-        f"{urlsplit(url).hostname}: {answer}" for url, answer in (silent | swarm.trackers).items()
+def _account(
+    swarm: Swarm, mirrors: Mirrors | None, last: Snapshot
+) -> tuple[tuple[Share, ...], tuple[Trouble, ...]]:
+    """Who sent how much, and who sent what they should not have."""
+    states = mirrors.states() if mirrors is not None else []
+    shares = [Share("swarm", last.downloaded)]
+    shares += [Share(f"mirror {state.name}", state.nbytes) for state in states]
+    troubles = [
+        Trouble(f"peer {address}", "sent bad data, banned")
+        for address in dict.fromkeys(swarm.banned)
     ]
-    name = printable(origin.name) or origin.infohash
-    message = (
-        f"swarm of {name}: expected {what}, found none for {options.stall_timeout_s:g} s from "
-        f"{_crowd(now)} ({'; '.join(answers) or 'no trackers'})"
+    troubles += [
+        Trouble(f"mirror {state.name}", state.trouble + (", dropped" if state.is_dropped else ""))
+        for state in states
+        if state.trouble
+    ]
+    return tuple(shares), tuple(troubles)
+
+
+def _is_proven(root: Path, job: Job) -> bool:
+    receipt = read_receipt(root)
+    return (
+        receipt is not None
+        and receipt.infohash == job.metainfo.infohash
+        and set(job.places.values()) <= receipt.untouched(root)
     )
-    command = f"grokctl fetch {shlex.quote(origin.source)}"
-    if options.dht or options.proxy:
-        return StalledError(message, f"{command} --stall-timeout 3600 --peer HOST:PORT")
-    return StalledError(message, f"{command}  # without --no-dht")

@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
+import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
+from functools import reduce
+from operator import add
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from grokctl.console import Console, format_bytes, format_seconds
+from grokctl.units import format_bytes, format_seconds
 
 if TYPE_CHECKING:  # a verb pays for its own stage only
     from grokctl.checkpoint.ready import ReadyCheckpoint
     from grokctl.checkpoint.receipt import Receipt
+    from grokctl.checkpoint.values import Spread
+    from grokctl.console import Console
     from grokctl.demo import Demonstration
-    from grokctl.destination import FetchPlan
+    from grokctl.errors import Damage
     from grokctl.fetch import Fetched
     from grokctl.generation import Generation, Score
-    from grokctl.inspect import Inspection
+    from grokctl.inspect import Inspection, Row
+    from grokctl.preflight import FetchPlan
     from grokctl.reshard import ReshardPlan
     from grokctl.verify import Verdict
+
+_LISTED = 2
+"""Ranges that a row of a table names."""
 
 Facts = Sequence[tuple[str, str]]
 
@@ -34,25 +43,30 @@ def _show(console: Console, values: dict[str, Any], title: str, facts: Facts) ->
 def proof(receipt: Receipt | None, root: Path) -> str:
     """What is known about the content of a release, in one line."""
     if receipt is not None:
-        return f"{root.name}: every byte was proven on {receipt.verified_at}"
+        since, until = receipt.since, receipt.verified_at
+        when = f"on {until}" if since == until else f"between {since} and {until}"
+        return f"{root.name}: every byte was proven {when}"
     command = f"grokctl verify {shlex.quote(str(root))}"
     return f"{root.name}: its content is not proven ({command})"
 
 
 def fetch_plan(console: Console, plan: FetchPlan, root: Path) -> None:
-    """What a fetch would do."""
+    """What a fetch would do, and what stands in its way."""
     wanted = sum(file.is_wanted for file in plan.files)
-    fits = "yes" if plan.fits else f"no, {format_bytes(plan.needed_nbytes)} are needed"
-    _show(
-        console,
-        {
-            "release": str(root),
-            "infohash": plan.infohash,
-            "bytes": plan.wanted_nbytes,
-            "present_bytes": plan.present_nbytes,
-            "free_bytes": plan.free_nbytes,
-            "fits": plan.fits,
-        },
+    if console.as_json:
+        console.emit(
+            {
+                "release": str(root),
+                "infohash": plan.infohash,
+                "bytes": plan.wanted_nbytes,
+                "present_bytes": plan.present_nbytes,
+                "free_bytes": plan.free_nbytes,
+                "fits": plan.fits,
+                "checks": [asdict(check) for check in plan.checks],
+            }
+        )
+        return
+    console.facts(
         f"would fetch {plan.name}",
         [
             ("to", str(root)),
@@ -61,13 +75,24 @@ def fetch_plan(console: Console, plan: FetchPlan, root: Path) -> None:
             ("bytes", format_bytes(plan.wanted_nbytes)),
             ("here already", format_bytes(plan.present_nbytes)),
             ("free on disk", format_bytes(plan.free_nbytes)),
-            ("fits", fits),
         ],
+    )
+    console.table(
+        "nothing stands in its way" if plan.fits else "this stands in its way",
+        ("check", "state", "found"),
+        [(check.name, check.status, check.detail) for check in plan.checks],
     )
 
 
 def fetched(console: Console, result: Fetched) -> None:
-    """A finished download, and that its verification is owed."""
+    """A finished download, what it owes to whom, and whether its verification is owed."""
+    root = shlex.quote(str(result.root))
+    owed = []
+    if not result.is_proven:
+        owed.append(("still to do", f"grokctl verify {root}"))
+    if not result.has_tokenizer:
+        source = shlex.quote(result.source)
+        owed.append(("for text", f"grokctl fetch {source} --to {root} --tokenizer FILE"))
     _show(
         console,
         {
@@ -78,7 +103,10 @@ def fetched(console: Console, result: Fetched) -> None:
             "seconds": result.seconds,
             "complete": result.is_complete,
             "extras": list(result.extras),
-            "verified": False,
+            "verified": result.is_proven,
+            "tokenizer": result.has_tokenizer,
+            "sources": [asdict(share) for share in result.shares],
+            "troubles": [asdict(trouble) for trouble in result.troubles],
         },
         f"fetched {result.root.name}" + ("" if result.is_complete else ", not all of it"),
         [
@@ -89,14 +117,29 @@ def fetched(console: Console, result: Fetched) -> None:
                 "downloaded",
                 f"{format_bytes(result.downloaded)} in {format_seconds(result.seconds)}",
             ),
+            *(
+                (f"  {share.source}", format_bytes(share.nbytes))
+                for share in result.shares
+                if len(result.shares) > 1
+            ),
+            *((trouble.source, trouble.reason) for trouble in result.troubles),
             *([("other files", ", ".join(result.extras))] if result.extras else []),
-            ("still to do", f"grokctl verify {shlex.quote(str(result.root))}"),
+            *([("verified", "every byte, and untouched since")] if result.is_proven else []),
+            *owed,
         ],
     )
 
 
-def verdict(console: Console, root: Path, found: Verdict, *, quick: bool, seconds: float) -> None:
-    """What a verification found: all damage, or what is proven."""
+def verdict(
+    console: Console,
+    root: Path,
+    found: Verdict,
+    fetched: Fetched | None,
+    *,
+    quick: bool,
+    seconds: float,
+) -> None:
+    """What a verification found: all damage and what mending it costs, or what is proven."""
     infohash = found.verified.receipt.infohash if found.verified else None
     if console.as_json:
         console.emit(
@@ -106,42 +149,80 @@ def verdict(console: Console, root: Path, found: Verdict, *, quick: bool, second
                 "files": found.files,
                 "bytes": found.nbytes,
                 "hashed_bytes": found.hashed,
+                "spared_files": found.spared,
+                "spared_since": found.since,
                 "proven": found.verified is not None,
                 "infohash": infohash,
-                "damage": [asdict(damage) for damage in found.damage],
+                "damage": [_damage_values(damage) for damage in found.damage],
+                "mend_bytes": found.mend_nbytes,
+                "downloaded_bytes": fetched.downloaded if fetched else None,
                 "seconds": seconds,
             }
         )
         return
     if found.damage:
-        console.table(
-            f"{len(found.damage)} of {found.files} files are damaged",
-            ("file", "reason", "bytes", "detail"),
-            [
-                (
-                    damage.file,
-                    damage.reason,
-                    ", ".join(f"{low:,} to {high:,}" for low, high in damage.ranges),
-                    damage.detail,
-                )
-                for damage in found.damage
-            ],
-        )
+        _damages(console, found)
         return
     what = "the structure is sound; no content is proven" if quick else "every byte is right"
+    spared = f"{found.spared:,} files, untouched since they were, from {found.since}"
     console.facts(
         f"{found.name}: {what}",
         [
             ("files", f"{found.files:,}"),
             ("bytes", format_bytes(found.nbytes)),
             ("hashed now", f"{format_bytes(found.hashed)} in {format_seconds(seconds)}"),
+            *([("proven before", spared)] if found.spared else []),
+            *([("downloaded", format_bytes(fetched.downloaded))] if fetched else []),
             *([("infohash", infohash)] if infohash else []),
         ],
     )
 
 
-def inspection(console: Console, found: Inspection) -> None:
-    """A table of tensors."""
+def _damage_values(damage: Damage) -> dict[str, Any]:
+    values = asdict(damage)
+    values["mend_bytes"] = values.pop("mend_nbytes")
+    return values
+
+
+def _damages(console: Console, found: Verdict) -> None:
+    console.table(
+        f"{len(found.damage)} of {found.files} files are damaged",
+        ("file", "damage", "pieces", "to fetch"),
+        [
+            (
+                damage.file,
+                _described(damage),
+                _listed(
+                    f"{first:,}" if last == first + 1 else f"{first:,}-{last - 1:,}"
+                    for first, last in damage.pieces
+                ),
+                format_bytes(damage.mend_nbytes) if damage.pieces else "",
+            )
+            for damage in found.damage
+        ],
+        right=("to fetch",),
+    )
+    if found.bad_pieces:
+        many = len(found.bad_pieces)
+        pieces = "1 bad piece" if many == 1 else f"{many:,} bad pieces"
+        console.write(f"{pieces}: {format_bytes(found.mend_nbytes)} to download\n")
+
+
+def _described(damage: Damage) -> str:
+    text = ", ".join(filter(None, (damage.reason, damage.detail)))
+    ranges = _listed(f"{low:,} to {high:,}" for low, high in damage.ranges)
+    return f"{text}; bytes {ranges}" if ranges else text
+
+
+def _listed(parts: Iterable[str]) -> str:
+    """Some of many, and how many more there are."""
+    found = list(parts)
+    more = len(found) - _LISTED
+    return ", ".join(found[:_LISTED]) + (f" +{more:,}" if more > 0 else "")
+
+
+def inspection(console: Console, found: Inspection, *, one_by_one: bool) -> None:
+    """A table of tensors, those of identical layers in one row, and what they come to."""
     if console.as_json:
         console.emit(
             {
@@ -149,26 +230,176 @@ def inspection(console: Console, found: Inspection) -> None:
                 "kind": found.kind,
                 "config": found.config.to_dict(),
                 "bytes": found.total_nbytes,
-                "tensors": [asdict(row) for row in found.rows],
+                "parameters": sum(total.parameters for total in found.totals),
+                "totals": [asdict(total) for total in found.totals],
+                "tensors": [_row_values(row) for row in found.rows],
             }
         )
         return
+    groups = [[row] for row in found.rows] if one_by_one else _alike(found.rows)
+    named = [(_name_of(rows, found.config.num_layers), rows) for rows in groups]
+    title = f"{found.root.name}: {found.kind} checkpoint, {format_bytes(found.total_nbytes)}"
+    if all(row.spread is None for row in found.rows):
+        _tensors(console, title, named)
+    else:
+        _spreads(console, title, named)
+    whole = sum(total.nbytes for total in found.totals)
     console.table(
-        f"{found.root.name}: {found.kind} checkpoint, {format_bytes(found.total_nbytes)}",
-        ("file", "tensor", "shape", "type", "scales", "size"),
+        f"{sum(total.parameters for total in found.totals):,} parameters",
+        ("part", "tensors", "parameters", "size", "share"),
         [
             (
-                row.file,
-                row.name,
-                "x".join(map(str, row.shape)),
-                row.dtype,
-                str(row.scale_groups or ""),
-                format_bytes(row.nbytes),
+                total.kind,
+                f"{total.tensors:,}",
+                f"{total.parameters:,}",
+                format_bytes(total.nbytes),
+                f"{total.nbytes / whole:.1%}",
             )
-            for row in found.rows
+            for total in found.totals
         ],
-        right=("shape", "scales", "size"),
+        right=("tensors", "parameters", "size", "share"),
+        optional=("share", "tensors"),
     )
+
+
+def _row_values(row: Row) -> dict[str, Any]:
+    values = asdict(row)
+    del values["spread"]
+    spread = row.spread
+    if spread is None:
+        return {**values, "stats": None}
+    is_finite = spread.count > spread.nonfinite
+    shares = [count / max(1, spread.integers) for count in spread.cells]
+    stats = {
+        "min": spread.minimum if is_finite else None,
+        "max": spread.maximum if is_finite else None,
+        "rms": spread.rms if is_finite else None,
+        "nonfinite": spread.nonfinite,
+        "zero_share": spread.zeros / spread.integers if spread.integers else None,
+        "saturated_share": spread.saturated / spread.integers if spread.integers else None,
+        "use": shares if spread.integers else None,
+    }
+    return {**values, "stats": stats}
+
+
+def _alike(rows: Sequence[Row]) -> list[list[Row]]:
+    """Put the same parameter of all layers together, where it is stored alike."""
+    groups: dict[tuple[object, ...], list[Row]] = {}
+    for row in rows:
+        name = re.sub(r"^layers\.[0-9]+\.", "", row.name)
+        key = (name, row.shape, row.dtype, row.scale_groups, row.nbytes)
+        groups.setdefault(key, []).append(row)
+    return list(groups.values())
+
+
+def _name_of(rows: Sequence[Row], num_layers: int) -> str:
+    """`layers.*.moe.gate` for all layers' gates, `layers.0-3,5.moe.gate` for those of some."""
+    if len(rows) == 1:
+        return rows[0].name
+    part = rows[0].name.split(".", 2)[2]
+    if len(rows) == num_layers:
+        return f"layers.*.{part}"
+    layers = sorted(int(row.name.split(".")[1]) for row in rows)
+    starts = [layer for layer in layers if layer - 1 not in layers]
+    ends = [layer for layer in layers if layer + 1 not in layers]
+    spans = [
+        str(start) if start == end else f"{start}-{end}"
+        for start, end in zip(starts, ends, strict=True)
+    ]
+    return f"layers.{','.join(spans)}.{part}"
+
+
+def _tensors(console: Console, title: str, groups: Sequence[tuple[str, Sequence[Row]]]) -> None:
+    cells = [
+        {
+            "index": _index(rows),
+            "tensor": name,
+            "count": str(len(rows)),
+            "shape": "x".join(map(str, rows[0].shape)),
+            "type": rows[0].dtype,
+            "scales": str(rows[0].scale_groups or ""),
+            "size": format_bytes(sum(row.nbytes for row in rows)),
+            "file": rows[0].file,
+        }
+        for name, rows in groups
+    ]
+    is_single = all(len(rows) == 1 for _, rows in groups)
+    _table(
+        console,
+        title,
+        cells,
+        without=("count",) if is_single else ("index", "file"),
+        right=("index", "count", "shape", "scales", "size"),
+        optional=("file", "count", "scales", "index", "type"),
+    )
+
+
+def _spreads(console: Console, title: str, groups: Sequence[tuple[str, Sequence[Row]]]) -> None:
+    found = [_sum(rows) for _, rows in groups]
+    cells = []
+    for (name, rows), spread in zip(groups, found, strict=True):
+        has_range, of = spread.count > spread.nonfinite, spread.integers
+        cells.append(
+            {
+                "index": _index(rows),
+                "tensor": name,
+                "type": rows[0].dtype,
+                "min": f"{spread.minimum:.3g}" if has_range else "",
+                "max": f"{spread.maximum:.3g}" if has_range else "",
+                "rms": f"{spread.rms:.3g}" if has_range else "",
+                "zero": f"{spread.zeros / of:.1%}" if of else "",
+                "at 127": f"{spread.saturated / of:.1%}" if of else "",
+                "|q| 0 to 127": _strip(spread.cells, console.bars) if of else "",
+            }
+        )
+    is_single = all(len(rows) == 1 for _, rows in groups)
+    _table(
+        console,
+        title,
+        cells,
+        without=() if is_single else ("index",),
+        right=("index", "min", "max", "rms", "zero", "at 127"),
+        optional=("index", "type", "zero", "at 127", "min", "max"),
+    )
+    for (name, _), spread in zip(groups, found, strict=True):
+        if spread.nonfinite:
+            many = f"{spread.nonfinite:,} of {spread.count:,} values"
+            console.note(f"{name}: {many} are no finite numbers")
+
+
+def _index(rows: Sequence[Row]) -> str:
+    return "" if rows[0].index is None else str(rows[0].index)
+
+
+def _table(
+    console: Console,
+    title: str,
+    cells: Sequence[Mapping[str, str]],
+    *,
+    without: Sequence[str],
+    right: Sequence[str],
+    optional: Sequence[str],
+) -> None:
+    """A table without some columns, and without those that are empty."""
+    columns = [name for name in cells[0] if name not in without and any(row[name] for row in cells)]
+    console.table(
+        title,
+        columns,
+        [[row[name] for name in columns] for row in cells],
+        right=right,
+        optional=[name for name in optional if name in columns],
+    )
+
+
+def _sum(rows: Sequence[Row]) -> Spread:
+    return reduce(add, [row.spread for row in rows if row.spread is not None])
+
+
+def _strip(cells: Sequence[int], bars: str) -> str:
+    """A histogram in one line: the tallest cell is full, and any count at all is seen."""
+    tallest = max(cells)
+    steps = len(bars) - 1
+    return "".join(bars[-(-count * steps // tallest)] for count in cells)
 
 
 def reshard_plan(console: Console, plan: ReshardPlan) -> None:

@@ -1,12 +1,13 @@
 """What a download is told: where it comes from, and how to get it."""
 
+import hashlib
 import ipaddress
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, Self
 from urllib.parse import urlsplit
 
 from grokctl.checkpoint.torrent import (
@@ -18,10 +19,60 @@ from grokctl.checkpoint.torrent import (
 )
 from grokctl.errors import FetchError, UsageError
 
+
+@dataclass(frozen=True, slots=True)
+class Mirror:
+    """A place on the web that holds a release's files under their own names."""
+
+    name: str
+    url: str
+    """Ends with a slash; `ckpt-0/tensor00000_000` follows."""
+
+    @classmethod
+    def at(cls, url: str) -> Self:
+        """A mirror that is known by its address."""
+        parts = urlsplit(url)
+        return cls(f"{parts.hostname}:{parts.port}" if parts.port else parts.hostname or url, url)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PinnedFile:
+    """A file on the web whose content is known beforehand."""
+
+    url: str
+    nbytes: int
+    sha256: str
+
+    def refuse_other(self, data: bytes | bytearray, name: str) -> None:
+        """Take no other content for it.
+
+        Raises:
+            FetchError: The data is something else.
+        """
+        found = hashlib.sha256(data).hexdigest()
+        if found != self.sha256:
+            raise FetchError(
+                f"{name}: expected {self.nbytes:,} bytes with sha256 {self.sha256}, "
+                f"found {len(data):,} with {found}"
+            )
+
+
 GROK_1: Final = "grok-1"
 """The source that is built in."""
+MIRRORS: Final = {"hf": Mirror("hf", "https://huggingface.co/xai-org/grok-1/resolve/main/")}
+"""Mirrors that are built in. What they send is proven against the infohash, piece by piece."""
+GROK_1_TOKENIZER: Final = PinnedFile(
+    url=(
+        "https://raw.githubusercontent.com/xai-org/grok-1/"
+        "7050ed204b8206bb8645c7b7bbef7252f79561b0/tokenizer.model"
+    ),
+    nbytes=2_229_219,
+    sha256="5c69d7cbad192fa2c9d14e2a77fbfdc11597c68907b043ddb0260e3d28eddd7f",
+)
+"""As published with the reference code; the magnet's torrent is not known to hold it."""
 Endpoint = tuple[str, int]
 """Host or address, and port."""
+_GROK_1_INFOHASH: Final = parse_magnet(GROK_1_MAGNET).infohash
 _PLAIN: Final = re.compile("[!-~]+")
 
 
@@ -39,8 +90,16 @@ class FetchOptions:
     """Announce URLs beside the source's own."""
     web_seeds: tuple[str, ...] = ()
     """BEP 19 URLs. Those that a magnet or torrent brings along are dropped."""
+    mirrors: tuple[str, ...] = ()
+    """`hf`, or the http address of a folder that holds `ckpt-0`."""
+    torrent_file: Path | None = None
+    """The torrent, where the swarm cannot be asked for it; it must be the one that is meant."""
+    tokenizer: Path | None = None
+    """A `tokenizer.model` to put beside `ckpt-0`, instead of fetching Grok-1's."""
     only: tuple[str, ...] = ()
     """Globs on a file's path in the release, or on its last part."""
+    layers: frozenset[int] | None = None
+    """Decoder layers whose tensors are wanted, beside what `only` matches."""
     max_download: int | None = None
     """Bytes per second."""
     max_upload: int | None = None
@@ -84,6 +143,11 @@ class FetchOptions:
             _expect_url("tracker", url, {"http", "https", "udp"})
         for url in self.web_seeds:
             _expect_url("web seed", url, {"http", "https"})
+        for name in self.mirrors:
+            if name not in MIRRORS:
+                _expect_url("mirror", name, {"http", "https"}, or_one_of=MIRRORS)
+                if set(name) & set("?#"):
+                    raise UsageError(f"mirror {name!r}: expected a folder, without ? and #")
         if self.proxy is not None:
             _expect_url("proxy", self.proxy, {"socks5", "socks5h", "http"}, needs_port=True)
         if self.bind is not None and not _is_address(self.bind):
@@ -99,6 +163,11 @@ class Origin:
     name: str
     trackers: tuple[str, ...]
     torrent: bytes | None = None
+
+    @property
+    def tokenizer(self) -> PinnedFile | None:
+        """The tokenizer that belongs to it, where that is known: Grok-1's."""
+        return GROK_1_TOKENIZER if self.infohash == _GROK_1_INFOHASH else None
 
 
 def endpoint(peer: str) -> Endpoint:
@@ -122,14 +191,27 @@ def _is_address(text: str) -> bool:
     return True
 
 
-def _expect_url(what: str, url: str, schemes: set[str], *, needs_port: bool = False) -> None:
+def mirror(name: str) -> Mirror:
+    """The mirror that is built in under a name, or lies at an address."""
+    return MIRRORS.get(name) or Mirror.at(name if name.endswith("/") else f"{name}/")
+
+
+def _expect_url(
+    what: str,
+    url: str,
+    schemes: set[str],
+    *,
+    needs_port: bool = False,
+    or_one_of: Collection[str] = (),
+) -> None:
     with suppress(ValueError):
         parts = urlsplit(url)
         has_host = parts.hostname and (parts.port or not needs_port)
         if parts.scheme in schemes and has_host and _PLAIN.fullmatch(url):
             return
     port = ":port" if needs_port else ""
-    raise UsageError(f"{what} {url!r}: expected {' or '.join(sorted(schemes))}://host{port}")
+    names = "".join(f"{name} or " for name in or_one_of)
+    raise UsageError(f"{what} {url!r}: expected {names}{' or '.join(sorted(schemes))}://host{port}")
 
 
 def read_source_argument(source: str) -> Origin:
@@ -141,6 +223,12 @@ def read_source_argument(source: str) -> Origin:
     """
     if source == GROK_1 or source.startswith("magnet:"):
         magnet = parse_magnet(GROK_1_MAGNET if source == GROK_1 else source)
+        if len(magnet.infohash) != len(_GROK_1_INFOHASH):
+            raise FetchError(
+                f"magnet link {printable(source)!r}: has only a v2 infohash, and peers send no "
+                "piece hashes for that",
+                "grokctl fetch FILE.torrent",
+            )
         return Origin(
             source=source,
             infohash=magnet.infohash,

@@ -7,16 +7,17 @@ import socket
 import ssl
 import time
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 from urllib.parse import unquote, urlsplit
 
+import certifi
 import libtorrent as lt
 
 from grokctl import __version__
-from grokctl.checkpoint.torrent import Metainfo, printable
+from grokctl.checkpoint.torrent import V2, Metainfo, printable
 from grokctl.errors import DiskFullError, FetchError
 from grokctl.paths import PRIVATE
 from grokctl.sources import Endpoint
@@ -27,6 +28,10 @@ _ALERTS = lt.alert_category
 _OPEN_FILES: Final = 4096
 """Enough for the 770 files of a release, all at once, beside the peers."""
 _CONNECTIONS: Final = 400
+_WANTED: Final = 4
+"""libtorrent's priority for what is wanted."""
+_REQUESTED: Final = 1
+"""libtorrent's state for a block that was asked for; above it, the block is here."""
 _QUIET_S: Final = 60.0
 _FEW_PEERS: Final = 5
 _DISK_S: Final = 600.0
@@ -60,6 +65,20 @@ class Network:
     connections: int | None = None
     shares_addresses: bool = False
     """Whether several peers behind one address are welcome."""
+    keeps_seeds: bool = False
+    """Whether seeds are kept while nothing is wanted of them: mirrors may fail, and then it is."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Claims:
+    """What resume data says, or somebody has found out, about what lies on disk."""
+
+    have: frozenset[int] = frozenset()
+    """Pieces that are whole."""
+    unfinished: Mapping[int, list[bool]] = field(default_factory=dict)
+    """Blocks of 16 KiB that are here of pieces that are not whole."""
+    uploaded: int = 0
+    """Payload bytes sent in earlier sessions."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,9 +96,8 @@ class Transfer:
     trackers: Sequence[str] = ()
     web_seeds: Sequence[str] = ()
     peers: Sequence[Endpoint] = ()
-    resume: bytes | None = None
-    trusts_resume: bool = True
-    """Whether pieces that the resume data claims are believed; else what lies there is hashed."""
+    claims: Claims = field(default_factory=Claims)
+    """What lies there already: it is believed, nothing is hashed."""
     is_complete: bool = False
     """Serve only: believe that every file is whole until a peer asks for a piece."""
     max_download: int | None = None
@@ -94,8 +112,6 @@ class Snapshot:
 
     done: int = 0
     """Wanted bytes that are here, in whole blocks."""
-    checked: float = 1.0
-    """Fraction of what lies on disk that was hashed."""
     downloaded: int = 0
     """Payload bytes received in this session, wasted ones included."""
     uploaded: int = 0
@@ -107,9 +123,7 @@ class Snapshot:
     peers: int = 0
     seeds: int = 0
     is_checking: bool = False
-    """Whether libtorrent still finds out what lies on disk."""
-    is_hashing: bool = False
-    """Whether it does so by reading everything."""
+    """Whether libtorrent still looks at the files."""
     has_wanted: bool = False
     """Whether every wanted file is here."""
     has_everything: bool = False
@@ -126,9 +140,11 @@ class Swarm:
     """
 
     def __init__(self, network: Network) -> None:
-        _find_certificates()
+        find_certificates()
         self.trackers: dict[str, str] = {}
         """Announce URL -> what it answered last."""
+        self.banned: list[str] = []
+        """Addresses of peers that sent bad data."""
         self._network = network
         self._handle: lt.torrent_handle | None = None
         self._failure: DiskFullError | FetchError | None = None
@@ -136,6 +152,7 @@ class Swarm:
         self._resume: bytes | None = None
         self._is_resume_wanted = False
         self._seen: set[type[lt.alert]] = set()
+        self._reserved: set[int] = set()
         self._quiet_since = time.monotonic()
         self._speaks_utp = False
         self._session: lt.session | None = lt.session(_settings(network))
@@ -241,7 +258,11 @@ class Swarm:
         params.upload_limit = transfer.max_upload or -1
         params.flags = _FLAGS.seed_mode if transfer.is_complete else 0
         params.file_priorities = _priorities(transfer)
-        _take_resume(params, transfer)
+        if not transfer.is_complete:
+            claims = transfer.claims
+            params.have_pieces = [p in claims.have for p in range(transfer.metainfo.num_pieces)]
+            params.unfinished_pieces = dict(claims.unfinished)
+            params.total_uploaded = claims.uploaded
         self._add(params)
         for peer in transfer.peers:
             self.handle.connect_peer(peer)
@@ -263,6 +284,42 @@ class Swarm:
         snapshot = self._snapshot()
         self._try_utp(snapshot)
         return snapshot
+
+    @property
+    def reserved(self) -> frozenset[int]:
+        """Pieces that the swarm is not asked for."""
+        return frozenset(self._reserved)
+
+    def have(self) -> list[bool]:
+        """Which pieces are here."""
+        return self.handle.status(lt.torrent_handle.query_pieces).pieces
+
+    def underway(self) -> dict[int, int]:
+        """Pieces of which the swarm was asked for something, and how many blocks are here."""
+        return {
+            piece["piece_index"]: sum(block["state"] > _REQUESTED for block in piece["blocks"])
+            for piece in self.handle.get_download_queue()
+        }
+
+    def reserve(self, pieces: Collection[int]) -> None:
+        """Ask the swarm no more for pieces that come from elsewhere."""
+        for piece in pieces:
+            self.handle.piece_priority(piece, 0)
+        self._reserved.update(pieces)
+
+    def release(self, pieces: Collection[int]) -> None:
+        """Pieces that were reserved are the swarm's again, or have arrived."""
+        for piece in pieces:
+            self.handle.piece_priority(piece, _WANTED)
+        self._reserved.difference_update(pieces)
+
+    def deliver(self, piece: int, data: bytes) -> None:
+        """Have a piece that came from elsewhere written; it is there when `have` says so."""
+        self.handle.add_piece(piece, data, lt.add_piece_flags_t.overwrite_existing)
+
+    def limit_download(self, rate: float | None) -> None:
+        """Receive no more bytes per second from the swarm."""
+        self.handle.set_download_limit(-1 if rate is None else max(1, int(rate)))
 
     def take_notes(self) -> list[str]:
         """What happened since the last call that the user should know, a line each."""
@@ -350,6 +407,10 @@ class Swarm:
             case lt.tracker_error_alert():
                 reason = alert.failure_reason() or alert.error.message()
                 self.trackers[alert.url] = printable(reason)
+            case lt.peer_ban_alert():
+                address = str(alert.endpoint[0])
+                self.banned.append(address)
+                self._notes.append(f"peer {address} sent bad data and is banned")
             case lt.listen_failed_alert() if self._network.bind or self._network.port:
                 where = f"{alert.address}:{alert.port}"
                 self._failure = FetchError(f"{where}: {alert.error.message()}")
@@ -362,11 +423,9 @@ class Swarm:
             return Snapshot()
         status = self._handle.status()
         states = lt.torrent_status.states
-        is_hashing = status.state == states.checking_files
-        is_checking = is_hashing or status.state == states.checking_resume_data
+        is_checking = status.state in {states.checking_files, states.checking_resume_data}
         return Snapshot(
             done=status.total_wanted_done,
-            checked=status.progress if is_hashing else 1.0,
             downloaded=status.total_payload_download,
             uploaded=status.all_time_upload,
             rate=status.download_payload_rate,
@@ -374,8 +433,7 @@ class Swarm:
             peers=status.num_peers,
             seeds=status.num_seeds,
             is_checking=is_checking,
-            is_hashing=is_hashing,
-            has_wanted=status.is_finished and not is_checking,
+            has_wanted=status.is_finished and not is_checking and not self._reserved,
             has_everything=status.is_seeding,
         )
 
@@ -392,18 +450,44 @@ class Swarm:
             self.session.apply_settings({"enable_outgoing_utp": True})
 
 
-def info_of(torrent: bytes) -> bytes:
-    """The raw info dictionary of a torrent: all that its infohash covers.
+def read_claims(resume: bytes, metainfo: Metainfo, sizes: Mapping[int, int]) -> Claims:
+    """What resume data claims, as far as that can be.
 
-    Raises:
-        FetchError: libtorrent cannot read it.
+    A claim to bytes that their file is too short to hold is dropped: the file was removed, or was
+    not wanted when they came, so that they went to the part file, which other choices of files
+    make unreadable. libtorrent would read zeros for them.
+
+    Args:
+        resume: What an earlier session left; anything that is not resume data claims nothing.
+        metainfo: The torrent that it should be about.
+        sizes: File index -> bytes of it on disk; files that are not named hold everything.
     """
     try:
-        info = lt.load_torrent_buffer(torrent).ti
-    except RuntimeError as error:
-        raise FetchError(f"torrent: {error}") from error
-    assert info is not None
-    return bytes(info.info_section())
+        resumed = lt.read_resume_data(resume)
+    except RuntimeError:
+        return Claims()
+    if (
+        _infohash(resumed.info_hashes, metainfo) != metainfo.infohash
+        or max(resumed.unfinished_pieces, default=0) >= metainfo.num_pieces
+    ):
+        return Claims()
+
+    def is_here(piece: int) -> bool:
+        return all(
+            offset + length <= sizes.get(file.index, file.length)
+            for file, offset, length in metainfo.spans(piece)
+        )
+
+    claimed = enumerate(resumed.have_pieces[: metainfo.num_pieces])
+    return Claims(
+        have=frozenset(piece for piece, is_claimed in claimed if is_claimed and is_here(piece)),
+        unfinished={
+            piece: list(blocks)
+            for piece, blocks in resumed.unfinished_pieces.items()
+            if is_here(piece)
+        },
+        uploaded=resumed.total_uploaded,
+    )
 
 
 def resolve(peers: Sequence[Endpoint]) -> list[Endpoint]:
@@ -416,8 +500,9 @@ def resolve(peers: Sequence[Endpoint]) -> list[Endpoint]:
     for host, port in peers:
         try:
             answers = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-        except OSError as error:
-            raise FetchError(f"peer {host}:{port}: {error.strerror or error}") from error
+        except (OSError, UnicodeError) as error:
+            reason = getattr(error, "strerror", None) or "no computer has such a name"
+            raise FetchError(f"peer {host}:{port}: {reason}") from error
         found += [(str(address[0]), port) for *_, address in answers]
     return list(dict.fromkeys(found))
 
@@ -452,6 +537,7 @@ def _settings(network: Network) -> "lt.settings_pack":
         "ssrf_mitigation": True,
         "validate_https_trackers": True,
         "stop_tracker_timeout": 1,
+        "close_redundant_connections": not network.keeps_seeds,
     }
     if network.bind is not None:
         settings["outgoing_interfaces"] = network.bind
@@ -510,18 +596,29 @@ def _allow_open_files() -> int:
     return wanted
 
 
-def _find_certificates() -> None:
-    """Tell libtorrent's own OpenSSL where this system keeps its certificate authorities.
+def find_certificates() -> str:
+    """Tell libtorrent's own OpenSSL where certificate authorities are listed, and return it.
 
-    It knows the two usual places; elsewhere every HTTPS tracker would fail, and the first of
-    Grok-1's trackers is one. The variable is all that it listens to.
+    It knows the two usual places; on other systems every HTTPS tracker would fail, and the first
+    of Grok-1's trackers is one. The variable is all that it listens to.
     """
-    if "SSL_CERT_FILE" in os.environ or any(map(os.path.exists, _BUILT_IN_CA_BUNDLES)):
-        return
+    if named := os.environ.get("SSL_CERT_FILE"):
+        return named
+    for bundle in _BUILT_IN_CA_BUNDLES:
+        if Path(bundle).exists():
+            return bundle
     for bundle in (ssl.get_default_verify_paths().cafile, *_OTHER_CA_BUNDLES):
         if bundle is not None and Path(bundle).is_file():
-            os.environ["SSL_CERT_FILE"] = bundle
-            return
+            break
+    else:
+        bundle = certifi.where()
+    os.environ["SSL_CERT_FILE"] = bundle
+    return bundle
+
+
+def _infohash(hashes: lt.info_hash_t, metainfo: Metainfo) -> str:
+    """The infohash of the kind that a torrent is known by."""
+    return (hashes.v2 if metainfo.version == V2 else hashes.v1).to_bytes().hex()
 
 
 def _agree(info: lt.torrent_info, metainfo: Metainfo) -> None:
@@ -532,7 +629,7 @@ def _agree(info: lt.torrent_info, metainfo: Metainfo) -> None:
         for index in range(layout.num_files())
     ]
     ours = [(file.length, file.is_pad) for file in metainfo.files]
-    same_hash = info.info_hashes().v1.to_bytes() == bytes.fromhex(metainfo.infohash)
+    same_hash = _infohash(info.info_hashes(), metainfo) == metainfo.infohash
     if theirs != ours or info.piece_length() != metainfo.piece_length or not same_hash:
         raise FetchError(
             f"torrent {metainfo.infohash}: libtorrent reads {len(theirs)} files in it, "
@@ -544,51 +641,8 @@ def _priorities(transfer: Transfer) -> list[int]:
     """One number a file; pads count as wanted only when all is, or their pieces would come too."""
     wanted, files = set(transfer.wanted), transfer.metainfo.files
     if all(file.is_pad or file.index in wanted for file in files):
-        return [4] * len(files)
-    return [4 if file.index in wanted else 0 for file in files]
-
-
-def _take_resume(params: lt.add_torrent_params, transfer: Transfer) -> None:
-    """Take over from resume data what it says about pieces, and believe it where that can be.
-
-    A claim to bytes that their file is too short to hold is dropped: the file was removed, or was
-    not wanted when they came, so that they went to the part file, which other choices of files
-    make unreadable. libtorrent would read zeros for them, or hash everything anew.
-    """
-    try:
-        resume = lt.read_resume_data(transfer.resume or b"")
-    except RuntimeError:
-        return
-    is_ours = resume.info_hashes.v1.to_bytes().hex() == transfer.metainfo.infohash
-    num_pieces = transfer.metainfo.num_pieces
-    if not is_ours or max(resume.unfinished_pieces, default=0) >= num_pieces:
-        return
-    params.total_uploaded = resume.total_uploaded
-    params.total_downloaded = resume.total_downloaded
-    if not transfer.trusts_resume:
-        return
-    sizes = {index: _size(transfer.root / transfer.places[index]) for index in transfer.wanted}
-
-    def is_here(piece: int) -> bool:
-        return all(
-            offset + length <= sizes.get(file.index, file.length)
-            for file, offset, length in transfer.metainfo.spans(piece)
-        )
-
-    params.have_pieces = [
-        is_claimed and is_here(piece)
-        for piece, is_claimed in enumerate(resume.have_pieces[:num_pieces])
-    ]
-    params.unfinished_pieces = {
-        piece: blocks for piece, blocks in resume.unfinished_pieces.items() if is_here(piece)
-    }
-
-
-def _size(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except OSError:
-        return 0
+        return [_WANTED] * len(files)
+    return [_WANTED if file.index in wanted else 0 for file in files]
 
 
 def _failure_in(alert: lt.alert) -> DiskFullError | FetchError | None:
@@ -610,8 +664,6 @@ def _notes_in(alert: lt.alert) -> list[str]:
     match alert:
         case lt.fastresume_rejected_alert():
             return ["files on disk are not as they were left, so they are checked"]
-        case lt.peer_ban_alert():
-            return [f"peer {alert.endpoint[0]} sent bad data and is banned"]
         case lt.url_seed_alert():
             reason = alert.error_message() or alert.error.message()
             return [f"web seed {printable(alert.server_url())}: {printable(reason)}"]

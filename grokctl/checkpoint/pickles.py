@@ -31,6 +31,8 @@ _BFLOAT16 = ("ml_dtypes", "bfloat16")
 _ALLOWED: Final = frozenset({_RECONSTRUCT, _NDARRAY, _DTYPE, _QUANTIZED, _BFLOAT16})
 """The five globals that the released files name. Nothing else exists."""
 
+_SCALAR_FLAGS = 0x70
+"""What versions of ml_dtypes ask of numpy: none of it makes a reader take bytes for objects."""
 _MOST_OPCODES = 256
 """The longest released pickle takes 148."""
 _LARGEST_RANK = 3
@@ -126,8 +128,11 @@ class _Machine:
         self.size = len(buffer)
         self.file = file
         self.position = 0
+        self.frame_end = 0
         self.stack: list[Any] = []
         self.memo: list[Any] = []
+        self.used: set[int] = set()
+        """Offsets of the payloads that are some array's."""
 
     def run(self) -> PickledTensor:
         if self.size == 0:
@@ -167,9 +172,7 @@ class _Machine:
         push, pop = self.stack.append, self.pop
         match opcode:
             case pickle.FRAME:
-                (length,) = self.unpack("<Q")
-                if length > self.size - self.position:
-                    raise self.bad(Reason.SHORT, f"a frame of {length} bytes reaches past the end")
+                self.begin_frame()
             case pickle.SHORT_BINUNICODE:
                 push(self.text(self.unpack("<B")[0]))
             case pickle.MEMOIZE:
@@ -243,9 +246,14 @@ class _Machine:
     def build(self, target: object, state: Any) -> None:
         match target, state:
             case (
-                _Dtype(is_built=False),
-                [3, "<" | "|", None, None, None, int(), int(), int()],
+                _Dtype(is_built=False, code="f4" | "i1"),
+                [3, "<" | "|", None, None, None, -1, -1, 0],
             ):
+                target.is_built = True
+            case (
+                _Dtype(is_built=False, code="bfloat16"),
+                [3, "<" | "|", None, None, None, 2, 2, int() as flags],
+            ) if flags | _SCALAR_FLAGS == _SCALAR_FLAGS:
                 target.is_built = True
             case (
                 _Array(ref=None),
@@ -273,6 +281,9 @@ class _Machine:
                 Reason.MALFORMED,
                 f"{kind} {shape} takes {ref.nbytes} bytes, the pickle holds {payload.length}",
             )
+        if ref.offset in self.used:
+            raise self.unsafe("has two arrays of the same bytes")
+        self.used.add(ref.offset)
         return ref
 
     def set_items(self) -> None:
@@ -285,12 +296,23 @@ class _Machine:
                 raise self.unsafe("sets a key that is no new name")
             target[key] = value
 
+    def begin_frame(self) -> None:
+        if self.position <= self.frame_end:
+            raise self.unsafe("begins a frame within a frame")
+        (length,) = self.unpack("<Q")
+        if length > self.size - self.position:
+            raise self.bad(Reason.SHORT, f"a frame of {length} bytes reaches past the end")
+        self.frame_end = self.position + length
+
     def take(self, count: int) -> Buffer:
         if count > self.size - self.position:
             raise self.bad(
                 Reason.SHORT,
                 f"expected at least {self.position + count} bytes, found {self.size}",
             )
+        if self.position < self.frame_end < self.position + count:
+            # unpicklers read frames apart, and would take other bytes than these
+            raise self.unsafe("has a value that reaches past its frame")
         start = self.position
         self.position += count
         return self.buffer[start : self.position]

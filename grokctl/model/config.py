@@ -126,7 +126,7 @@ class GrokConfig:
         if path.stat().st_size > 2**20:
             raise _bad(f"is {path.stat().st_size} bytes, at most 1 MB is a configuration")
         try:
-            values = json.loads(path.read_bytes())
+            values = json.loads(path.read_bytes().decode())
         except (ValueError, RecursionError) as error:
             raise _bad("is no JSON") from error
         return cls.from_dict(values)

@@ -1,5 +1,6 @@
 """One `TensorSpec` per parameter: index, names, shape and axes, in the order of the release."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cache
@@ -48,7 +49,7 @@ class TensorSpec:
     @property
     def file(self) -> str:
         """File name in `ckpt-0`."""
-        return f"tensor{self.index:05d}_000"
+        return _file(self.index)
 
     @property
     def scales_shape(self) -> tuple[int, ...]:
@@ -83,6 +84,8 @@ _LAYER: tuple[_Slot, ...] = (
     _Slot("router/w", "router", (_E, Axis.ROUTES)),
 )
 """Sorted by path, as the reference code's pytree is."""
+_BEFORE_LAYERS = 2
+"""The embedding and the final norm."""
 
 
 def layer_order(num_layers: int) -> tuple[int, ...]:
@@ -91,6 +94,30 @@ def layer_order(num_layers: int) -> tuple[int, ...]:
     Numeric order passes every shape check and gives a wrong model.
     """
     return tuple(sorted(range(num_layers), key=str))
+
+
+def layer_files(num_tensors: int, layers: Collection[int]) -> set[str]:
+    """File names in `ckpt-0` of the tensors of some decoder layers.
+
+    Args:
+        num_tensors: How many files the release has.
+        layers: Decoder layers, by number.
+
+    Raises:
+        ValueError: No model has so many tensors, or it has not all of these layers.
+    """
+    num_layers, rest = divmod(num_tensors - _BEFORE_LAYERS, len(_LAYER))
+    if rest or num_layers < 1:
+        raise ValueError(f"{num_tensors} tensors are no whole layers")
+    order = layer_order(num_layers)
+    if not set(layers) <= set(order):
+        raise ValueError(f"layers are 0 to {num_layers - 1}")
+    first = {layer: _BEFORE_LAYERS + place * len(_LAYER) for place, layer in enumerate(order)}
+    return {_file(first[layer] + slot) for layer in layers for slot in range(len(_LAYER))}
+
+
+def _file(index: int) -> str:
+    return f"tensor{index:05d}_000"
 
 
 @cache

@@ -17,14 +17,19 @@ _WINDOW = 8
 class Tokenizer:
     """A sentencepiece model.
 
+    Args:
+        path: Where it is.
+        vocab_size: Pieces that the model knows, at least as many as this has.
+        data: What is there, if it was read already.
+
     Raises:
         CorruptCheckpointError: The file is no sentencepiece model, or not this model's.
     """
 
-    def __init__(self, path: Path, *, vocab_size: int) -> None:
+    def __init__(self, path: Path, *, vocab_size: int, data: bytes | None = None) -> None:
         processor = sentencepiece.SentencePieceProcessor()
         try:
-            processor.load_from_serialized_proto(path.read_bytes())
+            processor.load_from_serialized_proto(path.read_bytes() if data is None else data)
             for piece in range(processor.vocab_size()):
                 processor.id_to_piece(piece)  # is it UTF-8?
         except (RuntimeError, OSError, UnicodeDecodeError) as error:

@@ -271,7 +271,7 @@ def test_repair_of_a_ready_checkpoint_or_without_a_torrent_is_refused(grokctl, t
     file = ready / "device-02-of-04.safetensors"
     file.write_bytes(file.read_bytes()[:-1] + b"\x55")
 
-    release = grokctl("verify", two_layers, "--repair", "--quick")
+    release = grokctl("verify", two_layers, "--repair")
     cut = grokctl("verify", ready, "--repair")
 
     assert_failed(release, 2, "release.torrent")

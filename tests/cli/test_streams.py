@@ -135,7 +135,7 @@ def test_any_width_shows_what_is_wrong(process, two_layers, columns):
 
 
 def test_a_table_through_a_pipe_keeps_a_tensor_on_a_line(grokctl, release):
-    outcome = grokctl("inspect", release)
+    outcome = grokctl("inspect", release, "--tensor", "*")
 
     lines = outcome.stdout.splitlines()
     assert sum("tensor00005_000" in line and "layers.0." in line for line in lines) == 1

@@ -20,6 +20,7 @@ from urllib.parse import quote
 
 import libtorrent
 import pytest
+from servers import libtorrent_seeder
 
 from grokctl.checkpoint.receipt import read_source, trusted_metainfo
 from grokctl.checkpoint.torrent import GROK_1_MAGNET, build_metainfo, read_metainfo
@@ -88,22 +89,6 @@ def serving(kind, handler):
             thread.join()
 
 
-@contextmanager
-def libtorrent_seeder(torrent, root, places, **settings):
-    """A peer with none of grokctl's scruples."""
-    params = libtorrent.load_torrent_buffer(torrent)
-    params.save_path = str(root)
-    params.renamed_files = places
-    params.flags = libtorrent.torrent_flags.seed_mode
-    quiet = dict.fromkeys(("enable_dht", "enable_lsd", "enable_upnp", "enable_natpmp"), False)
-    session = libtorrent.session({"listen_interfaces": "127.0.0.1:0", **quiet, **settings})
-    handle = session.add_torrent(params)
-    while not (port := session.listen_port()):
-        session.wait_for_alert(100)
-    yield port
-    session.remove_torrent(handle)
-
-
 class SocksServer(socketserver.BaseRequestHandler):
     """SOCKS5 with a password, CONNECT only; remembers who was asked for."""
 
@@ -157,7 +142,9 @@ def test_what_is_left_behind_can_be_verified_and_fetched_again(swarm, tmp_path):
 
     assert trusted_metainfo(root) == swarm.metainfo
     assert read_source(root) == swarm.metainfo.infohash
-    assert sorted(path.name for path in (root / ".grokctl").iterdir()) == ["resume", "source.json"]
+    assert sorted(path.name for path in (root / ".grokctl").iterdir()) == [
+        "lock", "resume", "source.json"
+    ]  # fmt: skip
     assert again.downloaded == 0
     assert again.is_complete
 
@@ -209,6 +196,37 @@ def test_a_hybrid_torrent_with_pads_and_an_empty_file_is_fetched(swarm, tmp_path
     assert (tmp_path / "got/EMPTY").read_bytes() == b""
     (tmp_path / "got/EMPTY").unlink()
     swarm.assert_arrived(tmp_path / "got")
+
+
+def test_a_torrent_without_v1_pieces_is_fetched_resumed_and_proven(swarm, tmp_path):
+    source = tmp_path / "v2"
+    shutil.copytree(swarm.root, source)
+    creator = libtorrent.create_torrent(
+        libtorrent.list_files(str(source)), PIECE, libtorrent.create_torrent.v2_only
+    )
+    libtorrent.set_piece_hashes(creator, str(tmp_path))
+    path = tmp_path / "v2.torrent"
+    path.write_bytes(libtorrent.bencode(creator.generate()))
+
+    with seeding(source, path.read_bytes()) as (host, port):
+        options = swarm.options(peers=(f"{host}:{port}",))
+        slowly = replace(options, max_download=400_000)
+        with pytest.raises(KeyboardInterrupt):
+            fetch(str(path), tmp_path / "got", slowly, observe=stop_after(300_000))
+        fetched = fetch(str(path), tmp_path / "got", options)
+    again = fetch(str(tmp_path / "got/release.torrent"), tmp_path / "got", ALONE)
+
+    swarm.assert_arrived(tmp_path / "got")
+    assert len(fetched.infohash) == 64
+    assert fetched.downloaded < swarm.metainfo.total
+    assert again.is_complete
+
+
+def test_a_magnet_with_only_a_v2_infohash_is_refused(tmp_path):
+    with pytest.raises(FetchError, match="only a v2 infohash") as caught:
+        fetch("magnet:?xt=urn:btmh:1220" + "ab" * 32, tmp_path / "got", ALONE)
+
+    assert caught.value.hint == "grokctl fetch FILE.torrent"
 
 
 def test_only_fetches_what_matches_and_the_rest_later(swarm, tmp_path):
@@ -319,7 +337,7 @@ def test_recheck_fetches_exactly_the_flipped_piece(swarm, tmp_path):
     swarm.assert_arrived(root)
 
 
-def test_a_removed_file_costs_its_own_pieces_and_no_hashing(swarm, tmp_path):
+def test_a_removed_file_costs_its_own_pieces_and_a_look_at_the_two_it_shares(swarm, tmp_path):
     root = tmp_path / "got"
     fetch(swarm.magnet, root, swarm.options())
     (root / "ckpt-0/tensor00003_000").unlink()
@@ -330,7 +348,7 @@ def test_a_removed_file_costs_its_own_pieces_and_no_hashing(swarm, tmp_path):
 
     swarm.assert_arrived(root)
     assert fetched.downloaded == len(swarm.metainfo.pieces_of(removed)) * PIECE
-    assert not [event for event in events if getattr(event, "stage", None) is Stage.VERIFY]
+    assert Started(stage=Stage.VERIFY, total=2 * PIECE) in events
 
 
 @pytest.mark.parametrize("resume", [b"", b"garbage", b"d4:infodee", b"0" * 70_000])
@@ -379,7 +397,7 @@ def test_a_folder_without_resume_data_is_adopted_by_force(swarm, tmp_path):
     shutil.copytree(swarm.root, root)
     flip_byte(root / "ckpt-0/tensor00000_000", 5)
 
-    with pytest.raises(FetchError, match="is not empty, and not grokctl's"):
+    with pytest.raises(FetchError, match="holds a ckpt-0 that grokctl did not fetch"):
         fetch(swarm.magnet, root, swarm.options())
     adopted = fetch(swarm.magnet, root, swarm.options(force=True))
 
@@ -597,7 +615,7 @@ def test_hostile_metadata_from_a_peer_is_refused_before_anything_is_written(swar
     torrent[b"info"][b"files"][-1][b"path"] = [b"..", b"..", b"evil"]
     info = libtorrent.load_torrent_buffer(libtorrent.bencode(torrent)).ti
 
-    with libtorrent_seeder(libtorrent.bencode(torrent), tmp_path / "nothing", {}) as port:
+    with libtorrent_seeder(libtorrent.bencode(torrent), tmp_path / "nothing", {}) as (port, _):
         options = swarm.options(peers=(f"127.0.0.1:{port}",))
         with pytest.raises(FetchError, match="file name"):
             fetch(f"magnet:?xt=urn:btih:{info.info_hash()}", tmp_path / "got", options)
@@ -738,7 +756,7 @@ def test_a_peer_that_sends_bad_data_is_banned_and_named(swarm, tmp_path):
     places = {file.index: "/".join(file.path) for file in swarm.metainfo.files}
     events = []
 
-    with libtorrent_seeder(swarm.torrent, poisoned, places, disable_hash_checks=True) as port:
+    with libtorrent_seeder(swarm.torrent, poisoned, places, disable_hash_checks=True) as (port, _):
         options = swarm.options(peers=(f"127.0.0.1:{port}",), stall_timeout_s=2)
         with pytest.raises(StalledError):
             fetch(swarm.magnet, tmp_path / "got", options, observe=events.append)

@@ -34,6 +34,8 @@ KINDS = [kind for kind in subclasses(GrokctlError) if kind.__module__ == errors.
 DAMAGE = Damage(
     "ckpt-0/tensor00005_000", Reason.SHORT, "expected 4519 bytes, found 4000", ((0, 9),)
 )
+TRANSLATED = {("bencode.py", "MalformedError"), ("web.py", "WebError")}
+"""What one module tells another, who always turns it into something users know."""
 
 
 @pytest.mark.parametrize(
@@ -130,4 +132,4 @@ def test_no_other_module_invents_a_failure_for_users():
                 if bases & {"Exception", *(kind.__name__ for kind in KINDS)}:
                     own.add((path.name, node.name))
 
-    assert own == {("errors.py", kind.__name__) for kind in KINDS}
+    assert own - TRANSLATED == {("errors.py", kind.__name__) for kind in KINDS}

@@ -792,6 +792,87 @@ def test_the_error_names_the_file_and_both_sides():
     )
 
 
+@pytest.mark.parametrize(
+    "kind",
+    [
+        pytest.param(dtype(tail=(-1, -1, 63)), id="a-float-of-objects"),
+        pytest.param(dtype(tail=(-1, -1, 64)), id="a-float-with-flags"),
+        pytest.param(dtype(tail=(4, 4, 0)), id="a-float-with-a-size"),
+        pytest.param(dtype(tail=(-1, 16, 0)), id="a-float-with-an-alignment"),
+        pytest.param(dtype(SCALAR, tail=(2, 2, 1)), id="a-bfloat16-of-objects"),
+        pytest.param(dtype(SCALAR, tail=(2, 2, 128)), id="a-bfloat16-of-fields"),
+        pytest.param(dtype(SCALAR, tail=(2, 2, -1)), id="a-bfloat16-with-all-flags"),
+        pytest.param(dtype(SCALAR, tail=(4, 2, 64)), id="a-bfloat16-of-4-bytes"),
+        pytest.param(dtype(SCALAR, tail=(-1, -1, 0)), id="a-bfloat16-without-a-size"),
+    ],
+)
+def test_a_dtype_that_numpy_would_read_otherwise_is_refused(kind):
+    assert isinstance(verdict(pickled(array(kind=kind))), UnsafePickleError)
+
+
+@pytest.mark.parametrize("flags", [64, 80, 112])
+def test_the_scales_of_every_version_of_ml_dtypes_are_read(flags):
+    scales = array(tuple_of(number(2), number(2)), dtype(SCALAR, tail=(2, 2, flags)))
+
+    found = verdict(pickled(quantized(state_of(("weight", WEIGHT), ("scales", scales)))))
+
+    assert isinstance(found, PickledTensor)
+
+
+def frame(length: int) -> bytes:
+    return pickle.FRAME + struct.pack("<Q", length)
+
+
+class _ByFrames(pickle._Unpickler):
+    """The unpickler in Python, which reads a frame before what is in it."""
+
+    find_class = _Restricted.find_class
+
+
+def loads(data: bytes) -> bool:
+    try:
+        _ByFrames(io.BytesIO(data)).load()
+    except (pickle.UnpicklingError, EOFError):
+        return False
+    return True
+
+
+@pytest.mark.parametrize("body", [array(), quantized(state_of(*PAIR))], ids=["float", "quantized"])
+def test_a_value_that_reaches_past_its_frame_is_refused_as_unpicklers_refuse_it(body):
+    framed = [b"\x80\x04" + frame(length) + body + pickle.STOP for length in range(len(body) + 2)]
+
+    accepted = [isinstance(verdict(data), PickledTensor) for data in framed]
+
+    assert accepted == list(map(loads, framed))
+    assert accepted.count(True) < len(body) / 2
+
+
+def test_a_frame_within_a_frame_is_refused():
+    body = array() + pickle.STOP
+
+    found = verdict(b"\x80\x04" + frame(9 + len(body)) + frame(len(body)) + body)
+    behind = verdict(b"\x80\x04" + frame(0) + frame(len(body)) + body)
+
+    assert isinstance(found, UnsafePickleError)
+    assert isinstance(behind, PickledTensor)
+
+
+def test_two_arrays_of_the_same_bytes_are_refused():
+    payload = binbytes(bytes(8))
+    weight = array(tuple_of(number(4), number(2)), dtype(text("i1"), "|"), payload + pickle.MEMOIZE)
+    kind = dtype(SCALAR, tail=(2, 2, 64))
+    own, shared = (
+        array(tuple_of(number(2), number(2)), kind, part) for part in (payload, b"h\x00")
+    )
+
+    apart = verdict(pickled(quantized(state_of(("weight", weight), ("scales", own)))))
+    found = verdict(pickled(quantized(state_of(("weight", weight), ("scales", shared)))))
+
+    assert isinstance(apart, PickledTensor)
+    assert isinstance(found, UnsafePickleError)
+    assert "same bytes" in str(found)
+
+
 # --- hostile sizes: memory, time and the length of the message stay small
 
 

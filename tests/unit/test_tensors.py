@@ -3,9 +3,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
 
 from grokctl.model.config import GROK_1
-from grokctl.model.tensors import SHARDS, Axis, layer_order, tensor_specs
+from grokctl.model.tensors import SHARDS, Axis, layer_files, layer_order, tensor_specs
 
 ORACLE = json.loads((Path(__file__).parents[1] / "data" / "tensors.json").read_text())
 FIRST_INDEX = {
@@ -183,3 +185,30 @@ def test_a_smaller_model_has_smaller_tensors_in_the_same_order():
     assert len(small) == 26
     assert [spec.path for spec in small[:14]] == [spec.path for spec in tensor_specs(GROK_1)[:14]]
     assert {spec.name: spec.shape for spec in small}["layers.1.attention.query"] == (64, 128)
+
+
+@given(num_layers=st.integers(1, 130), data=st.data())
+def test_the_files_of_layers_are_those_of_their_tensors(num_layers, data):
+    specs = tensor_specs(replace(GROK_1, num_layers=num_layers))
+    layers = data.draw(st.sets(st.integers(0, num_layers - 1)))
+
+    files = layer_files(len(specs), layers)
+
+    assert files == {spec.file for spec in specs if spec.layer in layers}
+
+
+@given(num_layers=st.integers(1, 130), beyond=st.integers(0, 10_000))
+def test_layers_that_a_model_has_not_are_refused(num_layers, beyond):
+    num_tensors = len(tensor_specs(replace(GROK_1, num_layers=num_layers)))
+
+    with pytest.raises(ValueError, match=f"layers are 0 to {num_layers - 1}$"):
+        layer_files(num_tensors, {0, num_layers + beyond})
+
+
+@given(num_tensors=st.integers(0, 2000))
+def test_only_whole_layers_make_a_model(num_tensors):
+    one, two = (len(tensor_specs(replace(GROK_1, num_layers=layers))) for layers in (1, 2))
+    assume(num_tensors < one or (num_tensors - one) % (two - one))
+
+    with pytest.raises(ValueError, match="no whole layers"):
+        layer_files(num_tensors, {0})

@@ -1,0 +1,40 @@
+"""Bytes, rates and times as people read them."""
+
+from typing import Final
+
+from grokctl.events import Unit
+
+_MINUTE, _SMALL = 60, 10
+_UNITS: Final = ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
+
+
+def format_bytes(count: float) -> str:
+    """Decimal units, as disks and networks are sold."""
+    for size, unit in _UNITS:
+        if abs(count) >= size:
+            return f"{count / size:.1f} {unit}"
+    return f"{count:.0f} B"
+
+
+def format_rate(count: float) -> str:
+    """Bytes per second."""
+    return f"{format_bytes(count)}/s"
+
+
+def format_count(count: float, unit: Unit) -> str:
+    """A number with its unit."""
+    return format_bytes(count) if unit is Unit.BYTES else f"{count:,.0f} {unit}"
+
+
+def format_seconds(seconds: float) -> str:
+    """`0.42 s`, `12 s`, `3:20` or `2:03:20`."""
+    if seconds < _MINUTE:
+        return f"{seconds:.2g} s" if seconds < _SMALL else f"{seconds:.0f} s"
+    return format_clock(seconds)
+
+
+def format_clock(seconds: float) -> str:
+    """`0:07`, `3:20` or `2:03:20`: for times that run."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
