@@ -1,5 +1,6 @@
 """From a magnet link to the complete, flushed files of a release."""
 
+import shlex
 import tempfile
 import time
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from grokctl.destination import (
     bare_torrent,
     choose,
     keep_resume,
+    quoted,
     refuse_foreign,
     remove_parts,
     torrent_at_hand,
@@ -37,7 +39,13 @@ from grokctl.sources import (
     read_source_argument,
 )
 from grokctl.swarm import Claims, Network, Snapshot, Swarm, Transfer, resolve
-from grokctl.tokenizers import fetch_tokenizer, has_tokenizer, put_tokenizer, read_tokenizer
+from grokctl.tokenizers import (
+    fetch_tokenizer,
+    has_tokenizer,
+    put_tokenizer,
+    read_tokenizer,
+    refuse_other,
+)
 from grokctl.units import format_bytes
 from grokctl.web import Web
 
@@ -117,7 +125,7 @@ def fetch(
     began = time.monotonic()
     origin = read_source_argument(source)
     refuse_foreign(root, origin, force=options.force)
-    given = _given_tokenizer(options, origin)  # no reason to wait for bad news
+    given = _given_tokenizer(root, options, origin)  # no reason to wait for bad news
     with ExitStack() as stack:
         swarm = stack.enter_context(Swarm(_network(options)))
         peers = resolve([endpoint(peer) for peer in options.peers])
@@ -131,7 +139,10 @@ def fetch(
         if given is None:
             _fetch_tokenizer(root, job, origin, options, observe)
         elif TOKENIZER in job.places.values():
-            raise UsageError(f"{options.tokenizer}: the torrent brings its own {TOKENIZER}")
+            raise UsageError(
+                f"{options.tokenizer}: the torrent brings its own {TOKENIZER}",
+                f"grokctl fetch {shlex.quote(source)} --to {quoted(root)}",
+            )
         claims = find_claims(root, job, options, have, observe)
         swarm.add(_transfer(job, root, peers, options, claims))
         mirrors = _mirrors(stack, job, options)
@@ -285,10 +296,12 @@ def _mirrors(stack: ExitStack, job: Job, options: FetchOptions) -> Mirrors | Non
     return stack.enter_context(Mirrors(chosen, web, job.metainfo, job.places))
 
 
-def _given_tokenizer(options: FetchOptions, origin: Origin) -> bytes | None:
+def _given_tokenizer(root: Path, options: FetchOptions, origin: Origin) -> bytes | None:
     if options.tokenizer is None:
         return None
-    return read_tokenizer(options.tokenizer, origin.tokenizer)
+    data = read_tokenizer(options.tokenizer, origin.tokenizer)
+    refuse_other(root, data, options.tokenizer, force=options.force)
+    return data
 
 
 def _fetch_tokenizer(

@@ -80,16 +80,21 @@ def put_tokenizer(root: Path, data: bytes, given: Path, *, force: bool) -> None:
         FetchError: It has more pieces than the model's vocabulary.
     """
     _refuse_unfit(data, given, vocab_size=read_config(root).vocab_size)
+    refuse_other(root, data, given, force=force)
+    write_atomically(root / TOKENIZER, data)
+
+
+def refuse_other(root: Path, data: bytes, given: Path, *, force: bool) -> None:
+    """Replace no tokenizer that is another one.
+
+    Raises:
+        UsageError: Another one is there.
+    """
     place = root / TOKENIZER
-    if place.is_file():
-        if place.read_bytes() == data:
-            return
-        if not force:
-            raise UsageError(
-                f"{place}: is there, and is not {given}",
-                f"ls -l {_quoted(place)} {_quoted(given)}",
-            )
-    write_atomically(place, data)
+    if place.is_file() and place.read_bytes() != data and not force:
+        raise UsageError(
+            f"{place}: is there, and is not {given}", f"ls -l {_quoted(place)} {_quoted(given)}"
+        )
 
 
 def _refuse_unfit(data: bytes, given: Path, *, vocab_size: int) -> None:
