@@ -231,8 +231,10 @@ class _Machine:
 
     def call(self, function: _Global, arguments: tuple[Any, ...]) -> object:
         match (function.module, function.name), arguments:
-            case (module_name, [_Global() as cls, [0], _Payload(length=1)]) if (
-                module_name == _RECONSTRUCT and (cls.module, cls.name) == _NDARRAY
+            case (module_name, [_Global() as cls, [0], _Payload(offset=at, length=1)]) if (
+                module_name == _RECONSTRUCT
+                and (cls.module, cls.name) == _NDARRAY
+                and self.buffer[at] == ord("b")
             ):
                 return _Array()
             case (module_name, ["f4" | "i1" as code, False, True]) if module_name == _DTYPE:

@@ -4,7 +4,6 @@ import json
 import os
 import random
 import re
-import resource
 import shlex
 import shutil
 import signal
@@ -132,10 +131,13 @@ def test_a_limit_on_the_size_of_files_is_said_before_a_byte_moves(
 ):
     largest = max(file.length for file in read_metainfo(seeded.torrent).files)
 
-    def limited():
-        resource.setrlimit(resource.RLIMIT_FSIZE, (largest - 1, resource.RLIM_INFINITY))
+    limited = (
+        f"import resource; hard = resource.RLIM_INFINITY\n"
+        f"resource.setrlimit(resource.RLIMIT_FSIZE, ({largest - 1}, hard))\n"
+        "from grokctl.cli import main; main()"
+    )
 
-    refused = process.run(*command, preexec_fn=limited)
+    refused = process.run(*command, code=limited)
     finished = grokctl(*command)
 
     assert_failed(refused, 12, f"{largest:,}", f"{largest - 1:,}", hint="ulimit -f unlimited")

@@ -289,13 +289,14 @@ def test_a_torrents_own_name_is_no_path(swarm, name, tmp_path):
         pytest.param(with_file(attr=b"l", symlink_path=[b"/etc"]), id="link"),
     ],
 )
-def test_hostile_metadata_from_a_peer_writes_nothing(swarm, change, tmp_path):
+def test_hostile_metadata_from_a_peer_writes_nothing(swarm, change, tmp_path, tmp_path_factory):
     torrent = changed(swarm, change)
     infohash = libtorrent.load_torrent_buffer(torrent).info_hashes.v1
     (tmp_path / "got").mkdir()
     before = tree(tmp_path)
 
-    with libtorrent_seeder(torrent, swarm.root, {}) as (port, _):
+    # a folder of its own: this peer makes the links that the torrent asks for
+    with libtorrent_seeder(torrent, tmp_path_factory.mktemp("seeder"), {}) as (port, _):
         options = swarm.options(peers=(f"127.0.0.1:{port}",))
         with pytest.raises(FetchError) as caught:
             fetch(f"magnet:?xt=urn:btih:{infohash}&dn=../../evil", tmp_path / "got", options)

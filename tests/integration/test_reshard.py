@@ -880,9 +880,11 @@ FIRST = "device-00-of-02.safetensors"
         pytest.param(
             lambda path: os.truncate(path, path.stat().st_size + 1), Reason.LONG, id="long"
         ),
-        pytest.param(lambda path: (path.unlink(), path.mkdir()), Reason.MISSING, id="folder"),
+        pytest.param(lambda path: (path.unlink(), path.mkdir()), Reason.UNREADABLE, id="folder"),
         pytest.param(
-            lambda path: (path.unlink(), path.symlink_to("nowhere")), Reason.MISSING, id="link"
+            lambda path: (path.unlink(), path.symlink_to("nowhere")),
+            Reason.UNREADABLE,
+            id="link",
         ),
     ],
 )

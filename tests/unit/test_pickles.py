@@ -823,6 +823,13 @@ def frame(length: int) -> bytes:
     return pickle.FRAME + struct.pack("<Q", length)
 
 
+@pytest.mark.parametrize("code", [b"\xe2", b"O", b"B", b"\0"])
+def test_an_array_that_begins_as_another_type_than_numpy_writes_is_refused(code):
+    bare = RECONSTRUCT + tuple_of(NDARRAY, tuple_of(number(0)), b"C\x01" + code) + pickle.REDUCE
+
+    assert isinstance(verdict(pickled(array(bare=bare))), UnsafePickleError)
+
+
 class _ByFrames(pickle._Unpickler):
     """The unpickler in Python, which reads a frame before what is in it."""
 

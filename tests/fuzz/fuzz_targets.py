@@ -1,0 +1,626 @@
+"""What strangers' bytes are fed to, and what must be true of it whatever they are."""
+
+import atexit
+import io
+import json
+import os
+import pickle
+import pickletools
+import re
+import shutil
+import sys
+import tempfile
+import time
+import unicodedata
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from random import Random
+from typing import Any
+from urllib.parse import urlsplit
+
+import libtorrent as lt
+import numpy as np
+from fuzz_mutators import (
+    Mutator,
+    bencode_mutator,
+    edit_bytes,
+    json_mutator,
+    pickle_mutator,
+    text_mutator,
+)
+
+from grokctl.checkpoint import pickles
+from grokctl.checkpoint.bencode import decode, encode
+from grokctl.checkpoint.logical import ReleaseSource
+from grokctl.checkpoint.pickles import ArrayRef, PickledTensor
+from grokctl.checkpoint.ready import (
+    FileRecord,
+    ReadyCheckpoint,
+    Source,
+    device_layout,
+    manifest_bytes,
+    open_ready,
+)
+from grokctl.checkpoint.receipt import (
+    Receipt,
+    Stamp,
+    now,
+    proof_of,
+    read_receipt,
+    read_source,
+    write_source,
+)
+from grokctl.checkpoint.release import Release, open_release, release_paths
+from grokctl.checkpoint.torrent import (
+    GROK_1_MAGNET,
+    Magnet,
+    Metainfo,
+    build_metainfo,
+    parse_magnet,
+    parse_metainfo,
+    raw_values,
+    trackers_of,
+)
+from grokctl.errors import GrokctlError
+from grokctl.model.config import GrokConfig
+from grokctl.model.placement import MeshShape
+from grokctl.model.precision import Precision
+from grokctl.model.tensors import tensor_specs
+from grokctl.paths import CONFIG, MANIFEST, PRIVATE, TORRENT
+from grokctl.web import parse_content_range
+
+GOLDEN = Path(__file__).parents[1] / "data" / "two-layers"
+LONGEST_MESSAGE = 2000
+SECONDS = 1.0
+"""Of a processor, that one input may take."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """One reader of untrusted bytes."""
+
+    name: str
+    seeds: Callable[[], Sequence[bytes]]
+    """Inputs that it accepts, and a few that it does not."""
+    read: Callable[[bytes], Any]
+    """Returns a value, or None, or raises a `GrokctlError`; anything else is a finding."""
+    check: Callable[[bytes, Any], None]
+    """What must be true of an accepted value."""
+    mutate: Mutator
+    prepare: Callable[[], object] = lambda: None
+    """Makes what it works on; costs nothing when it is there."""
+
+    def run(self, data: bytes) -> bool:
+        """Read one input, and say whether it was accepted.
+
+        Raises:
+            AssertionError: Something is not as it must be.
+        """
+        self.prepare()
+        value = error = None
+        began = time.thread_time()
+        try:
+            with _nothing_else_happens():
+                value = self.read(data)
+        except GrokctlError as caught:
+            error = caught
+        spent = time.thread_time() - began
+        assert spent < SECONDS, f"took {spent:.1f} s"
+        if error is not None:
+            _assert_presentable(error)
+            return False
+        if value is not None:
+            self.check(data, value)
+        return value is not None
+
+
+# --- what must be true of everything
+
+_FORBIDDEN = re.compile(
+    r"import|pickle\.|exec|compile|marshal\.|os\.(system|exec|fork|remove)|socket|subprocess|ctypes"
+)
+_is_watching = False
+
+
+def _watch(event: str, arguments: tuple[object, ...]) -> None:
+    if _is_watching and _FORBIDDEN.match(event):
+        raise AssertionError(f"an input led to {event} {arguments!r}")
+
+
+@cache
+def _install_watch() -> None:
+    sys.addaudithook(_watch)
+
+
+@contextmanager
+def _nothing_else_happens() -> Iterator[None]:
+    """No import, no global looked up by pickle, no process, no network."""
+    global _is_watching  # noqa: PLW0603 (audit hooks cannot be removed)
+    _install_watch()
+    _is_watching = True
+    try:
+        yield
+    finally:
+        _is_watching = False
+
+
+def _assert_presentable(error: GrokctlError) -> None:
+    """A person can read it on a terminal, and nothing in it speaks to the terminal."""
+    for text in (str(error), error.hint or ""):
+        assert len(text) < LONGEST_MESSAGE, f"a message of {len(text)} characters"
+        _assert_clean(text)
+
+
+def _assert_clean(text: str) -> None:
+    kinds = {unicodedata.category(character) for character in text}
+    assert not any(kind[0] == "C" or kind in {"Zl", "Zp"} for kind in kinds), ascii(text)
+
+
+# --- pickles
+
+
+def _pickle_seeds() -> list[bytes]:
+    paths = sorted((GOLDEN / "ckpt-0").iterdir(), key=lambda path: path.stat().st_size)
+    small = [path.read_bytes() for path in (*paths[:2], *paths[12:14])]
+    two, four = np.ones((2, 3), np.int8), np.ones((2, 4, 3), np.int8)
+    return [
+        *small,
+        _pickled(np.ones(3, np.float32)),
+        _pickled(np.ones((300, 2), np.float32)),
+        _pickled(two, np.ones((1, 3), pickles.BFLOAT16)),
+        _pickled(four, np.ones((2, 2, 3), pickles.BFLOAT16)),
+    ]
+
+
+def _pickled(weight: np.ndarray, scales: np.ndarray | None = None) -> bytes:
+    with tempfile.TemporaryFile() as file:
+        pickles.write(file, weight, scales)
+        file.seek(0)
+        return file.read()
+
+
+def _check_pickle(data: bytes, found: PickledTensor) -> None:
+    refs = [found.weight] if found.scales is None else [found.weight, found.scales]
+    for ref in refs:
+        _check_payload(data, ref)
+    if found.scales is not None:
+        first, second = sorted(refs, key=lambda ref: ref.offset)
+        assert first.offset + first.nbytes <= second.offset
+        assert (found.weight.dtype, found.scales.dtype) == (np.int8, pickles.BFLOAT16)
+    else:
+        assert found.weight.dtype == np.float32
+    names = {argument for opcode, argument, _ in pickletools.genops(data) if type(argument) is str}
+    assert names <= _NAMES
+    _check_against_pickle(data, found)
+
+
+def _check_against_pickle(data: bytes, found: PickledTensor) -> None:
+    """What is accepted holds the arrays that the real unpickler finds there."""
+    real = _Unpickler(io.BytesIO(data)).load()
+    weight, scales = (real, None) if found.scales is None else (real.weight, real.scales)
+    assert weight.tobytes() == _payload(data, found.weight)
+    assert weight.shape == found.weight.shape
+    if found.scales is not None:
+        assert scales.tobytes() == _payload(data, found.scales)
+        assert scales.shape == found.scales.shape
+
+
+class _Quantized:
+    """Stands for the reference code's class."""
+
+
+class _Unpickler(pickle.Unpickler):
+    """The real one, with the five names and no others."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        return {
+            ("numpy.core.multiarray", "_reconstruct"): np._core.multiarray._reconstruct,
+            ("numpy", "ndarray"): np.ndarray,
+            ("numpy", "dtype"): np.dtype,
+            # not the real one: BUILD would change its dtype for the whole process
+            ("ml_dtypes", "bfloat16"): np.uint16,
+            ("__main__", "QuantizedWeight8bit"): _Quantized,
+        }[module, name]
+
+
+def _payload(data: bytes, ref: ArrayRef) -> bytes:
+    return data[ref.offset : ref.offset + ref.nbytes]
+
+
+_NAMES = {
+    *("numpy.core.multiarray", "_reconstruct", "numpy", "ndarray", "dtype", "f4", "i1", "<", "|"),
+    *("__main__", "QuantizedWeight8bit", "ml_dtypes", "bfloat16", "weight", "scales"),
+}
+
+
+def _check_payload(data: bytes, ref: ArrayRef) -> None:
+    assert 0 < ref.offset <= len(data) - ref.nbytes
+    assert all(type(length) is int and length > 0 for length in ref.shape)
+    view = np.frombuffer(data, ref.dtype, ref.nbytes // ref.dtype.itemsize, ref.offset)
+    assert view.reshape(ref.shape).nbytes == ref.nbytes
+
+
+# --- torrents
+
+
+@cache
+def _torrent_seeds() -> tuple[bytes, ...]:
+    names = ["config.json", "ckpt-0/tensor00001_000", "ckpt-0/tensor00005_000"]
+    found = [
+        build_metainfo(GOLDEN, names, name="two-layers", piece_length=16384),
+        build_metainfo(
+            GOLDEN, names[:1], name="x", piece_length=2**20, trackers=["http://t.example/announce"]
+        ),
+    ]
+    kinds = [[], [lt.create_torrent.v2_only], [lt.create_torrent.v1_only]]
+    for flags, folder in ((flags, folder) for flags in kinds for folder in (True, False)):
+        with tempfile.TemporaryDirectory() as home:
+            root = Path(home) / "grok-1"
+            (root / "ckpt-0").mkdir(parents=True)
+            for name, size in (("tensor00000_000", 40_000), ("tensor00001_000", 5), ("e", 0)):
+                (root / "ckpt-0" / name).write_bytes(Random(size).randbytes(size))
+            source = root if folder else root / "ckpt-0" / "tensor00000_000"
+            torrent = lt.create_torrent(lt.list_files(str(source)), 16384, *flags)
+            torrent.add_tracker("udp://tracker.example:6969")
+            lt.set_piece_hashes(torrent, str(source.parent))
+            values = torrent.generate() | {b"creation date": 1_700_000_000}
+            found.append(lt.bencode(values))
+    return tuple(found)
+
+
+def _check_metainfo(data: bytes, found: Metainfo) -> None:
+    kept = [file for file in found.files if not file.is_pad]
+    for file in kept:
+        assert file.path
+        for part in file.path:
+            assert part not in {"", ".", ".."}
+            assert not set(part) & set("/\\\0")
+            _assert_clean(part)
+    assert len({file.path for file in kept}) == len(kept)
+    assert [file.index for file in found.files] == list(range(len(found.files)))
+    ends = [file.offset + file.length for file in found.files]
+    assert [file.offset for file in found.files] == [0, *ends[:-1]]
+    assert len(found.infohash) == (40 if found.version == 1 else 64)
+    assert found.num_pieces == -(-found.total // found.piece_length)
+    _check_places(found)
+    if found.num_pieces <= 2000:
+        _check_pieces(found)
+    _check_against_libtorrent(data, found)
+
+
+def _check_places(found: Metainfo) -> None:
+    try:
+        places = release_paths(found)
+    except GrokctlError as error:
+        _assert_presentable(error)
+        return
+    assert set(places) == {file.index for file in found.files if not file.is_pad}
+    assert len(set(places.values())) == len(places)
+    for place in places.values():
+        assert not Path(place).is_absolute()
+        assert Path(place).parts[0].casefold() not in {"..", PRIVATE, TORRENT, MANIFEST}
+
+
+def _check_pieces(found: Metainfo) -> None:
+    position = dict.fromkeys(range(len(found.files)), 0)
+    touched: dict[int, list[int]] = {file.index: [] for file in found.files}
+    for piece in range(found.num_pieces):
+        spans = found.spans(piece)
+        assert found.piece_size(piece) == sum(length for _, _, length in spans) > 0
+        assert len(found.piece_hash(piece)) == (20 if found.version == 1 else 32)
+        assert found.version == 1 or len(spans) == 1
+        for file, start, length in spans:
+            assert start == position[file.index]
+            position[file.index] += length
+            touched[file.index].append(piece)
+    for file in found.files:
+        whole = 0 if file.is_pad and found.version == 2 else file.length
+        assert position[file.index] == whole
+        assert list(found.pieces_of(file)) == touched[file.index]
+
+
+def _check_against_libtorrent(data: bytes, found: Metainfo) -> None:
+    """What both accept, both see alike: nothing can be smuggled past the one by the other."""
+    try:
+        theirs = lt.load_torrent_buffer(data)
+    except RuntimeError:
+        return
+    hashes, layout = theirs.info_hashes, theirs.ti.layout()
+    assert found.infohash == str(hashes.v1 if hashes.has_v1() else hashes.v2)
+    assert found.piece_length == theirs.ti.piece_length()
+    flags = layout.flag_pad_file | layout.flag_symlink | layout.flag_executable
+    assert [(file.length, file.offset, file.is_pad) for file in found.files] == [
+        (
+            layout.file_size(index),
+            layout.file_offset(index),
+            {0: False, int(layout.flag_pad_file): True}[int(layout.file_flags(index) & flags)],
+        )
+        for index in range(layout.num_files())
+    ]
+
+
+def _check_trackers(data: bytes, found: tuple[str, ...]) -> None:
+    for url in found:
+        assert urlsplit(url).scheme in {"http", "https", "udp"}
+        _assert_clean(url)
+    top, spans = decode(data, most_depth=16)
+    again = encode(top)
+    assert sorted(again) == sorted(data)
+    assert raw_values(data) == {key: data[start:end] for key, (start, end) in spans.items()}
+    for key, (start, end) in spans.items():
+        assert len(encode(top[key])) == end - start
+
+
+# --- magnets
+
+
+def _magnet_seeds() -> list[bytes]:
+    v2 = "magnet:?xt=urn:btmh:1220" + "ab" * 32
+    return [
+        GROK_1_MAGNET.encode(),
+        f"{v2}&dn=x".encode(),
+        f"{v2}&xt=urn:btih:{'cd' * 20}&tr=udp://t.example:1".encode(),
+        b"magnet:?xt=urn:btih:" + b"A2" * 16 + b"&x.pe=10.0.0.1:1&ws=http://a/&dn=%1b[2J",
+    ]
+
+
+_MAGNET_WORDS = (
+    *("magnet:?", "&xt=urn:btih:", "&xt=urn:btmh:1220", "&dn=", "&tr=", "%1b", "%00", "%ff", "%"),
+    *("0" * 40, "a" * 64, "A" * 32, "http://[::1]:1/", "http://[", "udp://", "&", ";", "#", "?"),
+)
+
+
+def _check_magnet(_: bytes, found: Magnet) -> None:
+    assert re.fullmatch("[0-9a-f]{40}|[0-9a-f]{64}", found.infohash)
+    _assert_clean(found.name)
+    for url in found.trackers:
+        assert urlsplit(url).scheme in {"http", "https", "udp"}
+        assert re.fullmatch("[!-~]+", url)
+    assert parse_magnet(str(found)) == found
+
+
+# --- ready checkpoints
+
+
+def _release() -> Release:
+    return open_release(GOLDEN)
+
+
+@cache
+def _scratch() -> Path:
+    """A folder for targets that read files, for as long as this process lives."""
+    path = Path(tempfile.mkdtemp(prefix="grokctl-fuzz-"))
+    atexit.register(shutil.rmtree, path, ignore_errors=True)
+    return path
+
+
+@cache
+def _ready(mesh: MeshShape) -> Path:
+    """A ready checkpoint of the golden release, its tensors all zeros."""
+    root = _scratch() / f"ready-{mesh.slug}"
+    root.mkdir()
+    source, precision = ReleaseSource(_release()), next(iter(Precision))
+    layouts = [
+        device_layout(source, mesh=mesh, precision=precision, device=device)
+        for device in range(mesh.size)
+    ]
+    records = []
+    for layout in layouts:
+        with (root / layout.name).open("wb") as file:
+            file.write(layout.header)
+            file.truncate(layout.nbytes)
+        records.append(FileRecord(name=layout.name, nbytes=layout.nbytes, sha256="0" * 64))
+    origin = Source(name="x", infohash="0" * 40, proven=True, verified_at=now())
+    manifest = manifest_bytes(
+        source, layouts, mesh=mesh, precision=precision, origin=origin, files=records
+    )
+    (root / MANIFEST).write_bytes(manifest)
+    return root
+
+
+_MESHES = (MeshShape(1, 1), MeshShape(2, 1))
+
+
+@cache
+def _manifest_seeds() -> tuple[bytes, ...]:
+    return tuple((_ready(mesh) / MANIFEST).read_bytes() for mesh in _MESHES)
+
+
+def _read_manifest(data: bytes) -> ReadyCheckpoint:
+    root = _ready(_MESHES[0])
+    _put(root / MANIFEST, data)
+    return open_ready(root)
+
+
+def _check_ready(_: bytes, found: ReadyCheckpoint) -> None:
+    _check_config(b"", found.config)
+    assert len(found.layouts) == found.mesh.size
+    for layout in found.layouts:
+        assert (found.root / layout.name).stat().st_size == layout.nbytes
+        end = len(layout.header)
+        for held in layout.tensors:
+            assert held.offset == end
+            assert held.nbytes > 0
+            end = held.end
+        assert end == layout.nbytes
+    for record in found.files:
+        assert record.name == Path(record.name).name
+        assert re.fullmatch("[0-9a-f]{64}", record.sha256)
+    for text in (found.source.name, found.source.infohash, found.source.verified_at):
+        assert text is None or type(text) is str
+        _assert_clean(text or "")
+
+
+@cache
+def _device_seeds() -> tuple[bytes, ...]:
+    root = _ready(_MESHES[1])
+    name = open_ready(root).layouts[0].name
+    with (root / name).open("rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+        file.seek(0)
+        return (file.read(8 + size),)
+
+
+def _read_device(data: bytes) -> Any:
+    """Read all tensors of a checkpoint whose first device's file begins with these bytes."""
+    root = _ready(_MESHES[1])
+    checkpoint = open_ready(root)
+    layout = checkpoint.layouts[0]
+    with (root / layout.name).open("r+b") as file:
+        file.write(data[: layout.nbytes])
+        if len(data) < len(layout.header):
+            file.write(bytes(len(layout.header) - len(data)))
+    return [
+        checkpoint.read(held.tensor, held.slices)
+        for one in checkpoint.layouts
+        for held in one.tensors
+    ]
+
+
+def _check_device(data: bytes, arrays: list[np.ndarray]) -> None:
+    (header,) = _device_seeds()
+    assert data.ljust(len(header), b"\0")[: len(header)] == header
+    assert arrays
+
+
+# --- configurations, receipts, headers
+
+
+def _config_seeds() -> list[bytes]:
+    return [(GOLDEN / CONFIG).read_bytes()]
+
+
+def _read_config(data: bytes) -> GrokConfig:
+    path = _scratch() / CONFIG
+    _put(path, data)
+    return GrokConfig.read(path)
+
+
+def _check_config(_: bytes, found: GrokConfig) -> None:
+    assert GrokConfig.from_dict(json.loads(json.dumps(found.to_dict()))) == found
+    assert len({found, found}) == 1
+    assert found.num_q_heads % found.num_kv_heads == 0
+    assert max(found.pad_token, found.eos_token) < found.vocab_size
+    if found.num_layers <= 64:
+        for spec in tensor_specs(found):
+            assert all(0 < length <= 2**24 for length in spec.shape)
+
+
+@cache
+def _proven() -> Path:
+    """A release with a receipt of its own."""
+    root = _scratch() / "release"
+    shutil.copytree(GOLDEN / "ckpt-0", root / "ckpt-0")
+    shutil.copy(GOLDEN / CONFIG, root)
+    names = sorted(f"ckpt-0/{path.name}" for path in (root / "ckpt-0").iterdir())
+    stamps = {name: stamp for name in names if (stamp := Stamp.of(root / name)) is not None}
+    Receipt(infohash="0" * 40, verified_at=now(), stamps=stamps).write(root)
+    write_source(root, infohash="0" * 40)
+    return root
+
+
+@cache
+def _proven_release() -> Release:
+    return open_release(_proven())
+
+
+@cache
+def _receipt_seeds() -> tuple[bytes, ...]:
+    paths = sorted((_proven() / PRIVATE).glob("*.json"))
+    return tuple(path.read_bytes() for path in paths)
+
+
+def _read_receipt(data: bytes) -> tuple[Receipt | None, str | None, Receipt | None] | None:
+    root = _proven()
+    for name in ("receipt.json", "source.json"):
+        _put(root / PRIVATE / name, data)
+    found = read_receipt(root), read_source(root), proof_of(_proven_release())
+    return found if any(found) else None
+
+
+def _check_receipt(_: bytes, found: tuple[Receipt | None, str | None, Receipt | None]) -> None:
+    receipt, source, proof = found
+    assert source is None or re.fullmatch("[0-9a-f]{40}|[0-9a-f]{64}", source)
+    assert proof is None or proof == receipt
+    if receipt is None:
+        return
+    assert re.fullmatch("[0-9a-f]{40}|[0-9a-f]{64}", receipt.infohash)
+    for time_of_proof in (receipt.verified_at, receipt.since, *receipt.earlier.values()):
+        _assert_clean(time_of_proof)
+    for name, stamp in receipt.stamps.items():
+        assert type(name) is str
+        assert all(
+            type(value) is int for value in (stamp.size, stamp.mtime_ns, stamp.inode, stamp.device)
+        )
+    assert receipt.untouched(_proven()) <= receipt.stamps.keys()
+    receipt.write(_scratch())
+    assert read_receipt(_scratch()) == receipt
+
+
+def _check_range(_: bytes, found: tuple[int, int, int]) -> None:
+    first, last, total = found
+    assert 0 <= first <= last < total < 10**18
+
+
+def _put(path: Path, data: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(data)
+
+
+TARGETS = {
+    target.name: target
+    for target in (
+        Target(
+            "pickle",
+            _pickle_seeds,
+            lambda data: pickles.scan(memoryview(data), file="tensor00000_000"),
+            _check_pickle,
+            pickle_mutator,
+        ),
+        Target(
+            "torrent",
+            _torrent_seeds,
+            lambda data: parse_metainfo(data, source="x.torrent"),
+            _check_metainfo,
+            bencode_mutator,
+        ),
+        Target("bencode", _torrent_seeds, trackers_of, _check_trackers, bencode_mutator),
+        Target(
+            "magnet",
+            _magnet_seeds,
+            lambda data: parse_magnet(os.fsdecode(data)),
+            _check_magnet,
+            text_mutator(_MAGNET_WORDS),
+        ),
+        Target(
+            "manifest",
+            _manifest_seeds,
+            _read_manifest,
+            _check_ready,
+            json_mutator,
+            lambda: _ready(_MESHES[0]),
+        ),
+        Target(
+            "device",
+            _device_seeds,
+            _read_device,
+            _check_device,
+            edit_bytes,
+            lambda: _ready(_MESHES[1]),
+        ),
+        Target("config", _config_seeds, _read_config, _check_config, json_mutator, _scratch),
+        Target(
+            "receipt", _receipt_seeds, _read_receipt, _check_receipt, json_mutator, _proven_release
+        ),
+        Target(
+            "range",
+            lambda: [b"bytes 0-16383/99999", b"bytes 5-5/6"],
+            lambda data: parse_content_range(data.decode("latin-1")),
+            _check_range,
+            text_mutator(("bytes ", "-", "/", "*", " ", "0" * 20, "9" * 30, "\u0665")),
+        ),
+    )
+}
