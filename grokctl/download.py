@@ -3,6 +3,7 @@
 import mmap
 import os
 import shlex
+import threading
 import time
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
@@ -14,7 +15,7 @@ from urllib.parse import urlsplit
 
 from grokctl.checkpoint.torrent import printable
 from grokctl.destination import Job, forget_resume, keep_resume, refused, take_resume
-from grokctl.errors import StalledError
+from grokctl.errors import GrokctlError, StalledError
 from grokctl.events import Advanced, Finished, Noted, Observer, Stage, Started
 from grokctl.mirrors import Mirrors, MirrorState
 from grokctl.pieces import check_pieces
@@ -34,6 +35,8 @@ _SIGN_OF_LIFE: Final = 2**14
 """Bytes, a block of BitTorrent: who sends less before `stall_timeout_s` sends nothing."""
 _SILENT_S: Final = 3.0
 """Seconds without a sign of life that a slow line, or our own rate limit, may bring about."""
+_SYNC_EVERY: Final = 2**28
+"""Bytes received after which they are worth a pass over the disk."""
 _CELLS: Final = 48
 _PAGE: Final = max(mmap.PAGESIZE, 4096)
 """Holes in files are as large as blocks of the file system, which are pages nearly everywhere."""
@@ -166,6 +169,7 @@ class Download:
         if now.done:
             self._keep(self.swarm.resume_data(timeout_s=SAVE_WITHIN_S))
         relay = self._relay()
+        writeback = _Writeback([self.root / self.job.places[index] for index in self.job.wanted])
         self._done = now.done
         self.observe(Started(stage=Stage.FETCH, total=self.job.nbytes, done=now.done))
         self._moved = saved = time.monotonic()
@@ -182,11 +186,13 @@ class Download:
                 raise stalled(
                     "payload", self.swarm, now, self.origin, self.root, self.options, self._states
                 )
+            writeback.advance(self._arrived(now))
             if clock - saved > _SAVE_EVERY_S:
                 saved = clock
                 self.swarm.ask_for_resume_data()
             self._keep(self.swarm.take_resume_data())
         self.swarm.flush()
+        writeback.finish()
         if arrived:
             self._make_durable()
         self.observe(Finished(stage=Stage.FETCH))
@@ -262,14 +268,65 @@ class Download:
             path = self.root / self.job.places[index]
             detail = f"writing {path.name} to disk"
             self.observe(Advanced(stage=Stage.FETCH, done=self._done, detail=detail))
-            try:
-                handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
-                try:
-                    os.fsync(handle)
-                finally:
-                    os.close(handle)
-            except OSError as error:
-                raise refused(path, error) from error
+            _sync(path)
+
+
+def _sync(path: Path) -> None:
+    """Wait until the disk has a file."""
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+    except OSError as error:
+        raise refused(path, error) from error
+
+
+class _Writeback:
+    """Hands files to the disk while more arrives: little is left at the end, or for a power cut."""
+
+    def __init__(self, paths: list[Path]) -> None:
+        self._paths = paths
+        self._written: dict[Path, int] = {}
+        self._arrived = 0
+        self._error: GrokctlError | None = None
+        self._thread: threading.Thread | None = None
+
+    def advance(self, arrived: int) -> None:
+        """Begin a pass over all files that changed, unless one is under way.
+
+        Args:
+            arrived: Bytes received so far; a pass is worth it for some.
+        """
+        is_busy = self._thread is not None and self._thread.is_alive()
+        if not is_busy and arrived - self._arrived > _SYNC_EVERY:
+            self._arrived = arrived
+            self._thread = threading.Thread(target=self._run, daemon=True)
+            self._thread.start()
+
+    def finish(self) -> None:
+        """Wait for the pass under way.
+
+        Raises:
+            DiskFullError: There was no space for what came.
+            FetchError: The disk refused it for another reason, which it says only once.
+        """
+        if self._thread is not None:
+            self._thread.join()
+        if self._error is not None:
+            raise self._error
+
+    def _run(self) -> None:
+        try:
+            for path in self._paths:
+                with suppress(FileNotFoundError):
+                    changed = path.stat().st_mtime_ns
+                    if self._written.get(path) != changed:
+                        self._written[path] = changed
+                        _sync(path)
+        except GrokctlError as error:
+            self._error = error
 
 
 def _map(have: list[bool], pieces: list[int]) -> tuple[float, ...]:
