@@ -2,7 +2,6 @@
 
 import errno
 import os
-import shlex
 import shutil
 import stat
 import time
@@ -16,7 +15,7 @@ from grokctl.blame import merged
 from grokctl.checkpoint.torrent import Metainfo
 from grokctl.errors import DiskFullError, FetchError, GrokctlError
 from grokctl.events import Noted, Observer, ignore
-from grokctl.paths import PRIVATE
+from grokctl.paths import PRIVATE, quoted
 
 _DAMAGED: Final = "damaged"
 _AT_ONCE: Final = 64 * 2**20
@@ -117,7 +116,8 @@ def _look(
             return None
         if not ranges and stat.S_ISLNK(status.st_mode):
             raise FetchError(
-                f"{root / place}: expected a file, found a symbolic link", f"ls -ld {root / place}"
+                f"{root / place}: expected a file, found a symbolic link",
+                f"ls -ld {quoted(root / place)}",
             )
         if not ranges and status.st_size <= length:
             return None
@@ -168,7 +168,7 @@ def _demand(root: Path, needed: int) -> None:
         raise DiskFullError(
             f"{root}: expected {needed:,} bytes free to keep and mend what is damaged, "
             f"found {free:,}",
-            f"df -h {shlex.quote(str(root))}",
+            f"df -h {quoted(root)}",
         )
 
 
@@ -264,5 +264,7 @@ def _open(stack: ExitStack, folder: int, name: str) -> int:
 
 def _refused(root: Path, error: OSError) -> GrokctlError:
     if error.errno in {errno.ENOSPC, errno.EDQUOT}:
-        return DiskFullError(f"{root}: {error.strerror}", f"df -h {shlex.quote(str(root))}")
-    return FetchError(f"{root}: {error.filename or _DAMAGED}: {error.strerror}", f"ls -la {root}")
+        return DiskFullError(f"{root}: {error.strerror}", f"df -h {quoted(root)}")
+    return FetchError(
+        f"{root}: {error.filename or _DAMAGED}: {error.strerror}", f"ls -la {quoted(root)}"
+    )

@@ -1,11 +1,8 @@
 """Where a download goes: which files are chosen, whose folder it is, and what is kept in it."""
 
 import errno
-import fcntl
-import os
-import shlex
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -25,7 +22,16 @@ from grokctl.checkpoint.torrent import (
 )
 from grokctl.errors import DiskFullError, FetchError, GrokctlError, UsageError
 from grokctl.model.tensors import layer_files
-from grokctl.paths import CKPT, CONFIG, PRIVATE, TOKENIZER, TORRENT, write_atomically
+from grokctl.paths import (
+    CKPT,
+    CONFIG,
+    PRIVATE,
+    TOKENIZER,
+    TORRENT,
+    locked,
+    quoted,
+    write_atomically,
+)
 from grokctl.sources import FetchOptions, Origin, plain, read_source_argument
 
 RESUME: Final = "resume"
@@ -144,7 +150,7 @@ def refuse_foreign(root: Path, origin: Origin, *, force: bool) -> None:
     claimed = read_source(root)
     if is_empty or claimed == origin.infohash or cached_torrent(root, origin.infohash) is not None:
         return
-    command = f"grokctl fetch {shlex.quote(origin.source)} --to"
+    command = f"grokctl fetch {quoted(origin.source)} --to"
     if claimed is not None:
         other = root.with_name(f"{root.name}-{origin.infohash[:8]}")
         message = f"{root}: expected release {origin.infohash}, found {claimed}"
@@ -170,7 +176,7 @@ def torrent_at_hand(origin: Origin, root: Path, given: Path | None) -> bytes | N
             name = printable(origin.name) or origin.source
             raise FetchError(
                 f"{given}: expected infohash {origin.infohash} of {name}, found {found.infohash}",
-                f"grokctl fetch {shlex.quote(str(given))}",
+                f"grokctl fetch {quoted(given)}",
             )
         return found.torrent
     return origin.torrent or cached_torrent(root, origin.infohash)
@@ -215,20 +221,13 @@ def alone(root: Path) -> Iterator[None]:
         FetchError: Somebody does.
     """
     path = root / PRIVATE / LOCK
-    try:
-        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
-    except OSError as error:
-        raise refused(path, error) from error
-    try:
-        with suppress(OSError):  # some file systems know no locks
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                message = f"{root}: another grokctl is fetching into it"
-                raise FetchError(message, f"fuser -v {quoted(path)}") from error
+    busy = FetchError(f"{root}: another grokctl is fetching into it", f"fuser -v {quoted(path)}")
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(locked(path, busy=busy))
+        except OSError as error:
+            raise refused(path, error) from error
         yield
-    finally:
-        os.close(handle)
 
 
 def take_resume(root: Path) -> tuple[bytes, bool]:
@@ -259,8 +258,3 @@ def refused(path: Path, error: OSError) -> GrokctlError:
     if error.errno in {errno.ENOSPC, errno.EDQUOT}:
         return DiskFullError(f"{path}: {error.strerror}", f"df -h {quoted(path)}")
     return FetchError(f"{error.filename or path}: {error.strerror}", f"ls -ld {quoted(path)}")
-
-
-def quoted(path: Path) -> str:
-    """A path as it is pasted into a shell."""
-    return shlex.quote(str(path))

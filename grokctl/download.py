@@ -2,7 +2,6 @@
 
 import mmap
 import os
-import shlex
 import threading
 import time
 from collections.abc import Callable
@@ -17,12 +16,14 @@ from grokctl.checkpoint.torrent import printable
 from grokctl.destination import Job, forget_resume, keep_resume, refused, take_resume
 from grokctl.errors import GrokctlError, StalledError
 from grokctl.events import Advanced, Finished, Noted, Observer, Stage, Started
-from grokctl.mirrors import Mirrors, MirrorState
+from grokctl.mirrors import Mirrors
+from grokctl.paths import quoted
 from grokctl.pieces import check_pieces
 from grokctl.relay import Relay
 from grokctl.sources import MIRRORS, FetchOptions, Origin
+from grokctl.standing import MirrorState
 from grokctl.swarm import Claims, Snapshot, Swarm, read_claims
-from grokctl.units import format_bytes, format_clock, format_rate
+from grokctl.units import format_bytes, format_clock, format_number, format_rate
 
 _TICK_S: Final = 0.25
 _BUSY_TICK_S: Final = 0.05
@@ -206,7 +207,7 @@ class Download:
             self.observe(Started(stage=Stage.SEED, total=goal or 0))
             now = self._poll()
             while goal is None or now.uploaded < goal:
-                detail = f"{format_rate(now.upload_rate)} · {_several(now.peers, 'peer')}"
+                detail = f"{format_rate(now.upload_rate)} · {format_number(now.peers, 'peer')}"
                 self.observe(Advanced(stage=Stage.SEED, done=now.uploaded, detail=detail))
                 now = self._poll()
         except KeyboardInterrupt:
@@ -363,15 +364,11 @@ def _waits_for(now: Snapshot, states: list[MirrorState]) -> str:
         return f"{'mirrors' if len(mirrors) > 1 else 'mirror'} {names}"
     if not now.peers:
         return "peers"
-    return f"{_several(now.peers, 'peer')} to send"
+    return f"{format_number(now.peers, 'peer')} to send"
 
 
 def _crowd(now: Snapshot) -> str:
-    return f"{_several(now.peers, 'peer')}, {_several(now.seeds, 'seed')}"
-
-
-def _several(count: int, noun: str) -> str:
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+    return f"{format_number(now.peers, 'peer')}, {format_number(now.seeds, 'seed')}"
 
 
 def tracker_answers(swarm: Swarm, origin: Origin, options: FetchOptions) -> list[str]:
@@ -399,7 +396,7 @@ def stalled(
         f"swarm of {name}: expected {what}, found none for {options.stall_timeout_s:g} s from "
         f"{_crowd(now)} ({'; '.join(answers) or 'no trackers'})"
     )
-    command = f"grokctl fetch {shlex.quote(origin.source)} --to {shlex.quote(str(root))}"
+    command = f"grokctl fetch {quoted(origin.source)} --to {quoted(root)}"
     if not options.dht and not options.proxy:
         return StalledError(message, f"{command}  # and without --no-dht: others may have it")
     if what == "metadata":

@@ -1,6 +1,5 @@
 """From a magnet link to the complete, flushed files of a release."""
 
-import shlex
 import tempfile
 import time
 from collections.abc import Iterator
@@ -18,7 +17,6 @@ from grokctl.destination import (
     bare_torrent,
     choose,
     keep_resume,
-    quoted,
     refuse_foreign,
     remove_parts,
     torrent_at_hand,
@@ -27,7 +25,7 @@ from grokctl.download import SAVE_WITHIN_S, Download, find_claims, stalled
 from grokctl.errors import GrokctlError, UsageError
 from grokctl.events import Advanced, Finished, Noted, Observer, Stage, Started, Unit, ignore
 from grokctl.mirrors import Mirrors
-from grokctl.paths import CKPT, TOKENIZER
+from grokctl.paths import CKPT, TOKENIZER, quoted
 from grokctl.preflight import FetchPlan, look_ahead, prepare
 from grokctl.sources import (
     GROK_1,
@@ -46,7 +44,7 @@ from grokctl.tokenizers import (
     read_tokenizer,
     refuse_other,
 )
-from grokctl.units import format_bytes
+from grokctl.units import format_bytes, format_number
 from grokctl.web import Web
 
 _DEFAULTS: Final = FetchOptions()
@@ -123,16 +121,13 @@ def fetch(
         FetchError: The torrent is hostile or malformed, or the destination refuses it.
     """
     began = time.monotonic()
-    origin = read_source_argument(source)
-    refuse_foreign(root, origin, force=options.force)
+    origin, torrent = _look_up(source, root, options)
     given = _given_tokenizer(root, options, origin)  # no reason to wait for bad news
     with ExitStack() as stack:
         swarm = stack.enter_context(Swarm(_network(options)))
-        peers = resolve([endpoint(peer) for peer in options.peers])
-        torrent = torrent_at_hand(origin, root, options.torrent_file)
+        peers = _named_peers(options)
         if torrent is None:
-            torrent, met = _from_swarm(swarm, origin, root, peers, options, observe)
-            peers = list(dict.fromkeys([*peers, *met]))
+            torrent, peers = _from_swarm(swarm, origin, root, peers, options, observe)
         job = choose(torrent, origin, options)
         prepare(root, job)
         stack.enter_context(alone(root))
@@ -141,7 +136,7 @@ def fetch(
         elif TOKENIZER in job.places.values():
             raise UsageError(
                 f"{options.tokenizer}: the torrent brings its own {TOKENIZER}",
-                f"grokctl fetch {shlex.quote(source)} --to {quoted(root)}",
+                f"grokctl fetch {quoted(source)} --to {quoted(root)}",
             )
         claims = find_claims(root, job, options, have, observe)
         swarm.add(_transfer(job, root, peers, options, claims))
@@ -191,12 +186,10 @@ def plan(
     Raises:
         GrokctlError: As `fetch` does, but for a lack of space: that is an answer here.
     """
-    origin = read_source_argument(source)
-    refuse_foreign(root, origin, force=options.force)
-    torrent = torrent_at_hand(origin, root, options.torrent_file)
+    origin, torrent = _look_up(source, root, options)
     if torrent is None:
         with Swarm(_network(options)) as swarm:
-            peers = resolve([endpoint(peer) for peer in options.peers])
+            peers = _named_peers(options)
             torrent, _ = _from_swarm(swarm, origin, root, peers, options, observe)
     return look_ahead(root, choose(torrent, origin, options), options)
 
@@ -249,6 +242,17 @@ def seeding(
         yield bind, swarm.port(timeout_s=5)
 
 
+def _look_up(source: str, root: Path, options: FetchOptions) -> tuple[Origin, bytes | None]:
+    """What is meant, that it may go there, and its torrent unless others must be asked for it."""
+    origin = read_source_argument(source)
+    refuse_foreign(root, origin, force=options.force)
+    return origin, torrent_at_hand(origin, root, options.torrent_file)
+
+
+def _named_peers(options: FetchOptions) -> list[Endpoint]:
+    return resolve([endpoint(peer) for peer in options.peers])
+
+
 def _network(options: FetchOptions) -> Network:
     return Network(
         bind=options.bind,
@@ -270,7 +274,7 @@ def _from_swarm(
     options: FetchOptions,
     observe: Observer,
 ) -> tuple[bytes, list[Endpoint]]:
-    """Ask the swarm for metadata; also says which peers answered."""
+    """Ask the swarm for metadata; also says whom to ask next, peers that answered among them."""
     observe(Started(stage=Stage.METADATA, unit=Unit.NOTHING))
     trackers = (*origin.trackers, *options.trackers)
     deadline = time.monotonic() + options.stall_timeout_s
@@ -278,14 +282,13 @@ def _from_swarm(
         swarm.ask_for_metadata(origin.infohash, trackers=trackers, peers=peers, folder=Path(folder))
         while (info := swarm.metadata()) is None:
             now = swarm.poll(min(1.0, options.stall_timeout_s))
-            peers_met = f"{now.peers} peer{'' if now.peers == 1 else 's'}"
-            detail = f"waiting for metadata: {peers_met}"
+            detail = f"waiting for metadata: {format_number(now.peers, 'peer')}"
             observe(Advanced(stage=Stage.METADATA, detail=detail))
             if time.monotonic() > deadline:
                 raise stalled("metadata", swarm, now, origin, root, options, [])
         met = swarm.leave()
     observe(Finished(stage=Stage.METADATA))
-    return bare_torrent(info, trackers), met
+    return bare_torrent(info, trackers), list(dict.fromkeys([*peers, *met]))
 
 
 def _mirrors(stack: ExitStack, job: Job, options: FetchOptions) -> Mirrors | None:

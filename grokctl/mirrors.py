@@ -6,18 +6,17 @@ silent is left alone for a while; a file that a mirror does not have is not aske
 
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from queue import Empty, Full, Queue, SimpleQueue
 from types import TracebackType
 from typing import Final, Self
-from urllib.parse import quote
 
 from grokctl.checkpoint.torrent import Metainfo
-from grokctl.paths import CKPT, CONFIG
+from grokctl.ranges import Limiter, Reader, WrongBytesError
 from grokctl.sources import Mirror
+from grokctl.standing import MirrorState, Standing
 from grokctl.web import AbsentError, RefusedError, Web, WebError
 
 _MEMORY: Final = 64 * 2**20
@@ -25,58 +24,28 @@ _MEMORY: Final = 64 * 2**20
 _MOST_WORKERS: Final = 8
 _LEASE: Final = 16 * 2**20
 """Bytes that one request asks for, where pieces are small: each costs a round trip or two."""
-_LONGEST_REST_S: Final = 60.0
-_ENOUGH_ABSENT: Final = 8
-"""Files that a mirror may lack before it is taken for one of something else."""
 _PARTS: Final = 4
 """Requests for each worker that what is missing is thought to be cut into, at least."""
 _PATIENCE_S: Final = 30.0
 _SLOWEST: Final = 4096
 """Bytes per second that a request must bring over `_PATIENCE_S`, or it is given to others."""
-_RATE_OVER_S: Final = 3.0
 _JOIN_S: Final = 1.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MirrorState:
-    """How a mirror is doing."""
-
-    name: str
-    nbytes: int
-    """Received so far, wasted bytes included."""
-    rate: float
-    """Bytes per second."""
-    trouble: str = ""
-    """What was wrong with it the last time that anything was."""
-    is_dropped: bool = False
-    """Whether it is not asked any more."""
 
 
 @dataclass(slots=True, eq=False)
 class _Source:
-    """A mirror and what is known about it. Workers only add to `nbytes`."""
+    """A mirror, what is thought of it, and what its workers do."""
 
     mirror: Mirror
+    standing: Standing
+    idle: int
+    """Workers that have nothing to do."""
     jobs: "SimpleQueue[_Lease | None]" = field(default_factory=SimpleQueue)
-    idle: int = 0
-    absent: set[int] = field(default_factory=set)
-    nbytes: int = 0
-    good: int = 0
-    strikes: int = 0
-    struck_at: float = -1.0
-    rests_until: float = 0.0
-    trouble: str = ""
-    is_dropped: bool = False
-    history: deque[tuple[float, int]] = field(default_factory=deque)
 
-    def rate(self) -> float:
-        """Bytes per second over the last few seconds."""
-        now = time.monotonic()
-        self.history.append((now, self.nbytes))
-        while now - self.history[0][0] > _RATE_OVER_S:
-            self.history.popleft()
-        then, nbytes = self.history[0]
-        return (self.nbytes - nbytes) / (now - then) if now > then else 0.0
+    @property
+    def is_idle(self) -> bool:
+        """Whether it may be asked for something now."""
+        return self.idle > 0 and self.standing.may_be_asked
 
 
 @dataclass(slots=True, eq=False)
@@ -121,14 +90,10 @@ class _Ended:
     """The file that the fault was met in."""
 
 
-class _WrongBytesError(WebError):
-    """A piece does not hash to what the torrent promised."""
-
-
 class Mirrors:
     """All mirrors of one download, as a context manager.
 
-    Everything but `_work` runs on the caller's thread.
+    Everything but `_work`, and what it calls, runs on the caller's thread.
     """
 
     def __init__(
@@ -151,23 +116,21 @@ class Mirrors:
         self._web = web
         self._stop = threading.Event()
         self._crash: Exception | None = None
-        self._limiter = _Limiter(self._stop)
-        self._notes: list[str] = []
+        self._limiter = Limiter(self._stop)
         room = max(2, _MEMORY // metainfo.piece_length)
         self._results: Queue[_Landed | _Ended] = Queue(maxsize=room + _MOST_WORKERS)
         self._lease_size = max(1, _LEASE // metainfo.piece_length)
         self.room = room
         """Pieces that may wait to be written."""
-        self._sources = [_Source(mirror) for mirror in mirrors]
+        workers = max(1, min(_MOST_WORKERS, room) // len(mirrors))
+        self._sources = [_Source(mirror, Standing(mirror.name), workers) for mirror in mirrors]
         self._threads = [
             threading.Thread(target=self._work, args=(source,), daemon=True)
             for source in self._sources
-            for _ in range(max(1, min(_MOST_WORKERS, room) // len(mirrors)))
+            for _ in range(workers)
         ]
 
     def __enter__(self) -> Self:
-        for source in self._sources:
-            source.idle = len(self._threads) // len(self._sources)
         for thread in self._threads:
             thread.start()
         return self
@@ -190,30 +153,20 @@ class Mirrors:
     @property
     def is_idle(self) -> bool:
         """Whether some mirror that may be asked has nothing to do."""
-        return any(self._may_ask(source) for source in self._sources)
+        return any(source.is_idle for source in self._sources)
 
     @property
     def nbytes(self) -> int:
         """Bytes received from all mirrors."""
-        return sum(source.nbytes for source in self._sources)
+        return sum(source.standing.nbytes for source in self._sources)
 
     def states(self) -> list[MirrorState]:
         """How every mirror is doing."""
-        return [
-            MirrorState(
-                name=source.mirror.name,
-                nbytes=source.nbytes,
-                rate=source.rate(),
-                trouble=source.trouble,
-                is_dropped=source.is_dropped,
-            )
-            for source in self._sources
-        ]
+        return [source.standing.state() for source in self._sources]
 
     def take_notes(self) -> list[str]:
         """What the user should know and was not told yet, a line each."""
-        notes, self._notes = self._notes, []
-        return notes
+        return [note for source in self._sources for note in source.standing.take_notes()]
 
     def take_returned(self) -> set[int]:
         """Pieces that were asked for in vain, since the last call."""
@@ -224,31 +177,37 @@ class Mirrors:
         """Receive no more than so many bytes per second from all mirrors together."""
         self._limiter.rate = rate
 
-    def offer(self, missing: Sequence[int]) -> set[int]:
-        """Ask idle mirrors for some of the pieces that are missing.
+    def offer(self, left: Sequence[int], is_free: Callable[[int], bool]) -> set[int]:
+        """Ask idle mirrors for some of the pieces that are left.
 
         Args:
-            missing: Ascending; none of them leased.
+            left: Ascending.
+            is_free: Whether nobody but mirrors has a piece or is busy with it. It is asked about
+                few: `left` may be long, and this is called many times a second.
 
         Returns:
             Those that are now asked for.
         """
-        free = set(missing)
+
+        def is_open(piece: int) -> bool:
+            return piece not in self.leased and is_free(piece)
+
         given: set[int] = set()
         # a fair part, so that neither the others nor the end have to wait for one
-        most = max(1, min(self._lease_size, len(missing) // (_PARTS * len(self._threads))))
+        parts = _PARTS * len(self._threads)
+        most = max(1, min(self._lease_size, (len(left) - len(self.leased)) // parts))
         for source in self._sources:
-            while free and self._may_ask(source):
-                lease = self._choose(source, missing, free, most)
+            while source.is_idle:
+                lease = _choose(source, left, is_open, most)
                 if lease is None:
-                    self._doubt(source)
+                    if any(map(is_open, left)):
+                        source.standing.doubt()
                     break
-                free.difference_update(lease.pieces)
                 given.update(lease.pieces)
+                self.leased.update(lease.pieces)
                 source.idle -= 1
                 self._running[lease] = source
                 source.jobs.put(lease)
-        self.leased |= given
         return given
 
     def take(self, most: int) -> list[tuple[int, bytes]]:
@@ -269,54 +228,28 @@ class Mirrors:
                 self._conclude(result)
         return landed
 
-    def _may_ask(self, source: _Source) -> bool:
-        return source.idle > 0 and not source.is_dropped and time.monotonic() >= source.rests_until
-
-    def _choose(
-        self, source: _Source, missing: Sequence[int], free: set[int], most: int
-    ) -> _Lease | None:
-        """The first pieces in a row that this mirror can have."""
-        run = range(0)
-        for piece in missing:
-            fits = piece in free and not self._lacks(source, piece)
-            if not run and fits:
-                run = range(piece, piece + 1)
-            elif run and fits and piece == run.stop and len(run) < most:
-                run = range(run.start, piece + 1)
-            elif run:
-                break
-        return _Lease(run, time.monotonic(), run.start) if run else None
-
-    def _lacks(self, source: _Source, piece: int) -> bool:
-        return bool(source.absent) and any(
-            file.index in source.absent for file, _, _ in self._metainfo.spans(piece)
-        )
-
     def _conclude(self, end: _Ended) -> None:
         """Learn from how a request ended."""
         source, lease = end.source, end.lease
         source.idle += 1
         del self._running[lease]
         if lease.next > lease.pieces.start:
-            source.strikes, source.good = 0, source.good + 1
+            source.standing.succeed()
         if not lease.is_revoked:
             self._take_back(lease)
-        if end.fault is None or source.is_dropped:
+        if end.fault is None or source.standing.is_dropped:
             return
         where = "" if end.file is None else f" ({self._places.get(end.file, 'a pad')})"
-        source.trouble = f"{end.fault}{where}"
+        trouble = f"{end.fault}{where}"
         match end.fault:
             case AbsentError():
                 assert end.file is not None
-                source.absent.add(end.file)
-                if len(source.absent) >= _ENOUGH_ABSENT:
-                    self._doubt(source)
-                elif len(source.absent) == 1:
-                    self._note(source, f"lacks a file: {source.trouble}")
-            case _WrongBytesError() | RefusedError():
-                self._drop(source, source.trouble)
-            case _ if lease.began > source.struck_at:
-                self._rest(source)
+                pieces = self._metainfo.pieces_of(self._metainfo.files[end.file])
+                source.standing.miss(end.file, pieces, trouble)
+            case WrongBytesError() | RefusedError():
+                source.standing.drop(trouble)
+            case _:
+                source.standing.rest(trouble, began=lease.began)
 
     def _take_back(self, lease: _Lease) -> None:
         self.leased.difference_update(lease.missing)
@@ -335,38 +268,16 @@ class Mirrors:
             elif clock - max(lease.seen_at, lease.began) > _PATIENCE_S and not lease.is_revoked:
                 lease.is_revoked = True
                 self._take_back(lease)
-                source.trouble = "sends almost nothing"
-                if lease.began > source.struck_at:
-                    self._rest(source)
-
-    def _doubt(self, source: _Source) -> None:
-        """Drop a mirror that had nothing of what it was asked for."""
-        if source.absent and not source.good:
-            self._drop(source, f"does not hold this release: {source.trouble}")
-
-    def _drop(self, source: _Source, reason: str) -> None:
-        source.is_dropped, source.trouble = True, reason
-        self._note(source, f"{reason}, so it is not asked again")
-
-    def _rest(self, source: _Source) -> None:
-        """Leave a mirror alone, longer each time."""
-        source.strikes += 1
-        source.struck_at = time.monotonic()
-        pause = min(_LONGEST_REST_S, 0.25 * 2**source.strikes)
-        source.rests_until = source.struck_at + pause
-        if source.strikes == 1:
-            self._note(source, f"{source.trouble}; it is asked again in a moment")
-
-    def _note(self, source: _Source, message: str) -> None:
-        self._notes.append(f"mirror {source.mirror.name}: {message}")
+                source.standing.rest("sends almost nothing", began=lease.began)
 
     def _work(self, source: _Source) -> None:
         """Fetch what one mirror is asked for; a thread's whole life."""
         while (lease := source.jobs.get()) is not None and not self._stop.is_set():
-            reader = _Reader(self._web, source, self._metainfo, self._places, lease)
+            url = source.mirror.url
+            reader = Reader(self._web, url, self._metainfo, self._places, lease.pieces)
             fault = None
             try:
-                for piece, data in reader.pieces(self._limiter.wait):
+                for piece, data in reader.read(partial(self._receive, source, lease)):
                     self._hand_over(_Landed(piece, data))
                     lease.next = piece + 1
                     if self._stop.is_set():
@@ -378,6 +289,14 @@ class Mirrors:
                 return
             self._hand_over(_Ended(source, lease, fault, reader.file))
 
+    def _receive(self, source: _Source, lease: _Lease, nbytes: int) -> None:
+        """Count what has come, and wait for the rate limit."""
+        source.standing.nbytes += nbytes
+        lease.nbytes += nbytes
+        lease.is_limited = True
+        self._limiter.wait(nbytes)
+        lease.is_limited = False
+
     def _hand_over(self, result: _Landed | _Ended) -> None:
         """Wait for room in the queue, unless everything ends."""
         while not self._stop.is_set():
@@ -388,100 +307,17 @@ class Mirrors:
             return
 
 
-class _Reader:
-    """The bytes of some pieces in a row, in as few requests as there are files."""
-
-    def __init__(
-        self,
-        web: Web,
-        source: _Source,
-        metainfo: Metainfo,
-        places: Mapping[int, str],
-        lease: _Lease,
-    ) -> None:
-        self.file: int | None = None
-        """Index of the file that is being read."""
-        self._web = web
-        self._source = source
-        self._metainfo = metainfo
-        self._places = places
-        self._lease = lease
-
-    def pieces(self, wait: Callable[[int], None]) -> Iterator[tuple[int, bytes]]:
-        """Each piece with its bytes, as soon as its hash is right."""
-        with closing(self._chunks()) as stream:
-            rest = memoryview(b"")
-            for piece in self._lease.pieces:
-                parts, left, hasher = [], self._metainfo.piece_size(piece), self._metainfo.hasher()
-                while left:
-                    if not rest:
-                        rest = next(stream)
-                        self._lease.is_limited = True
-                        wait(len(rest))
-                        self._lease.is_limited = False
-                    part, rest = rest[:left], rest[left:]
-                    hasher.update(part)
-                    parts.append(part)
-                    left -= len(part)
-                if hasher.digest() != self._metainfo.piece_hash(piece):
-                    raise self._mismatch(piece)
-                yield piece, b"".join(parts)
-
-    def _chunks(self) -> Generator[memoryview]:
-        for index, start, length in self._ranges():
-            self.file = index
-            if index not in self._places:
-                yield memoryview(bytes(length))
-                continue
-            url = self._source.mirror.url + quote(self._places[index])
-            total = self._metainfo.files[index].length
-            with self._web.open_range(url, start, length, total=total) as chunks:
-                for chunk in chunks:
-                    self._source.nbytes += len(chunk)
-                    self._lease.nbytes += len(chunk)
-                    yield memoryview(chunk)
-
-    def _ranges(self) -> list[tuple[int, int, int]]:
-        """File index, offset and length of what the pieces cover, each file once."""
-        found: list[tuple[int, int, int]] = []
-        for piece in self._lease.pieces:
-            for file, offset, length in self._metainfo.spans(piece):
-                if found and found[-1][0] == file.index:
-                    found[-1] = (file.index, found[-1][1], found[-1][2] + length)
-                else:
-                    found.append((file.index, offset, length))
-        return found
-
-    def _mismatch(self, piece: int) -> WebError:
-        """Who is to blame: the mirror, unless it may hold another edition of a small file."""
-        for file, _, _ in self._metainfo.spans(piece):
-            place = self._places.get(file.index, CKPT)
-            if not place.startswith(CKPT) and place != CONFIG:
-                self.file = file.index
-                return AbsentError("holds another edition")
-        return _WrongBytesError("sent wrong bytes")
-
-
-class _Limiter:
-    """Makes threads wait so that together they stay below a rate."""
-
-    def __init__(self, stop: threading.Event) -> None:
-        self.rate: float | None = None
-        self._stop = stop
-        self._free_at = 0.0
-        self._lock = threading.Lock()
-
-    def wait(self, nbytes: int) -> None:
-        """Wait until so many bytes may have been received.
-
-        Raises:
-            WebError: Everything ends.
-        """
-        rate = self.rate
-        if rate is not None:
-            with self._lock:
-                now = time.monotonic()
-                self._free_at = max(self._free_at, now) + nbytes / rate
-            self._stop.wait(self._free_at - now)
-        if self._stop.is_set():
-            raise WebError("was interrupted")
+def _choose(
+    source: _Source, left: Sequence[int], is_open: Callable[[int], bool], most: int
+) -> _Lease | None:
+    """The first pieces in a row that a mirror can have."""
+    run = range(0)
+    for piece in left:
+        fits = piece not in source.standing.lacking and is_open(piece)
+        if not run and fits:
+            run = range(piece, piece + 1)
+        elif run and fits and piece == run.stop and len(run) < most:
+            run = range(run.start, piece + 1)
+        elif run:
+            break
+    return _Lease(run, time.monotonic(), run.start) if run else None

@@ -1,13 +1,17 @@
-"""Where things live: home, names for checkpoints, and writes that are whole or absent."""
+"""Where things live: home, names for checkpoints, writes that are whole or absent, and locks."""
 
+import fcntl
 import os
+import shlex
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import platformdirs
 
-from grokctl.errors import UsageError
+from grokctl.errors import GrokctlError, UsageError
 
 CKPT = "ckpt-0"
 TOKENIZER = "tokenizer.model"
@@ -83,7 +87,9 @@ class Home:
                 )
         if _is_folder(Path(name)):
             raise UsageError(f"{name}: holds neither {CKPT}/ nor {MANIFEST}, so no checkpoint")
-        raise UsageError(f"{name}: no such checkpoint", f"ls {self.releases} {self.ready}")
+        raise UsageError(
+            f"{name}: no such checkpoint", f"ls {quoted(self.releases)} {quoted(self.ready)}"
+        )
 
 
 def default_home() -> Path:
@@ -100,6 +106,11 @@ def kind_of(path: Path) -> str | None:
         return "release" if (path / CKPT).is_dir() else None
     except OSError:  # a name that no file can have
         return None
+
+
+def quoted(value: Path | str) -> str:
+    """A path or a word as it is pasted into a shell."""
+    return shlex.quote(str(value))
 
 
 def _is_folder(path: Path) -> bool:
@@ -136,5 +147,31 @@ def fsync_folder(path: Path) -> None:
     handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def locked(path: Path, *, busy: GrokctlError, is_folder: bool = False) -> Iterator[None]:
+    """Hold the lock of a file or a folder, which the system gives back however we end.
+
+    Args:
+        path: A file, made if it is not there, or a folder that is there.
+        busy: Raised if somebody else holds it.
+        is_folder: Which of the two.
+
+    Raises:
+        GrokctlError: `busy`.
+        OSError: It cannot be opened.
+    """
+    makes = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW
+    handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY if is_folder else makes, 0o644)
+    try:
+        with suppress(OSError):  # some file systems know no locks
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise busy from error
+        yield
     finally:
         os.close(handle)

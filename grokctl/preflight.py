@@ -15,9 +15,9 @@ from typing import Final
 from urllib.parse import urlsplit
 
 from grokctl.checkpoint.receipt import write_source
-from grokctl.destination import BEGUN, LOCK, RESUME, Job, bare_torrent, quoted, refused
+from grokctl.destination import BEGUN, LOCK, RESUME, Job, bare_torrent, refused
 from grokctl.errors import DiskFullError, FetchError
-from grokctl.paths import PRIVATE, TORRENT, write_atomically
+from grokctl.paths import PRIVATE, TORRENT, quoted, write_atomically
 from grokctl.sources import FetchOptions, mirror
 from grokctl.swarm import find_certificates
 
@@ -94,6 +94,7 @@ def look_ahead(root: Path, job: Job, options: FetchOptions) -> FetchPlan:
     """
     _refuse_links(root, job.places.values())
     files = [file for file in job.metainfo.files if not file.is_pad]
+    present, free = _present(root, job), _free(root)
     return FetchPlan(
         name=job.metainfo.name,
         infohash=job.metainfo.infohash,
@@ -106,9 +107,12 @@ def look_ahead(root: Path, job: Job, options: FetchOptions) -> FetchPlan:
             for file in files
         ),
         wanted_nbytes=job.nbytes,
-        present_nbytes=_present(root, job),
-        free_nbytes=_free(root),
-        checks=(*_disk_checks(root, job), *_network_checks(job, options)),
+        present_nbytes=present,
+        free_nbytes=free,
+        checks=(
+            *_disk_checks(root, job, present=present, free=free),
+            *_network_checks(job, options),
+        ),
     )
 
 
@@ -122,7 +126,8 @@ def prepare(root: Path, job: Job) -> None:
     try:
         root.mkdir(parents=True, exist_ok=True)
         _refuse_links(root, job.places.values())
-        refuse(_disk_checks(root, job), root)
+        checks = _disk_checks(root, job, present=_present(root, job), free=_free(root))
+        refuse(checks, root)
         write_atomically(root / TORRENT, bare_torrent(job.info, job.trackers, layers=job.layers))
         write_source(root, infohash=job.metainfo.infohash)
         for file in job.metainfo.files:
@@ -153,10 +158,9 @@ _HINTS: Final = {
 }
 
 
-def _disk_checks(root: Path, job: Job) -> list[Check]:
+def _disk_checks(root: Path, job: Job, *, present: int, free: int) -> list[Check]:
     """Whether the destination can take what is to come."""
     there = _existing(root)
-    free, present = _free(root), _present(root, job)
     needed = job.nbytes - present
     checks = [
         _check("disk", needed <= free, f"expected {needed:,} bytes free, found {free:,}"),

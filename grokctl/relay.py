@@ -1,7 +1,7 @@
 """A swarm and mirrors at the same time: every piece is asked of one of them and lands once."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -13,6 +13,9 @@ _STUCK_S: Final = 5.0
 _LOST_S: Final = 300.0
 """Seconds after which a piece that was given to the disk and never appeared is asked for anew."""
 _ADJUST_S: Final = 1.0
+_LOOK_S: Final = 1.0
+_FEW: Final = 4096
+"""Pieces that may all be looked at in every step; more of them, once in `_LOOK_S`."""
 
 
 @dataclass(slots=True)
@@ -39,7 +42,9 @@ class Relay:
         """
         self._swarm = swarm
         self._mirrors = mirrors
-        self._wanted = wanted
+        self._left: Sequence[int] = wanted
+        """Wanted pieces that were not here when all were looked at last."""
+        self._looked_at = -_LOOK_S
         self._max_download = max_download
         self._delivered: dict[int, float] = {}
         self._underway: dict[int, _Progress] = {}
@@ -48,6 +53,9 @@ class Relay:
     def step(self, now: Snapshot) -> None:
         """Move on what can be moved without waiting; to be called many times a second."""
         clock, have = time.monotonic(), self._swarm.have()
+        if len(self._left) <= _FEW or clock - self._looked_at > _LOOK_S:
+            self._looked_at = clock
+            self._left = [piece for piece in self._left if not have[piece]]
         landed = {
             piece
             for piece, since in self._delivered.items()
@@ -63,14 +71,14 @@ class Relay:
                 self._delivered[piece] = clock
         self._swarm.release(landed | self._mirrors.take_returned())
         if self._mirrors.is_idle:
-            self._swarm.reserve(self._mirrors.offer(self._missing(have, now, clock)))
-        self._let_race(have)
+            self._swarm.reserve(self._mirrors.offer(self._left, self._is_free(have, now, clock)))
+        self._let_race()
         if self._max_download is not None and clock - self._adjusted_at > _ADJUST_S:
             self._adjusted_at = clock
             self._share(self._max_download, now)
 
-    def _missing(self, have: Sequence[bool], now: Snapshot, clock: float) -> list[int]:
-        """What nobody is busy with."""
+    def _is_free(self, have: Sequence[bool], now: Snapshot, clock: float) -> Callable[[int], bool]:
+        """Whether a piece is not here, and neither the swarm nor the disk is busy with it."""
         blocks = self._swarm.underway()
         known = self._underway
         self._underway = {
@@ -84,19 +92,17 @@ class Relay:
             for piece, progress in self._underway.items()
             if now.peers and clock - progress.since < _STUCK_S
         }
-        busy |= self._mirrors.leased | self._delivered.keys()
-        return [piece for piece in self._wanted if not have[piece] and piece not in busy]
+        busy |= self._delivered.keys()
+        return lambda piece: not have[piece] and piece not in busy
 
-    def _let_race(self, have: Sequence[bool]) -> None:
+    def _let_race(self) -> None:
         """Towards the end ask the swarm for what mirrors are asked for, too: the first one wins.
 
         A swarm of which nothing is wanted breaks up, and would be missed if a mirror failed.
         """
         reserved = self._swarm.reserved
-        if reserved:
-            left = sum(not have[piece] for piece in self._wanted)
-            if left < 2 * len(reserved):
-                self._swarm.release(reserved - self._delivered.keys())
+        if len(self._left) < 2 * len(reserved):
+            self._swarm.release(reserved - self._delivered.keys())
 
     def _share(self, rate: int, now: Snapshot) -> None:
         """Give each side half of the rate, and what the other leaves of its own."""

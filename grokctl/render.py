@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from functools import reduce
@@ -11,6 +10,7 @@ from operator import add
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from grokctl.paths import quoted
 from grokctl.units import format_bytes, format_seconds
 
 if TYPE_CHECKING:  # a verb pays for its own stage only
@@ -46,7 +46,7 @@ def proof(receipt: Receipt | None, root: Path) -> str:
         since, until = receipt.since, receipt.verified_at
         when = f"on {until}" if since == until else f"between {since} and {until}"
         return f"{root.name}: every byte was proven {when}"
-    command = f"grokctl verify {shlex.quote(str(root))}"
+    command = f"grokctl verify {quoted(root)}"
     return f"{root.name}: its content is not proven ({command})"
 
 
@@ -86,12 +86,12 @@ def fetch_plan(console: Console, plan: FetchPlan, root: Path) -> None:
 
 def fetched(console: Console, result: Fetched) -> None:
     """A finished download, what it owes to whom, and whether its verification is owed."""
-    root = shlex.quote(str(result.root))
+    root = quoted(result.root)
     owed = []
     if not result.is_proven:
         owed.append(("still to do", f"grokctl verify {root}"))
     if not result.has_tokenizer:
-        source = shlex.quote(result.source)
+        source = quoted(result.source)
         owed.append(("for text", f"grokctl fetch {source} --to {root} --tokenizer FILE"))
     _show(
         console,
@@ -451,7 +451,7 @@ def resharded(console: Console, ready: ReadyCheckpoint, *, seconds: float, peak_
             ("precision", ready.precision),
             ("bytes", f"{format_bytes(ready.nbytes)} in {format_seconds(seconds)}"),
             ("peak memory", format_bytes(peak_rss)),
-            ("next", f"grokctl run {shlex.quote(str(ready.root))}"),
+            ("next", f"grokctl run {quoted(ready.root)}"),
         ],
     )
 

@@ -18,6 +18,7 @@ from grokctl.checkpoint.torrent import (
     trackers_of,
 )
 from grokctl.errors import FetchError, UsageError
+from grokctl.paths import quoted
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,7 +245,7 @@ def read_source_argument(source: str) -> Origin:
     try:
         metainfo, torrent = read_metainfo(path), path.read_bytes()
     except OSError as error:
-        raise FetchError(f"{path}: {error.strerror}", f"ls -l {path}") from error
+        raise FetchError(f"{path}: {error.strerror}", f"ls -l {quoted(path)}") from error
     return Origin(
         source=source,
         infohash=metainfo.infohash,

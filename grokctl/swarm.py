@@ -19,7 +19,7 @@ import libtorrent as lt
 from grokctl import __version__
 from grokctl.checkpoint.torrent import V2, Metainfo, printable
 from grokctl.errors import DiskFullError, FetchError
-from grokctl.paths import PRIVATE
+from grokctl.paths import PRIVATE, quoted
 from grokctl.sources import Endpoint
 
 _FLAGS = lt.torrent_flags
@@ -654,7 +654,7 @@ def _failure_in(alert: lt.alert) -> DiskFullError | FetchError | None:
             name, reason = printable(alert.filename(), limit=4096), alert.error.message()
             if alert.error.value() in {errno.ENOSPC, errno.EDQUOT}:
                 return DiskFullError(f"{name}: {reason}", "df -h")
-            return FetchError(f"{name}: {reason}", f"ls -l {name}")
+            return FetchError(f"{name}: {reason}", f"ls -l {quoted(name)}")
         case _:
             return None
 

@@ -1,6 +1,5 @@
 """The tokenizer beside a release: fetched over https or given as a file, and checked either way."""
 
-import shlex
 import time
 from pathlib import Path
 from typing import Final
@@ -8,7 +7,7 @@ from typing import Final
 from grokctl.checkpoint.release import read_config
 from grokctl.errors import FetchError, GrokctlError, UsageError
 from grokctl.model.tokenizer import Tokenizer
-from grokctl.paths import TOKENIZER, write_atomically
+from grokctl.paths import TOKENIZER, quoted, write_atomically
 from grokctl.sources import PinnedFile
 from grokctl.web import Web, WebError
 
@@ -56,7 +55,7 @@ def read_tokenizer(path: Path, pinned: PinnedFile | None) -> bytes:
         with path.open("rb") as file:
             data = file.read(_LARGEST + 1)
     except OSError as error:
-        raise UsageError(f"{path}: {error.strerror}", f"ls -l {_quoted(path)}") from error
+        raise UsageError(f"{path}: {error.strerror}", f"ls -l {quoted(path)}") from error
     if len(data) > _LARGEST:
         raise UsageError(f"{path}: has more than {_LARGEST:,} bytes, so it is no tokenizer")
     if pinned is not None:
@@ -93,7 +92,7 @@ def refuse_other(root: Path, data: bytes, given: Path, *, force: bool) -> None:
     place = root / TOKENIZER
     if place.is_file() and place.read_bytes() != data and not force:
         raise UsageError(
-            f"{place}: is there, and is not {given}", f"ls -l {_quoted(place)} {_quoted(given)}"
+            f"{place}: is there, and is not {given}", f"ls -l {quoted(place)} {quoted(given)}"
         )
 
 
@@ -102,7 +101,3 @@ def _refuse_unfit(data: bytes, given: Path, *, vocab_size: int) -> None:
         Tokenizer(given, vocab_size=vocab_size, data=data)
     except GrokctlError as error:
         raise FetchError(str(error)) from error
-
-
-def _quoted(path: Path) -> str:
-    return shlex.quote(str(path))

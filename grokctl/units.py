@@ -1,4 +1,4 @@
-"""Bytes, rates and times as people read them."""
+"""Bytes, rates, numbers and times as people read them."""
 
 from typing import Final
 
@@ -24,6 +24,11 @@ def format_rate(count: float) -> str:
 def format_count(count: float, unit: Unit) -> str:
     """A number with its unit."""
     return format_bytes(count) if unit is Unit.BYTES else f"{count:,.0f} {unit}"
+
+
+def format_number(count: int, noun: str) -> str:
+    """`1 peer`, `3 peers`."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def format_seconds(seconds: float) -> str:

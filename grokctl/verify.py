@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-import shlex
 import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
@@ -42,7 +41,7 @@ from grokctl.errors import (
 from grokctl.events import Advanced, Finished, Noted, Observer, Stage, Started, ignore
 from grokctl.model.config import GrokConfig
 from grokctl.model.tensors import tensor_specs
-from grokctl.paths import CKPT, CONFIG, TORRENT
+from grokctl.paths import CKPT, CONFIG, TORRENT, quoted
 from grokctl.pieces import AHEAD, Checked, check_pieces, feed, open_regular, why
 
 _MOST_JOBS: Final = 64
@@ -118,7 +117,7 @@ def verify(
             return verdict
         raise UsageError(
             f"{root}: holds no {TORRENT}, so its content cannot be proven; its structure is sound",
-            f"grokctl verify {shlex.quote(str(root))} --quick",
+            f"grokctl verify {quoted(root)} --quick",
         )
     check = _ContentCheck(root, metainfo, read_receipt(root), observe, rehash=rehash)
     check.run(_threads(jobs))

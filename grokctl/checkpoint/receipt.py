@@ -2,7 +2,6 @@
 
 import json
 import re
-import shlex
 import stat
 import time
 from collections.abc import Mapping
@@ -13,7 +12,7 @@ from typing import Any, Self
 from grokctl.checkpoint.release import Release
 from grokctl.checkpoint.torrent import Metainfo, read_metainfo
 from grokctl.errors import FetchError, Reason, corrupt
-from grokctl.paths import PRIVATE, TORRENT, write_atomically
+from grokctl.paths import PRIVATE, TORRENT, quoted, write_atomically
 
 _RECEIPT = "receipt.json"
 _SOURCE = "source.json"
@@ -163,9 +162,7 @@ def trusted_metainfo(root: Path) -> Metainfo | None:
     asked = read_source(root)
     if asked is not None and asked != metainfo.infohash:
         detail = f"its infohash is {metainfo.infohash}, the magnet named {asked}"
-        raise corrupt(
-            TORRENT, Reason.ALTERED, detail, f"rm {shlex.quote(str(path))} && grokctl fetch"
-        )
+        raise corrupt(TORRENT, Reason.ALTERED, detail, f"rm {quoted(path)} && grokctl fetch")
     return metainfo
 
 

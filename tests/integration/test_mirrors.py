@@ -169,6 +169,20 @@ def test_swarm_and_mirror_work_together_and_no_piece_comes_twice(large, tmp_path
     assert fetched.downloaded <= 1.1 * large.metainfo.total
 
 
+def test_a_list_too_long_to_be_looked_through_each_time_is_worked_off_all_the_same(
+    large, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("grokctl.relay._FEW", 0)
+
+    with serving(Handler, large.root) as server, seeding(large.root, large.torrent) as (host, port):
+        options = alone(server, peers=(f"{host}:{port}",), max_download=4_000_000)
+        fetched = fetch(str(large.path), tmp_path / "got", options)
+
+    for name in large.names:
+        assert (tmp_path / "got" / name).read_bytes() == (large.root / name).read_bytes()
+    assert fetched.downloaded <= 1.1 * large.metainfo.total
+
+
 def test_an_interrupted_download_from_a_mirror_goes_on(swarm, torrent_file, tmp_path):
     root = tmp_path / "got"
 
@@ -397,7 +411,7 @@ def test_mirrors_end_soon_also_in_the_middle_of_a_silence(swarm):
     places = release_paths(swarm.metainfo)
     with serving(Silent, swarm.root) as server:
         with Mirrors([Mirror.at(server.url)], Web(), swarm.metainfo, places) as mirrors:
-            mirrors.offer(range(swarm.metainfo.num_pieces))
+            mirrors.offer(range(swarm.metainfo.num_pieces), lambda _: True)
             assert is_asked.wait(20)
             began = time.monotonic()
         assert time.monotonic() - began < 3
@@ -412,9 +426,8 @@ def test_a_piece_that_is_leased_is_not_offered_twice_and_comes_back(swarm):
         serving(Forbidding, swarm.root) as server,
         Mirrors([Mirror.at(server.url)], Web(), swarm.metainfo, places) as mirrors,
     ):
-        given = mirrors.offer(everything)
-        rest = [piece for piece in everything if piece not in mirrors.leased]
-        assert not given & mirrors.offer(rest)
+        given = mirrors.offer(everything, lambda _: True)
+        assert not given & mirrors.offer(everything, lambda _: True)
         back = set()
         deadline = time.monotonic() + 10
         while mirrors.leased and time.monotonic() < deadline:

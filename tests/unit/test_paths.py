@@ -1,12 +1,22 @@
 import errno
+import fcntl
 import os
+import shlex
 import stat
 from pathlib import Path
 
 import pytest
 
-from grokctl.errors import UsageError
-from grokctl.paths import Home, default_home, fsync_folder, kind_of, write_atomically
+from grokctl.errors import FetchError, UsageError
+from grokctl.paths import (
+    Home,
+    default_home,
+    fsync_folder,
+    kind_of,
+    locked,
+    quoted,
+    write_atomically,
+)
 
 
 def make_release(path: Path) -> Path:
@@ -319,3 +329,52 @@ def test_only_folders_can_be_synced_as_folders(tmp_path):
 
     with pytest.raises(NotADirectoryError):
         fsync_folder(tmp_path / "file")
+
+
+@pytest.mark.parametrize("value", ["plain", "two words", "it's", "$HOME; rm -rf *", "", "-x\n"])
+def test_what_is_quoted_is_one_word_to_a_shell(value):
+    assert shlex.split(quoted(value)) == [value]
+    assert quoted(Path("/a b")) == "'/a b'"
+
+
+@pytest.mark.parametrize("is_folder", [False, True])
+def test_only_one_holds_a_lock_until_it_ends(tmp_path, is_folder):
+    path = tmp_path if is_folder else tmp_path / "lock"
+    busy = FetchError("somebody else does")
+
+    def lock():
+        return locked(path, busy=busy, is_folder=is_folder)
+
+    with lock(), pytest.raises(FetchError, match="somebody else does"), lock():
+        pytest.fail("two hold it")
+    with pytest.raises(KeyboardInterrupt), lock():
+        raise KeyboardInterrupt
+    with lock():
+        assert path.exists()
+
+
+def test_what_the_holder_of_a_lock_cannot_do_is_not_taken_for_the_lock(tmp_path):
+    busy = FetchError("somebody else does")
+
+    with pytest.raises(BlockingIOError), locked(tmp_path / "lock", busy=busy):
+        raise BlockingIOError
+
+
+def test_a_lock_follows_no_link_and_makes_nothing_elsewhere(tmp_path):
+    (tmp_path / "lock").symlink_to(tmp_path / "elsewhere")
+    busy = FetchError("somebody else does")
+
+    with pytest.raises(OSError, match="symbolic links"), locked(tmp_path / "lock", busy=busy):
+        pytest.fail("it was followed")
+
+    assert names_in(tmp_path) == ["lock"]
+
+
+def test_a_file_system_without_locks_stands_in_nobodys_way(tmp_path, monkeypatch):
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+
+    with locked(tmp_path / "lock", busy=FetchError("somebody else does")):
+        assert names_in(tmp_path) == ["lock"]
