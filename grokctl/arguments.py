@@ -121,6 +121,11 @@ def read_layers(text: str | None) -> frozenset[int] | None:
     Raises:
         UsageError: It is something else.
     """
+    return _read_numbers(text, "layers", "--layers 0-3,7")
+
+
+def _read_numbers(text: str | None, name: str, example: str) -> frozenset[int] | None:
+    """Numbers and ranges of numbers; None if nothing was said."""
     if text is None:
         return None
     found: set[int] = set()
@@ -128,9 +133,18 @@ def read_layers(text: str | None) -> frozenset[int] | None:
         match = re.fullmatch(r"\s*([0-9]{1,4})(?:-([0-9]{1,4}))?\s*", part)
         first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
         if first > last:
-            raise UsageError(f"layers {text[:60]!r} are no numbers or ranges", "--layers 0-3,7")
+            raise UsageError(f"{name} {text[:60]!r} are no numbers or ranges", example)
         found.update(range(first, last + 1))
     return frozenset(found)
+
+
+def read_devices(text: str | None) -> frozenset[int] | None:
+    """Read `0-7` or `0,1,4-7`; None if nothing was said.
+
+    Raises:
+        UsageError: It is something else.
+    """
+    return _read_numbers(text, "devices", "--only-devices 0-7")
 
 
 def read_mesh(devices: int | None, mesh: str | None) -> "MeshShape | None":

@@ -36,6 +36,7 @@ from grokctl.arguments import (
     TrackerOption,
     VerboseOption,
     WebSeedOption,
+    read_devices,
     read_layers,
     read_mesh,
     read_prompt,
@@ -51,6 +52,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from grokctl.checkpoint.ready import ReadyCheckpoint
+    from grokctl.checkpoint.release import Release
     from grokctl.console import Console
     from grokctl.fetch import Fetched
     from grokctl.generation import Generation
@@ -438,17 +441,39 @@ def reshard(
     checkpoint: CheckpointArgument = None,
     devices: DevicesOption = None,
     mesh: MeshOption = None,
-    precision: Annotated[Precision, typer.Option(help="int8 is lossless.")] = Precision.INT8,
+    precision: Annotated[
+        Precision | None,
+        typer.Option(help="int8 and float32 are lossless.", show_default="as it is: int8"),
+    ] = None,
+    group_size: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N", min=2, help="Inputs that share an int4 scale.", show_default="64"
+        ),
+    ] = None,
+    compress: Annotated[
+        str | None, typer.Option(metavar="zstd[:LEVEL]", help="Smaller files, slower to load.")
+    ] = None,
+    only_devices: Annotated[
+        str | None, typer.Option(metavar="0-7", help="Write the files of these devices only.")
+    ] = None,
     out: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="Folder to make.", show_default="ready/NAME-int8-MESH"),
+        typer.Option(
+            metavar="DIR", help="Folder to make.", show_default="ready/NAME-PRECISION-MESH"
+        ),
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what it would do.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what it would do, and how long it would take.")
+    ] = False,
     jobs: Annotated[
         int | None, typer.Option(metavar="N", min=1, help="Threads.", show_default="cores")
     ] = None,
     max_memory: Annotated[
-        str | None, typer.Option(metavar="SIZE", help="For the workers together, such as 1GB.")
+        str | None,
+        typer.Option(
+            metavar="SIZE", help="For all that is under way.", show_default="a quarter of free"
+        ),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an earlier result.")] = False,
     as_json: JsonOption = False,
@@ -456,38 +481,59 @@ def reshard(
     verbose: VerboseOption = False,
     home: HomeOption = None,
 ) -> None:
-    """Cut a release into one file a device; goes on where it stopped."""
+    """Cut a checkpoint into one file a device; goes on where it stopped."""
     with _ui(as_json=as_json, quiet=quiet, verbose=verbose, interrupted=_GOES_ON) as console:
         from grokctl import render
         from grokctl import reshard as stage
+        from grokctl.checkpoint.frames import Compression
+        from grokctl.checkpoint.ready import open_ready
         from grokctl.checkpoint.receipt import proof_of
         from grokctl.checkpoint.release import open_release
+        from grokctl.estimate import estimate
+        from grokctl.paths import kind_of
 
         where = _home(home)
-        root = where.find(checkpoint, ready=False).absolute()
-        with console.observing() as observe:
-            release = open_release(root, observe=observe)
-        chosen = read_mesh(devices, mesh)
+        root = where.find(checkpoint, ready=checkpoint is not None).absolute()
+        compression = None if compress is None else Compression.parse(compress)
+        chosen, proof = read_mesh(devices, mesh), None
+        source: Release | ReadyCheckpoint
+        if kind_of(root) == "ready":
+            source = open_ready(root, is_streamed=True)
+            chosen = chosen or source.mesh
+            known = render.unhashed(root)
+        else:
+            with console.observing() as observe:
+                source = open_release(root, observe=observe)
+            proof = proof_of(source)
+            known = render.proof(proof, root)
         if chosen is None:
             raise UsageError("how many devices to cut for is not said", "--devices 8")
+        name = stage.usual_name(source, mesh=chosen, precision=precision, compression=compression)
         plan = stage.plan(
-            release,
+            source,
             mesh=chosen,
-            out=(out or where.ready / f"{release.name}-{precision}-{chosen.slug}").absolute(),
+            out=(out or where.ready / name).absolute(),
             precision=precision,
+            group_size=group_size,
+            compression=compression,
+            devices=read_devices(only_devices),
             jobs=jobs,
             max_memory=read_size(max_memory),
         )
         if dry_run:
-            render.reshard_plan(console, plan)
+            found = estimate(plan)
+            render.reshard_plan(console, plan, found)
+            try:
+                stage.check_space(plan, found.nbytes, found.free_nbytes)
+            except GrokctlError as error:
+                raise _ReportedError(error) from error
             return
-        proof = proof_of(release)
-        console.note(render.proof(proof, root))
+        console.note(known)
         started = time.perf_counter()
         with console.observing() as observe:
-            ready = stage.reshard(release, plan, proof=proof, force=force, observe=observe)
+            ready = stage.reshard(plan, proof=proof, force=force, observe=observe)
         render.resharded(
-            console, ready, seconds=time.perf_counter() - started, peak_rss=_peak_rss()
+            console, ready, plan, seconds=time.perf_counter() - started, peak_rss=_peak_rss()
         )
 
 

@@ -128,9 +128,7 @@ def _reshard(
 ) -> ReadyCheckpoint:
     mesh = mesh_for(devices, release.config)
     out = home.ready / f"{release.name}-int8-{mesh.slug}"
-    return reshard(
-        release, plan(release, mesh=mesh, out=out), proof=verified.receipt, observe=observe
-    )
+    return reshard(plan(release, mesh=mesh, out=out), proof=verified.receipt, observe=observe)
 
 
 def _run(ready: ReadyCheckpoint, observe: Observer) -> Generation:

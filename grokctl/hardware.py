@@ -69,7 +69,7 @@ def use_compilation_cache(folder: Path, *, observe: Observer = ignore) -> None:
         observe(Noted(message=f"{kept}: compiled programs cannot be kept ({error.strerror})"))
         return
     jax.config.update("jax_compilation_cache_dir", str(kept))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 
 
 def check_memory(needed: int, *, purpose: str) -> None:

@@ -5,12 +5,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
-import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
 from numpy.typing import NDArray
 
 from grokctl.checkpoint.logical import TensorSource
@@ -28,7 +26,6 @@ from grokctl.generation import (
 from grokctl.hardware import check_memory, find_devices, memory_bandwidth, use_compilation_cache
 from grokctl.loading import Loader, out_of_memory
 from grokctl.model.config import GrokConfig
-from grokctl.model.forward import MODEL_AXIS, StepShape, forward
 from grokctl.model.parameters import (
     Cache,
     LayerCache,
@@ -38,7 +35,9 @@ from grokctl.model.parameters import (
 )
 from grokctl.model.placement import MeshShape, check_mesh
 from grokctl.model.sampling import Sampling
+from grokctl.model.step import StepShape
 from grokctl.model.tokenizer import TextStream, Tokenizer
+from grokctl.programs import Programs, Step
 
 _SHORTEST_CHUNK: Final = 16
 _LONGEST_CHUNK: Final = 512
@@ -191,7 +190,6 @@ class Engine:
         self.tokenizer = plan.tokenizer
         self.context = context = plan.context
         self._loader = loader
-        self._parameters = parameters
         self._observe = observe
         self._shape = StepShape(
             config=self.config,
@@ -200,7 +198,9 @@ class Engine:
             compute=jnp.dtype(compute),
         )
         self._chunk = min(_LONGEST_CHUNK, max(_SHORTEST_CHUNK, 1 << (context - 1).bit_length()))
-        self._programs: dict[tuple[int, bool], Any] = {}
+        self._programs = Programs(loader, parameters, self._shape)
+        self._steps: dict[tuple[int, bool], Step] = {}
+        self._parameters = parameters
         self._load_s = load_s
         self._compile_s = 0.0
         self._cache = self._new_cache()
@@ -269,7 +269,7 @@ class Engine:
         if limit == 0:
             return
         for length in self._lengths(len(prompt), limit):
-            self._program(length, every=False)  # now, so that nothing compiles between tokens
+            self._step(length, every=False)  # now, so that nothing compiles between tokens
         compiled = self._compile_s
         started = time.perf_counter()
         logits = self._prefill(prompt)
@@ -367,15 +367,14 @@ class Engine:
     def _run(self, tokens: list[int], start: int, *, every: bool) -> NDArray[np.float32]:
         """One step: logits `(tokens, vocab)`, or `(1, vocab)` after the last token only."""
         length = self._padded(len(tokens))
-        padded = np.full((1, length), self.config.pad_token, np.int32)
-        padded[0, : len(tokens)] = tokens
-        program = self._program(length, every=every)
-        arguments = [padded, np.array([start], np.int32)]
-        if not every:
-            arguments.append(np.array([len(tokens) - 1], np.int32))
+        padded = [*tokens, *[self.config.pad_token] * (length - len(tokens))]
+        step = self._step(length, every=every)
+        select = None if every else len(tokens) - 1
         with out_of_memory():
             try:
-                logits, self._cache = program(self._parameters, self._cache, *arguments)
+                logits, self._cache = step.run(
+                    self._parameters, self._cache, padded, start, select=select
+                )
                 found: NDArray[np.float32] = np.asarray(logits)[0]
             except KeyboardInterrupt:
                 self._cache = self._new_cache()  # the old one was given away
@@ -390,50 +389,16 @@ class Engine:
             )
         return found
 
-    def _program(self, length: int, *, every: bool) -> Any:
-        """The compiled step for a length; compiled once."""
+    def _step(self, length: int, *, every: bool) -> Step:
+        """The compiled step of a length; compiled once."""
         key = (length, every)
-        if key not in self._programs:
+        if key not in self._steps:
             started = time.perf_counter()
+            detail = "one token" if length == 1 else f"{length} tokens"
             self._observe(Started(stage=Stage.COMPILE, unit=Unit.NOTHING))
-            self._observe(
-                Advanced(
-                    stage=Stage.COMPILE, detail="one token" if length == 1 else f"{length} tokens"
-                )
-            )
+            self._observe(Advanced(stage=Stage.COMPILE, detail=detail))
             with out_of_memory():
-                self._programs[key] = self._compile(length, every=every)
+                self._steps[key] = self._programs.step(self._cache, length, every=every)
             self._observe(Finished(stage=Stage.COMPILE))
             self._compile_s += time.perf_counter() - started
-        return self._programs[key]
-
-    def _compile(self, length: int, *, every: bool) -> Any:
-        per_device, everywhere = self._loader.per_device, PartitionSpec()
-        by_vocabulary = PartitionSpec(None, None, MODEL_AXIS)
-
-        def step(
-            parameters: Parameters,
-            cache: Cache,
-            tokens: jax.Array,
-            start: jax.Array,
-            select: jax.Array | None = None,
-        ) -> tuple[jax.Array, Cache]:
-            parameters, cache = jax.tree.map(lambda leaf: leaf[0], (parameters, cache))
-            logits, cache = forward(parameters, cache, tokens, start, select, shape=self._shape)
-            return logits, jax.tree.map(lambda leaf: leaf[None], cache)
-
-        count = 2 if every else 3
-        mapped = jax.shard_map(
-            step,
-            mesh=self._loader.jax_mesh,
-            in_specs=(per_device, per_device, *[everywhere] * count),
-            out_specs=(by_vocabulary, per_device),
-            check_vma=False,
-        )
-        shapes = [(1, length), (1,), (1,)][:count]
-        replicated = NamedSharding(self._loader.jax_mesh, everywhere)
-        arguments = [
-            jax.ShapeDtypeStruct(shape, jnp.int32, sharding=replicated) for shape in shapes
-        ]
-        jitted = jax.jit(mapped, donate_argnums=1)
-        return jitted.lower(self._parameters, self._cache, *arguments).compile()
+        return self._steps[key]

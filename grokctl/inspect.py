@@ -6,13 +6,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
+from functools import partial
 from math import prod
 from pathlib import Path
 from threading import Event
 
-from grokctl.checkpoint.logical import extent, logical_tensors
+from grokctl.checkpoint.logical import extent
 from grokctl.checkpoint.pickles import ArrayRef
-from grokctl.checkpoint.ready import DeviceLayout, ReadyCheckpoint, open_ready
+from grokctl.checkpoint.ready import ReadyCheckpoint, open_ready
 from grokctl.checkpoint.release import StoredTensor, file_nbytes, open_release
 from grokctl.checkpoint.values import Part, Spread, StoredValues
 from grokctl.errors import Reason, UsageError, corrupt
@@ -167,12 +168,12 @@ def _of_release(tensor: StoredTensor) -> _Entry:
 
 
 def _of_ready(checkpoint: ReadyCheckpoint) -> list[_Entry]:
-    devices = len(checkpoint.layouts)
+    devices = len(checkpoint.manifest.devices)
     held = {
         item.tensor.key: item.nbytes for item in checkpoint.layouts[0].tensors
     }  # every device holds equally much
-    first, last = checkpoint.layouts[0].name, checkpoint.layouts[-1].name
-    files = first if devices == 1 else f"{first} … {last.split('-')[1]}"
+    names = [checkpoint.manifest.record_of(device).name for device in checkpoint.manifest.devices]
+    files = names[0] if devices == 1 else f"{names[0]} … {names[-1].split('-')[1]}"
     values = _stored_in(checkpoint)
     return [
         _Entry(
@@ -189,7 +190,7 @@ def _of_ready(checkpoint: ReadyCheckpoint) -> list[_Entry]:
             ),
             tuple(values[tensor.key]),
         )
-        for tensor in logical_tensors(checkpoint)
+        for tensor in checkpoint.storage.tensors
     ]
 
 
@@ -197,8 +198,9 @@ def _stored_in(checkpoint: ReadyCheckpoint) -> dict[str, list[StoredValues]]:
     """Where the values of each tensor lie; what several devices hold is counted once."""
     found: dict[str, list[StoredValues]] = {}
     seen = set()
-    for layout in checkpoint.layouts:
-        _check_header(checkpoint, layout)
+    for device in checkpoint.manifest.devices:
+        layout = checkpoint.layouts[device]
+        checkpoint.data(device, 0, len(layout.header))  # opening it compares the header
         refs = {
             item.tensor.key: ArrayRef(
                 offset=item.offset, shape=extent(item.slices), dtype=item.tensor.dtype
@@ -212,20 +214,13 @@ def _stored_in(checkpoint: ReadyCheckpoint) -> dict[str, list[StoredValues]]:
             has_scales = item.tensor.groups and not item.tensor.is_scales
             found.setdefault(item.tensor.key, []).append(
                 StoredValues(
-                    path=checkpoint.root / layout.name,
+                    path=checkpoint.root / checkpoint.manifest.record_of(device).name,
                     array=refs[item.tensor.key],
                     scales=refs[f"{item.tensor.spec.name}.scales"] if has_scales else None,
-                    is_outputs_first=True,
+                    read=None if checkpoint.is_mapped else partial(checkpoint.data, device),
                 )
             )
     return found
-
-
-def _check_header(checkpoint: ReadyCheckpoint, layout: DeviceLayout) -> None:
-    with (checkpoint.root / layout.name).open("rb") as file:
-        if file.read(len(layout.header)) != layout.header:
-            detail = f"its header is not that of device {layout.device} of {checkpoint.mesh}"
-            raise corrupt(layout.name, Reason.ALTERED, detail)
 
 
 def _spreads(

@@ -13,7 +13,8 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from numpy.typing import NDArray
 
-from grokctl.checkpoint.logical import LogicalTensor, TensorSource, extent, logical_tensors
+from grokctl.checkpoint.logical import TensorSource, extent
+from grokctl.checkpoint.pickles import BFLOAT16
 from grokctl.checkpoint.ready import ReadyCheckpoint
 from grokctl.errors import HardwareError
 from grokctl.events import Advanced, Finished, Observer, Stage, Started
@@ -49,8 +50,11 @@ class Loader:
 
         Raises:
             HardwareError: There is not enough memory.
+            UsageError: The checkpoint is only one host's part.
         """
-        tensors = logical_tensors(self.source)
+        if isinstance(self.source, ReadyCheckpoint):
+            self.source.check_whole()
+        tensors = self.source.storage.tensors
         cuts = {
             tensor.key: [
                 tensor.slices(self.mesh, device, self.source.config)
@@ -65,49 +69,33 @@ class Loader:
         )
         if not self._is_mapped():
             check_memory(total, purpose="cutting this checkpoint in memory")
-        arrays: dict[tuple[str, int | None], tuple[jax.Array, ...]] = {}
+        arrays: dict[str, jax.Array] = {}
         observe(Started(stage=Stage.LOAD, total=total))
         with ThreadPoolExecutor(min(len(self.devices), 8)) as pool:
             for tensor in tensors:
                 read = partial(self.source.read, tensor)
                 local = list(pool.map(read, cuts[tensor.key]))
-                for expert, own in self._experts(tensor, local):
-                    arrays[tensor.key, expert] = self._groups(tensor, own)
-                self.nbytes += sum(array.nbytes for array in local)
+                arrays[tensor.key] = self._array([_storable(array) for array in local])
+                nbytes = sum(array.nbytes for array in local)
+                self.nbytes += nbytes
+                if Axis.EXPERTS in tensor.spec.axes:
+                    self.expert_nbytes += nbytes
                 observe(Advanced(stage=Stage.LOAD, done=self.nbytes, detail=tensor.key))
         jax.block_until_ready(list(arrays.values()))
         observe(Finished(stage=Stage.LOAD))
 
-        def matrix(name: str, expert: int | None) -> Matrix:
-            scales = arrays.get((f"{name}.scales", expert))
-            return Matrix(arrays[f"{name}.weight", expert], scales[0] if scales else None)
-
-        return build_parameters(self.source.config, self.mesh, matrix)
+        return build_parameters(
+            self.source.config,
+            lambda name: Matrix(arrays[f"{name}.weight"], arrays.get(f"{name}.scales")),
+        )
 
     def _is_mapped(self) -> bool:
         """Whether the weights stay in the page cache instead of taking memory of their own."""
-        on_cpu = self.devices[0].platform == "cpu"
-        is_ready = isinstance(self.source, ReadyCheckpoint) and self.source.mesh == self.mesh
-        return is_ready or not on_cpu
-
-    def _experts(
-        self, tensor: LogicalTensor, local: list[NDArray[Any]]
-    ) -> Iterator[tuple[int | None, list[NDArray[Any]]]]:
-        """Every expert of a tensor apart: what each device holds of it."""
-        if Axis.EXPERTS not in tensor.spec.axes:
-            yield None, local
-            return
-        self.expert_nbytes += sum(array.nbytes for array in local)
-        for expert in range(local[0].shape[0]):
-            yield expert, [array[expert] for array in local]
-
-    def _groups(self, tensor: LogicalTensor, local: list[NDArray[Any]]) -> tuple[jax.Array, ...]:
-        """Every scale group of a weight apart; scales and float32 tensors are one array."""
-        if tensor.is_scales or not tensor.groups:
-            return (self._array(local),)
-        return tuple(
-            self._array([array[group] for array in local]) for group in range(local[0].shape[0])
-        )
+        if self.devices[0].platform != "cpu":
+            return True
+        if not isinstance(self.source, ReadyCheckpoint):
+            return False
+        return self.source.is_mapped and self.source.mesh == self.mesh
 
     def _array(self, local: list[NDArray[Any]]) -> jax.Array:
         parts = [
@@ -126,6 +114,11 @@ class Loader:
         config = self.source.config
         experts = self.expert_nbytes * config.num_selected_experts // config.num_experts
         return self.nbytes - self.expert_nbytes + experts
+
+
+def _storable(array: NDArray[Any]) -> NDArray[Any]:
+    """The same bytes as `Matrix` has them."""
+    return array.view(np.uint16) if array.dtype == BFLOAT16 else array
 
 
 @contextmanager

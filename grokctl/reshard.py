@@ -1,116 +1,264 @@
 """Plan, then execute, the rewrite of a checkpoint for a mesh: bounded memory, resumable, atomic."""
 
 import errno
-import fcntl
+import glob
 import hashlib
+import math
 import os
 import shutil
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from math import prod
 from pathlib import Path
-from typing import BinaryIO, Final
+from typing import Final
 
-from grokctl.checkpoint.logical import ReleaseSource, Slices, chunks, extent
-from grokctl.checkpoint.ready import (
-    SUMS,
-    DeviceLayout,
-    DeviceTensor,
-    FileRecord,
-    ReadyCheckpoint,
-    Source,
-    device_layout,
-    manifest_bytes,
-    open_ready,
-)
+import psutil
+
+from grokctl.checkpoint.converted import NOTHING, Squares, is_stored_alike
+from grokctl.checkpoint.frames import FRAME, Compression
+from grokctl.checkpoint.layout import DeviceLayout, device_layouts
+from grokctl.checkpoint.logical import ReleaseSource, Storage, TensorSource, extent
+from grokctl.checkpoint.manifest import FileRecord, Manifest, Source, manifest_bytes
+from grokctl.checkpoint.ready import SUMS, ReadyCheckpoint, open_ready
 from grokctl.checkpoint.receipt import Receipt, Stamp
 from grokctl.checkpoint.release import Release
-from grokctl.errors import DiskFullError, UsageError
+from grokctl.cutting import cuts_of
+from grokctl.errors import DiskFullError, PlacementError, Reason, UsageError, corrupt
 from grokctl.events import Advanced, Finished, Noted, Observer, Stage, Started, ignore
+from grokctl.model.config import GrokConfig
 from grokctl.model.placement import MeshShape
-from grokctl.model.precision import Precision
-from grokctl.paths import MANIFEST, TOKENIZER, fsync_folder, kind_of
+from grokctl.model.precision import Precision, check_conversion
+from grokctl.model.tensors import Axis, tensor_specs
+from grokctl.paths import MANIFEST, TOKENIZER, fsync_folder, kind_of, locked, quoted
+from grokctl.pipeline import Pipeline, Progress
+from grokctl.writing import DeviceWriter, Entry, Flusher, Journal, resume
 
-_LARGEST_CHUNK: Final = 64 * 2**20
-_SMALLEST_CHUNK: Final = 2**20
-_SYNC_EVERY: Final = 2**30
-"""Bytes between two points from which a killed run goes on."""
+DEFAULT_GROUP: Final = 64
+"""Inputs that share an int4 scale: measured in docs/adr/0008."""
+LARGEST_GROUP: Final = 1024
+_LARGEST_ARRAY: Final = 2**25
+_SMALLEST_ARRAY: Final = 2**20
+_WAITING: Final = 2
+"""Finished arrays that wait for their writers, beside those that workers make."""
+_SCRATCH: Final = 16 * 2**20
+"""Bytes that a worker needs beside its array: rows as they were read, floats, integers."""
 _JOURNAL: Final = "journal"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class ReshardPlan:
     """What a reshard will read and write."""
 
+    source: Release | ReadyCheckpoint
     out: Path
     mesh: MeshShape
-    precision: Precision
+    storage: Storage
     layouts: tuple[DeviceLayout, ...]
-    bytes_in: int
+    """Of the devices whose files are written."""
+    compression: Compression | None
     jobs: int
-    chunk: int
-    """Bytes that one worker holds at a time; a transpose needs no second copy."""
+    array_nbytes: int
+    """Bytes of an array that a worker makes at a time, at most."""
+
+    @cached_property
+    def tensors(self) -> TensorSource:
+        """The source as what tensors are cut from."""
+        return ReleaseSource(self.source) if isinstance(self.source, Release) else self.source
+
+    @property
+    def precision(self) -> Precision:
+        """How weights will be stored."""
+        return self.storage.precision
+
+    @property
+    def arrays(self) -> int:
+        """How many arrays there are at a time: made, waiting, or being written."""
+        return self.jobs + _WAITING
 
     @property
     def bytes_out(self) -> int:
-        """Bytes of all device files."""
+        """Bytes of all device files, before compression."""
         return sum(layout.nbytes for layout in self.layouts)
+
+    @cached_property
+    def bytes_in(self) -> int:
+        """Bytes of the source's tensors that are read."""
+        stored = {tensor.key: tensor for tensor in self.tensors.storage.tensors}
+        wanted: dict[str, set[tuple[tuple[int, int], ...]]] = {}
+        for layout in self.layouts:
+            for held in layout.tensors:
+                wanted.setdefault(held.tensor.key, set()).add(held.slices)
+        total = 0
+        for tensor in self.storage.tensors:
+            if tensor.key in stored:
+                own = stored[tensor.key]
+                part = sum(prod(extent(slices)) for slices in wanted[tensor.key])
+                nbytes = prod(own.shape) * own.dtype.itemsize
+                total += nbytes * part // prod(tensor.shape)
+        return total
 
     @property
     def peak_bytes(self) -> int:
-        """Bytes that the workers hold at most, beside mapped pages."""
-        largest = max(
-            prod(extent(part)) * held.tensor.dtype.itemsize
-            for held in self.layouts[0].tensors
-            for part in _parts(held, self.chunk)
-        )
-        return self.jobs * largest
+        """Bytes that reading, converting and writing hold at most."""
+        frames = 2 if self.compression else 1
+        return self.arrays * self.array_nbytes * frames + self.jobs * _SCRATCH
 
 
 def plan(
-    release: Release,
+    source: Release | ReadyCheckpoint,
     *,
     mesh: MeshShape,
     out: Path,
-    precision: Precision = Precision.INT8,
+    precision: Precision | None = None,
+    group_size: int | None = None,
+    compression: Compression | None = None,
+    devices: frozenset[int] | None = None,
     jobs: int | None = None,
     max_memory: int | None = None,
 ) -> ReshardPlan:
     """Decide every byte that will be written; touch nothing.
 
     Args:
-        release: Opened, so its structure is sound.
+        source: Opened, so its structure is sound; ready checkpoints should be streamed.
         mesh: Which devices to cut for.
         out: Folder to publish; must not exist when the plan is executed, unless forced.
-        precision: How to store weights.
-        jobs: Worker threads; as many as cores, and at most one a device, by default.
-        max_memory: Bytes for all workers together; 64 MiB each by default, at least 1 MiB.
+        precision: How to store weights; as the source does by default.
+        group_size: Inputs that share an int4 scale; by default 64, or what the mesh allows.
+        compression: Of the device files.
+        devices: Whose files to write; all by default.
+        jobs: Worker threads; as many as cores by default.
+        max_memory: Bytes for all that is under way; a quarter of free memory by default.
 
     Raises:
-        PlacementError: The model does not divide over the mesh.
+        PlacementError: The model does not divide over the mesh, or the precision cannot be had.
+        UsageError: The source holds only a part of the model, or there is no such device.
     """
-    source = ReleaseSource(release)
-    layouts = tuple(
-        device_layout(source, mesh=mesh, precision=precision, device=device)
-        for device in range(mesh.size)
-    )
-    workers = max(1, min(jobs or os.cpu_count() or 1, mesh.size))
-    share = _LARGEST_CHUNK if max_memory is None else max_memory // workers
+    if isinstance(source, ReadyCheckpoint):
+        source.check_whole()
+    tensors = ReleaseSource(source) if isinstance(source, Release) else source
+    own = tensors.storage
+    wanted = own.precision if precision is None else precision
+    check_conversion(own.precision, wanted)
+    storage = _storage(own, wanted, mesh, group_size)
+    layouts = device_layouts(storage, mesh)
+    if devices is not None:
+        layouts = tuple(layout for layout in layouts if layout.device in devices)
+        if len(layouts) != len(devices) or not devices:
+            raise UsageError(
+                f"devices {_ranges(devices)} are not all of the {mesh.size} of {mesh}",
+                f"--only-devices 0-{mesh.size - 1}",
+            )
+    threads, array_nbytes = _threads_and_arrays(layouts, compression, jobs, max_memory)
     return ReshardPlan(
+        source=source,
         out=out,
         mesh=mesh,
-        precision=precision,
+        storage=storage,
         layouts=layouts,
-        bytes_in=release.nbytes,
-        jobs=workers,
-        chunk=min(_LARGEST_CHUNK, max(_SMALLEST_CHUNK, share)),
+        compression=compression,
+        jobs=threads,
+        array_nbytes=array_nbytes,
     )
+
+
+def usual_name(
+    source: Release | ReadyCheckpoint,
+    *,
+    mesh: MeshShape,
+    precision: Precision | None,
+    compression: Compression | None,
+) -> str:
+    """Name of the folder under home: `NAME-PRECISION-MESH`, with `-zst` if compressed."""
+    if isinstance(source, ReadyCheckpoint):
+        name, own = source.source.name, source.precision
+    else:
+        name, own = source.name, Precision.INT8
+    return f"{name}-{precision or own}-{mesh.slug}" + ("-zst" if compression else "")
+
+
+def _ranges(devices: frozenset[int]) -> str:
+    return ", ".join(map(str, sorted(devices)[:8])) or "none"
+
+
+def _threads_and_arrays(
+    layouts: Sequence[DeviceLayout],
+    compression: Compression | None,
+    jobs: int | None,
+    max_memory: int | None,
+) -> tuple[int, int]:
+    """How many threads work, and bytes of an array, so that all of it stays in the memory."""
+    budget = psutil.virtual_memory().available // 4 if max_memory is None else max_memory
+    copies = 2 if compression else 1
+    smallest = FRAME if compression else _SMALLEST_ARRAY
+    least = copies * _largest(layouts, smallest)
+    room = (budget - _WAITING * least) // (_SCRATCH + least)
+    threads = max(1, min(jobs or os.cpu_count() or 1, room))
+    share = (budget - threads * _SCRATCH) // (copies * (threads + _WAITING))
+    return threads, _largest(layouts, max(smallest, min(share, _LARGEST_ARRAY)))
+
+
+def _largest(layouts: Sequence[DeviceLayout], limit: int) -> int:
+    """Bytes of the largest array that is made under a limit: the first of some tensor."""
+    return max(
+        next(cuts_of(layouts, index, limit=limit)).nbytes
+        for index in range(len(layouts[0].tensors))
+    )
+
+
+def _storage(
+    own: Storage, precision: Precision, mesh: MeshShape, group_size: int | None
+) -> Storage:
+    """How the same model is stored in another precision."""
+    if group_size is not None and precision is not Precision.INT4:
+        raise UsageError(
+            f"group size {group_size} is for int4, not {precision}", "--precision int4"
+        )
+    if precision is own.precision and group_size is None:
+        return own
+    groups = dict.fromkeys(own.groups, 0)
+    if precision is Precision.INT4:
+        groups |= _int4_groups(own.config, mesh, group_size)
+    return Storage(config=own.config, precision=precision, groups=groups)
+
+
+def _int4_groups(config: GrokConfig, mesh: MeshShape, asked: int | None) -> dict[str, int]:
+    """Scale rows of every parameter, so that every device has whole groups of inputs.
+
+    Raises:
+        PlacementError: There are none, or not of the size that was asked for.
+    """
+    specs = [spec for spec in tensor_specs(config) if spec.is_quantized]
+    inputs = {
+        spec: spec.shape[-2] // (mesh.model if spec.axes[-2] in {Axis.FFN, Axis.Q_HEADS} else 1)
+        for spec in specs
+    }
+    for spec, count in inputs.items():
+        if count % 2:
+            raise PlacementError(
+                f"{spec.name}: int4 needs an even number of inputs on a device, {mesh} has {count}",
+                "--precision int8",
+            )
+        if asked is not None and not _divides(asked, count):
+            common = math.gcd(*inputs.values())
+            possible = [size for size in range(2, LARGEST_GROUP + 1) if _divides(size, common)]
+            nearest = min(possible, key=lambda size: (abs(size - asked), size))
+            raise PlacementError(
+                f"{spec.name}: int4 groups of {asked} inputs do not divide the {count} of a device",
+                f"--group-size {nearest}",
+            )
+    return {
+        spec.name: spec.shape[-2] // (asked or math.gcd(DEFAULT_GROUP, count))
+        for spec, count in inputs.items()
+    }
+
+
+def _divides(group: int, inputs: int) -> bool:
+    return 2 <= group <= LARGEST_GROUP and group % 2 == 0 and inputs % group == 0  # noqa: PLR2004
 
 
 def reshard(
-    release: Release,
     plan: ReshardPlan,
     *,
     proof: Receipt | None = None,
@@ -120,29 +268,34 @@ def reshard(
     """Write a ready checkpoint; its name appears when every byte of it is on disk, not before.
 
     Device files grow side by side in a hidden sibling folder, hashed as they are written. A killed
-    run goes on from its last journal entry, after hashing again what it keeps.
+    run goes on behind the last tensor that all of them hold, after hashing again what it keeps.
 
     Args:
-        release: What the plan was made for.
         plan: From `plan`.
-        proof: The receipt that covers the release, if there is one; the manifest records it.
+        proof: The receipt that covers a release, if there is one; the manifest records it.
         force: Whether to replace a ready checkpoint of the same name.
-        observe: Receives progress in bytes written.
+        observe: Receives progress in bytes written, before compression.
 
     Raises:
         UsageError: The name is taken, or the destination cannot be written.
         DiskFullError: It does not fit; what was written is kept for the next run.
-        CorruptCheckpointError: The release changed under our hands.
+        CorruptCheckpointError: The source changed under our hands.
     """
-    partial = plan.out.parent / f".{plan.out.name}.{_digest(release, plan)[:12]}.partial"
+    stamps = _stamps(plan.source)
+    partial = plan.out.parent / f".{plan.out.name}.{_digest(plan, stamps)[:12]}.partial"
     with _writing(plan):
         _check_destination(plan, force=force)
         partial.mkdir(parents=True, exist_ok=True)
-        with _alone(partial):
+        for other in sorted(partial.parent.glob(f".{glob.escape(plan.out.name)}.*.partial")):
+            if other != partial:
+                message = "an interrupted run for something else left it"
+                observe(Noted(message=f"{other}: {message} (rm -r {quoted(other)})"))
+        busy = UsageError(f"{partial}: another grokctl is writing there")
+        with locked(partial, busy=busy, is_folder=True):
             _check_destination(plan, force=force)  # another run may have ended just now
-            _check_space(plan, partial)
-            records = _write_devices(release, plan, partial, observe)
-            _write_rest(release, plan, partial, proof, records)
+            records, errors = _write_devices(plan, partial, observe)
+            _write_rest(plan, partial, proof, records, errors)
+            _check_unchanged(plan.source, stamps, partial)
             _publish(partial, plan.out)
     return open_ready(plan.out)
 
@@ -155,31 +308,19 @@ def _check_destination(plan: ReshardPlan, *, force: bool) -> None:
         raise UsageError(f"{out}: exists", "--force replaces it, --out DIR writes elsewhere")
     if kind_of(out) != "ready":
         raise UsageError(f"{out}: exists and is no ready checkpoint, so --force does not apply")
+    if isinstance(plan.source, ReadyCheckpoint) and out.resolve() == plan.source.root.resolve():
+        raise UsageError(f"{out}: is what would be cut", "--out DIR writes elsewhere")
 
 
-@contextmanager
-def _alone(partial: Path) -> Iterator[None]:
-    """Keep every other grokctl out of a partial folder.
+def check_space(plan: ReshardPlan, nbytes: int, free: int) -> None:
+    """Refuse what does not fit.
 
     Raises:
-        UsageError: Somebody writes there already.
+        DiskFullError: Fewer bytes are free than will be written.
     """
-    handle = os.open(partial, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    except BlockingIOError as error:
-        raise UsageError(f"{partial}: another grokctl is writing there") from error
-    finally:
-        os.close(handle)
-
-
-def _check_space(plan: ReshardPlan, partial: Path) -> None:
-    written = sum(file.stat().st_size for file in partial.iterdir())
-    free = shutil.disk_usage(partial).free
-    if plan.bytes_out - written > free:
+    if nbytes > free:
         raise DiskFullError(
-            f"{plan.out.parent}: {plan.bytes_out - written:,} bytes are needed, {free:,} are free",
+            f"{plan.out.parent}: {nbytes:,} bytes are needed, {free:,} are free",
             "--out DIR writes elsewhere",
         )
 
@@ -200,162 +341,156 @@ def _writing(plan: ReshardPlan) -> Iterator[None]:
         ) from error
 
 
-def _digest(release: Release, plan: ReshardPlan) -> str:
+def _stamps(source: Release | ReadyCheckpoint) -> dict[Path, Stamp | None]:
+    """Of every file of the source, by which a change of it shows."""
+    if isinstance(source, Release):
+        paths = [tensor.path for tensor in source.tensors]
+    else:
+        paths = [source.root / record.name for record in source.files]
+    return {path.resolve(): Stamp.of(path) for path in paths}
+
+
+def _digest(plan: ReshardPlan, stamps: Mapping[Path, Stamp | None]) -> str:
     """What a partial folder is for: these inputs, this output."""
-    hasher = hashlib.sha256()
+    hasher = hashlib.sha256(str(plan.compression).encode())
     for layout in plan.layouts:
         hasher.update(layout.header)
-    for tensor in release.tensors:
-        hasher.update(repr((str(tensor.path.resolve()), Stamp.of(tensor.path))).encode())
+    for path, stamp in stamps.items():
+        hasher.update(repr((str(path), stamp)).encode())
     return hasher.hexdigest()
 
 
-class _DeviceWriter:
-    """One device's file: appended in order, hashed on the way."""
+def _check_unchanged(
+    source: Release | ReadyCheckpoint, stamps: Mapping[Path, Stamp | None], partial: Path
+) -> None:
+    """Refuse to publish what was cut from files that changed meanwhile.
 
-    def __init__(self, layout: DeviceLayout, path: Path, *, chunk: int, tensors_done: int) -> None:
-        self.layout = layout
-        self.chunk = chunk
-        self.hasher = hashlib.sha256()
-        keep = layout.tensors[tensors_done - 1].end if tensors_done else 0
-        self.file: BinaryIO = path.open("r+b" if path.exists() else "w+b")
-        while (position := self.file.tell()) < keep:
-            data = self.file.read(min(2**22, keep - position))
-            self.hasher.update(data)
-        self.file.truncate(keep)
-        if keep == 0:
-            self.write(layout.header)
-
-    def write(self, data: bytes | memoryview) -> int:
-        self.file.write(data)
-        self.hasher.update(data)
-        return len(data)
-
-    def copy(self, source: ReleaseSource, held: DeviceTensor) -> int:
-        """Append one tensor; return its bytes."""
-        return sum(
-            self.write(source.read(held.tensor, part).reshape(-1).view("u1").data)
-            for part in _parts(held, self.chunk)
-        )
-
-    def sync(self) -> None:
-        self.file.flush()
-        os.fdatasync(self.file.fileno())
-
-    def record(self) -> FileRecord:
-        return FileRecord(
-            name=self.layout.name, nbytes=self.file.tell(), sha256=self.hasher.hexdigest()
-        )
-
-
-def _parts(held: DeviceTensor, limit: int) -> Sequence[Slices]:
-    return chunks(held.slices, itemsize=held.tensor.dtype.itemsize, limit=limit)
+    Raises:
+        CorruptCheckpointError: One did; what was made of it is gone.
+    """
+    changed = [path for path, stamp in _stamps(source).items() if stamps.get(path) != stamp]
+    if changed:
+        shutil.rmtree(partial)
+        look = f"grokctl verify {quoted(source.root)}"
+        name = changed[0].name
+        raise corrupt(name, Reason.ALTERED, "changed while it was read", look)
 
 
 def _write_devices(
-    release: Release, plan: ReshardPlan, partial: Path, observe: Observer
-) -> list[FileRecord]:
-    source = ReleaseSource(release)
-    count = len(plan.layouts[0].tensors)
-    done = _tensors_done(partial, plan)
-    if done:
-        observe(Noted(message=f"goes on after {done} of {count} tensors of an interrupted run"))
-    with ThreadPoolExecutor(plan.jobs) as pool:
-        writers = list(
-            pool.map(
-                lambda layout: _DeviceWriter(
-                    layout, partial / layout.name, chunk=plan.chunk, tensors_done=done
-                ),
-                plan.layouts,
-            )
-        )
-        try:
-            _copy_tensors(source, plan, partial, writers, done, pool, observe)
-            return [writer.record() for writer in writers]
-        finally:
-            for writer in writers:
-                writer.file.close()
-
-
-def _copy_tensors(
-    source: ReleaseSource,
-    plan: ReshardPlan,
-    partial: Path,
-    writers: list[_DeviceWriter],
-    done: int,
-    pool: ThreadPoolExecutor,
-    observe: Observer,
-) -> None:
-    written = sum(writer.file.tell() for writer in writers)
-    synced = written
-    observe(Started(stage=Stage.RESHARD, total=plan.bytes_out, done=written))
-    for index in range(done, len(plan.layouts[0].tensors)):
-        jobs = [
-            pool.submit(writer.copy, source, writer.layout.tensors[index]) for writer in writers
-        ]
-        for job in jobs:
-            written += job.result()
-            name = writers[0].layout.tensors[index].tensor.key
-            observe(Advanced(stage=Stage.RESHARD, done=written, detail=name))
-        if written - synced >= _SYNC_EVERY:
-            list(pool.map(_DeviceWriter.sync, writers))
-            _note_done(partial, index + 1)
-            synced = written
-    list(pool.map(_DeviceWriter.sync, writers))
-    _note_done(partial, len(plan.layouts[0].tensors))
-    observe(Finished(stage=Stage.RESHARD))
-
-
-def _tensors_done(partial: Path, plan: ReshardPlan) -> int:
-    """How many tensors every device file holds for certain."""
+    plan: ReshardPlan, partial: Path, observe: Observer
+) -> tuple[list[FileRecord], dict[str, float]]:
+    """Every device's file, synced, and what converting did to each weight."""
+    if plan.compression is None:  # else nobody knows how much it will be
+        kept = sum(file.stat().st_size for file in partial.iterdir())
+        check_space(plan, plan.bytes_out - kept, shutil.disk_usage(partial).free)
+    writers: list[DeviceWriter] = []
     try:
-        lines = (partial / _JOURNAL).read_bytes().splitlines()
-    except OSError:
-        return 0
-    count = len(plan.layouts[0].tensors)
-    noted = [int(line) for line in lines if line.isdigit() and len(line) <= len(str(count))]
-    done = max((number for number in noted if number <= count), default=0)
-    for layout in plan.layouts:
-        path = partial / layout.name
-        size = path.stat().st_size if path.is_file() else 0
-        while done and size < layout.tensors[done - 1].end:
-            done -= 1
-    return done
+        writers.extend(DeviceWriter(layout, partial, plan.compression) for layout in plan.layouts)
+        journal = Journal(partial / _JOURNAL, len(writers))
+        observe(Started(stage=Stage.RESHARD, total=plan.bytes_out))
+        done = resume(writers, journal, observe)
+        count = len(plan.layouts[0].tensors)
+        if done:
+            observe(Noted(message=f"goes on after {done} of {count} tensors of an interrupted run"))
+        _cut_tensors(plan, writers, journal, observe)
+        observe(Finished(stage=Stage.RESHARD))
+        return [writer.record() for writer in writers], _errors(plan, journal)
+    finally:
+        for writer in writers:
+            writer.close()
 
 
-def _note_done(partial: Path, tensors: int) -> None:
-    with (partial / _JOURNAL).open("a") as journal:
-        journal.write(f"{tensors}\n")
-        journal.flush()
-        os.fsync(journal.fileno())
+def _cut_tensors(
+    plan: ReshardPlan, writers: list[DeviceWriter], journal: Journal, observe: Observer
+) -> None:
+    """Make what the journal does not have yet."""
+    done = len(journal.entries)
+    written = sum(writer.plain_nbytes for writer in writers)
+    squares: dict[str, Squares] = {}
+    flusher = Flusher(writers)
+
+    def note(progress: Progress) -> None:
+        nonlocal written
+        key = progress.tensor.key
+        written += progress.nbytes
+        squares[key] = squares.get(key, NOTHING) + progress.squares
+        observe(Advanced(stage=Stage.RESHARD, done=written, detail=key))
+        if progress.marks:
+            journal.note(Entry(progress.marks, squares.pop(key)))
+            flusher.poke(sum(writer.nbytes for writer in writers))
+
+    tensors = [held.tensor for held in plan.layouts[0].tensors]
+    with (
+        flusher,
+        Pipeline(
+            plan.tensors,
+            writers,
+            compression=plan.compression,
+            jobs=plan.jobs,
+            arrays=plan.arrays,
+            array_nbytes=plan.array_nbytes,
+        ) as pipeline,
+    ):
+        made = set()
+        for index in range(done, len(tensors)):
+            tensor = tensors[index]
+            if tensor.is_scales and tensor.spec in made:
+                pipeline.add_scales(tensor)
+            else:
+                for cut in cuts_of(plan.layouts, index, limit=plan.array_nbytes):
+                    for progress in pipeline.add(cut):
+                        note(progress)
+                if tensor.is_matrix and not is_stored_alike(plan.tensors, tensor):
+                    made.add(tensor.spec)
+            pipeline.mark(tensor)
+        for progress in pipeline.drain():
+            note(progress)
+        flusher.finish()
+
+
+def _errors(plan: ReshardPlan, journal: Journal) -> dict[str, float]:
+    """Relative root mean square error of every weight that the release quantises."""
+    return {
+        held.tensor.key: entry.squares.relative_rms
+        for held, entry in zip(plan.layouts[0].tensors, journal.entries, strict=True)
+        if held.tensor.spec.is_quantized and not held.tensor.is_scales
+    }
 
 
 def _write_rest(
-    release: Release,
     plan: ReshardPlan,
     partial: Path,
     proof: Receipt | None,
     records: list[FileRecord],
+    errors: Mapping[str, float],
 ) -> None:
     """The tokenizer, the sums, and last the manifest."""
-    if release.tokenizer is not None:
-        data = release.tokenizer.read_bytes()
+    source = plan.source
+    if source.tokenizer is not None:
+        data = source.tokenizer.read_bytes()
         _write_synced(partial / TOKENIZER, data)
         records.append(
             FileRecord(name=TOKENIZER, nbytes=len(data), sha256=hashlib.sha256(data).hexdigest())
         )
-    manifest = manifest_bytes(
-        ReleaseSource(release),
-        plan.layouts,
-        mesh=plan.mesh,
-        precision=plan.precision,
-        origin=Source(
-            name=release.name,
+    if isinstance(source, Release):
+        origin = Source(
+            name=source.name,
             infohash=proof.infohash if proof else None,
             proven=proof is not None,
             verified_at=proof.verified_at if proof else None,
-        ),
-        files=records,
+        )
+    else:
+        origin = replace(source.source, precision=source.precision)
+    manifest = manifest_bytes(
+        Manifest(
+            storage=plan.storage,
+            mesh=plan.mesh,
+            source=origin,
+            devices=tuple(layout.device for layout in plan.layouts),
+            compression=plan.compression,
+            errors=errors,
+            files=tuple(records),
+        )
     )
     sums = [f"{record.sha256}  {record.name}\n" for record in records]
     sums.append(f"{hashlib.sha256(manifest).hexdigest()}  {MANIFEST}\n")
@@ -364,21 +499,22 @@ def _write_rest(
 
 
 def _write_synced(path: Path, data: bytes) -> None:
-    with path.open("wb") as file:
+    path.unlink(missing_ok=True)  # and whatever it may link to stays as it is
+    with path.open("xb") as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
 
 
 def _publish(partial: Path, out: Path) -> None:
-    (partial / _JOURNAL).unlink(missing_ok=True)
+    """Give a folder its name; a run that is killed anywhere here goes on where it was."""
     fsync_folder(partial)
-    replaced = None
+    replaced = partial.with_suffix(".replaced")
     if out.exists():
-        replaced = partial.with_suffix(".replaced")
-        shutil.rmtree(replaced, ignore_errors=True)  # of a run that was killed right here
+        shutil.rmtree(replaced, ignore_errors=True)
         out.rename(replaced)
     partial.rename(out)
     fsync_folder(out.parent)
-    if replaced is not None:
+    (out / _JOURNAL).unlink(missing_ok=True)
+    if replaced.exists():
         shutil.rmtree(replaced)

@@ -1,7 +1,9 @@
-"""Tensors as the ready format knows them: outputs first, cut by logical slices, from any source."""
+"""Tensors as the ready format knows them, cut by logical slices from any source."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from math import prod
 from typing import Any, Final, Protocol
 
@@ -10,29 +12,41 @@ from numpy.typing import NDArray
 
 from grokctl.checkpoint.pickles import BFLOAT16
 from grokctl.checkpoint.release import Release, StoredTensor
+from grokctl.errors import PlacementError
 from grokctl.model.config import GrokConfig
 from grokctl.model.placement import MeshShape, Slice, place
+from grokctl.model.precision import Precision
 from grokctl.model.tensors import Axis, TensorSpec, tensor_specs
 
 Slices = tuple[Slice, ...]
 
-_BLOCK: Final = 128
-"""Columns copied at a time by a transpose: measured fastest for int8, 1.2 GB/s against 0.14."""
+_WEIGHTS: Final[Mapping[Precision, np.dtype[Any]]] = {
+    Precision.INT8: np.dtype(np.int8),
+    Precision.INT4: np.dtype(np.uint8),
+    Precision.BFLOAT16: BFLOAT16,
+    Precision.FLOAT32: np.dtype("<f4"),
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LogicalTensor:
-    """A weight or its scales in the orientation of the ready format.
+    """A weight or its scales as they are stored: in the orientation of the release.
 
-    Quantised weights are `(*lead, groups, outputs, inputs of a group)` and their scales
-    `(*lead, groups, outputs)`: a decode step multiplies one group's inputs with one output's row,
-    sums, scales, and sums over groups (docs/adr/0003). Other matrices are `(outputs, inputs)`.
+    | weight | shape |
+    | --- | --- |
+    | int8, bf16, float32 | `(*lead, inputs, outputs)` |
+    | int4 | `(*lead, inputs / 2, outputs)`, inputs 2r and 2r + 1 in the nibbles of row r |
+
+    int8 and int4 have scales `(*lead, groups, outputs)`, each for inputs that follow each other.
+    Why in this order: docs/adr/0003.
     """
 
     spec: TensorSpec
-    is_scales: bool
+    precision: Precision
+    """Of this parameter: float32 for those that the release does not quantise."""
     groups: int
-    """Scale rows of the parameter; 0 for float32."""
+    """Scale rows of the parameter; 0 without scales."""
+    is_scales: bool = False
 
     @property
     def key(self) -> str:
@@ -42,97 +56,121 @@ class LogicalTensor:
     @property
     def shape(self) -> tuple[int, ...]:
         """Shape of the whole tensor."""
-        whole = tuple((0, length) for length in self.spec.shape)
         if self.is_scales:
             return (*self.spec.shape[:-2], self.groups, self.spec.shape[-1])
-        return extent(self._turn(whole))
+        return extent(self.stored(tuple((0, length) for length in self.spec.shape)))
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """How it is stored: int8 with bfloat16 scales, or float32."""
-        weight: np.dtype[Any] = np.dtype(np.int8 if self.groups else np.float32)
-        return BFLOAT16 if self.is_scales else weight
+        """Type of an element; an int4 one is a byte that holds two."""
+        return BFLOAT16 if self.is_scales else _WEIGHTS[self.precision]
+
+    @property
+    def width(self) -> int:
+        """Inputs of a scale group."""
+        return self.spec.shape[-2] // self.groups
+
+    @property
+    def is_matrix(self) -> bool:
+        """Whether this is a weight of inputs and outputs, which can be stored in any precision."""
+        return (
+            not self.is_scales and len(self.spec.shape) > 1 and self.spec.axes[0] is not Axis.VOCAB
+        )
 
     def slices(self, mesh: MeshShape, device: int, config: GrokConfig) -> Slices:
-        """What a device of a mesh holds of it."""
+        """What a device of a mesh holds of it.
+
+        Raises:
+            PlacementError: The device's inputs are no whole int4 groups.
+        """
         placed = place(self.spec, scale_groups=self.groups, mesh=mesh, device=device, config=config)
+        if self.precision is Precision.INT4 and any(end % self.width for end in placed.weight[-2]):
+            start, stop = placed.weight[-2]
+            raise PlacementError(
+                f"{self.spec.name}: inputs {start} to {stop} of a device are no whole int4 groups "
+                f"of {self.width}"
+            )
         if self.is_scales:
             assert placed.scales is not None
             return placed.scales
-        return self._turn(placed.weight)
+        return self.stored(placed.weight)
 
-    def cut(self, released: NDArray[Any], slices: Slices) -> NDArray[Any]:
-        """Cut a part out of the released array; C-contiguous, a view where nothing turns."""
-        if self.is_scales or not self._is_matrix:
-            return np.ascontiguousarray(released[_index(slices)])
-        if not self.groups:
-            outputs, inputs = slices
-            return _turned(released[_index((inputs, outputs))])
-        *lead, (first, last), outputs, (low, high) = slices
-        width = self._group_width
-        if (low, high) == (0, width):
-            part = released[_index((*lead, (first * width, last * width), outputs))]
-        else:
-            assert last == first + 1, "a part of the inputs lies in one group"
-            part = released[_index((*lead, (first * width + low, first * width + high), outputs))]
-        groups = part.reshape(*part.shape[:-2], last - first, high - low, part.shape[-1])
-        return _turned(groups)
-
-    def _turn(self, released: Slices) -> Slices:
-        """Slices of the released weight -> slices of the ready one."""
-        if not self._is_matrix:
+    def stored(self, released: Slices) -> Slices:
+        """Where a part of the parameter lies in this weight: the same place, but for int4."""
+        if self.precision is not Precision.INT4:
             return released
         *lead, (start, stop), outputs = released
-        if not self.groups:
-            return (outputs, (start, stop))
-        width = self._group_width
-        first = start // width
-        if stop - start < width:
-            return (
-                *lead,
-                (first, first + 1),
-                outputs,
-                (start % width, start % width + stop - start),
-            )
-        return (*lead, (first, stop // width), outputs, (0, width))
+        return (*lead, (start // 2, stop // 2), outputs)
 
-    @property
-    def _is_matrix(self) -> bool:
-        """Whether inputs come before outputs in the release; not so in the embedding."""
-        return len(self.spec.shape) > 1 and self.spec.axes[0] is not Axis.VOCAB
+    def released(self, stored: Slices) -> Slices:
+        """Which part of the parameter a part of this weight is: the inverse of `stored`."""
+        if self.precision is not Precision.INT4:
+            return stored
+        *lead, (start, stop), outputs = stored
+        return (*lead, (2 * start, 2 * stop), outputs)
 
-    @property
-    def _group_width(self) -> int:
-        return self.spec.shape[-2] // self.groups
+
+@dataclass(frozen=True, kw_only=True)
+class Storage:
+    """How a model's parameters are stored; with a mesh, all of a device file follows from it."""
+
+    config: GrokConfig
+    precision: Precision
+    groups: Mapping[str, int]
+    """Scale rows by parameter name; 0 without scales."""
+
+    def weight(self, spec: TensorSpec) -> LogicalTensor:
+        """A parameter's weight."""
+        precision = self.precision if spec.is_quantized else Precision.FLOAT32
+        return LogicalTensor(spec=spec, precision=precision, groups=self.groups[spec.name])
+
+    def scales(self, spec: TensorSpec) -> LogicalTensor:
+        """A parameter's scales, if it has groups."""
+        return LogicalTensor(
+            spec=spec, precision=self.precision, groups=self.groups[spec.name], is_scales=True
+        )
+
+    @cached_property
+    def tensors(self) -> tuple[LogicalTensor, ...]:
+        """Every weight and every scales tensor, in the order of the release."""
+        found = []
+        for spec in tensor_specs(self.config):
+            found.append(self.weight(spec))
+            if self.groups[spec.name]:
+                found.append(self.scales(spec))
+        return tuple(found)
+
+
+Reader = Callable[[int, int], NDArray[Any]]
+"""Reads a range of stored rows, `(rows, outputs)`, valid until it is called again."""
 
 
 class TensorSource(Protocol):
     """Something that tensors can be cut from: a release, or a ready checkpoint of any mesh."""
 
     @property
+    def storage(self) -> Storage:
+        """What it stores."""
+        ...
+
+    @property
     def config(self) -> GrokConfig:
         """The model."""
         ...
 
-    @property
-    def groups(self) -> Mapping[str, int]:
-        """Scale rows by parameter name; 0 for float32."""
-        ...
-
     def read(self, tensor: LogicalTensor, slices: Slices) -> NDArray[Any]:
-        """One part of a tensor, C-contiguous; a view of the mapped file where that is possible."""
+        """One part of a stored tensor; a view of the mapped file where that is possible."""
         ...
 
+    def reading(
+        self, tensor: LogicalTensor, lead: tuple[int, ...], outputs: Slice
+    ) -> AbstractContextManager[Reader]:
+        """Open one matrix of a stored weight, to read some outputs of its rows in order.
 
-def logical_tensors(source: TensorSource) -> tuple[LogicalTensor, ...]:
-    """Every weight and every scales tensor of a model, in the order of the release."""
-    tensors = []
-    for spec in tensor_specs(source.config):
-        groups = source.groups[spec.name]
-        tensors.append(LogicalTensor(spec=spec, is_scales=False, groups=groups))
-        if groups:
-            tensors.append(LogicalTensor(spec=spec, is_scales=True, groups=groups))
-    return tuple(tensors)
+        Raises:
+            CorruptCheckpointError: There or while reading: the source is not what it was.
+        """
+        ...
 
 
 class ReleaseSource:
@@ -143,10 +181,14 @@ class ReleaseSource:
         self._tensors: dict[str, StoredTensor] = {
             tensor.spec.name: tensor for tensor in release.tensors
         }
-        self.groups: Mapping[str, int] = {
-            name: tensor.scales.shape[-2] if tensor.scales else 0
-            for name, tensor in self._tensors.items()
-        }
+        self.storage = Storage(
+            config=release.config,
+            precision=Precision.INT8,
+            groups={
+                name: tensor.scales.shape[-2] if tensor.scales else 0
+                for name, tensor in self._tensors.items()
+            },
+        )
 
     @property
     def config(self) -> GrokConfig:
@@ -154,14 +196,27 @@ class ReleaseSource:
         return self.release.config
 
     def read(self, tensor: LogicalTensor, slices: Slices) -> NDArray[Any]:
-        """One part of a tensor, cut out of the mapped file and turned."""
+        """One part of a tensor, copied out of the mapped file."""
         weight, scales = self._tensors[tensor.spec.name].map()
         array = scales if tensor.is_scales else weight
         assert array is not None
-        return tensor.cut(array, slices)
+        return np.array(array[index_of(slices)])
+
+    @contextmanager
+    def reading(
+        self, tensor: LogicalTensor, lead: tuple[int, ...], outputs: Slice
+    ) -> Iterator[Reader]:
+        """Open the file, to read some outputs of its rows in order."""
+        first = 0
+        for number, length in zip(lead, tensor.spec.shape, strict=False):
+            first = first * length + number
+        first *= tensor.spec.shape[-2]
+        with self._tensors[tensor.spec.name].opened() as rows:
+            yield lambda low, high: rows.read((first + low, first + high), outputs)
 
 
-def _index(slices: Slices) -> tuple[slice, ...]:
+def index_of(slices: Slices) -> tuple[slice, ...]:
+    """Slices as numpy takes them."""
     return tuple(slice(*bounds) for bounds in slices)
 
 
@@ -187,12 +242,3 @@ def chunks(slices: Slices, *, itemsize: int, limit: int) -> Sequence[Slices]:
         ]
     step = max(1, limit // row)
     return [((low, min(low + step, stop)), *rest) for low in range(start, stop, step)]
-
-
-def _turned(part: NDArray[Any]) -> NDArray[Any]:
-    """Swap the last two axes into a new C-contiguous array, a block of columns at a time."""
-    turned = np.swapaxes(part, -1, -2)
-    out: NDArray[Any] = np.empty(turned.shape, part.dtype)
-    for low in range(0, turned.shape[-1], _BLOCK):
-        out[..., low : low + _BLOCK] = turned[..., low : low + _BLOCK]
-    return out

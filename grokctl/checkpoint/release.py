@@ -3,11 +3,10 @@
 import mmap
 import os
 import re
-import shlex
 import stat
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from math import prod
@@ -19,6 +18,7 @@ from numpy.typing import NDArray
 
 from grokctl.checkpoint import pickles
 from grokctl.checkpoint.pickles import ArrayRef, Hole
+from grokctl.checkpoint.rows import Rows, opened
 from grokctl.checkpoint.torrent import Metainfo, TorrentFile, printable
 from grokctl.checkpoint.values import find_bad
 from grokctl.errors import (
@@ -33,7 +33,7 @@ from grokctl.errors import (
 from grokctl.events import Advanced, Finished, Observer, Stage, Started, Unit, ignore
 from grokctl.model.config import GROK_1, GrokConfig
 from grokctl.model.tensors import Axis, TensorSpec, tensor_specs
-from grokctl.paths import CKPT, CONFIG, MANIFEST, PRIVATE, TOKENIZER, TORRENT
+from grokctl.paths import CKPT, CONFIG, MANIFEST, PRIVATE, TOKENIZER, TORRENT, quoted
 
 _OWN = frozenset({PRIVATE, TORRENT, MANIFEST, CKPT})
 _LARGEST_EXTRA = 64 * 2**20
@@ -75,6 +75,20 @@ class StoredTensor:
             weight = _view(mapped, self.weight)
             return weight, None if self.scales is None else _view(mapped, self.scales)
         except (OSError, ValueError) as error:
+            raise _damaged(name, Reason.ALTERED, "changed since it was looked at") from error
+
+    @contextmanager
+    def opened(self) -> Iterator[Rows]:
+        """Open the file to read rows of its weight, whose axes but the last are taken together.
+
+        Raises:
+            CorruptCheckpointError: It is not the file any more that it was.
+        """
+        try:
+            with opened(self.path, self.weight) as rows:
+                yield rows
+        except (OSError, EOFError) as error:
+            name = f"{CKPT}/{self.spec.file}"
             raise _damaged(name, Reason.ALTERED, "changed since it was looked at") from error
 
 
@@ -172,12 +186,12 @@ def read_config(root: Path) -> GrokConfig:
 def damage_error(damage: Sequence[Damage], *, checked: int, root: Path) -> GrokctlError:
     """One error for all damaged files; an unsafe one decides its class and exit code."""
     has_torrent = (root / TORRENT).is_file()
-    repair = f"grokctl verify {shlex.quote(str(root))} --repair" if has_torrent else None
+    repair = f"grokctl verify {quoted(root)} --repair" if has_torrent else None
     unsafe = [item for item in damage if item.reason is Reason.UNSAFE]
     first = (unsafe or damage)[0]
     if unsafe:
         message = f"{len(unsafe)} of {checked} files are unsafe pickles, first {first}"
-        command = repair or f"rm {shlex.quote(str(root / first.file))}"
+        command = repair or f"rm {quoted(root / first.file)}"
         return UnsafePickleError(message, f"{command}  # nothing was executed", tuple(damage))
     message = f"{len(damage)} of {checked} files are damaged, first {first}"
     return CorruptCheckpointError(message, repair, tuple(damage))

@@ -1,8 +1,9 @@
 """Values of stored tensors, read a block at a time: what none may hold, and how they are spread."""
 
 import os
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from functools import partial
 from math import prod, sqrt
 from pathlib import Path
 from typing import Any, Final
@@ -10,6 +11,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from grokctl.checkpoint.conversion import unpacked
 from grokctl.checkpoint.pickles import ArrayRef
 
 CELLS: Final = 16
@@ -139,30 +141,34 @@ class Spread:
         return sqrt(self.squares / finite) if finite else 0.0
 
 
+Read = Callable[[int, int], NDArray[np.uint8]]
+"""Reads so many bytes from an offset on."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredValues:
-    """Where a tensor's values lie: plain, or int8 with scales."""
+    """Where a tensor's values lie: plain, int8 or packed int4 with scales."""
 
     path: Path
     array: ArrayRef
+    """`(*lead, inputs, outputs)`; uint8 holds two inputs in a byte, see `conversion.unpacked`."""
     scales: ArrayRef | None = None
-    is_outputs_first: bool = False
-    """As in the ready format; in a release, the outputs are the last axis."""
+    """`(*lead, groups, outputs)`."""
+    read: Read | None = None
+    """How to read the file, if it is not simply one."""
 
     @property
-    def _shape(self) -> tuple[int, int, int]:
+    def shape(self) -> tuple[int, int, int]:
         """`(scale vectors, rows, columns)`, in the order of the file."""
         if self.scales is None:
             return 1, 1, prod(self.array.shape)
         *lead, outputs = self.scales.shape
         vectors = prod(lead)
-        inputs = prod(self.array.shape) // (vectors * outputs)
-        rows, columns = (outputs, inputs) if self.is_outputs_first else (inputs, outputs)
-        return vectors, rows, columns
+        return vectors, prod(self.array.shape) // (vectors * outputs), outputs
 
     def parts(self) -> "Iterator[Part]":
         """Cut into parts of a few megabytes that can be looked at on their own."""
-        vectors, rows, columns = self._shape
+        vectors, rows, columns = self.shape
         limit = _BLOCK // self.array.dtype.itemsize
         height, width = max(1, limit // columns), min(columns, limit)
         for vector in range(vectors):
@@ -201,25 +207,36 @@ class Part:
         Raises:
             OSError: The file cannot be read, or ends early.
         """
-        _, rows, columns = self.of._shape  # noqa: SLF001 (of the same module)
+        if self.of.read is not None:
+            return self._spread(self.of.read)
+        with self.of.path.open("rb", buffering=0) as file:
+            return self._spread(partial(_read, file.fileno()))
+
+    def _spread(self, read: Read) -> Spread:
+        _, rows, columns = self.of.shape
         (top, bottom), (left, right) = self.rows, self.columns
         start = ((self.vector * rows + top) * columns + left) * self._itemsize
-        with self.of.path.open("rb", buffering=0) as file:
-            number = file.fileno()
-            data = _read(number, self.of.array.offset + start, self.nbytes)
-            block = data.view(self.of.array.dtype).reshape(bottom - top, right - left)
-            scales = self.of.scales
-            if scales is None:
-                return _spread_of_floats(block.reshape(-1))
-            length, (low, high) = (
-                (rows, self.rows) if self.of.is_outputs_first else (columns, self.columns)
-            )
-            size = scales.dtype.itemsize
-            place = scales.offset + (self.vector * length + low) * size
-            factors = _read(number, place, (high - low) * size).view(scales.dtype)
+        data = read(self.of.array.offset + start, self.nbytes)
+        block = data.view(self.of.array.dtype).reshape(bottom - top, right - left)
+        scales = self.of.scales
+        if scales is None:
+            return _spread_of_floats(block.reshape(-1))
+        size = scales.dtype.itemsize
+        place = scales.offset + (self.vector * columns + left) * size
+        factors = read(place, (right - left) * size).view(scales.dtype)
         with np.errstate(invalid="ignore"):  # a NaN may be a signalling one
             wide = factors.astype(np.float64)
-        return _spread_of_integers(block, wide, int(self.of.is_outputs_first))
+        if block.dtype == np.uint8:
+            found = _spread_of_integers(unpacked(block), wide)
+            nothing = Spread()  # how int8 is used says nothing about four bits
+            return replace(
+                found,
+                integers=nothing.integers,
+                zeros=nothing.zeros,
+                saturated=nothing.saturated,
+                cells=nothing.cells,
+            )
+        return _spread_of_integers(block, wide)
 
 
 def _spread_of_floats(values: NDArray[Any]) -> Spread:
@@ -236,11 +253,11 @@ def _spread_of_floats(values: NDArray[Any]) -> Spread:
     )
 
 
-def _spread_of_integers(block: NDArray[np.int8], scales: NDArray[Any], axis: int) -> Spread:
-    """Spread of `block * scales`, one scale for each row (axis 1) or each column (axis 0)."""
+def _spread_of_integers(block: NDArray[np.int8], scales: NDArray[Any]) -> Spread:
+    """Spread of `block * scales`, one scale for each column."""
     is_finite = np.isfinite(scales)  # a ready checkpoint's may be anything
     factors = np.where(is_finite, scales, 0.0)
-    ends = np.stack([block.min(axis=axis), block.max(axis=axis)])[:, is_finite] * scales[is_finite]
+    ends = np.stack([block.min(axis=0), block.max(axis=0)])[:, is_finite] * scales[is_finite]
     saturated, cells = _use(block.reshape(-1))
     return Spread(
         count=block.size,
@@ -248,7 +265,7 @@ def _spread_of_integers(block: NDArray[np.int8], scales: NDArray[Any], axis: int
         minimum=float(ends.min(initial=np.inf)),
         maximum=float(ends.max(initial=-np.inf)),
         # not np.dot: BLAS would start threads for it, which take twice the time of all the rest
-        squares=float((_square_sums(block, axis) * factors * factors).sum()),
+        squares=float((_square_sums(block) * factors * factors).sum()),
         integers=block.size,
         zeros=block.size - int(np.count_nonzero(block)),
         saturated=saturated,
@@ -283,18 +300,15 @@ def _use(integers: NDArray[np.int8]) -> tuple[int, tuple[int, ...]]:
     return saturated, tuple(found.tolist())
 
 
-def _square_sums(block: NDArray[np.int8], axis: int) -> NDArray[np.float64]:
-    """Exact sums of squares along an axis, a tile at a time."""
+def _square_sums(block: NDArray[np.int8]) -> NDArray[np.float64]:
+    """Exact sums of squares of each column, a tile at a time."""
     rows, columns = block.shape
-    sums: NDArray[np.float64] = np.zeros(block.shape[1 - axis])
+    sums: NDArray[np.float64] = np.zeros(columns)
     height, width = _TILE
     for top in range(0, rows, height):
         for left in range(0, columns, width):
             wide = block[top : top + height, left : left + width].astype(np.float32)
-            if axis == 0:
-                sums[left : left + width] += np.einsum("ij,ij->j", wide, wide)
-            else:
-                sums[top : top + height] += np.einsum("ij,ij->i", wide, wide)
+            sums[left : left + width] += np.einsum("ij,ij->j", wide, wide)
     return sums
 
 

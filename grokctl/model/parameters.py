@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Shaped
 
 from grokctl.model.config import GrokConfig
 from grokctl.model.placement import MeshShape
@@ -14,26 +14,16 @@ from grokctl.model.placement import MeshShape
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, slots=True)
 class Matrix:
-    """A weight, outputs first, with its scales when it is quantised."""
+    """A weight as it is stored, or a stack of the experts' weights, with its scales.
 
-    groups: tuple[Array, ...]
-    """`(outputs, inputs of the group)` each, int8 with scales; float32 and alone without.
+    bfloat16 is here as its bits in uint16: XLA on the CPU would convert the whole array to float32
+    before anything is cut out of it.
+    """
 
-    Arrays of their own, because XLA copies a group that is cut out of a larger one, and runs a
-    product over a three-dimensional array eighty times slower (docs/adr/0003)."""
-    scales: Array | None
-    """bfloat16 `(groups, outputs)`; group g covers inputs `g * inputs / groups` onwards."""
-
-    @property
-    def weight(self) -> Array:
-        """The only group."""
-        (weight,) = self.groups
-        return weight
-
-    @classmethod
-    def of(cls, weight: Array, scales: Array | None = None) -> "Matrix":
-        """From an array as the ready format stores it."""
-        return cls((weight,) if scales is None else tuple(weight), scales)
+    weight: Shaped[Array, "*stack rows outputs"]
+    """int8, bfloat16 or float32 `(inputs, outputs)`; of int4, uint8 `(inputs / 2, outputs)`."""
+    scales: Shaped[Array, "*stack groups outputs"] | None
+    """bfloat16 or float32; row g covers inputs `g * inputs / groups` onwards."""
 
 
 @jax.tree_util.register_dataclass
@@ -49,12 +39,17 @@ class Attention:
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, slots=True)
-class Expert:
-    """One expert: `down(gelu(gate x) * (up x))`."""
+class Experts:
+    """A device's experts, stacked; each is `down(gelu(gate x) * (up x))`."""
 
     gate: Matrix
     up: Matrix
     down: Matrix
+
+    @property
+    def count(self) -> int:
+        """How many there are."""
+        return self.gate.weight.shape[0]
 
 
 @jax.tree_util.register_dataclass
@@ -71,12 +66,12 @@ class Norms:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """One decoder layer; experts are separate arrays, so that choosing one copies nothing."""
+    """One decoder layer."""
 
     attention: Attention
-    experts: tuple[Expert, ...]
+    experts: Experts
     norms: Norms
-    router: Matrix
+    router: Float[Array, "embed experts"]
 
 
 @jax.tree_util.register_dataclass
@@ -84,7 +79,7 @@ class Layer:
 class Parameters:
     """The whole model, in the order in which it is computed."""
 
-    embedding: Matrix
+    embedding: Float[Array, "vocab embed"]
     layers: tuple[Layer, ...]
     final_norm: Float[Array, " embed"]
 
@@ -101,54 +96,42 @@ class LayerCache:
 Cache = tuple[LayerCache, ...]
 
 
-def build_parameters(
-    config: GrokConfig, mesh: MeshShape, matrix: Callable[[str, int | None], Matrix]
-) -> Parameters:
+def build_parameters(config: GrokConfig, matrix: Callable[[str], Matrix]) -> Parameters:
     """Put the tree together.
 
     Args:
         config: The model.
-        mesh: How many experts a device holds follows from it.
-        matrix: Gives the parameter of a name (`layers.0.moe.gate`), for the experts' tensors that
-            of one expert, by its number among the device's own.
+        matrix: Gives the parameter of a name, such as `layers.0.moe.gate`.
     """
 
-    def whole(name: str) -> Matrix:
-        return matrix(name, None)
-
-    def vector(name: str) -> Array:
-        return whole(name).weight
+    def plain(name: str) -> Array:
+        return matrix(name).weight
 
     def layer(prefix: str) -> Layer:
         attention, moe, norms = (f"{prefix}.{part}" for part in ("attention", "moe", "norms"))
         return Layer(
             attention=Attention(
-                query=whole(f"{attention}.query"),
-                key=whole(f"{attention}.key"),
-                value=whole(f"{attention}.value"),
-                out=whole(f"{attention}.out"),
+                query=matrix(f"{attention}.query"),
+                key=matrix(f"{attention}.key"),
+                value=matrix(f"{attention}.value"),
+                out=matrix(f"{attention}.out"),
             ),
-            experts=tuple(
-                Expert(
-                    gate=matrix(f"{moe}.gate", index),
-                    up=matrix(f"{moe}.up", index),
-                    down=matrix(f"{moe}.down", index),
-                )
-                for index in range(config.num_experts // mesh.expert)
+            experts=Experts(
+                gate=matrix(f"{moe}.gate"), up=matrix(f"{moe}.up"), down=matrix(f"{moe}.down")
             ),
             norms=Norms(
-                pre_attention=vector(f"{norms}.pre_attention"),
-                post_attention=vector(f"{norms}.post_attention"),
-                pre_moe=vector(f"{norms}.pre_moe"),
-                post_moe=vector(f"{norms}.post_moe"),
+                pre_attention=plain(f"{norms}.pre_attention"),
+                post_attention=plain(f"{norms}.post_attention"),
+                pre_moe=plain(f"{norms}.pre_moe"),
+                post_moe=plain(f"{norms}.post_moe"),
             ),
-            router=whole(f"{prefix}.router"),
+            router=plain(f"{prefix}.router"),
         )
 
     return Parameters(
-        embedding=whole("embedding"),
+        embedding=plain("embedding"),
         layers=tuple(layer(f"layers.{index}") for index in range(config.num_layers)),
-        final_norm=vector("final_norm"),
+        final_norm=plain("final_norm"),
     )
 
 

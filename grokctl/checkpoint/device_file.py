@@ -1,0 +1,80 @@
+"""One device's file of a ready checkpoint: any bytes of it, mapped, read or decompressed."""
+
+import mmap
+import os
+import weakref
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from grokctl.checkpoint.frames import Unpacker
+from grokctl.checkpoint.layout import ALIGNMENT, DeviceLayout
+from grokctl.checkpoint.manifest import FileRecord
+
+
+class DeviceFile:
+    """An open device file whose header is the one that it should have; safe among threads."""
+
+    def __init__(
+        self,
+        path: Path,
+        record: FileRecord,
+        layout: DeviceLayout,
+        *,
+        owner: str,
+        is_mapped: bool,
+        unpacker: Unpacker,
+    ) -> None:
+        """Open it.
+
+        Args:
+            path: Where it is.
+            record: What the manifest says about it.
+            layout: What it holds.
+            owner: Whose it is, for errors.
+            is_mapped: Whether plain bytes are views of the mapped file, whose pages then count as
+                this process's memory; else they are read.
+            unpacker: Decompresses.
+
+        Raises:
+            ValueError: It is not the file that the manifest describes.
+            OSError: It cannot be opened.
+        """
+        self._frames = record.frames
+        self._unpacker = unpacker
+        self._handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        weakref.finalize(self, os.close, self._handle)
+        self._mapped: mmap.mmap | None = None
+        if is_mapped and record.frames is None:
+            self._mapped = mmap.mmap(self._handle, 0, access=mmap.ACCESS_READ)
+        if self.data(0, len(layout.header)).tobytes() != layout.header:
+            raise ValueError(f"its header is not that of {owner}")
+
+    def data(self, start: int, nbytes: int) -> NDArray[np.uint8]:
+        """Bytes of the safetensors file.
+
+        Raises:
+            ValueError: It ends early, or a frame is not what the manifest says.
+            OSError: It cannot be read.
+        """
+        if self._mapped is not None:
+            return np.frombuffer(self._mapped, np.uint8, count=nbytes, offset=start)
+        out = _aligned(nbytes)
+        if self._frames is not None:
+            self._unpacker.into(out, self._handle, self._frames, start)
+            return out
+        view = memoryview(out.data)
+        while view:
+            count = os.preadv(self._handle, [view], start)
+            if not count:
+                raise ValueError(f"ends before byte {start + len(view)}")
+            view, start = view[count:], start + count
+        return out
+
+
+def _aligned(nbytes: int) -> NDArray[np.uint8]:
+    """Memory that JAX on the CPU uses without a copy."""
+    room: NDArray[np.uint8] = np.empty(nbytes + ALIGNMENT, np.uint8)
+    begin = -room.ctypes.data % ALIGNMENT
+    return room[begin : begin + nbytes]

@@ -1,0 +1,79 @@
+"""Rows of a released matrix, read in order into memory that is used again."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from grokctl.checkpoint.pickles import ArrayRef
+from grokctl.model.placement import Slice
+
+_NARROW: Final = 2
+"""Rows of which less than one part in so many is wanted are read in pieces."""
+
+
+class Rows:
+    """Reads rows of one array of an open file; nothing is mapped, so no page of it is counted."""
+
+    def __init__(self, handle: int, array: ArrayRef) -> None:
+        self._handle = handle
+        self._array = array
+        self._memory: NDArray[np.uint8] = np.empty(0, np.uint8)
+
+    def read(self, rows: Slice, columns: Slice) -> NDArray[Any]:
+        """Some columns of some rows.
+
+        Args:
+            rows: Of the array with all axes but the last taken together.
+            columns: Of the last axis.
+
+        Returns:
+            `(rows, columns)`, valid until the next call.
+
+        Raises:
+            EOFError: The file ends before them.
+            OSError: It cannot be read.
+        """
+        dtype = self._array.dtype
+        length, count = self._array.shape[-1], rows[1] - rows[0]
+        is_narrow = (columns[1] - columns[0]) * _NARROW < length
+        first, last = columns if is_narrow else (0, length)
+        width, pitch = (last - first) * dtype.itemsize, length * dtype.itemsize
+        if self._memory.size < count * width:
+            self._memory = np.empty(count * width, np.uint8)
+        memory = self._memory[: count * width]
+        start = self._array.offset + rows[0] * pitch + first * dtype.itemsize
+        if is_narrow:
+            for row in range(count):
+                self._fill(memory[row * width : (row + 1) * width], start + row * pitch)
+        else:
+            self._fill(memory, start)
+        found: NDArray[Any] = memory.view(dtype).reshape(count, last - first)
+        return found[:, columns[0] - first : columns[1] - first]
+
+    def _fill(self, memory: NDArray[np.uint8], offset: int) -> None:
+        view = memoryview(memory.data)
+        while view:
+            count = os.preadv(self._handle, [view], offset)
+            if not count:
+                raise EOFError(f"ends before byte {offset}")
+            view, offset = view[count:], offset + count
+
+
+@contextmanager
+def opened(path: Path, array: ArrayRef) -> Iterator[Rows]:
+    """Open a file to read rows of an array in it.
+
+    Raises:
+        OSError: It cannot be opened.
+    """
+    handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_SEQUENTIAL)
+        yield Rows(handle, array)
+    finally:
+        os.close(handle)

@@ -1,0 +1,26 @@
+"""What a compiled step depends on, beside the shapes of its arguments."""
+
+from dataclasses import dataclass
+
+import jax.numpy as jnp
+
+from grokctl.model.config import GrokConfig
+from grokctl.model.placement import MeshShape
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepShape:
+    """Static facts of a step."""
+
+    config: GrokConfig
+    mesh: MeshShape
+    platform: str
+    """`cpu`, `gpu` or `tpu`: which form of the product is fastest."""
+    compute: jnp.dtype
+    """Type of the key-value cache, and of operands where the platform multiplies matrices fast in
+    it: bfloat16 or float32. Everything else is float32, which costs nothing beside the weights."""
+
+    @property
+    def operand(self) -> jnp.dtype:
+        """Type of operands of matrix products; XLA on the CPU is slow in bfloat16."""
+        return jnp.dtype(jnp.float32) if self.platform == "cpu" else self.compute
