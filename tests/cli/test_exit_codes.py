@@ -250,14 +250,73 @@ def test_a_finished_reshard_is_never_overwritten(grokctl, home, cut):
     assert {path: path.stat().st_mtime_ns for path in made.root.iterdir()} == before
 
 
-def test_reshard_refuses_what_is_cut_already_and_says_so(grokctl, home, cut):
-    by_path = cut("two-layers", 4).root
+def test_reshard_refuses_the_files_of_one_host_as_its_source(grokctl, release, tmp_path):
+    some = tmp_path / "some"
+    written = grokctl("reshard", release, "--devices", 4, "--only-devices", "0,2-3", "--out", some)
 
-    named = grokctl("reshard", by_path.name, "--devices", 8, "--home", home)
-    addressed = grokctl("reshard", by_path, "--devices", 8, "--home", home)
+    outcome = grokctl("reshard", some, "--devices", 8, "--out", tmp_path / "out")
 
-    assert_failed(named, 2, "ready", "release")
-    assert_failed(addressed, 2, "ready", "release")
+    assert written.exit_code == 0
+    assert "3 of 4" in written.stdout
+    assert_failed(outcome, 2, "0, 2, 3 of 4", hint="grokctl reshard two-layers")
+
+
+@pytest.mark.parametrize("devices", ["0-8", "8", "", "x", "3-1", "-1"])
+def test_only_devices_that_the_mesh_has_can_be_meant(grokctl, release, tmp_path, devices):
+    outcome = grokctl(
+        *("reshard", release, "--devices", 8, f"--only-devices={devices}"),
+        *("--out", tmp_path / "out"),
+    )
+
+    assert_failed(outcome, 2, "devices", hint="--only-devices 0-7")
+
+
+def test_integers_do_not_come_back_from_what_was_rounded(grokctl, release, tmp_path):
+    rounded = tmp_path / "bf16"
+    options = ("--devices", 4, "--precision", "bf16")
+    assert grokctl("reshard", release, *options, "--out", rounded).exit_code == 0
+
+    outcome = grokctl("reshard", rounded, "--precision", "int8", "--out", tmp_path / "out")
+
+    assert_failed(outcome, 30, "int8", "bf16", hint="grokctl reshard")
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "hint"),
+    [
+        pytest.param(["--compress", "gzip"], 2, "--compress zstd", id="compression"),
+        pytest.param(["--compress", "zstd:99"], 2, "--compress zstd", id="level"),
+        pytest.param(["--group-size", 32], 2, "--precision int4", id="group of int8"),
+        pytest.param(
+            ["--precision", "int4", "--group-size", 24], 30, "--group-size", id="group size"
+        ),
+    ],
+)
+def test_impossible_ways_to_store_weights_are_refused(
+    grokctl, release, tmp_path, options, code, hint
+):
+    outcome = grokctl("reshard", release, "--devices", 2, *options, "--out", tmp_path / "out")
+
+    assert_failed(outcome, code, hint=hint)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_mesh_that_leaves_int4_an_odd_number_of_inputs_is_refused(grokctl, release, tmp_path):
+    outcome = grokctl(
+        *("reshard", release, "--devices", 8, "--precision", "int4", "--out", tmp_path / "out")
+    )
+
+    assert_failed(outcome, 30, "moe.down", "43", hint="--precision int8")
+
+
+def test_nothing_is_cut_into_itself(grokctl, release, tmp_path):
+    out = tmp_path / "ready"
+    assert grokctl("reshard", release, "--devices", 2, "--out", out).exit_code == 0
+
+    outcome = grokctl("reshard", out, "--devices", 4, "--out", out, "--force")
+
+    assert_failed(outcome, 2, "is what would be cut", hint="--out")
+    assert grokctl("verify", out).exit_code == 0
 
 
 def test_verify_without_a_torrent_proves_nothing_and_says_what_would(grokctl, release):
@@ -401,6 +460,20 @@ def test_a_reshard_that_does_not_fit_stops_before_a_byte_moves(grokctl, release,
     assert_failed(outcome, 12, str(small_disk), hint="--out")
     assert not (small_disk / "ready").exists()
     assert sum(path.stat().st_size for path in small_disk.rglob("*") if path.is_file()) == 0
+
+
+def test_a_dry_reshard_that_would_not_fit_says_so_with_its_plan(grokctl, release, small_disk):
+    outcome = grokctl(
+        *("reshard", release, "--devices", 1, "--out", small_disk / "ready"),
+        *("--dry-run", "--json"),
+    )
+
+    assert outcome.exit_code == 12
+    assert str(small_disk) in outcome.error
+    assert outcome.result["fits"] is False
+    assert outcome.result["bytes"] > outcome.result["free_bytes"]
+    assert outcome.result["disk_bytes_per_s"] > 0
+    assert list(small_disk.iterdir()) == []
 
 
 def test_a_fetch_that_does_not_fit_stops_before_a_byte_moves(grokctl, seeded, small_disk, loopback):

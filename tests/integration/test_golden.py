@@ -27,7 +27,7 @@ MESHES = [
 
 def cut(name: str, mesh: str, folder: Path) -> ReadyCheckpoint:
     release = load_golden(name).release
-    return reshard(release, plan(release, mesh=MeshShape.parse(mesh), out=folder / "ready"))
+    return reshard(plan(release, mesh=MeshShape.parse(mesh), out=folder / "ready"))
 
 
 @pytest.mark.parametrize(("name", "mesh"), MESHES)

@@ -30,7 +30,7 @@ def ready(tmp_path_factory):
         if mesh not in made:
             release = open_release(GOLDEN)
             out = tmp_path_factory.mktemp("ready") / mesh.replace(",", "-")
-            made[mesh] = reshard(release, plan(release, mesh=MeshShape.parse(mesh), out=out)).root
+            made[mesh] = reshard(plan(release, mesh=MeshShape.parse(mesh), out=out)).root
         return made[mesh]
 
     return cut

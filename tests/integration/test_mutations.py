@@ -16,6 +16,7 @@ from grokctl.checkpoint.logical import LogicalTensor, ReleaseSource, Slices
 from grokctl.checkpoint.release import open_release
 from grokctl.model import forward, tensors
 from grokctl.model.config import GrokConfig
+from grokctl.model.products import widened
 
 
 class Mutated(ReleaseSource):
@@ -38,7 +39,7 @@ class OneScaleRowForAll(Mutated):
     def read(self, tensor: LogicalTensor, slices: Slices):
         part = super().read(tensor, slices)
         if tensor.is_scales and tensor.groups > 1:
-            part = np.repeat(part[..., :1], part.shape[-1], axis=-1)
+            part = np.repeat(part[..., :1, :], part.shape[-2], axis=-2)
         return part
 
 
@@ -82,11 +83,9 @@ def test_summing_over_devices_before_scaling_is_noticed(monkeypatch):
     golden = load_golden("two-layers")
     project = forward.project
 
-    def late_scales(x, matrix, *, shape):
-        if matrix.scales is None:
-            return project(x, matrix, shape=shape)
-        mean = jax.lax.pmean(matrix.scales.astype("float32"), forward.MODEL_AXIS)
-        return project(x, replace(matrix, scales=mean), shape=shape)
+    def late_scales(x, matrix, **options):
+        mean = jax.lax.pmean(widened(matrix.scales), forward.MODEL_AXIS)
+        return project(x, replace(matrix, scales=mean), **options)
 
     monkeypatch.setattr(forward, "project", late_scales)
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
-from grokctl.checkpoint.logical import LogicalTensor, ReleaseSource, extent, logical_tensors
+from grokctl.checkpoint.logical import LogicalTensor, ReleaseSource, Storage, extent
 from grokctl.checkpoint.miniature import MINIATURE
 from grokctl.checkpoint.pickles import BFLOAT16
 from grokctl.checkpoint.release import open_release
@@ -16,9 +16,10 @@ from grokctl.infer import Compute, EngineOptions, infer
 from grokctl.loading import Loader
 from grokctl.model import forward
 from grokctl.model.config import GROK_1, GrokConfig
-from grokctl.model.forward import StepShape
 from grokctl.model.parameters import LayerCache, Matrix, build_parameters, cache_shape
 from grokctl.model.placement import MeshShape
+from grokctl.model.precision import Precision
+from grokctl.model.step import StepShape
 from grokctl.model.tensors import tensor_specs
 
 SMALL = replace(MINIATURE, vocab_size=64, emb_size=24, widening_factor=2, key_size=4, num_layers=1)
@@ -39,6 +40,12 @@ def softmax(x):
     return wide / wide.sum(axis=-1, keepdims=True)
 
 
+def released(config) -> Storage:
+    """How the release stores a model of these sizes."""
+    groups = {spec.name: spec.scale_groups for spec in tensor_specs(config)}
+    return Storage(config=config, precision=Precision.INT8, groups=groups)
+
+
 @dataclass
 class RandomSource:
     """Random weights whose sums are of order one."""
@@ -47,9 +54,9 @@ class RandomSource:
 
     def __post_init__(self) -> None:
         rng = np.random.default_rng(7)
-        self.groups = {spec.name: spec.scale_groups for spec in tensor_specs(self.config)}
+        self.storage = released(self.config)
         self.arrays = {}
-        for tensor in logical_tensors(self):
+        for tensor in self.storage.tensors:
             inputs = tensor.spec.shape[-2] if tensor.groups else 1
             if tensor.is_scales:
                 array = rng.uniform(0.5, 2, tensor.shape) / (73 * np.sqrt(inputs))
@@ -63,11 +70,10 @@ class RandomSource:
         return np.ascontiguousarray(self.arrays[tensor.key][tuple(slice(*s) for s in slices)])
 
     def dequantised(self, name: str):
-        """`(*lead, outputs, inputs)` in float64."""
+        """`(*lead, inputs, outputs)` in float64."""
         weight = self.arrays[f"{name}.weight"].astype(np.float64)
         scales = self.arrays[f"{name}.scales"].astype(np.float64)
-        wide = np.moveaxis(weight * scales[..., None], -3, -2)
-        return wide.reshape(*wide.shape[:-2], -1)
+        return weight * np.repeat(scales, weight.shape[-2] // scales.shape[-2], axis=-2)
 
 
 class OnDevices:
@@ -223,11 +229,11 @@ def test_what_the_mask_hides_has_no_influence_however_large():
 
 
 def test_gates_are_probabilities_among_all_experts_and_not_renormalised():
-    rows, router = normal(14, 50, 24), normal(15, 8, 24)
+    rows, router = normal(14, 50, 24), normal(15, 24, 8)
 
-    gates, chosen = forward.route(Matrix.of(jnp.asarray(router)), jnp.asarray(rows), config=SMALL)
+    gates, chosen = forward.route(jnp.asarray(router), jnp.asarray(rows), config=SMALL)
 
-    probabilities = softmax(rows @ router.T)
+    probabilities = softmax(rows @ router)
     expected = np.argsort(-probabilities, axis=1)[:, :2]
     np.testing.assert_array_equal(chosen, expected)
     np.testing.assert_allclose(
@@ -241,7 +247,7 @@ def test_as_many_experts_are_chosen_as_the_model_says():
     config = replace(SMALL, num_selected_experts=3)
 
     gates, chosen = forward.route(
-        Matrix.of(jnp.asarray(normal(16, 8, 24))), jnp.asarray(normal(17, 4, 24)), config=config
+        jnp.asarray(normal(16, 24, 8)), jnp.asarray(normal(17, 4, 24)), config=config
     )
 
     assert gates.shape == chosen.shape == (4, 3)
@@ -258,11 +264,11 @@ def moe_oracle(source: RandomSource, x):
     out = np.zeros(x.shape)
     for place in np.ndindex(x.shape[:-1]):
         row = x[place].astype(np.float64)
-        probabilities = softmax(router.astype(np.float64) @ row)
+        probabilities = softmax(row @ router.astype(np.float64))
         for expert in np.argsort(-probabilities)[: config.num_selected_experts]:
-            hidden = gate[expert] @ row
+            hidden = row @ gate[expert]
             gelu = hidden / 2 * (1 + np.tanh(np.sqrt(2 / np.pi) * (hidden + 0.044715 * hidden**3)))
-            out[place] += probabilities[expert] * (down[expert] @ (gelu * (up[expert] @ row)))
+            out[place] += probabilities[expert] * ((gelu * (row @ up[expert])) @ down[expert])
     return out
 
 
@@ -319,74 +325,6 @@ def test_tokens_are_looked_up_wherever_their_row_lies(devices, source):
 
     expected = source.arrays["embedding.weight"][tokens] * SMALL.embedding_multiplier_scale
     np.testing.assert_allclose(found, expected, rtol=1e-6)
-
-
-# --- products
-
-
-def quantised(seed, groups, outputs, inputs):
-    rng = np.random.default_rng(seed)
-    weight = rng.integers(-127, 128, (groups, outputs, inputs // groups), dtype=np.int8)
-    scales = rng.uniform(0.5, 2, (groups, outputs)).astype(BFLOAT16)
-    wide = weight.astype(np.float64) * scales.astype(np.float64)[..., None]
-    return weight, scales, np.moveaxis(wide, 0, 1).reshape(outputs, inputs)
-
-
-@pytest.mark.parametrize("groups", [1, 2, 8])
-@pytest.mark.parametrize("rows", range(1, 10))
-def test_a_quantised_product_is_that_of_the_dequantised_weight(groups, rows):
-    weight, scales, wide = quantised(groups, groups, 10, 48)
-    x = normal(rows, 1, rows, 48)
-    expected = x.astype(np.float64) @ wide.T
-    size = np.abs(expected).max()
-
-    found = {
-        (platform, kind): np.asarray(
-            forward.project(
-                jnp.asarray(x),
-                Matrix.of(jnp.asarray(weight), jnp.asarray(scales)),
-                shape=step_shape(platform=platform, compute=kind),
-            )
-        )
-        for platform in ("cpu", "gpu")
-        for kind in (FLOAT32, BF16)
-    }
-
-    for key in (("cpu", FLOAT32), ("cpu", BF16), ("gpu", FLOAT32)):
-        np.testing.assert_allclose(found[key], expected, atol=1e-6 * size)
-    np.testing.assert_allclose(found["gpu", BF16], expected, atol=2e-2 * size)
-    assert all(array.dtype == np.float32 for array in found.values())
-
-
-@pytest.mark.parametrize("rows", [1, 4, 5, 9])
-def test_a_product_with_a_plain_weight_has_no_scales(rows):
-    weight, x = normal(30, 10, 24), normal(31, rows, 24)
-
-    found = forward.project(jnp.asarray(x), Matrix.of(jnp.asarray(weight)), shape=step_shape())
-
-    np.testing.assert_allclose(found, x @ weight.T, atol=1e-5)
-
-
-@pytest.mark.parametrize("lead", [(), (5,), (2, 3)], ids=str)
-def test_a_product_keeps_the_leading_axes(lead):
-    weight, scales, wide = quantised(1, 2, 10, 24)
-    x = normal(32, *lead, 24)
-
-    found = forward.project(
-        jnp.asarray(x), Matrix.of(jnp.asarray(weight), jnp.asarray(scales)), shape=step_shape()
-    )
-
-    assert found.shape == (*lead, 10)
-    np.testing.assert_allclose(found, x @ wide.T, rtol=1e-4, atol=1e-2)
-
-
-def test_the_extreme_integer_is_not_lost():
-    weight = jnp.full((1, 2, 4), -128, jnp.int8)
-    matrix = Matrix.of(weight, jnp.ones((1, 2), jnp.bfloat16))
-
-    for rows in (1, 9):
-        found = forward.project(jnp.ones((rows, 4)), matrix, shape=step_shape())
-        np.testing.assert_array_equal(found, -512)
 
 
 def test_only_a_cpu_computes_in_float32_when_asked_for_bfloat16():
@@ -466,22 +404,18 @@ def test_grok_1_has_the_right_shapes_on_every_device(mesh):
         devices=jax.devices()[: mesh.size],
     )
     per_device = PartitionSpec((forward.EXPERT_AXIS, forward.MODEL_AXIS))
-    groups = {spec.name: spec.scale_groups for spec in tensor_specs(config)}
-    abstract = type("Abstract", (), {"config": config, "groups": groups})()
-    tensors = {tensor.key: tensor for tensor in logical_tensors(abstract)}
+    tensors = {tensor.key: tensor for tensor in released(config).tensors}
 
-    def array(tensor, *, drop):
-        shape = extent(tensor.slices(mesh, mesh.size - 1, config))[drop:]
-        return jax.ShapeDtypeStruct((mesh.size, *shape), tensor.dtype)
+    def array(key):
+        if key not in tensors:
+            return None
+        shape = extent(tensors[key].slices(mesh, mesh.size - 1, config))
+        dtype = tensors[key].dtype
+        return jax.ShapeDtypeStruct((mesh.size, *shape), "u2" if dtype == BFLOAT16 else dtype)
 
-    def matrix(name, expert):
-        weight, drop = tensors[f"{name}.weight"], 0 if expert is None else 1
-        if not weight.groups:
-            return Matrix((array(weight, drop=drop),), None)
-        scales = array(tensors[f"{name}.scales"], drop=drop)
-        return Matrix((array(weight, drop=drop + 1),) * scales.shape[1], scales)
-
-    parameters = build_parameters(config, mesh, matrix)
+    parameters = build_parameters(
+        config, lambda name: Matrix(array(f"{name}.weight"), array(f"{name}.scales"))
+    )
     held = jax.ShapeDtypeStruct(
         (mesh.size, *cache_shape(config, mesh, batch=1, context=8192)), jnp.bfloat16
     )
@@ -490,8 +424,14 @@ def test_grok_1_has_the_right_shapes_on_every_device(mesh):
 
     def step(parameters, cache, tokens, start):
         parameters, cache = jax.tree.map(lambda leaf: leaf[0], (parameters, cache))
-        logits, cache = forward.forward(parameters, cache, tokens, start, None, shape=shape)
-        return logits, jax.tree.map(lambda leaf: leaf[None], cache)
+        hidden, layers = forward.embed(parameters.embedding, tokens, shape=shape), []
+        for layer, held in zip(parameters.layers, cache, strict=True):
+            hidden, extended = forward.decoder_layer(layer, held, hidden, start, shape=shape)
+            layers.append(extended)
+        logits = forward.head(
+            parameters.embedding, parameters.final_norm, hidden, None, shape=shape
+        )
+        return logits, jax.tree.map(lambda leaf: leaf[None], tuple(layers))
 
     mapped = jax.shard_map(
         step,
