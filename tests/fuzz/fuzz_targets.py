@@ -14,7 +14,7 @@ import time
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from random import Random
@@ -34,16 +34,19 @@ from fuzz_mutators import (
 
 from grokctl.checkpoint import pickles
 from grokctl.checkpoint.bencode import decode, encode
-from grokctl.checkpoint.logical import ReleaseSource
-from grokctl.checkpoint.pickles import ArrayRef, PickledTensor
-from grokctl.checkpoint.ready import (
+from grokctl.checkpoint.frames import LARGEST_FRAME, Compression, Frames, compress
+from grokctl.checkpoint.layout import device_layouts
+from grokctl.checkpoint.logical import ReleaseSource, Storage
+from grokctl.checkpoint.manifest import (
     FileRecord,
-    ReadyCheckpoint,
+    Manifest,
     Source,
-    device_layout,
+    file_name,
     manifest_bytes,
-    open_ready,
+    parse_manifest,
 )
+from grokctl.checkpoint.pickles import ArrayRef, PickledTensor
+from grokctl.checkpoint.ready import ReadyCheckpoint, open_ready
 from grokctl.checkpoint.receipt import (
     Receipt,
     Stamp,
@@ -402,23 +405,48 @@ def _ready(mesh: MeshShape) -> Path:
     """A ready checkpoint of the golden release, its tensors all zeros."""
     root = _scratch() / f"ready-{mesh.slug}"
     root.mkdir()
-    source, precision = ReleaseSource(_release()), next(iter(Precision))
-    layouts = [
-        device_layout(source, mesh=mesh, precision=precision, device=device)
-        for device in range(mesh.size)
-    ]
-    records = []
-    for layout in layouts:
+    manifest = _manifest(ReleaseSource(_release()).storage, mesh)
+    for layout in manifest.layouts:
         with (root / layout.name).open("wb") as file:
             file.write(layout.header)
             file.truncate(layout.nbytes)
-        records.append(FileRecord(name=layout.name, nbytes=layout.nbytes, sha256="0" * 64))
-    origin = Source(name="x", infohash="0" * 40, proven=True, verified_at=now())
-    manifest = manifest_bytes(
-        source, layouts, mesh=mesh, precision=precision, origin=origin, files=records
-    )
-    (root / MANIFEST).write_bytes(manifest)
+    (root / MANIFEST).write_bytes(manifest_bytes(manifest))
     return root
+
+
+def _manifest(
+    storage: Storage,
+    mesh: MeshShape,
+    *,
+    devices: tuple[int, ...] | None = None,
+    compression: Compression | None = None,
+) -> Manifest:
+    """What a manifest says of files that need not be there."""
+    layouts = device_layouts(storage, mesh)
+    chosen = tuple(range(mesh.size)) if devices is None else devices
+    records = []
+    for device in chosen:
+        layout, frames = layouts[device], None
+        if compression is not None:
+            sizes = [len(layout.header), *(held.nbytes for held in layout.tensors)]
+            frames = Frames(tuple((size, size // 2 + 20) for size in sizes))
+        records.append(
+            FileRecord(
+                name=file_name(layout, compression),
+                nbytes=frames.packed_starts[-1] if frames else layout.nbytes,
+                sha256="0" * 64,
+                frames=frames,
+            )
+        )
+    return Manifest(
+        storage=storage,
+        mesh=mesh,
+        source=Source(name="x", infohash="0" * 40, proven=True, verified_at=now()),
+        devices=chosen,
+        compression=compression,
+        errors={storage.tensors[2].key: 0.0817},
+        files=tuple(records),
+    )
 
 
 _MESHES = (MeshShape(1, 1), MeshShape(2, 1))
@@ -427,6 +455,38 @@ _MESHES = (MeshShape(1, 1), MeshShape(2, 1))
 @cache
 def _manifest_seeds() -> tuple[bytes, ...]:
     return tuple((_ready(mesh) / MANIFEST).read_bytes() for mesh in _MESHES)
+
+
+@cache
+def _other_seeds() -> tuple[bytes, ...]:
+    """Manifests of compressed int4, of which one device is here, and of bfloat16."""
+    config = _release().config
+    packed = Storage(
+        config=config,
+        precision=Precision.INT4,
+        groups={
+            spec.name: spec.shape[-2] // 2 if spec.is_quantized else 0
+            for spec in tensor_specs(config)
+        },
+    )
+    rounded = replace(packed, precision=Precision.BFLOAT16, groups=dict.fromkeys(packed.groups, 0))
+    manifests = (
+        _manifest(packed, MeshShape(1, 2), devices=(1,), compression=Compression(3)),
+        _manifest(rounded, MeshShape(2, 1)),
+    )
+    return tuple(map(manifest_bytes, manifests))
+
+
+def _check_other(_: bytes, found: Manifest) -> None:
+    _check_config(b"", found.storage.config)
+    assert parse_manifest(manifest_bytes(found)) == found
+    assert set(found.devices) <= set(range(found.mesh.size))
+    for device in found.devices:
+        frames = found.record_of(device).frames
+        assert (frames is None) == (found.compression is None)
+        if frames is not None:
+            assert frames.plain_starts[-1] == found.layouts[device].nbytes
+            assert all(0 < plain <= LARGEST_FRAME for plain, _ in frames.sizes)
 
 
 def _read_manifest(data: bytes) -> ReadyCheckpoint:
@@ -484,6 +544,46 @@ def _check_device(data: bytes, arrays: list[np.ndarray]) -> None:
     (header,) = _device_seeds()
     assert data.ljust(len(header), b"\0")[: len(header)] == header
     assert arrays
+
+
+@cache
+def _packed() -> Path:
+    """A compressed checkpoint of the golden release, its tensors all zeros."""
+    root = _scratch() / "packed"
+    root.mkdir()
+    manifest = _manifest(
+        ReleaseSource(_release()).storage, MeshShape(1, 1), compression=Compression(1)
+    )
+    (layout,), (record,) = manifest.layouts, manifest.files
+    parts = [layout.header, *(bytes(held.nbytes) for held in layout.tensors)]
+    frames = [compress(part, Compression(1)) for part in parts]
+    (root / record.name).write_bytes(b"".join(frames))
+    sizes = tuple((len(part), len(frame)) for part, frame in zip(parts, frames, strict=True))
+    record = replace(record, nbytes=sum(map(len, frames)), frames=Frames(sizes))
+    (root / MANIFEST).write_bytes(manifest_bytes(replace(manifest, files=(record,))))
+    return root
+
+
+@cache
+def _packed_seeds() -> tuple[bytes, ...]:
+    root = _packed()
+    return ((root / open_ready(root).files[0].name).read_bytes(),)
+
+
+def _read_packed(data: bytes) -> Any:
+    """Read all tensors of a checkpoint whose compressed file holds these bytes."""
+    root = _packed()
+    (seed,) = _packed_seeds()
+    checkpoint = open_ready(root)
+    _put(root / checkpoint.files[0].name, data.ljust(len(seed), b"\0")[: len(seed)])
+    try:
+        return [checkpoint.read(held.tensor, held.slices) for held in checkpoint.layouts[0].tensors]
+    finally:
+        _put(root / checkpoint.files[0].name, seed)
+
+
+def _check_packed(_: bytes, arrays: list[np.ndarray]) -> None:
+    assert not any(array.any() for array in arrays)
 
 
 # --- configurations, receipts, headers
@@ -611,6 +711,8 @@ TARGETS = {
             edit_bytes,
             lambda: _ready(_MESHES[1]),
         ),
+        Target("other-manifest", _other_seeds, parse_manifest, _check_other, json_mutator),
+        Target("packed-device", _packed_seeds, _read_packed, _check_packed, edit_bytes, _packed),
         Target("config", _config_seeds, _read_config, _check_config, json_mutator, _scratch),
         Target(
             "receipt", _receipt_seeds, _read_receipt, _check_receipt, json_mutator, _proven_release

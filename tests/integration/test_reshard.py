@@ -1,17 +1,16 @@
-"""Device files anybody can read, runs that go on where they stopped, manifests that cannot lie."""
+"""Device files that anybody can read, destinations that cannot be written, files that changed."""
 
-import copy
 import errno
 import hashlib
 import json
-import math
 import os
-import random
 import re
 import shutil
 import subprocess
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import pairwise
+from math import prod
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,11 +18,13 @@ import numpy as np
 import pytest
 import safetensors
 import safetensors.numpy
+from cuts import contents, cut, header_of, interrupt_at, journal_of, kept_by, partial_of
 from golden import load_golden
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from grokctl.checkpoint.logical import ReleaseSource, logical_tensors
+from grokctl.checkpoint.frames import Compression
+from grokctl.checkpoint.logical import ReleaseSource
 from grokctl.checkpoint.pickles import BFLOAT16
 from grokctl.checkpoint.ready import ReadyCheckpoint, open_ready
 from grokctl.checkpoint.receipt import Receipt
@@ -31,19 +32,18 @@ from grokctl.checkpoint.release import open_release
 from grokctl.errors import (
     CorruptCheckpointError,
     DiskFullError,
-    GrokctlError,
     PlacementError,
     Reason,
     UsageError,
 )
-from grokctl.events import Advanced, Finished, Noted, Stage, Started
+from grokctl.events import Advanced, Stage
 from grokctl.model.placement import MeshShape
+from grokctl.model.precision import Precision
 from grokctl.reshard import plan, reshard
 from grokctl.verify import verify_ready
 
 MESHES = [MeshShape(1, 1), MeshShape(1, 2), MeshShape(1, 4), MeshShape(1, 8), MeshShape(2, 8)]
 ALL_MESHES = [pytest.param(mesh, id=mesh.slug) for mesh in MESHES]
-SYNC_EVERY = 40_000
 
 
 @pytest.fixture(scope="module")
@@ -58,27 +58,13 @@ def ready(release, tmp_path_factory) -> dict[MeshShape, ReadyCheckpoint]:
     return {mesh: cut(release, mesh, folder / mesh.slug) for mesh in MESHES}
 
 
-def cut(release, mesh: MeshShape, out: Path, **options) -> ReadyCheckpoint:
-    return reshard(release, plan(release, mesh=mesh, out=out), **options)
-
-
-def contents(root: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in root.iterdir()}
-
-
-def header_of(path: Path) -> tuple[int, dict]:
-    data = path.read_bytes()
-    length = int.from_bytes(data[:8], "little")
-    return 8 + length, json.loads(data[8 : 8 + length])
-
-
 # --- device files
 
 
 @pytest.mark.parametrize("mesh", ALL_MESHES)
 def test_device_files_are_plain_safetensors_files(ready, release, mesh):
     checkpoint, source = ready[mesh], ReleaseSource(release)
-    tensors = {tensor.key: tensor for tensor in logical_tensors(source)}
+    tensors = {tensor.key: tensor for tensor in source.storage.tensors}
 
     for device in range(mesh.size):
         path = checkpoint.root / f"device-{device:02d}-of-{mesh.size:02d}.safetensors"
@@ -132,14 +118,15 @@ def test_the_bytes_on_disk_are_those_planned(ready, release, mesh):
 
     source = ReleaseSource(release)
     payload = sum(
-        math.prod(stop - start for start, stop in tensor.slices(mesh, device, release.config))
+        prod(stop - start for start, stop in tensor.slices(mesh, device, release.config))
         * tensor.dtype.itemsize
-        for tensor in logical_tensors(source)
+        for tensor in source.storage.tensors
         for device in range(mesh.size)
     )
     headers = sum(header_of(checkpoint.root / record.name)[0] for record in checkpoint.files)
     assert on_disk == planned.bytes_out == checkpoint.nbytes == payload + headers
-    assert planned.bytes_in == release.nbytes
+    stored = sum(prod(t.shape) * t.dtype.itemsize for t in source.storage.tensors)
+    assert planned.bytes_in == stored
 
 
 @pytest.mark.parametrize("mesh", ALL_MESHES)
@@ -193,11 +180,12 @@ def test_the_manifest_says_what_the_design_promises(ready, release, mesh):
     assert manifest["precision"] == "int8"
     assert manifest["mesh"] == {"expert": mesh.expert, "model": mesh.model}
     assert manifest["source"] == {
-        "name": "two-layers", "infohash": None, "proven": False, "verified_at": None
+        "name": "two-layers", "infohash": None, "proven": False, "verified_at": None,
+        "precision": "int8",
     }  # fmt: skip
     source = ReleaseSource(release)
-    assert list(manifest["tensors"]) == [tensor.key for tensor in logical_tensors(source)]
-    for tensor in logical_tensors(source):
+    assert list(manifest["tensors"]) == [tensor.key for tensor in source.storage.tensors]
+    for tensor in source.storage.tensors:
         entry = manifest["tensors"][tensor.key]
         assert entry["shape"] == list(tensor.shape)
         assert entry["slices"] == [
@@ -240,7 +228,7 @@ def test_any_mesh_can_be_read_from_the_files_of_any_other(ready, release, mesh):
 
     for other in MESHES:
         for device in range(other.size):
-            for tensor in logical_tensors(source):
+            for tensor in source.storage.tensors:
                 slices = tensor.slices(other, device, release.config)
                 expected = source.read(tensor, slices)
                 found = checkpoint.read(tensor, slices)
@@ -255,7 +243,7 @@ def test_any_mesh_can_be_read_from_the_files_of_any_other(ready, release, mesh):
 def test_any_part_can_be_read_from_the_files_of_any_mesh(ready, release, data):
     source = ReleaseSource(release)
     checkpoint = ready[data.draw(st.sampled_from(MESHES))]
-    tensor = data.draw(st.sampled_from(logical_tensors(source)))
+    tensor = data.draw(st.sampled_from(source.storage.tensors))
     slices = tuple(
         (low := data.draw(st.integers(0, length - 1)), data.draw(st.integers(low + 1, length)))
         for length in tensor.shape
@@ -269,7 +257,7 @@ def test_any_part_can_be_read_from_the_files_of_any_mesh(ready, release, data):
 
 def test_what_one_file_holds_is_a_view_of_it(ready, release):
     checkpoint = ready[MeshShape(2, 8)]
-    for tensor in logical_tensors(ReleaseSource(release)):
+    for tensor in ReleaseSource(release).storage.tensors:
         part = checkpoint.read(tensor, tensor.slices(checkpoint.mesh, 11, release.config))
 
         assert not part.flags.owndata
@@ -285,208 +273,12 @@ def test_two_devices_files_that_changed_places_are_noticed_when_read(ready, rele
     second.rename(first)
     aside.rename(second)
     checkpoint = open_ready(root)
-    tensor = logical_tensors(checkpoint)[0]
+    tensor = checkpoint.storage.tensors[0]
 
     with pytest.raises(CorruptCheckpointError, match="its header is not that of device 0") as error:
         checkpoint.read(tensor, tensor.slices(checkpoint.mesh, 0, release.config))
 
     assert error.value.damage[0].file == first.name
-
-
-# --- interrupted runs
-
-
-def interrupt_at(count: int, events: list | None = None):
-    seen = 0
-
-    def observe(event):
-        nonlocal seen
-        if events is not None:
-            events.append(event)
-        if isinstance(event, Advanced) and event.stage is Stage.RESHARD:
-            seen += 1
-            if seen == count:
-                raise KeyboardInterrupt
-
-    return observe
-
-
-def journalled(out: Path) -> int:
-    (partial,) = out.parent.glob(f".{out.name}.*.partial")
-    journal = partial / "journal"
-    return int(journal.read_text().split()[-1]) if journal.exists() else 0
-
-
-def bytes_up_to(planned, tensors: int) -> int:
-    return sum(
-        layout.tensors[tensors - 1].offset + layout.tensors[tensors - 1].nbytes
-        if tensors
-        else len(layout.header)
-        for layout in planned.layouts
-    )
-
-
-@pytest.mark.parametrize("mesh", [MeshShape(1, 1), MeshShape(1, 4), MeshShape(2, 8)], ids=str)
-def test_an_interrupted_run_goes_on_from_its_journal_to_the_same_bytes(
-    ready, release, mesh, tmp_path, monkeypatch
-):
-    monkeypatch.setattr("grokctl.reshard._SYNC_EVERY", SYNC_EVERY)
-    planned = plan(release, mesh=mesh, out=tmp_path / "out")
-    count = len(planned.layouts[0].tensors) * mesh.size
-    stops = random.Random(mesh.size).sample(range(1, count + 1), 6)
-
-    for number, stop in enumerate([*stops, 1, count]):
-        out = tmp_path / str(number)
-        planned = plan(release, mesh=mesh, out=out)
-        with pytest.raises(KeyboardInterrupt):
-            reshard(release, planned, observe=interrupt_at(stop))
-        assert not out.exists()
-        done, events = journalled(out), []
-        assert done * mesh.size <= stop
-        reshard(release, planned, observe=events.append)
-
-        started = next(event for event in events if isinstance(event, Started))
-        advanced = [event for event in events if isinstance(event, Advanced)]
-        assert started.total == planned.bytes_out
-        assert started.done == bytes_up_to(planned, done)
-        assert len(advanced) == count - done * mesh.size
-        note = f"goes on after {done} of {count // mesh.size} tensors of an interrupted run"
-        assert (Noted(message=note) in events) == bool(done)
-        assert contents(out) == contents(ready[mesh].root)
-        assert list(tmp_path.glob(".*")) == []
-
-
-def test_a_run_interrupted_again_and_again_ends_with_the_same_bytes(
-    ready, release, tmp_path, monkeypatch
-):
-    monkeypatch.setattr("grokctl.reshard._SYNC_EVERY", SYNC_EVERY)
-    mesh, out = MeshShape(1, 2), tmp_path / "out"
-    planned = plan(release, mesh=mesh, out=out)
-    for stop in (17, 17, 5, 30, 1, 40):
-        with pytest.raises(KeyboardInterrupt):
-            reshard(release, planned, observe=interrupt_at(stop))
-
-    reshard(release, planned)
-
-    assert contents(out) == contents(ready[mesh].root)
-
-
-@pytest.mark.parametrize("keep", [0, 1, 5000, 60_000])
-def test_a_device_file_that_lost_its_end_is_written_again_from_there(
-    ready, release, tmp_path, monkeypatch, keep
-):
-    monkeypatch.setattr("grokctl.reshard._SYNC_EVERY", SYNC_EVERY)
-    mesh, out = MeshShape(1, 4), tmp_path / "out"
-    planned = plan(release, mesh=mesh, out=out)
-    with pytest.raises(KeyboardInterrupt):
-        reshard(release, planned, observe=interrupt_at(120))
-    (partial,) = tmp_path.glob(".out.*.partial")
-    assert journalled(out) > 0
-    os.truncate(partial / planned.layouts[2].name, keep)
-
-    reshard(release, planned)
-
-    assert contents(out) == contents(ready[mesh].root)
-
-
-@pytest.mark.parametrize(
-    "journal",
-    [b"", b"\n\n", b"junk\n", b"999999\n", b"\xff\xfe\n", b"-3\n", b"9" * 5000],
-    ids=["empty", "blank", "junk", "too-many", "no-text", "negative", "long"],
-)
-def test_a_journal_that_makes_no_sense_spoils_nothing(
-    ready, release, tmp_path, monkeypatch, journal
-):
-    monkeypatch.setattr("grokctl.reshard._SYNC_EVERY", SYNC_EVERY)
-    mesh, out = MeshShape(1, 2), tmp_path / "out"
-    planned = plan(release, mesh=mesh, out=out)
-    with pytest.raises(KeyboardInterrupt):
-        reshard(release, planned, observe=interrupt_at(60))
-    (partial,) = tmp_path.glob(".out.*.partial")
-    (partial / "journal").write_bytes(journal)
-
-    reshard(release, planned)
-
-    assert contents(out) == contents(ready[mesh].root)
-
-
-def test_a_run_interrupted_after_its_last_tensor_copies_nothing_again(ready, release, tmp_path):
-    mesh, out = MeshShape(1, 2), tmp_path / "out"
-    planned = plan(release, mesh=mesh, out=out)
-
-    def at_the_end(event):
-        if event == Finished(stage=Stage.RESHARD):
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        reshard(release, planned, observe=at_the_end)
-    events = []
-    reshard(release, planned, observe=events.append)
-
-    assert not [event for event in events if isinstance(event, Advanced)]
-    assert contents(out) == contents(ready[mesh].root)
-
-
-def test_the_name_appears_when_everything_is_there(ready, release, tmp_path):
-    out, seen = tmp_path / "out", []
-
-    def look(_event):
-        seen.append(out.exists() or any(tmp_path.rglob("grokctl.json")))
-
-    cut(release, MeshShape(1, 2), out, observe=look)
-
-    assert len(seen) > 20
-    assert not any(seen)
-    assert contents(out) == contents(ready[MeshShape(1, 2)].root)
-
-
-def test_a_source_that_changed_begins_anew(two_layers, tmp_path, monkeypatch):
-    monkeypatch.setattr("grokctl.reshard._SYNC_EVERY", SYNC_EVERY)
-    mesh, out = MeshShape(1, 2), tmp_path / "out"
-    first = open_release(two_layers)
-    with pytest.raises(KeyboardInterrupt):
-        cut(first, mesh, out, observe=interrupt_at(60))
-    path = two_layers / "ckpt-0/tensor00000_000"
-    data = bytearray(path.read_bytes())
-    data[3000] ^= 1
-    path.write_bytes(data)
-    changed, events = open_release(two_layers), []
-
-    cut(changed, mesh, out, observe=events.append)
-
-    started = next(event for event in events if isinstance(event, Started))
-    assert started.done == bytes_up_to(plan(changed, mesh=mesh, out=out), 0)
-    assert contents(out) == contents(cut(changed, mesh, tmp_path / "direct").root)
-
-
-@pytest.mark.parametrize("jobs", [1, 3])
-def test_neither_threads_nor_memory_change_a_byte(ready, release, tmp_path, jobs):
-    mesh = MeshShape(1, 4)
-    planned = plan(release, mesh=mesh, out=tmp_path / "out", jobs=jobs, max_memory=1)
-
-    reshard(release, planned)
-
-    assert planned.jobs == jobs
-    assert planned.chunk == 2**20
-    assert contents(tmp_path / "out") == contents(ready[mesh].root)
-
-
-def test_small_chunks_change_no_byte(ready, release, tmp_path, monkeypatch):
-    monkeypatch.setattr("grokctl.reshard._SMALLEST_CHUNK", 100)
-    mesh = MeshShape(1, 4)
-    planned = plan(release, mesh=mesh, out=tmp_path / "out", max_memory=4000, jobs=2)
-    assert planned.chunk == 2000
-    assert planned.peak_bytes <= 4000
-
-    reshard(release, planned)
-
-    assert contents(tmp_path / "out") == contents(ready[mesh].root)
-
-
-def test_a_plan_touches_nothing(release, tmp_path):
-    plan(release, mesh=MeshShape(2, 8), out=tmp_path / "not" / "yet")
-
-    assert list(tmp_path.iterdir()) == []
 
 
 # --- destinations
@@ -564,10 +356,12 @@ def test_force_replaces_also_after_a_run_that_died_between_its_renames(
         patch.setattr(Path, "rename", die)
         with pytest.raises(KeyboardInterrupt):
             cut(release, MeshShape(1, 4), out, force=True)
-    cut(release, MeshShape(1, 2), out, force=True)
-    cut(release, MeshShape(1, 4), out, force=True)
+    events = []
+    cut(release, MeshShape(1, 4), out, force=True, observe=events.append)
 
+    assert kept_by(events) == len(plan(release, mesh=MeshShape(1, 4), out=out).storage.tensors)
     assert contents(out) == contents(ready[MeshShape(1, 4)].root)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 def test_an_impossible_mesh_is_refused_before_anything_is_written(release, tmp_path):
@@ -578,6 +372,33 @@ def test_an_impossible_mesh_is_refused_before_anything_is_written(release, tmp_p
 
 
 # --- full and forbidden disks
+
+
+@contextmanager
+def mounted(folder: Path, options: str) -> Iterator[Path]:
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
+    try:
+        subprocess.run(command, check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("only root can mount a small disk here")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+@pytest.fixture
+def small_disk(tmp_path) -> Iterator[Path]:
+    """A disk of a quarter of a megabyte."""
+    with mounted(tmp_path / "disk", "size=256k") as folder:
+        yield folder
+
+
+@pytest.fixture
+def read_only_disk(tmp_path) -> Iterator[Path]:
+    with mounted(tmp_path / "disk", "size=64k,ro") as folder:
+        yield folder
 
 
 def with_free(monkeypatch, nbytes: int) -> None:
@@ -592,46 +413,77 @@ def test_what_does_not_fit_is_refused_before_a_byte_of_it_is_written(
     with_free(monkeypatch, free)
 
     with pytest.raises(DiskFullError, match=f"{planned.bytes_out:,} bytes are needed, {free:,}"):
-        reshard(release, planned)
+        reshard(planned)
 
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
 def test_what_was_written_counts_when_a_run_goes_on(release, tmp_path, monkeypatch):
-    monkeypatch.setattr("grokctl.reshard._SYNC_EVERY", SYNC_EVERY)
     planned = plan(release, mesh=MeshShape(1, 2), out=tmp_path / "out")
     with pytest.raises(KeyboardInterrupt):
-        reshard(release, planned, observe=interrupt_at(80))
-    missing = planned.bytes_out - bytes_up_to(planned, journalled(planned.out))
-    with_free(monkeypatch, missing)
+        reshard(planned, observe=interrupt_at(40))
+    assert journal_of(planned.out)
+    kept = sum(path.stat().st_size for path in partial_of(planned.out).iterdir())
+    with_free(monkeypatch, planned.bytes_out - kept)
 
-    reshard(release, planned)
+    reshard(planned)
 
     assert planned.out.is_dir()
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
 def test_a_disk_that_fills_up_keeps_what_was_written(ready, release, tmp_path, monkeypatch, code):
-    monkeypatch.setattr("grokctl.reshard._SYNC_EVERY", SYNC_EVERY)
     mesh, out = MeshShape(1, 2), tmp_path / "out"
     planned = plan(release, mesh=mesh, out=out)
-    sync, calls = os.fdatasync, []
+    write, written = os.pwrite, []
 
-    def full(handle):
-        calls.append(handle)
-        if len(calls) > 6:
+    def full(handle, data, offset):
+        if sum(written) > planned.bytes_out // 2:
             raise OSError(code, os.strerror(code))
-        sync(handle)
+        written.append(write(handle, data, offset))
+        return written[-1]
 
     with monkeypatch.context() as patch:
-        patch.setattr("os.fdatasync", full)
+        patch.setattr("os.pwrite", full)
         with pytest.raises(DiskFullError, match="the disk is full; what was written is kept"):
-            reshard(release, planned)
-    assert journalled(out) > 0
+            reshard(planned)
+    done, events = len(journal_of(out)), []
+    assert done > 0
+    assert not out.exists()
 
-    reshard(release, planned)
+    reshard(planned, observe=events.append)
 
+    assert kept_by(events) == done
     assert contents(out) == contents(ready[mesh].root)
+
+
+@pytest.mark.parametrize("compression", [None, Compression(1)], ids=str)
+def test_a_small_disk_really_fills_up_and_with_more_room_it_goes_on(
+    release, tmp_path, small_disk, compression
+):
+    mesh = MeshShape(1, 2)
+    planned = plan(release, mesh=mesh, out=small_disk / "out", compression=compression)
+
+    with pytest.raises(DiskFullError) as caught:
+        reshard(planned)
+    assert not planned.out.exists()
+    if compression is None:
+        assert "bytes are needed" in str(caught.value)
+        assert not list(partial_of(planned.out).iterdir())
+    else:
+        assert journal_of(planned.out)
+    subprocess.run(["mount", "-o", "remount,size=8m", small_disk], check=True)
+    events = []
+    reshard(planned, observe=events.append)
+
+    assert bool(kept_by(events)) == bool(compression)
+    direct = cut(release, mesh, tmp_path / "direct", compression=compression)
+    assert contents(planned.out) == contents(direct.root)
+
+
+def test_a_disk_that_nobody_can_write_to_is_a_usage_error(release, read_only_disk):
+    with pytest.raises(UsageError, match=r"cannot be written \(Read-only file system\)"):
+        cut(release, MeshShape(1, 1), read_only_disk / "out")
 
 
 @pytest.mark.parametrize("code", [errno.EACCES, errno.EPERM, errno.EROFS])
@@ -654,6 +506,63 @@ def test_a_file_is_no_folder_to_write_in(release, tmp_path):
         cut(release, MeshShape(1, 1), tmp_path / "file" / "out")
 
 
+# --- sources that change while they are read
+
+
+def at_first_progress(act):
+    """An observer that acts once, when cutting has begun."""
+    pending = [act]
+
+    def observe(event):
+        if isinstance(event, Advanced) and event.stage is Stage.RESHARD and pending:
+            pending.pop()()
+
+    return observe
+
+
+def flip(path, offset=-1):
+    with path.open("r+b") as file:
+        file.seek(offset, os.SEEK_END if offset < 0 else os.SEEK_SET)
+        (byte,) = file.read(1)
+        file.seek(-1, os.SEEK_CUR)
+        file.write(bytes([byte ^ 1]))
+
+
+LATE = "tensor00023_000"
+
+
+@pytest.mark.parametrize("precision", Precision)
+@pytest.mark.parametrize(
+    "change",
+    [
+        pytest.param(Path.unlink, id="gone"),
+        pytest.param(lambda path: os.truncate(path, 0), id="empty"),
+        pytest.param(lambda path: os.truncate(path, path.stat().st_size // 2), id="half"),
+        pytest.param(flip, id="altered"),
+        pytest.param(lambda path: path.write_bytes(path.read_bytes()), id="written again"),
+    ],
+)
+def test_a_release_that_changes_on_the_way_is_never_published(
+    two_layers, tmp_path, change, precision
+):
+    release = open_release(two_layers)
+    path = two_layers / "ckpt-0" / LATE
+
+    with pytest.raises(CorruptCheckpointError) as caught:
+        cut(
+            release,
+            MeshShape(1, 2),
+            tmp_path / "out",
+            observe=at_first_progress(lambda: change(path)),
+            precision=precision,
+            jobs=1,
+        )
+
+    assert LATE in caught.value.damage[0].file
+    assert caught.value.damage[0].reason is Reason.ALTERED
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_release_that_loses_a_file_on_the_way_is_no_disk_trouble(two_layers, tmp_path):
     release = open_release(two_layers)
     (two_layers / "ckpt-0/tensor00020_000").unlink()
@@ -662,200 +571,57 @@ def test_a_release_that_loses_a_file_on_the_way_is_no_disk_trouble(two_layers, t
         cut(release, MeshShape(1, 2), tmp_path / "out")
 
 
-# --- manifests that cannot be meant
+def damaged_frame(path):
+    flip(path, path.stat().st_size // 2)
 
 
-@pytest.fixture(scope="module")
-def attacked(ready, tmp_path_factory) -> Path:
-    """A copy whose manifest each test writes anew."""
-    return shutil.copytree(
-        ready[MeshShape(1, 2)].root, tmp_path_factory.mktemp("attacked") / "ready"
-    )
-
-
-@pytest.fixture(scope="module")
-def manifest(attacked) -> dict:
-    return json.loads((attacked / "grokctl.json").read_bytes())
-
-
-def read_everything(checkpoint: ReadyCheckpoint) -> None:
-    for tensor in logical_tensors(checkpoint)[:6]:
-        checkpoint.read(tensor, tensor.slices(checkpoint.mesh, 0, checkpoint.config))
-
-
-def at(*path):
-    """Change one value of a manifest, or take it away."""
-
-    def change(value):
-        def apply(manifest):
-            target = manifest
-            for key in path[:-1]:
-                target = target[key]
-            if value is ...:
-                del target[path[-1]]
-            else:
-                target[path[-1]] = value
-
-        return apply
-
-    return change
-
-
-EMBEDDING, DOWN = "embedding.weight", "layers.0.moe.down.scales"
-ATTACKS = {
-    "no-format": at("format")(...),
-    "another-format": at("format")("gguf"),
-    "version-2": at("version")(2),
-    "version-text": at("version")("1"),
-    "no-config": at("config")(...),
-    "config-list": at("config")([]),
-    "config-number": at("config", "emb_size")(1e400),
-    "config-huge": at("config", "num_layers")(10**30),
-    "config-other-model": at("config", "emb_size")(128),
-    "no-precision": at("precision")(...),
-    "another-precision": at("precision")("int2"),
-    "precision-list": at("precision")([]),
-    "no-mesh": at("mesh")(...),
-    "mesh-text": at("mesh")("model=2"),
-    "mesh-zero": at("mesh", "model")(0),
-    "mesh-negative": at("mesh")({"expert": -1, "model": -2}),
-    "mesh-infinite": at("mesh", "model")(math.inf),
-    "mesh-nan": at("mesh", "model")(math.nan),
-    "mesh-huge": at("mesh", "model")(10**20),
-    "mesh-other": at("mesh", "model")(4),
-    "no-source": at("source")(...),
-    "source-text": at("source")("grok-1"),
-    "no-tensors": at("tensors")({}),
-    "tensors-list": at("tensors")([]),
-    "tensor-gone": at("tensors", EMBEDDING)(...),
-    "tensor-more": at("tensors", "other.weight")(
-        {"shape": [1], "dtype": "F32", "slices": [[[0, 1]], [[0, 1]]]}
-    ),
-    "tensor-shape": at("tensors", EMBEDDING, "shape")([256, 65]),
-    "tensor-dtype": at("tensors", EMBEDDING, "dtype")("BF16"),
-    "tensor-null": at("tensors", EMBEDDING)(None),
-    "scales-flat": at("tensors", DOWN, "shape")([8]),
-    "scales-empty": at("tensors", DOWN, "shape")([]),
-    "scales-text": at("tensors", DOWN, "shape")("88"),
-    "scales-huge": at("tensors", DOWN, "shape")([8, 10**30, 64]),
-    "scales-of-a-norm": at("tensors", "final_norm.scales")(
-        {"shape": [1, 64], "dtype": "BF16", "slices": []}
-    ),
-    "slices-gone": at("tensors", EMBEDDING, "slices")(...),
-    "slices-few": at("tensors", EMBEDDING, "slices")([]),
-    "slices-one": at("tensors", EMBEDDING, "slices")([[[0, 128], [0, 64]]]),
-    "slices-other": at("tensors", EMBEDDING, "slices", 0, 0)([0, 256]),
-    "no-files": at("files")(...),
-    "files-none": at("files")([]),
-    "files-object": at("files")({}),
-    "file-gone": at("files", 1)(...),
-    "file-parent": at("files", 0, "name")("../device-00-of-02.safetensors"),
-    "file-absolute": at("files", 0, "name")("/etc/passwd"),
-    "file-hidden": at("files", 0, "name")(".."),
-    "file-newline": at("files", 0, "name")("device-00-of-02.safetensors\n"),
-    "file-other-mesh": at("files", 0, "name")("device-00-of-04.safetensors"),
-    "file-infinite": at("files", 0, "bytes")(math.inf),
-    "file-nan": at("files", 0, "bytes")(math.nan),
-    "file-text-bytes": at("files", 0, "bytes")("many"),
-    "file-null-bytes": at("files", 0, "bytes")(None),
-    "file-no-sum": at("files", 0, "sha256")(...),
-    "file-short-sum": at("files", 0, "sha256")("abc"),
-    "file-more": at("files")(
-        [{"name": "device-09.safetensors", "bytes": 1, "sha256": "0" * 64}] * 3
-    ),
-}
-
-
-@pytest.mark.parametrize("attack", [pytest.param(ATTACKS[name], id=name) for name in ATTACKS])
-def test_a_manifest_that_cannot_be_meant_is_refused(attacked, manifest, attack):
-    changed = copy.deepcopy(manifest)
-    attack(changed)
-    (attacked / "grokctl.json").write_text(json.dumps(changed))
-
-    with pytest.raises((CorruptCheckpointError, PlacementError)) as caught:
-        open_ready(attacked)
-
-    assert "\n" not in str(caught.value)
-    assert len(str(caught.value)) < 500
-
-
+@pytest.mark.parametrize("compression", [None, Compression(1)], ids=str)
 @pytest.mark.parametrize(
-    "data",
+    "damage",
     [
-        pytest.param(b"", id="empty"),
-        pytest.param(b"{", id="unfinished"),
-        pytest.param(b"null", id="null"),
-        pytest.param(b"[]", id="list"),
-        pytest.param(b"3", id="number"),
-        pytest.param(b'"x"', id="text"),
-        pytest.param(b"\xff\xfe\x00", id="no-utf-8"),
-        pytest.param(b"[" * 200_000, id="deep"),
-        pytest.param(b"9" * 10_000, id="long-number"),
-        pytest.param(b'{"format":"grokctl-ready","version":1}', id="hardly-any"),
+        pytest.param(Path.unlink, id="gone"),
+        pytest.param(lambda path: os.truncate(path, 100), id="short"),
+        pytest.param(lambda path: os.truncate(path, path.stat().st_size // 2), id="half"),
+        pytest.param(lambda path: flip(path, 20), id="header"),
     ],
 )
-def test_a_manifest_that_is_none_is_refused(attacked, data):
-    (attacked / "grokctl.json").write_bytes(data)
+def test_a_ready_checkpoint_that_is_damaged_is_no_source(release, tmp_path, damage, compression):
+    root = cut(release, MeshShape(1, 4), tmp_path / "source", compression=compression).root
+    source = open_ready(root, is_streamed=True)
+    name = source.files[2].name
+    damage(root / name)
 
-    with pytest.raises(CorruptCheckpointError, match=r"grokctl\.json: malformed"):
-        open_ready(attacked)
+    with pytest.raises(CorruptCheckpointError) as caught:
+        cut(source, MeshShape(1, 2), tmp_path / "out")
 
-
-def test_a_folder_without_a_manifest_is_no_checkpoint(tmp_path):
-    with pytest.raises(UsageError, match=r"holds no grokctl\.json"):
-        open_ready(tmp_path)
-
-
-def test_a_later_version_says_which_was_expected(attacked, manifest):
-    (attacked / "grokctl.json").write_text(json.dumps({**manifest, "version": 2}))
-
-    with pytest.raises(
-        CorruptCheckpointError, match="expected grokctl-ready version 1, found"
-    ) as e:
-        open_ready(attacked)
-
-    assert "install the grokctl that wrote it" in e.value.hint
+    assert caught.value.damage[0].file == name
+    assert not (tmp_path / "out").exists()
 
 
-def paths_in(value, path=()):
-    yield path
-    if isinstance(value, dict):
-        for key in value:
-            yield from paths_in(value[key], (*path, key))
-    elif isinstance(value, list):
-        for index, item in enumerate(value):
-            yield from paths_in(item, (*path, index))
+def test_a_frame_that_is_damaged_is_never_cut_on(release, tmp_path):
+    root = cut(release, MeshShape(1, 4), tmp_path / "source", compression=Compression(1)).root
+    source = open_ready(root, is_streamed=True)
+    name = source.files[1].name
+    damaged_frame(root / name)
+
+    with pytest.raises(CorruptCheckpointError, match=r"frame \d+ is damaged") as caught:
+        cut(source, MeshShape(1, 2), tmp_path / "out")
+
+    assert caught.value.damage[0].file == name
+    assert "grokctl verify" in caught.value.hint
+    assert [item.file for item in verify_ready(source).damage] == [name]
 
 
-JUNK = st.one_of(
-    st.none(),
-    st.booleans(),
-    st.integers(-3, 40),
-    st.sampled_from([10**6, 2**31, 2**63, 10**40, -1, math.inf, -math.inf, math.nan, 1.5, 1e300]),
-    st.text(max_size=4),
-    st.sampled_from(["../x", "/", "int8", "I8", "a" * 5000, "1"]),
-    st.lists(st.integers(-1, 3), max_size=4),
-    st.dictionaries(st.sampled_from(["shape", "expert", "name"]), st.integers(0, 3), max_size=2),
-)
+def test_a_checkpoint_does_not_replace_itself(release, tmp_path):
+    source = cut(release, MeshShape(1, 2), tmp_path / "out")
+    before = contents(tmp_path / "out")
 
+    for force in (False, True):
+        with pytest.raises(UsageError):
+            cut(source, MeshShape(1, 4), tmp_path / "out", force=force)
 
-@settings(deadline=None, max_examples=300)
-@given(data=st.data())
-def test_no_manifest_makes_anything_but_our_own_errors(attacked, manifest, data):
-    changed = copy.deepcopy(manifest)
-    short = {**changed, "tensors": {key: changed["tensors"][key] for key in (EMBEDDING, DOWN)}}
-    places = [path for path in paths_in(short) if path]
-    for _ in range(data.draw(st.integers(1, 3))):
-        path = data.draw(st.sampled_from(places))
-        value = data.draw(st.one_of(JUNK, st.just(...)))
-        try:
-            at(*path)(value)(changed)
-        except (KeyError, IndexError, TypeError):
-            continue  # an earlier change took that place away
-    (attacked / "grokctl.json").write_text(json.dumps(changed))
-
-    with suppress(GrokctlError):
-        read_everything(open_ready(attacked))
+    assert contents(tmp_path / "out") == before
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 # --- device files that are not there, or not the ones
@@ -867,6 +633,11 @@ def damaged(ready, tmp_path) -> Path:
 
 
 FIRST = "device-00-of-02.safetensors"
+
+
+def read_everything(checkpoint: ReadyCheckpoint) -> None:
+    for tensor in checkpoint.storage.tensors[:6]:
+        checkpoint.read(tensor, tensor.slices(checkpoint.mesh, 0, checkpoint.config))
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,89 @@
+"""What the tests of `reshard` share: cutting, looking at what was cut, stopping on the way."""
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from grokctl.checkpoint.ready import ReadyCheckpoint
+from grokctl.checkpoint.receipt import Receipt
+from grokctl.checkpoint.release import Release
+from grokctl.events import Advanced, Event, Noted, Observer, Stage, ignore
+from grokctl.model.placement import MeshShape
+from grokctl.reshard import plan, reshard
+
+
+def cut(
+    source: Release | ReadyCheckpoint,
+    mesh: MeshShape,
+    out: Path,
+    *,
+    proof: Receipt | None = None,
+    force: bool = False,
+    observe: Observer = ignore,
+    **options: Any,
+) -> ReadyCheckpoint:
+    """Plan and execute; `options` are the plan's."""
+    planned = plan(source, mesh=mesh, out=out, **options)
+    return reshard(planned, proof=proof, force=force, observe=observe)
+
+
+def contents(root: Path) -> dict[str, str]:
+    """Every file below a folder, and the sum of its bytes."""
+    return {
+        path.relative_to(root).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in root.rglob("*")
+        if path.is_file()
+    }
+
+
+def device_files(root: Path) -> dict[str, str]:
+    """The same of the device files alone."""
+    return {name: digest for name, digest in contents(root).items() if name.startswith("device-")}
+
+
+def header_of(path: Path) -> tuple[int, dict[str, Any]]:
+    """Where a safetensors file's data begin, and what its header says."""
+    data = path.read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    return 8 + length, json.loads(data[8 : 8 + length])
+
+
+# --- runs that stop on the way
+
+
+def interrupt_at(count: int, events: list[Event] | None = None) -> Callable[[Event], None]:
+    """An observer that raises at some moment of the cutting."""
+    seen = 0
+
+    def observe(event: Event) -> None:
+        nonlocal seen
+        if events is not None:
+            events.append(event)
+        if isinstance(event, Advanced) and event.stage is Stage.RESHARD:
+            seen += 1
+            if seen == count:
+                raise KeyboardInterrupt
+
+    return observe
+
+
+def partial_of(out: Path) -> Path:
+    """The folder that grows."""
+    (partial,) = out.parent.glob(f".{out.name}.*.partial")
+    return partial
+
+
+def journal_of(out: Path) -> list[Any]:
+    """The lines of its journal that are whole."""
+    path = partial_of(out) / "journal"
+    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+    return [json.loads(line) for line in lines if line.endswith(b"\n")]
+
+
+def kept_by(events: list[Event]) -> int:
+    """How many tensors a run said that it kept of an earlier one."""
+    notes = [event.message for event in events if isinstance(event, Noted)]
+    found = [int(note.split()[3]) for note in notes if note.startswith("goes on after ")]
+    return sum(found)
