@@ -19,7 +19,7 @@ import psutil
 from grokctl.checkpoint.converted import NOTHING, Squares, is_stored_alike
 from grokctl.checkpoint.frames import FRAME, Compression
 from grokctl.checkpoint.layout import DeviceLayout, device_layouts
-from grokctl.checkpoint.logical import ReleaseSource, Storage, TensorSource, extent
+from grokctl.checkpoint.logical import ReleaseSource, Slices, Storage, TensorSource, extent
 from grokctl.checkpoint.manifest import FileRecord, Manifest, Source, manifest_bytes
 from grokctl.checkpoint.ready import SUMS, ReadyCheckpoint, open_ready
 from grokctl.checkpoint.receipt import Receipt, Stamp
@@ -27,10 +27,9 @@ from grokctl.checkpoint.release import Release
 from grokctl.cutting import cuts_of
 from grokctl.errors import DiskFullError, PlacementError, Reason, UsageError, corrupt
 from grokctl.events import Advanced, Finished, Noted, Observer, Stage, Started, ignore
-from grokctl.model.config import GrokConfig
 from grokctl.model.placement import MeshShape
 from grokctl.model.precision import Precision, check_conversion
-from grokctl.model.tensors import Axis, tensor_specs
+from grokctl.model.tensors import Axis, TensorSpec, tensor_specs
 from grokctl.paths import MANIFEST, TOKENIZER, fsync_folder, kind_of, locked, quoted
 from grokctl.pipeline import Pipeline, Progress
 from grokctl.writing import DeviceWriter, Entry, Flusher, Journal, resume
@@ -85,18 +84,17 @@ class ReshardPlan:
     @cached_property
     def bytes_in(self) -> int:
         """Bytes of the source's tensors that are read."""
-        stored = {tensor.key: tensor for tensor in self.tensors.storage.tensors}
-        wanted: dict[str, set[tuple[tuple[int, int], ...]]] = {}
+        wanted: dict[str, set[Slices]] = {}
         for layout in self.layouts:
             for held in layout.tensors:
-                wanted.setdefault(held.tensor.key, set()).add(held.slices)
+                if not held.tensor.is_scales:
+                    wanted.setdefault(held.tensor.spec.name, set()).add(held.slices)
         total = 0
-        for tensor in self.storage.tensors:
-            if tensor.key in stored:
-                own = stored[tensor.key]
-                part = sum(prod(extent(slices)) for slices in wanted[tensor.key])
-                nbytes = prod(own.shape) * own.dtype.itemsize
-                total += nbytes * part // prod(tensor.shape)
+        for own in self.tensors.storage.tensors:
+            name = own.spec.name
+            count = sum(prod(extent(slices)) for slices in wanted[name])
+            whole = prod(self.storage.weight(own.spec).shape)
+            total += prod(own.shape) * own.dtype.itemsize * count // whole
         return total
 
     @property
@@ -215,43 +213,51 @@ def _storage(
         raise UsageError(
             f"group size {group_size} is for int4, not {precision}", "--precision int4"
         )
-    if precision is own.precision and group_size is None:
+    if precision is Precision.INT8:
         return own
     groups = dict.fromkeys(own.groups, 0)
     if precision is Precision.INT4:
-        groups |= _int4_groups(own.config, mesh, group_size)
+        specs = [spec for spec in tensor_specs(own.config) if spec.is_quantized]
+        asked = dict.fromkeys((spec.name for spec in specs), group_size)
+        if group_size is None and own.precision is Precision.INT4:
+            asked = {spec.name: own.weight(spec).width for spec in specs}
+        groups |= _int4_groups(specs, mesh, asked)
     return Storage(config=own.config, precision=precision, groups=groups)
 
 
-def _int4_groups(config: GrokConfig, mesh: MeshShape, asked: int | None) -> dict[str, int]:
+def _int4_groups(
+    specs: Sequence[TensorSpec], mesh: MeshShape, asked: Mapping[str, int | None]
+) -> dict[str, int]:
     """Scale rows of every parameter, so that every device has whole groups of inputs.
 
     Raises:
         PlacementError: There are none, or not of the size that was asked for.
     """
-    specs = [spec for spec in tensor_specs(config) if spec.is_quantized]
     inputs = {
         spec: spec.shape[-2] // (mesh.model if spec.axes[-2] in {Axis.FFN, Axis.Q_HEADS} else 1)
         for spec in specs
     }
+    groups = {}
     for spec, count in inputs.items():
         if count % 2:
             raise PlacementError(
                 f"{spec.name}: int4 needs an even number of inputs on a device, {mesh} has {count}",
                 "--precision int8",
             )
-        if asked is not None and not _divides(asked, count):
+        size = asked[spec.name]
+        size = math.gcd(DEFAULT_GROUP, count) if size is None else size
+        if not _divides(size, count):
             common = math.gcd(*inputs.values())
-            possible = [size for size in range(2, LARGEST_GROUP + 1) if _divides(size, common)]
-            nearest = min(possible, key=lambda size: (abs(size - asked), size))
+            possible = [
+                number for number in range(2, LARGEST_GROUP + 1) if _divides(number, common)
+            ]
+            nearest = min(possible, key=lambda number: (abs(number - size), number), default=None)
             raise PlacementError(
-                f"{spec.name}: int4 groups of {asked} inputs do not divide the {count} of a device",
-                f"--group-size {nearest}",
+                f"{spec.name}: int4 groups of {size} inputs do not divide the {count} of a device",
+                "--precision int8" if nearest is None else f"--group-size {nearest}",
             )
-    return {
-        spec.name: spec.shape[-2] // (asked or math.gcd(DEFAULT_GROUP, count))
-        for spec, count in inputs.items()
-    }
+        groups[spec.name] = spec.shape[-2] // size
+    return groups
 
 
 def _divides(group: int, inputs: int) -> bool:

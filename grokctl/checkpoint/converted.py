@@ -151,7 +151,10 @@ def _blocks(
     low, end = _inputs(region)
     while low < end:
         high = min(low + step, end, (low // width + 1) * width if is_apart else end)
-        weight = unpacked(read(low // 2, high // 2)) if is_packed else read(low, high)
+        if is_packed:  # a range may begin or end within a pair
+            weight = unpacked(read(low // 2, (high + 1) // 2))[low % 2 :][: high - low]
+        else:
+            weight = read(low, high)
         scale = None
         if scales is not None and is_apart:
             scale = scales[low // width].astype(np.float32)

@@ -102,13 +102,6 @@ class LogicalTensor:
         *lead, (start, stop), outputs = released
         return (*lead, (start // 2, stop // 2), outputs)
 
-    def released(self, stored: Slices) -> Slices:
-        """Which part of the parameter a part of this weight is: the inverse of `stored`."""
-        if self.precision is not Precision.INT4:
-            return stored
-        *lead, (start, stop), outputs = stored
-        return (*lead, (2 * start, 2 * stop), outputs)
-
 
 @dataclass(frozen=True, kw_only=True)
 class Storage:
