@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from grokctl.checkpoint.frames import Unpacker
 from grokctl.checkpoint.layout import ALIGNMENT, DeviceLayout
 from grokctl.checkpoint.manifest import FileRecord
+from grokctl.checkpoint.rows import read_into
 
 
 class DeviceFile:
@@ -55,8 +56,8 @@ class DeviceFile:
         """Bytes of the safetensors file.
 
         Raises:
-            ValueError: It ends early, or a frame is not what the manifest says.
-            OSError: It cannot be read.
+            ValueError: A frame is not what the manifest says.
+            OSError: It cannot be read, or ends early.
         """
         if self._mapped is not None:
             return np.frombuffer(self._mapped, np.uint8, count=nbytes, offset=start)
@@ -64,12 +65,7 @@ class DeviceFile:
         if self._frames is not None:
             self._unpacker.into(out, self._handle, self._frames, start)
             return out
-        view = memoryview(out.data)
-        while view:
-            count = os.preadv(self._handle, [view], start)
-            if not count:
-                raise ValueError(f"ends before byte {start + len(view)}")
-            view, start = view[count:], start + count
+        read_into(out, self._handle, start)
         return out
 
 

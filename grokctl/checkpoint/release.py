@@ -87,7 +87,7 @@ class StoredTensor:
         try:
             with opened(self.path, self.weight) as rows:
                 yield rows
-        except (OSError, EOFError) as error:
+        except OSError as error:
             name = f"{CKPT}/{self.spec.file}"
             raise _damaged(name, Reason.ALTERED, "changed since it was looked at") from error
 

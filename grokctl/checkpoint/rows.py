@@ -35,8 +35,7 @@ class Rows:
             `(rows, columns)`, valid until the next call.
 
         Raises:
-            EOFError: The file ends before them.
-            OSError: It cannot be read.
+            OSError: They cannot be read, or the file ends before them.
         """
         dtype = self._array.dtype
         length, count = self._array.shape[-1], rows[1] - rows[0]
@@ -49,19 +48,27 @@ class Rows:
         start = self._array.offset + rows[0] * pitch + first * dtype.itemsize
         if is_narrow:
             for row in range(count):
-                self._fill(memory[row * width : (row + 1) * width], start + row * pitch)
+                read_into(
+                    memory[row * width : (row + 1) * width], self._handle, start + row * pitch
+                )
         else:
-            self._fill(memory, start)
+            read_into(memory, self._handle, start)
         found: NDArray[Any] = memory.view(dtype).reshape(count, last - first)
         return found[:, columns[0] - first : columns[1] - first]
 
-    def _fill(self, memory: NDArray[np.uint8], offset: int) -> None:
-        view = memoryview(memory.data)
-        while view:
-            count = os.preadv(self._handle, [view], offset)
-            if not count:
-                raise EOFError(f"ends before byte {offset}")
-            view, offset = view[count:], offset + count
+
+def read_into(memory: NDArray[np.uint8], handle: int, offset: int) -> None:
+    """Fill memory with what a file holds from an offset on.
+
+    Raises:
+        OSError: It cannot be read, or ends before that.
+    """
+    view = memoryview(memory.data)
+    while view:
+        count = os.preadv(handle, [view], offset)
+        if not count:
+            raise OSError(f"ends before byte {offset}")
+        view, offset = view[count:], offset + count
 
 
 @contextmanager

@@ -1,6 +1,5 @@
 """Values of stored tensors, read a block at a time: what none may hold, and how they are spread."""
 
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -13,6 +12,7 @@ from numpy.typing import NDArray
 
 from grokctl.checkpoint.conversion import unpacked
 from grokctl.checkpoint.pickles import ArrayRef
+from grokctl.checkpoint.rows import read_into
 
 CELLS: Final = 16
 """Bins of |q|, eight integers each: 0 to 7, …, 120 to 127 and the -128 that no quantiser writes."""
@@ -317,12 +317,7 @@ def _spans(offset: int, nbytes: int) -> Iterator[tuple[int, int]]:
         yield offset + low, min(_BLOCK, nbytes - low)
 
 
-def _read(number: int, offset: int, nbytes: int) -> NDArray[np.uint8]:
+def _read(handle: int, offset: int, nbytes: int) -> NDArray[np.uint8]:
     data: NDArray[np.uint8] = np.empty(nbytes, np.uint8)
-    view = memoryview(data.data)
-    while view:
-        count = os.preadv(number, [view], offset)
-        if not count:
-            raise OSError(f"ends before byte {offset}")
-        view, offset = view[count:], offset + count
+    read_into(data, handle, offset)
     return data
