@@ -11,7 +11,7 @@ from math import prod
 from pathlib import Path
 from threading import Event
 
-from grokctl.checkpoint.logical import extent
+from grokctl.checkpoint.logical import LogicalTensor, extent
 from grokctl.checkpoint.pickles import ArrayRef
 from grokctl.checkpoint.ready import ReadyCheckpoint, open_ready
 from grokctl.checkpoint.release import StoredTensor, file_nbytes, open_release
@@ -19,6 +19,7 @@ from grokctl.checkpoint.values import Part, Spread, StoredValues
 from grokctl.errors import Reason, UsageError, corrupt
 from grokctl.events import Advanced, Finished, Observer, Stage, Started, ignore
 from grokctl.model.config import GrokConfig
+from grokctl.model.precision import Precision
 from grokctl.paths import kind_of
 
 _AHEAD = 4
@@ -182,8 +183,8 @@ def _of_ready(checkpoint: ReadyCheckpoint) -> list[_Entry]:
                 file=files,
                 name=tensor.key,
                 kind=_kind(tensor.key),
-                shape=tensor.shape,
-                dtype=str(tensor.dtype),
+                shape=tensor.spec.shape if _is_packed(tensor) else tensor.shape,
+                dtype="int4" if _is_packed(tensor) else str(tensor.dtype),
                 scale_groups=tensor.groups,
                 parameters=0 if tensor.is_scales else prod(tensor.spec.shape),
                 nbytes=held[tensor.key] * devices,
@@ -192,6 +193,10 @@ def _of_ready(checkpoint: ReadyCheckpoint) -> list[_Entry]:
         )
         for tensor in checkpoint.storage.tensors
     ]
+
+
+def _is_packed(tensor: LogicalTensor) -> bool:
+    return tensor.precision is Precision.INT4 and not tensor.is_scales
 
 
 def _stored_in(checkpoint: ReadyCheckpoint) -> dict[str, list[StoredValues]]:

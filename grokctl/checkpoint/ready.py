@@ -172,7 +172,8 @@ class ReadyCheckpoint:
             here = ", ".join(map(str, self.manifest.devices))
             raise UsageError(
                 f"{self.name}: holds device {here} of {self.mesh.size}, all are needed",
-                f"grokctl reshard {quoted(self.source.name)} --mesh {self.mesh}",
+                f"grokctl reshard {quoted(self.source.name)} --mesh {self.mesh} "
+                f"--out {quoted(f'{self.root}-whole')}",
             )
 
     def _part(self, device: int, held: DeviceTensor, slices: Slices) -> NDArray[Any]:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from grokctl.checkpoint import values
+from grokctl.checkpoint.frames import Compression
 from grokctl.checkpoint.pickles import write
 from grokctl.checkpoint.release import open_release
 from grokctl.errors import CorruptCheckpointError, Reason
@@ -14,6 +15,7 @@ from grokctl.events import Advanced, Finished, Stage, Started, Unit
 from grokctl.inspect import inspect
 from grokctl.model.config import GROK_1
 from grokctl.model.placement import MeshShape
+from grokctl.model.precision import Precision
 from grokctl.model.tensors import tensor_specs
 from grokctl.reshard import plan, reshard
 
@@ -174,3 +176,35 @@ def test_a_device_file_of_another_mesh_is_altered(ready, tmp_path):
 
 def test_grok_1_has_as_many_parameters_as_its_specifications():
     assert sum(int(np.prod(spec.shape)) for spec in tensor_specs(GROK_1)) == 315_684_820_992
+
+
+@pytest.mark.parametrize("compressed", [False, True], ids=["plain", "zstd"])
+@pytest.mark.parametrize("precision", ["bf16", "float32", "int4"])
+def test_the_values_of_another_precision_are_those_that_it_stores(tmp_path, precision, compressed):
+    release = open_release(GOLDEN)
+    compression = Compression(1) if compressed else None
+    ready = reshard(
+        plan(
+            release,
+            mesh=MeshShape(1, 4),
+            out=tmp_path / "ready",
+            precision=Precision(precision),
+            compression=compression,
+        )
+    )
+
+    found = {row.name: row for row in inspect(ready.root, stats=True).rows}
+
+    for tensor in release.tensors:
+        row = found.pop(f"{tensor.spec.name}.weight")
+        _, wide = expected_of(tensor)
+        rms = np.sqrt(np.mean(wide**2))
+        is_rounded = tensor.spec.is_quantized
+        assert row.shape == tensor.spec.shape
+        assert row.dtype == (
+            {"bf16": "bfloat16"}.get(precision, precision) if is_rounded else "float32"
+        )
+        assert row.spread.count == wide.size
+        assert row.spread.integers == 0
+        lost = ready.manifest.errors.get(f"{tensor.spec.name}.weight", 0.0)
+        assert abs(row.spread.rms - rms) <= rms * (1.01 * lost + 1e-6)
