@@ -40,10 +40,11 @@ class Rehearsal:
         self.root = root
         self.steps: list[Step] = []
 
-    def run(self, *arguments: str, ends: int = 0) -> dict[str, Any]:
-        """Run a command on the release and return its JSON object."""
+    def run(self, *arguments: str, ends: int = 0, at: Path | None = None) -> dict[str, Any]:
+        """Run a command on the release, or on something else, and return its JSON object."""
         verb, *options = arguments
-        command = [sys.executable, "-m", "grokctl", verb, str(self.root), *options, "--json"]
+        root = at or self.root
+        command = [sys.executable, "-m", "grokctl", verb, str(root), *options, "--json"]
         environment = {**os.environ, "GROKCTL_HOME": str(self.root.parent)}
         with tempfile.TemporaryFile() as out:
             began = time.perf_counter()
@@ -57,7 +58,7 @@ class Rehearsal:
             said = out.read()
         if process.returncode != ends:
             sys.exit(f"{shlex.join(command)} ended with {process.returncode}: {said.decode()}")
-        self.last = f"grokctl {shlex.join([verb, self.root.name, *options])}", seconds, usage
+        self.last = f"grokctl {shlex.join([verb, root.name, *options])}", seconds, usage
         values = json.loads(said)
         assert isinstance(values, dict)
         return values
@@ -105,8 +106,19 @@ def rehearse(root: Path, nbytes: int) -> list[Step]:
     note(f"one flipped bit: {file}, bytes {low:,} to {high:,}")
     flip_one_bit(root)
 
-    found = run("reshard", "--devices", "8", "--dry-run")
-    note(f"would write {found['bytes_per_device']:,} bytes a device")
+    cut = ("reshard", "--devices", "8", "--compress", "zstd")  # plain, it would need the room
+    found = run(*cut, "--dry-run")
+    note(f"would write {found['bytes_per_device']:,} bytes a device, before compression")
+
+    found = run(*cut)
+    assert found["plain_bytes"] > found["bytes_in"] > 100 * found["bytes"], found
+    ready = Path(found["ready"])
+    size = (ready / "grokctl.json").stat().st_size
+    note(f"cut for 8 devices: {found['bytes']:,} bytes, and {size:,} that say where what is")
+
+    found = run("verify", at=ready)
+    assert found["ok"], found
+    note(f"{found['files']} files of the ready checkpoint are sound")
     return rehearsal.steps
 
 
