@@ -80,16 +80,18 @@ def _try_work(plan: ReshardPlan) -> tuple[float, float]:
 
     def make(cut: Cut) -> tuple[int, int]:
         number = free.get()
-        memory = arrays[number][: cut.nbytes]
-        cut.make(plan.tensors, memory)
-        written = 0
-        for outputs, (begin, end) in cut.places.items():
-            size = cut.frame_nbytes(outputs)
-            for _, frame in frames_of(memory.data[begin:end], size, plan.compression):
-                hashlib.sha256(frame)
-                written += len(frame)
-        free.put(number)
-        return cut.nbytes, written
+        try:
+            memory = arrays[number][: cut.nbytes]
+            cut.make(plan.tensors, memory)
+            written = 0
+            for outputs, (begin, end) in cut.places.items():
+                size = cut.frame_nbytes(outputs)
+                for _, frame in frames_of(memory.data[begin:end], size, plan.compression):
+                    hashlib.sha256(frame)
+                    written += len(frame)
+            return cut.nbytes, written
+        finally:
+            free.put(number)
 
     started = time.perf_counter()
     with ThreadPoolExecutor(plan.jobs) as pool:

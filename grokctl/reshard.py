@@ -5,6 +5,7 @@ import glob
 import hashlib
 import math
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,7 +18,7 @@ from typing import Final
 import psutil
 
 from grokctl.checkpoint.converted import NOTHING, Squares, is_stored_alike
-from grokctl.checkpoint.frames import FRAME, Compression
+from grokctl.checkpoint.frames import FRAME, SUFFIX, Compression
 from grokctl.checkpoint.layout import DeviceLayout, device_layouts
 from grokctl.checkpoint.logical import ReleaseSource, Slices, Storage, TensorSource, extent
 from grokctl.checkpoint.manifest import FileRecord, Manifest, Source, manifest_bytes
@@ -37,13 +38,18 @@ from grokctl.writing import DeviceWriter, Entry, Flusher, Journal, resume
 DEFAULT_GROUP: Final = 64
 """Inputs that share an int4 scale: measured in docs/adr/0008."""
 LARGEST_GROUP: Final = 1024
-_LARGEST_ARRAY: Final = 2**25
+_LARGEST_ARRAY: Final = 2**24
 _SMALLEST_ARRAY: Final = 2**20
 _WAITING: Final = 2
 """Finished arrays that wait for their writers, beside those that workers make."""
 _SCRATCH: Final = 16 * 2**20
 """Bytes that a worker needs beside its array: rows as they were read, floats, integers."""
 _JOURNAL: Final = "journal"
+_OURS: Final = re.compile(
+    rf"device-\d\d-of-\d\d\.safetensors({re.escape(SUFFIX)})?|"
+    + "|".join(map(re.escape, (MANIFEST, SUMS, TOKENIZER, _JOURNAL)))
+)
+"""What a ready checkpoint's folder holds."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,7 +176,7 @@ def usual_name(
 ) -> str:
     """Name of the folder under home: `NAME-PRECISION-MESH`, with `-zst` if compressed."""
     if isinstance(source, ReadyCheckpoint):
-        name, own = source.source.name, source.precision
+        name, own = source.source.folder, source.precision
     else:
         name, own = source.name, Precision.INT8
     return f"{name}-{precision or own}-{mesh.slug}" + ("-zst" if compression else "")
@@ -198,10 +204,13 @@ def _threads_and_arrays(
 
 
 def _largest(layouts: Sequence[DeviceLayout], limit: int) -> int:
-    """Bytes of the largest array that is made under a limit: the first of some tensor."""
+    """Bytes of the largest array that is made under a limit."""
+    unlike: dict[tuple[object, ...], int] = {}  # layers are alike: one of them tells
+    for index, held in enumerate(layouts[0].tensors):
+        slices = tuple(layout.tensors[index].slices for layout in layouts)
+        unlike.setdefault((held.tensor.dtype, held.tensor.groups, slices), index)
     return max(
-        next(cuts_of(layouts, index, limit=limit)).nbytes
-        for index in range(len(layouts[0].tensors))
+        cut.nbytes for index in unlike.values() for cut in cuts_of(layouts, index, limit=limit)
     )
 
 
@@ -302,6 +311,7 @@ def reshard(
             records, errors = _write_devices(plan, partial, observe)
             _write_rest(plan, partial, proof, records, errors)
             _check_unchanged(plan.source, stamps, partial)
+            _check_destination(plan, force=force)  # somebody may have put something there
             _publish(partial, plan.out)
     return open_ready(plan.out)
 
@@ -312,10 +322,18 @@ def _check_destination(plan: ReshardPlan, *, force: bool) -> None:
         return
     if not force:
         raise UsageError(f"{out}: exists", "--force replaces it, --out DIR writes elsewhere")
+    if out.is_symlink():
+        raise UsageError(f"{out}: is a link, so --force does not apply", f"rm {quoted(out)}")
     if kind_of(out) != "ready":
         raise UsageError(f"{out}: exists and is no ready checkpoint, so --force does not apply")
-    if isinstance(plan.source, ReadyCheckpoint) and out.resolve() == plan.source.root.resolve():
-        raise UsageError(f"{out}: is what would be cut", "--out DIR writes elsewhere")
+    if plan.source.root.resolve().is_relative_to(out.resolve()):
+        raise UsageError(f"{out}: is or holds what would be cut", "--out DIR writes elsewhere")
+    foreign = sorted(path.name for path in out.iterdir() if not _OURS.fullmatch(path.name))
+    if foreign:
+        raise UsageError(
+            f"{out}: holds {foreign[0]!r}, which is not grokctl's, so --force does not apply",
+            "--out DIR writes elsewhere",
+        )
 
 
 def check_space(plan: ReshardPlan, nbytes: int, free: int) -> None:
@@ -343,7 +361,8 @@ def _writing(plan: ReshardPlan) -> Iterator[None]:
                 "free some space and run the same command again: it goes on where it stopped",
             ) from error
         raise UsageError(
-            f"{plan.out}: cannot be written ({error.strerror})", "--out DIR writes elsewhere"
+            f"{plan.out}: cannot be written ({error.strerror or error})",
+            "--out DIR writes elsewhere",
         ) from error
 
 
@@ -422,6 +441,13 @@ def _cut_tensors(
         squares[key] = squares.get(key, NOTHING) + progress.squares
         observe(Advanced(stage=Stage.RESHARD, done=written, detail=key))
         if progress.marks:
+            if not math.isfinite(squares[key].error + squares[key].total):
+                raise corrupt(
+                    key,
+                    Reason.ALTERED,
+                    f"holds values that are no numbers, or too large for {plan.precision}",
+                    f"grokctl verify {quoted(plan.source.root)}",
+                )
             journal.note(Entry(progress.marks, squares.pop(key)))
             flusher.poke(sum(writer.nbytes for writer in writers))
 

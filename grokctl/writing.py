@@ -24,7 +24,7 @@ from grokctl.events import Advanced, Observer, Stage
 
 _BUFFER: Final = 4 * 2**20
 _GLANCE_S: Final = 0.2
-_FLUSH_EVERY: Final = 2**28
+_FLUSH_EVERY: Final = 2**30
 """Bytes between two passes that hand files to the disk while more is made."""
 
 Frame = tuple[int, bytes | memoryview]

@@ -91,7 +91,7 @@ def convert(
             `(groups of the rows, outputs)`.
 
     Returns:
-        What that changed.
+        What that changed; not finite where values are not, or are too large for their precision.
 
     Raises:
         CorruptCheckpointError: The source is not what it was.
@@ -105,18 +105,17 @@ def convert(
                 sink(rows, read(*rows))
             return NOTHING
         found = _scales(source, own, region)
-        match region.tensor.precision:
-            case Precision.INT4:
-                assert scales is not None
-                return _quantise(own, region, read, found, sink, scales)
-            case Precision.BFLOAT16:
-                return _round(own, region, read, found, sink)
-            case Precision.FLOAT32:
-                for block in _blocks(own, region, read, found, align=1):
-                    sink(block.inputs, _floats(block))
-                return NOTHING  # it holds every int8, int4 and bfloat16 value exactly
-            case Precision.INT8:
-                raise AssertionError("int8 is only ever copied")
+        with np.errstate(all="ignore"):  # what is not finite shows in the sums
+            match region.tensor.precision:
+                case Precision.INT4:
+                    assert scales is not None
+                    return _quantise(own, region, read, found, sink, scales)
+                case Precision.BFLOAT16:
+                    return _round(own, region, read, found, sink)
+                case Precision.FLOAT32:
+                    return _widen(own, region, read, found, sink)
+                case Precision.INT8:
+                    raise AssertionError("int8 is only ever copied")
 
 
 def _scales(source: TensorSource, own: LogicalTensor, region: Region) -> NDArray[Any] | None:
@@ -178,6 +177,22 @@ def _floats(block: _Block) -> NDArray[np.float32]:
     return block.weight.astype(np.float32, copy=False)
 
 
+def _widen(
+    own: LogicalTensor,
+    region: Region,
+    read: Reader,
+    scales: NDArray[Any] | None,
+    sink: Sink,
+) -> Squares:
+    """float32 holds every int8, int4 and bfloat16 value exactly."""
+    total = 0.0
+    for block in _blocks(own, region, read, scales, align=1):
+        values = _floats(block)
+        sink(block.inputs, values)
+        total += _sum_of_squares(values)
+    return Squares(0.0, total)
+
+
 def _round(
     own: LogicalTensor,
     region: Region,
@@ -236,4 +251,4 @@ def _lost(found: Int4, steps: NDArray[np.float32], stored: NDArray[Any]) -> Squa
     step, wide = steps.astype(np.float64), stored.astype(np.float64)
     total = found.qq * step * step
     error = total - 2 * found.qr * step * wide + found.rr * wide * wide
-    return Squares(max(0.0, float(error.sum())), float(total.sum()))
+    return Squares(max(float(error.sum()), 0.0), float(total.sum()))  # a NaN stays one

@@ -46,6 +46,11 @@ class Source:
     precision: Precision = Precision.INT8
     """Of what it was cut from: a release, or another ready checkpoint."""
 
+    @property
+    def folder(self) -> str:
+        """The name as a folder can have it, and as no option reads: it may be a stranger's."""
+        return re.sub(r"[^\w.+-]", "_", self.name)[:100].lstrip(".-") or "checkpoint"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FileRecord:

@@ -172,7 +172,7 @@ class ReadyCheckpoint:
             here = ", ".join(map(str, self.manifest.devices))
             raise UsageError(
                 f"{self.name}: holds device {here} of {self.mesh.size}, all are needed",
-                f"grokctl reshard {quoted(self.source.name)} --mesh {self.mesh} "
+                f"grokctl reshard {quoted(self.source.folder)} --mesh {self.mesh} "
                 f"--out {quoted(f'{self.root}-whole')}",
             )
 
@@ -311,7 +311,7 @@ def missing_files(checkpoint: ReadyCheckpoint) -> Iterator[Damage]:
 
 def cut_again(checkpoint: ReadyCheckpoint) -> str:
     """The command that makes a checkpoint anew."""
-    name = quoted(checkpoint.source.name)
+    name = quoted(checkpoint.source.folder)
     command = f"grokctl reshard {name} --mesh {checkpoint.mesh}"
     if checkpoint.precision is not Precision.INT8:
         command += f" --precision {checkpoint.precision}"

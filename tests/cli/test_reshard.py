@@ -5,6 +5,7 @@ import json
 import shutil
 import signal
 import subprocess
+from pathlib import Path
 
 import ml_dtypes
 import numpy as np
@@ -115,16 +116,78 @@ def test_two_runs_and_any_number_of_threads_write_the_same_bytes(grokctl, releas
 
 def test_force_replaces_a_ready_checkpoint(grokctl, release, ready):
     before = json.loads((ready / "grokctl.json").read_text())
-    (ready / "left over").touch()
 
     outcome = grokctl("reshard", release, "--devices", 2, "--out", ready, "--force", "--json")
 
     after = json.loads((ready / "grokctl.json").read_text())
     assert outcome.exit_code == 0
     assert (before["mesh"]["model"], after["mesh"]["model"]) == (4, 2)
-    assert not (ready / "left over").exists()
     assert not list(ready.glob("*-of-04*"))
     assert [path.name for path in ready.parent.iterdir()] == [ready.name]
+
+
+def test_force_takes_nobody_elses_file_along(grokctl, release, ready):
+    (ready / "thesis").touch()
+
+    outcome = grokctl("reshard", release, "--devices", 2, "--out", ready, "--force")
+
+    assert outcome.exit_code == 2
+    assert "'thesis'" in outcome.error
+    assert (ready / "thesis").exists()
+    assert (ready / "device-03-of-04.safetensors").exists()
+
+
+def test_force_never_replaces_the_folder_that_the_source_is_in(grokctl, release, ready):
+    source = shutil.copytree(release, ready / "release")
+
+    outcome = grokctl("reshard", source, "--devices", 2, "--out", ready, "--force")
+
+    assert outcome.exit_code == 2
+    assert "holds what would be cut" in outcome.error
+    assert (source / "ckpt-0").is_dir()
+
+
+def test_force_replaces_no_link(grokctl, release, ready, tmp_path):
+    link = tmp_path / "link"
+    link.symlink_to(ready)
+
+    outcome = grokctl("reshard", release, "--devices", 2, "--out", link, "--force")
+
+    assert outcome.exit_code == 2
+    assert "is a link" in outcome.error
+    assert link.is_symlink()
+    assert (ready / "device-03-of-04.safetensors").exists()
+
+
+@pytest.mark.parametrize("name", ["../out", "/tmp/out", "", "--home=x", "x" * 255, "a b/c"])
+def test_a_name_in_a_strangers_manifest_leads_nowhere(grokctl, home, ready, name):
+    manifest = json.loads((ready / "grokctl.json").read_text())
+    manifest["source"]["name"] = name
+    (ready / "grokctl.json").write_text(json.dumps(manifest))
+
+    outcome = grokctl("reshard", ready, "--devices", 2, "--home", home, "--json")
+
+    made = Path(outcome.result["ready"])
+    assert outcome.exit_code == 0
+    assert made.parent == home / "ready"
+    assert not made.name.startswith(("-", "."))
+    shutil.rmtree(made)
+
+
+def test_a_dry_run_of_damaged_files_ends(grokctl, release, tmp_path):
+    packed = tmp_path / "packed"
+    options = ("--devices", 2, "--compress", "zstd", "--out", packed)
+    assert grokctl("reshard", release, *options).exit_code == 0
+    for path in packed.glob("device-*"):
+        data = bytearray(path.read_bytes())
+        for place in range(20_000, len(data), 97):
+            data[place] ^= 255
+        path.write_bytes(data)
+
+    outcome = grokctl("reshard", packed, "--devices", 4, "--dry-run")
+
+    assert outcome.exit_code == 20
+    assert "device-0" in outcome.error
 
 
 @pytest.mark.parametrize("kind", ["release", "folder", "file"])

@@ -14,7 +14,7 @@ import pytest
 import safetensors
 import safetensors.numpy
 import zstandard
-from cuts import contents, cut, device_files, partial_of
+from cuts import contents, cut, device_files, header_of, partial_of
 from models import plain_values, put_together
 
 from grokctl.checkpoint.conversion import rounded
@@ -23,7 +23,8 @@ from grokctl.checkpoint.logical import ReleaseSource, index_of
 from grokctl.checkpoint.miniature import MINIATURE, write_miniature
 from grokctl.checkpoint.ready import ReadyCheckpoint, open_ready
 from grokctl.checkpoint.release import Release, open_release
-from grokctl.errors import ExitCode, PlacementError, UsageError
+from grokctl.errors import CorruptCheckpointError, ExitCode, PlacementError, UsageError
+from grokctl.events import Finished, Stage
 from grokctl.model.placement import MeshShape
 from grokctl.model.precision import Precision
 from grokctl.model.tensors import tensor_specs
@@ -551,3 +552,68 @@ def test_parts_of_the_golden_release_hold_the_released_numbers(two_layers, tmp_p
     assert not list(tmp_path.glob(".*"))
     with pytest.raises(ValueError, match="not enough values"):
         partial_of(part.root)
+
+
+# --- values that no model has
+
+
+DAMAGED = [
+    ("layers.0.moe.gate.scales", bytes.fromhex("c07f"), "a scale that is no number"),
+    ("layers.0.moe.gate.scales", bytes.fromhex("807f"), "an infinite scale"),
+    ("final_norm.weight", bytes.fromhex("0000c07f"), "a norm that is no number"),
+    ("embedding.weight", bytes.fromhex("000080ff"), "an infinite embedding"),
+]
+
+
+@pytest.mark.parametrize("precision", list(Precision))
+@pytest.mark.parametrize(
+    ("key", "value"), [pytest.param(key, value, id=name) for key, value, name in DAMAGED]
+)
+def test_what_is_no_number_is_published_in_no_precision(direct, tmp_path, key, value, precision):
+    root = shutil.copytree(direct(ONE).root, tmp_path / "damaged")
+    (path,) = root.glob("device-*")
+    begin, header = header_of(path)
+    with path.open("r+b") as file:
+        file.seek(begin + header[key]["data_offsets"][0])
+        file.write(value)
+
+    with pytest.raises(CorruptCheckpointError, match="no numbers") as caught:
+        cut(open_ready(root, is_streamed=True), FOUR, tmp_path / "out", precision=precision)
+
+    assert caught.value.damage[0].file.startswith(key.rpartition(".")[0])
+    assert not (tmp_path / "out").exists()
+
+
+# --- devices apart from each other
+
+
+@pytest.mark.parametrize("precision", list(Precision))
+@pytest.mark.parametrize("packing", [None, ZSTD], ids=["plain", "zstd"])
+def test_devices_with_a_gap_between_them_are_cut_in_little_memory(
+    release, tmp_path, precision, packing
+):
+    devices = frozenset({0, 2, 3, 4, 5, 6, 7})
+    options = {"precision": precision, "compression": packing}
+    whole = cut(release, EIGHT, tmp_path / "whole", **options)
+
+    some = cut(
+        release, EIGHT, tmp_path / "some", **options, devices=devices, jobs=1, max_memory=2**20
+    )
+
+    expected = device_files(whole.root)
+    assert len(device_files(some.root)) == len(devices)
+    assert device_files(some.root).items() <= expected.items()
+
+
+def test_what_appears_under_the_name_meanwhile_stays(release, tmp_path):
+    out = tmp_path / "out"
+
+    def intrude(event):
+        if event == Finished(stage=Stage.RESHARD):
+            out.mkdir()
+            (out / "thesis").touch()
+
+    with pytest.raises(UsageError, match="exists"):
+        cut(release, FOUR, out, observe=intrude)
+
+    assert (out / "thesis").exists()
