@@ -524,6 +524,7 @@ def reshard(
             found = estimate(plan)
             render.reshard_plan(console, plan, found)
             try:
+                stage.check_destination(plan, force=force)
                 stage.check_space(plan, found.nbytes, found.free_nbytes)
             except GrokctlError as error:
                 raise _ReportedError(error) from error

@@ -28,7 +28,7 @@ from grokctl.checkpoint.release import Release
 from grokctl.cutting import cuts_of
 from grokctl.errors import DiskFullError, PlacementError, Reason, UsageError, corrupt
 from grokctl.events import Advanced, Finished, Noted, Observer, Stage, Started, ignore
-from grokctl.model.placement import MeshShape
+from grokctl.model.placement import MeshShape, check_mesh
 from grokctl.model.precision import Precision, check_conversion
 from grokctl.model.tensors import Axis, TensorSpec, tensor_specs
 from grokctl.paths import MANIFEST, TOKENIZER, fsync_folder, kind_of, locked, quoted
@@ -145,6 +145,7 @@ def plan(
     own = tensors.storage
     wanted = own.precision if precision is None else precision
     check_conversion(own.precision, wanted)
+    check_mesh(mesh, own.config)
     storage = _storage(own, wanted, mesh, group_size)
     layouts = device_layouts(storage, mesh)
     if devices is not None:
@@ -299,7 +300,7 @@ def reshard(
     stamps = _stamps(plan.source)
     partial = plan.out.parent / f".{plan.out.name}.{_digest(plan, stamps)[:12]}.partial"
     with _writing(plan):
-        _check_destination(plan, force=force)
+        check_destination(plan, force=force)
         partial.mkdir(parents=True, exist_ok=True)
         for other in sorted(partial.parent.glob(f".{glob.escape(plan.out.name)}.*.partial")):
             if other != partial:
@@ -307,33 +308,39 @@ def reshard(
                 observe(Noted(message=f"{other}: {message} (rm -r {quoted(other)})"))
         busy = UsageError(f"{partial}: another grokctl is writing there")
         with locked(partial, busy=busy, is_folder=True):
-            _check_destination(plan, force=force)  # another run may have ended just now
+            check_destination(plan, force=force)  # another run may have ended just now
             records, errors = _write_devices(plan, partial, observe)
             _write_rest(plan, partial, proof, records, errors)
             _check_unchanged(plan.source, stamps, partial)
-            _check_destination(plan, force=force)  # somebody may have put something there
+            check_destination(plan, force=force)  # somebody may have put something there
             _publish(partial, plan.out)
     return open_ready(plan.out)
 
 
-def _check_destination(plan: ReshardPlan, *, force: bool) -> None:
+def check_destination(plan: ReshardPlan, *, force: bool) -> None:
+    """Refuse to write where something is that this may not replace.
+
+    Raises:
+        UsageError: The name is taken, and not forced or not by a ready checkpoint alone.
+    """
     out = plan.out
+    elsewhere = "--out DIR writes elsewhere"
     if not os.path.lexists(out):
         return
-    if not force:
-        raise UsageError(f"{out}: exists", "--force replaces it, --out DIR writes elsewhere")
-    if out.is_symlink():
-        raise UsageError(f"{out}: is a link, so --force does not apply", f"rm {quoted(out)}")
-    if kind_of(out) != "ready":
-        raise UsageError(f"{out}: exists and is no ready checkpoint, so --force does not apply")
+    if out.is_symlink() or kind_of(out) != "ready":
+        raise UsageError(
+            f"{out}: exists and is no ready checkpoint, so nothing replaces it", elsewhere
+        )
     if plan.source.root.resolve().is_relative_to(out.resolve()):
-        raise UsageError(f"{out}: is or holds what would be cut", "--out DIR writes elsewhere")
+        raise UsageError(f"{out}: is or holds what would be cut", elsewhere)
     foreign = sorted(path.name for path in out.iterdir() if not _OURS.fullmatch(path.name))
     if foreign:
         raise UsageError(
-            f"{out}: holds {foreign[0]!r}, which is not grokctl's, so --force does not apply",
-            "--out DIR writes elsewhere",
+            f"{out}: holds {foreign[0]!r}, which is not grokctl's, so nothing replaces it",
+            elsewhere,
         )
+    if not force:
+        raise UsageError(f"{out}: exists", f"--force replaces it, {elsewhere}")
 
 
 def check_space(plan: ReshardPlan, nbytes: int, free: int) -> None:

@@ -261,6 +261,30 @@ def test_reshard_refuses_the_files_of_one_host_as_its_source(grokctl, release, t
     assert_failed(outcome, 2, "0, 2, 3 of 4", hint="grokctl reshard two-layers")
 
 
+def test_a_dry_reshard_says_that_its_name_is_taken(grokctl, release, tmp_path):
+    (tmp_path / "thesis").touch()
+
+    for place in (tmp_path, tmp_path / "thesis", release):
+        outcome = grokctl("reshard", release, "--devices", 2, "--out", place, "--dry-run", "--json")
+
+        assert outcome.exit_code == 2
+        assert "no ready checkpoint" in outcome.error
+        assert outcome.result["bytes"] > 0
+
+
+@pytest.mark.parametrize(
+    "mesh",
+    [["--devices", 0], ["--devices=-1"], ["--mesh", "model=0"], ["--mesh", "expert=0,model=8"]],
+)
+@pytest.mark.parametrize("precision", ["int8", "int4"])
+def test_a_mesh_without_devices_is_refused(grokctl, release, tmp_path, mesh, precision):
+    outcome = grokctl(
+        *("reshard", release, *mesh, "--precision", precision, "--out", tmp_path / "out")
+    )
+
+    assert_failed(outcome, 30, "possible are 1, 2, 4, 8, 16", hint="--devices 1")
+
+
 @pytest.mark.parametrize("devices", ["0-8", "8", "", "x", "3-1", "-1"])
 def test_only_devices_that_the_mesh_has_can_be_meant(grokctl, release, tmp_path, devices):
     outcome = grokctl(
