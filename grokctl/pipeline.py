@@ -194,7 +194,7 @@ class Pipeline:
     def _append(self, device: int, cut: Cut, promised: "Future[_Made]", array: _Array) -> int:
         try:
             found, writer = promised.result(), self._writers[device]
-            count = writer.append(found.frames[device])
+            count = writer.append(found.frames.pop(device))  # nobody needs them after this
             if found.made.scales is not None:
                 writer.keep_scales(cut.tensor, cut.scales_slices, found.made.scales)
             return count

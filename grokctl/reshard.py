@@ -302,10 +302,9 @@ def reshard(
     with _writing(plan):
         check_destination(plan, force=force)
         partial.mkdir(parents=True, exist_ok=True)
-        for other in sorted(partial.parent.glob(f".{glob.escape(plan.out.name)}.*.partial")):
-            if other != partial:
-                message = "an interrupted run for something else left it"
-                observe(Noted(message=f"{other}: {message} (rm -r {quoted(other)})"))
+        for other in _left_over(partial, plan.out):
+            message = "another run left it, or is at work there"
+            observe(Noted(message=f"{other}: {message}; to remove it: rm -r {quoted(other)}"))
         busy = UsageError(f"{partial}: another grokctl is writing there")
         with locked(partial, busy=busy, is_folder=True):
             check_destination(plan, force=force)  # another run may have ended just now
@@ -315,6 +314,13 @@ def reshard(
             check_destination(plan, force=force)  # somebody may have put something there
             _publish(partial, plan.out)
     return open_ready(plan.out)
+
+
+def _left_over(partial: Path, out: Path) -> list[Path]:
+    """Hidden folders of other runs to the same name, or of one that was killed at its very end."""
+    name = glob.escape(out.name)
+    found = [*out.parent.glob(f".{name}.*.partial"), *out.parent.glob(f".{name}.*.replaced")]
+    return sorted(set(found) - {partial})
 
 
 def check_destination(plan: ReshardPlan, *, force: bool) -> None:

@@ -312,7 +312,13 @@ class Flusher:
             self._busy = self._pool.submit(self._pass)
 
     def finish(self) -> None:
-        """Wait until the disk has everything."""
+        """Wait until the disk has everything.
+
+        Raises:
+            OSError: It does not take it. Systems say so once, so no pass goes unasked.
+        """
+        if self._busy is not None:
+            self._busy.result()
         self._pool.submit(self._pass).result()
 
     def __enter__(self) -> Self:

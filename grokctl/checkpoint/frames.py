@@ -26,10 +26,11 @@ SUFFIX: Final = ".zst"
 FRAME: Final = 2**20
 """Bytes that a frame decompresses to at most, unless one row of a tensor is larger: enough for
 the full ratio, few enough that every core has frames of its own and a reader wastes little."""
-LARGEST_FRAME: Final = 2**26
-"""Bytes that a manifest may ask for: it is a stranger's."""
-_KEPT: Final = 64
-"""Decompressed frames that are kept: two threads' of files of sixteen devices, and more."""
+LARGEST_FRAME: Final = 2**25
+"""Bytes that a manifest may ask for: it is a stranger's. We write 16 MiB at most, of int4 groups of
+1,024 inputs."""
+_KEPT: Final = 2**26
+"""Bytes of decompressed frames that are kept: two threads' of sixteen devices' files, and more."""
 _DEFAULT_LEVEL: Final = 3
 _HIGHEST_LEVEL: Final = 19
 
@@ -142,7 +143,7 @@ class Unpacker:
         content = unpack(handle, frames, number)
         with self._lock:
             self._kept[key] = content
-            while len(self._kept) > _KEPT:
+            while sum(map(len, self._kept.values())) > _KEPT:
                 self._kept.popitem(last=False)
         return content
 

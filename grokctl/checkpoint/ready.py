@@ -172,8 +172,7 @@ class ReadyCheckpoint:
             here = ", ".join(map(str, self.manifest.devices))
             raise UsageError(
                 f"{self.name}: holds device {here} of {self.mesh.size}, all are needed",
-                f"grokctl reshard {quoted(self.source.folder)} --mesh {self.mesh} "
-                f"--out {quoted(f'{self.root}-whole')}",
+                f"{_command(self)} --out {quoted(f'{self.root}-whole')}",
             )
 
     def _part(self, device: int, held: DeviceTensor, slices: Slices) -> NDArray[Any]:
@@ -311,10 +310,17 @@ def missing_files(checkpoint: ReadyCheckpoint) -> Iterator[Damage]:
 
 def cut_again(checkpoint: ReadyCheckpoint) -> str:
     """The command that makes a checkpoint anew."""
-    name = quoted(checkpoint.source.folder)
-    command = f"grokctl reshard {name} --mesh {checkpoint.mesh}"
+    devices = ",".join(map(str, checkpoint.manifest.devices))
+    some = "" if checkpoint.is_whole else f" --only-devices {devices}"
+    return f"{_command(checkpoint)}{some} --out {quoted(checkpoint.root)} --force"
+
+
+def _command(checkpoint: ReadyCheckpoint) -> str:
+    """How it was cut."""
+    manifest = checkpoint.manifest
+    command = f"grokctl reshard {quoted(checkpoint.source.folder)} --mesh {checkpoint.mesh}"
     if checkpoint.precision is not Precision.INT8:
         command += f" --precision {checkpoint.precision}"
-    if checkpoint.manifest.compression is not None:
-        command += f" --compress {checkpoint.manifest.compression}"
-    return f"{command} --force"
+    if manifest.compression is not None:
+        command += f" --compress {manifest.compression}"
+    return command

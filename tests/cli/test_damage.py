@@ -263,7 +263,7 @@ def test_a_ready_checkpoint_is_not_repaired_but_cut_again(grokctl, ready, flip_b
     outcome = grokctl("verify", ready, "--repair")
 
     assert outcome.exit_code == 2
-    assert outcome.hint == "grokctl reshard two-layers --mesh model=4 --force"
+    assert outcome.hint == f"grokctl reshard two-layers --mesh model=4 --out {ready} --force"
 
 
 def test_verify_finds_one_flipped_bit_in_a_ready_checkpoint(grokctl, ready, flip_bit):

@@ -692,3 +692,17 @@ def test_a_device_file_of_the_same_size_from_another_release_passes_only_the_qui
     checkpoint = open_ready(damaged)
 
     assert [item.file for item in verify_ready(checkpoint).damage] == [FIRST]
+
+
+def test_what_other_runs_left_beside_it_is_named_and_stays(release, tmp_path):
+    left = [tmp_path / f".out.{name}" for name in ("0123.partial", "4567.replaced")]
+    for folder in left:
+        folder.mkdir()
+    events = []
+
+    cut(release, MeshShape(1, 2), tmp_path / "out", observe=events.append)
+
+    noted = [event.message for event in events if isinstance(event, Noted)]
+    for folder in left:
+        assert folder.is_dir()
+        assert any(f"rm -r {folder}" in message for message in noted)
