@@ -36,7 +36,7 @@ from grokctl.errors import (
     Reason,
     UsageError,
 )
-from grokctl.events import Advanced, Stage
+from grokctl.events import Advanced, Noted, Stage
 from grokctl.model.placement import MeshShape
 from grokctl.model.precision import Precision
 from grokctl.reshard import plan, reshard
