@@ -87,8 +87,8 @@ class Cut:
         else:
             out[...] = source.read(self.tensor, self.slices)
         with np.errstate(all="ignore"):  # a sum is finite only if all of it is
-            total = float(np.abs(out).sum(dtype=np.float64))
-        return Made(Squares(0.0, total))
+            sound = float(np.abs(out).sum(dtype=np.float64))
+        return Made(Squares(0.0, sound))
 
     def _convert(self, source: TensorSource, memory: NDArray[np.uint8]) -> Made:
         *lead, rows, outputs = self.slices

@@ -13,10 +13,10 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from numpy.typing import NDArray
 
-from grokctl.checkpoint.logical import TensorSource, extent
+from grokctl.checkpoint.logical import Slices, TensorSource, extent
 from grokctl.checkpoint.pickles import BFLOAT16
 from grokctl.checkpoint.ready import ReadyCheckpoint
-from grokctl.errors import HardwareError
+from grokctl.errors import HardwareError, PlacementError
 from grokctl.events import Advanced, Finished, Observer, Stage, Started
 from grokctl.hardware import check_memory
 from grokctl.model.forward import EXPERT_AXIS, MODEL_AXIS
@@ -51,17 +51,12 @@ class Loader:
         Raises:
             HardwareError: There is not enough memory.
             UsageError: The checkpoint is only one host's part.
+            PlacementError: The mesh would cut int4 groups.
         """
         if isinstance(self.source, ReadyCheckpoint):
             self.source.check_whole()
         tensors = self.source.storage.tensors
-        cuts = {
-            tensor.key: [
-                tensor.slices(self.mesh, device, self.source.config)
-                for device in range(self.mesh.size)
-            ]
-            for tensor in tensors
-        }
+        cuts = self._cuts()
         total = sum(
             math.prod(extent(slices)) * tensor.dtype.itemsize
             for tensor in tensors
@@ -88,6 +83,25 @@ class Loader:
             self.source.config,
             lambda name: Matrix(arrays[f"{name}.weight"], arrays.get(f"{name}.scales")),
         )
+
+    def _cuts(self) -> dict[str, list[Slices]]:
+        """What each device gets of each tensor.
+
+        Raises:
+            PlacementError: The mesh would cut int4 groups.
+        """
+        try:
+            return {
+                tensor.key: [
+                    tensor.slices(self.mesh, device, self.source.config)
+                    for device in range(self.mesh.size)
+                ]
+                for tensor in self.source.storage.tensors
+            }
+        except PlacementError as error:
+            if not isinstance(self.source, ReadyCheckpoint):
+                raise
+            raise PlacementError(str(error), f"--mesh {self.source.mesh}") from error
 
     def _is_mapped(self) -> bool:
         """Whether the weights stay in the page cache instead of taking memory of their own."""

@@ -459,7 +459,7 @@ def _cut_tensors(
                     key,
                     Reason.ALTERED,
                     f"holds values that are no numbers, or too large for {plan.precision}",
-                    f"grokctl verify {quoted(plan.source.root)}",
+                    f"grokctl inspect {quoted(plan.source.root)} --stats",
                 )
             journal.note(Entry(progress.marks, squares.pop(key)))
             flusher.poke(sum(writer.nbytes for writer in writers))

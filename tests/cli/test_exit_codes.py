@@ -333,6 +333,16 @@ def test_a_mesh_that_leaves_int4_an_odd_number_of_inputs_is_refused(grokctl, rel
     assert_failed(outcome, 30, "moe.down", "43", hint="--precision int8")
 
 
+def test_a_mesh_that_would_cut_int4_groups_names_the_one_that_does_not(grokctl, release, tmp_path):
+    ready = tmp_path / "ready"
+    options = ("--devices", 4, "--precision", "int4", "--out", ready)
+    assert grokctl("reshard", release, *options).exit_code == 0
+
+    outcome = grokctl("score", ready, "--devices", 8, "--token-ids", "1,2")
+
+    assert_failed(outcome, 30, "moe.down", hint="--mesh model=4")
+
+
 def test_nothing_is_cut_into_itself(grokctl, release, tmp_path):
     out = tmp_path / "ready"
     assert grokctl("reshard", release, "--devices", 2, "--out", out).exit_code == 0

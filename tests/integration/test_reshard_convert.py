@@ -617,3 +617,12 @@ def test_what_appears_under_the_name_meanwhile_stays(release, tmp_path):
         cut(release, FOUR, out, observe=intrude)
 
     assert (out / "thesis").exists()
+
+
+def test_int4_for_a_mesh_that_cuts_its_groups_says_which_would_fit(release, tmp_path):
+    checkpoint = cut(release, FOUR, tmp_path / "out", precision=Precision.INT4)
+
+    with pytest.raises(PlacementError, match="do not divide") as caught:
+        plan(checkpoint, mesh=SIXTEEN, out=tmp_path / "other")
+
+    assert caught.value.hint.startswith("--group-size")
