@@ -975,7 +975,7 @@ def test_a_receipt_that_cannot_be_kept_is_no_reason_to_stop(root):
 def ready_pristine(pristine, tmp_path_factory) -> Path:
     release = open_release(pristine.root)
     out = tmp_path_factory.mktemp("ready") / "ready"
-    reshard(release, plan(release, mesh=MeshShape(2, 2), out=out))
+    reshard(plan(release, mesh=MeshShape(2, 2), out=out))
     return out
 
 
@@ -1029,7 +1029,8 @@ def test_every_kind_of_damage_to_a_ready_checkpoint_is_listed(ready_pristine, tm
     assert set(quick) == {missing, short, no_file}
     with pytest.raises(CorruptCheckpointError) as caught:
         raise_for(verdict, root)
-    assert caught.value.hint == "grokctl reshard small --mesh expert=2,model=2 --force"
+    again = f"grokctl reshard small --mesh expert=2,model=2 --out {root} --force"
+    assert caught.value.hint == again
 
 
 def test_a_device_file_that_is_too_long_or_that_the_disk_refuses_is_damage(
