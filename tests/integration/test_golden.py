@@ -1,16 +1,19 @@
 """Logits and greedy text of the golden miniatures, through resharded files, on every mesh."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from golden import FLOAT32_BOUND, error_of, load_golden, score_logits, start
 
+from grokctl.checkpoint.frames import Compression
 from grokctl.checkpoint.logical import ReleaseSource
 from grokctl.checkpoint.ready import ReadyCheckpoint
 from grokctl.errors import PlacementError
 from grokctl.infer import Compute
 from grokctl.model.placement import MeshShape
+from grokctl.model.precision import Precision
 from grokctl.model.sampling import Sampling
 from grokctl.reshard import plan, reshard
 
@@ -25,9 +28,9 @@ MESHES = [
 ]
 
 
-def cut(name: str, mesh: str, folder: Path) -> ReadyCheckpoint:
+def cut(name: str, mesh: str, folder: Path, **options: Any) -> ReadyCheckpoint:
     release = load_golden(name).release
-    return reshard(plan(release, mesh=MeshShape.parse(mesh), out=folder / "ready"))
+    return reshard(plan(release, mesh=MeshShape.parse(mesh), out=folder / "ready", **options))
 
 
 @pytest.mark.parametrize(("name", "mesh"), MESHES)
@@ -52,6 +55,31 @@ def test_bfloat16_is_within_twice_the_reference_s_own_error(name, mesh, tmp_path
     error = error_of(start(cut(name, mesh, tmp_path), mesh, Compute.BFLOAT16), golden)
 
     assert 0 < error < golden.bfloat16_bound
+
+
+@pytest.mark.parametrize("mesh", ["model=1", "model=4", "expert=2,model=8"])
+@pytest.mark.parametrize("compression", [None, Compression(1)], ids=["plain", "zstd"])
+def test_weights_stored_in_another_precision_keep_its_bound(mesh, compression, tmp_path):
+    golden = load_golden("two-layers")
+    errors = {
+        precision: error_of(
+            start(
+                cut(
+                    "two-layers",
+                    mesh,
+                    tmp_path / precision,
+                    precision=precision,
+                    compression=compression,
+                ),
+                mesh,
+            ),
+            golden,
+        )
+        for precision in (Precision.FLOAT32, Precision.BFLOAT16)
+    }
+
+    assert errors[Precision.FLOAT32] < FLOAT32_BOUND < errors[Precision.BFLOAT16]
+    assert errors[Precision.BFLOAT16] < golden.bfloat16_bound
 
 
 def test_logits_through_the_cache_match_the_reference():
