@@ -15,8 +15,8 @@ from typing import Final
 import numpy as np
 
 from grokctl.cutting import Cut, cuts_of
+from grokctl.pipeline import frames_by_outputs
 from grokctl.reshard import ReshardPlan
-from grokctl.writing import frames_of
 
 _DISK_S: Final = 2.0
 _BLOCK: Final = 2**24
@@ -72,7 +72,7 @@ def _try_work(plan: ReshardPlan) -> tuple[float, float]:
     places = sorted({matrices[n * len(matrices) // _SAMPLES] for n in range(_SAMPLES)})
     cuts = [next(cuts_of(plan.layouts, place, limit=plan.array_nbytes)) for place in places]
 
-    arrays = [np.zeros(plan.array_nbytes, np.uint8) for _ in range(plan.jobs)]
+    arrays = [np.empty(plan.array_nbytes, np.uint8) for _ in range(plan.jobs)]
     free: SimpleQueue[int] = SimpleQueue()
     for number, array in enumerate(arrays):
         array.fill(1)  # its pages would cost time
@@ -84,9 +84,8 @@ def _try_work(plan: ReshardPlan) -> tuple[float, float]:
             memory = arrays[number][: cut.nbytes]
             cut.make(plan.tensors, memory)
             written = 0
-            for outputs, (begin, end) in cut.places.items():
-                size = cut.frame_nbytes(outputs)
-                for _, frame in frames_of(memory.data[begin:end], size, plan.compression):
+            for frames in frames_by_outputs(cut, memory.data, plan.compression).values():
+                for _, frame in frames:
                     hashlib.sha256(frame)
                     written += len(frame)
             return cut.nbytes, written

@@ -19,6 +19,7 @@ from grokctl.checkpoint.converted import NOTHING, Squares
 from grokctl.checkpoint.frames import Compression
 from grokctl.checkpoint.logical import LogicalTensor, TensorSource
 from grokctl.cutting import Cut, Made
+from grokctl.model.placement import Slice
 from grokctl.writing import DeviceWriter, Frame, Mark, frames_of
 
 _GLANCE_S: Final = 0.1
@@ -185,10 +186,7 @@ class Pipeline:
     def _make(self, cut: Cut, array: _Array) -> _Made:
         memory = array.memory[: cut.nbytes]
         made = cut.make(self._source, memory)
-        frames = {
-            outputs: frames_of(memory.data[begin:end], cut.frame_nbytes(outputs), self._compression)
-            for outputs, (begin, end) in cut.places.items()
-        }
+        frames = frames_by_outputs(cut, memory.data, self._compression)
         return _Made({device: frames[outputs] for device, outputs in cut.devices.items()}, made)
 
     def _append(self, device: int, cut: Cut, promised: "Future[_Made]", array: _Array) -> int:
@@ -200,3 +198,13 @@ class Pipeline:
             return count
         finally:
             array.give_back()
+
+
+def frames_by_outputs(
+    cut: Cut, memory: memoryview, compression: Compression | None
+) -> dict[Slice, list[Frame]]:
+    """What is written of a finished array, for each range of outputs that some device gets."""
+    return {
+        outputs: frames_of(memory[begin:end], cut.frame_nbytes(outputs), compression)
+        for outputs, (begin, end) in cut.places.items()
+    }

@@ -28,9 +28,10 @@ from grokctl.checkpoint.release import Release
 from grokctl.cutting import cuts_of
 from grokctl.errors import DiskFullError, PlacementError, Reason, UsageError, corrupt
 from grokctl.events import Advanced, Finished, Noted, Observer, Stage, Started, ignore
-from grokctl.model.placement import MeshShape, check_mesh
+from grokctl.model.config import GrokConfig
+from grokctl.model.placement import MeshShape, check_mesh, place
 from grokctl.model.precision import Precision, check_conversion
-from grokctl.model.tensors import Axis, TensorSpec, tensor_specs
+from grokctl.model.tensors import TensorSpec, tensor_specs
 from grokctl.paths import MANIFEST, TOKENIZER, fsync_folder, kind_of, locked, quoted
 from grokctl.pipeline import Pipeline, Progress
 from grokctl.writing import DeviceWriter, Entry, Flusher, Journal, resume
@@ -234,22 +235,25 @@ def _storage(
         asked = dict.fromkeys((spec.name for spec in specs), group_size)
         if group_size is None and own.precision is Precision.INT4:
             asked = {spec.name: own.weight(spec).width for spec in specs}
-        groups |= _int4_groups(specs, mesh, asked)
+        groups |= _int4_groups(own.config, specs, mesh, asked)
     return Storage(config=own.config, precision=precision, groups=groups)
 
 
 def _int4_groups(
-    specs: Sequence[TensorSpec], mesh: MeshShape, asked: Mapping[str, int | None]
+    config: GrokConfig,
+    specs: Sequence[TensorSpec],
+    mesh: MeshShape,
+    asked: Mapping[str, int | None],
 ) -> dict[str, int]:
     """Scale rows of every parameter, so that every device has whole groups of inputs.
 
     Raises:
         PlacementError: There are none, or not of the size that was asked for.
     """
-    inputs = {
-        spec: spec.shape[-2] // (mesh.model if spec.axes[-2] in {Axis.FFN, Axis.Q_HEADS} else 1)
-        for spec in specs
-    }
+    inputs = {}
+    for spec in specs:
+        low, high = place(spec, scale_groups=0, mesh=mesh, device=0, config=config).weight[-2]
+        inputs[spec] = high - low
     groups = {}
     for spec, count in inputs.items():
         if count % 2:

@@ -18,7 +18,15 @@ from numpy.typing import NDArray
 from grokctl.checkpoint.converted import Squares
 from grokctl.checkpoint.frames import FRAME, Compression, Frames, compress
 from grokctl.checkpoint.layout import DeviceLayout
-from grokctl.checkpoint.logical import LogicalTensor, Slices, chunks, extent, index_of
+from grokctl.checkpoint.logical import (
+    LogicalTensor,
+    Slices,
+    chunks,
+    extent,
+    index_of,
+    overlap,
+    within,
+)
 from grokctl.checkpoint.manifest import FileRecord, file_name
 from grokctl.events import Advanced, Observer, Stage
 
@@ -100,9 +108,11 @@ class Journal:
 
     def note(self, entry: Entry) -> None:
         """Add a tensor. Not synced: a line that outlives what it speaks of is found out."""
+        line = entry.line()
         self.entries.append(entry)
+        self._lengths.append(len(line))
         with self.path.open("a") as file:
-            file.write(entry.line())
+            file.write(line)
 
 
 class DeviceWriter:
@@ -112,7 +122,6 @@ class DeviceWriter:
         self.layout = layout
         self.name = file_name(layout, compression)
         self._compression = compression
-        self._path = folder / self.name
         self._hasher = hashlib.sha256()
         self._frames: list[tuple[int, int]] = []
         self._slices = {held.tensor.key: held.slices for held in layout.tensors}
@@ -124,7 +133,7 @@ class DeviceWriter:
         self.plain_nbytes = 0
         """The same, decompressed."""
         flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
-        self._handle = os.open(self._path, flags, 0o666)
+        self._handle = os.open(folder / self.name, flags, 0o666)
 
     def believable(self, marks: Sequence[Mark]) -> Sequence[Mark]:
         """Marks as far as they are where tensors end."""
@@ -206,10 +215,9 @@ class DeviceWriter:
         kept = self._scales.get(key)
         if kept is None:
             kept = self._scales[key] = np.empty(extent(own), scales.dtype)
-        both = [(max(a, c), min(b, d)) for (a, b), (c, d) in zip(slices, own, strict=True)]
-        place = tuple(slice(a - c, b - c) for (a, b), (c, _) in zip(both, own, strict=True))
-        part = tuple(slice(a - c, b - c) for (a, b), (c, _) in zip(both, slices, strict=True))
-        kept[place] = scales.reshape(extent(slices))[part]
+        both = overlap(slices, own)
+        part = scales.reshape(extent(slices))[index_of(within(both, slices))]
+        kept[index_of(within(both, own))] = part
 
     def append_scales(self, key: str) -> int:
         """Write scales that were kept."""

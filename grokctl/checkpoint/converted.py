@@ -174,7 +174,7 @@ def _inputs(region: Region) -> Slice:
 def _floats(block: _Block) -> NDArray[np.float32]:
     if block.scale is not None:
         return dequantised(block.weight, block.scale)
-    return block.weight.astype(np.float32, copy=False)
+    return block.weight
 
 
 def _widen(

@@ -213,6 +213,18 @@ def index_of(slices: Slices) -> tuple[slice, ...]:
     return tuple(slice(*bounds) for bounds in slices)
 
 
+def overlap(slices: Slices, others: Slices) -> Slices:
+    """What two parts have in common; empty axes where that is nothing."""
+    return tuple((max(a, c), min(b, d)) for (a, b), (c, d) in zip(slices, others, strict=True))
+
+
+def within(slices: Slices, whole: Slices) -> Slices:
+    """Where a part lies in another that holds it."""
+    return tuple(
+        (low - start, high - start) for (low, high), (start, _) in zip(slices, whole, strict=True)
+    )
+
+
 def extent(slices: Slices) -> tuple[int, ...]:
     """Shape of what slices cut out."""
     return tuple(stop - start for start, stop in slices)

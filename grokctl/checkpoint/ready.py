@@ -16,7 +16,16 @@ from numpy.typing import NDArray
 from grokctl.checkpoint.device_file import DeviceFile
 from grokctl.checkpoint.frames import Unpacker
 from grokctl.checkpoint.layout import DeviceLayout, DeviceTensor
-from grokctl.checkpoint.logical import LogicalTensor, Reader, Slices, Storage, extent, index_of
+from grokctl.checkpoint.logical import (
+    LogicalTensor,
+    Reader,
+    Slices,
+    Storage,
+    extent,
+    index_of,
+    overlap,
+    within,
+)
 from grokctl.checkpoint.manifest import FileRecord, Manifest, Source, malformed, parse_manifest
 from grokctl.errors import Damage, Reason, UsageError, corrupt
 from grokctl.model.config import GrokConfig
@@ -139,9 +148,7 @@ class ReadyCheckpoint:
         """
         common = []
         for device, held in self._holdings[tensor.key]:
-            both = tuple(
-                (max(a, c), min(b, d)) for (a, b), (c, d) in zip(slices, held.slices, strict=True)
-            )
+            both = overlap(slices, held.slices)
             if both == slices:
                 return self._part(device, held, slices)
             if all(low < high for low, high in both):
@@ -150,7 +157,7 @@ class ReadyCheckpoint:
         if sum(prod(extent(both)) for _, _, both in common) < out.size:
             self.check_whole()
         for device, held, both in common:
-            out[_relative(both, slices)] = self._part(device, held, both)
+            out[index_of(within(both, slices))] = self._part(device, held, both)
         return out
 
     @contextmanager
@@ -177,10 +184,7 @@ class ReadyCheckpoint:
 
     def _part(self, device: int, held: DeviceTensor, slices: Slices) -> NDArray[Any]:
         """What a device holds of `slices`, all of which it holds."""
-        inner = tuple(
-            (low - start, high - start)
-            for (low, high), (start, _) in zip(slices, held.slices, strict=True)
-        )
+        inner = within(slices, held.slices)
         shape = extent(held.slices)
         # the leading axes of which one index is wanted, then one of which some are, then the rest
         apart = (axis for axis, (low, high) in enumerate(inner) if high - low > 1)
@@ -239,13 +243,6 @@ class ReadyCheckpoint:
                     unpacker=self._unpacker,
                 )
             return file
-
-
-def _relative(slices: Slices, origin: Slices) -> tuple[slice, ...]:
-    return tuple(
-        slice(low - start, high - start)
-        for (low, high), (start, _) in zip(slices, origin, strict=True)
-    )
 
 
 def open_ready(root: Path, *, is_streamed: bool = False) -> ReadyCheckpoint:
