@@ -24,6 +24,7 @@ class Stage(StrEnum):
     PREFILL = "prefill"
     DECODE = "decode"
     SCORE = "score"
+    BENCH = "bench"
     MINIATURE = "miniature"
 
 
@@ -33,6 +34,7 @@ class Unit(StrEnum):
     BYTES = "bytes"
     TOKENS = "tokens"
     FILES = "files"
+    PROMPTS = "prompts"
     NOTHING = ""
 
 

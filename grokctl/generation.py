@@ -8,12 +8,30 @@ from enum import StrEnum
 import numpy as np
 from numpy.typing import NDArray
 
+from grokctl.model.sampling import Sampling
+
 
 class FinishReason(StrEnum):
     """Why a generation ended."""
 
     STOP = "stop"
     LENGTH = "length"
+    INTERRUPTED = "interrupted"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """A prompt, and how to continue it."""
+
+    prompt: tuple[int, ...]
+    """Token ids, at least one."""
+    sampling: Sampling
+    max_tokens: int
+    """Ends with `length` after this many."""
+    stop: tuple[str, ...] = ()
+    """Ends with `stop` where the text comes to one of these, which is left out."""
+    ignore_eos: bool = False
+    """Whether to go on after the end token."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +61,44 @@ class Stats:
 
 
 @dataclass(slots=True, kw_only=True)
+class BatchStats:
+    """What loading and the prompts of a batch took, all together."""
+
+    load_s: float = 0.0
+    compile_s: float = 0.0
+    seconds: float = 0.0
+    """From the first prompt to the last token, compilation left out."""
+    prompt_tokens: int = 0
+    tokens: int = 0
+    """Tokens that were generated."""
+    prefill_s: float = 0.0
+    decode_s: float = 0.0
+    steps: int = 0
+    """Decode steps: each makes one token of every sequence that is under way."""
+    decoded: int = 0
+    """Tokens that decode steps made; the first of every sequence comes from its prompt."""
+    bytes_read: int = 0
+    """Weights that decode steps had to read, on all devices together."""
+    bandwidth_fraction: float | None = None
+    """Share of the measured memory bandwidth that decoding reached; None if not measured."""
+
+    @property
+    def prefill_tokens_per_s(self) -> float:
+        """Of all prompts together."""
+        return self.prompt_tokens / self.prefill_s if self.prefill_s else 0.0
+
+    @property
+    def decode_tokens_per_s(self) -> float:
+        """Of all streams together."""
+        return self.decoded / self.decode_s if self.decode_s else 0.0
+
+    @property
+    def bytes_per_step(self) -> int:
+        """Weights that a decode step has to read, on all devices together."""
+        return self.bytes_read // self.steps if self.steps else 0
+
+
+@dataclass(slots=True, kw_only=True)
 class Generation:
     """One prompt's continuation; iterate over it once, then read what it came to."""
 
@@ -55,11 +111,13 @@ class Generation:
     finish_reason: FinishReason | None = None
 
     def __iter__(self) -> Iterator[Token]:
-        for token in self.tokens:
-            if token.id is not None:
-                self.ids.append(token.id)
-            self.text += token.text
-            yield token
+        return self.tokens
+
+    def add(self, token: Token) -> None:
+        """Note what came."""
+        if token.id is not None:
+            self.ids.append(token.id)
+        self.text += token.text
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

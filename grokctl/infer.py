@@ -1,47 +1,44 @@
 """Load a checkpoint onto devices and stream generated tokens, or score given ones."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from collections.abc import Sequence as Several
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Final
 
 import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
+from grokctl.batching import Batch
 from grokctl.checkpoint.logical import TensorSource
-from grokctl.errors import Reason, UsageError, corrupt
+from grokctl.errors import UsageError
 from grokctl.events import Advanced, Finished, Observer, Stage, Started, Unit, ignore
 from grokctl.generation import (
-    FinishReason,
+    BatchStats,
     Generation,
+    Request,
     Score,
     Stats,
-    StopFilter,
     Token,
     negative_log_likelihood,
 )
-from grokctl.hardware import check_memory, find_devices, memory_bandwidth, use_compilation_cache
+from grokctl.hardware import (
+    find_devices,
+    has_fast_bfloat16,
+    memory_bandwidth,
+    use_compilation_cache,
+)
 from grokctl.loading import Loader, out_of_memory
 from grokctl.model.config import GrokConfig
-from grokctl.model.parameters import (
-    Cache,
-    LayerCache,
-    Parameters,
-    cache_bytes,
-    cache_shape,
-)
+from grokctl.model.parameters import Parameters
 from grokctl.model.placement import MeshShape, check_mesh
 from grokctl.model.sampling import Sampling
 from grokctl.model.step import StepShape
-from grokctl.model.tokenizer import TextStream, Tokenizer
-from grokctl.programs import Programs, Step
-
-_SHORTEST_CHUNK: Final = 16
-_LONGEST_CHUNK: Final = 512
-"""Prompts run in chunks of a power of two within these, so that no prompt compiles its own."""
+from grokctl.model.tokenizer import Tokenizer
+from grokctl.sequence import Sequence
+from grokctl.stepping import Stepper
 
 
 class Compute(StrEnum):
@@ -49,6 +46,15 @@ class Compute(StrEnum):
 
     BFLOAT16 = "bfloat16"
     FLOAT32 = "float32"
+
+
+class KvType(StrEnum):
+    """How keys and values are kept."""
+
+    COMPUTE = "compute"
+    """In the type of computation."""
+    INT8 = "int8"
+    """As codes with a scale for every head and position: half the memory of bfloat16."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,6 +65,9 @@ class EngineOptions:
     compute: Compute = Compute.BFLOAT16
     context: int | None = None
     """Positions to keep room for; the model's own by default."""
+    streams: int = 1
+    """Sequences that can be under way at a time, each with a cache of its own."""
+    kv: KvType = KvType.COMPUTE
     compilation_cache: Path | None = None
 
 
@@ -84,7 +93,7 @@ class RunPlan:
             )
         return self.tokenizer.encode(text)
 
-    def check(self, tokens: Sequence[int]) -> None:
+    def check(self, tokens: Several[int]) -> None:
         """Refuse what the model cannot read.
 
         Raises:
@@ -115,13 +124,15 @@ def plan(config: GrokConfig, options: EngineOptions, *, tokenizer: Path | None =
 
     Raises:
         PlacementError: The model does not divide over the mesh.
-        UsageError: The context is not one that the model has.
+        UsageError: The context is not one that the model has, or there are no streams.
         CorruptCheckpointError: The tokenizer is not the model's.
     """
     check_mesh(options.mesh, config)
     context = config.sequence_len if options.context is None else options.context
     if not 0 < context <= config.sequence_len:
         raise UsageError(f"context is {context} tokens, possible are 1 to {config.sequence_len}")
+    if options.streams < 1:
+        raise UsageError(f"sequences at a time are at least 1, not {options.streams}")
     words = Tokenizer(tokenizer, vocab_size=config.vocab_size) if tokenizer else None
     return RunPlan(config=config, mesh=options.mesh, context=context, tokenizer=words)
 
@@ -162,25 +173,20 @@ def start(
         loader = Loader(source, options.mesh, devices)
         parameters = loader.load(observe)
     return Engine(
-        plan=planned,
-        loader=loader,
-        parameters=parameters,
-        compute=options.compute,
-        load_s=time.perf_counter() - started,
-        observe=observe,
+        planned, options, loader, parameters, load_s=time.perf_counter() - started, observe=observe
     )
 
 
 class Engine:
-    """A model on its devices. Runs one sequence at a time; not thread-safe."""
+    """A model on its devices. Does one thing at a time; not thread-safe."""
 
     def __init__(
         self,
-        *,
         plan: RunPlan,
+        options: EngineOptions,
         loader: Loader,
         parameters: Parameters,
-        compute: Compute,
+        *,
         load_s: float,
         observe: Observer,
     ) -> None:
@@ -188,58 +194,38 @@ class Engine:
         self.config = plan.config
         self.mesh = plan.mesh
         self.tokenizer = plan.tokenizer
-        self.context = context = plan.context
-        self._loader = loader
-        self._observe = observe
-        self._shape = StepShape(
-            config=self.config,
-            mesh=self.mesh,
+        self.context = plan.context
+        compute = jnp.dtype(options.compute)
+        shape = StepShape(
+            config=plan.config,
+            mesh=plan.mesh,
             platform=loader.devices[0].platform,
-            compute=jnp.dtype(compute),
+            compute=compute,
+            has_fast_bfloat16=has_fast_bfloat16(),
         )
-        self._chunk = min(_LONGEST_CHUNK, max(_SHORTEST_CHUNK, 1 << (context - 1).bit_length()))
-        self._programs = Programs(loader, parameters, self._shape)
-        self._steps: dict[tuple[int, bool], Step] = {}
-        self._parameters = parameters
+        self.stepper = Stepper(
+            loader,
+            parameters,
+            shape,
+            context=plan.context,
+            streams=options.streams,
+            kv=jnp.dtype(jnp.int8) if options.kv is KvType.INT8 else compute,
+            observe=observe,
+        )
+        self._loader = loader
         self._load_s = load_s
-        self._compile_s = 0.0
-        self._cache = self._new_cache()
-
-    def _new_cache(self) -> Cache:
-        # a whole number of chunks, so that padding behind the last one stays inside
-        past = -(-self.context // self._chunk) * self._chunk
-        shape = cache_shape(self.config, self.mesh, batch=1, context=past)
-        dtype = self._shape.compute
-        nbytes = cache_bytes(self.config, self.mesh, batch=1, context=past, dtype=dtype)
-        if self._shape.platform == "cpu":
-            check_memory(
-                nbytes * self.mesh.size, purpose=f"the cache of {self.context} tokens of context"
-            )
-        with out_of_memory():
-            return tuple(
-                LayerCache(
-                    key=self._loader.zeros(shape, dtype), value=self._loader.zeros(shape, dtype)
-                )
-                for _ in range(self.config.num_layers)
-            )
+        self._observe = observe
 
     def generate(
         self,
-        prompt: Sequence[int],
+        prompt: Several[int],
         *,
         sampling: Sampling,
         max_tokens: int,
-        stop: Sequence[str] = (),
+        stop: Several[str] = (),
         ignore_eos: bool = False,
     ) -> Generation:
-        """Continue a prompt.
-
-        Args:
-            prompt: Token ids, at least one.
-            sampling: How tokens are chosen.
-            max_tokens: Ends with `length` after this many.
-            stop: Ends with `stop` where the text comes to one of these, which is left out.
-            ignore_eos: Whether to go on after the end token.
+        """Continue a prompt; see `Request`.
 
         Returns:
             A generation whose tokens are computed as they are taken.
@@ -247,73 +233,84 @@ class Engine:
         Raises:
             UsageError: The prompt is empty, longer than the context, or holds impossible ids.
         """
-        self.plan.check(prompt)
-        if max_tokens < 0:
-            raise UsageError(f"max-tokens is at least 0, not {max_tokens}")
+        request = Request(
+            prompt=tuple(prompt),
+            sampling=sampling,
+            max_tokens=max_tokens,
+            stop=tuple(stop),
+            ignore_eos=ignore_eos,
+        )
+        sequence = self._sequence(request)
+        sequence.generation.tokens = self._tokens(sequence)
+        return sequence.generation
+
+    def generate_many(self, requests: Several[Request]) -> Batch:
+        """Continue many prompts, as many at a time as there are streams.
+
+        Returns:
+            What gives each generation as it ends; nothing is computed before it is asked.
+
+        Raises:
+            UsageError: A prompt is empty, longer than the context, or holds impossible ids.
+        """
+        return Batch(
+            self.stepper,
+            [self._sequence(request) for request in requests],
+            stats=BatchStats(load_s=self._load_s),
+            observe=self._observe,
+        )
+
+    def _sequence(self, request: Request) -> Sequence:
+        self.plan.check(request.prompt)
+        if request.max_tokens < 0:
+            raise UsageError(f"max-tokens is at least 0, not {request.max_tokens}")
         stats = Stats(load_s=self._load_s, bytes_per_token=self._loader.bytes_per_token())
-        generation = Generation(
-            tokens=iter(()), prompt_tokens=len(prompt), seed=sampling.seed, stats=stats
+        return Sequence(
+            request,
+            config=self.config,
+            tokenizer=self.tokenizer,
+            context=self.context,
+            stats=stats,
         )
-        limit = min(max_tokens, self.context - len(prompt) + 1)
-        ids = self._sample(list(prompt), sampling, limit, stats)
-        stream = self.tokenizer.stream(prompt) if self.tokenizer else None
-        generation.tokens = self._texts(
-            ids, generation, stream, StopFilter(tuple(stop)), ignore_eos=ignore_eos
-        )
-        return generation
 
-    def _sample(
-        self, prompt: list[int], sampling: Sampling, limit: int, stats: Stats
-    ) -> Iterator[int]:
-        """Token ids without end, up to a limit; fills in the timings."""
-        if limit == 0:
+    def _tokens(self, sequence: Sequence) -> Iterator[Token]:
+        """Run a sequence alone; fills in the timings."""
+        if sequence.limit == 0:
+            yield from sequence.finish()
             return
-        for length in self._lengths(len(prompt), limit):
-            self._step(length, every=False)  # now, so that nothing compiles between tokens
-        compiled = self._compile_s
-        started = time.perf_counter()
-        logits = self._prefill(prompt)
-        token = sampling.choose(logits, 0)
-        spent = time.perf_counter() - started - (self._compile_s - compiled)
-        stats.first_token_s = spent
-        stats.prefill_tokens_per_s = len(prompt) / spent
+        prompt, stats, clock = (
+            sequence.request.prompt,
+            sequence.generation.stats,
+            self.stepper.clock,
+        )
+        self._compile(len(prompt), decodes=sequence.limit > 1)
+        begun = clock()
+        logits = self.stepper.prefill(0, prompt, observe=self._observe)
+        found = sequence.take(logits)
+        stats.first_token_s = clock() - begun
+        stats.prefill_tokens_per_s = len(prompt) / stats.first_token_s
         decoded = 0.0
-        for step in range(1, limit + 1):
-            stats.compile_s = self._compile_s
-            yield token
-            if step == limit:
+        while True:
+            stats.compile_s = self.stepper.compile_s
+            yield from found
+            if sequence.is_over:
                 return
-            compiled, started = self._compile_s, time.perf_counter()
-            logits = self._run([token], len(prompt) + step - 1, every=False)[0]
-            token = sampling.choose(logits, step)
-            decoded += time.perf_counter() - started - (self._compile_s - compiled)
-            stats.decode_tokens_per_s = step / decoded
+            begun = clock()
+            found = sequence.take(self.stepper.decode([0], [sequence.last], [sequence.position])[0])
+            decoded += clock() - begun
+            stats.decode_tokens_per_s = (sequence.sampled - 1) / decoded
 
-    def _texts(
-        self,
-        ids: Iterator[int],
-        generation: Generation,
-        stream: TextStream | None,
-        held: "StopFilter",
-        *,
-        ignore_eos: bool,
-    ) -> Iterator[Token]:
-        generation.finish_reason = FinishReason.LENGTH
-        for token in ids:
-            if token == self.config.eos_token and not ignore_eos:
-                generation.finish_reason = FinishReason.STOP
-                break
-            text = held.push(stream.push(token) if stream else "")
-            yield Token(token, text)
-            if held.found:
-                generation.finish_reason = FinishReason.STOP
-                return
-        rest = held.push(stream.finish() if stream else "") + held.finish()
-        if rest:
-            yield Token(None, rest)
+    def _compile(self, prompt: int, *, decodes: bool) -> None:
+        """Compile what a generation takes now, so that nothing is compiled between its tokens."""
+        chunk = self.stepper.chunk
+        parts = {min(chunk, prompt - start) for start in range(0, prompt, chunk)}
+        for length in sorted(
+            {self.stepper.padded(part) for part in [*parts, *([1] if decodes else [])]}
+        ):
+            self.stepper.step(1, length)
 
     def score(
-        self, tokens: Sequence[int], *, logits_out: NDArray[np.float32] | None = None
+        self, tokens: Several[int], *, logits_out: NDArray[np.float32] | None = None
     ) -> Score:
         """Likelihood of given tokens, each predicted from those before it.
 
@@ -325,11 +322,11 @@ class Engine:
             UsageError: There is no token, more than the context, or impossible ids.
         """
         self.plan.check(tokens)
-        nll = 0.0
+        nll, chunk = 0.0, self.stepper.chunk
         self._observe(Started(stage=Stage.SCORE, total=len(tokens), unit=Unit.TOKENS))
-        for start in range(0, len(tokens), self._chunk):
-            part = list(tokens[start : start + self._chunk])
-            logits = self._run(part, start, every=True)
+        for start in range(0, len(tokens), chunk):
+            part = tokens[start : start + chunk]
+            logits = self.stepper.score(part, start)
             if logits_out is not None:
                 logits_out[start : start + len(part)] = logits
             targets = np.asarray(tokens[start + 1 : start + 1 + len(part)], np.int64)
@@ -338,67 +335,10 @@ class Engine:
         self._observe(Finished(stage=Stage.SCORE))
         return Score(tokens=len(tokens), nll=nll)
 
-    def measure_bandwidth(self, stats: Stats) -> None:
+    def measure_bandwidth(self, stats: Stats | BatchStats) -> None:
         """Measure the memory of these devices, and say what share of it decoding reached."""
-        rate = stats.decode_tokens_per_s * stats.bytes_per_token
+        if isinstance(stats, BatchStats):
+            rate = stats.bytes_read / stats.decode_s if stats.decode_s else 0.0
+        else:
+            rate = stats.decode_tokens_per_s * stats.bytes_per_token
         stats.bandwidth_fraction = rate / memory_bandwidth(self._loader.devices)
-
-    def _prefill(self, prompt: list[int]) -> NDArray[np.float32]:
-        """Run a prompt; return the logits after its last token."""
-        logits = np.empty(0, np.float32)
-        self._observe(Started(stage=Stage.PREFILL, total=len(prompt), unit=Unit.TOKENS))
-        for start in range(0, len(prompt), self._chunk):
-            part = prompt[start : start + self._chunk]
-            logits = self._run(part, start, every=False)[0]
-            self._observe(Advanced(stage=Stage.PREFILL, done=start + len(part)))
-        self._observe(Finished(stage=Stage.PREFILL))
-        return logits
-
-    def _lengths(self, prompt: int, limit: int) -> list[int]:
-        """Lengths of the steps that a generation takes."""
-        parts = [min(self._chunk, prompt - start) for start in range(0, prompt, self._chunk)]
-        return sorted({self._padded(part) for part in [*parts, *([1] if limit > 1 else [])]})
-
-    def _padded(self, length: int) -> int:
-        if length == 1:
-            return 1
-        return min(self._chunk, max(_SHORTEST_CHUNK, 1 << (length - 1).bit_length()))
-
-    def _run(self, tokens: list[int], start: int, *, every: bool) -> NDArray[np.float32]:
-        """One step: logits `(tokens, vocab)`, or `(1, vocab)` after the last token only."""
-        length = self._padded(len(tokens))
-        padded = [*tokens, *[self.config.pad_token] * (length - len(tokens))]
-        step = self._step(length, every=every)
-        select = None if every else len(tokens) - 1
-        with out_of_memory():
-            try:
-                logits, self._cache = step.run(
-                    self._parameters, self._cache, padded, start, select=select
-                )
-                found: NDArray[np.float32] = np.asarray(logits)[0]
-            except KeyboardInterrupt:
-                self._cache = self._new_cache()  # the old one was given away
-                raise
-        found = found[: len(tokens)]
-        if not np.isfinite(found).all():
-            raise corrupt(
-                "logits",
-                Reason.ALTERED,
-                "the model computed values that are not finite, so weights must be damaged",
-                "grokctl verify",
-            )
-        return found
-
-    def _step(self, length: int, *, every: bool) -> Step:
-        """The compiled step of a length; compiled once."""
-        key = (length, every)
-        if key not in self._steps:
-            started = time.perf_counter()
-            detail = "one token" if length == 1 else f"{length} tokens"
-            self._observe(Started(stage=Stage.COMPILE, unit=Unit.NOTHING))
-            self._observe(Advanced(stage=Stage.COMPILE, detail=detail))
-            with out_of_memory():
-                self._steps[key] = self._programs.step(self._cache, length, every=every)
-            self._observe(Finished(stage=Stage.COMPILE))
-            self._compile_s += time.perf_counter() - started
-        return self._steps[key]

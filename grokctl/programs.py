@@ -1,75 +1,106 @@
-"""Compiled programs of a step: one that embeds, one for any layer, one for the head."""
+"""Compiled programs of a step: one that embeds, one for any few layers, one for the head."""
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
+from jaxtyping import Array, Int
 
 from grokctl.loading import Loader
 from grokctl.model import forward
+from grokctl.model.cache import Cache, LayerCache, Place
 from grokctl.model.forward import MODEL_AXIS
-from grokctl.model.parameters import Cache, Layer, LayerCache, Parameters
+from grokctl.model.parameters import Layer, Parameters
 from grokctl.model.step import StepShape
 
 _EVERYWHERE = PartitionSpec()
+_FACTS: Final = 4
+"""Columns before the tokens of what a step is told: slot, start, which token, how many tokens."""
+_TOGETHER: Final = {"cpu": 1}
+"""Layers in a program. Calling one takes an accelerator longer than the CPU, beside a layer."""
+_TOGETHER_ELSEWHERE: Final = 8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Task:
+    """Tokens to run: the next ones of some sequences."""
+
+    tokens: Sequence[Sequence[int]]
+    """Equally many of each sequence, with padding."""
+    slots: Sequence[int]
+    """Where in the cache each sequence is kept."""
+    start: Sequence[int]
+    """Position of each one's first token."""
+    count: int
+    """How many tokens are no padding."""
+    select: Sequence[int]
+    """Which token of each has its logits computed, unless all have."""
+
+    def packed(self) -> np.ndarray[Any, np.dtype[np.int32]]:
+        """All of it in one array, because every array that is handed over takes its time."""
+        facts = zip(self.slots, self.start, self.select, self.tokens, strict=True)
+        rows = [(slot, start, chosen, self.count, *ids) for slot, start, chosen, ids in facts]
+        return np.array(rows, np.int32)
+
+
+def _place(task: Int[Array, "batch columns"]) -> Place:
+    return Place(slots=task[:, 0], start=task[:, 1], count=task[0, 3])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
-    """A step of one length, compiled."""
+    """A step of one shape, compiled."""
 
     embed: Any
     layers: tuple[Any, ...]
     """The same program many times, unless layers are stored differently."""
     head: Any
+    together: int
+    """Layers that a program runs."""
     shared: NamedSharding
+    one_at_a_time: bool
+    """Whether a program must end before the next is called: sums over virtual CPU devices need a
+    thread of each, and programs under way together can hold each other's for ever."""
 
     def run(
-        self,
-        parameters: Parameters,
-        cache: Cache,
-        tokens: list[int],
-        start: int,
-        *,
-        select: int | None,
-    ) -> tuple[jax.Array, Cache]:
+        self, parameters: Parameters, cache: Cache, task: Task, read: jax.Array
+    ) -> tuple[jax.Array, Cache, jax.Array]:
         """Run it.
 
         Args:
             parameters: What it was compiled for.
             cache: Is given away.
-            tokens: With padding.
-            start: Position of the first.
-            select: Which token's logits are wanted; None for those of all.
+            task: Of the shape that it was compiled for.
+            read: Experts that each device read so far.
 
         Returns:
-            Logits `(1, chosen, vocab)`, and the extended cache.
+            Logits `(batch, chosen, vocab)`, the extended cache, and experts read now.
         """
-        begin = self._ids([start])
-        hidden = self.embed(parameters.embedding, self._ids([tokens]))
-        extended = []
-        for program, layer, held in zip(self.layers, parameters.layers, cache, strict=True):
-            hidden, longer = program(layer, held, hidden, begin)
-            extended.append(longer)
-        chosen = [] if select is None else [self._ids([select])]
-        logits: jax.Array = self.head(parameters.embedding, parameters.final_norm, hidden, *chosen)
-        return logits, tuple(extended)
+        told = jax.device_put(task.packed(), self.shared)
+        hidden = self._ended(self.embed(parameters.embedding, told))
+        extended: list[LayerCache] = []
+        for number, program in enumerate(self.layers):
+            some = slice(number * self.together, (number + 1) * self.together)
+            hidden, longer, read = program(parameters.layers[some], cache[some], read, hidden, told)
+            extended += longer
+            self._ended(hidden)
+        logits: jax.Array = self.head(parameters.embedding, parameters.final_norm, hidden, told)
+        return logits, tuple(extended), read
 
-    def _ids(self, values: list[Any]) -> jax.Array:
-        ids: jax.Array = jax.device_put(np.array(values, np.int32), self.shared)
-        return ids
+    def _ended(self, hidden: jax.Array) -> jax.Array:
+        return hidden.block_until_ready() if self.one_at_a_time else hidden
 
 
 @dataclass(frozen=True, slots=True)
 class Programs:
     """Compiles steps over loaded parameters.
 
-    A layer is a program of its own that is called for each, because compiling all of them as one
-    takes as many times as long (docs/adr/0003). None is compiled twice.
+    Few layers are a program of their own that is called until all have run, because compiling all
+    as one takes as many times as long (docs/adr/0009). None is compiled twice.
     """
 
     loader: Loader
@@ -77,50 +108,68 @@ class Programs:
     shape: StepShape
     _compiled: dict[Hashable, Any] = field(default_factory=dict)
 
-    def step(self, cache: Cache, length: int, *, every: bool) -> Step:
-        """A step of a length, whose logits are all wanted or only one token's."""
+    def step(self, cache: Cache, *, batch: int, time: int, every: bool) -> Step:
+        """A step of a shape, whose logits are all wanted or only one token's of each sequence."""
+        together = _TOGETHER.get(self.shape.platform, _TOGETHER_ELSEWHERE)
+        layers = self.parameters.layers
+        starts = range(0, len(layers), together)
         return Step(
-            embed=self._embed(length),
+            embed=self._embed(batch, time),
             layers=tuple(
-                self._layer(layer, held, length)
-                for layer, held in zip(self.parameters.layers, cache, strict=True)
+                self._layers(layers[low : low + together], cache[low : low + together], batch, time)
+                for low in starts
             ),
-            head=self._head(length, every=every),
+            head=self._head(batch, time, every=every),
+            together=together,
             shared=self._shared,
+            one_at_a_time=self.shape.platform == "cpu" and self.shape.mesh.size > 1,
         )
 
-    def _embed(self, length: int) -> Any:
-        def embed(embedding: jax.Array, tokens: jax.Array) -> jax.Array:
-            return forward.embed(embedding[0], tokens, shape=self.shape)
+    def none_read(self) -> jax.Array:
+        """Experts read, before anything was."""
+        return self.loader.zeros((), jnp.dtype(jnp.int32))
+
+    def _embed(self, batch: int, time: int) -> Any:
+        def embed(embedding: jax.Array, task: jax.Array) -> jax.Array:
+            return forward.embed(embedding[0], task[:, _FACTS:], shape=self.shape)
 
         held = (self.parameters.embedding,)
-        return self._program("embed", embed, held, [self._ids(1, length)], _EVERYWHERE)
+        return self._program("embed", embed, held, [self._task(batch, time)], _EVERYWHERE)
 
-    def _layer(self, layer: Layer, cache: LayerCache, length: int) -> Any:
+    def _layers(self, layers: tuple[Layer, ...], cache: Cache, batch: int, time: int) -> Any:
         def run(
-            layer: Layer, cache: LayerCache, hidden: jax.Array, start: jax.Array
-        ) -> tuple[jax.Array, LayerCache]:
-            layer, cache = jax.tree.map(lambda leaf: leaf[0], (layer, cache))
-            hidden, cache = forward.decoder_layer(layer, cache, hidden, start, shape=self.shape)
-            return hidden, jax.tree.map(lambda leaf: leaf[None], cache)
-
-        outputs = (_EVERYWHERE, self.loader.per_device)
-        arguments = [self._hidden(length), self._ids(1)]
-        return self._program("layer", run, (layer, cache), arguments, outputs, donate=1)
-
-    def _head(self, length: int, *, every: bool) -> Any:
-        def head(
-            embedding: jax.Array,
-            final_norm: jax.Array,
+            layers: tuple[Layer, ...],
+            cache: Cache,
+            read: jax.Array,
             hidden: jax.Array,
-            select: jax.Array | None = None,
-        ) -> jax.Array:
-            norm = final_norm[0]
-            return forward.head(embedding[0], norm, hidden, select, shape=self.shape)
+            task: jax.Array,
+        ) -> tuple[jax.Array, Cache, jax.Array]:
+            layers = jax.tree.map(lambda leaf: leaf[0], layers)
+            where, extended = _place(task), []
+            for layer, held in zip(layers, cache, strict=True):
+                hidden, longer, now = forward.decoder_layer(
+                    layer, held, hidden, where, shape=self.shape
+                )
+                extended.append(longer)
+                read = read + now
+            return hidden, tuple(extended), read
 
-        arguments = [self._hidden(length), *([] if every else [self._ids(1)])]
+        outputs = (_EVERYWHERE, self.loader.per_device, self.loader.per_device)
+        held = (layers, cache, self.none_read())
+        arguments = [self._hidden(batch, time), self._task(batch, time)]
+        return self._program("layers", run, held, arguments, outputs, donate=1)
+
+    def _head(self, batch: int, time: int, *, every: bool) -> Any:
+        def head(
+            embedding: jax.Array, final_norm: jax.Array, hidden: jax.Array, task: jax.Array
+        ) -> jax.Array:
+            chosen = None if every else task[:, 2]
+            return forward.head(embedding[0], final_norm[0], hidden, chosen, shape=self.shape)
+
+        arguments = [self._hidden(batch, time), self._task(batch, time)]
         held = (self.parameters.embedding, self.parameters.final_norm)
-        return self._program("head", head, held, arguments, PartitionSpec(None, None, MODEL_AXIS))
+        outputs = PartitionSpec(None, None, MODEL_AXIS)
+        return self._program(f"head, every={every}", head, held, arguments, outputs)
 
     def _program(
         self,
@@ -151,9 +200,10 @@ class Programs:
     def _shared(self) -> NamedSharding:
         return NamedSharding(self.loader.jax_mesh, _EVERYWHERE)
 
-    def _ids(self, *shape: int) -> jax.ShapeDtypeStruct:
+    def _task(self, batch: int, time: int) -> jax.ShapeDtypeStruct:
+        shape = (batch, _FACTS + time)
         return jax.ShapeDtypeStruct(shape, jnp.int32, sharding=self._shared)
 
-    def _hidden(self, length: int) -> jax.ShapeDtypeStruct:
-        shape = (1, length, self.shape.config.emb_size)
+    def _hidden(self, batch: int, time: int) -> jax.ShapeDtypeStruct:
+        shape = (batch, time, self.shape.config.emb_size)
         return jax.ShapeDtypeStruct(shape, jnp.float32, sharding=self._shared)

@@ -5,20 +5,26 @@ split inputs are scaled first and summed over devices after: the released intege
 row per old shard, so summing before scaling would be wrong.
 """
 
-from collections.abc import Callable
+from math import ceil, log2
 from typing import Final
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
+from grokctl.model.attention import attend
+from grokctl.model.cache import LayerCache, Place, extended
 from grokctl.model.config import GrokConfig
-from grokctl.model.parameters import Attention, Experts, Layer, LayerCache, Matrix
+from grokctl.model.parameters import Attention, Experts, Layer, Matrix
 from grokctl.model.products import einsum, project, project_back
 from grokctl.model.step import StepShape
 
 MODEL_AXIS: Final = "model"
 EXPERT_AXIS: Final = "expert"
+_FEW_TOKENS: Final = 2
+"""Where experts are chosen by so few tokens each, on average, these go through one by one."""
+_LONGEST_RUN: Final = {"cpu": 128}
+_LONGEST_RUN_ELSEWHERE: Final = 1024
 
 
 def embed(
@@ -37,32 +43,31 @@ def decoder_layer(
     layer: Layer,
     cache: LayerCache,
     hidden: Float[Array, "batch time embed"],
-    start: Int[Array, " batch"],
+    where: Place,
     *,
     shape: StepShape,
-) -> tuple[Float[Array, "batch time embed"], LayerCache]:
+) -> tuple[Float[Array, "batch time embed"], LayerCache, Int[Array, ""]]:
     """Attention, then experts, each between two norms and around a residual connection.
 
     Args:
         layer: This device's part.
-        cache: This device's part; positions before `start` are filled.
-        hidden: Padding may follow the real tokens: it is written to the cache behind them, where
-            nobody looks before it is overwritten.
-        start: Position of the first token, for each sequence. `start + time` must not exceed the
-            cache.
+        cache: This device's part; in each sequence's slot, positions before `start` are filled.
+        hidden: Padding may follow the real tokens. Behind those of a sequence it is written to the
+            cache, where nobody looks before it is overwritten; a sequence that is padding repeats
+            the first one.
+        where: Which tokens these are. `start + time` must not exceed the cache.
         shape: Static facts.
 
     Returns:
-        The next layer's input, and the extended cache.
+        The next layer's input, the extended cache, and how many of this device's experts were read.
     """
     eps = shape.config.rms_norm_eps
-    positions = start[:, None] + jnp.arange(hidden.shape[1])[None]
     normed = rms_norm(hidden, layer.norms.pre_attention, eps=eps)
-    mixed, cache = attention_block(layer.attention, cache, normed, positions, shape=shape)
+    mixed, cache = attention_block(layer.attention, cache, normed, where, shape=shape)
     hidden = hidden + rms_norm(mixed, layer.norms.post_attention, eps=eps)
     normed = rms_norm(hidden, layer.norms.pre_moe, eps=eps)
-    mixed = mixture_of_experts(layer, normed, shape=shape)
-    return hidden + rms_norm(mixed, layer.norms.post_moe, eps=eps), cache
+    mixed, read = mixture_of_experts(layer, normed, where.count, shape=shape)
+    return hidden + rms_norm(mixed, layer.norms.post_moe, eps=eps), cache, read
 
 
 def head(
@@ -101,63 +106,24 @@ def attention_block(
     weights: Attention,
     cache: LayerCache,
     x: Float[Array, "batch time embed"],
-    positions: Int[Array, "batch time"],
+    where: Place,
     *,
     shape: StepShape,
 ) -> tuple[Float[Array, "batch time embed"], LayerCache]:
     """Project, rotate, remember, attend over this device's heads, and sum over devices."""
     config = shape.config
     batch, time, _ = x.shape
+    positions = where.start[:, None] + jnp.arange(time)[None]
 
     def heads(matrix: Matrix) -> Float[Array, "batch time heads head_dim"]:
         return project(x, matrix, shape=shape).reshape(batch, time, -1, config.key_size)
 
     query = rotate(heads(weights.query), positions, base=config.rope_base)
     key = rotate(heads(weights.key), positions, base=config.rope_base)
-    cache = LayerCache(
-        key=_extend(cache.key, key, positions[:, 0]),
-        value=_extend(cache.value, heads(weights.value), positions[:, 0]),
-    )
-    past = jnp.arange(cache.key.shape[2])
-    mask = past[None, None, :] <= positions[:, :, None]
-    context = attend(query, cache.key, cache.value, mask, shape=shape)
+    cache = extended(cache, key, heads(weights.value), where)
+    context = attend(query, cache, where, shape=shape)
     out = project(context.reshape(batch, time, -1), weights.out, shape=shape)
     return _sum(out, MODEL_AXIS), cache
-
-
-def attend(
-    query: Float[Array, "batch time q_heads head_dim"],
-    key: Float[Array, "batch kv_heads past head_dim"],
-    value: Float[Array, "batch kv_heads past head_dim"],
-    mask: Bool[Array, "batch time past"],
-    *,
-    shape: StepShape,
-) -> Float[Array, "batch time q_heads head_dim"]:
-    """Grouped-query attention with Grok's soft cap on the logits.
-
-    Every group of `q_heads // kv_heads` query heads reads one key head. Logits, cap, softmax and
-    sums are float32.
-
-    Args:
-        query: Already rotated.
-        key: Already rotated; `past` is the cache length, unwritten positions included.
-        value: Same layout as `key`.
-        mask: True where `time` may look at `past`.
-        shape: The type of operands, and of the config the multiplier and the cap.
-
-    Returns:
-        One float32 context vector per query head.
-    """
-    config, kind = shape.config, shape.operand
-    batch, time, q_heads, head_dim = query.shape
-    kv_heads = key.shape[1]
-    grouped = query.reshape(batch, time, kv_heads, q_heads // kv_heads, head_dim)
-    logits = einsum("btkgd,bkpd->bkgtp", grouped, key, kind=kind)
-    logits = logits * config.attn_output_multiplier
-    logits = config.attn_logit_cap * jnp.tanh(logits / config.attn_logit_cap)
-    logits = jnp.where(mask[:, None, None], logits, -1e30)
-    context = einsum("bkgtp,bkpd->btkgd", jax.nn.softmax(logits, axis=-1), value, kind=kind)
-    return context.reshape(query.shape)
 
 
 def rotate(
@@ -176,15 +142,64 @@ def rotate(
 
 
 def mixture_of_experts(
-    layer: Layer, x: Float[Array, "batch time embed"], *, shape: StepShape
-) -> Float[Array, "batch time embed"]:
-    """Send every token through its chosen experts and sum what all devices computed of them."""
+    layer: Layer,
+    x: Float[Array, "batch time embed"],
+    count: Int[Array, ""],
+    *,
+    shape: StepShape,
+) -> tuple[Float[Array, "batch time embed"], Int[Array, ""]]:
+    """Send every token through its chosen experts and sum what all devices computed of them.
+
+    The tokens of an expert go through it in runs of equally many, in a loop as long as there are
+    runs: an expert that no token chose is not read, and padding costs nothing.
+
+    Args:
+        layer: This device's part.
+        x: Tokens.
+        count: How many of them are no padding, in front of it.
+        shape: Static facts.
+
+    Returns:
+        Of every token the sum over its experts, and how many of this device's experts were read.
+    """
+    config, experts = shape.config, layer.experts
     rows = x.reshape(-1, x.shape[-1])
-    gates, chosen = route(layer.router, rows, config=shape.config)
-    mix = _one_token if rows.shape[0] == 1 else _many_tokens
-    first = jax.lax.axis_index(EXPERT_AXIS) * layer.experts.count
-    partial = mix(layer.experts, rows, gates, chosen - first, shape=shape)
-    return _sum(partial, EXPERT_AXIS, MODEL_AXIS).reshape(x.shape)
+    gates, chosen = route(layer.router, rows, config=config)
+    local = chosen - jax.lax.axis_index(EXPERT_AXIS) * experts.count
+    is_here = (local >= 0) & (local < experts.count)
+    is_here = is_here & (jnp.arange(rows.shape[0]) < count)[:, None]
+    local = jnp.where(is_here, local, experts.count).reshape(-1)
+
+    order = jnp.argsort(local)  # stable: the tokens of an expert, then those of the next
+    ends = jnp.searchsorted(local[order], jnp.arange(experts.count), side="right")
+    sizes = jnp.diff(ends, prepend=0)
+    run = _rows_of_a_run(rows.shape[0], shape=shape)
+    runs = jnp.cumsum(-(-sizes // run))
+
+    def add(index: Array, total: Array) -> Array:
+        expert = jnp.searchsorted(runs, index, side="right")
+        last = ends[expert]
+        number = index - (runs[expert] - -(-sizes[expert] // run))
+        places = last - sizes[expert] + number * run + jnp.arange(run)
+        picked = order[jnp.minimum(places, last - 1)]
+        tokens = picked // config.num_selected_experts
+        gate = jnp.where(places < last, gates.reshape(-1)[picked], 0.0)
+        found = expert_block(experts, expert, rows[tokens], shape=shape)
+        return total.at[tokens].add(gate[:, None] * found)
+
+    zeros = jnp.zeros(rows.shape, jnp.float32)
+    partial: Array = jax.lax.fori_loop(0, runs[-1], add, zeros)
+    total = _sum(partial, EXPERT_AXIS, MODEL_AXIS).reshape(x.shape)
+    return total, jnp.count_nonzero(sizes)
+
+
+def _rows_of_a_run(tokens: int, *, shape: StepShape) -> int:
+    """How many tokens go through an expert together: twice as many as choose it on average."""
+    mean = tokens * shape.config.num_selected_experts / shape.config.num_experts
+    if mean <= _FEW_TOKENS:
+        return 1
+    longest = _LONGEST_RUN.get(shape.platform, _LONGEST_RUN_ELSEWHERE)
+    return min(tokens, longest, 1 << max(0, ceil(log2(2 * mean))))
 
 
 def route(
@@ -199,45 +214,6 @@ def route(
     return jax.lax.top_k(jax.nn.softmax(logits, axis=-1), config.num_selected_experts)
 
 
-def _one_token(
-    experts: Experts,
-    rows: Float[Array, "one embed"],
-    gates: Float[Array, "one selected"],
-    local: Int[Array, "one selected"],
-    *,
-    shape: StepShape,
-) -> Float[Array, "one embed"]:
-    """Decode: only the chosen experts that are here are read."""
-
-    def add(slot: Array, total: Array) -> Array:
-        expert = local[0, slot]
-        is_here = (expert >= 0) & (expert < experts.count)
-        return total + gates[0, slot] * _if(
-            is_here, lambda: expert_block(experts, expert, rows, shape=shape), like=rows
-        )
-
-    return _loop(gates.shape[1], add, like=rows)
-
-
-def _many_tokens(
-    experts: Experts,
-    rows: Float[Array, "tokens embed"],
-    gates: Float[Array, "tokens selected"],
-    local: Int[Array, "tokens selected"],
-    *,
-    shape: StepShape,
-) -> Float[Array, "tokens embed"]:
-    """Prefill: every expert that some token chose sees all tokens, weighted by its gates."""
-
-    def add(expert: Array, total: Array) -> Array:
-        gate = jnp.sum(jnp.where(local == expert, gates, 0.0), axis=1)
-        return total + gate[:, None] * _if(
-            jnp.any(gate > 0), lambda: expert_block(experts, expert, rows, shape=shape), like=rows
-        )
-
-    return _loop(experts.count, add, like=rows)
-
-
 def expert_block(
     experts: Experts, expert: Int[Array, ""], x: Float[Array, "tokens embed"], *, shape: StepShape
 ) -> Float[Array, "tokens embed"]:
@@ -248,33 +224,7 @@ def expert_block(
     return project(hidden, experts.down, shape=shape, expert=expert)
 
 
-def _loop(count: int, add: Callable[[Array, Array], Array], *, like: Array) -> Array:
-    """Add up in a loop that is compiled once, however often it runs."""
-    total: Array = jax.lax.fori_loop(0, count, add, jnp.zeros(like.shape, jnp.float32))
-    return total
-
-
-def _if(condition: Array, then: Callable[[], Array], *, like: Array) -> Array:
-    """Zeros, without computing anything, where a condition does not hold."""
-    found: Array = jax.lax.cond(condition, then, lambda: jnp.zeros(like.shape, jnp.float32))
-    return found
-
-
 def _sum(x: Array, *axes: str) -> Array:
     """Sum over the devices along some axes of the mesh."""
     total: Array = jax.lax.psum(x, axes)
     return total
-
-
-def _extend(
-    cache: Float[Array, "batch kv_heads past head_dim"],
-    new: Float[Array, "batch time kv_heads head_dim"],
-    start: Int[Array, " batch"],
-) -> Float[Array, "batch kv_heads past head_dim"]:
-    """Write new entries behind the old ones, each sequence at its own position."""
-    entries = jnp.swapaxes(new, 1, 2).astype(cache.dtype)
-    for index in range(cache.shape[0]):
-        cache = jax.lax.dynamic_update_slice(
-            cache, entries[index : index + 1], (index, 0, start[index], 0)
-        )
-    return cache

@@ -1,14 +1,12 @@
-"""Parameters and key-value cache as pytrees, one leaf per array that a device holds."""
+"""Parameters as pytrees, one leaf per array that a device holds."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import jax
-import jax.numpy as jnp
 from jaxtyping import Array, Float, Shaped
 
 from grokctl.model.config import GrokConfig
-from grokctl.model.placement import MeshShape
 
 
 @jax.tree_util.register_dataclass
@@ -84,18 +82,6 @@ class Parameters:
     final_norm: Float[Array, " embed"]
 
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True, slots=True)
-class LayerCache:
-    """Keys and values of one layer for every position of the context."""
-
-    key: Float[Array, "batch kv_heads past head_dim"]
-    value: Float[Array, "batch kv_heads past head_dim"]
-
-
-Cache = tuple[LayerCache, ...]
-
-
 def build_parameters(config: GrokConfig, matrix: Callable[[str], Matrix]) -> Parameters:
     """Put the tree together.
 
@@ -133,23 +119,3 @@ def build_parameters(config: GrokConfig, matrix: Callable[[str], Matrix]) -> Par
         layers=tuple(layer(f"layers.{index}") for index in range(config.num_layers)),
         final_norm=plain("final_norm"),
     )
-
-
-def kv_heads_per_device(config: GrokConfig, mesh: MeshShape) -> int:
-    """Key heads on a device: at least one, also when several devices share it."""
-    return max(1, config.num_kv_heads // mesh.model)
-
-
-def cache_shape(
-    config: GrokConfig, mesh: MeshShape, *, batch: int, context: int
-) -> tuple[int, int, int, int]:
-    """Shape of a device's keys (and of its values) for one layer."""
-    return batch, kv_heads_per_device(config, mesh), context, config.key_size
-
-
-def cache_bytes(
-    config: GrokConfig, mesh: MeshShape, *, batch: int, context: int, dtype: jnp.dtype
-) -> int:
-    """Bytes of key-value cache on each device."""
-    heads = kv_heads_per_device(config, mesh)
-    return 2 * config.num_layers * batch * heads * context * config.key_size * dtype.itemsize

@@ -11,19 +11,19 @@ from jaxtyping import Array, Float, Int, Shaped
 from grokctl.model.parameters import Matrix
 from grokctl.model.step import StepShape
 
-_FEW_ROWS: Final = 16
-"""Up to this many tokens a CPU is faster reading the weight as it is stored: from 32 (int8) or 48
-(int4) on it is not, and this form takes three times as long to compile (docs/adr/0003)."""
+_FEW_ROWS: Final = {jnp.dtype(jnp.float32): 16, jnp.dtype(jnp.bfloat16): 4}
+"""Up to this many tokens a CPU is faster reading the weight as it is stored, beside matrix products
+in one type or the other (docs/adr/0003)."""
 _FEW_DOTS: Final = 4
 """Up to this many tokens it is faster summing along the rows of the embedding."""
 _FEW_GROUPS: Final = 8
 """Up to this many scale groups their sums are kept apart on accelerators."""
 _UNROLL: Final = 8
 """Stored rows that are added in one pass: every further one makes the program slower to compile."""
-_SUMS: Final = 2**17
+_SUMS: Final = 2**16
 """Sums that grow side by side: they stay in the cache, and one pass is worth sharing out."""
-_BLOCK: Final = 2**22
-"""float32 values of a weight that exist at a time: 17 MB."""
+_BLOCK: Final = 2**24
+"""Bytes of a dequantised weight that exist at a time."""
 
 
 def project(
@@ -50,12 +50,16 @@ def project(
     rows = x.reshape(-1, x.shape[-1])
     weight = _Stored.of(matrix.weight, expert)
     scales = None if matrix.scales is None else _Stored.of(matrix.scales, expert)
+    # experts' inputs are rounded; those of attention decide which experts come next, and are not
+    parts = rows.astype(shape.operand) if expert is not None else _parts(rows, shape.operand)
     if shape.platform != "cpu":
-        product = _in_groups(rows, weight, scales, kind=shape.operand)
-    elif rows.shape[0] <= _FEW_ROWS:
+        product = _in_groups(parts, weight, scales, kind=shape.operand)
+    elif rows.shape[0] <= _FEW_ROWS[shape.operand]:
         product = _row_by_row(rows, weight, scales)
     else:
-        product = _in_blocks(rows, weight, scales)
+        product = _in_blocks(parts, weight, scales, kind=shape.operand)
+    if len(product) > len(rows):
+        product = product[: len(rows)] + product[len(rows) :]
     return product.reshape(*x.shape[:-1], -1)
 
 
@@ -64,10 +68,12 @@ def project_back(
 ) -> Float[Array, "*batch vocab"]:
     """Multiply by the transpose of the embedding, which the model shares with its head."""
     rows = x.reshape(-1, x.shape[-1])
-    if shape.platform == "cpu" and rows.shape[0] <= _FEW_DOTS:
+    if shape.platform != "cpu":
+        product = einsum("te,ve->tv", rows, embedding, kind=shape.operand)
+    elif rows.shape[0] <= _FEW_DOTS:
         product = jnp.stack([jnp.sum(embedding * row[None], axis=1) for row in rows])
     else:
-        product = einsum("te,ve->tv", rows, embedding, kind=shape.operand)
+        product = einsum("te,ve->tv", rows, embedding, kind=embedding.dtype)
     return product.reshape(*x.shape[:-1], -1)
 
 
@@ -87,6 +93,13 @@ def widened(stored: Shaped[Array, "*any"]) -> Float[Array, "*any"]:
     if stored.dtype == jnp.uint16:
         return jax.lax.bitcast_convert_type(stored.astype(jnp.uint32) << 16, jnp.float32)
     return stored.astype(jnp.float32)
+
+
+def narrowed(values: Float[Array, "*any"], dtype: jnp.dtype) -> Shaped[Array, "*any"]:
+    """float32 as it is, or rounded to bfloat16 as its bits: what `widened` undoes."""
+    if dtype == jnp.uint16:
+        return jax.lax.bitcast_convert_type(values.astype(jnp.bfloat16), jnp.uint16)
+    return values.astype(dtype)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -196,24 +209,52 @@ def _row_by_row(
 
 
 def _in_blocks(
-    x: Float[Array, "tokens inputs"], weight: _Stored, scales: _Stored | None
+    x: Float[Array, "tokens inputs"],
+    weight: _Stored,
+    scales: _Stored | None,
+    *,
+    kind: jnp.dtype,
 ) -> Float[Array, "tokens outputs"]:
-    """Matrix products with a block of outputs at a time, so that no more is ever dequantised."""
-    (tokens, inputs), outputs = x.shape, weight.outputs
-    width = min(outputs, max(128, _BLOCK // inputs))
+    """Matrix products with a block of stored rows at a time, so that no more is ever dequantised.
 
-    def multiply(index: Array, out: Array) -> Array:
-        first = index * width  # the last block begins early enough to be whole, here and below
-        wide = _dequantised(
-            weight.cut(0, first, (weight.rows, width)),
-            None if scales is None else scales.cut(0, first, (scales.rows, width)),
-        )
-        product = einsum("ti,io->to", x, wide, kind=jnp.dtype(jnp.float32))
-        return jax.lax.dynamic_update_slice(out, product, (0, first))
+    A block is a part of a scale group, whose sums are scaled after; int4 has many small groups, and
+    several are scaled before together.
+    """
+    (tokens, _), outputs = x.shape, weight.outputs
+    groups = 1 if scales is None else scales.rows
+    held = x.shape[1] // weight.rows
+    room = max(tokens, _BLOCK // (kind.itemsize * outputs)) // held  # sums pass once a block
+    height = weight.rows // groups
+    is_packed = weight.array.dtype == jnp.uint8
+    runs = _largest_divisor(groups, max(1, room // height)) if is_packed else 1
+    rows = runs * height if runs > 1 else _largest_divisor(height, max(1, room))
+
+    def multiply(index: Array, sums: Array) -> Array:
+        codes = weight.cut(index * rows, 0, (rows, outputs))
+        scale = None
+        if scales is not None:
+            scale = scales.cut(index * rows // height, 0, (runs, outputs))
+        wide = _dequantised(codes, scale if runs > 1 else None)
+        part = jax.lax.dynamic_slice(x, (0, index * rows * held), (tokens, rows * held))
+        product = einsum("ti,io->to", part, wide, kind=kind)
+        if scale is not None and runs == 1:
+            product = product * widened(scale)
+        return sums + product
 
     zeros = jnp.zeros((tokens, outputs), jnp.float32)
-    found: Array = jax.lax.fori_loop(0, -(-outputs // width), multiply, zeros)
+    found: Array = jax.lax.fori_loop(0, weight.rows // rows, multiply, zeros)
     return found
+
+
+def _parts(x: Float[Array, "tokens inputs"], kind: jnp.dtype) -> Float[Array, "parts inputs"]:
+    """Activations in a type, and below them what bfloat16 drops of them, in bfloat16 as well.
+
+    The two have 16 bits together, and the released integers are exact in 8: little is lost.
+    """
+    if kind == jnp.float32:
+        return x
+    high = jax.lax.reduce_precision(x, exponent_bits=8, mantissa_bits=7)
+    return jnp.concatenate([high, x - high]).astype(kind)
 
 
 def _in_groups(
@@ -224,16 +265,18 @@ def _in_groups(
     kind: jnp.dtype,
 ) -> Float[Array, "tokens outputs"]:
     """A matrix product a scale group, scaled after; the weight dequantised if there are many."""
-    stored = weight.cut(0, 0, (weight.rows, weight.outputs))
-    if scales is None:
-        return einsum("ti,io->to", x, _dequantised(stored, None), kind=kind)
-    scale = scales.cut(0, 0, (scales.rows, weight.outputs))
-    if scales.rows > _FEW_GROUPS:
+    outputs = weight.outputs
+    stored = weight.cut(0, 0, (weight.rows, outputs))
+    scale = None if scales is None else scales.cut(0, 0, (scales.rows, outputs))
+    if scale is None or scale.shape[0] > _FEW_GROUPS:
         return einsum("ti,io->to", x, _dequantised(stored, scale), kind=kind)
-    grouped = _dequantised(stored, None).reshape(scales.rows, -1, weight.outputs)
-    parts = x.reshape(x.shape[0], scales.rows, -1)
-    sums = einsum("tgi,gio->tgo", parts, grouped, kind=kind)
-    return jnp.sum(sums * widened(scale)[None], axis=1)
+    grouped = _dequantised(stored, None).reshape(scale.shape[0], -1, outputs)
+    parts = x.reshape(x.shape[0], scale.shape[0], -1)
+    total = jnp.zeros((x.shape[0], outputs), jnp.float32)
+    for group, factors in enumerate(widened(scale)):
+        sums = einsum("ti,io->to", parts[:, group], grouped[group], kind=kind)
+        total = total + sums * factors[None]
+    return total
 
 
 def _dequantised(

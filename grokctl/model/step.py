@@ -19,8 +19,11 @@ class StepShape:
     compute: jnp.dtype
     """Type of the key-value cache, and of operands where the platform multiplies matrices fast in
     it: bfloat16 or float32. Everything else is float32, which costs nothing beside the weights."""
+    has_fast_bfloat16: bool = False
+    """Whether a CPU multiplies matrices faster in bfloat16; accelerators do."""
 
     @property
     def operand(self) -> jnp.dtype:
-        """Type of operands of matrix products; XLA on the CPU is slow in bfloat16."""
-        return jnp.dtype(jnp.float32) if self.platform == "cpu" else self.compute
+        """Type of operands of matrix products."""
+        is_fast = self.has_fast_bfloat16 or self.platform != "cpu"
+        return self.compute if is_fast else jnp.dtype(jnp.float32)

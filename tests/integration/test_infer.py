@@ -448,6 +448,17 @@ def test_nothing_is_compiled_between_tokens_nor_twice(release, prompt):
     assert events[0].stage is Stage.LOAD
 
 
+def test_many_layers_on_many_virtual_devices_end(tmp_path):
+    config = replace(SMALL, emb_size=48, widening_factor=1, num_layers=40)
+    write_miniature(tmp_path / "deep", config)
+    engine = start(open_release(tmp_path / "deep"), "model=8")
+
+    generation = finished(engine.generate([7], sampling=GREEDY, max_tokens=8, ignore_eos=True))
+
+    # programs that were called without waiting held each other up here, for ever
+    assert len(generation.ids) == 8
+
+
 # --- scores
 
 
@@ -479,11 +490,12 @@ def test_a_score_does_not_depend_on_the_chunks(engine):
     tokens = [5 + index * 11 % 400 for index in range(CONTEXT)]
     whole = engine.score(tokens)
 
-    chunk, engine._chunk = engine._chunk, 16
+    stepper = engine.stepper
+    chunk, stepper.chunk = stepper.chunk, 16
     try:
         parts = engine.score(tokens)
     finally:
-        engine._chunk = chunk
+        stepper.chunk = chunk
 
     assert parts.nll == pytest.approx(whole.nll, rel=1e-6)
 

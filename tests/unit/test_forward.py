@@ -15,8 +15,10 @@ from grokctl.hardware import find_devices
 from grokctl.infer import Compute, EngineOptions, infer
 from grokctl.loading import Loader
 from grokctl.model import forward
+from grokctl.model.attention import attend_at_once
+from grokctl.model.cache import Place, empty_cache
 from grokctl.model.config import GROK_1, GrokConfig
-from grokctl.model.parameters import LayerCache, Matrix, build_parameters, cache_shape
+from grokctl.model.parameters import Matrix, build_parameters
 from grokctl.model.placement import MeshShape
 from grokctl.model.precision import Precision
 from grokctl.model.step import StepShape
@@ -96,7 +98,7 @@ class OnDevices:
             out_specs=everywhere,
             check_vma=False,
         )
-        return np.asarray(jax.jit(mapped)(self.parameters, *arguments))
+        return jax.tree.map(np.asarray, jax.jit(mapped)(self.parameters, *arguments))
 
 
 @pytest.fixture(scope="module")
@@ -192,7 +194,7 @@ def test_attention_groups_heads_caps_logits_and_keeps_to_its_mask(kv_heads):
     mask = np.random.default_rng(10).random((2, 3, 7)) < 0.5
     mask[..., 0] = True
 
-    found = forward.attend(*map(jnp.asarray, (query, key, value, mask)), shape=step_shape())
+    found = attend_at_once(*map(jnp.asarray, (query, key, value, mask)), config=SMALL)
 
     expected = attention_oracle(query, key, value, mask, SMALL)
     np.testing.assert_allclose(found, expected, atol=1e-4)
@@ -206,7 +208,7 @@ def test_attention_logits_beyond_the_cap_no_longer_grow():
     value = np.array([[[[1.0] * 4, [0.0] * 4]]], np.float32)
     mask = np.ones((1, 1, 2), bool)
 
-    found = forward.attend(*map(jnp.asarray, (query, key, value, mask)), shape=step_shape())
+    found = attend_at_once(*map(jnp.asarray, (query, key, value, mask)), config=SMALL)
 
     np.testing.assert_allclose(found, 1 / (1 + np.exp(-30)), rtol=1e-6)
 
@@ -218,7 +220,7 @@ def test_what_the_mask_hides_has_no_influence_however_large():
     large_key[:, :, 3:], large_value[:, :, 3:] = 1e10, 1e30
 
     plain, other = (
-        forward.attend(*map(jnp.asarray, (query, k, v, mask)), shape=step_shape())
+        attend_at_once(*map(jnp.asarray, (query, k, v, mask)), config=SMALL)
         for k, v in ((key, value), (large_key, large_value))
     )
 
@@ -261,7 +263,7 @@ def moe_oracle(source: RandomSource, x):
     config = source.config
     gate, up, down = (source.dequantised(f"layers.0.moe.{name}") for name in ("gate", "up", "down"))
     router = source.arrays["layers.0.router.weight"]
-    out = np.zeros(x.shape)
+    out, chosen = np.zeros(x.shape), set()
     for place in np.ndindex(x.shape[:-1]):
         row = x[place].astype(np.float64)
         probabilities = softmax(row @ router.astype(np.float64))
@@ -269,7 +271,8 @@ def moe_oracle(source: RandomSource, x):
             hidden = row @ gate[expert]
             gelu = hidden / 2 * (1 + np.tanh(np.sqrt(2 / np.pi) * (hidden + 0.044715 * hidden**3)))
             out[place] += probabilities[expert] * ((gelu * (row @ up[expert])) @ down[expert])
-    return out
+            chosen.add(int(expert))
+    return out, chosen
 
 
 @pytest.fixture(
@@ -279,30 +282,63 @@ def devices(request, source) -> OnDevices:
     return OnDevices(source, request.param)
 
 
-def mixed(devices: OnDevices, x):
+def mixed(devices: OnDevices, x, count=None):
+    """What experts make of tokens, and how many experts of all devices were read for that."""
     shape = step_shape(mesh=devices.mesh)
-    return devices.run(
-        lambda parameters, x: forward.mixture_of_experts(parameters.layers[0], x, shape=shape),
-        jnp.asarray(x),
-    )
+    count = np.int32(x[..., 0].size if count is None else count)
+
+    def run(parameters, x, count):
+        found, read = forward.mixture_of_experts(parameters.layers[0], x, count, shape=shape)
+        return found, jax.lax.psum(read, forward.EXPERT_AXIS)
+
+    return devices.run(run, jnp.asarray(x), count)
 
 
-@pytest.mark.parametrize("time", [1, 2, 9])
-def test_experts_are_weighted_by_their_gates_in_absolute_scale(devices, source, time):
+@pytest.mark.parametrize("time", [1, 2, 9, 40])
+@pytest.mark.parametrize(("few", "longest"), [(0, 128), (0, 3), (100, 128)])
+def test_experts_are_weighted_by_their_gates_in_absolute_scale(
+    devices, source, monkeypatch, time, few, longest
+):
+    monkeypatch.setattr(forward, "_FEW_TOKENS", few)
+    monkeypatch.setattr(forward, "_LONGEST_RUN", {"cpu": longest})
     x = normal(18 + time, 1, time, 24)
 
-    found = mixed(devices, x)
+    found, read = mixed(devices, x)
 
-    expected = moe_oracle(source, x)
+    expected, chosen = moe_oracle(source, x)
     assert np.abs(expected).max() > 0.3
     np.testing.assert_allclose(found, expected, atol=2e-5)
+    assert read == len(chosen)
+
+
+@pytest.mark.parametrize("count", [0, 1, 5, 8])
+def test_padding_goes_through_no_expert(devices, source, count):
+    x = normal(21, 1, 9, 24)
+    x[:, count:] *= 1e3
+
+    found, read = mixed(devices, x, count)
+
+    expected, chosen = moe_oracle(source, x[:, :count])
+    np.testing.assert_allclose(found[:, :count], expected, atol=2e-5)
+    assert not found[:, count:].any()
+    assert read == len(chosen)
+
+
+@pytest.mark.parametrize("tokens", [1, 2, 8, 64, 512, 4096])
+def test_a_run_is_no_longer_than_what_there_is_to_run(tokens):
+    for platform in ("cpu", "gpu"):
+        run = forward._rows_of_a_run(tokens, shape=step_shape(GROK_1, platform=platform))
+
+        mean = tokens / 4
+        assert 1 <= run <= tokens
+        assert run == 1 or mean <= run or run == forward._LONGEST_RUN.get(platform, run)
 
 
 def test_one_token_alone_goes_through_the_same_experts_as_among_many(devices):
     x = normal(22, 1, 3, 24)
 
-    together = mixed(devices, x)
-    alone = np.concatenate([mixed(devices, x[:, [index]]) for index in range(3)], axis=1)
+    together, _ = mixed(devices, x)
+    alone = np.concatenate([mixed(devices, x[:, [index]])[0] for index in range(3)], axis=1)
 
     # the two forms sum in different orders, and each JAX in its own
     np.testing.assert_allclose(alone, together, rtol=5e-6, atol=2e-6)
@@ -311,7 +347,7 @@ def test_one_token_alone_goes_through_the_same_experts_as_among_many(devices):
 def test_batches_and_times_are_tokens_alike(devices, source):
     x = normal(23, 3, 1, 24)
 
-    np.testing.assert_allclose(mixed(devices, x), moe_oracle(source, x), atol=2e-5)
+    np.testing.assert_allclose(mixed(devices, x)[0], moe_oracle(source, x)[0], atol=2e-5)
 
 
 def test_tokens_are_looked_up_wherever_their_row_lies(devices, source):
@@ -327,13 +363,13 @@ def test_tokens_are_looked_up_wherever_their_row_lies(devices, source):
     np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 
-def test_only_a_cpu_computes_in_float32_when_asked_for_bfloat16():
-    kinds = {
-        platform: step_shape(platform=platform, compute=BF16).operand
-        for platform in ("cpu", "gpu", "tpu")
-    }
+def test_operands_are_bfloat16_where_that_is_asked_for_and_fast():
+    shapes = {platform: step_shape(platform=platform, compute=BF16) for platform in ("cpu", "gpu")}
+    fast = replace(shapes["cpu"], has_fast_bfloat16=True)
 
-    assert kinds == {"cpu": FLOAT32, "gpu": BF16, "tpu": BF16}
+    assert {name: shape.operand for name, shape in shapes.items()} == {"cpu": FLOAT32, "gpu": BF16}
+    assert fast.operand == BF16
+    assert replace(fast, compute=FLOAT32).operand == FLOAT32
 
 
 # --- the whole step
@@ -385,10 +421,10 @@ def test_what_another_text_left_in_the_cache_is_never_seen(engine):
 def test_the_last_logits_are_those_of_the_last_token(engine):
     every = logits_of(engine, TOKENS[:12])
 
-    last = engine._run(TOKENS[:12], 0, every=False)
+    last = engine.stepper.prefill(0, TOKENS[:12])
 
-    assert last.shape == (1, 256)
-    np.testing.assert_allclose(last[0], every[-1], atol=1e-5)
+    assert last.shape == (256,)
+    np.testing.assert_allclose(last, every[-1], atol=1e-5)
 
 
 # --- Grok-1 itself, without a weight
@@ -416,22 +452,27 @@ def test_grok_1_has_the_right_shapes_on_every_device(mesh):
     parameters = build_parameters(
         config, lambda name: Matrix(array(f"{name}.weight"), array(f"{name}.scales"))
     )
-    held = jax.ShapeDtypeStruct(
-        (mesh.size, *cache_shape(config, mesh, batch=1, context=8192)), jnp.bfloat16
+    cache = empty_cache(
+        config,
+        mesh,
+        slots=1,
+        past=8192,
+        dtype=BF16,
+        zeros=lambda shape, dtype: jax.ShapeDtypeStruct((mesh.size, *shape), dtype),
     )
-    cache = tuple(LayerCache(held, held) for _ in range(config.num_layers))
     shape = step_shape(config, mesh, platform="gpu", compute=BF16)
 
     def step(parameters, cache, tokens, start):
-        parameters, cache = jax.tree.map(lambda leaf: leaf[0], (parameters, cache))
+        parameters = jax.tree.map(lambda leaf: leaf[0], parameters)
         hidden, layers = forward.embed(parameters.embedding, tokens, shape=shape), []
         for layer, held in zip(parameters.layers, cache, strict=True):
-            hidden, extended = forward.decoder_layer(layer, held, hidden, start, shape=shape)
+            where = Place(slots=jnp.zeros(1, jnp.int32), start=start, count=jnp.int32(1))
+            hidden, extended, _ = forward.decoder_layer(layer, held, hidden, where, shape=shape)
             layers.append(extended)
         logits = forward.head(
             parameters.embedding, parameters.final_norm, hidden, None, shape=shape
         )
-        return logits, jax.tree.map(lambda leaf: leaf[None], tuple(layers))
+        return logits, tuple(layers)
 
     mapped = jax.shard_map(
         step,

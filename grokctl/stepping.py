@@ -1,0 +1,213 @@
+"""The model on its devices, a step at a time: its parameters, its cache, and its programs."""
+
+import time
+from collections.abc import Sequence
+from typing import Final
+
+import jax.numpy as jnp
+import numpy as np
+from numpy.typing import NDArray
+
+from grokctl.errors import Reason, corrupt
+from grokctl.events import Advanced, Finished, Observer, Stage, Started, Unit, ignore
+from grokctl.hardware import check_memory
+from grokctl.loading import Loader, out_of_memory
+from grokctl.model.cache import Cache, cache_bytes, empty_cache
+from grokctl.model.parameters import Parameters
+from grokctl.model.step import StepShape
+from grokctl.programs import Programs, Step, Task
+
+_SHORTEST_CHUNK: Final = 16
+_LONGEST_CHUNK: Final = {"cpu": 512}
+"""Prompts run in chunks of a power of two within these, so that no prompt compiles its own."""
+_LONGEST_CHUNK_ELSEWHERE: Final = 2048
+
+
+class Stepper:
+    """Runs tokens of sequences that are kept in slots of the cache. Not thread-safe.
+
+    Args:
+        loader: Has loaded the parameters.
+        parameters: What it loaded.
+        shape: Static facts.
+        context: Positions to keep room for in each slot.
+        streams: Slots: sequences that can be under way at a time.
+        kv: Type of the key-value cache: bfloat16, float32 or int8.
+        observe: Told what is being compiled.
+
+    Raises:
+        HardwareError: The cache does not fit.
+    """
+
+    def __init__(
+        self,
+        loader: Loader,
+        parameters: Parameters,
+        shape: StepShape,
+        *,
+        context: int,
+        streams: int,
+        kv: jnp.dtype,
+        observe: Observer,
+    ) -> None:
+        self.compile_s = 0.0
+        self.chunk = _chunk(context, shape.platform)
+        self._loader = loader
+        self._parameters = parameters
+        self._shape = shape
+        # a whole number of chunks, so that padding behind the last one stays inside
+        self._past = -(-context // self.chunk) * self.chunk
+        self.streams = streams
+        self._kv = kv
+        self._observe = observe
+        self._programs = Programs(loader, parameters, shape)
+        self._steps: dict[tuple[int, int, bool], Step] = {}
+        self._cache = self._new_cache()
+        self._read = self._programs.none_read()
+
+    def _new_cache(self) -> Cache:
+        config, mesh, slots, past = self._shape.config, self._shape.mesh, self.streams, self._past
+        if self._shape.platform == "cpu":
+            nbytes = cache_bytes(config, mesh, slots=slots, past=past, dtype=self._kv)
+            purpose = f"the cache of {past} tokens of context"
+            if slots > 1:
+                purpose += f" for {slots} streams"
+            check_memory(nbytes * mesh.size, purpose=purpose)
+        with out_of_memory():
+            return empty_cache(
+                config, mesh, slots=slots, past=past, dtype=self._kv, zeros=self._loader.zeros
+            )
+
+    def prefill(
+        self, slot: int, tokens: Sequence[int], start: int = 0, *, observe: Observer = ignore
+    ) -> NDArray[np.float32]:
+        """Run the tokens of one sequence, in chunks.
+
+        Args:
+            slot: Where it is kept.
+            tokens: At least one; they and what came before fit the context.
+            start: Position of the first.
+            observe: Receives progress in tokens.
+
+        Returns:
+            Logits after the last token, `(vocab,)`.
+        """
+        logits = np.empty(0, np.float32)
+        observe(Started(stage=Stage.PREFILL, total=len(tokens), unit=Unit.TOKENS))
+        for low in range(0, len(tokens), self.chunk):
+            part = tokens[low : low + self.chunk]
+            logits = self._chunk(slot, part, start + low, every=False)[0]
+            observe(Advanced(stage=Stage.PREFILL, done=low + len(part)))
+        observe(Finished(stage=Stage.PREFILL))
+        return logits
+
+    def score(self, tokens: Sequence[int], start: int) -> NDArray[np.float32]:
+        """Run at most a chunk of tokens in the first slot; logits after each, `(tokens, vocab)`."""
+        return self._chunk(0, tokens, start, every=True)
+
+    def decode(
+        self, slots: Sequence[int], tokens: Sequence[int], positions: Sequence[int]
+    ) -> NDArray[np.float32]:
+        """Run one token of each of some sequences.
+
+        Args:
+            slots: Where each is kept, all different.
+            tokens: One id of each.
+            positions: Where in its sequence each lies.
+
+        Returns:
+            Logits after each, `(sequences, vocab)`.
+        """
+        count = len(slots)
+        batch = _batch(count)
+        rows = [*range(count), *[0] * (batch - count)]  # what pads repeats the first
+        task = Task(
+            tokens=[[tokens[row]] for row in rows],
+            slots=[slots[row] for row in rows],
+            start=[positions[row] for row in rows],
+            count=count,
+            select=[0] * batch,
+        )
+        return self._run(self.step(batch, 1), task)[:count, 0]
+
+    def _chunk(
+        self, slot: int, tokens: Sequence[int], start: int, *, every: bool
+    ) -> NDArray[np.float32]:
+        length = self.padded(len(tokens))
+        padding = [self._shape.config.pad_token] * (length - len(tokens))
+        task = Task(
+            tokens=[[*tokens, *padding]],
+            slots=[slot],
+            start=[start],
+            count=len(tokens),
+            select=[len(tokens) - 1],
+        )
+        return self._run(self.step(1, length, every=every), task)[0, : len(tokens)]
+
+    def padded(self, length: int) -> int:
+        """How long a chunk of so many tokens is made."""
+        if length == 1:
+            return 1
+        return min(self.chunk, max(_SHORTEST_CHUNK, 1 << (length - 1).bit_length()))
+
+    def step(self, batch: int, length: int, *, every: bool = False) -> Step:
+        """The compiled step of a shape; compiled once."""
+        key = (batch, length, every)
+        if key not in self._steps:
+            started = time.perf_counter()
+            what = "one token" if length == 1 else f"{length} tokens"
+            detail = what if batch == 1 else f"{what} of {batch} streams"
+            self._observe(Started(stage=Stage.COMPILE, unit=Unit.NOTHING))
+            self._observe(Advanced(stage=Stage.COMPILE, detail=detail))
+            with out_of_memory():
+                self._steps[key] = self._programs.step(
+                    self._cache, batch=batch, time=length, every=every
+                )
+            self._observe(Finished(stage=Stage.COMPILE))
+            self.compile_s += time.perf_counter() - started
+        return self._steps[key]
+
+    def _run(self, step: Step, task: Task) -> NDArray[np.float32]:
+        with out_of_memory():
+            try:
+                logits, self._cache, self._read = step.run(
+                    self._parameters, self._cache, task, self._read
+                )
+                found: NDArray[np.float32] = np.asarray(logits)
+            except KeyboardInterrupt:
+                self._cache = self._new_cache()  # the old one was given away
+                raise
+        if not np.isfinite(found).all():
+            raise corrupt(
+                "logits",
+                Reason.ALTERED,
+                "the model computed values that are not finite, so weights must be damaged",
+                "grokctl verify",
+            )
+        return found
+
+    def clock(self) -> float:
+        """Seconds; it stands still while something is compiled."""
+        return time.perf_counter() - self.compile_s
+
+    def experts_nbytes(self) -> int:
+        """Bytes of experts that were needed since the beginning, on all devices together."""
+        config, mesh = self._shape.config, self._shape.mesh
+        there = config.num_layers * mesh.model * config.num_experts
+        return int(np.sum(np.asarray(self._read))) * self._loader.expert_nbytes // there
+
+    def step_nbytes(self, experts_nbytes: int) -> int:
+        """Bytes of all weights that a step needed, which needed so many of experts."""
+        return self._loader.nbytes - self._loader.expert_nbytes + experts_nbytes
+
+
+def _chunk(context: int, platform: str) -> int:
+    longest = _LONGEST_CHUNK.get(platform, _LONGEST_CHUNK_ELSEWHERE)
+    return min(longest, max(_SHORTEST_CHUNK, 1 << (context - 1).bit_length()))
+
+
+def _batch(count: int) -> int:
+    """Sequences of a step for so many: 1, 2, 3, 4, 6, 8, 12, 16, …, so that few are compiled."""
+    power = 1 << (count - 1).bit_length()
+    less = power * 3 // 4
+    return less if count <= less and less * 4 == power * 3 else power
