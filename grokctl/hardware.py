@@ -1,11 +1,13 @@
 """What this machine has: devices for a mesh, memory, and how fast memory can be read."""
 
+import os
 import tempfile
 import time
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 
 import jax
 import numpy as np
@@ -13,9 +15,15 @@ import psutil
 
 from grokctl.errors import HardwareError
 from grokctl.events import Noted, Observer, ignore
+from grokctl.model.placement import MESH_SIZES
 
 _PROBE_BYTES: Final = 2**28
 _PROBE_ROUNDS: Final = 3
+_PROBE_CALLS: Final = 16
+"""Reads that an accelerator is asked for at a time: asking takes as long as one does."""
+_SHARE: Final = "XLA_CLIENT_MEM_FRACTION"
+_SHORTEST_CONTEXT: Final = 128
+"""Tokens; a cache with less room helps nobody."""
 
 
 def find_devices(count: int, *, observe: Observer = ignore) -> list[jax.Device]:
@@ -89,6 +97,85 @@ def check_memory(needed: int, *, purpose: str) -> None:
         )
 
 
+def note_paging(needed: int, *, observe: Observer) -> None:
+    """Say so where mapped weights do not all fit into memory.
+
+    Args:
+        needed: Bytes of weights.
+        observe: Told.
+    """
+    available = psutil.virtual_memory().available
+    if needed > available:
+        sizes = f"{needed / 1e9:.1f} GB of weights, {available / 1e9:.1f} GB of free memory"
+        observe(Noted(message=f"{sizes}: every token reads what does not fit from the disk"))
+
+
+class DeviceMemory(Protocol):
+    """What is asked of a device: `jax.Device` has it."""
+
+    platform: str
+
+    def memory_stats(self) -> Mapping[str, int] | None:
+        """Bytes by name, such as `bytes_limit`, where the platform counts them."""
+        ...
+
+
+def check_device_memory(
+    devices: Sequence[DeviceMemory],
+    weights: Sequence[int],
+    *,
+    cache_nbytes: int = 0,
+    context: int = 0,
+) -> None:
+    """Refuse what the devices cannot hold before any of it is read.
+
+    Args:
+        devices: Those that do not count their memory, such as CPUs, are taken to have enough.
+        weights: Bytes of weights for each.
+        cache_nbytes: Bytes of key-value cache for each.
+        context: Tokens that the cache is for.
+
+    Raises:
+        HardwareError: One has less than that.
+    """
+    what = f"weights and the cache of {context} tokens" if cache_nbytes else "weights"
+    for device, nbytes in zip(devices, weights, strict=True):
+        stats = device.memory_stats() or {}
+        if "bytes_limit" not in stats:
+            continue
+        free, needed = stats["bytes_limit"] - stats.get("bytes_in_use", 0), nbytes + cache_nbytes
+        if needed <= free:
+            continue
+        fitting = context * (free - nbytes) // max(1, cache_nbytes)
+        sizes = [size for size in MESH_SIZES if size > len(devices)]
+        larger = [size for size in sizes if nbytes * len(devices) // size + cache_nbytes <= free]
+        if needed - free < _unclaimed(device, stats["bytes_limit"]):
+            hint = f"{_SHARE}=0.95 grokctl run …"
+        elif fitting >= _SHORTEST_CONTEXT:
+            hint = f"--context {fitting}"
+        else:
+            hint = f"--devices {larger[0]}" if larger else "grokctl reshard --precision int4"
+        raise HardwareError(
+            f"{what} take {needed / 1e9:.1f} GB on each device, {device} has {free / 1e9:.1f} GB"
+            " free",
+            hint,
+        )
+
+
+def _unclaimed(device: DeviceMemory, limit: int) -> float:
+    """Bytes of a GPU that JAX leaves alone, unless it was told how much to take: a quarter."""
+    told = {_SHARE, "XLA_PYTHON_CLIENT_MEM_FRACTION"} & os.environ.keys()
+    return 0 if told or device.platform != "gpu" else limit * (0.95 / 0.75 - 1)
+
+
+def has_fast_bfloat16() -> bool:
+    """Whether this CPU has a matrix unit for bfloat16 (AMX): three times as fast as in float32."""
+    try:
+        return "amx_bf16" in Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return False
+
+
 def memory_bandwidth(devices: list[jax.Device]) -> float:
     """Bytes a second that can be read from the memory of all devices together, measured now.
 
@@ -114,6 +201,6 @@ def _device_bandwidth(device: jax.Device) -> float:
     best = 0.0
     for _ in range(_PROBE_ROUNDS):
         start = time.perf_counter()
-        read(data).block_until_ready()
-        best = max(best, _PROBE_BYTES / (time.perf_counter() - start))
+        jax.block_until_ready([read(data) for _ in range(_PROBE_CALLS)])
+        best = max(best, _PROBE_CALLS * _PROBE_BYTES / (time.perf_counter() - start))
     return best

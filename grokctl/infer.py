@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from grokctl.batching import Batch
 from grokctl.checkpoint.logical import TensorSource
 from grokctl.errors import UsageError
-from grokctl.events import Advanced, Finished, Observer, Stage, Started, Unit, ignore
+from grokctl.events import Advanced, Finished, Noted, Observer, Stage, Started, Unit, ignore
 from grokctl.generation import (
     BatchStats,
     Generation,
@@ -25,12 +25,15 @@ from grokctl.generation import (
     negative_log_likelihood,
 )
 from grokctl.hardware import (
+    check_memory,
     find_devices,
     has_fast_bfloat16,
     memory_bandwidth,
     use_compilation_cache,
 )
 from grokctl.loading import Loader, out_of_memory
+from grokctl.model import kernels
+from grokctl.model.cache import cache_bytes
 from grokctl.model.config import GrokConfig
 from grokctl.model.parameters import Parameters
 from grokctl.model.placement import MeshShape, check_mesh
@@ -38,7 +41,7 @@ from grokctl.model.sampling import Sampling
 from grokctl.model.step import StepShape
 from grokctl.model.tokenizer import Tokenizer
 from grokctl.sequence import Sequence
-from grokctl.stepping import Stepper
+from grokctl.stepping import Stepper, room
 
 
 class Compute(StrEnum):
@@ -69,6 +72,11 @@ class EngineOptions:
     """Sequences that can be under way at a time, each with a cache of its own."""
     kv: KvType = KvType.COMPUTE
     compilation_cache: Path | None = None
+
+    @property
+    def cache_dtype(self) -> jnp.dtype:
+        """Type of the key-value cache."""
+        return jnp.dtype(jnp.int8 if self.kv is KvType.INT8 else self.compute)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -168,10 +176,23 @@ def start(
     devices = find_devices(options.mesh.size, observe=observe)
     if options.compilation_cache is not None:
         use_compilation_cache(options.compilation_cache, observe=observe)
+    platform, context = devices[0].platform, planned.context
+    cache_nbytes = cache_bytes(
+        source.config,
+        options.mesh,
+        slots=options.streams,
+        past=room(context, platform=platform)[1],
+        dtype=options.cache_dtype,
+    )
+    if platform == "cpu":
+        purpose = f"the cache of {context} tokens of context"
+        if options.streams > 1:
+            purpose += f" for {options.streams} streams"
+        check_memory(cache_nbytes * options.mesh.size, purpose=purpose)
     started = time.perf_counter()
     with out_of_memory():
         loader = Loader(source, options.mesh, devices)
-        parameters = loader.load(observe)
+        parameters = loader.load(observe, cache_nbytes=cache_nbytes, context=context)
     return Engine(
         planned, options, loader, parameters, load_s=time.perf_counter() - started, observe=observe
     )
@@ -195,13 +216,19 @@ class Engine:
         self.mesh = plan.mesh
         self.tokenizer = plan.tokenizer
         self.context = plan.context
-        compute = jnp.dtype(options.compute)
+        compute, device = jnp.dtype(options.compute), loader.devices[0]
+        has_kernel = device.platform == "gpu" and kernels.works(device)
+        if device.platform == "gpu" and not has_kernel:
+            observe(
+                Noted(message="the kernel does not work on this GPU: decodes slower without it")
+            )
         shape = StepShape(
             config=plan.config,
             mesh=plan.mesh,
-            platform=loader.devices[0].platform,
+            platform=device.platform,
             compute=compute,
             has_fast_bfloat16=has_fast_bfloat16(),
+            has_kernel=has_kernel,
         )
         self.stepper = Stepper(
             loader,
@@ -209,7 +236,7 @@ class Engine:
             shape,
             context=plan.context,
             streams=options.streams,
-            kv=jnp.dtype(jnp.int8) if options.kv is KvType.INT8 else compute,
+            kv=options.cache_dtype,
             observe=observe,
         )
         self._loader = loader

@@ -1,10 +1,16 @@
 """Weights from a checkpoint onto devices."""
 
 import math
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import mmap
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
+from itertools import cycle
+from queue import SimpleQueue
+from threading import Event as Signal
 from typing import Any
 
 import jax
@@ -13,27 +19,52 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from numpy.typing import NDArray
 
-from grokctl.checkpoint.logical import Slices, TensorSource, extent
+from grokctl.checkpoint.logical import LogicalTensor, Slices, TensorSource, extent
 from grokctl.checkpoint.pickles import BFLOAT16
 from grokctl.checkpoint.ready import ReadyCheckpoint
 from grokctl.errors import HardwareError, PlacementError
 from grokctl.events import Advanced, Finished, Observer, Stage, Started
-from grokctl.hardware import check_memory
+from grokctl.hardware import check_device_memory, check_memory, note_paging
 from grokctl.model.forward import EXPERT_AXIS, MODEL_AXIS
 from grokctl.model.parameters import Matrix, Parameters, build_parameters
 from grokctl.model.placement import MeshShape
 from grokctl.model.tensors import Axis
+
+_Arrived = tuple[str, int]
+"""A tensor's name, and how many bytes of it a device has now."""
+_Parts = dict[str, list[jax.Array]]
+"""Tensors by name, as each device has them."""
 
 
 class Loader:
     """Cuts tensors for every device and hands them over; one global array a tensor."""
 
     def __init__(
-        self, source: TensorSource, mesh: MeshShape, devices: Sequence[jax.Device]
+        self,
+        source: TensorSource,
+        mesh: MeshShape,
+        devices: Sequence[jax.Device],
+        *,
+        is_streamed: bool | None = None,
     ) -> None:
-        self.source = source
+        """Prepare to load.
+
+        Args:
+            source: Where the tensors are.
+            mesh: What each device gets.
+            devices: In the order of the mesh.
+            is_streamed: Whether files are read, those that were cut for this mesh from beginning
+                to end through memory that is used again, instead of taking their mapped pages as
+                arrays. By default for accelerators, to which mapped pages travel slowly.
+        """
         self.mesh = mesh
         self.devices = list(devices)
+        is_accelerated = self.devices[0].platform != "cpu"
+        self._is_accelerated = is_accelerated
+        self._is_streamed = is_accelerated if is_streamed is None else is_streamed
+        if self._is_streamed and isinstance(source, ReadyCheckpoint):
+            source = replace(source, is_streamed=True)  # also where parts of files are wanted
+        self.source = source
         grid = np.array(self.devices).reshape(mesh.expert, mesh.model)
         self.jax_mesh = Mesh(
             grid, (EXPERT_AXIS, MODEL_AXIS), axis_types=(AxisType.Auto, AxisType.Auto)
@@ -45,40 +76,41 @@ class Loader:
         self.nbytes = 0
         self.expert_nbytes = 0
 
-    def load(self, observe: Observer) -> Parameters:
+    def load(self, observe: Observer, *, cache_nbytes: int = 0, context: int = 0) -> Parameters:
         """Hand every tensor to every device.
+
+        Args:
+            observe: Receives progress in bytes.
+            cache_nbytes: What each device must have room for beside its weights.
+            context: Tokens that this is for.
 
         Raises:
             HardwareError: There is not enough memory.
             UsageError: The checkpoint is only one host's part.
             PlacementError: The mesh would cut int4 groups.
+            CorruptCheckpointError: A file is not what the manifest says.
         """
         if isinstance(self.source, ReadyCheckpoint):
             self.source.check_whole()
-        tensors = self.source.storage.tensors
         cuts = self._cuts()
-        total = sum(
-            math.prod(extent(slices)) * tensor.dtype.itemsize
-            for tensor in tensors
-            for slices in cuts[tensor.key]
-        )
-        if not self._is_mapped():
-            check_memory(total, purpose="cutting this checkpoint in memory")
-        arrays: dict[str, jax.Array] = {}
-        observe(Started(stage=Stage.LOAD, total=total))
-        with ThreadPoolExecutor(min(len(self.devices), 8)) as pool:
-            for tensor in tensors:
-                read = partial(self.source.read, tensor)
-                local = list(pool.map(read, cuts[tensor.key]))
-                arrays[tensor.key] = self._array([_storable(array) for array in local])
-                nbytes = sum(array.nbytes for array in local)
-                self.nbytes += nbytes
-                if Axis.EXPERTS in tensor.spec.axes:
-                    self.expert_nbytes += nbytes
-                observe(Advanced(stage=Stage.LOAD, done=self.nbytes, detail=tensor.key))
-        jax.block_until_ready(list(arrays.values()))
-        observe(Finished(stage=Stage.LOAD))
+        shares = self._count(cuts)
+        check_device_memory(self.devices, shares, cache_nbytes=cache_nbytes, context=context)
+        own = self._own_files()
+        if own is not None and self._is_streamed:
+            buffers = sum(2 * _largest(own, device) for device in range(self.mesh.size))
+            check_memory(buffers, purpose="reading this checkpoint")
+        elif own is not None and own.is_mapped and not self._is_accelerated:
+            note_paging(self.nbytes, observe=observe)
+        elif not self._is_accelerated:
+            check_memory(self.nbytes, purpose="cutting this checkpoint in memory")
 
+        observe(Started(stage=Stage.LOAD, total=self.nbytes))
+        if own is not None and self._is_streamed:
+            parts = self._stream(own, observe)
+        else:
+            parts = self._cut(cuts, observe)
+        arrays = {key: self._array(local) for key, local in parts.items()}
+        observe(Finished(stage=Stage.LOAD))
         return build_parameters(
             self.source.config,
             lambda name: Matrix(arrays[f"{name}.weight"], arrays.get(f"{name}.scales")),
@@ -103,31 +135,138 @@ class Loader:
                 raise
             raise PlacementError(str(error), f"--mesh {self.source.mesh}") from error
 
-    def _is_mapped(self) -> bool:
-        """Whether the weights stay in the page cache instead of taking memory of their own."""
-        if self.devices[0].platform != "cpu":
-            return True
-        if not isinstance(self.source, ReadyCheckpoint):
-            return False
-        return self.source.is_mapped and self.source.mesh == self.mesh
+    def _count(self, cuts: dict[str, list[Slices]]) -> list[int]:
+        """Bytes for each device; those of all, and of experts, are kept."""
+        shares = [0] * self.mesh.size
+        self.expert_nbytes = 0
+        for tensor in self.source.storage.tensors:
+            for device, slices in enumerate(cuts[tensor.key]):
+                nbytes = math.prod(extent(slices)) * tensor.dtype.itemsize
+                shares[device] += nbytes
+                if Axis.EXPERTS in tensor.spec.axes:
+                    self.expert_nbytes += nbytes
+        self.nbytes = sum(shares)
+        return shares
 
-    def _array(self, local: list[NDArray[Any]]) -> jax.Array:
-        parts = [
-            jax.device_put(array[None], device)
-            for array, device in zip(local, self.devices, strict=True)
-        ]
-        shape = (len(parts), *local[0].shape)
+    def _own_files(self) -> ReadyCheckpoint | None:
+        """The source, if it was cut for this mesh, so that a file holds what its device gets."""
+        if isinstance(self.source, ReadyCheckpoint) and self.source.mesh == self.mesh:
+            return self.source
+        return None
+
+    def _stream(self, source: ReadyCheckpoint, observe: Observer) -> _Parts:
+        """Every device's file by a thread of its own."""
+        arrived: SimpleQueue[_Arrived | None] = SimpleQueue()
+        stop = Signal()
+        with ThreadPoolExecutor(len(self.devices)) as pool:
+            jobs = []
+            for number, device in enumerate(self.devices):
+                job = pool.submit(_read_file, source, number, device, arrived.put, stop)
+                job.add_done_callback(lambda _: arrived.put(None))
+                jobs.append(job)
+            try:
+                _follow(jobs, arrived, observe)
+            finally:
+                stop.set()
+            files = [job.result() for job in jobs]
+        return {key: [file[key] for file in files] for key in files[0]}
+
+    def _cut(self, cuts: dict[str, list[Slices]], observe: Observer) -> _Parts:
+        """One tensor after the other, every device's part by a thread of its own."""
+        parts, done = {}, 0
+        with ThreadPoolExecutor(min(len(self.devices), 8)) as pool:
+            for tensor in self.source.storage.tensors:
+                hand_over = partial(self._hand_over, tensor)
+                local = list(pool.map(hand_over, cuts[tensor.key], self.devices))
+                parts[tensor.key] = local
+                done += sum(array.nbytes for array in local)
+                observe(Advanced(stage=Stage.LOAD, done=done, detail=tensor.key))
+        return parts
+
+    def _hand_over(self, tensor: LogicalTensor, slices: Slices, device: jax.Device) -> jax.Array:
+        local = _storable(self.source.read(tensor, slices))
+        array: jax.Array = jax.device_put(local[None], device)
+        return array.block_until_ready()  # so that no more than a tensor waits in memory
+
+    def _array(self, parts: list[jax.Array]) -> jax.Array:
+        shape = (len(parts), *parts[0].shape[1:])
         return jax.make_array_from_single_device_arrays(shape, self.sharding, parts)
 
     def zeros(self, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
         """An array of zeros on every device."""
-        return self._array([np.zeros(shape, dtype) for _ in self.devices])
+        return self._array(
+            [jax.device_put(np.zeros((1, *shape), dtype), device) for device in self.devices]
+        )
 
     def bytes_per_token(self) -> int:
         """Weights that decoding one token reads, on all devices together."""
         config = self.source.config
         experts = self.expert_nbytes * config.num_selected_experts // config.num_experts
         return self.nbytes - self.expert_nbytes + experts
+
+
+def _read_file(
+    source: ReadyCheckpoint,
+    number: int,
+    device: jax.Device,
+    tell: Callable[[_Arrived], None],
+    stop: Signal,
+) -> dict[str, jax.Array]:
+    """Hand a device what its file holds, one tensor being read while another travels.
+
+    Args:
+        source: Cut for the mesh of the devices.
+        number: Whose file.
+        device: Receives it.
+        tell: Called for every tensor that was read.
+        stop: Ends this before the next tensor.
+
+    Raises:
+        CorruptCheckpointError: The file is not what the manifest says.
+    """
+    size = _largest(source, number)
+    buffers = cycle([np.frombuffer(mmap.mmap(-1, size), np.uint8) for _ in range(2)])
+    travelling: deque[jax.Array] = deque()
+    arrays = {}
+    for held, buffer in zip(source.layouts[number].tensors, buffers, strict=False):
+        if stop.is_set():
+            break
+        if len(travelling) == 2:  # noqa: PLR2004 # as many as there are buffers
+            travelling.popleft().block_until_ready()
+        memory = buffer[: held.nbytes]
+        source.read_into(memory, number, held.offset)
+        local = _storable(memory.view(held.tensor.dtype).reshape(1, *extent(held.slices)))
+        if device.platform == "cpu":
+            local = local.copy()  # JAX takes aligned memory as it is there, may_alias or not
+        array = jax.device_put(local, device, may_alias=False)
+        arrays[held.tensor.key] = array
+        travelling.append(array)
+        tell((held.tensor.key, held.nbytes))
+    jax.block_until_ready(list(travelling))
+    return arrays
+
+
+def _follow(
+    jobs: list[Future[dict[str, jax.Array]]],
+    arrived: "SimpleQueue[_Arrived | None]",
+    observe: Observer,
+) -> None:
+    """Tell how far jobs have come, until they have all ended, or one has failed."""
+    done, running = 0, len(jobs)
+    while running:
+        news = arrived.get()
+        if news is not None:
+            done += news[1]
+            observe(Advanced(stage=Stage.LOAD, done=done, detail=news[0]))
+            continue
+        running -= 1
+        if any(job.done() and job.exception() is not None for job in jobs):
+            return
+
+
+def _largest(source: ReadyCheckpoint, device: int) -> int:
+    """Bytes of the largest tensor in a device's file."""
+    return max(held.nbytes for held in source.layouts[device].tensors)
 
 
 def _storable(array: NDArray[Any]) -> NDArray[Any]:

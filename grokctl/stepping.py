@@ -10,9 +10,8 @@ from numpy.typing import NDArray
 
 from grokctl.errors import Reason, corrupt
 from grokctl.events import Advanced, Finished, Observer, Stage, Started, Unit, ignore
-from grokctl.hardware import check_memory
 from grokctl.loading import Loader, out_of_memory
-from grokctl.model.cache import Cache, cache_bytes, empty_cache
+from grokctl.model.cache import Cache, empty_cache
 from grokctl.model.parameters import Parameters
 from grokctl.model.step import StepShape
 from grokctl.programs import Programs, Step, Task
@@ -35,8 +34,6 @@ class Stepper:
         kv: Type of the key-value cache: bfloat16, float32 or int8.
         observe: Told what is being compiled.
 
-    Raises:
-        HardwareError: The cache does not fit.
     """
 
     def __init__(
@@ -51,12 +48,10 @@ class Stepper:
         observe: Observer,
     ) -> None:
         self.compile_s = 0.0
-        self.chunk = _chunk(context, shape.platform)
+        self.chunk, self._past = room(context, platform=shape.platform)
         self._loader = loader
         self._parameters = parameters
         self._shape = shape
-        # a whole number of chunks, so that padding behind the last one stays inside
-        self._past = -(-context // self.chunk) * self.chunk
         self.streams = streams
         self._kv = kv
         self._observe = observe
@@ -67,12 +62,6 @@ class Stepper:
 
     def _new_cache(self) -> Cache:
         config, mesh, slots, past = self._shape.config, self._shape.mesh, self.streams, self._past
-        if self._shape.platform == "cpu":
-            nbytes = cache_bytes(config, mesh, slots=slots, past=past, dtype=self._kv)
-            purpose = f"the cache of {past} tokens of context"
-            if slots > 1:
-                purpose += f" for {slots} streams"
-            check_memory(nbytes * mesh.size, purpose=purpose)
         with out_of_memory():
             return empty_cache(
                 config, mesh, slots=slots, past=past, dtype=self._kv, zeros=self._loader.zeros
@@ -201,9 +190,14 @@ class Stepper:
         return self._loader.nbytes - self._loader.expert_nbytes + experts_nbytes
 
 
-def _chunk(context: int, platform: str) -> int:
+def room(context: int, *, platform: str) -> tuple[int, int]:
+    """Longest chunk of a prompt, and positions of the cache for so many tokens of context.
+
+    The positions are a whole number of chunks, so that padding behind the last one stays inside.
+    """
     longest = _LONGEST_CHUNK.get(platform, _LONGEST_CHUNK_ELSEWHERE)
-    return min(longest, max(_SHORTEST_CHUNK, 1 << (context - 1).bit_length()))
+    chunk = min(longest, max(_SHORTEST_CHUNK, 1 << (context - 1).bit_length()))
+    return chunk, -(-context // chunk) * chunk
 
 
 def _batch(count: int) -> int:

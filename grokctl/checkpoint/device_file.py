@@ -62,11 +62,20 @@ class DeviceFile:
         if self._mapped is not None:
             return np.frombuffer(self._mapped, np.uint8, count=nbytes, offset=start)
         out = _aligned(nbytes)
-        if self._frames is not None:
-            self._unpacker.into(out, self._handle, self._frames, start)
-            return out
-        read_into(out, self._handle, start)
+        self.read_into(out, start)
         return out
+
+    def read_into(self, memory: NDArray[np.uint8], start: int) -> None:
+        """Fill memory with bytes of the safetensors file.
+
+        Raises:
+            ValueError: A frame is not what the manifest says.
+            OSError: It cannot be read, or ends early.
+        """
+        if self._frames is not None:
+            self._unpacker.into(memory, self._handle, self._frames, start)
+        else:
+            read_into(memory, self._handle, start)
 
 
 def _aligned(nbytes: int) -> NDArray[np.uint8]:

@@ -221,8 +221,23 @@ class ReadyCheckpoint:
         Raises:
             CorruptCheckpointError: It is not the file that the manifest describes.
         """
-        try:
+        with self._blaming(device):
             return self._open(device).data(start, nbytes)
+
+    def read_into(self, memory: NDArray[np.uint8], device: int, start: int) -> None:
+        """Fill memory with bytes of a device's safetensors file, decompressed.
+
+        Raises:
+            CorruptCheckpointError: It is not the file that the manifest describes.
+        """
+        with self._blaming(device):
+            self._open(device).read_into(memory, start)
+
+    @contextmanager
+    def _blaming(self, device: int) -> Iterator[None]:
+        """Say of what a device's file is not that it is damaged."""
+        try:
+            yield
         except (ValueError, OSError) as error:
             look = f"grokctl verify {quoted(self.root)}"
             name = self.manifest.record_of(device).name

@@ -5,6 +5,7 @@ split inputs are scaled first and summed over devices after: the released intege
 row per old shard, so summing before scaling would be wrong.
 """
 
+from collections.abc import Callable
 from math import ceil, log2
 from typing import Final
 
@@ -150,8 +151,7 @@ def mixture_of_experts(
 ) -> tuple[Float[Array, "batch time embed"], Int[Array, ""]]:
     """Send every token through its chosen experts and sum what all devices computed of them.
 
-    The tokens of an expert go through it in runs of equally many, in a loop as long as there are
-    runs: an expert that no token chose is not read, and padding costs nothing.
+    An expert that no token chose is not read, and padding costs nothing.
 
     Args:
         layer: This device's part.
@@ -162,35 +162,81 @@ def mixture_of_experts(
     Returns:
         Of every token the sum over its experts, and how many of this device's experts were read.
     """
-    config, experts = shape.config, layer.experts
-    rows = x.reshape(-1, x.shape[-1])
-    gates, chosen = route(layer.router, rows, config=config)
+    experts, rows = layer.experts, x.reshape(-1, x.shape[-1])
+    gates, chosen = route(layer.router, rows, config=shape.config)
     local = chosen - jax.lax.axis_index(EXPERT_AXIS) * experts.count
     is_here = (local >= 0) & (local < experts.count)
     is_here = is_here & (jnp.arange(rows.shape[0]) < count)[:, None]
-    local = jnp.where(is_here, local, experts.count).reshape(-1)
-
-    order = jnp.argsort(local)  # stable: the tokens of an expert, then those of the next
-    ends = jnp.searchsorted(local[order], jnp.arange(experts.count), side="right")
-    sizes = jnp.diff(ends, prepend=0)
+    local = jnp.where(is_here, local, experts.count)
     run = _rows_of_a_run(rows.shape[0], shape=shape)
-    runs = jnp.cumsum(-(-sizes // run))
+    if run == 1:
+        partial = _one_by_one(experts, rows, gates, local, shape=shape)
+    else:
+        partial = _in_runs(experts, rows, gates, local, run=run, shape=shape)
+    numbers = jnp.arange(experts.count)
+    read = jnp.count_nonzero(jnp.any(local.reshape(-1, 1) == numbers[None], axis=0))
+    return _sum(partial, EXPERT_AXIS, MODEL_AXIS).reshape(x.shape), read
+
+
+def _one_by_one(
+    experts: Experts,
+    rows: Float[Array, "tokens embed"],
+    gates: Float[Array, "tokens selected"],
+    local: Int[Array, "tokens selected"],
+    *,
+    shape: StepShape,
+) -> Float[Array, "tokens embed"]:
+    """Every token alone through each of its experts that is here."""
+    selected = gates.shape[1]
 
     def add(index: Array, total: Array) -> Array:
-        expert = jnp.searchsorted(runs, index, side="right")
-        last = ends[expert]
-        number = index - (runs[expert] - -(-sizes[expert] // run))
-        places = last - sizes[expert] + number * run + jnp.arange(run)
-        picked = order[jnp.minimum(places, last - 1)]
-        tokens = picked // config.num_selected_experts
-        gate = jnp.where(places < last, gates.reshape(-1)[picked], 0.0)
+        token, expert = index // selected, local.reshape(-1)[index]
+
+        def multiply() -> Array:
+            row = jax.lax.dynamic_slice_in_dim(rows, token, 1)
+            return gates.reshape(-1)[index] * expert_block(experts, expert, row, shape=shape)
+
+        found = _if(expert < experts.count, multiply, like=rows[:1])
+        return jax.lax.dynamic_update_slice_in_dim(
+            total, jax.lax.dynamic_slice_in_dim(total, token, 1) + found, token, 0
+        )
+
+    zeros = jnp.zeros(rows.shape, jnp.float32)
+    total: Array = jax.lax.fori_loop(0, local.size, add, zeros)
+    return total
+
+
+def _in_runs(
+    experts: Experts,
+    rows: Float[Array, "tokens embed"],
+    gates: Float[Array, "tokens selected"],
+    local: Int[Array, "tokens selected"],
+    *,
+    run: int,
+    shape: StepShape,
+) -> Float[Array, "tokens embed"]:
+    """The tokens of each expert through it in runs of equally many, as many runs as that takes."""
+    chosen = local.reshape(-1)
+    order = jnp.argsort(chosen)  # stable: the tokens of an expert, then those of the next
+    numbers = jnp.arange(experts.count)
+    sizes = jnp.sum(chosen[:, None] == numbers[None], axis=0)
+    ends, runs = jnp.cumsum(sizes), -(-sizes // run)
+    last_runs = jnp.cumsum(runs)
+
+    def add(index: Array, total: Array) -> Array:
+        expert = jnp.sum(last_runs <= index)
+        number = index - (last_runs[expert] - runs[expert])
+        end = ends[expert]
+        places = end - sizes[expert] + number * run + jnp.arange(run)
+        picked = order[jnp.minimum(places, end - 1)]
+        tokens = picked // gates.shape[1]
+        gate = jnp.where(places < end, gates.reshape(-1)[picked], 0.0)
         found = expert_block(experts, expert, rows[tokens], shape=shape)
         return total.at[tokens].add(gate[:, None] * found)
 
     zeros = jnp.zeros(rows.shape, jnp.float32)
-    partial: Array = jax.lax.fori_loop(0, runs[-1], add, zeros)
-    total = _sum(partial, EXPERT_AXIS, MODEL_AXIS).reshape(x.shape)
-    return total, jnp.count_nonzero(sizes)
+    total: Array = jax.lax.fori_loop(0, last_runs[-1], add, zeros)
+    return total
 
 
 def _rows_of_a_run(tokens: int, *, shape: StepShape) -> int:
@@ -222,6 +268,12 @@ def expert_block(
     up = project(x, experts.up, shape=shape, expert=expert)
     hidden = jax.nn.gelu(gate, approximate=True) * up
     return project(hidden, experts.down, shape=shape, expert=expert)
+
+
+def _if(condition: Array, then: Callable[[], Array], *, like: Array) -> Array:
+    """Zeros, without computing anything, where a condition does not hold."""
+    found: Array = jax.lax.cond(condition, then, lambda: jnp.zeros(like.shape, jnp.float32))
+    return found
 
 
 def _sum(x: Array, *axes: str) -> Array:

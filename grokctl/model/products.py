@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Shaped
 
+from grokctl.model import kernels
 from grokctl.model.parameters import Matrix
 from grokctl.model.step import StepShape
 
@@ -48,16 +49,17 @@ def project(
         float32, partial if the inputs are split over devices.
     """
     rows = x.reshape(-1, x.shape[-1])
+    if shape.has_kernel and kernels.suits(len(rows), matrix.weight):
+        product = kernels.few_rows(rows, matrix.weight, matrix.scales, expert)
+        return product.reshape(*x.shape[:-1], -1)
     weight = _Stored.of(matrix.weight, expert)
     scales = None if matrix.scales is None else _Stored.of(matrix.scales, expert)
+    if shape.platform == "cpu" and len(rows) <= _FEW_ROWS[shape.operand]:
+        return _row_by_row(rows, weight, scales).reshape(*x.shape[:-1], -1)
     # experts' inputs are rounded; those of attention decide which experts come next, and are not
     parts = rows.astype(shape.operand) if expert is not None else _parts(rows, shape.operand)
-    if shape.platform != "cpu":
-        product = _in_groups(parts, weight, scales, kind=shape.operand)
-    elif rows.shape[0] <= _FEW_ROWS[shape.operand]:
-        product = _row_by_row(rows, weight, scales)
-    else:
-        product = _in_blocks(parts, weight, scales, kind=shape.operand)
+    multiply = _in_blocks if shape.platform == "cpu" else _in_groups
+    product = multiply(parts, weight, scales, kind=shape.operand)
     if len(product) > len(rows):
         product = product[: len(rows)] + product[len(rows) :]
     return product.reshape(*x.shape[:-1], -1)
@@ -264,19 +266,24 @@ def _in_groups(
     *,
     kind: jnp.dtype,
 ) -> Float[Array, "tokens outputs"]:
-    """A matrix product a scale group, scaled after; the weight dequantised if there are many."""
+    """A matrix product a scale group, scaled after; the weight dequantised if there are many.
+
+    XLA for GPUs reads the weight in the product itself if it is converted to the operands' type at
+    once; by way of float32, or with a slice for each group, it would write a copy first.
+    """
     outputs = weight.outputs
-    stored = weight.cut(0, 0, (weight.rows, outputs))
+    codes = weight.cut(0, 0, (weight.rows, outputs))
     scale = None if scales is None else scales.cut(0, 0, (scales.rows, outputs))
-    if scale is None or scale.shape[0] > _FEW_GROUPS:
-        return einsum("ti,io->to", x, _dequantised(stored, scale), kind=kind)
-    grouped = _dequantised(stored, None).reshape(scale.shape[0], -1, outputs)
-    parts = x.reshape(x.shape[0], scale.shape[0], -1)
-    total = jnp.zeros((x.shape[0], outputs), jnp.float32)
-    for group, factors in enumerate(widened(scale)):
-        sums = einsum("ti,io->to", parts[:, group], grouped[group], kind=kind)
-        total = total + sums * factors[None]
-    return total
+    if codes.dtype == jnp.uint8 or (scale is not None and scale.shape[0] > _FEW_GROUPS):
+        return einsum("ti,io->to", x, _dequantised(codes, scale), kind=kind)
+    if codes.dtype == jnp.uint16:
+        codes = jax.lax.bitcast_convert_type(codes, jnp.bfloat16)
+    if scale is None:
+        return einsum("ti,io->to", x, codes, kind=kind)
+    groups = scale.shape[0]
+    parts, grouped = x.reshape(x.shape[0], groups, -1), codes.reshape(groups, -1, outputs)
+    sums = einsum("tgi,gio->tgo", parts, grouped, kind=kind)
+    return jnp.sum(sums * widened(scale)[None], axis=1)
 
 
 def _dequantised(

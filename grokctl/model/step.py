@@ -21,6 +21,8 @@ class StepShape:
     it: bfloat16 or float32. Everything else is float32, which costs nothing beside the weights."""
     has_fast_bfloat16: bool = False
     """Whether a CPU multiplies matrices faster in bfloat16; accelerators do."""
+    has_kernel: bool = False
+    """Whether a GPU multiplies few tokens by the kernel of `model/kernels`."""
 
     @property
     def operand(self) -> jnp.dtype:

@@ -294,8 +294,15 @@ def mixed(devices: OnDevices, x, count=None):
     return devices.run(run, jnp.asarray(x), count)
 
 
-@pytest.mark.parametrize("time", [1, 2, 9, 40])
-@pytest.mark.parametrize(("few", "longest"), [(0, 128), (0, 3), (100, 128)])
+@pytest.mark.parametrize(
+    ("time", "few", "longest"),
+    [
+        pytest.param(1, 2, 128, id="one token"),
+        pytest.param(9, 100, 128, id="one by one"),
+        pytest.param(9, 0, 128, id="in runs"),
+        pytest.param(40, 0, 3, id="in many runs"),
+    ],
+)
 def test_experts_are_weighted_by_their_gates_in_absolute_scale(
     devices, source, monkeypatch, time, few, longest
 ):
