@@ -30,8 +30,9 @@ class _Stream:
 class Batch:
     """Continuous batching; iterate over it once, then read the statistics.
 
-    Every turn runs a chunk of the prompt that is next, if a slot is free for it, and one token of
-    every sequence whose prompt was read: neither a long prompt nor a long answer holds the others.
+    Every turn runs a chunk of the prompts that are next, where slots are free for them, and one
+    token of every sequence whose prompt was read: neither a long prompt nor a long answer holds the
+    others.
 
     Args:
         stepper: Runs the model, and has the slots.
@@ -63,6 +64,8 @@ class Batch:
             done += len(ended)
             self._observe(Advanced(stage=Stage.DECODE, done=done, detail=self._detail()))
             for stream in ended:
+                if (read := stream.generation.stats.first_token_s) > 0:
+                    stream.generation.stats.prefill_tokens_per_s = stream.read / read
                 self.stats.prompt_tokens += stream.generation.prompt_tokens
                 self.stats.tokens += len(stream.generation.ids)
                 yield stream.index, stream.generation
@@ -72,34 +75,40 @@ class Batch:
         return f"{len(self._running)} at a time, {self.stats.decode_tokens_per_s:.1f} tokens/s"
 
     def _read(self) -> list[_Stream]:
-        """Run a chunk of the prompt that is next; who ended with it."""
-        if self._reading is None and self._waiting and self._free:
-            self._reading = _Stream(*self._waiting.popleft(), self._free.pop())
-        stream = self._reading
-        if stream is None:
-            return []
-        begun = self._stepper.clock()
-        sequence, stats = stream.sequence, stream.generation.stats
-        if sequence.limit == 0:
-            sequence.finish()
-        else:
-            part = sequence.request.prompt[stream.read : stream.read + self._stepper.chunk]
-            logits = self._stepper.prefill(stream.slot, part, stream.read)
-            stream.read += len(part)
-            if stream.read == stream.generation.prompt_tokens:
-                sequence.take(logits)
+        """Run prompts that are next, as many tokens as a chunk has; who ended with that."""
+        ended, left = [], self._stepper.chunk
+        while left > 0:
+            if self._reading is None and self._waiting and self._free:
+                self._reading = _Stream(*self._waiting.popleft(), self._free.pop())
+            stream = self._reading
+            if stream is None:
+                break
+            begun = self._stepper.clock()
+            left -= self._read_on(stream)
             spent = self._stepper.clock() - begun
             self.stats.prefill_s += spent
-            stats.first_token_s += spent
-            stats.prefill_tokens_per_s = stream.read / stats.first_token_s
-        if sequence.is_over:
-            self._reading = None
-            self._free.append(stream.slot)
-            return [stream]
-        if sequence.sampled:
-            self._reading, stream.since = None, self._stepper.clock()
-            self._running.append(stream)
-        return []
+            stream.generation.stats.first_token_s += spent
+            if stream.sequence.is_over:
+                self._reading = None
+                self._free.append(stream.slot)
+                ended.append(stream)
+            elif stream.sequence.sampled:
+                self._reading, stream.since = None, self._stepper.clock()
+                self._running.append(stream)
+        return ended
+
+    def _read_on(self, stream: _Stream) -> int:
+        """Run a chunk of a prompt, and choose a token after the last; how many tokens that were."""
+        sequence = stream.sequence
+        if sequence.limit == 0:
+            sequence.finish()
+            return 0
+        part = sequence.request.prompt[stream.read : stream.read + self._stepper.chunk]
+        logits = self._stepper.prefill(stream.slot, part, stream.read)
+        stream.read += len(part)
+        if stream.read == stream.generation.prompt_tokens:
+            sequence.take(logits)
+        return len(part)
 
     def _step(self) -> list[_Stream]:
         """Run one token of every sequence that is under way; who ended with it."""
