@@ -186,17 +186,21 @@ def _one_by_one(
     *,
     shape: StepShape,
 ) -> Float[Array, "tokens embed"]:
-    """Every token alone through each of its experts that is here."""
+    """Every token alone through each of its experts that is here.
+
+    Where only padding has none here, an accelerator does not ask: it would wait for the host.
+    """
     selected = gates.shape[1]
+    is_asked = shape.platform == "cpu" or shape.mesh.expert > 1
 
     def add(index: Array, total: Array) -> Array:
         token, expert = index // selected, local.reshape(-1)[index]
 
         def multiply() -> Array:
-            row = jax.lax.dynamic_slice_in_dim(rows, token, 1)
-            return gates.reshape(-1)[index] * expert_block(experts, expert, row, shape=shape)
+            row, number = jax.lax.dynamic_slice_in_dim(rows, token, 1), expert % experts.count
+            return gates.reshape(-1)[index] * expert_block(experts, number, row, shape=shape)
 
-        found = _if(expert < experts.count, multiply, like=rows[:1])
+        found = _if(expert < experts.count, multiply, like=rows[:1]) if is_asked else multiply()
         return jax.lax.dynamic_update_slice_in_dim(
             total, jax.lax.dynamic_slice_in_dim(total, token, 1) + found, token, 0
         )
