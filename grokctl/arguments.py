@@ -50,6 +50,7 @@ MeshOption = Annotated[
     str | None, typer.Option(metavar="MESH", help="Such as expert=2,model=8.", show_default=False)
 ]
 ComputeOption = Annotated[str, typer.Option(metavar="TYPE", help="bfloat16 or float32.")]
+KvOption = Annotated[str, typer.Option("--kv", metavar="TYPE", help="Cache: compute or int8.")]
 ContextOption = Annotated[
     int | None, typer.Option(metavar="N", help="Tokens of context.", show_default="the model's")
 ]
@@ -58,10 +59,26 @@ TokenIdsOption = Annotated[
 ]
 
 
+def check_prompts(**given: object) -> None:
+    """Refuse more than one option that says what to continue; what was not given is None."""
+    names = [f"--{name.replace('_', '-')}" for name, value in given.items() if value is not None]
+    if len(names) > 1:
+        raise UsageError(f"{', '.join(names)}: only one of them can be meant")
+
+
+def check_many(prompts_file: str | None, *, batch: int | None, echo: bool, no_stream: bool) -> None:
+    """Refuse options that mean nothing with, or without, a file of prompts."""
+    if prompts_file is None:
+        if batch is not None:
+            raise UsageError("--batch: means something only with --prompts-file")
+        return
+    for name, is_given in (("--echo", echo), ("--no-stream", no_stream)):
+        if is_given:
+            raise UsageError(f"{name}: means nothing with --prompts-file, whose results are JSON")
+
+
 def read_prompt(prompt: str | None, prompt_file: Path | None, token_ids: str | None) -> str | None:
     """The text to continue; None if token ids were given or a person is to be asked."""
-    if sum(given is not None for given in (prompt, prompt_file, token_ids)) > 1:
-        raise UsageError("only one of --prompt, --prompt-file and --token-ids can be meant")
     if prompt_file is not None:
         return read_text(prompt_file)
     if prompt == "-":
@@ -113,6 +130,18 @@ def read_token_ids(text: str) -> list[int]:
     if not all(re.fullmatch("[0-9]{1,9}", part) for part in parts):
         raise UsageError(f"token ids {text[:60]!r} are no numbers", "--token-ids 1,2,3")
     return list(map(int, parts))
+
+
+def read_counts(text: str, name: str) -> tuple[int, ...]:
+    """Read `64,512`: numbers above 0, each of them once.
+
+    Raises:
+        UsageError: It is something else.
+    """
+    parts = [part.strip() for part in text.split(",")]
+    if not all(re.fullmatch("0*[1-9][0-9]{0,6}", part) for part in parts):
+        raise UsageError(f"{name} {text[:60]!r} are no numbers above 0", f"{name} 64,512")
+    return tuple(dict.fromkeys(map(int, parts)))
 
 
 def read_layers(text: str | None) -> frozenset[int] | None:

@@ -23,6 +23,7 @@ from grokctl.arguments import (
     DevicesOption,
     HomeOption,
     JsonOption,
+    KvOption,
     MeshOption,
     MirrorOption,
     NoDhtOption,
@@ -36,6 +37,9 @@ from grokctl.arguments import (
     TrackerOption,
     VerboseOption,
     WebSeedOption,
+    check_many,
+    check_prompts,
+    read_counts,
     read_devices,
     read_layers,
     read_mesh,
@@ -56,12 +60,13 @@ if TYPE_CHECKING:
     from grokctl.checkpoint.release import Release
     from grokctl.console import Console
     from grokctl.fetch import Fetched
-    from grokctl.generation import Generation
-    from grokctl.infer import Engine
     from grokctl.sources import FetchOptions
     from grokctl.verify import Verdict
 
 _GOES_ON: Final = "interrupted; the same command goes on where it stopped"
+_SEEDS: Final = 10**6
+"""One of so many is drawn where none is given: few enough to type again."""
+_BATCH: Final = 8
 
 
 _ParseError: Final = typer.BadParameter.__base__
@@ -548,6 +553,14 @@ def run(
         Path | None, typer.Option(metavar="FILE", help="Text from a file.")
     ] = None,
     token_ids: TokenIdsOption = None,
+    prompts_file: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="Many, as JSON lines; - for stdin."),
+    ] = None,
+    batch: Annotated[
+        int | None,
+        typer.Option(metavar="N", min=1, help="N of these at a time.", show_default="8"),
+    ] = None,
     max_tokens: Annotated[
         int, typer.Option("-n", "--max-tokens", metavar="N", min=0, help="Stop after N tokens.")
     ] = 128,
@@ -565,8 +578,11 @@ def run(
     devices: DevicesOption = None,
     mesh: MeshOption = None,
     compute: ComputeOption = "bfloat16",
+    kv: KvOption = "compute",
     context: ContextOption = None,
-    stats: Annotated[bool, typer.Option("--stats", help="Say how fast it was.")] = False,
+    stats: Annotated[
+        bool, typer.Option("--stats", help="Measure the memory, and say all of how fast it was.")
+    ] = False,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
     verbose: VerboseOption = False,
@@ -574,49 +590,47 @@ def run(
 ) -> None:
     """Continue a text. Grok-1 is a base model: it completes, it does not chat."""
     with _ui(as_json=as_json, quiet=quiet, verbose=verbose) as console:
-        from grokctl import render
+        from grokctl import settings
+        from grokctl.generation import Request
         from grokctl.model.sampling import Sampling
-        from grokctl.running import converse, open_job, write
+        from grokctl.prompts import read_prompts
 
-        text = read_prompt(prompt, prompt_file, token_ids)
-        if as_json and text is None and token_ids is None:
-            raise UsageError("there is no prompt", "grokctl run --json -p 'Once upon a time'")
-        drawn = int.from_bytes(os.urandom(4)) if seed is None else seed
+        check_prompts(
+            prompt=prompt, prompt_file=prompt_file, token_ids=token_ids, prompts_file=prompts_file
+        )
+        check_many(prompts_file, batch=batch, echo=echo, no_stream=no_stream)
+        drawn = int.from_bytes(os.urandom(4)) % _SEEDS if seed is None else seed
         sampling = Sampling(
             temperature=temperature, top_p=top_p, top_k=top_k, min_p=min_p, seed=drawn
         )
+        request = Request(
+            prompt=(), sampling=sampling, max_tokens=max_tokens, ignore_eos=ignore_eos
+        )
+        request = settings.change(request, "stop", stop or [])
+        where, many = _home(home), read_prompts(prompts_file, request) if prompts_file else None
+        text = None if many else read_prompt(prompt, prompt_file, token_ids)
+        is_asked = many is None and text is None and token_ids is None
+        if as_json and is_asked:
+            raise UsageError("there is no prompt", "grokctl run --json -p 'Once upon a time'")
 
-        def complete(engine: "Engine", ids: list[int], sampling: Sampling) -> "Generation":
-            return engine.generate(
-                ids,
-                sampling=sampling,
-                max_tokens=max_tokens,
-                stop=tuple(stop or ()),
-                ignore_eos=ignore_eos,
-            )
+        from grokctl.conversation import converse
+        from grokctl.running import Wanted, complete, complete_many
 
-        with console.observing() as observe:
-            job = open_job(
-                console, _home(home), checkpoint, devices, mesh, compute, context, observe
-            )
-            if text is None and token_ids is None:
-                converse(console, job.start(observe), sampling, complete)
-                return
-            if stop and job.plan.tokenizer is None:
-                raise UsageError("--stop needs a tokenizer.model, this checkpoint has none")
-            ids = job.tokens(text, token_ids)
-            engine = job.start(observe)
-            generation = complete(engine, ids, sampling)
-            said = (text or " ".join(map(str, ids)) + " ") if echo else None
-            write(console, engine, generation, echo=said, stream=not no_stream)
-            if stats or as_json:
-                engine.measure_bandwidth(generation.stats)
-        if as_json:
-            render.generation(console, generation)
-        elif stats:
-            render.stats(console, generation)
-        elif temperature > 0:
-            console.note(f"seed {drawn}")
+        wanted = Wanted(checkpoint, devices, mesh, compute=compute, kv=kv, context=context)
+        if many is not None:
+            complete_many(console, where, wanted, many, batch=batch or _BATCH, all_stats=stats)
+        elif is_asked:
+            converse(console, where, wanted, request, all_stats=stats)
+        elif complete(
+            *(console, where, wanted, request),
+            text=text,
+            token_ids=token_ids,
+            echo=echo,
+            stream=not no_stream,
+            all_stats=stats,
+        ):
+            console.note("interrupted")
+            raise typer.Exit(ExitCode.INTERRUPTED)
 
 
 @app.command(epilog="Example: grokctl score --text essay.txt --compute float32")
@@ -632,6 +646,7 @@ def score(
     devices: DevicesOption = None,
     mesh: MeshOption = None,
     compute: ComputeOption = "bfloat16",
+    kv: KvOption = "compute",
     context: ContextOption = None,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
@@ -641,17 +656,16 @@ def score(
     """How likely the model finds a text: negative log-likelihood and perplexity."""
     with _ui(as_json=as_json, quiet=quiet, verbose=verbose) as console:
         from grokctl import render
-        from grokctl.running import open_job
+        from grokctl.running import Wanted, open_job
 
         if (text is None) == (token_ids is None):
             raise UsageError("score takes either --text or --token-ids", "--text essay.txt")
         content = None
         if text is not None:
             content = read_stdin() if text == "-" else read_text(Path(text))
+        wanted = Wanted(checkpoint, devices, mesh, compute=compute, kv=kv, context=context)
         with console.observing() as observe:
-            job = open_job(
-                console, _home(home), checkpoint, devices, mesh, compute, context, observe
-            )
+            job = open_job(console, _home(home), wanted, observe)
             ids = job.tokens(content, token_ids)
             with _logits_file(logits, (len(ids), job.plan.config.vocab_size)) as out:
                 found = job.start(observe).score(ids, logits_out=out)
@@ -680,6 +694,52 @@ def _logits_file(
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+@app.command(epilog="Example: grokctl bench --prompt-tokens 64,512 --batch 1,4,16")
+def bench(
+    checkpoint: CheckpointArgument = None,
+    prompt_tokens: Annotated[
+        str, typer.Option(metavar="64,512", help="Lengths of prompts.")
+    ] = "64,512",
+    max_tokens: Annotated[
+        int, typer.Option("-n", "--max-tokens", metavar="N", min=2, help="Tokens after each.")
+    ] = 32,
+    batch: Annotated[str, typer.Option(metavar="1,4", help="Prompts at a time.")] = "1,4",
+    devices: DevicesOption = None,
+    mesh: MeshOption = None,
+    compute: ComputeOption = "bfloat16",
+    kv: KvOption = "compute",
+    context: ContextOption = None,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+    verbose: VerboseOption = False,
+    home: HomeOption = None,
+) -> None:
+    """How fast it reads and writes, beside what this machine's memory allows."""
+    with _ui(as_json=as_json, quiet=quiet, verbose=verbose) as console:
+        lengths = read_counts(prompt_tokens, "--prompt-tokens")
+        batches = read_counts(batch, "--batch")
+
+        from grokctl import bench as stage
+        from grokctl import render
+        from grokctl.running import Wanted, open_job
+
+        workloads = [stage.Workload(length, many) for length in lengths for many in batches]
+        wanted = Wanted(
+            *(checkpoint, devices, mesh),
+            compute=compute,
+            kv=kv,
+            context=context,
+            streams=max(batches),
+        )
+        with console.observing() as observe:
+            job = open_job(console, _home(home), wanted, observe)
+            stage.check_workloads(job.plan, workloads, max_tokens)
+            found = stage.bench(
+                job.start(observe), workloads, max_tokens=max_tokens, observe=observe
+            )
+        render.bench(console, found, job.options)
 
 
 @app.command(epilog="Example: grokctl demo --keep ./demo")

@@ -9,7 +9,7 @@ import time
 import unicodedata
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict
 from typing import Any, Final
 
@@ -22,7 +22,7 @@ from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Ta
 from rich.table import Column, Table
 from rich.text import Text
 
-from grokctl.errors import GrokctlError
+from grokctl.errors import GrokctlError, UsageError
 from grokctl.events import (
     Advanced,
     Event,
@@ -35,7 +35,7 @@ from grokctl.events import (
     ignore,
     throttled,
 )
-from grokctl.units import format_bytes, format_count, format_seconds
+from grokctl.units import format_bytes, format_clock, format_count, format_seconds
 
 _TITLES: Final = {
     Stage.METADATA: "find the torrent",
@@ -50,6 +50,7 @@ _TITLES: Final = {
     Stage.PREFILL: "read prompt",
     Stage.DECODE: "write",
     Stage.SCORE: "score",
+    Stage.BENCH: "bench",
     Stage.MINIATURE: "write miniature",
 }
 _FLEETING: Final = frozenset({Stage.METADATA, Stage.STRUCTURE, Stage.PREFILL, Stage.COMPILE})
@@ -88,6 +89,13 @@ def _table(
     for row in rows:
         table.add_row(*(escape(row[place]) for place in places))
     return table
+
+
+def _grid(facts: Sequence[tuple[str, str]]) -> Table:
+    grid = Table.grid(Column(style="dim"), Column(overflow="fold"), padding=(0, 2))
+    for name, value in facts:
+        grid.add_row(escape(name), escape(value))
+    return grid
 
 
 def _harmless(text: str) -> str:
@@ -139,8 +147,13 @@ class Console:
         """Print text to stdout at once; a terminal gets no control codes from a model."""
         if sys.stdout is None:
             return
-        sys.stdout.write(_harmless(text) if sys.stdout.isatty() else text)
-        sys.stdout.flush()
+        if not sys.stdout.isatty():
+            sys.stdout.write(text)
+            sys.stdout.flush()
+            return
+        with self._live.away() if self._live is not None else nullcontext():
+            sys.stdout.write(_harmless(text))
+            sys.stdout.flush()
 
     def note(self, message: str) -> None:
         """Say something to people, on stderr."""
@@ -150,6 +163,11 @@ class Console:
             self._json_line(Noted(message=message))
         else:
             self.err.print(Text(_harmless(message)), soft_wrap=not self.err.is_terminal)
+
+    def note_fitting(self, forms: Sequence[str]) -> None:
+        """Say the first form that fits into a line; without a terminal, all of them do."""
+        room = self.err.width if self.err.is_terminal else _ENDLESS
+        self.note(next((form for form in forms if len(form) <= room), forms[-1]))
 
     def failure(self, error: GrokctlError, *, has_result: bool = False) -> None:
         """Say what went wrong, and what to do about it.
@@ -210,14 +228,27 @@ class Console:
             return _PLAIN_BARS
         return _BARS
 
+    def gauge(self, share: float, width: int = 16) -> str:
+        """A bar that is full where the share is 1."""
+        done = round(min(max(share, 0.0), 1.0) * width)
+        full, rest = ("█", "░") if self.bars == _BARS else ("#", ".")
+        return full * done + rest * (width - done)
+
     def facts(self, title: str, facts: Sequence[tuple[str, str]]) -> None:
         """Print names and values to stdout."""
         if self.quiet:
             return
-        grid = Table.grid(Column(style="dim"), Column(overflow="fold"), padding=(0, 2))
-        for name, value in facts:
-            grid.add_row(escape(name), escape(value))
-        self._print(Group(Text(title, style="bold"), Padding(grid, (0, 0, 1, 1))))
+        self._print(Group(Text(title, style="bold"), Padding(_grid(facts), (0, 0, 1, 1))))
+
+    def asides(self, facts: Sequence[tuple[str, str]]) -> None:
+        """Say names and values on stderr, which are not the result."""
+        if self.quiet:
+            return
+        if self.as_json or not self.err.is_terminal:
+            for name, value in facts:
+                self.note(f"{name}: {value}")
+        else:
+            self.err.print(_grid(facts))
 
     def _print(self, renderable: RenderableType) -> None:
         """Print to stdout; without a terminal, without blanks at the ends of lines."""
@@ -229,11 +260,23 @@ class Console:
         self.write("".join(f"{line.rstrip()}\n" for line in captured.get().splitlines()))
 
     def ask(self, prompt: str) -> str | None:
-        """Read a line; None at the end of the input."""
+        """Read a line; None at the end of the input.
+
+        Raises:
+            UsageError: It is no UTF-8 text.
+        """
+        is_shown = sys.stdout is not None and sys.stdout.isatty()
+        if not is_shown and sys.stderr is not None:  # the prompt is no result
+            sys.stderr.write(prompt)
+            sys.stderr.flush()
         try:
-            return input(prompt)
+            line = input(prompt if is_shown else "")
+            line.encode()
+        except UnicodeError as error:
+            raise UsageError("the line is no UTF-8 text") from error
         except (EOFError, ValueError):  # ValueError: stdin was closed
             return None
+        return line
 
     def _json_line(self, event: Event) -> None:
         values = {"event": type(event).__name__.lower(), **asdict(event)}
@@ -274,9 +317,15 @@ class _Pace:
         elapsed = time.monotonic() - then
         return (self.done - before) / elapsed if elapsed > 0 else 0.0
 
+    @property
+    def at_the_end(self) -> str:
+        """How much it was, and how long it took."""
+        took = format_seconds(self.elapsed)
+        return took if self.unit is Unit.NOTHING else f"{self} in {took}"
+
     def __str__(self) -> str:
         if self.unit is Unit.NOTHING:
-            return format_seconds(self.elapsed)
+            return format_clock(self.elapsed)
         parts = [format_count(self.done, self.unit)]
         if self.total and self.done < self.total:
             done = format_bytes(self.done) if self.unit is Unit.BYTES else f"{self.done:,}"
@@ -285,7 +334,7 @@ class _Pace:
                 f"{100 * self.done / self.total:.0f}%",
             ]
         rate = self.rate
-        if rate:
+        if rate and self.unit is not Unit.PROMPTS:  # of different lengths
             parts.append(f"{format_count(rate, self.unit)}/s")
         if rate and 0 < self.done < self.total:
             parts.append(f"{format_seconds((self.total - self.done) / rate)} left")
@@ -294,7 +343,7 @@ class _Pace:
 
 class _PaceColumn(ProgressColumn):
     def render(self, task: Task) -> Text:
-        return Text(task.fields["pace"])
+        return Text(str(task.fields["pace"]))
 
 
 class _Panel(Progress):
@@ -334,6 +383,21 @@ class _Bars:
             self._progress.stop()
             self._progress = None
 
+    @contextmanager
+    def away(self) -> Iterator[None]:
+        """Take the bars off the screen while something else is written there."""
+        progress = self._progress
+        if progress is None:
+            yield
+            return
+        progress.live.transient = True
+        progress.stop()
+        try:
+            yield
+        finally:
+            progress.live.transient = False
+            progress.start()
+
     def _start(self, stage: Stage, event: Started) -> None:
         if self._progress is None:
             self._progress = _Panel(
@@ -347,6 +411,7 @@ class _Bars:
                 ),
                 console=self._console,
                 expand=True,
+                redirect_stdout=False,  # results are for stdout, whatever is shown on stderr
             )
             self._progress.start()
         pace = _Pace(event)
@@ -354,7 +419,7 @@ class _Bars:
             _TITLES[stage],
             total=event.total or None,
             completed=event.done,
-            pace=str(pace),
+            pace=pace if pace.unit is Unit.NOTHING else str(pace),  # time passes by itself
             detail="",
         )
         self._stages[stage] = (task, pace)
@@ -364,7 +429,9 @@ class _Bars:
         task, pace = self._stages[stage]
         pace.advance(event.done)
         detail = "" if event.facts else escape(event.detail)
-        self._progress.update(task, completed=event.done, pace=str(pace), detail=detail)
+        self._progress.update(task, completed=event.done, detail=detail)
+        if pace.unit is not Unit.NOTHING:
+            self._progress.update(task, pace=str(pace))
         self._progress.below = self._below(event)
 
     def _below(self, event: Advanced) -> RenderableType | None:
@@ -399,7 +466,7 @@ class _Bars:
                 task,
                 total=max(pace.total, 1),
                 completed=max(pace.total, 1),
-                pace=f"{pace} in {format_seconds(pace.elapsed)}",
+                pace=pace.at_the_end,
                 detail="",
             )
         if not self._stages:
@@ -426,7 +493,7 @@ class _Lines:
                 pace = self._stages.pop(stage)
                 if stage not in _FLEETING or pace.elapsed >= 1:
                     pace.done = pace.total or pace.done
-                    self._say(f"{_TITLES[stage]}: {pace} in {format_seconds(pace.elapsed)}")
+                    self._say(f"{_TITLES[stage]}: {pace.at_the_end}")
             case Noted(message=message):
                 self._say(message)
             case _:

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from grokctl.paths import quoted
-from grokctl.units import format_bytes, format_rate, format_seconds
+from grokctl.units import format_bytes, format_number, format_rate, format_seconds
 
 if TYPE_CHECKING:  # a verb pays for its own stage only
+    from grokctl.bench import Bench
     from grokctl.checkpoint.ready import ReadyCheckpoint
     from grokctl.checkpoint.receipt import Receipt
     from grokctl.checkpoint.values import Spread
@@ -22,7 +23,8 @@ if TYPE_CHECKING:  # a verb pays for its own stage only
     from grokctl.errors import Damage
     from grokctl.estimate import Estimate
     from grokctl.fetch import Fetched
-    from grokctl.generation import Generation, Score
+    from grokctl.generation import BatchStats, Generation, Score
+    from grokctl.infer import EngineOptions
     from grokctl.inspect import Inspection, Row
     from grokctl.model.placement import MeshShape
     from grokctl.preflight import FetchPlan
@@ -518,10 +520,18 @@ def _compressed(ready: ReadyCheckpoint, plan: ReshardPlan, seconds: float) -> li
     return [("compressed", f"to {ratio:.0%} of {format_bytes(plan.bytes_out)}, {rate} before it")]
 
 
-def generation(console: Console, result: Generation) -> None:
-    """The JSON object of a run; people have read the text already."""
+def generation(
+    console: Console,
+    result: Generation,
+    *,
+    index: int | None = None,
+    name: str | int | None = None,
+) -> None:
+    """The JSON object of a run, or of one prompt of many; people have read the text already."""
     console.emit(
         {
+            **({} if index is None else {"index": index}),
+            **({} if name is None else {"id": name}),
             "prompt_tokens": result.prompt_tokens,
             "tokens": result.ids,
             "text": result.text,
@@ -532,23 +542,174 @@ def generation(console: Console, result: Generation) -> None:
     )
 
 
-def stats(console: Console, result: Generation) -> None:
-    """How fast a run was, in three lines on stderr."""
+def generations(console: Console, stats: BatchStats, prompts: int) -> None:
+    """The JSON object of a run over many prompts, which had an object each before."""
+    console.emit(
+        {
+            "prompts": prompts,
+            "tokens": stats.tokens,
+            "prompt_tokens": stats.prompt_tokens,
+            "seconds": stats.seconds,
+            "stats": {
+                "load_s": stats.load_s,
+                "compile_s": stats.compile_s,
+                "prefill_tokens_per_s": stats.prefill_tokens_per_s,
+                "decode_tokens_per_s": stats.decode_tokens_per_s,
+                "steps": stats.steps,
+                "bytes_per_step": stats.bytes_per_step,
+                "bandwidth_fraction": stats.bandwidth_fraction,
+            },
+        }
+    )
+
+
+def closing(console: Console, result: Generation, *, has_loaded: bool, is_drawn: bool) -> None:
+    """What one text took, in a line on stderr: in fewer words where that is narrow.
+
+    Args:
+        console: Whose terminal it is.
+        result: The text.
+        has_loaded: Whether the weights were loaded for it.
+        is_drawn: Whether its seed matters.
+    """
     found = result.stats
-    rate = f"{found.decode_tokens_per_s:.1f} tokens/s"
-    if found.bandwidth_fraction is not None:
-        rate += f", {found.bandwidth_fraction:.1%} of memory bandwidth"
+    start = ["stopped"] if result.finish_reason == "interrupted" else []
+    end = [f"seed {result.seed}"] if is_drawn else []
+    load = [("load", found.load_s)] if has_loaded else []
+    compiled = [("compile", found.compile_s)] if found.compile_s else []
+    first = [("first token", found.first_token_s)] if result.ids else []
+    wide, narrow = _speeds(found.prefill_tokens_per_s, found.decode_tokens_per_s)
+    reads = [f"{format_bytes(found.bytes_per_token)}/token"] if result.ids else []
+    forms = [" · ".join([*start, *_times(load + compiled + first), *wide, *reads, *end])]
+    for times in (load + compiled + first, compiled + first, first):
+        short = ", ".join(_times(times)).replace("first token", "first")
+        forms.append(" · ".join([*start, *filter(None, [short]), *narrow, *reads, *end]))
+    console.note_fitting(forms)
+
+
+def closing_many(console: Console, stats: BatchStats, prompts: int) -> None:
+    """What many texts took together, in a line on stderr."""
+    wide, narrow = _speeds(stats.prefill_tokens_per_s, stats.decode_tokens_per_s)
+    many = format_number(prompts, "prompt")
+    reads = [f"{format_bytes(stats.bytes_per_step)}/step"] if stats.steps else []
+    took = f"{stats.tokens:,} tokens in {format_seconds(stats.seconds)}"
+    load = ("load", stats.load_s)
+    times = [load, ("compile", stats.compile_s)] if stats.compile_s else [load]
+    console.note_fitting(
+        [
+            " · ".join([many, *_times(times), took, *wide, *reads]),
+            " · ".join([many, ", ".join(_times(times)), took, *narrow, *reads]),
+            " · ".join([many, took, *narrow, *reads]),
+            " · ".join([many, took, *narrow]),
+        ]
+    )
+
+
+def _times(times: Iterable[tuple[str, float]]) -> list[str]:
+    return [f"{name} {format_seconds(seconds)}" for name, seconds in times]
+
+
+def _speeds(prefill: float, decode: float) -> tuple[list[str], list[str]]:
+    """Both rates, as far as there are any, in many words and in few."""
+    rates = [("prefill", "in", prefill), ("decode", "out", decode)]
+    wide = [f"{name} {_pace(rate)} tokens/s" for name, _, rate in rates if rate]
+    narrow = ", ".join(f"{name} {_pace(rate)}/s" for _, name, rate in rates if rate)
+    return wide, [narrow] if narrow else []
+
+
+def _pace(rate: float) -> str:
+    """A rate in about three digits."""
+    return f"{rate:,.0f}" if rate >= 100 else f"{rate:.1f}" if rate >= 1 else f"{rate:.2g}"  # noqa: PLR2004
+
+
+def stats(console: Console, result: Generation) -> None:
+    """All that was measured of one text, on stderr."""
+    found = result.stats
+    rate = found.decode_tokens_per_s * found.bytes_per_token
+    console.asides(
+        [
+            ("load", format_seconds(found.load_s)),
+            ("compile", format_seconds(found.compile_s)),
+            ("first token", format_seconds(found.first_token_s)),
+            ("prefill", _counted(result.prompt_tokens, found.prefill_tokens_per_s)),
+            ("decode", _counted(max(0, len(result.ids) - 1), found.decode_tokens_per_s)),
+            ("a token reads", format_bytes(found.bytes_per_token)),
+            *_bandwidth(console, rate, found.bandwidth_fraction),
+            ("ended by", str(result.finish_reason)),
+            ("seed", str(result.seed)),
+        ]
+    )
+
+
+def stats_many(console: Console, found: BatchStats, prompts: int) -> None:
+    """All that was measured of many texts together, on stderr."""
+    rate = found.bytes_read / found.decode_s if found.decode_s else 0.0
+    console.asides(
+        [
+            ("prompts", f"{prompts:,} in {format_seconds(found.seconds)}"),
+            ("load", format_seconds(found.load_s)),
+            ("compile", format_seconds(found.compile_s)),
+            ("prefill", _counted(found.prompt_tokens, found.prefill_tokens_per_s)),
+            ("decode", _counted(found.decoded, found.decode_tokens_per_s)),
+            ("a step reads", format_bytes(found.bytes_per_step)),
+            *_bandwidth(console, rate, found.bandwidth_fraction),
+        ]
+    )
+
+
+def _counted(tokens: int, rate: float) -> str:
+    many = format_number(tokens, "token")
+    return f"{many} at {_pace(rate)} tokens/s" if rate else many
+
+
+def _bandwidth(console: Console, rate: float, share: float | None) -> Facts:
+    """What was read beside what the memory was measured to give, if it was."""
+    if not share:
+        return []
+    reach = f"{share:.0%} of the {format_rate(rate / share)} measured now"
+    return [("its memory", f"{console.gauge(share)} {reach}")]
+
+
+def bench(console: Console, found: Bench, options: EngineOptions) -> None:
+    """A table of speeds, each with a bar against what the memory gives."""
+    if console.as_json:
+        console.emit(
+            {
+                "devices": options.mesh.size,
+                "mesh": str(options.mesh),
+                "compute": options.compute,
+                "kv": options.kv,
+                "max_tokens": found.max_tokens,
+                "load_s": found.load_s,
+                "compile_s": found.compile_s,
+                "bandwidth_bytes_per_s": found.bandwidth,
+                "rows": [asdict(row) for row in found.rows],
+            }
+        )
+        return
+    limit = format_rate(found.bandwidth)
+    console.table(
+        f"{found.max_tokens} tokens after each prompt; the limit is this memory's {limit}",
+        ("prompt", "batch", "prefill", "first token", "decode", "a step", "reads", "of the limit"),
+        [
+            (
+                f"{row.prompt_tokens:,}",
+                f"{row.batch:,}",
+                f"{_pace(row.prefill_tokens_per_s)}/s",
+                f"{_pace(1000 * row.first_token_s)} ms",
+                f"{_pace(row.decode_tokens_per_s)}/s",
+                f"{_pace(1000 * row.step_s)} ms",
+                format_bytes(row.bytes_per_step),
+                f"{console.gauge(row.bandwidth_fraction, 10)} {row.bandwidth_fraction:4.0%}",
+            )
+            for row in found.rows
+        ],
+        right=("prompt", "batch", "prefill", "first token", "decode", "a step", "reads"),
+        optional=("reads", "first token", "prefill"),
+    )
     console.note(
         f"load {format_seconds(found.load_s)} · compile {format_seconds(found.compile_s)} · "
-        f"first token {format_seconds(found.first_token_s)}"
-    )
-    console.note(
-        f"prompt {result.prompt_tokens} tokens at {found.prefill_tokens_per_s:.1f} tokens/s · "
-        f"{len(result.ids)} new at {rate}"
-    )
-    console.note(
-        f"{format_bytes(found.bytes_per_token)} a token · ended by {result.finish_reason} · "
-        f"seed {result.seed}"
+        "rates count the tokens of a whole batch"
     )
 
 

@@ -186,9 +186,9 @@ def test_a_run_can_be_stopped_while_it_compiles_and_while_it_writes(
 
     written = []
     slow = (
-        "import time, grokctl.infer as infer\n"
-        "run = infer.Engine._run\n"
-        "infer.Engine._run = lambda *a, **k: time.sleep(0.1) or run(*a, **k)\n"
+        "import time, grokctl.stepping as stepping\n"
+        "run = stepping.Stepper._run\n"
+        "stepping.Stepper._run = lambda *a, **k: time.sleep(0.1) or run(*a, **k)\n"
         "from grokctl.cli import main; main()"
     )
     ended = interrupt(
@@ -203,6 +203,39 @@ def test_a_run_can_be_stopped_while_it_compiles_and_while_it_writes(
     assert seconds < 5
     assert stderr.rstrip().endswith("interrupted")
     assert written != [""]
+
+
+@pytest.mark.parametrize("as_json", [True, False], ids=["json", "text"])
+def test_ctrl_c_ends_a_text_and_says_what_there_is(process, home, cut, as_json):
+    code = (
+        "import os, signal, grokctl.stepping as stepping\n"
+        "decode = stepping.Stepper.decode\n"
+        "def pressed(*arguments):\n"
+        "    os.kill(os.getpid(), signal.SIGINT)\n"
+        "    return decode(*arguments)\n"
+        "stepping.Stepper.decode = pressed\n"
+        "from grokctl.cli import main; main()"
+    )
+
+    outcome = process.run(
+        *("run", cut("words", 1).root, "-p", "import", "--ignore-eos", "--home", home),
+        *(["--json"] if as_json else []),
+        code=code,
+    )
+
+    assert outcome.exit_code == 130
+    assert "Traceback" not in outcome.stderr
+    if as_json:
+        assert outcome.result["finish_reason"] == "interrupted"
+        assert len(outcome.result["tokens"]) == 2  # the step under way is done, and none after it
+        assert outcome.result["stats"]["decode_tokens_per_s"] > 0
+    else:
+        assert outcome.stdout.endswith("\n")
+        *_, line, last = outcome.stderr.splitlines()
+        assert line.startswith("stopped · ")
+        assert "decode" in line
+        assert "seed" in line
+        assert last == "interrupted"
 
 
 def test_a_score_can_be_stopped(interrupt, home):
@@ -290,6 +323,65 @@ def test_an_interrupt_ends_a_call_that_is_deaf_to_it(process, home):
     assert outcome.exit_code == 130
     assert outcome.stderr.splitlines()[-1] == "interrupted"
     assert time.monotonic() - began < 6
+
+
+def _deferring(*, block):
+    """A command that defers Ctrl-C while it runs a block, and then goes on for a while."""
+    return (
+        "import os, signal, threading, time\n"
+        "from grokctl import cli, inspect, interrupts\n"
+        "interrupts._PATIENCE_S = 0.3\n"
+        "def press(number=signal.SIGINT):\n"
+        "    os.kill(os.getpid(), number)\n"
+        "def inspected(*arguments, **options):\n"
+        "    with interrupts.deferred() as asked:\n"
+        f"        {block}\n"
+        "    time.sleep(1)\n"
+        "    print(f'went on after {asked.to_end}', flush=True)\n"
+        "    press()\n"
+        "    time.sleep(30)\n"
+        "inspect.inspect = inspected\n"
+        "cli.main()"
+    )
+
+
+@pytest.mark.parametrize(
+    ("block", "asked"),
+    [
+        pytest.param("pass", False, id="not at all"),
+        pytest.param("press(); time.sleep(1)", True, id="once, and not looked at for long"),
+        pytest.param(
+            "threading.Timer(0.02, lambda: (press(), press())).start(); "
+            "signal.pthread_sigmask(signal.SIG_BLOCK, {2}); time.sleep(0.1); "
+            "signal.pthread_sigmask(signal.SIG_UNBLOCK, {2})",
+            True,
+            id="twice at a time",
+        ),
+    ],
+)
+def test_a_deferred_ctrl_c_is_forgotten_and_the_next_one_is_not(process, home, block, asked):
+    outcome = process.run("inspect", home / "releases" / "two-layers", code=_deferring(block=block))
+
+    assert outcome == type(outcome)(130, f"went on after {asked}\n", "interrupted\n")
+
+
+@pytest.mark.parametrize(
+    "block",
+    [
+        pytest.param("press(); press()", id="a second one"),
+        pytest.param("press(signal.SIGTERM)", id="SIGTERM"),
+        pytest.param("press(); press(signal.SIGTERM)", id="SIGTERM after one"),
+        pytest.param(
+            "signal.pthread_sigmask(signal.SIG_BLOCK, {2}); press(); time.sleep(0.1); press(); "
+            "time.sleep(30)",
+            id="two that it is deaf to",
+        ),
+    ],
+)
+def test_what_is_meant_ends_a_deferring_block(process, home, block):
+    outcome = process.run("inspect", home / "releases" / "two-layers", code=_deferring(block=block))
+
+    assert outcome == type(outcome)(130, "", "interrupted\n")
 
 
 def test_a_stopped_demo_leaves_nothing_behind(interrupt, process, tmp_path):

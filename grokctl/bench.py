@@ -1,0 +1,142 @@
+"""Measure how fast a loaded model reads prompts and writes tokens, beside what its memory gives."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+
+from grokctl.errors import UsageError
+from grokctl.events import Advanced, Finished, Observer, Stage, Started, Unit, ignore
+from grokctl.hardware import find_devices, memory_bandwidth
+from grokctl.infer import Engine, RunPlan
+from grokctl.stepping import Stepper
+
+_SEED: Final = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """Prompts of one length, as many at a time as a batch holds."""
+
+    prompt_tokens: int
+    batch: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """What one workload came to; nothing compiled while it ran."""
+
+    prompt_tokens: int
+    batch: int
+    prefill_tokens_per_s: float
+    first_token_s: float
+    """From a prompt to its first token, if no other prompt comes before it."""
+    decode_tokens_per_s: float
+    """Of all prompts of the batch together."""
+    step_s: float
+    """For one more token of each prompt."""
+    bytes_per_step: int
+    """Weights read for that, on all devices together."""
+    bandwidth_fraction: float
+    """Share of the measured bandwidth that reading them took."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bench:
+    """What all workloads came to, and the limit."""
+
+    max_tokens: int
+    load_s: float
+    compile_s: float
+    bandwidth: float
+    """Bytes a second that the memory of all devices gave in this run."""
+    rows: tuple[Row, ...]
+
+
+def check_workloads(plan: RunPlan, workloads: Sequence[Workload], max_tokens: int) -> None:
+    """Refuse what the context does not hold.
+
+    Raises:
+        UsageError: A prompt and its tokens are too long.
+    """
+    longest = max(workload.prompt_tokens for workload in workloads)
+    if longest + max_tokens > plan.context:
+        room = plan.config.sequence_len
+        raise UsageError(
+            f"a prompt of {longest:,} and {max_tokens:,} tokens are {longest + max_tokens:,}, "
+            f"the context holds {plan.context:,}",
+            f"--context {longest + max_tokens}" if longest + max_tokens <= room else None,
+        )
+
+
+def bench(
+    engine: Engine,
+    workloads: Sequence[Workload],
+    *,
+    max_tokens: int,
+    observe: Observer = ignore,
+) -> Bench:
+    """Run each workload on random prompts, greedily and past the end token.
+
+    Args:
+        engine: Runs as many prompts at a time as the largest batch.
+        workloads: What to run, in this order.
+        max_tokens: Tokens after each prompt, at least 2.
+        observe: Receives progress in workloads.
+
+    Raises:
+        UsageError: The context does not hold it.
+    """
+    check_workloads(engine.plan, workloads, max_tokens)
+    stepper = engine.stepper
+    bandwidth = memory_bandwidth(find_devices(engine.mesh.size))
+    random = np.random.default_rng(_SEED)
+    rows = []
+    observe(Started(stage=Stage.BENCH, total=len(workloads), unit=Unit.NOTHING))
+    for done, workload in enumerate(workloads):
+        detail = f"{workload.prompt_tokens:,} tokens x {workload.batch}"
+        observe(Advanced(stage=Stage.BENCH, done=done, detail=detail))
+        shape = workload.batch, workload.prompt_tokens
+        prompts = random.integers(engine.config.vocab_size, size=shape).tolist()
+        rows.append(_measure(stepper, prompts, max_tokens, bandwidth))
+    observe(Finished(stage=Stage.BENCH))
+    return Bench(
+        max_tokens=max_tokens,
+        load_s=engine.generate_many(()).stats.load_s,
+        compile_s=stepper.compile_s,
+        bandwidth=bandwidth,
+        rows=tuple(rows),
+    )
+
+
+def _measure(stepper: Stepper, prompts: list[list[int]], max_tokens: int, bandwidth: float) -> Row:
+    """Run prompts side by side, each of them at every step, unlike those of a real batch."""
+    batch, length = len(prompts), len(prompts[0])
+    slots = range(batch)
+    stepper.prefill(0, prompts[0])  # compiles, and brings weights into memory
+    begun = stepper.clock()
+    tokens = [int(stepper.prefill(slot, prompts[slot]).argmax()) for slot in slots]
+    prefill_s = stepper.clock() - begun
+
+    def decode(step: int) -> None:
+        logits = stepper.decode(slots, tokens, [length + step] * batch)
+        tokens[:] = logits.argmax(axis=1).tolist()
+
+    decode(0)  # compiles
+    read, begun = stepper.experts_nbytes(), stepper.clock()
+    for step in range(1, max_tokens):
+        decode(step)
+    step_s = (stepper.clock() - begun) / (max_tokens - 1)
+    experts = (stepper.experts_nbytes() - read) // (max_tokens - 1)
+    nbytes = stepper.step_nbytes(experts)
+    return Row(
+        prompt_tokens=length,
+        batch=batch,
+        prefill_tokens_per_s=batch * length / prefill_s,
+        first_token_s=prefill_s / batch,
+        decode_tokens_per_s=batch / step_s,
+        step_s=step_s,
+        bytes_per_step=nbytes,
+        bandwidth_fraction=nbytes / step_s / bandwidth,
+    )
