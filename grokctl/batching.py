@@ -56,7 +56,9 @@ class Batch:
         """Numbers of prompts and what they came to, as each one ends."""
         done = 0
         self._observe(Started(stage=Stage.DECODE, total=len(self._waiting), unit=Unit.PROMPTS))
+        self._stepper.begin(self)
         while self._waiting or self._reading or self._running:
+            self._stepper.check(self)
             begun = self._stepper.clock()
             ended = [*self._read(), *self._step()]
             self.stats.seconds += self._stepper.clock() - begun
@@ -66,7 +68,7 @@ class Batch:
             for stream in ended:
                 if (read := stream.generation.stats.first_token_s) > 0:
                     stream.generation.stats.prefill_tokens_per_s = stream.read / read
-                self.stats.prompt_tokens += stream.generation.prompt_tokens
+                self.stats.prompt_tokens += stream.read
                 self.stats.tokens += len(stream.generation.ids)
                 yield stream.index, stream.generation
         self._observe(Finished(stage=Stage.DECODE))

@@ -311,6 +311,7 @@ class Engine:
             self.stepper.clock,
         )
         self._compile(len(prompt), decodes=sequence.limit > 1)
+        self.stepper.begin(sequence)
         begun = clock()
         logits = self.stepper.prefill(0, prompt, observe=self._observe)
         found = sequence.take(logits)
@@ -322,6 +323,7 @@ class Engine:
             yield from found
             if sequence.is_over:
                 return
+            self.stepper.check(sequence)
             begun = clock()
             found = sequence.take(self.stepper.decode([0], [sequence.last], [sequence.position])[0])
             decoded += clock() - begun
@@ -350,6 +352,7 @@ class Engine:
         """
         self.plan.check(tokens)
         nll, chunk = 0.0, self.stepper.chunk
+        self.stepper.begin(tokens)
         self._observe(Started(stage=Stage.SCORE, total=len(tokens), unit=Unit.TOKENS))
         for start in range(0, len(tokens), chunk):
             part = tokens[start : start + chunk]

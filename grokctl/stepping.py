@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
-from grokctl.errors import Reason, corrupt
+from grokctl.errors import Reason, UsageError, corrupt
 from grokctl.events import Advanced, Finished, Observer, Stage, Started, Unit, ignore
 from grokctl.loading import Loader, out_of_memory
 from grokctl.model.cache import Cache, empty_cache
@@ -59,6 +59,7 @@ class Stepper:
         self._steps: dict[tuple[int, int, bool], Step] = {}
         self._cache = self._new_cache()
         self._read = self._programs.none_read()
+        self._owner: object = None
 
     def _new_cache(self) -> Cache:
         config, mesh, slots, past = self._shape.config, self._shape.mesh, self.streams, self._past
@@ -66,6 +67,19 @@ class Stepper:
             return empty_cache(
                 config, mesh, slots=slots, past=past, dtype=self._kv, zeros=self._loader.zeros
             )
+
+    def begin(self, owner: object) -> None:
+        """Let somebody fill the cache; what anybody had there before is lost."""
+        self._owner = owner
+
+    def check(self, owner: object) -> None:
+        """Refuse to go on after somebody else began.
+
+        Raises:
+            UsageError: The cache is no longer theirs.
+        """
+        if self._owner is not owner:
+            raise UsageError("another generation began on this engine, so this one cannot go on")
 
     def prefill(
         self, slot: int, tokens: Sequence[int], start: int = 0, *, observe: Observer = ignore
@@ -165,6 +179,7 @@ class Stepper:
                 found: NDArray[np.float32] = np.asarray(logits)
             except KeyboardInterrupt:
                 self._cache = self._new_cache()  # the old one was given away
+                self._owner = None
                 raise
         if not np.isfinite(found).all():
             raise corrupt(

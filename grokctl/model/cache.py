@@ -83,7 +83,7 @@ def _written(
 
 
 def _placed(held: Array, new: Array, where: Place) -> Array:
-    for index in range(new.shape[0]):
+    for index in reversed(range(new.shape[0])):  # the first last: padding repeats it, less truly
         rest: list[Array | int] = [0] * (held.ndim - 4)
         place = [0, where.slots[index], 0, where.start[index], *rest]
         held = jax.lax.dynamic_update_slice(held, new[None, index : index + 1], place)

@@ -88,6 +88,49 @@ def test_every_prompt_gets_what_it_would_get_alone(release, engine, mesh):
     assert len(found[5].ids) == SMALL.sequence_len - 60 + 1  # the context ends it
 
 
+def test_padding_of_a_batch_changes_no_stream(release):
+    stepper = start(release, streams=7).stepper
+    prompts = [request(60 + index, 4 + index, 1).prompt for index in range(7)]
+    made = np.random.default_rng(60).integers(3, SMALL.vocab_size, (3, 7)).tolist()
+
+    def decoded(streams, slots):
+        for stream, slot in zip(streams, slots, strict=True):
+            stepper.prefill(slot, prompts[stream])
+        return [
+            stepper.decode(
+                slots,
+                [tokens[stream] for stream in streams],
+                [len(prompts[stream]) + step for stream in streams],
+            )
+            for step, tokens in enumerate(made)
+        ]
+
+    alone = np.stack([decoded([stream], [0]) for stream in range(7)], axis=2)[:, 0]
+    for streams in (range(5), range(7)):  # run as 6 and as 8
+        found = np.stack(decoded(streams, streams))
+
+        np.testing.assert_allclose(found, alone[:, list(streams)], atol=1e-5)
+
+
+def test_two_generations_at_a_time_are_refused_and_not_mixed_up(engine):
+    first, second = (
+        iter(engine.generate(request(index, 6, 5).prompt, sampling=GREEDY, max_tokens=5))
+        for index in (70, 71)
+    )
+    next(first)
+    next(second)
+
+    with pytest.raises(UsageError, match="another generation began"):
+        next(first)
+    batch = iter(engine.generate_many([request(72, 4, 2), request(73, 4, 9)]))
+    next(batch)
+    with pytest.raises(UsageError, match="another generation began"):
+        next(second)
+    engine.score([5, 6, 7])
+    with pytest.raises(UsageError, match="another generation began"):
+        next(batch)
+
+
 def test_a_long_one_does_not_hold_the_short_ones(engine):
     wanted = [request(10, 4, 40), *[request(11 + index, 4, 3) for index in range(6)]]
 
@@ -127,7 +170,7 @@ def test_statistics_are_those_of_all_prompts_together(engine):
 
     stats = batch.stats
     assert stats.tokens == sum(len(generation.ids) for generation in found.values())
-    assert stats.prompt_tokens == sum(len(wanted.prompt) for wanted in WANTED)
+    assert stats.prompt_tokens == sum(len(wanted.prompt) for wanted in WANTED if wanted.max_tokens)
     begun = sum(wanted.max_tokens > 0 for wanted in WANTED)
     assert stats.decoded == stats.tokens - begun
     assert stats.decoded / engine.stepper.streams <= stats.steps < stats.decoded
