@@ -56,13 +56,14 @@ class Batch:
         """Numbers of prompts and what they came to, as each one ends."""
         done = 0
         self._observe(Started(stage=Stage.DECODE, total=len(self._waiting), unit=Unit.PROMPTS))
-        self._stepper.begin(self)
+        if not (self._reading or self._running):
+            self._stepper.begin(self)
         while self._waiting or self._reading or self._running:
             self._stepper.check(self)
-            begun = self._stepper.clock()
+            begun, compiled = self._stepper.clock(), self._stepper.compile_s
             ended = [*self._read(), *self._step()]
             self.stats.seconds += self._stepper.clock() - begun
-            self.stats.compile_s = self._stepper.compile_s
+            self.stats.compile_s += self._stepper.compile_s - compiled
             done += len(ended)
             self._observe(Advanced(stage=Stage.DECODE, done=done, detail=self._detail()))
             for stream in ended:
@@ -74,7 +75,7 @@ class Batch:
         self._observe(Finished(stage=Stage.DECODE))
 
     def _detail(self) -> str:
-        return f"{len(self._running)} at a time, {self.stats.decode_tokens_per_s:.1f} tokens/s"
+        return f"{len(self._running)} running, {self.stats.decode_tokens_per_s:.1f} tokens/s"
 
     def _read(self) -> list[_Stream]:
         """Run prompts that are next, as many tokens as a chunk has; who ended with that."""

@@ -6,6 +6,7 @@ from collections.abc import Sequence as Several
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
+from typing import Final
 
 import jax.numpy as jnp
 import numpy as np
@@ -42,6 +43,9 @@ from grokctl.model.step import StepShape
 from grokctl.model.tokenizer import Tokenizer
 from grokctl.sequence import Sequence
 from grokctl.stepping import Stepper, room
+
+_MOST_STREAMS: Final = 256
+"""A program names each of its sequences, so it grows with them."""
 
 
 class Compute(StrEnum):
@@ -132,15 +136,17 @@ def plan(config: GrokConfig, options: EngineOptions, *, tokenizer: Path | None =
 
     Raises:
         PlacementError: The model does not divide over the mesh.
-        UsageError: The context is not one that the model has, or there are no streams.
+        UsageError: The context is not one that the model has, or as many streams as nobody runs.
         CorruptCheckpointError: The tokenizer is not the model's.
     """
     check_mesh(options.mesh, config)
     context = config.sequence_len if options.context is None else options.context
     if not 0 < context <= config.sequence_len:
         raise UsageError(f"context is {context} tokens, possible are 1 to {config.sequence_len}")
-    if options.streams < 1:
-        raise UsageError(f"sequences at a time are at least 1, not {options.streams}")
+    if not 0 < options.streams <= _MOST_STREAMS:
+        raise UsageError(
+            f"{options.streams} sequences at a time, possible are 1 to {_MOST_STREAMS}"
+        )
     words = Tokenizer(tokenizer, vocab_size=config.vocab_size) if tokenizer else None
     return RunPlan(config=config, mesh=options.mesh, context=context, tokenizer=words)
 
@@ -310,6 +316,7 @@ class Engine:
             sequence.generation.stats,
             self.stepper.clock,
         )
+        compiled = self.stepper.compile_s
         self._compile(len(prompt), decodes=sequence.limit > 1)
         self.stepper.begin(sequence)
         begun = clock()
@@ -319,7 +326,7 @@ class Engine:
         stats.prefill_tokens_per_s = len(prompt) / stats.first_token_s
         decoded = 0.0
         while True:
-            stats.compile_s = self.stepper.compile_s
+            stats.compile_s = self.stepper.compile_s - compiled
             yield from found
             if sequence.is_over:
                 return

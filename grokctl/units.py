@@ -23,7 +23,9 @@ def format_rate(count: float) -> str:
 
 def format_count(count: float, unit: Unit) -> str:
     """A number with its unit."""
-    return format_bytes(count) if unit is Unit.BYTES else f"{count:,.0f} {unit}"
+    if unit is Unit.BYTES:
+        return format_bytes(count)
+    return f"{count:,.0f} {unit.removesuffix('s') if count == 1 else unit}"
 
 
 def format_number(count: int, noun: str) -> str:

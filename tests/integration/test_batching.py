@@ -131,6 +131,19 @@ def test_two_generations_at_a_time_are_refused_and_not_mixed_up(engine):
         next(batch)
 
 
+def test_a_batch_that_was_left_can_go_on_only_if_nothing_else_began(engine):
+    wanted = [request(80, 4, 2), request(81, 4, 9)]
+    left, given_up = engine.generate_many(wanted), engine.generate_many(wanted)
+    next(iter(left))
+    (rest,) = left
+    next(iter(given_up))
+    engine.score([5, 6, 7])
+
+    assert rest[1].ids == alone(engine, wanted[1]).ids
+    with pytest.raises(UsageError, match="another generation began"):
+        list(given_up)
+
+
 def test_a_long_one_does_not_hold_the_short_ones(engine):
     wanted = [request(10, 4, 40), *[request(11 + index, 4, 3) for index in range(6)]]
 
@@ -218,9 +231,9 @@ def test_a_prompt_that_cannot_be_read_is_refused_before_any_runs(engine):
         engine.generate_many([request(0, 5, 3), request(1, 0, 3)])
 
 
-@pytest.mark.parametrize("streams", [0, -1])
-def test_there_is_at_least_one_stream(release, streams):
-    with pytest.raises(UsageError, match="at least 1"):
+@pytest.mark.parametrize("streams", [-1, 0, 257, 2**40])
+def test_there_are_streams_but_not_too_many(release, streams):
+    with pytest.raises(UsageError, match=f"{streams} sequences at a time"):
         start(release, streams=streams)
 
 

@@ -411,7 +411,7 @@ def test_statistics_are_filled_in(release, engine, prompt):
 
     stats = generation.stats
     assert stats.load_s > 0
-    assert stats.compile_s > 0
+    assert stats.compile_s == 0  # this engine has compiled what it takes
     assert 0 < stats.first_token_s < 60
     assert stats.prefill_tokens_per_s == pytest.approx(len(prompt) / stats.first_token_s)
     assert stats.decode_tokens_per_s > 0
@@ -436,9 +436,11 @@ def test_the_memory_s_bandwidth_is_measured_when_asked(engine, prompt):
 def test_nothing_is_compiled_between_tokens_nor_twice(release, prompt):
     events = []
     engine = start(release, observe=events.append)
-    iterator = iter(engine.generate(prompt, sampling=GREEDY, max_tokens=4, ignore_eos=True))
+    generation = engine.generate(prompt, sampling=GREEDY, max_tokens=4, ignore_eos=True)
+    iterator = iter(generation)
 
     next(iterator)
+    assert generation.stats.compile_s > 0
     before = events.count(Started(stage=Stage.COMPILE, unit=Unit.NOTHING))
     list(iterator)
     finished(engine.generate(prompt, sampling=GREEDY, max_tokens=4, ignore_eos=True))
