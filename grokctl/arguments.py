@@ -133,14 +133,14 @@ def read_token_ids(text: str) -> list[int]:
 
 
 def read_counts(text: str, name: str) -> tuple[int, ...]:
-    """Read `64,512`: numbers above 0, each of them once.
+    """Read `64,512`: numbers from 1 to 9,999,999, each of them once.
 
     Raises:
         UsageError: It is something else.
     """
     parts = [part.strip() for part in text.split(",")]
     if not all(re.fullmatch("0*[1-9][0-9]{0,6}", part) for part in parts):
-        raise UsageError(f"{name} {text[:60]!r} are no numbers above 0", f"{name} 64,512")
+        raise UsageError(f"{name} {text[:60]!r} are no numbers from 1 to 9,999,999", f"{name} 1,4")
     return tuple(dict.fromkeys(map(int, parts)))
 
 

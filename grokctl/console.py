@@ -203,8 +203,6 @@ class Console:
             right: Headings of the columns to align right.
             optional: Headings of the columns that a narrow terminal does without, first one first.
         """
-        if self.quiet:
-            return
         shown = list(columns)
         table = _table(title, columns, rows, shown=shown, right=right)
         for name in optional:
@@ -236,8 +234,6 @@ class Console:
 
     def facts(self, title: str, facts: Sequence[tuple[str, str]]) -> None:
         """Print names and values to stdout."""
-        if self.quiet:
-            return
         self._print(Group(Text(title, style="bold"), Padding(_grid(facts), (0, 0, 1, 1))))
 
     def asides(self, facts: Sequence[tuple[str, str]]) -> None:

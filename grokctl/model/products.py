@@ -12,7 +12,7 @@ from grokctl.model import kernels
 from grokctl.model.parameters import Matrix
 from grokctl.model.step import StepShape
 
-_FEW_ROWS: Final = {jnp.dtype(jnp.float32): 16, jnp.dtype(jnp.bfloat16): 4}
+_FEW_ROWS: Final = {jnp.dtype(jnp.float32): 8, jnp.dtype(jnp.bfloat16): 4}
 """Up to this many tokens a CPU is faster reading the weight as it is stored, beside matrix products
 in one type or the other (docs/adr/0003)."""
 _FEW_DOTS: Final = 4
@@ -222,25 +222,29 @@ def _in_blocks(
     A block is a part of a scale group, whose sums are scaled after; int4 has many small groups, and
     several are scaled before together.
     """
-    (tokens, _), outputs = x.shape, weight.outputs
+    (tokens, inputs), outputs = x.shape, weight.outputs
     groups = 1 if scales is None else scales.rows
-    held = x.shape[1] // weight.rows
+    held = inputs // weight.rows
     room = max(tokens, _BLOCK // (kind.itemsize * outputs)) // held  # sums pass once a block
     height = weight.rows // groups
-    is_packed = weight.array.dtype == jnp.uint8
-    runs = _largest_divisor(groups, max(1, room // height)) if is_packed else 1
+    runs = _largest_divisor(groups, max(1, room // height)) if held > 1 else 1
     rows = runs * height if runs > 1 else _largest_divisor(height, max(1, room))
+    # of int4, the inputs of low nibbles apart from those of high ones, as their codes come
+    parts = jnp.moveaxis(x.reshape(tokens, weight.rows, held), 2, 0)
 
     def multiply(index: Array, sums: Array) -> Array:
-        codes = weight.cut(index * rows, 0, (rows, outputs))
-        scale = None
-        if scales is not None:
-            scale = scales.cut(index * rows // height, 0, (runs, outputs))
-        wide = _dequantised(codes, scale if runs > 1 else None)
-        part = jax.lax.dynamic_slice(x, (0, index * rows * held), (tokens, rows * held))
-        product = einsum("ti,io->to", part, wide, kind=kind)
-        if scale is not None and runs == 1:
-            product = product * widened(scale)
+        product = jnp.zeros((tokens, outputs), jnp.float32)
+        for part, codes in zip(
+            parts, _codes(weight.cut(index * rows, 0, (rows, outputs))), strict=True
+        ):
+            wide = codes + _offset(weight)
+            if runs > 1 and scales is not None:
+                scale = widened(scales.cut(index * runs, 0, (runs, outputs)))
+                wide = (wide.reshape(runs, height, outputs) * scale[:, None]).reshape(rows, outputs)
+            some = jax.lax.dynamic_slice(part, (0, index * rows), (tokens, rows))
+            product = product + einsum("ti,io->to", some, wide, kind=kind)
+        if runs == 1 and scales is not None:
+            product = product * widened(scales.cut(index * rows // height, 0, (1, outputs)))
         return sums + product
 
     zeros = jnp.zeros((tokens, outputs), jnp.float32)

@@ -331,3 +331,13 @@ def test_a_checkpoint_found_through_a_link_runs(grokctl, cut, tmp_path):
 
     assert outcome.exit_code == 0
     shutil.rmtree(tmp_path / "cache", ignore_errors=True)
+
+
+def test_a_quiet_score_is_still_a_score(grokctl, home):
+    root = home / "releases" / "two-layers"
+
+    outcome = grokctl("score", root, "--token-ids", "7", "-q", "--home", home)
+
+    assert outcome.exit_code == 0, outcome.stderr
+    assert "perplexity" in outcome.stdout
+    assert not outcome.stderr
