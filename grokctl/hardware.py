@@ -3,8 +3,10 @@
 import os
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Final, Protocol
@@ -78,6 +80,34 @@ def use_compilation_cache(folder: Path, *, observe: Observer = ignore) -> None:
         return
     jax.config.update("jax_compilation_cache_dir", str(kept))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+
+
+@contextmanager
+def compiling(observe: Observer) -> Iterator[None]:
+    """Compile in here, and throw away the kept programs if one of them cannot be read.
+
+    JAX only warns, and never replaces what a full disk or a crash cut short.
+
+    Args:
+        observe: Told so.
+    """
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        yield
+    is_broken = False
+    for warning in caught:
+        if "persistent compilation cache" in str(warning.message):
+            is_broken = True
+        else:
+            warnings.warn_explicit(
+                warning.message, warning.category, warning.filename, warning.lineno
+            )
+    folder = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]  # it is there
+    if is_broken and folder:
+        observe(Noted(message=f"{folder}: holds damaged programs, so all are compiled again"))
+        with suppress(OSError):
+            for kept in Path(folder).glob("jit_*"):
+                kept.unlink()
 
 
 def check_memory(needed: int, *, purpose: str) -> None:

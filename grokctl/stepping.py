@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from grokctl.errors import Reason, UsageError, corrupt
 from grokctl.events import Advanced, Finished, Observer, Stage, Started, Unit, ignore
+from grokctl.hardware import compiling
 from grokctl.loading import Loader, out_of_memory
 from grokctl.model.cache import Cache, empty_cache
 from grokctl.model.parameters import Parameters
@@ -162,7 +163,7 @@ class Stepper:
             detail = what if batch == 1 else f"{what} of {batch} streams"
             self._observe(Started(stage=Stage.COMPILE, unit=Unit.NOTHING))
             self._observe(Advanced(stage=Stage.COMPILE, detail=detail))
-            with out_of_memory():
+            with out_of_memory(), compiling(self._observe):
                 self._steps[key] = self._programs.step(
                     self._cache, batch=batch, time=length, every=every
                 )

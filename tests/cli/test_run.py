@@ -341,3 +341,21 @@ def test_a_quiet_score_is_still_a_score(grokctl, home):
     assert outcome.exit_code == 0, outcome.stderr
     assert "perplexity" in outcome.stdout
     assert not outcome.stderr
+
+
+def test_kept_programs_that_were_cut_short_are_made_again(process, cut, tmp_path):
+    root = cut("words", 4).root
+    run = ("run", root, "-p", "import", "-n", 2, "--temperature", 0, "--home", tmp_path)
+    assert process.run(*run).exit_code == 0
+    kept = list(tmp_path.rglob("jit_*-cache"))
+    for program in kept:
+        program.write_bytes(program.read_bytes()[:10])
+
+    first, second = process.run(*run), process.run(*run)
+
+    assert kept
+    assert list(tmp_path.rglob("jit_*-cache"))
+    assert "holds damaged programs" in first.stderr
+    assert "Warning" not in first.stderr
+    assert first.exit_code == second.exit_code == 0
+    assert "damaged" not in second.stderr
