@@ -92,7 +92,8 @@ def bench(
     stepper = engine.stepper
     bandwidth = memory_bandwidth(find_devices(engine.mesh.size))
     random = np.random.default_rng(_SEED)
-    rows = []
+    rows: list[Row] = []
+    stepper.begin(rows)
     observe(Started(stage=Stage.BENCH, total=len(workloads), unit=Unit.NOTHING))
     for done, workload in enumerate(workloads):
         detail = f"{workload.prompt_tokens:,} tokens x {workload.batch}"
@@ -103,7 +104,7 @@ def bench(
     observe(Finished(stage=Stage.BENCH))
     return Bench(
         max_tokens=max_tokens,
-        load_s=engine.generate_many(()).stats.load_s,
+        load_s=engine.load_s,
         compile_s=stepper.compile_s,
         bandwidth=bandwidth,
         rows=tuple(rows),

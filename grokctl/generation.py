@@ -147,10 +147,15 @@ class StopFilter:
         if self.found:
             return ""
         self._held += text
-        places = [place for text in self._stop if (place := self._held.find(text)) >= 0]
-        if places:
+        # the one that is complete first, so that it does not matter in what pieces the text comes
+        found = [
+            (place + len(text), place)
+            for text in self._stop
+            if (place := self._held.find(text)) >= 0
+        ]
+        if found:
             self.found = True
-            return self._held[: min(places)]
+            return self._held[: min(found)[1]]
         keep = max(
             (
                 length

@@ -246,7 +246,7 @@ class Engine:
             observe=observe,
         )
         self._loader = loader
-        self._load_s = load_s
+        self.load_s = load_s
         self._observe = observe
 
     def generate(
@@ -289,7 +289,7 @@ class Engine:
         return Batch(
             self.stepper,
             [self._sequence(request) for request in requests],
-            stats=BatchStats(load_s=self._load_s),
+            stats=BatchStats(load_s=self.load_s),
             observe=self._observe,
         )
 
@@ -297,7 +297,7 @@ class Engine:
         self.plan.check(request.prompt)
         if request.max_tokens < 0:
             raise UsageError(f"max-tokens is at least 0, not {request.max_tokens}")
-        stats = Stats(load_s=self._load_s, bytes_per_token=self._loader.bytes_per_token())
+        stats = Stats(load_s=self.load_s, bytes_per_token=self._loader.bytes_per_token())
         return Sequence(
             request,
             config=self.config,

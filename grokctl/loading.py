@@ -73,6 +73,7 @@ class Loader:
         # shared scale rows), which no sharding of the logical tensor expresses.
         self.per_device = PartitionSpec((EXPERT_AXIS, MODEL_AXIS))
         self.sharding = NamedSharding(self.jax_mesh, self.per_device)
+        self._zeros = jax.jit(jnp.zeros, static_argnums=(0, 1), out_shardings=self.sharding)
         self.nbytes = 0
         self.expert_nbytes = 0
 
@@ -194,9 +195,9 @@ class Loader:
 
     def zeros(self, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
         """An array of zeros on every device."""
-        return self._array(
-            [jax.device_put(np.zeros((1, *shape), dtype), device) for device in self.devices]
-        )
+        # made there: what comes from the host cannot be given away to a program, which copies it
+        made: jax.Array = self._zeros((len(self.devices), *shape), dtype)
+        return made
 
     def bytes_per_token(self) -> int:
         """Weights that decoding one token reads, on all devices together."""

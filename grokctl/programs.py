@@ -75,10 +75,10 @@ class Step:
             parameters: What it was compiled for.
             cache: Is given away.
             task: Of the shape that it was compiled for.
-            read: Experts that each device read so far.
+            read: Experts that each device read before, to which those of this step are added.
 
         Returns:
-            Logits `(batch, chosen, vocab)`, the extended cache, and experts read now.
+            Logits `(batch, chosen, vocab)`, the extended cache, and experts read.
         """
         told = jax.device_put(task.packed(), self.shared)
         hidden = self._ended(self.embed(parameters.embedding, told))

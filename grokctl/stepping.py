@@ -59,7 +59,8 @@ class Stepper:
         self._programs = Programs(loader, parameters, shape)
         self._steps: dict[tuple[int, int, bool], Step] = {}
         self._cache = self._new_cache()
-        self._read = self._programs.none_read()
+        self._none_read = self._programs.none_read()
+        self._experts_read = 0
         self._owner: object = None
 
     def _new_cache(self) -> Cache:
@@ -174,10 +175,11 @@ class Stepper:
     def _run(self, step: Step, task: Task) -> NDArray[np.float32]:
         with out_of_memory():
             try:
-                logits, self._cache, self._read = step.run(
-                    self._parameters, self._cache, task, self._read
+                logits, self._cache, read = step.run(
+                    self._parameters, self._cache, task, self._none_read
                 )
                 found: NDArray[np.float32] = np.asarray(logits)
+                self._experts_read += int(np.sum(np.asarray(read)))
             except KeyboardInterrupt:
                 self._cache = self._new_cache()  # the old one was given away
                 self._owner = None
@@ -199,7 +201,7 @@ class Stepper:
         """Bytes of experts that were needed since the beginning, on all devices together."""
         config, mesh = self._shape.config, self._shape.mesh
         there = config.num_layers * mesh.model * config.num_experts
-        return int(np.sum(np.asarray(self._read))) * self._loader.expert_nbytes // there
+        return self._experts_read * self._loader.expert_nbytes // there
 
     def step_nbytes(self, experts_nbytes: int) -> int:
         """Bytes of all weights that a step needed, which needed so many of experts."""

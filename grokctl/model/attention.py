@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from grokctl.model.cache import LayerCache, Place, read
+from grokctl.model.cache import LayerCache, Place, recall
 from grokctl.model.config import GrokConfig
 from grokctl.model.products import einsum
 from grokctl.model.step import StepShape
@@ -15,6 +15,7 @@ from grokctl.model.step import StepShape
 _BLOCK: Final = 128
 """Positions that are looked at together."""
 _NEVER: Final = -1e30
+"""A logit of what is not to be seen; differences of infinities would be no numbers."""
 
 
 def attend(
@@ -50,8 +51,8 @@ def attend(
     def add(index: Array, state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         top, total, context = state
         first = index * length
-        key = read(cache.key, where, first, length)
-        value = read(cache.value, where, first, length)
+        key = recall(cache.key, where, first, length)
+        value = recall(cache.value, where, first, length)
         mask = first + jnp.arange(length)[None, None] <= positions[:, :, None]
         logits = einsum("btkgd,bkpd->bkgtp", grouped, key, kind=kind)
         logits = _capped(logits, mask, config=shape.config)

@@ -14,6 +14,7 @@ from grokctl.model.products import narrowed, widened
 
 _LARGEST_CODE: Final = 127.0
 _TINY: Final = 1e-30
+"""In place of a scale of 0, by which nothing can be divided."""
 
 
 @jax.tree_util.register_dataclass
@@ -90,7 +91,7 @@ def _placed(held: Array, new: Array, where: Place) -> Array:
     return held
 
 
-def read(
+def recall(
     held: Entries, where: Place, first: Array, length: int
 ) -> Float[Array, "batch kv_heads length head_dim"]:
     """Positions `first` onwards of each sequence, in float32."""

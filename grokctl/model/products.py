@@ -57,7 +57,7 @@ def project(
     if shape.platform == "cpu" and len(rows) <= _FEW_ROWS[shape.operand]:
         return _row_by_row(rows, weight, scales).reshape(*x.shape[:-1], -1)
     # experts' inputs are rounded; those of attention decide which experts come next, and are not
-    parts = rows.astype(shape.operand) if expert is not None else _parts(rows, shape.operand)
+    parts = rows.astype(shape.operand) if expert is not None else _high_and_low(rows, shape.operand)
     multiply = _in_blocks if shape.platform == "cpu" else _in_groups
     product = multiply(parts, weight, scales, kind=shape.operand)
     if len(product) > len(rows):
@@ -252,7 +252,7 @@ def _in_blocks(
     return found
 
 
-def _parts(x: Float[Array, "tokens inputs"], kind: jnp.dtype) -> Float[Array, "parts inputs"]:
+def _high_and_low(x: Float[Array, "tokens inputs"], kind: jnp.dtype) -> Float[Array, "both inputs"]:
     """Activations in a type, and below them what bfloat16 drops of them, in bfloat16 as well.
 
     The two have 16 bits together, and the released integers are exact in 8: little is lost.

@@ -10,7 +10,7 @@ import pytest
 from grokctl.checkpoint.miniature import MINIATURE
 from grokctl.model import attention
 from grokctl.model.attention import attend, attend_at_once
-from grokctl.model.cache import Place, cache_bytes, empty_cache, extended, read
+from grokctl.model.cache import Place, cache_bytes, empty_cache, extended, recall
 from grokctl.model.config import GROK_1
 from grokctl.model.placement import MeshShape
 from grokctl.model.step import StepShape
@@ -100,7 +100,7 @@ def test_entries_go_to_their_slot_and_position_and_nowhere_else(dtype):
     cache = extended(cache, key, value, place([2, 0], [1, 6]))
 
     for held, new in ((cache.key, key), (cache.value, value)):
-        found = read(held, place([0, 1, 2], [0, 0, 0]), jnp.int32(0), 10)
+        found = recall(held, place([0, 1, 2], [0, 0, 0]), jnp.int32(0), 10)
         bound = {FLOAT32: 0, BF16: 2e-2, INT8: 2e-2}[dtype]
         np.testing.assert_allclose(found[2, :, 1:5], jnp.swapaxes(new[0], 0, 1), atol=bound)
         np.testing.assert_allclose(found[0, :, 6:10], jnp.swapaxes(new[1], 0, 1), atol=bound)
@@ -116,7 +116,7 @@ def test_codes_of_the_cache_are_within_half_a_step_of_the_largest(size):
 
     cache = extended(empty(1, 5, INT8), key, key, place([0], [0]))
 
-    found = np.asarray(read(cache.key, place([0], [0]), jnp.int32(0), 5)).swapaxes(1, 2)
+    found = np.asarray(recall(cache.key, place([0], [0]), jnp.int32(0), 5)).swapaxes(1, 2)
     largest = np.abs(key).max(axis=-1, keepdims=True)
     assert (np.abs(found - key) <= largest * (0.5 / 127 + 1e-6)).all()
     assert np.isfinite(found).all()
