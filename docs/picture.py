@@ -1,4 +1,4 @@
-"""Take pictures of grokctl in a real terminal (tmux): docs/demo.svg and docs/fetch.svg."""
+"""Take pictures of grokctl in a real terminal (tmux): docs/demo.svg, fetch.svg and bench.svg."""
 
 import os
 import re
@@ -7,13 +7,19 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
 from rich.text import Text
 
+from grokctl.checkpoint.miniature import write_miniature
+from grokctl.checkpoint.release import open_release
 from grokctl.checkpoint.torrent import build_metainfo
 from grokctl.fetch import seeding
+from grokctl.model.config import GROK_1
+from grokctl.model.placement import MeshShape
+from grokctl.reshard import plan, reshard
 
 COLUMNS, LINES = 100, 60
 PATIENCE_S = 300.0
@@ -73,6 +79,26 @@ def fetch_from_a_neighbour() -> None:
             take(script, r" 6\d%", "fetch.svg", shown=shown)
 
 
+def bench_a_layer() -> None:
+    """How fast one layer of full width is: 10 GB of disk for as long as that takes."""
+    config = replace(GROK_1, num_layers=1, vocab_size=8192)
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder, "release")
+        write_miniature(root, config, tokenizer=False)
+        name = "one-layer-int8-1"
+        ready = Path(folder, "ready", name)
+        reshard(plan(open_release(root), mesh=MeshShape(1, 1), out=ready))
+        options = ["--prompt-tokens", "64,512", "--batch", "1,4", "-n", "16", "--context", "1024"]
+        shown = shlex.join(["grokctl", "bench", name, *options])
+        command = [GROKCTL, "bench", name, *options, "--home", folder]
+        take(
+            f"{shlex.join(map(str, command))}; echo picture taken; sleep 60",
+            "picture taken",
+            "bench.svg",
+            shown=shown,
+        )
+
+
 def main() -> None:
     take(
         f"{GROKCTL} demo; echo picture taken; sleep 60",
@@ -81,6 +107,7 @@ def main() -> None:
         shown="grokctl demo",
     )
     fetch_from_a_neighbour()
+    bench_a_layer()
 
 
 if __name__ == "__main__":

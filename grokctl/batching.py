@@ -69,7 +69,8 @@ class Batch:
             for stream in ended:
                 if (read := stream.generation.stats.first_token_s) > 0:
                     stream.generation.stats.prefill_tokens_per_s = stream.read / read
-                self.stats.prompt_tokens += stream.read
+                self.stats.prompt_tokens += stream.generation.prompt_tokens
+                self.stats.prefilled += stream.read
                 self.stats.tokens += len(stream.generation.ids)
                 yield stream.index, stream.generation
         self._observe(Finished(stage=Stage.DECODE))

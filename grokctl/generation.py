@@ -72,6 +72,8 @@ class BatchStats:
     tokens: int = 0
     """Tokens that were generated."""
     prefill_s: float = 0.0
+    prefilled: int = 0
+    """Tokens of prompts that were run: not of those after which none was wanted."""
     decode_s: float = 0.0
     steps: int = 0
     """Decode steps: each makes one token of every sequence that is under way."""
@@ -85,7 +87,7 @@ class BatchStats:
     @property
     def prefill_tokens_per_s(self) -> float:
         """Of all prompts together."""
-        return self.prompt_tokens / self.prefill_s if self.prefill_s else 0.0
+        return self.prefilled / self.prefill_s if self.prefill_s else 0.0
 
     @property
     def decode_tokens_per_s(self) -> float:

@@ -58,8 +58,9 @@ class Stepper:
         self._observe = observe
         self._programs = Programs(loader, parameters, shape)
         self._steps: dict[tuple[int, int, bool], Step] = {}
-        self._cache = self._new_cache()
-        self._none_read = self._programs.none_read()
+        with compiling(observe):
+            self._cache = self._new_cache()
+            self._none_read = self._programs.none_read()
         self._experts_read = 0
         self._owner: object = None
 

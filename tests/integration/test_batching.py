@@ -183,7 +183,8 @@ def test_statistics_are_those_of_all_prompts_together(engine):
 
     stats = batch.stats
     assert stats.tokens == sum(len(generation.ids) for generation in found.values())
-    assert stats.prompt_tokens == sum(len(wanted.prompt) for wanted in WANTED if wanted.max_tokens)
+    assert stats.prompt_tokens == sum(len(wanted.prompt) for wanted in WANTED)
+    assert stats.prefilled == sum(len(wanted.prompt) for wanted in WANTED if wanted.max_tokens)
     begun = sum(wanted.max_tokens > 0 for wanted in WANTED)
     assert stats.decoded == stats.tokens - begun
     assert stats.decoded / engine.stepper.streams <= stats.steps < stats.decoded
