@@ -101,6 +101,7 @@ def test_the_closing_line_of_many_is_one_line(terminal, columns):
         prompt_tokens=2_000_000,
         tokens=1_000_000,
         prefill_s=1000.0,
+        prefilled=2_000_000,
         decode_s=4000.0,
         steps=9000,
         decoded=999_000,
