@@ -144,13 +144,7 @@ class _Conversation:
             self._console.observing() as self._observer.to,
         ):
             self._observer.asked = asked
-            generation = self._engine.generate(
-                prompt,
-                sampling=request.sampling,
-                max_tokens=request.max_tokens,
-                stop=request.stop,
-                ignore_eos=request.ignore_eos,
-            )
+            generation = self._engine.fulfil(replace(request, prompt=prompt))
             try:
                 write(
                     self._console,

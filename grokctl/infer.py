@@ -266,13 +266,18 @@ class Engine:
         Raises:
             UsageError: The prompt is empty, longer than the context, or holds impossible ids.
         """
-        request = Request(
-            prompt=tuple(prompt),
-            sampling=sampling,
-            max_tokens=max_tokens,
-            stop=tuple(stop),
-            ignore_eos=ignore_eos,
+        return self.fulfil(
+            Request(
+                prompt=tuple(prompt),
+                sampling=sampling,
+                max_tokens=max_tokens,
+                stop=tuple(stop),
+                ignore_eos=ignore_eos,
+            )
         )
+
+    def fulfil(self, request: Request) -> Generation:
+        """The same, of a request."""
         sequence = self._sequence(request)
         sequence.generation.tokens = self._tokens(sequence)
         return sequence.generation

@@ -108,7 +108,7 @@ class Programs:
     shape: StepShape
     _compiled: dict[Hashable, Any] = field(default_factory=dict)
 
-    def step(self, cache: Cache, *, batch: int, time: int, every: bool) -> Step:
+    def step(self, cache: Cache, read: jax.Array, *, batch: int, time: int, every: bool) -> Step:
         """A step of a shape, whose logits are all wanted or only one token's of each sequence."""
         together = _TOGETHER.get(self.shape.platform, _TOGETHER_ELSEWHERE)
         layers = self.parameters.layers
@@ -116,7 +116,9 @@ class Programs:
         return Step(
             embed=self._embed(batch, time),
             layers=tuple(
-                self._layers(layers[low : low + together], cache[low : low + together], batch, time)
+                self._layers(
+                    (layers[low : low + together], cache[low : low + together], read), batch, time
+                )
                 for low in starts
             ),
             head=self._head(batch, time, every=every),
@@ -136,7 +138,9 @@ class Programs:
         held = (self.parameters.embedding,)
         return self._program("embed", embed, held, [self._task(batch, time)], _EVERYWHERE)
 
-    def _layers(self, layers: tuple[Layer, ...], cache: Cache, batch: int, time: int) -> Any:
+    def _layers(
+        self, held: tuple[tuple[Layer, ...], Cache, jax.Array], batch: int, time: int
+    ) -> Any:
         def run(
             layers: tuple[Layer, ...],
             cache: Cache,
@@ -146,16 +150,15 @@ class Programs:
         ) -> tuple[jax.Array, Cache, jax.Array]:
             layers = jax.tree.map(lambda leaf: leaf[0], layers)
             where, extended = _place(task), []
-            for layer, held in zip(layers, cache, strict=True):
+            for layer, entries in zip(layers, cache, strict=True):
                 hidden, longer, now = forward.decoder_layer(
-                    layer, held, hidden, where, shape=self.shape
+                    layer, entries, hidden, where, shape=self.shape
                 )
                 extended.append(longer)
                 read = read + now
             return hidden, tuple(extended), read
 
         outputs = (_EVERYWHERE, self.loader.per_device, self.loader.per_device)
-        held = (layers, cache, self.none_read())
         arguments = [self._hidden(batch, time), self._task(batch, time)]
         return self._program("layers", run, held, arguments, outputs, donate=1)
 

@@ -177,13 +177,7 @@ def complete(
             raise UsageError("--stop needs a tokenizer.model, this checkpoint has none")
         ids = job.tokens(text, token_ids)
         engine = job.start(observe)
-        generation = engine.generate(
-            ids,
-            sampling=request.sampling,
-            max_tokens=request.max_tokens,
-            stop=request.stop,
-            ignore_eos=request.ignore_eos,
-        )
+        generation = engine.fulfil(replace(request, prompt=tuple(ids)))
         said = (text or " ".join(map(str, ids)) + " ") if echo else None
         is_cut = write(console, engine, generation, echo=said, stream=stream)
         if all_stats or console.as_json:

@@ -167,7 +167,7 @@ class Stepper:
             self._observe(Advanced(stage=Stage.COMPILE, detail=detail))
             with out_of_memory(), compiling(self._observe):
                 self._steps[key] = self._programs.step(
-                    self._cache, batch=batch, time=length, every=every
+                    self._cache, self._none_read, batch=batch, time=length, every=every
                 )
             self._observe(Finished(stage=Stage.COMPILE))
             self.compile_s += time.perf_counter() - started
