@@ -2,11 +2,11 @@
 
 from grokctl.checkpoint.layout import device_layouts
 from grokctl.checkpoint.logical import Storage
+from grokctl.checkpoint.storage import DEFAULT_GROUP
 from grokctl.model.config import GROK_1
 from grokctl.model.placement import MeshShape
 from grokctl.model.precision import Precision
 from grokctl.model.tensors import TensorSpec, tensor_specs
-from grokctl.reshard import DEFAULT_GROUP
 
 MESHES = (*(MeshShape(1, size) for size in (1, 2, 4, 8, 16)), MeshShape(2, 8))
 

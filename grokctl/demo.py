@@ -15,8 +15,9 @@ from grokctl.events import Observer, ignore
 from grokctl.fetch import fetch, seeding
 from grokctl.generation import Generation
 from grokctl.hardware import find_devices
-from grokctl.infer import Compute, EngineOptions, infer
+from grokctl.infer import EngineOptions, infer
 from grokctl.model.placement import mesh_for
+from grokctl.model.precision import Compute
 from grokctl.model.sampling import Sampling
 from grokctl.paths import Home
 from grokctl.reshard import plan, reshard

@@ -4,7 +4,6 @@ import time
 from collections.abc import Iterator
 from collections.abc import Sequence as Several
 from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 from typing import Final
 
@@ -38,6 +37,7 @@ from grokctl.model.cache import cache_bytes
 from grokctl.model.config import GrokConfig
 from grokctl.model.parameters import Parameters
 from grokctl.model.placement import MeshShape, check_mesh
+from grokctl.model.precision import Compute, KvType
 from grokctl.model.sampling import Sampling
 from grokctl.model.step import StepShape
 from grokctl.model.tokenizer import Tokenizer
@@ -46,22 +46,6 @@ from grokctl.stepping import Stepper, room
 
 _MOST_STREAMS: Final = 256
 """A program names each of its sequences, so it grows with them."""
-
-
-class Compute(StrEnum):
-    """Type of the key-value cache, and of operands where the platform is fast in it."""
-
-    BFLOAT16 = "bfloat16"
-    FLOAT32 = "float32"
-
-
-class KvType(StrEnum):
-    """How keys and values are kept."""
-
-    COMPUTE = "compute"
-    """In the type of computation."""
-    INT8 = "int8"
-    """As codes with a scale for every head and position: half the memory of bfloat16."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,12 +9,12 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
 
 from grokctl.checkpoint.receipt import write_source
+from grokctl.checks import Check, Status
 from grokctl.destination import BEGUN, LOCK, RESUME, Job, bare_torrent, refused
 from grokctl.errors import DiskFullError, FetchError
 from grokctl.paths import PRIVATE, TORRENT, quoted, write_atomically
@@ -27,23 +27,6 @@ _OWN_FILES: Final = 8
 """Names beside the release's: folders, the torrent, resume data, what is being written."""
 _SMALL_FILES: Final = 2**32
 """Bytes that a file may not reach on file systems that count them in 32 bits."""
-
-
-class Status(StrEnum):
-    """How a check ended."""
-
-    OK = "ok"
-    WARN = "warn"
-    FAIL = "fail"
-
-
-@dataclass(frozen=True, slots=True)
-class Check:
-    """One thing that a download needs."""
-
-    name: str
-    status: Status
-    detail: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -25,20 +25,16 @@ from grokctl.checkpoint.manifest import FileRecord, Manifest, Source, manifest_b
 from grokctl.checkpoint.ready import SUMS, ReadyCheckpoint, open_ready
 from grokctl.checkpoint.receipt import Receipt, Stamp
 from grokctl.checkpoint.release import Release
+from grokctl.checkpoint.storage import storage_in
 from grokctl.cutting import cuts_of
-from grokctl.errors import DiskFullError, PlacementError, Reason, UsageError, corrupt
+from grokctl.errors import DiskFullError, Reason, UsageError, corrupt
 from grokctl.events import Advanced, Finished, Noted, Observer, Stage, Started, ignore
-from grokctl.model.config import GrokConfig
-from grokctl.model.placement import MeshShape, check_mesh, place
+from grokctl.model.placement import MeshShape, check_mesh
 from grokctl.model.precision import Precision, check_conversion
-from grokctl.model.tensors import TensorSpec, tensor_specs
 from grokctl.paths import MANIFEST, TOKENIZER, fsync_folder, kind_of, locked, quoted
 from grokctl.pipeline import Pipeline, Progress
 from grokctl.writing import DeviceWriter, Entry, Flusher, Journal, resume
 
-DEFAULT_GROUP: Final = 64
-"""Inputs that share an int4 scale: measured in docs/adr/0008."""
-LARGEST_GROUP: Final = 1024
 _LARGEST_ARRAY: Final = 2**24
 _SMALLEST_ARRAY: Final = 2**20
 _MOST_WAITING: Final = 8
@@ -146,7 +142,7 @@ def plan(
     wanted = own.precision if precision is None else precision
     check_conversion(own.precision, wanted)
     check_mesh(mesh, own.config)
-    storage = _storage(own, wanted, mesh, group_size)
+    storage = storage_in(own, wanted, mesh, group_size=group_size)
     layouts = device_layouts(storage, mesh)
     if devices is not None:
         layouts = tuple(layout for layout in layouts if layout.device in devices)
@@ -217,68 +213,6 @@ def _largest(layouts: Sequence[DeviceLayout], limit: int) -> int:
     return max(
         cut.nbytes for index in unlike.values() for cut in cuts_of(layouts, index, limit=limit)
     )
-
-
-def _storage(
-    own: Storage, precision: Precision, mesh: MeshShape, group_size: int | None
-) -> Storage:
-    """How the same model is stored in another precision."""
-    if group_size is not None and precision is not Precision.INT4:
-        raise UsageError(
-            f"group size {group_size} is for int4, not {precision}", "--precision int4"
-        )
-    if precision is Precision.INT8:
-        return own
-    groups = dict.fromkeys(own.groups, 0)
-    if precision is Precision.INT4:
-        specs = [spec for spec in tensor_specs(own.config) if spec.is_quantized]
-        asked = dict.fromkeys((spec.name for spec in specs), group_size)
-        if group_size is None and own.precision is Precision.INT4:
-            asked = {spec.name: own.weight(spec).width for spec in specs}
-        groups |= _int4_groups(own.config, specs, mesh, asked)
-    return Storage(config=own.config, precision=precision, groups=groups)
-
-
-def _int4_groups(
-    config: GrokConfig,
-    specs: Sequence[TensorSpec],
-    mesh: MeshShape,
-    asked: Mapping[str, int | None],
-) -> dict[str, int]:
-    """Scale rows of every parameter, so that every device has whole groups of inputs.
-
-    Raises:
-        PlacementError: There are none, or not of the size that was asked for.
-    """
-    inputs = {}
-    for spec in specs:
-        low, high = place(spec, scale_groups=0, mesh=mesh, device=0, config=config).weight[-2]
-        inputs[spec] = high - low
-    groups = {}
-    for spec, count in inputs.items():
-        if count % 2:
-            raise PlacementError(
-                f"{spec.name}: int4 needs an even number of inputs on a device, {mesh} has {count}",
-                "--precision int8",
-            )
-        size = asked[spec.name]
-        size = math.gcd(DEFAULT_GROUP, count) if size is None else size
-        if not _divides(size, count):
-            common = math.gcd(*inputs.values())
-            possible = [
-                number for number in range(2, LARGEST_GROUP + 1) if _divides(number, common)
-            ]
-            nearest = min(possible, key=lambda number: (abs(number - size), number), default=None)
-            raise PlacementError(
-                f"{spec.name}: int4 groups of {size} inputs do not divide the {count} of a device",
-                "--precision int8" if nearest is None else f"--group-size {nearest}",
-            )
-        groups[spec.name] = spec.shape[-2] // size
-    return groups
-
-
-def _divides(group: int, inputs: int) -> bool:
-    return 2 <= group <= LARGEST_GROUP and group % 2 == 0 and inputs % group == 0  # noqa: PLR2004
 
 
 def reshard(

@@ -14,8 +14,9 @@ from grokctl.console import Console
 from grokctl.errors import UsageError
 from grokctl.events import Observer
 from grokctl.generation import FinishReason, Generation, Request
-from grokctl.infer import Compute, Engine, EngineOptions, KvType, RunPlan, plan, start
+from grokctl.infer import Engine, EngineOptions, RunPlan, plan, start
 from grokctl.model.placement import MeshShape
+from grokctl.model.precision import Compute, KvType
 from grokctl.paths import TOKENIZER, Home, kind_of
 from grokctl.prompts import Prompt, to_requests
 

@@ -1,4 +1,4 @@
-"""How weights are stored in a ready checkpoint, and which precision can be made from which."""
+"""How numbers are stored: weights of a ready checkpoint, operands, keys and values."""
 
 from enum import StrEnum
 
@@ -16,6 +16,22 @@ class Precision(StrEnum):
     """Integer times scale, exactly: lossless, four times the bytes of int8."""
     INT4 = "int4"
     """-7 to 7 times the scale of a group of inputs that makes the squared error least."""
+
+
+class Compute(StrEnum):
+    """Type of the key-value cache, and of operands where the platform is fast in it."""
+
+    BFLOAT16 = "bfloat16"
+    FLOAT32 = "float32"
+
+
+class KvType(StrEnum):
+    """How keys and values are kept."""
+
+    COMPUTE = "compute"
+    """In the type of computation."""
+    INT8 = "int8"
+    """As codes with a scale for every head and position: half the memory of bfloat16."""
 
 
 def check_conversion(source: Precision, target: Precision) -> None:

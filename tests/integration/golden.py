@@ -9,8 +9,9 @@ from numpy.typing import NDArray
 
 from grokctl.checkpoint.logical import TensorSource
 from grokctl.checkpoint.release import Release, open_release
-from grokctl.infer import Compute, Engine, EngineOptions, infer
+from grokctl.infer import Engine, EngineOptions, infer
 from grokctl.model.placement import MeshShape
+from grokctl.model.precision import Compute
 
 _TESTS = Path(__file__).parents[1]
 _FOLDERS = (_TESTS / "data", _TESTS.parents[1] / "shared" / "golden")

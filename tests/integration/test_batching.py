@@ -12,8 +12,9 @@ from grokctl.checkpoint.release import Release, open_release
 from grokctl.errors import CorruptCheckpointError, UsageError
 from grokctl.events import Advanced, Finished, Stage, Started, Unit
 from grokctl.generation import FinishReason, Request
-from grokctl.infer import Compute, Engine, EngineOptions, KvType, infer
+from grokctl.infer import Engine, EngineOptions, infer
 from grokctl.model.placement import MeshShape
+from grokctl.model.precision import Compute, KvType
 from grokctl.model.sampling import Sampling
 
 SMALL = replace(MINIATURE, vocab_size=512, emb_size=96, key_size=8, num_layers=2, sequence_len=64)

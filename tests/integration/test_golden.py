@@ -11,9 +11,8 @@ from grokctl.checkpoint.frames import Compression
 from grokctl.checkpoint.logical import ReleaseSource
 from grokctl.checkpoint.ready import ReadyCheckpoint
 from grokctl.errors import PlacementError
-from grokctl.infer import Compute
 from grokctl.model.placement import MeshShape
-from grokctl.model.precision import Precision
+from grokctl.model.precision import Compute, Precision
 from grokctl.model.sampling import Sampling
 from grokctl.reshard import plan, reshard
 

@@ -15,8 +15,9 @@ from grokctl.checkpoint.release import Release, open_release
 from grokctl.errors import CorruptCheckpointError, PlacementError, UsageError
 from grokctl.events import Finished, Stage, Started, Unit
 from grokctl.generation import FinishReason, StopFilter
-from grokctl.infer import Compute, Engine, EngineOptions, infer
+from grokctl.infer import Engine, EngineOptions, infer
 from grokctl.model.placement import MeshShape
+from grokctl.model.precision import Compute
 from grokctl.model.sampling import Sampling
 from grokctl.model.tokenizer import Tokenizer
 

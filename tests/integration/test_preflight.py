@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from grokctl.checks import Status
 from grokctl.errors import DiskFullError, FetchError
 from grokctl.fetch import FetchOptions, fetch, plan
-from grokctl.preflight import Status, _file_system
+from grokctl.preflight import _file_system
 
 ROOM = 4 * 2**20
 

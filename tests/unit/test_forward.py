@@ -12,7 +12,7 @@ from grokctl.checkpoint.pickles import BFLOAT16
 from grokctl.checkpoint.release import open_release
 from grokctl.events import ignore
 from grokctl.hardware import find_devices
-from grokctl.infer import Compute, EngineOptions, infer
+from grokctl.infer import EngineOptions, infer
 from grokctl.loading import Loader
 from grokctl.model import forward
 from grokctl.model.attention import attend_at_once
@@ -20,7 +20,7 @@ from grokctl.model.cache import Place, empty_cache
 from grokctl.model.config import GROK_1, GrokConfig
 from grokctl.model.parameters import Matrix, build_parameters
 from grokctl.model.placement import MeshShape
-from grokctl.model.precision import Precision
+from grokctl.model.precision import Compute, Precision
 from grokctl.model.step import StepShape
 from grokctl.model.tensors import tensor_specs
 

@@ -1,0 +1,1 @@
+"""Show what `doctor` found."""
