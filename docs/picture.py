@@ -1,4 +1,4 @@
-"""Take pictures of grokctl in a real terminal (tmux): docs/demo.svg, fetch.svg and bench.svg."""
+"""Take pictures of grokctl in a real terminal (tmux): `python docs/picture.py [NAME]…`."""
 
 import os
 import re
@@ -22,6 +22,7 @@ from grokctl.model.placement import MeshShape
 from grokctl.reshard import plan, reshard
 
 COLUMNS, LINES = 100, 60
+DONE = "echo picture taken; sleep 60"
 PATIENCE_S = 300.0
 SESSION = f"grokctl-picture-{os.getpid()}"
 GROKCTL = Path(sys.executable).with_name("grokctl")
@@ -92,22 +93,39 @@ def bench_a_layer() -> None:
         shown = shlex.join(["grokctl", "bench", name, *options])
         command = [GROKCTL, "bench", name, *options, "--home", folder]
         take(
-            f"{shlex.join(map(str, command))}; echo picture taken; sleep 60",
+            f"{shlex.join(map(str, command))}; {DONE}",
             "picture taken",
             "bench.svg",
             shown=shown,
         )
 
 
+def demo() -> None:
+    """The README's first command."""
+    take(f"{GROKCTL} demo; {DONE}", "picture taken", "demo.svg", shown="grokctl demo")
+
+
+def doctor_of_a_server() -> None:
+    """What one thinks of renting."""
+    asked = "doctor --accelerator h100-80gb --devices 8"
+    take(f"{GROKCTL} {asked}; {DONE}", "picture taken", "doctor.svg", shown=f"grokctl {asked}")
+
+
+PICTURES = {
+    "demo": demo,
+    "doctor": doctor_of_a_server,
+    "fetch": fetch_from_a_neighbour,
+    "bench": bench_a_layer,
+}
+
+
 def main() -> None:
-    take(
-        f"{GROKCTL} demo; echo picture taken; sleep 60",
-        "picture taken",
-        "demo.svg",
-        shown="grokctl demo",
-    )
-    fetch_from_a_neighbour()
-    bench_a_layer()
+    names = sys.argv[1:] or list(PICTURES)
+    unknown = [name for name in names if name not in PICTURES]
+    if unknown:
+        sys.exit(f"{', '.join(unknown)}: there are pictures of {', '.join(PICTURES)}")
+    for name in names:
+        PICTURES[name]()
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from grokctl.errors import UsageError
 
 if TYPE_CHECKING:
     from grokctl.model.placement import MeshShape
+    from grokctl.model.precision import KvType
 
 _MOST_TEXT: Final = 2**24
 """Characters, far more than any context holds."""
@@ -49,7 +50,10 @@ DevicesOption = Annotated[
 MeshOption = Annotated[
     str | None, typer.Option(metavar="MESH", help="Such as expert=2,model=8.", show_default=False)
 ]
-ComputeOption = Annotated[str, typer.Option(metavar="TYPE", help="bfloat16 or float32.")]
+ComputeOption = Annotated[
+    str | None,
+    typer.Option(metavar="TYPE", help="bfloat16 or float32.", show_default="by hardware"),
+]
 KvOption = Annotated[str, typer.Option("--kv", metavar="TYPE", help="Cache: compute or int8.")]
 ContextOption = Annotated[
     int | None, typer.Option(metavar="N", help="Tokens of context.", show_default="the model's")
@@ -186,6 +190,19 @@ def read_mesh(devices: int | None, mesh: str | None) -> "MeshShape | None":
     if devices not in {None, shape.size}:
         raise UsageError(f"mesh {shape} has {shape.size} devices, --devices says {devices}")
     return shape
+
+
+def read_kv(text: str) -> "KvType":
+    """How keys and values are kept.
+
+    Raises:
+        UsageError: There is no such way.
+    """
+    from grokctl.model.precision import KvType
+
+    if text not in set(KvType):
+        raise UsageError(f"type of the cache {text!r} is neither compute nor int8", "--kv int8")
+    return KvType(text)
 
 
 def read_size(text: str | None) -> int | None:

@@ -41,6 +41,7 @@ from grokctl.arguments import (
     check_prompts,
     read_counts,
     read_devices,
+    read_kv,
     read_layers,
     read_mesh,
     read_prompt,
@@ -206,6 +207,65 @@ def grokctl(
     if version:
         sys.stdout.write(f"grokctl {__version__}\n")
         raise typer.Exit
+
+
+@app.command(epilog="Example: grokctl doctor --accelerator h100-80gb --devices 8")
+def doctor(
+    accelerator: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="One that is not here, such as h100-80gb, or cpu."),
+    ] = None,
+    devices: Annotated[
+        int | None, typer.Option(metavar="N", help="How many of them.", show_default=False)
+    ] = None,
+    memory: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="Of each, such as 80GB.")
+    ] = None,
+    context: ContextOption = None,
+    batch: Annotated[int, typer.Option(metavar="N", min=1, help="Prompts at a time.")] = 1,
+    kv: KvOption = "compute",
+    to: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder to download to.")] = None,
+    timeout: Annotated[
+        int, typer.Option(metavar="S", min=1, max=600, help="Wait S seconds for what is silent.")
+    ] = 20,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+    verbose: Annotated[
+        bool, typer.Option("-v", "--verbose", help="All that was found, to paste into an issue.")
+    ] = False,
+    home: HomeOption = None,
+) -> None:
+    """What this machine can do, or another, and the line that mends what it cannot."""
+    with _ui(as_json=as_json, quiet=quiet, verbose=False) as console:  # a log is not redacted
+        from grokctl import doctor as stage
+        from grokctl import report
+        from grokctl.diagnosis.inventory import take_stock
+        from grokctl.machine.look import look
+        from grokctl.redaction import Redaction
+
+        question = stage.Question(
+            accelerator=accelerator,
+            devices=devices,
+            memory=read_size(memory),
+            context=context,
+            batch=batch,
+            kv=read_kv(kv),
+        )
+        where = _home(home)
+        machine = inventory = None
+        if question.is_here:
+            with console.observing() as observe:
+                machine = look(where.root.absolute(), to, timeout_s=timeout, observe=observe)
+            inventory = take_stock(where)
+        found, redact = (
+            stage.doctor(machine, inventory, question=question),
+            Redaction.here(where.root),
+        )
+        if verbose:
+            found = report.redacted(found, redact)
+        report.show(console, found, machine, redact, is_full=verbose)
+        if not found.is_ok:
+            raise _ReportedError(report.failure(found))
 
 
 @app.command(epilog="Example: grokctl fetch --max-download 20MB")
@@ -577,7 +637,7 @@ def run(
     no_stream: Annotated[bool, typer.Option("--no-stream", help="Print only at the end.")] = False,
     devices: DevicesOption = None,
     mesh: MeshOption = None,
-    compute: ComputeOption = "bfloat16",
+    compute: ComputeOption = None,
     kv: KvOption = "compute",
     context: ContextOption = None,
     stats: Annotated[
@@ -614,7 +674,8 @@ def run(
             raise UsageError("there is no prompt", "grokctl run --json -p 'Once upon a time'")
 
         from grokctl.conversation import converse
-        from grokctl.running import Wanted, complete, complete_many
+        from grokctl.opening import Wanted
+        from grokctl.running import complete, complete_many
 
         wanted = Wanted(checkpoint, devices, mesh, compute=compute, kv=kv, context=context)
         if many is not None:
@@ -645,7 +706,7 @@ def score(
     ] = None,
     devices: DevicesOption = None,
     mesh: MeshOption = None,
-    compute: ComputeOption = "bfloat16",
+    compute: ComputeOption = None,
     kv: KvOption = "compute",
     context: ContextOption = None,
     as_json: JsonOption = False,
@@ -656,7 +717,7 @@ def score(
     """How likely the model finds a text: negative log-likelihood and perplexity."""
     with _ui(as_json=as_json, quiet=quiet, verbose=verbose) as console:
         from grokctl import render
-        from grokctl.running import Wanted, open_job
+        from grokctl.opening import Wanted, open_job
 
         if (text is None) == (token_ids is None):
             raise UsageError("score takes either --text or --token-ids", "--text essay.txt")
@@ -708,7 +769,7 @@ def bench(
     batch: Annotated[str, typer.Option(metavar="1,4", help="Prompts at a time.")] = "1,4",
     devices: DevicesOption = None,
     mesh: MeshOption = None,
-    compute: ComputeOption = "bfloat16",
+    compute: ComputeOption = None,
     kv: KvOption = "compute",
     context: ContextOption = None,
     as_json: JsonOption = False,
@@ -723,7 +784,7 @@ def bench(
 
         from grokctl import bench as stage
         from grokctl import render
-        from grokctl.running import Wanted, open_job
+        from grokctl.opening import Wanted, open_job
 
         workloads = [stage.Workload(length, many) for length in lengths for many in batches]
         wanted = Wanted(

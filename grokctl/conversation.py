@@ -14,8 +14,9 @@ from grokctl.events import Event, Observer, ignore
 from grokctl.generation import FinishReason, Generation, Request
 from grokctl.history import History, edit_lines
 from grokctl.infer import Engine
+from grokctl.opening import Wanted, open_job
 from grokctl.paths import Home
-from grokctl.running import Wanted, open_job, write
+from grokctl.running import write
 
 _NAMES: Final = {name.replace("_", "-"): name for name in settings.SETTINGS}
 """What people type, and what the setting is called."""

@@ -1,9 +1,58 @@
 """Say what a machine can do with Grok-1, and the one line that mends what it cannot."""
 
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Final
 
 from grokctl.checks import Check, Status
-from grokctl.plans import Hardware, Plan
+from grokctl.diagnosis import accelerators, disks, memory, software, surroundings
+from grokctl.diagnosis.abilities import download, reshard, run
+from grokctl.diagnosis.inventory import Inventory
+from grokctl.diagnosis.outlook import (
+    Ability,
+    Prospect,
+    reshard_elsewhere,
+    run_command,
+    run_elsewhere,
+)
+from grokctl.machine.facts import Found, Machine
+from grokctl.model.precision import KvType, Precision
+from grokctl.plans import Hardware, Plan, accelerated, hardware_for, hardware_of, plans
+
+__all__ = ["Ability", "Diagnosis", "Group", "Question", "doctor"]
+
+_ON_CPU: Final = "JAX_PLATFORMS=cpu"
+_SHORTER: Final = (4096, 2048, 1024, 512)
+"""Tokens of context that `run` falls back to where nobody asked for more."""
+_TABLE: Final[tuple[tuple[str, tuple[Callable[[Machine], Iterable[Check]], ...]], ...]] = (
+    ("accelerators", accelerators.CHECKS),
+    ("processor and memory", memory.CHECKS),
+    ("disks", ()),
+    ("software", software.CHECKS),
+    ("surroundings", surroundings.SURROUNDINGS),
+    ("network", surroundings.NETWORK),
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Question:
+    """What is asked; hardware that is named is taken for not being here."""
+
+    accelerator: str | None = None
+    """A published one, or `cpu`."""
+    devices: int | None = None
+    memory: int | None = None
+    """Bytes of each device."""
+    context: int | None = None
+    """Tokens; by default as many as the model knows, or as fit."""
+    batch: int = 1
+    """Sequences at a time."""
+    kv: KvType = KvType.COMPUTE
+
+    @property
+    def is_here(self) -> bool:
+        """Whether it is about this machine."""
+        return self.accelerator is None and self.devices is None and self.memory is None
 
 
 @dataclass(frozen=True, slots=True)
@@ -12,20 +61,6 @@ class Group:
 
     title: str
     checks: tuple[Check, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ability:
-    """Something that can be done now, or why not."""
-
-    name: str
-    """`download`, `reshard` or `run`."""
-    status: Status
-    """OK, WARN (yes, but), FAIL (no), SKIP (done, or not to be known)."""
-    detail: str
-    """Such as `yes, about 9 minutes` or what is missing, with both numbers."""
-    command: str = ""
-    """To paste."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,10 +73,176 @@ class Diagnosis:
     is_here: bool
     """Whether that is this machine's."""
     plans: tuple[Plan, ...]
+    """For it; behind them, where that is a CPU or too small, those for accelerators that nobody
+    has, which know of no memory."""
     abilities: tuple[Ability, ...]
+    best: Plan | None = None
+    """What would be run; of a shorter context than the others where only that fits."""
 
     @property
     def is_ok(self) -> bool:
         """Whether no check failed, and hardware that was asked about can run something."""
         fails = any(c.status is Status.FAIL for group in self.groups for c in group.checks)
-        return not fails and (self.is_here or any(plan.fits for plan in self.plans))
+        can_run = self.best is not None or any(plan.fits for plan in self.plans)
+        return not fails and (self.is_here or can_run)
+
+
+def doctor(
+    machine: Machine | None, inventory: Inventory | None = None, *, question: Question
+) -> Diagnosis:
+    """Say what can be done, and what stands in its way.
+
+    Args:
+        machine: What was found; not looked at where the question is about other hardware.
+        inventory: What lies under home; likewise.
+        question: What is asked.
+
+    Raises:
+        UsageError: The question names an accelerator or a context that does not exist.
+        PlacementError: No mesh has so many devices.
+    """
+    if machine is None or inventory is None or not question.is_here:
+        return _elsewhere(question)
+    prospect = _here(machine, inventory, question)
+    cut = reshard(machine, inventory, prospect.best)
+    return Diagnosis(
+        groups=_examine(machine, inventory, prospect.best),
+        hardware=prospect.hardware,
+        is_here=True,
+        plans=_shown(prospect),
+        abilities=(
+            download(machine, inventory, prospect.best),
+            cut,
+            run(machine, inventory, prospect, cut),
+        ),
+        best=prospect.best,
+    )
+
+
+def _here(machine: Machine, inventory: Inventory, question: Question) -> Prospect:
+    """What would be run on this machine, once JAX uses what there is."""
+    unused = accelerated(accelerators.idle(machine), is_whole=True)
+    prospect = _prospect(unused or hardware_of(machine), question, inventory)
+    if prospect.best is None and prospect.hardware.platform != "cpu":
+        return _on_cpu(machine, question, inventory, prospect)
+    if unused is None and machine.jax.found is Found.SILENT:
+        return replace(prospect, command=f"{_ON_CPU} {prospect.command}")
+    return prospect
+
+
+def _elsewhere(question: Question) -> Diagnosis:
+    """About hardware that is not here: nothing is known but its numbers."""
+    hardware = hardware_for(
+        accelerator=question.accelerator, devices=question.devices, memory=question.memory
+    )
+    prospect = _prospect(hardware, question, None)
+    cut = () if prospect.best is None else (reshard_elsewhere(prospect.best),)
+    return Diagnosis(
+        groups=(),
+        hardware=hardware,
+        is_here=False,
+        plans=_shown(prospect),
+        abilities=(*cut, run_elsewhere(prospect)),
+        best=prospect.best,
+    )
+
+
+def _examine(machine: Machine, inventory: Inventory, best: Plan | None) -> tuple[Group, ...]:
+    """Make every check."""
+    wanted = disks.USUAL if best is None else (best.precision, best.mesh)
+    groups = []
+    for title, checks in _TABLE:
+        made = [check for look in checks for check in look(machine)]
+        if title == "disks":
+            made += disks.checks(machine, inventory, wanted)
+        groups.append(Group(title, tuple(made)))
+    return tuple(groups)
+
+
+def _prospect(hardware: Hardware, question: Question, inventory: Inventory | None) -> Prospect:
+    """What would be run on some hardware: of what fits, what `run` would choose."""
+    found = _plans(hardware, question, question.context)
+    best = _best(found, question, inventory)
+    for context in _SHORTER if question.context is None and _is_only_context(found, best) else ():
+        shorter = _best(_plans(hardware, question, context), question, inventory)
+        if shorter is not None and (best is None or _is_better(shorter, best)):
+            best = shorter
+    return Prospect(
+        hardware=hardware,
+        plans=found,
+        best=best,
+        elsewhere=_plans(None, question, question.context),
+        command=run_command(question.context, question.batch, question.kv),
+    )
+
+
+def _plans(hardware: Hardware | None, question: Question, context: int | None) -> tuple[Plan, ...]:
+    return plans(hardware, context=context, streams=question.batch, kv=question.kv)
+
+
+def _is_only_context(found: Sequence[Plan], best: Plan | None) -> bool:
+    """Whether less context would make something better fit: its weights alone do."""
+    if best is not None and (best.is_paged or best.precision is not Precision.INT4):
+        return False
+    better = (plan for plan in found if best is None or plan.precision is not Precision.INT4)
+    return any(
+        plan.is_possible
+        and plan.memory is not None
+        and (plan.is_paged or plan.needs.weights < plan.memory)
+        for plan in better
+    )
+
+
+def _is_better(shorter: Plan, best: Plan) -> bool:
+    """Whether a shorter context buys another precision than int4, with all weights in memory."""
+    return (
+        best.precision is Precision.INT4
+        and shorter.precision is not Precision.INT4
+        and not shorter.is_paged
+    )
+
+
+def _best(found: Sequence[Plan], question: Question, inventory: Inventory | None) -> Plan | None:
+    """Of what fits, what is run: from what is ready here, or else from what could be made."""
+    fitting = [plan for plan in found if plan.fits]
+    kept = () if inventory is None else inventory.ready_grok_1
+    precisions, cuts = (
+        {item.precision for item in kept},
+        {(item.precision, item.mesh) for item in kept},
+    )
+    # whoever does not say how many devices there are asks for the fewest
+    is_fewest = not question.is_here and question.devices is None
+
+    def rank(plan: Plan) -> tuple[object, ...]:
+        pace = 0.0 if plan.tokens_per_s is None or is_fewest else -plan.tokens_per_s
+        return (
+            plan.is_paged,
+            not plan.is_paged and plan.precision is Precision.INT4,
+            bool(kept) and (plan.precision, plan.mesh) not in cuts,
+            plan.mesh.size if is_fewest else pace,
+            -plan.mesh.size,
+            plan.mesh.expert,
+            plan.needs.weights,
+        )
+
+    there = [plan for plan in fitting if plan.precision in precisions]
+    return min(there or fitting, key=rank, default=None)
+
+
+def _on_cpu(
+    machine: Machine, question: Question, inventory: Inventory, small: Prospect
+) -> Prospect:
+    """What the processor would do where accelerators are too small, if it can."""
+    without = replace(machine, jax=replace(machine.jax, platform="cpu", accelerators=()))
+    prospect = _prospect(hardware_of(without), question, inventory)
+    if prospect.best is None:
+        return small
+    command = f"{_ON_CPU} {prospect.command}"
+    return replace(prospect, command=command, instead_of=small.hardware)
+
+
+def _shown(prospect: Prospect) -> tuple[Plan, ...]:
+    """Plans for the screen."""
+    if prospect.best is not None and prospect.hardware.platform != "cpu":
+        return prospect.plans
+    return (*prospect.plans, *prospect.elsewhere)

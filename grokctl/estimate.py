@@ -1,7 +1,6 @@
 """How long a reshard will take: a short try of its work and of the disk it writes to."""
 
 import hashlib
-import os
 import shutil
 import tempfile
 import time
@@ -15,11 +14,11 @@ from typing import Final
 import numpy as np
 
 from grokctl.cutting import Cut, cuts_of
+from grokctl.machine.disks import write_rate
 from grokctl.pipeline import frames_by_outputs
 from grokctl.reshard import ReshardPlan
 
 _DISK_S: Final = 2.0
-_BLOCK: Final = 2**24
 _LARGEST_TRY: Final = 2**31
 """Bytes that are written to try a disk."""
 _SAMPLES: Final = 12
@@ -101,11 +100,6 @@ def _try_work(plan: ReshardPlan) -> tuple[float, float]:
 
 def _try_disk(folder: Path, nbytes: int) -> float | None:
     """Write, sync and forget a file for two seconds at most."""
-    data = np.random.default_rng(0).bytes(min(_BLOCK, max(1, nbytes)))
-    written, started = 0, time.perf_counter()
     with suppress(OSError), tempfile.TemporaryFile(dir=folder, buffering=0) as file:
-        while written < nbytes and time.perf_counter() - started < _DISK_S:
-            written += file.write(data)
-            os.fdatasync(file.fileno())
-        return written / (time.perf_counter() - started) or None
+        return write_rate(file, nbytes, seconds=_DISK_S)[0]
     return None

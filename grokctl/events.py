@@ -12,6 +12,7 @@ from enum import StrEnum
 class Stage(StrEnum):
     """What a progress bar is about."""
 
+    LOOK = "look"
     METADATA = "metadata"
     FETCH = "fetch"
     SEED = "seed"

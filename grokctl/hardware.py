@@ -5,9 +5,9 @@ import tempfile
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from importlib.metadata import version
+from itertools import takewhile
 from pathlib import Path
 from typing import Final, Protocol
 
@@ -17,13 +17,19 @@ import psutil
 
 from grokctl.errors import HardwareError
 from grokctl.events import Noted, Observer, ignore
+from grokctl.machine.facts import Accelerator
+from grokctl.machine.host import bandwidth
+from grokctl.machine.memory import memory
 from grokctl.model.placement import MESH_SIZES
+from grokctl.model.precision import Precision
+from grokctl.model.sizing import MEMORY_SHARE, SHARE_VARIABLES, Needs, told_share
 
 _PROBE_BYTES: Final = 2**28
 _PROBE_ROUNDS: Final = 3
 _PROBE_CALLS: Final = 16
 """Reads that an accelerator is asked for at a time: asking takes as long as one does."""
-_SHARE: Final = "XLA_CLIENT_MEM_FRACTION"
+_SHARE_UNTOLD: Final = 0.75
+"""What JAX takes of a GPU that nobody told it about."""
 _SHORTEST_CONTEXT: Final = 128
 """Tokens; a cache with less room helps nobody."""
 
@@ -40,6 +46,7 @@ def find_devices(count: int, *, observe: Observer = ignore) -> list[jax.Device]:
     Raises:
         HardwareError: JAX was already started with fewer CPU devices.
     """
+    _claim_memory()
     try:
         if jax.config.jax_num_cpu_devices < count:  # type: ignore[attr-defined]  # it is there
             jax.config.update("jax_num_cpu_devices", count)
@@ -61,6 +68,51 @@ def find_devices(count: int, *, observe: Observer = ignore) -> list[jax.Device]:
             f"JAX_NUM_CPU_DEVICES={count} grokctl run …",
         )
     return cpus[:count]
+
+
+def accelerators() -> tuple[Accelerator, ...]:
+    """What JAX computes on by default, as far as it is of one kind; nothing if that is the CPU.
+
+    Starts JAX, with as many CPU devices as any mesh has unless somebody said how many: which mesh
+    it will be is often chosen from what is found here, and devices that nobody uses cost nothing.
+
+    Raises:
+        HardwareError: JAX does not start.
+    """
+    _claim_memory()
+    with suppress(RuntimeError):  # JAX is running
+        if jax.config.jax_num_cpu_devices < 1:  # type: ignore[attr-defined]  # it is there
+            jax.config.update("jax_num_cpu_devices", max(MESH_SIZES))
+    try:
+        found = jax.devices()
+    except (RuntimeError, AssertionError) as error:  # the latter where there is no such plugin
+        platforms = jax.config.jax_platforms  # type: ignore[attr-defined]  # it is there
+        why = str(error).partition("\n")[0][:200] or f"nothing to compute on in {platforms!r}"
+        raise HardwareError(f"JAX does not start: {why}", "grokctl doctor") from error
+    if found[0].platform == "cpu":
+        return ()
+    alike = takewhile(lambda device: device.device_kind == found[0].device_kind, found)
+    return tuple(map(_accelerator, alike))
+
+
+def _accelerator(device: jax.Device) -> Accelerator:
+    """What a device says of itself: its memory is what JAX may take of it."""
+    stats = device.memory_stats() or {}
+    limit = stats.get("bytes_limit")
+    capability = getattr(device, "compute_capability", "")
+    return Accelerator(
+        name=device.device_kind,
+        platform=device.platform,
+        memory=limit,
+        free=None if limit is None else limit - stats.get("bytes_in_use", 0),
+        compute_capability=_version(str(capability)),
+    )
+
+
+def _version(text: str) -> tuple[int, int] | None:
+    """`9.0` as numbers; None for what is no such version, such as `gfx942`."""
+    major, _, minor = text.partition(".")
+    return (int(major), int(minor)) if major.isdecimal() and minor.isdecimal() else None
 
 
 def use_compilation_cache(folder: Path, *, observe: Observer = ignore) -> None:
@@ -110,20 +162,21 @@ def compiling(observe: Observer) -> Iterator[None]:
                 kept.unlink()
 
 
-def check_memory(needed: int, *, purpose: str) -> None:
+def check_memory(needed: int, *, purpose: str, hint: str | None = None) -> None:
     """Refuse what cannot fit before the kernel has to kill it.
 
     Args:
         needed: Bytes of main memory.
         purpose: What they are for, for the error.
+        hint: What to do then.
 
     Raises:
         HardwareError: Less is available.
     """
-    available = psutil.virtual_memory().available
-    if needed > available:
+    usable = memory().usable
+    if needed > usable:
         raise HardwareError(
-            f"{purpose} takes {needed / 1e9:.1f} GB of memory, {available / 1e9:.1f} GB are free"
+            f"{purpose} takes {needed / 1e9:.1f} GB of memory, {usable / 1e9:.1f} GB are free", hint
         )
 
 
@@ -131,12 +184,12 @@ def note_paging(needed: int, *, observe: Observer) -> None:
     """Say so where mapped weights do not all fit into memory.
 
     Args:
-        needed: Bytes of weights.
+        needed: Bytes of weights, and of what must lie beside them.
         observe: Told.
     """
-    available = psutil.virtual_memory().available
-    if needed > available:
-        sizes = f"{needed / 1e9:.1f} GB of weights, {available / 1e9:.1f} GB of free memory"
+    usable = memory().usable
+    if needed > usable:
+        sizes = f"{needed / 1e9:.1f} GB of weights, {usable / 1e9:.1f} GB of free memory"
         observe(Noted(message=f"{sizes}: every token reads what does not fit from the disk"))
 
 
@@ -150,52 +203,95 @@ class DeviceMemory(Protocol):
         ...
 
 
-def check_device_memory(
+def check_room(
     devices: Sequence[DeviceMemory],
-    weights: Sequence[int],
+    needed: Needs,
     *,
-    cache_nbytes: int = 0,
-    context: int = 0,
+    context: int,
+    precision: Precision = Precision.INT8,
 ) -> None:
-    """Refuse what the devices cannot hold before any of it is read.
+    """Refuse what does not fit before any of it is read.
 
     Args:
-        devices: Those that do not count their memory, such as CPUs, are taken to have enough.
-        weights: Bytes of weights for each.
-        cache_nbytes: Bytes of key-value cache for each.
+        devices: Of the mesh. Accelerators that do not count their memory are taken to have enough.
+        needed: By each of them. Weights of a CPU are looked at when it is known whether they are
+            mapped.
         context: Tokens that the cache is for.
+        precision: Of the weights, for the hint.
 
     Raises:
         HardwareError: One has less than that.
     """
-    what = f"weights and the cache of {context} tokens" if cache_nbytes else "weights"
-    for device, nbytes in zip(devices, weights, strict=True):
+    if devices[0].platform == "cpu":
+        _check_main_memory(len(devices), needed, context=context)
+        return
+    for device in devices:
         stats = device.memory_stats() or {}
         if "bytes_limit" not in stats:
             continue
-        free, needed = stats["bytes_limit"] - stats.get("bytes_in_use", 0), nbytes + cache_nbytes
-        if needed <= free:
-            continue
-        fitting = context * (free - nbytes) // max(1, cache_nbytes)
-        sizes = [size for size in MESH_SIZES if size > len(devices)]
-        larger = [size for size in sizes if nbytes * len(devices) // size + cache_nbytes <= free]
-        if needed - free < _unclaimed(device, stats["bytes_limit"]):
-            hint = f"{_SHARE}=0.95 grokctl run …"
-        elif fitting >= _SHORTEST_CONTEXT:
-            hint = f"--context {fitting}"
-        else:
-            hint = f"--devices {larger[0]}" if larger else "grokctl reshard --precision int4"
-        raise HardwareError(
-            f"{what} take {needed / 1e9:.1f} GB on each device, {device} has {free / 1e9:.1f} GB"
-            " free",
-            hint,
-        )
+        free = stats["bytes_limit"] - stats.get("bytes_in_use", 0)
+        if needed.total > free:
+            if needed.total - free < _unclaimed(device, stats["bytes_limit"]):
+                hint = f"{_share_variable()}={MEMORY_SHARE} grokctl run …"
+            else:
+                hint = _less(len(devices), needed, context=context, free=free, precision=precision)
+            raise HardwareError(
+                f"{needed} take {needed.total / 1e9:.1f} GB on each device, {device} has "
+                f"{free / 1e9:.1f} GB free",
+                hint,
+            )
 
 
-def _unclaimed(device: DeviceMemory, limit: int) -> float:
-    """Bytes of a GPU that JAX leaves alone, unless it was told how much to take: a quarter."""
-    told = {_SHARE, "XLA_PYTHON_CLIENT_MEM_FRACTION"} & os.environ.keys()
-    return 0 if told or device.platform != "gpu" else limit * (0.95 / 0.75 - 1)
+def _check_main_memory(devices: int, needed: Needs, *, context: int) -> None:
+    """Virtual devices share it, and nothing of this is mapped."""
+    cache, workspace = needed.cache * devices, needed.workspace * devices
+    fitting = _fitting(context, cache=cache, free=memory().usable - workspace)
+    check_memory(
+        cache + workspace,
+        purpose=f"a context of {context} tokens (cache {cache / 1e9:.1f} GB, workspace "
+        f"{workspace / 1e9:.1f} GB)",
+        hint=f"--context {fitting}" if fitting else None,
+    )
+
+
+def _less(devices: int, needed: Needs, *, context: int, free: int, precision: Precision) -> str:
+    """How to need less on each device, what costs least first."""
+    beside = needed.cache + needed.workspace
+    fitting = _fitting(context, cache=needed.cache, free=free - needed.weights - needed.workspace)
+    if fitting:
+        return f"--context {fitting}"
+    larger = (size for size in MESH_SIZES if size > devices)
+    for size in larger:
+        if needed.weights * devices // size + beside <= free:
+            return f"--devices {size}"
+    return "grokctl doctor" if precision is Precision.INT4 else "grokctl reshard --precision int4"
+
+
+def _fitting(context: int, *, cache: int, free: int) -> int:
+    """Tokens of context for which there is room; 0 if that is too few to help anybody."""
+    tokens = context * free // cache if cache else 0
+    return tokens if tokens >= _SHORTEST_CONTEXT else 0
+
+
+def _unclaimed(device: DeviceMemory, limit: int) -> int:
+    """Bytes of a GPU that JAX leaves alone because it was told to take so little, or nothing."""
+    told = told_share(os.environ) or _SHARE_UNTOLD
+    return max(0, int(limit * (MEMORY_SHARE / told - 1))) if device.platform == "gpu" else 0
+
+
+def _claim_memory() -> None:
+    """Have JAX take as much of a GPU as a run may, unless somebody said how much.
+
+    It is read when JAX starts (`generate_pjrt_gpu_plugin_options` in `jaxlib/xla_client.py`), and
+    limits what arrays can take even where nothing is taken beforehand.
+    """
+    if not any(os.environ.get(name) for name in SHARE_VARIABLES):
+        os.environ[SHARE_VARIABLES[0]] = str(MEMORY_SHARE)
+
+
+def _share_variable() -> str:
+    """What to set: JAX refuses to start with both."""
+    return next((name for name in SHARE_VARIABLES if os.environ.get(name)), SHARE_VARIABLES[0])
 
 
 def has_fast_bfloat16() -> bool:
@@ -213,15 +309,7 @@ def memory_bandwidth(devices: list[jax.Device]) -> float:
     """
     if devices[0].platform != "cpu":
         return sum(map(_device_bandwidth, devices))
-    threads = psutil.cpu_count(logical=True) or 1
-    parts = np.array_split(np.ones(_PROBE_BYTES // 8, np.int64), threads)
-    best = 0.0
-    with ThreadPoolExecutor(threads) as pool:
-        for _ in range(_PROBE_ROUNDS):
-            start = time.perf_counter()
-            list(pool.map(np.max, parts))
-            best = max(best, _PROBE_BYTES / (time.perf_counter() - start))
-    return best
+    return bandwidth()
 
 
 def _device_bandwidth(device: jax.Device) -> float:

@@ -25,7 +25,7 @@ from grokctl.generation import (
     negative_log_likelihood,
 )
 from grokctl.hardware import (
-    check_memory,
+    check_room,
     find_devices,
     has_fast_bfloat16,
     memory_bandwidth,
@@ -33,16 +33,16 @@ from grokctl.hardware import (
 )
 from grokctl.loading import Loader, out_of_memory
 from grokctl.model import kernels
-from grokctl.model.cache import cache_bytes
 from grokctl.model.config import GrokConfig
 from grokctl.model.parameters import Parameters
 from grokctl.model.placement import MeshShape, check_mesh
 from grokctl.model.precision import Compute, KvType
 from grokctl.model.sampling import Sampling
+from grokctl.model.sizing import cache_type, needs
 from grokctl.model.step import StepShape
 from grokctl.model.tokenizer import Tokenizer
 from grokctl.sequence import Sequence
-from grokctl.stepping import Stepper, room
+from grokctl.stepping import Stepper
 
 _MOST_STREAMS: Final = 256
 """A program names each of its sequences, so it grows with them."""
@@ -64,7 +64,7 @@ class EngineOptions:
     @property
     def cache_dtype(self) -> jnp.dtype:
         """Type of the key-value cache."""
-        return jnp.dtype(jnp.int8 if self.kv is KvType.INT8 else self.compute)
+        return cache_type(self.compute, self.kv)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -166,23 +166,24 @@ def start(
     devices = find_devices(options.mesh.size, observe=observe)
     if options.compilation_cache is not None:
         use_compilation_cache(options.compilation_cache, observe=observe)
-    platform, context = devices[0].platform, planned.context
-    cache_nbytes = cache_bytes(
-        source.config,
-        options.mesh,
-        slots=options.streams,
-        past=room(context, platform=platform)[1],
-        dtype=options.cache_dtype,
-    )
-    if platform == "cpu":
-        purpose = f"the cache of {context} tokens of context"
-        if options.streams > 1:
-            purpose += f" for {options.streams} streams"
-        check_memory(cache_nbytes * options.mesh.size, purpose=purpose)
+    precision = source.storage.precision
     started = time.perf_counter()
     with out_of_memory():
         loader = Loader(source, options.mesh, devices)
-        parameters = loader.load(observe, cache_nbytes=cache_nbytes, context=context)
+        needed = needs(
+            source.config,
+            options.mesh,
+            weights=loader.weights,
+            context=planned.context,
+            streams=options.streams,
+            compute=options.compute,
+            kv=options.kv,
+            precision=precision,
+            platform=devices[0].platform,
+        )
+        check_room(devices, needed, context=planned.context, precision=precision)
+        beside = (needed.cache + needed.workspace) * options.mesh.size
+        parameters = loader.load(observe, beside=beside)
     return Engine(
         planned, options, loader, parameters, load_s=time.perf_counter() - started, observe=observe
     )
@@ -286,7 +287,7 @@ class Engine:
         self.plan.check(request.prompt)
         if request.max_tokens < 0:
             raise UsageError(f"max-tokens is at least 0, not {request.max_tokens}")
-        stats = Stats(load_s=self.load_s, bytes_per_token=self._loader.bytes_per_token())
+        stats = Stats(load_s=self.load_s, bytes_per_token=self._loader.bytes_per_token)
         return Sequence(
             request,
             config=self.config,

@@ -1,9 +1,8 @@
 """Weights from a checkpoint onto devices."""
 
-import math
 import mmap
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
@@ -19,16 +18,17 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from numpy.typing import NDArray
 
+from grokctl.checkpoint.layout import Share, bytes_per_token, shares
 from grokctl.checkpoint.logical import LogicalTensor, Slices, TensorSource, extent
 from grokctl.checkpoint.pickles import BFLOAT16
 from grokctl.checkpoint.ready import ReadyCheckpoint
 from grokctl.errors import HardwareError, PlacementError
 from grokctl.events import Advanced, Finished, Observer, Stage, Started
-from grokctl.hardware import check_device_memory, check_memory, note_paging
+from grokctl.hardware import check_memory, note_paging
+from grokctl.model.config import GrokConfig
 from grokctl.model.forward import EXPERT_AXIS, MODEL_AXIS
 from grokctl.model.parameters import Matrix, Parameters, build_parameters
 from grokctl.model.placement import MeshShape
-from grokctl.model.tensors import Axis
 
 _Arrived = tuple[str, int]
 """A tensor's name, and how many bytes of it a device has now."""
@@ -56,6 +56,9 @@ class Loader:
             is_streamed: Whether files are read, those that were cut for this mesh from beginning
                 to end through memory that is used again, instead of taking their mapped pages as
                 arrays. By default for accelerators, to which mapped pages travel slowly.
+
+        Raises:
+            PlacementError: The mesh cannot hold the model, or would cut int4 groups.
         """
         self.mesh = mesh
         self.devices = list(devices)
@@ -74,36 +77,37 @@ class Loader:
         self.per_device = PartitionSpec((EXPERT_AXIS, MODEL_AXIS))
         self.sharding = NamedSharding(self.jax_mesh, self.per_device)
         self._zeros = jax.jit(jnp.zeros, static_argnums=(0, 1), out_shardings=self.sharding)
-        self.nbytes = 0
-        self.expert_nbytes = 0
+        held = _shares(source, mesh)
+        self.weights = max(share.nbytes for share in held)
+        """Bytes for the device that gets most."""
+        self.nbytes = sum(share.nbytes for share in held)
+        self.expert_nbytes = sum(share.experts for share in held)
+        self.bytes_per_token = sum(bytes_per_token(source.storage, mesh))
+        """Weights that decoding one token reads, on all devices together."""
 
-    def load(self, observe: Observer, *, cache_nbytes: int = 0, context: int = 0) -> Parameters:
+    def load(self, observe: Observer, *, beside: int = 0) -> Parameters:
         """Hand every tensor to every device.
 
         Args:
             observe: Receives progress in bytes.
-            cache_nbytes: What each device must have room for beside its weights.
-            context: Tokens that this is for.
+            beside: Bytes of main memory that the run takes beside weights on a CPU.
 
         Raises:
-            HardwareError: There is not enough memory.
+            HardwareError: There is not enough main memory.
             UsageError: The checkpoint is only one host's part.
-            PlacementError: The mesh would cut int4 groups.
             CorruptCheckpointError: A file is not what the manifest says.
         """
         if isinstance(self.source, ReadyCheckpoint):
             self.source.check_whole()
         cuts = self._cuts()
-        shares = self._count(cuts)
-        check_device_memory(self.devices, shares, cache_nbytes=cache_nbytes, context=context)
         own = self._own_files()
         if own is not None and self._is_streamed:
             buffers = sum(2 * _largest(own, device) for device in range(self.mesh.size))
             check_memory(buffers, purpose="reading this checkpoint")
         elif own is not None and own.is_mapped and not self._is_accelerated:
-            note_paging(self.nbytes, observe=observe)
+            note_paging(self.nbytes + beside, observe=observe)
         elif not self._is_accelerated:
-            check_memory(self.nbytes, purpose="cutting this checkpoint in memory")
+            check_memory(self.nbytes + beside, purpose="cutting this checkpoint in memory")
 
         observe(Started(stage=Stage.LOAD, total=self.nbytes))
         if own is not None and self._is_streamed:
@@ -112,42 +116,17 @@ class Loader:
             parts = self._cut(cuts, observe)
         arrays = {key: self._array(local) for key, local in parts.items()}
         observe(Finished(stage=Stage.LOAD))
-        return build_parameters(
-            self.source.config,
-            lambda name: Matrix(arrays[f"{name}.weight"], arrays.get(f"{name}.scales")),
-        )
+        return _tree(self.source.config, arrays)
 
     def _cuts(self) -> dict[str, list[Slices]]:
-        """What each device gets of each tensor.
-
-        Raises:
-            PlacementError: The mesh would cut int4 groups.
-        """
-        try:
-            return {
-                tensor.key: [
-                    tensor.slices(self.mesh, device, self.source.config)
-                    for device in range(self.mesh.size)
-                ]
-                for tensor in self.source.storage.tensors
-            }
-        except PlacementError as error:
-            if not isinstance(self.source, ReadyCheckpoint):
-                raise
-            raise PlacementError(str(error), f"--mesh {self.source.mesh}") from error
-
-    def _count(self, cuts: dict[str, list[Slices]]) -> list[int]:
-        """Bytes for each device; those of all, and of experts, are kept."""
-        shares = [0] * self.mesh.size
-        self.expert_nbytes = 0
-        for tensor in self.source.storage.tensors:
-            for device, slices in enumerate(cuts[tensor.key]):
-                nbytes = math.prod(extent(slices)) * tensor.dtype.itemsize
-                shares[device] += nbytes
-                if Axis.EXPERTS in tensor.spec.axes:
-                    self.expert_nbytes += nbytes
-        self.nbytes = sum(shares)
-        return shares
+        """What each device gets of each tensor."""
+        return {
+            tensor.key: [
+                tensor.slices(self.mesh, device, self.source.config)
+                for device in range(self.mesh.size)
+            ]
+            for tensor in self.source.storage.tensors
+        }
 
     def _own_files(self) -> ReadyCheckpoint | None:
         """The source, if it was cut for this mesh, so that a file holds what its device gets."""
@@ -199,11 +178,32 @@ class Loader:
         made: jax.Array = self._zeros((len(self.devices), *shape), dtype)
         return made
 
-    def bytes_per_token(self) -> int:
-        """Weights that decoding one token reads, on all devices together."""
-        config = self.source.config
-        experts = self.expert_nbytes * config.num_selected_experts // config.num_experts
-        return self.nbytes - self.expert_nbytes + experts
+    def absent(self, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.ShapeDtypeStruct:
+        """What stands for an array on every device where programs are only compiled."""
+        shape = (len(self.devices), *shape)
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=self.sharding)
+
+    def absent_parameters(self) -> Parameters:
+        """What stands for the parameters there; nothing is read."""
+        storage, arrays = self.source.storage, {}
+        for tensor in storage.tensors:
+            shape = extent(tensor.slices(self.mesh, 0, storage.config))
+            arrays[tensor.key] = self.absent(shape, _stored_type(tensor.dtype))
+        return _tree(storage.config, arrays)
+
+
+def _shares(source: TensorSource, mesh: MeshShape) -> tuple[Share, ...]:
+    """What each device gets.
+
+    Raises:
+        PlacementError: The mesh would cut int4 groups; the hint is one that does not.
+    """
+    try:
+        return shares(source.storage, mesh)
+    except PlacementError as error:
+        if not isinstance(source, ReadyCheckpoint):
+            raise
+        raise PlacementError(str(error), f"--mesh {source.mesh}") from error
 
 
 def _read_file(
@@ -272,7 +272,17 @@ def _largest(source: ReadyCheckpoint, device: int) -> int:
 
 def _storable(array: NDArray[Any]) -> NDArray[Any]:
     """The same bytes as `Matrix` has them."""
-    return array.view(np.uint16) if array.dtype == BFLOAT16 else array
+    return array.view(_stored_type(array.dtype))
+
+
+def _stored_type(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    return np.dtype(np.uint16) if dtype == BFLOAT16 else dtype
+
+
+def _tree(config: GrokConfig, arrays: Mapping[str, Any]) -> Parameters:
+    return build_parameters(
+        config, lambda name: Matrix(arrays[f"{name}.weight"], arrays.get(f"{name}.scales"))
+    )
 
 
 @contextmanager

@@ -43,6 +43,10 @@ class Home:
         """JAX's persistent compilation cache."""
         return self.root / "cache" / "xla"
 
+    def ready_checkpoints(self) -> list[Path]:
+        """Folders of all that were resharded, by name."""
+        return sorted(path for path in _folders(self.ready) if kind_of(path) == "ready")
+
     def find(self, name: str | None, *, releases: bool = True, ready: bool = True) -> Path:
         """Find the checkpoint that a user means.
 

@@ -17,9 +17,10 @@ from grokctl.checkpoint.receipt import write_source
 from grokctl.checks import Check, Status
 from grokctl.destination import BEGUN, LOCK, RESUME, Job, bare_torrent, refused
 from grokctl.errors import DiskFullError, FetchError
+from grokctl.machine.disks import file_system
+from grokctl.machine.network import find_certificates
 from grokctl.paths import PRIVATE, TORRENT, quoted, write_atomically
 from grokctl.sources import FetchOptions, mirror
-from grokctl.swarm import find_certificates
 
 _NAMES_S: Final = 3.0
 """Seconds that the addresses of all trackers may take."""
@@ -177,24 +178,10 @@ def _largest_file(there: Path) -> tuple[int | None, str]:
     if soft != resource.RLIM_INFINITY:
         return soft, "ulimit -f"
     try:
-        kind = _file_system(there)
+        kind = file_system(there)
     except OSError:
         return None, ""
     return (_SMALL_FILES - 1, kind) if kind in {"vfat", "msdos"} else (None, "")
-
-
-def _file_system(there: Path) -> str:
-    """The type of the file system that a folder lies on, as Linux calls it; empty elsewhere."""
-    table = Path("/proc/self/mountinfo")
-    if not table.exists():
-        return ""
-    device = there.stat().st_dev
-    wanted = f"{os.major(device)}:{os.minor(device)}"
-    for line in table.read_text(errors="replace").splitlines():
-        fields, _, rest = line.partition(" - ")
-        if fields.split()[2] == wanted:
-            return rest.split()[0]
-    return ""
 
 
 def _network_checks(job: Job, options: FetchOptions) -> list[Check]:

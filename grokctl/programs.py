@@ -13,6 +13,7 @@ from jaxtyping import Array, Int
 from grokctl.loading import Loader
 from grokctl.model import forward
 from grokctl.model.cache import Cache, LayerCache, Place
+from grokctl.model.forms import layers_together
 from grokctl.model.forward import MODEL_AXIS
 from grokctl.model.parameters import Layer, Parameters
 from grokctl.model.step import StepShape
@@ -20,9 +21,6 @@ from grokctl.model.step import StepShape
 _EVERYWHERE = PartitionSpec()
 _FACTS: Final = 4
 """Columns before the tokens of what a step is told: slot, start, which token, how many tokens."""
-_TOGETHER: Final = {"cpu": 1}
-"""Layers in a program. Calling one takes an accelerator longer than the CPU, beside a layer."""
-_TOGETHER_ELSEWHERE: Final = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,7 +108,7 @@ class Programs:
 
     def step(self, cache: Cache, read: jax.Array, *, batch: int, time: int, every: bool) -> Step:
         """A step of a shape, whose logits are all wanted or only one token's of each sequence."""
-        together = _TOGETHER.get(self.shape.platform, _TOGETHER_ELSEWHERE)
+        together = layers_together(self.shape.platform)
         layers = self.parameters.layers
         starts = range(0, len(layers), together)
         return Step(

@@ -1,99 +1,16 @@
-"""What `run`, `score` and `bench` share: open the checkpoint meant, load it, write its text."""
+"""Continue one prompt or many with the checkpoint that is meant, and write what comes."""
 
 from contextlib import ExitStack
-from dataclasses import KW_ONLY, dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 
 from grokctl import interrupts, render
-from grokctl.arguments import read_mesh, read_token_ids
-from grokctl.checkpoint.logical import ReleaseSource, TensorSource
-from grokctl.checkpoint.ready import open_ready
-from grokctl.checkpoint.receipt import proof_of
-from grokctl.checkpoint.release import open_release
 from grokctl.console import Console
 from grokctl.errors import UsageError
-from grokctl.events import Observer
 from grokctl.generation import FinishReason, Generation, Request
-from grokctl.infer import Engine, EngineOptions, RunPlan, plan, start
-from grokctl.model.placement import MeshShape
-from grokctl.model.precision import Compute, KvType
-from grokctl.paths import TOKENIZER, Home, kind_of
+from grokctl.infer import Engine
+from grokctl.opening import Wanted, open_job
+from grokctl.paths import Home
 from grokctl.prompts import Prompt, to_requests
-
-
-@dataclass(frozen=True, slots=True)
-class Wanted:
-    """What the options say about the checkpoint, and about how to run it."""
-
-    checkpoint: str | None
-    devices: int | None
-    mesh: str | None
-    _: KW_ONLY
-    compute: str
-    kv: str
-    context: int | None
-    streams: int = 1
-    """Sequences that run at a time."""
-
-
-@dataclass(frozen=True)
-class Job:
-    """A checkpoint, how to run it, and what is known before its weights are loaded."""
-
-    source: TensorSource
-    options: EngineOptions
-    plan: RunPlan
-
-    def tokens(self, text: str | None, token_ids: str | None) -> list[int]:
-        """Token ids of what was given, checked."""
-        ids = read_token_ids(token_ids) if token_ids is not None else self.plan.encode(text or "")
-        self.plan.check(ids)
-        return ids
-
-    def start(self, observe: Observer) -> Engine:
-        """Load the weights."""
-        return start(self.source, self.options, self.plan, observe=observe)
-
-
-def open_job(console: Console, home: Home, wanted: Wanted, observe: Observer) -> Job:
-    """Open whatever checkpoint is meant."""
-    if wanted.compute not in set(Compute):
-        raise UsageError(f"compute type {wanted.compute!r} is neither bfloat16 nor float32")
-    if wanted.kv not in set(KvType):
-        raise UsageError(f"type of the cache {wanted.kv!r} is neither compute nor int8")
-    asked = read_mesh(wanted.devices, wanted.mesh)
-    root = home.find(wanted.checkpoint)
-    source, natural = _source(console, root, observe)
-    options = EngineOptions(
-        mesh=asked or natural,
-        compute=Compute(wanted.compute),
-        context=wanted.context,
-        compilation_cache=home.xla_cache,
-        streams=wanted.streams,
-        kv=KvType(wanted.kv),
-    )
-    tokenizer = root / TOKENIZER if (root / TOKENIZER).is_file() else None
-    planned = plan(source.config, options, tokenizer=tokenizer)
-    if kind_of(root) == "ready" and options.mesh != natural:
-        console.note(
-            f"cut for {natural}, runs on {options.mesh}: slower to load "
-            f"(grokctl reshard --mesh {options.mesh} makes it fast)"
-        )
-    return Job(source=source, options=options, plan=planned)
-
-
-def _source(console: Console, root: Path, observe: Observer) -> tuple[TensorSource, MeshShape]:
-    """A checkpoint of either kind, and the mesh that suits it."""
-    if kind_of(root) == "ready":
-        ready = open_ready(root)
-        if not ready.source.proven:
-            console.note(f"{ready.name}: was cut from a release whose content was not proven")
-        return ready, ready.mesh
-
-    release = open_release(root, observe=observe)
-    console.note(render.proof(proof_of(release), root))
-    console.note("cuts the release in memory; grokctl reshard --devices N once makes this fast")
-    return ReleaseSource(release), MeshShape(1, 1)
 
 
 def write(

@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Sequence
-from typing import Final
 
 import jax.numpy as jnp
 import numpy as np
@@ -13,14 +12,10 @@ from grokctl.events import Advanced, Finished, Observer, Stage, Started, Unit, i
 from grokctl.hardware import compiling
 from grokctl.loading import Loader, out_of_memory
 from grokctl.model.cache import Cache, empty_cache
+from grokctl.model.forms import SHORTEST_CHUNK, padded_batch, room
 from grokctl.model.parameters import Parameters
 from grokctl.model.step import StepShape
 from grokctl.programs import Programs, Step, Task
-
-_SHORTEST_CHUNK: Final = 16
-_LONGEST_CHUNK: Final = {"cpu": 512}
-"""Prompts run in chunks of a power of two within these, so that no prompt compiles its own."""
-_LONGEST_CHUNK_ELSEWHERE: Final = 2048
 
 
 class Stepper:
@@ -125,7 +120,7 @@ class Stepper:
             Logits after each, `(sequences, vocab)`.
         """
         count = len(slots)
-        batch = _batch(count)
+        batch = padded_batch(count)
         rows = [*range(count), *[0] * (batch - count)]  # what pads repeats the first
         task = Task(
             tokens=[[tokens[row]] for row in rows],
@@ -154,7 +149,7 @@ class Stepper:
         """How long a chunk of so many tokens is made."""
         if length == 1:
             return 1
-        return min(self.chunk, max(_SHORTEST_CHUNK, 1 << (length - 1).bit_length()))
+        return min(self.chunk, max(SHORTEST_CHUNK, 1 << (length - 1).bit_length()))
 
     def step(self, batch: int, length: int, *, every: bool = False) -> Step:
         """The compiled step of a shape; compiled once."""
@@ -207,20 +202,3 @@ class Stepper:
     def step_nbytes(self, experts_nbytes: int) -> int:
         """Bytes of all weights that a step needed, which needed so many of experts."""
         return self._loader.nbytes - self._loader.expert_nbytes + experts_nbytes
-
-
-def room(context: int, *, platform: str) -> tuple[int, int]:
-    """Longest chunk of a prompt, and positions of the cache for so many tokens of context.
-
-    The positions are a whole number of chunks, so that padding behind the last one stays inside.
-    """
-    longest = _LONGEST_CHUNK.get(platform, _LONGEST_CHUNK_ELSEWHERE)
-    chunk = min(longest, max(_SHORTEST_CHUNK, 1 << (context - 1).bit_length()))
-    return chunk, -(-context // chunk) * chunk
-
-
-def _batch(count: int) -> int:
-    """Sequences of a step for so many: 1, 2, 3, 4, 6, 8, 12, 16, …, so that few are compiled."""
-    power = 1 << (count - 1).bit_length()
-    less = power * 3 // 4
-    return less if count <= less and less * 4 == power * 3 else power

@@ -4,7 +4,6 @@ import errno
 import os
 import resource
 import socket
-import ssl
 import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,12 +12,12 @@ from types import TracebackType
 from typing import Final, Self
 from urllib.parse import unquote, urlsplit
 
-import certifi
 import libtorrent as lt
 
 from grokctl import __version__
 from grokctl.checkpoint.torrent import V2, Metainfo, printable
 from grokctl.errors import DiskFullError, FetchError
+from grokctl.machine.network import find_certificates
 from grokctl.paths import PRIVATE, quoted
 from grokctl.sources import Endpoint
 
@@ -38,15 +37,6 @@ _DISK_S: Final = 600.0
 _DHT_ROUTERS: Final = (
     "dht.libtorrent.org:25401,router.bittorrent.com:6881,"
     "dht.transmissionbt.com:6881,router.utorrent.com:6881"
-)
-_BUILT_IN_CA_BUNDLES: Final = (
-    "/etc/ssl/certs/ca-certificates.crt",
-    "/etc/pki/tls/certs/ca-bundle.crt",
-)
-_OTHER_CA_BUNDLES: Final = (
-    "/etc/ssl/cert.pem",
-    "/etc/ssl/ca-bundle.pem",
-    "/etc/pki/ca-trust/extracted/pem/tls-ca-bundle.pem",
 )
 
 
@@ -594,26 +584,6 @@ def _allow_open_files() -> int:
         return _OPEN_FILES
     resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
     return wanted
-
-
-def find_certificates() -> str:
-    """Tell libtorrent's own OpenSSL where certificate authorities are listed, and return it.
-
-    It knows the two usual places; on other systems every HTTPS tracker would fail, and the first
-    of Grok-1's trackers is one. The variable is all that it listens to.
-    """
-    if named := os.environ.get("SSL_CERT_FILE"):
-        return named
-    for bundle in _BUILT_IN_CA_BUNDLES:
-        if Path(bundle).exists():
-            return bundle
-    for bundle in (ssl.get_default_verify_paths().cafile, *_OTHER_CA_BUNDLES):
-        if bundle is not None and Path(bundle).is_file():
-            break
-    else:
-        bundle = certifi.where()
-    os.environ["SSL_CERT_FILE"] = bundle
-    return bundle
 
 
 def _infohash(hashes: lt.info_hash_t, metainfo: Metainfo) -> str:

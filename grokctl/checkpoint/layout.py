@@ -1,6 +1,7 @@
 """Device files as arithmetic: which tensor lies where in which file of a mesh."""
 
 import json
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
@@ -11,6 +12,7 @@ import numpy as np
 from grokctl.checkpoint.logical import LogicalTensor, Slices, Storage, extent
 from grokctl.checkpoint.pickles import BFLOAT16
 from grokctl.model.placement import MeshShape, check_mesh
+from grokctl.model.tensors import Axis
 
 FORMAT: Final = "grokctl-ready"
 ALIGNMENT: Final = 64
@@ -117,3 +119,63 @@ def device_layouts(storage: Storage, mesh: MeshShape) -> tuple[DeviceLayout, ...
         PlacementError: The model does not divide over the mesh.
     """
     return tuple(device_layout(storage, mesh=mesh, device=device) for device in range(mesh.size))
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """Bytes of tensors that one device holds."""
+
+    nbytes: int
+    experts: int
+    """Of those, of experts."""
+
+
+def shares(storage: Storage, mesh: MeshShape) -> tuple[Share, ...]:
+    """What each device holds, as `device_layout` would say, but at once: layers are alike.
+
+    Raises:
+        PlacementError: The model does not divide over the mesh.
+    """
+    check_mesh(mesh, storage.config)
+    first: dict[tuple[Any, ...], LogicalTensor] = {}
+    times: Counter[tuple[Any, ...]] = Counter()
+    for tensor in storage.tensors:
+        kind = (*tensor.spec.axes, tensor.precision, tensor.groups, tensor.is_scales)
+        first.setdefault(kind, tensor)
+        times[kind] += 1
+    found = []
+    for device in range(mesh.size):
+        nbytes = experts = 0
+        for kind, tensor in first.items():
+            held = prod(extent(tensor.slices(mesh, device, storage.config)))
+            held *= times[kind] * tensor.dtype.itemsize
+            nbytes += held
+            experts += held if Axis.EXPERTS in tensor.spec.axes else 0
+        found.append(Share(nbytes, experts))
+    return tuple(found)
+
+
+def weight_bytes(storage: Storage, mesh: MeshShape) -> tuple[int, ...]:
+    """Bytes of tensors for each device: what its file holds behind the header.
+
+    Raises:
+        PlacementError: The model does not divide over the mesh.
+    """
+    return tuple(share.nbytes for share in shares(storage, mesh))
+
+
+def bytes_per_token(storage: Storage, mesh: MeshShape) -> tuple[int, ...]:
+    """Bytes of weights that each device reads to decode one token of one stream.
+
+    Everything, the embedding being the head too, but of experts only as many as a token chooses.
+    Where devices share out the experts, this is what each reads on average, so that the sum is
+    right; a token whose experts all lie on one device keeps that one longer.
+
+    Raises:
+        PlacementError: The model does not divide over the mesh.
+    """
+    chosen, of = storage.config.num_selected_experts, storage.config.num_experts
+    return tuple(
+        share.nbytes - share.experts + share.experts * chosen // of
+        for share in shares(storage, mesh)
+    )

@@ -278,8 +278,13 @@ def open_ready(root: Path, *, is_streamed: bool = False) -> ReadyCheckpoint:
     return replace(checkpoint, is_streamed=is_streamed)
 
 
-def read_manifest(root: Path) -> ReadyCheckpoint:
+def read_manifest(root: Path, *, is_checked: bool = True) -> ReadyCheckpoint:
     """Read a manifest, and look at no file that it names.
+
+    Args:
+        root: The folder.
+        is_checked: Whether it must say of every file what follows from its mesh; without that,
+            it is only good for choosing.
 
     Raises:
         CorruptCheckpointError: It is malformed or of another version.
@@ -292,7 +297,7 @@ def read_manifest(root: Path) -> ReadyCheckpoint:
         )
     if path.stat().st_size > _LARGEST_MANIFEST:
         raise malformed(f"is {path.stat().st_size} bytes")
-    return ReadyCheckpoint(root, parse_manifest(path.read_bytes()))
+    return ReadyCheckpoint(root, parse_manifest(path.read_bytes(), is_checked=is_checked))
 
 
 def missing_files(checkpoint: ReadyCheckpoint) -> Iterator[Damage]:

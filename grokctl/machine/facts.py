@@ -54,7 +54,7 @@ class JaxReport:
 
     found: Found
     error: str = ""
-    """Why it did not start, its last line."""
+    """Why it did not start, one line; where it did, what it complained of last."""
     platform: str = ""
     """`cpu`, `gpu` or `tpu`."""
     accelerators: tuple[Accelerator, ...] = ()

@@ -9,11 +9,10 @@ from jaxtyping import Array, Bool, Float
 
 from grokctl.model.cache import LayerCache, Place, recall
 from grokctl.model.config import GrokConfig
+from grokctl.model.forms import POSITIONS
 from grokctl.model.products import einsum
 from grokctl.model.step import StepShape
 
-_BLOCK: Final = 128
-"""Positions that are looked at together."""
 _NEVER: Final = -1e30
 """A logit of what is not to be seen; differences of infinities would be no numbers."""
 
@@ -44,7 +43,7 @@ def attend(
     batch, time, q_heads, head_dim = query.shape
     _, _, kv_heads, past, _ = cache.key.values.shape
     kind = jnp.dtype(jnp.float32) if shape.platform == "cpu" else shape.operand
-    length = gcd(_BLOCK, past)
+    length = gcd(POSITIONS, past)
     positions = where.start[:, None] + jnp.arange(time)[None]
     grouped = query.reshape(batch, time, kv_heads, q_heads // kv_heads, head_dim)
 

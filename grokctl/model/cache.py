@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Int, Shaped
 from grokctl.model.config import GrokConfig
 from grokctl.model.placement import MeshShape
 from grokctl.model.products import narrowed, widened
+from grokctl.model.sizing import kv_heads_per_device
 
 _LARGEST_CODE: Final = 127.0
 _TINY: Final = 1e-30
@@ -112,11 +113,6 @@ def _cut(held: Array, where: Place, first: Array, length: int) -> Array:
     )
 
 
-def kv_heads_per_device(config: GrokConfig, mesh: MeshShape) -> int:
-    """Key heads on a device: at least one, also when several devices share it."""
-    return max(1, config.num_kv_heads // mesh.model)
-
-
 def empty_cache(
     config: GrokConfig,
     mesh: MeshShape,
@@ -145,13 +141,3 @@ def empty_cache(
         return Entries(zeros((*shape, config.key_size), kept), scales)
 
     return tuple(LayerCache(entries(), entries()) for _ in range(config.num_layers))
-
-
-def cache_bytes(
-    config: GrokConfig, mesh: MeshShape, *, slots: int, past: int, dtype: jnp.dtype
-) -> int:
-    """Bytes of key-value cache on each device."""
-    entry = config.key_size * dtype.itemsize
-    if dtype == jnp.int8:
-        entry += jnp.dtype(jnp.float32).itemsize
-    return 2 * config.num_layers * slots * kv_heads_per_device(config, mesh) * past * entry

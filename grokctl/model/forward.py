@@ -6,7 +6,6 @@ row per old shard, so summing before scaling would be wrong.
 """
 
 from collections.abc import Callable
-from math import ceil, log2
 from typing import Final
 
 import jax
@@ -16,16 +15,13 @@ from jaxtyping import Array, Float, Int
 from grokctl.model.attention import attend
 from grokctl.model.cache import LayerCache, Place, extended
 from grokctl.model.config import GrokConfig
+from grokctl.model.forms import rows_of_a_run
 from grokctl.model.parameters import Attention, Experts, Layer, Matrix
 from grokctl.model.products import einsum, project, project_back
 from grokctl.model.step import StepShape
 
 MODEL_AXIS: Final = "model"
 EXPERT_AXIS: Final = "expert"
-_FEW_TOKENS: Final = 2
-"""Where experts are chosen by so few tokens each, on average, these go through one by one."""
-_LONGEST_RUN: Final = {"cpu": 128}
-_LONGEST_RUN_ELSEWHERE: Final = 1024
 
 
 def embed(
@@ -168,7 +164,7 @@ def mixture_of_experts(
     is_here = (local >= 0) & (local < experts.count)
     is_here = is_here & (jnp.arange(rows.shape[0]) < count)[:, None]
     local = jnp.where(is_here, local, experts.count)
-    run = _rows_of_a_run(rows.shape[0], shape=shape)
+    run = rows_of_a_run(rows.shape[0], config=shape.config, platform=shape.platform)
     if run == 1:
         partial = _one_by_one(experts, rows, gates, local, shape=shape)
     else:
@@ -241,15 +237,6 @@ def _in_runs(
     zeros = jnp.zeros(rows.shape, jnp.float32)
     total: Array = jax.lax.fori_loop(0, last_runs[-1], add, zeros)
     return total
-
-
-def _rows_of_a_run(tokens: int, *, shape: StepShape) -> int:
-    """How many tokens go through an expert together: twice as many as choose it on average."""
-    mean = tokens * shape.config.num_selected_experts / shape.config.num_experts
-    if mean <= _FEW_TOKENS:
-        return 1
-    longest = _LONGEST_RUN.get(shape.platform, _LONGEST_RUN_ELSEWHERE)
-    return min(tokens, longest, 1 << max(0, ceil(log2(2 * mean))))
 
 
 def route(

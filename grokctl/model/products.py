@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Shaped
 
 from grokctl.model import kernels
+from grokctl.model.forms import BLOCK
 from grokctl.model.parameters import Matrix
 from grokctl.model.step import StepShape
 
@@ -23,8 +24,6 @@ _UNROLL: Final = 8
 """Stored rows that are added in one pass: every further one makes the program slower to compile."""
 _SUMS: Final = 2**16
 """Sums that grow side by side: they stay in the cache, and one pass is worth sharing out."""
-_BLOCK: Final = 2**24
-"""Bytes of a dequantised weight that exist at a time."""
 
 
 def project(
@@ -225,7 +224,7 @@ def _in_blocks(
     (tokens, inputs), outputs = x.shape, weight.outputs
     groups = 1 if scales is None else scales.rows
     held = inputs // weight.rows
-    room = max(tokens, _BLOCK // (kind.itemsize * outputs)) // held  # sums pass once a block
+    room = max(tokens, BLOCK // (kind.itemsize * outputs)) // held  # sums pass once a block
     height = weight.rows // groups
     runs = _largest_divisor(groups, max(1, room // height)) if held > 1 else 1
     rows = runs * height if runs > 1 else _largest_divisor(height, max(1, room))

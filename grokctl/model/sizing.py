@@ -1,6 +1,46 @@
 """How many bytes a run takes on each device: arithmetic, no arrays, and no JAX."""
 
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from math import inf
+from typing import Any, Final
+
+import ml_dtypes
+import numpy as np
+
+from grokctl.model.config import GrokConfig
+from grokctl.model.forms import (
+    BLOCK,
+    POSITIONS,
+    layers_together,
+    padded_batch,
+    room,
+    rows_of_a_run,
+)
+from grokctl.model.placement import MeshShape
+from grokctl.model.precision import Compute, KvType, Precision
+from grokctl.model.tensors import SHARDS
+
+_FLOAT32: Final = 4
+_BFLOAT16: Final = 2
+"""Bytes."""
+_LIBRARY: Final = 2**25
+"""What cuBLAS works in, where XLA finds it faster than its own products."""
+_STORED: Final[Mapping[Precision, int]] = {
+    Precision.INT8: 1,
+    Precision.BFLOAT16: 2,
+    Precision.FLOAT32: 4,
+    Precision.INT4: 1,
+}
+"""Bytes of a weight, the half of int4 rounded up."""
+MEMORY_SHARE: Final = 0.92
+"""Of a GPU's memory, for a run: the rest is for the context of CUDA or ROCm, for the libraries that
+multiply and communicate, and for the holes between arrays that come and go."""
+SHARE_VARIABLES: Final = ("XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION")
+"""By which JAX is told another share, the second being what the first was called before."""
+_TPU_SHARE: Final = 0.97
+"""Of a TPU's: its runtime keeps little for itself, and JAX takes what is asked for, when it is."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,3 +58,282 @@ class Needs:
     def total(self) -> int:
         """All of it."""
         return self.weights + self.cache + self.workspace
+
+    def __str__(self) -> str:
+        parts = {"weights": self.weights, "cache": self.cache, "workspace": self.workspace}
+        sizes = [f"{name} {nbytes / 1e9:.1f} GB" for name, nbytes in parts.items()]
+        return f"{', '.join(sizes[:-1])} and {sizes[-1]}"
+
+
+def needs(
+    config: GrokConfig,
+    mesh: MeshShape,
+    *,
+    weights: int,
+    context: int,
+    streams: int,
+    compute: Compute,
+    kv: KvType,
+    precision: Precision,
+    platform: str,
+) -> Needs:
+    """What a device of a mesh needs.
+
+    Args:
+        config: The model.
+        mesh: Over which it is split.
+        weights: Bytes of the device that holds most.
+        context: Positions to keep room for in each stream.
+        streams: Sequences that can be under way at a time.
+        compute: Type of operands, and of keys and values.
+        kv: Whether keys and values are codes instead.
+        precision: Of the weights.
+        platform: `cpu`, `gpu` or `tpu`.
+    """
+    past = room(context, platform=platform)[1]
+    return Needs(
+        weights=weights,
+        cache=cache_bytes(config, mesh, slots=streams, past=past, dtype=cache_type(compute, kv)),
+        workspace=workspace_bytes(
+            config,
+            mesh,
+            context=context,
+            streams=streams,
+            compute=compute,
+            kv=kv,
+            precision=precision,
+            platform=platform,
+        ),
+    )
+
+
+def kv_heads_per_device(config: GrokConfig, mesh: MeshShape) -> int:
+    """Key heads on a device: at least one, also when several devices share it."""
+    return max(1, config.num_kv_heads // mesh.model)
+
+
+def cache_type(compute: Compute, kv: KvType) -> np.dtype[Any]:
+    """How keys and values are kept."""
+    if kv is KvType.INT8:
+        return np.dtype(np.int8)
+    return np.dtype(np.float32 if compute is Compute.FLOAT32 else ml_dtypes.bfloat16)
+
+
+def cache_bytes(
+    config: GrokConfig, mesh: MeshShape, *, slots: int, past: int, dtype: np.dtype[Any]
+) -> int:
+    """Bytes of key-value cache on each device."""
+    entry = config.key_size * dtype.itemsize
+    if dtype == np.int8:
+        entry += _FLOAT32  # its scale
+    return 2 * config.num_layers * slots * kv_heads_per_device(config, mesh) * past * entry
+
+
+def usable(memory: int, *, platform: str, told: float | None = None) -> int:
+    """Bytes of an accelerator that a run may take.
+
+    Args:
+        memory: That it has.
+        platform: `gpu` or `tpu`; a CPU's memory is all there is to take.
+        told: What share JAX was told to take of a GPU.
+    """
+    if platform == "cpu":
+        return memory
+    share = _TPU_SHARE if platform == "tpu" else MEMORY_SHARE if told is None else told
+    return int(memory * share)
+
+
+def told_share(variables: Mapping[str, str]) -> float | None:
+    """What share of a GPU the environment tells JAX to take; None if it does not, or no number."""
+    for name in SHARE_VARIABLES:
+        with suppress(ValueError):
+            told = float(variables.get(name, ""))
+            if 0 < told < inf:
+                return told
+    return None
+
+
+def workspace_bytes(
+    config: GrokConfig,
+    mesh: MeshShape,
+    *,
+    context: int,
+    streams: int,
+    compute: Compute,
+    kv: KvType,
+    precision: Precision,
+    platform: str,
+) -> int:
+    """Bytes of activations, logits and temporaries of the largest step.
+
+    Programs run one after the other, and what they work on is free for the next, so this is the
+    most that one takes, arguments and results included that are neither weights nor cache: one that
+    embeds, runs layers or is the head, of a chunk of a prompt, or of a token of every stream.
+
+    Held against what XLA reports by tests/integration/test_sizing.py, and for GPUs by
+    benchmarks/gpu_forms.py.
+    """
+    longest, _ = room(context, platform=platform)
+    operands = {_FLOAT32 if compute is Compute.FLOAT32 else _BFLOAT16}
+    if platform == "cpu":
+        operands.add(_FLOAT32)  # bfloat16 only with a matrix unit, which this does not ask for
+    steps = (
+        _Step(
+            config=config,
+            mesh=mesh,
+            tokens=batch * time,
+            batch=batch,
+            platform=platform,
+            operand=operand,
+            kept=cache_type(compute, kv).itemsize,
+            precision=precision,
+        )
+        for batch, time in ((1, longest), (padded_batch(streams), 1))
+        for operand in operands
+    )
+    return max(nbytes for step in steps for nbytes in (step.embed, step.layers, step.head))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Step:
+    """A step of some shape, on one device; everything is bytes unless it says otherwise.
+
+    What is float32 here is so in `model/forward.py`, whatever the operands are.
+    """
+
+    config: GrokConfig
+    mesh: MeshShape
+    tokens: int
+    """Count, of all sequences together."""
+    batch: int
+    """Sequences."""
+    platform: str
+    operand: int
+    """Of one of a matrix product."""
+    kept: int
+    """Of one number of the cache."""
+    precision: Precision
+
+    @property
+    def is_cpu(self) -> bool:
+        """Whether weights are dequantised a block at a time."""
+        return self.platform == "cpu"
+
+    @property
+    def embed(self) -> int:
+        """The rows that are here, and their sum over devices, which is the result."""
+        return 2 * self._hidden
+
+    @property
+    def head(self) -> int:
+        """Logits of all tokens, as `score` wants them, and what they are computed from.
+
+        A CPU has them twice. On a GPU there is room for the embedding again: XLA may convert all of
+        it, and tries forms of a product on buffers of its own while it compiles (`GpuProfiler` in
+        openxla/xla), when nothing else runs.
+        """
+        logits = self.tokens * self.config.vocab_size // self.mesh.model * _FLOAT32
+        if self.is_cpu:
+            return 2 * (self._hidden + logits)
+        embedding = self.config.vocab_size // self.mesh.model * self.config.emb_size * _FLOAT32
+        return self._hidden + logits + embedding + _LIBRARY
+
+    @property
+    def layers(self) -> int:
+        """What goes in and comes out, and the larger of a layer's two blocks.
+
+        On accelerators XLA fills in the zeros to which experts and attention add before the first
+        layer begins, for all layers of the program.
+        """
+        largest = max(self._attention, self._experts)
+        if self.is_cpu:
+            return 2 * self._hidden + largest
+        zeros = min(layers_together(self.platform), self.config.num_layers) * (
+            self._hidden + self._queries
+        )
+        return 2 * self._hidden + zeros + largest + _LIBRARY
+
+    @property
+    def _hidden(self) -> int:
+        """One vector a token."""
+        return self.tokens * self.config.emb_size * _FLOAT32
+
+    @property
+    def _queries(self) -> int:
+        """Of this device's heads; the vectors that come out of attention are as many."""
+        return self.tokens * self.config.q_size // self.mesh.model * _FLOAT32
+
+    @property
+    def _attention(self) -> int:
+        return max(self._projecting, self._looking)
+
+    @property
+    def _projecting(self) -> int:
+        """Normed and mixed vectors, queries before and after they are rotated, and the weights."""
+        given = 2 * self._hidden + 2 * self._queries
+        inputs, heads = self.config.emb_size, self.config.q_size // self.mesh.model
+        keys = kv_heads_per_device(self.config, self.mesh) * self.config.key_size
+        if self.is_cpu:
+            split_outputs = ((inputs, heads), (inputs, keys), (inputs, keys))
+            return given + self._blocks(split_outputs, (heads, inputs), tokens=self.tokens)
+        if self.operand < _FLOAT32:  # operands in two parts, and their two products
+            given += self._hidden + 2 * self._hidden
+        return given + inputs * heads * self.operand
+
+    @property
+    def _looking(self) -> int:
+        """Queries, sums and what is added to them, a block of positions, and its logits twice."""
+        heads = self.config.num_q_heads // self.mesh.model
+        looked = self.tokens * heads * POSITIONS * _FLOAT32
+        seen = self.batch * kv_heads_per_device(self.config, self.mesh)
+        seen *= POSITIONS * self.config.key_size
+        return self._hidden + 3 * self._queries + 2 * looked + seen * (2 * _FLOAT32 + self.kept)
+
+    @property
+    def _experts(self) -> int:
+        """What was normed and the sum; tokens of a run, within an expert wider; and its weight."""
+        run = rows_of_a_run(self.tokens, config=self.config, platform=self.platform)
+        inputs, columns = self.config.emb_size, self.config.ffn_size // self.mesh.model
+        rows, wide = run * inputs * _FLOAT32, run * columns * _FLOAT32
+        if self.is_cpu:
+            block = self._blocks(2 * ((inputs, columns),), (columns, inputs), tokens=run)
+            if self.precision is Precision.INT4:  # low and high nibbles apart
+                half = block // 2
+                block += min(half, 2 * wide) + (half if self.operand < _FLOAT32 else 0)
+            return 2 * self._hidden + 2 * rows + 3 * wide + block
+        # cut out of its stack, and converted; of int4 dequantised, which is not done in the product
+        copies = 2 if self.precision is Precision.INT4 else 1
+        weight = inputs * columns * (_STORED[self.precision] + copies * self.operand)
+        products = (1 + self._groups) * rows  # of every group apart, and their sum
+        operands = (rows + wide) * self.operand // _FLOAT32
+        return 2 * self._hidden + products + 3 * wide + operands + weight
+
+    def _blocks(
+        self,
+        split_outputs: tuple[tuple[int, int], ...],
+        split_inputs: tuple[int, int],
+        *,
+        tokens: int,
+    ) -> int:
+        """Of weights, inputs by outputs, that a CPU dequantises for the same tokens.
+
+        One after the other, unless a block is the whole weight: that is in no loop, so it may be
+        made before it is needed.
+        """
+        groups = self._groups if self.precision is Precision.INT8 else 1
+        largest = together = 0
+        for inputs, outputs, count in (
+            *[(*shape, 1) for shape in split_outputs],
+            (*split_inputs, groups),
+        ):
+            rows = min(inputs // count, max(tokens, BLOCK // (self.operand * outputs)))
+            if rows == inputs:
+                together += rows * outputs * self.operand
+            else:  # with the part of the tokens that it multiplies
+                largest = max(largest, rows * (outputs + tokens) * self.operand)
+        return max(largest, together)
+
+    @property
+    def _groups(self) -> int:
+        """Scale rows of a weight whose inputs are split, as the release has them."""
+        return max(1, SHARDS // self.mesh.model)

@@ -579,7 +579,8 @@ def test_a_model_that_memory_cannot_hold_is_the_hardwares_fault(grokctl, two_lay
 
     import psutil  # noqa: PLC0415
 
-    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=2**19))
+    little = SimpleNamespace(total=2**34, available=2**19)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: little)
 
     outcome = grokctl("run", two_layers, "--token-ids", 1, "--home", two_layers.parent)
 

@@ -836,10 +836,10 @@ def test_certificates_are_found_where_libtorrent_does_not_look(monkeypatch, tmp_
     bundle = tmp_path / "bundle.pem"
     bundle.touch()
     monkeypatch.delenv("SSL_CERT_FILE", raising=False)
-    monkeypatch.setattr("grokctl.swarm._BUILT_IN_CA_BUNDLES", ())
-    monkeypatch.setattr("grokctl.swarm._OTHER_CA_BUNDLES", (str(bundle),))
+    monkeypatch.setattr("grokctl.machine.network._BUILT_IN_CA_BUNDLES", ())
+    monkeypatch.setattr("grokctl.machine.network._OTHER_CA_BUNDLES", (str(bundle),))
     monkeypatch.setattr(
-        "grokctl.swarm.ssl.get_default_verify_paths", lambda: SimpleNamespace(cafile=None)
+        "grokctl.machine.network.ssl.get_default_verify_paths", lambda: SimpleNamespace(cafile=None)
     )
 
     with Swarm(Network(bind="127.0.0.1", port=0, dht=False, lsd=False)):

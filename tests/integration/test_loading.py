@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 
 import jax
+import jaxlib.xla_client
 import numpy as np
 import psutil
 import pytest
@@ -19,10 +20,11 @@ from grokctl.checkpoint.logical import ReleaseSource
 from grokctl.checkpoint.ready import open_ready
 from grokctl.errors import CorruptCheckpointError, ExitCode, HardwareError, Reason
 from grokctl.events import Advanced, Finished, Noted, Stage, Started, ignore
-from grokctl.hardware import check_device_memory, find_devices
+from grokctl.hardware import check_room, find_devices
 from grokctl.loading import Loader
 from grokctl.model.placement import MeshShape
 from grokctl.model.precision import Precision
+from grokctl.model.sizing import MEMORY_SHARE, Needs
 
 FOUR = MeshShape(1, 4)
 
@@ -82,7 +84,7 @@ def test_what_is_streamed_is_what_is_cut_from_the_release(
     assert_same(streamed.load(ignore), expected.load(ignore))
     assert streamed.nbytes == expected.nbytes
     assert streamed.expert_nbytes == expected.expert_nbytes
-    assert streamed.bytes_per_token() == expected.bytes_per_token()
+    assert streamed.bytes_per_token == expected.bytes_per_token
 
 
 def test_every_device_has_two_buffers_of_the_size_of_its_largest_tensor(ready, monkeypatch):
@@ -197,9 +199,13 @@ class Device:
 GB = 10**9
 
 
-def refusal(*devices, weights, **cache) -> HardwareError:
+def needs(weights, cache=0, workspace=0) -> Needs:
+    return Needs(weights=weights * GB, cache=cache * GB, workspace=workspace * GB)
+
+
+def refusal(*devices, needed, **options) -> HardwareError:
     with pytest.raises(HardwareError) as caught:
-        check_device_memory(devices, [weights] * len(devices), **cache)
+        check_room(devices, needed, **{"context": 8192, **options})
     assert caught.value.exit_code is ExitCode.HARDWARE
     return caught.value
 
@@ -211,48 +217,93 @@ def without_share(monkeypatch):
 
 
 def test_what_fits_is_not_refused():
-    check_device_memory([Device(60 * GB)] * 8, [40 * GB] * 8, cache_nbytes=20 * GB, context=8192)
+    check_room([Device(60 * GB)] * 8, needs(40, 15, 5), context=8192)
 
 
 def test_a_device_that_does_not_count_is_not_asked_again():
-    check_device_memory([Device(None), *find_devices(1)], [40 * GB] * 2)
+    check_room([Device(None)] * 2, needs(40), context=8192)
 
 
-def test_both_numbers_are_said():
-    error = refusal(Device(24 * GB, used=2 * GB, platform="tpu"), weights=40 * GB)
+def test_every_part_is_said_and_both_sums():
+    error = refusal(Device(24 * GB, used=2 * GB, platform="tpu"), needed=needs(40, 2, 1))
 
-    assert str(error) == "weights take 40.0 GB on each device, cuda:0 has 22.0 GB free"
+    assert str(error) == (
+        "weights 40.0 GB, cache 2.0 GB and workspace 1.0 GB take 43.0 GB on each device, "
+        "cuda:0 has 22.0 GB free"
+    )
 
 
 def test_a_shorter_context_that_fits_is_named():
-    error = refusal(
-        *[Device(45 * GB, platform="tpu")] * 8, weights=40 * GB, cache_nbytes=10 * GB, context=8192
-    )
+    eight = [Device(46 * GB, platform="tpu")] * 8
 
-    assert "weights and the cache of 8192 tokens take 50.0 GB" in str(error)
-    assert error.hint == "--context 4096"
+    assert refusal(*eight, needed=needs(40, 10, 1)).hint == "--context 4096"
 
 
 def test_the_smallest_mesh_that_fits_is_named():
-    assert refusal(*[Device(60 * GB, platform="tpu")] * 4, weights=80 * GB).hint == "--devices 8"
-    assert refusal(*[Device(30 * GB, platform="tpu")] * 4, weights=80 * GB).hint == "--devices 16"
-    assert "int4" in refusal(*[Device(10 * GB, platform="tpu")] * 4, weights=80 * GB).hint
+    needed = needs(80, 0, 2)
+
+    assert refusal(*[Device(60 * GB, platform="tpu")] * 4, needed=needed).hint == "--devices 8"
+    assert refusal(*[Device(30 * GB, platform="tpu")] * 4, needed=needed).hint == "--devices 16"
+
+
+def test_fewer_bits_are_named_where_no_mesh_is_large_enough():
+    small, needed = [Device(21 * GB, platform="tpu")] * 4, needs(80, 0, 2)
+
+    assert refusal(*small, needed=needed).hint == "grokctl reshard --precision int4"
+    assert refusal(*small, needed=needed, precision=Precision.INT4).hint == "grokctl doctor"
 
 
 @pytest.mark.usefixtures("without_share")
-def test_a_gpu_that_has_more_than_jax_takes_is_said_to(monkeypatch):
+def test_a_gpu_of_which_jax_takes_too_little_is_said_to(monkeypatch):
     eight = [Device(36 * GB)] * 8  # of 48
 
-    assert refusal(*eight, weights=40 * GB).hint == "XLA_CLIENT_MEM_FRACTION=0.95 grokctl run …"
-    assert refusal(*eight, weights=46 * GB).hint == "--devices 16"
-    monkeypatch.setenv("XLA_CLIENT_MEM_FRACTION", "0.9")
-    assert refusal(*eight, weights=40 * GB).hint == "--devices 16"
+    assert refusal(*eight, needed=needs(40)).hint == "XLA_CLIENT_MEM_FRACTION=0.92 grokctl run …"
+    assert refusal(*eight, needed=needs(46)).hint == "--devices 16"
+    monkeypatch.setenv("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.75")
+    assert refusal(*eight, needed=needs(40)).hint == (
+        "XLA_PYTHON_CLIENT_MEM_FRACTION=0.92 grokctl run …"  # JAX refuses both at a time
+    )
+    monkeypatch.setenv("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.9")
+    assert refusal(*eight, needed=needs(40)).hint == "--devices 16"
+
+
+@pytest.mark.parametrize("name", ["XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION"])
+@pytest.mark.usefixtures("without_share")
+def test_jax_takes_the_share_of_a_gpu_that_is_counted_on_or_what_it_was_told(monkeypatch, name):
+    def options():
+        find_devices(1)
+        return jaxlib.xla_client.generate_pjrt_gpu_plugin_options()
+
+    monkeypatch.setenv("XLA_CLIENT_MEM_FRACTION", "")  # as if it were not set, and restored after
+    assert options()["memory_fraction"] == MEMORY_SHARE
+    monkeypatch.delenv("XLA_CLIENT_MEM_FRACTION")
+    monkeypatch.setenv(name, "0.5")
+    assert options()["memory_fraction"] == 0.5
+
+
+def virtual_memory(available):
+    return lambda: SimpleNamespace(total=2**40, available=available)
+
+
+def test_virtual_devices_share_main_memory(monkeypatch):
+    two = [Device(None, platform="cpu")] * 2
+    monkeypatch.setattr(psutil, "virtual_memory", virtual_memory(12 * GB))
+
+    check_room(two, needs(400, 5, 1), context=8192)
+    error = refusal(*two, needed=needs(400, 8, 2))
+
+    assert str(error) == (
+        "a context of 8192 tokens (cache 16.0 GB, workspace 4.0 GB) takes 20.0 GB of memory, "
+        "12.0 GB are free"
+    )
+    assert error.hint == "--context 4096"
+    assert refusal(*two, needed=needs(400, 8, 6)).hint is None
 
 
 @pytest.mark.parametrize(("available", "notes"), [(2**20, 1), (2**40, 0)])
 def test_mapped_weights_that_memory_cannot_hold_are_mentioned(ready, monkeypatch, available, notes):
     seen = []
-    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=available))
+    monkeypatch.setattr(psutil, "virtual_memory", virtual_memory(available))
 
     loader(ready).load(seen.append)
 
@@ -261,8 +312,27 @@ def test_mapped_weights_that_memory_cannot_hold_are_mentioned(ready, monkeypatch
     assert all("every token" in message for message in found)
 
 
+def test_what_lies_beside_mapped_weights_leaves_them_less(ready, monkeypatch):
+    seen, used = [], loader(ready)
+    monkeypatch.setattr(psutil, "virtual_memory", virtual_memory(used.nbytes + 100))
+
+    used.load(seen.append, beside=100)
+    assert not any(isinstance(event, Noted) for event in seen)
+    used.load(seen.append, beside=101)
+    assert any(isinstance(event, Noted) for event in seen)
+
+
+def test_what_is_cut_in_memory_must_fit_beside_the_rest(release, monkeypatch):
+    used = loader(ReleaseSource(release))
+    monkeypatch.setattr(psutil, "virtual_memory", virtual_memory(used.nbytes + 100))
+
+    used.load(ignore, beside=100)
+    with pytest.raises(HardwareError, match="cutting this checkpoint in memory takes"):
+        used.load(ignore, beside=101)
+
+
 def test_buffers_that_memory_cannot_hold_are_refused(ready, monkeypatch):
-    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=1000))
+    monkeypatch.setattr(psutil, "virtual_memory", virtual_memory(1000))
 
     with pytest.raises(HardwareError, match="reading this checkpoint takes"):
         loader(ready, is_streamed=True).load(ignore)

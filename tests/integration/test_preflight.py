@@ -3,16 +3,16 @@
 import os
 import resource
 import stat
-import subprocess
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from mounts import mounted, remount, tmpfs
 
 from grokctl.checks import Status
 from grokctl.errors import DiskFullError, FetchError
 from grokctl.fetch import FetchOptions, fetch, plan
-from grokctl.preflight import _file_system
+from grokctl.machine.disks import file_system
 
 ROOM = 4 * 2**20
 
@@ -22,26 +22,6 @@ def torrent_file(swarm, tmp_path):
     path = tmp_path / "given.torrent"
     path.write_bytes(swarm.torrent)
     return path
-
-
-@contextmanager
-def mounted(folder, *command):
-    """A file system for the length of a test."""
-    folder.mkdir(exist_ok=True)
-    if subprocess.run([*command, folder], check=False, capture_output=True).returncode:
-        pytest.skip("only root may mount here")
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", "-l", folder], check=True)
-
-
-def tmpfs(folder, options):
-    return mounted(folder, "mount", "-t", "tmpfs", "-o", options, "tmpfs")
-
-
-def remount(folder, options):
-    subprocess.run(["mount", "-o", f"remount,{options}", folder], check=True)
 
 
 def check(planned, name):
@@ -134,9 +114,9 @@ def test_a_limit_that_only_unwanted_files_break_is_no_obstacle(swarm, torrent_fi
 def test_what_kind_of_file_system_a_folder_lies_on_is_known(tmp_path):
     # vfat, which cannot hold files of 4 GB, needs tools and rights that few machines give
     with tmpfs(tmp_path / "disk", "size=64k") as disk:
-        assert _file_system(disk) == "tmpfs"
+        assert file_system(disk) == "tmpfs"
     if Path("/proc/self").exists():
-        assert _file_system(Path("/proc")) == "proc"
+        assert file_system(Path("/proc")) == "proc"
 
 
 def test_a_folder_that_became_read_only_is_an_error_and_not_touched(swarm, torrent_file, tmp_path):

@@ -14,10 +14,11 @@ from grokctl.events import ignore
 from grokctl.hardware import find_devices
 from grokctl.infer import EngineOptions, infer
 from grokctl.loading import Loader
-from grokctl.model import forward
+from grokctl.model import forms, forward
 from grokctl.model.attention import attend_at_once
 from grokctl.model.cache import Place, empty_cache
 from grokctl.model.config import GROK_1, GrokConfig
+from grokctl.model.forms import rows_of_a_run
 from grokctl.model.parameters import Matrix, build_parameters
 from grokctl.model.placement import MeshShape
 from grokctl.model.precision import Compute, Precision
@@ -306,8 +307,8 @@ def mixed(devices: OnDevices, x, count=None):
 def test_experts_are_weighted_by_their_gates_in_absolute_scale(
     devices, source, monkeypatch, time, few, longest
 ):
-    monkeypatch.setattr(forward, "_FEW_TOKENS", few)
-    monkeypatch.setattr(forward, "_LONGEST_RUN", {"cpu": longest})
+    monkeypatch.setattr(forms, "_FEW_TOKENS", few)
+    monkeypatch.setattr(forms, "_LONGEST_RUN", {"cpu": longest})
     x = normal(18 + time, 1, time, 24)
 
     found, read = mixed(devices, x)
@@ -334,11 +335,11 @@ def test_padding_goes_through_no_expert(devices, source, count):
 @pytest.mark.parametrize("tokens", [1, 2, 8, 64, 512, 4096])
 def test_a_run_is_no_longer_than_what_there_is_to_run(tokens):
     for platform in ("cpu", "gpu"):
-        run = forward._rows_of_a_run(tokens, shape=step_shape(GROK_1, platform=platform))
+        run = rows_of_a_run(tokens, config=GROK_1, platform=platform)
 
         mean = tokens / 4
         assert 1 <= run <= tokens
-        assert run == 1 or mean <= run or run == forward._LONGEST_RUN.get(platform, run)
+        assert run == 1 or mean <= run or run == forms._LONGEST_RUN.get(platform, run)
 
 
 def test_one_token_alone_goes_through_the_same_experts_as_among_many(devices):

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from models import TINY, meshes, models, storages
 
 from grokctl.checkpoint.frames import LARGEST_FRAME, Compression, Frames
-from grokctl.checkpoint.layout import device_layouts
+from grokctl.checkpoint.layout import device_layouts, weight_bytes
 from grokctl.checkpoint.logical import Storage
 from grokctl.checkpoint.manifest import (
     FileRecord,
@@ -403,6 +403,16 @@ def test_without_an_attack_none_is_refused(base):
     assert parse(values_of(BASES[base])) == BASES[base]
 
 
+def test_a_glance_does_not_look_for_contradictions():
+    values = values_of(BASES["plain"])
+    values["tensors"][EMBEDDING]["slices"][0] = [[0, 1], [0, 1]]
+    data = json.dumps(values).encode()
+
+    assert parse_manifest(data, is_checked=False).storage == BASES["plain"].storage
+    with pytest.raises(CorruptCheckpointError, match=EMBEDDING):
+        parse_manifest(data)
+
+
 @pytest.mark.parametrize(
     "data",
     [
@@ -486,5 +496,8 @@ def test_no_manifest_makes_anything_but_our_own_errors(base):
             found = parse(changed)
             assert found.layouts[found.devices[0]].nbytes > 0
             assert parse_manifest(manifest_bytes(found)) == found
+        with suppress(GrokctlError):
+            glanced = parse_manifest(json.dumps(changed).encode(), is_checked=False)
+            assert min(weight_bytes(glanced.storage, glanced.mesh)) > 0
 
     attack()

@@ -104,6 +104,15 @@ def test_several_candidates_are_listed(home, make, folder):
     assert str(made[1]) in caught.value.hint
 
 
+def test_ready_checkpoints_are_listed_by_name_and_releases_are_not(home):
+    made = [make_ready(home.ready / name) for name in ("b", "a")]
+    make_release(home.ready / "c")
+    make_release(home.releases / "d")
+
+    assert home.ready_checkpoints() == sorted(made)
+    assert Home(home.root / "nowhere").ready_checkpoints() == []
+
+
 def test_what_is_no_checkpoint_is_no_candidate(home):
     made = make_release(home.releases / "grok-1")
     (home.releases / "empty").mkdir()

@@ -151,7 +151,7 @@ def test_an_expert_of_a_stack_is_chosen_while_it_runs(precision, rows, platform)
 def test_a_weight_can_be_dequantised_in_blocks_of_any_size(
     monkeypatch, rows, block, precision, groups, compute
 ):
-    monkeypatch.setattr(products, "_BLOCK", block)
+    monkeypatch.setattr(products, "BLOCK", block)
     monkeypatch.setattr(products, "_FEW_ROWS", {FLOAT32: 0, BF16: 0})
     case = Case(Precision(precision), 60, 30, groups)
     x = normal(rows, rows, 60)

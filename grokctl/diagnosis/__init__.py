@@ -1,0 +1,1 @@
+"""What `doctor` is made of: what lies under home, a function for each check, what can be done."""

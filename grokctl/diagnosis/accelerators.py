@@ -1,0 +1,227 @@
+"""Checks of accelerators: whether they are found, free, fast enough, and linked."""
+
+from collections import Counter
+from collections.abc import Iterator
+from typing import Final
+
+from grokctl.checks import Check, Status
+from grokctl.diagnosis.software import INSTALL, numbers, plugins
+from grokctl.machine.facts import Accelerator, Found, Machine
+from grokctl.model.config import GROK_1
+from grokctl.units import format_bytes
+
+ON_CPU: Final = "JAX_PLATFORMS=cpu grokctl run -p 'Once upon a time'"
+VISIBLE: Final = "CUDA_VISIBLE_DEVICES"
+IMAGINED: Final = "grokctl doctor --accelerator h100-80gb --devices 8"
+_OLDEST_CUDA: Final = 12
+"""Major version: JAX has no older plugin."""
+_FAST_BFLOAT16: Final = (8, 0)
+"""Compute capability from which GPUs multiply bfloat16."""
+_OWN_SHARE: Final = 0.04
+"""Of the memory, what a driver takes before anybody asks; a display takes about as much."""
+_SUMS: Final = 2 * GROK_1.num_layers
+"""Over all devices, for every token: after attention and after the experts of each layer."""
+
+
+def driver(machine: Machine) -> Iterator[Check]:
+    """Whether the NVIDIA driver answers, and is new enough."""
+    nvml, name = machine.nvml, "NVIDIA driver"
+    if nvml.found is Found.ABSENT:
+        yield Check(name, Status.SKIP, "none here")
+        return
+    if nvml.found is not Found.OK:
+        detail = "does not answer" if nvml.found is Found.SILENT else f"fails: {_line(nvml.error)}"
+        status = Status.WARN if machine.jax.accelerators else Status.FAIL
+        yield Check(name, status, detail, "nvidia-smi  # must answer; sudo reboot if it does not")
+        return
+    cuda = numbers(nvml.cuda)[:1]
+    told = f"{nvml.driver or 'of an unknown version'}, runs CUDA {nvml.cuda or 'of some version'}"
+    if cuda and cuda[0] < _OLDEST_CUDA:
+        detail = f"{told}, JAX needs {_OLDEST_CUDA} or newer: a newer driver has to be installed"
+        yield Check(name, Status.FAIL, detail)
+        return
+    needed = {number for plugin in plugins(machine) if (number := _cuda_of(plugin)) is not None}
+    if cuda and needed and min(needed) > cuda[0]:
+        detail = f"{told}, the plugin of JAX needs {min(needed)}"
+        yield Check(name, Status.FAIL, detail, INSTALL)
+        return
+    yield Check(name, Status.OK, told)
+
+
+def _cuda_of(plugin: str) -> int | None:
+    digits = plugin.removeprefix("jax-cuda").partition("-")[0]
+    return int(digits) if digits.isdecimal() and digits.isascii() else None
+
+
+def jax(machine: Machine) -> Iterator[Check]:
+    """Whether JAX starts."""
+    report, known = machine.jax, machine.surroundings.variables
+    told = known.get("JAX_PLATFORMS", "")
+    match report.found:
+        case Found.OK:
+            platform = report.platform or "an unknown platform"
+            yield Check("JAX", Status.OK, f"starts in {report.seconds:.1f} s on {platform}")
+        case Found.ABSENT:
+            yield Check("JAX", Status.FAIL, "is not installed", INSTALL)
+        case Found.SILENT:
+            detail = f"did not answer in {report.seconds:.0f} s"
+            fix = f"unset JAX_PLATFORMS; {ON_CPU}" if told == "cpu" else ON_CPU
+            yield Check("JAX", Status.FAIL, detail, fix)
+        case Found.FAILED:
+            blamed = next((name for name in known if name in report.error), "")
+            blamed = blamed or ("JAX_PLATFORMS" if told else "")
+            detail = f"does not start: {_line(report.error)}"
+            yield Check("JAX", Status.FAIL, detail, f"unset {blamed}" if blamed else ON_CPU)
+
+
+def idle(machine: Machine) -> tuple[Accelerator, ...]:
+    """GPUs that the driver sees, and that JAX would use if nothing was broken."""
+    if machine.accelerators or _hiding(machine):
+        return ()
+    return machine.nvml.gpus
+
+
+def _hiding(machine: Machine) -> str:
+    """The variable that keeps all GPUs from JAX, if there is one."""
+    variables = machine.surroundings.variables
+    told = variables.get("JAX_PLATFORMS", "")
+    if told and not {"cuda", "gpu"} & set(told.split(",")):
+        return "JAX_PLATFORMS"
+    return VISIBLE if variables.get(VISIBLE) in {"", "-1", "NoDevFiles"} else ""
+
+
+def accelerators(machine: Machine) -> Iterator[Check]:
+    """What JAX can use, or why it can use less than there is."""
+    found, gpus = machine.accelerators, machine.nvml.gpus
+    name = "accelerators"
+    if machine.jax.found is not Found.OK:
+        seen = f"{_kinds(gpus)} seen by the driver; " if gpus else ""
+        yield Check(name, Status.SKIP, f"{seen}JAX cannot say which it would use")
+    elif found:
+        total = sum(gpu.memory or 0 for gpu in found)
+        memory = f", {format_bytes(total)} of memory together" if total else ""
+        yield Check(name, Status.OK, f"{_kinds(found)}{memory}")
+    elif gpus:
+        yield _unused(machine, f"{_kinds(gpus)} seen by the driver")
+    else:
+        yield Check(name, Status.WARN, "none: runs on the CPU, slowly", IMAGINED)
+
+
+def _unused(machine: Machine, seen: str) -> Check:
+    """GPUs that the driver sees and JAX does not."""
+    name, variable = "accelerators", _hiding(machine)
+    if variable:
+        told = f"{variable}={machine.surroundings.variables[variable]}"
+        return Check(name, Status.WARN, f"{seen}, hidden from JAX by {told}", f"unset {variable}")
+    if not plugins(machine):
+        detail = f"{seen}, none by JAX: it has no plugin for CUDA"
+        return Check(name, Status.FAIL, detail, INSTALL)
+    why = f": {_line(machine.jax.error)}" if machine.jax.error else ""
+    look = "python -c \"import jax; print(jax.devices('cuda'))\"  # says why"
+    return Check(name, Status.FAIL, f"{seen}, none by JAX{why}", look)
+
+
+def hidden(machine: Machine) -> Iterator[Check]:
+    """Whether some are kept from us."""
+    here, there = len(machine.jax.accelerators), len(machine.nvml.gpus)
+    if machine.jax.platform != "gpu" or not 0 < here < there:
+        return
+    told = machine.surroundings.variables.get(VISIBLE)
+    if told is None:
+        detail = f"JAX uses {here} of {there} GPUs that the driver sees"
+        yield Check("all of them", Status.WARN, detail, "nvidia-smi -L")
+        return
+    detail = f"{VISIBLE}={told} leaves {here} of {there} GPUs"
+    cluster = machine.surroundings.cluster
+    if cluster:
+        yield Check("all of them", Status.OK, f"{detail}, as {cluster} gave them")
+    else:
+        yield Check("all of them", Status.WARN, detail, f"unset {VISIBLE}")
+
+
+def mixed(machine: Machine) -> Iterator[Check]:
+    """Whether they are of one kind: the least of them decides for all."""
+    kinds = Counter(gpu.name for gpu in machine.accelerators)
+    if len(kinds) < 2:  # noqa: PLR2004 (one kind, or none)
+        return
+    most = kinds.most_common(1)[0][0]
+    chosen = [str(n) for n, gpu in enumerate(machine.accelerators) if gpu.name == most]
+    platform = machine.jax.platform
+    fix = f"export {VISIBLE}={','.join(chosen)}" if platform == "gpu" else ""
+    detail = f"{_kinds(machine.accelerators)}: a mesh is as fast, and holds as much, as the least"
+    yield Check("one kind", Status.WARN, detail, fix)
+
+
+def in_use(machine: Machine) -> Iterator[Check]:
+    """Whether somebody else has some of their memory."""
+    known = [
+        (number, gpu.memory, gpu.memory - gpu.free)
+        for number, gpu in enumerate(machine.accelerators)
+        if gpu.memory and gpu.free is not None
+    ]
+    taken = [item for item in known if item[2] > item[1] * _OWN_SHARE]
+    if not known:
+        return
+    if not taken:
+        yield Check("free memory", Status.OK, "used by nobody else")
+        return
+    number, memory, used = max(taken, key=lambda item: item[2])
+    detail = (
+        f"device {number}: {format_bytes(used)} of {format_bytes(memory)} are used by others"
+        + (f", and {len(taken) - 1} more devices" if len(taken) > 1 else "")
+    )
+    yield Check("free memory", Status.WARN, detail, "nvidia-smi  # lists who uses them")
+
+
+def capability(machine: Machine) -> Iterator[Check]:
+    """Whether they multiply bfloat16."""
+    known = [gpu.compute_capability for gpu in machine.accelerators if gpu.compute_capability]
+    if not known:
+        return
+    least = min(known)
+    version = f"compute capability {least[0]}.{least[1]}"
+    if least >= _FAST_BFLOAT16:
+        yield Check("bfloat16", Status.OK, f"{version} has it")
+        return
+    wanted = f"{_FAST_BFLOAT16[0]}.{_FAST_BFLOAT16[1]}"
+    detail = f"{version}, expected {wanted} or newer: float32 is as fast and more exact"
+    fix = "grokctl run --compute float32 -p 'Once upon a time'"
+    yield Check("bfloat16", Status.WARN, detail, fix)
+
+
+def links(machine: Machine) -> Iterator[Check]:
+    """How they reach each other."""
+    found = machine.accelerators
+    if len(found) < 2:  # noqa: PLR2004 (nobody to reach)
+        return
+    known = {gpu.has_nvlink for gpu in found}
+    if known == {True}:
+        yield Check("links", Status.OK, "NVLink between them")
+    elif False in known:
+        traffic = _SUMS * GROK_1.emb_size * 4
+        detail = (
+            f"PCIe only: {_SUMS} sums over all devices a token, "
+            f"{format_bytes(traffic)} for each token of a prompt"
+        )
+        yield Check("links", Status.WARN, detail, "nvidia-smi topo -m  # shows who is near whom")
+    else:
+        yield Check("links", Status.SKIP, "nobody says how they are linked")
+
+
+def _kinds(found: tuple[Accelerator, ...]) -> str:
+    """`8 x NVIDIA H100 80GB HBM3 (85.5 GB)`, for each kind."""
+    kinds = Counter((gpu.name, gpu.memory) for gpu in found)
+    return ", ".join(
+        f"{count} x {name or 'a device without a name'}"
+        + (f" ({format_bytes(memory)})" if memory else "")
+        for (name, memory), count in kinds.items()
+    )
+
+
+def _line(error: str) -> str:
+    """The last line of an error, or that there is none."""
+    lines = [line.strip() for line in error.splitlines() if line.strip()]
+    return lines[-1] if lines else "it does not say why"
+
+
+CHECKS: Final = (driver, jax, accelerators, hidden, mixed, in_use, capability, links)

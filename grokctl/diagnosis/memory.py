@@ -1,0 +1,113 @@
+"""Checks of the processor and of main memory: what CPU mode would have."""
+
+from collections.abc import Iterator
+from typing import Final
+
+from grokctl.checks import Check, Status
+from grokctl.diagnosis.accelerators import idle
+from grokctl.diagnosis.inventory import ready_nbytes
+from grokctl.machine.facts import Machine, Memory
+from grokctl.model.placement import MeshShape
+from grokctl.model.precision import Precision
+from grokctl.units import format_bytes, format_number, format_rate
+
+_SHARED: Final = "/dev/shm"  # noqa: S108  # its name, and nothing is put there
+_ENOUGH_SHARED: Final = 2**30
+"""Bytes of /dev/shm that NVIDIA asks for where GPUs talk through it."""
+_UNITS: Final = ("amx_bf16", "avx512_bf16", "avx512f", "avx2", "sve2", "sve", "asimd")
+"""What decides how fast a CPU multiplies, best first."""
+_ALONE: Final = MeshShape(1, 1)
+
+
+def processor(machine: Machine) -> Iterator[Check]:
+    """What it is."""
+    cpu = machine.cpu
+    what = f"{cpu.model or 'unknown'}, {format_number(cpu.cores, 'core')}, {cpu.architecture}"
+    decisive = [flag for flag in _UNITS if flag in cpu.flags]
+    units = f", {' '.join(decisive)}" if decisive else ""
+    yield Check("processor", Status.OK, f"{what}{units}")
+    if machine.accelerators:
+        return
+    if cpu.has_fast_bfloat16:
+        yield Check("matrix unit", Status.OK, "AMX: multiplies bfloat16")
+    else:
+        yield Check("matrix unit", Status.OK, "none for bfloat16: operands are float32")
+
+
+def bandwidth(machine: Machine) -> Iterator[Check]:
+    """How fast memory is, which is what a token takes."""
+    rate = machine.cpu.bandwidth
+    if rate is None:
+        yield Check("bandwidth", Status.SKIP, "was not measured")
+    else:
+        yield Check("bandwidth", Status.OK, f"{format_rate(rate)}, measured")
+
+
+def memory(machine: Machine) -> Iterator[Check]:
+    """Whether weights fit into it; accelerators have their own."""
+    here = machine.memory
+    least, most = (ready_nbytes(kind, _ALONE) for kind in (Precision.INT4, Precision.INT8))
+    have = f"{format_bytes(here.usable)} of {format_bytes(here.total)} are free"
+    there = [gpu.memory for gpu in (*machine.accelerators, *idle(machine))]
+    if there and (None in there or sum(filter(None, there)) >= least):
+        detail = f"{have}: weights go to the accelerators, files are mapped"
+        yield Check("memory", Status.OK, detail)
+    elif here.usable >= most:
+        yield Check("memory", Status.OK, f"{have}, Grok-1 takes {format_bytes(most)} at int8")
+    else:
+        needs = f"Grok-1 takes {format_bytes(most)} at int8, {format_bytes(least)} at int4"
+        paged = "" if here.usable >= least else ": the rest is read from the disk for every token"
+        fix = "grokctl reshard --devices 1 --precision int4"
+        yield Check("memory", Status.WARN, f"{have}, {needs}{paged}", fix)
+
+
+def limit(machine: Machine) -> Iterator[Check]:
+    """Whether a cgroup allows less than there is."""
+    here = machine.memory
+    if here.limit is None:
+        return
+    told = (
+        f"the cgroup allows {format_bytes(here.limit)} of {format_bytes(here.total)}, "
+        f"{format_bytes(here.used)} are used"
+    )
+    least = ready_nbytes(Precision.INT4, _ALONE)
+    if machine.accelerators or not _binds(here, least):
+        yield Check("memory limit", Status.OK, told)
+        return
+    wanted = least * 11 // 10  # a tenth beside the weights
+    fix = _raised(machine.surroundings.cluster, -(-wanted // 2**30))
+    yield Check("memory limit", Status.WARN, f"{told}: int4 needs {format_bytes(least)}", fix)
+
+
+def _binds(memory: Memory, needed: int) -> bool:
+    """Whether the machine could hold it, and only the limit forbids it."""
+    return memory.usable < needed <= memory.total
+
+
+def _raised(cluster: str, gibibytes: int) -> str:
+    match cluster:
+        case "Slurm":
+            return f"srun --mem={gibibytes}G grokctl run -p 'Once upon a time'"
+        case "Kubernetes":
+            return f"kubectl set resources deployment NAME --limits=memory={gibibytes}Gi"
+        case _:
+            return f"docker run --memory={gibibytes}g IMAGE grokctl run -p 'Once upon a time'"
+
+
+def shared(machine: Machine) -> Iterator[Check]:
+    """Whether GPUs that have no links of their own have room to talk."""
+    size, found = machine.memory.shm, machine.accelerators
+    over_memory = len(found) > 1 and any(gpu.has_nvlink is False for gpu in found)
+    if size is None:
+        yield Check(_SHARED, Status.SKIP, "none, and grokctl needs none")
+    elif over_memory and size < _ENOUGH_SHARED:
+        detail = (
+            f"{format_bytes(size)}, expected {format_bytes(_ENOUGH_SHARED)}: "
+            "GPUs without NVLink may talk through it"
+        )
+        yield Check(_SHARED, Status.WARN, detail, f"sudo mount -o remount,size=1g {_SHARED}")
+    else:
+        yield Check(_SHARED, Status.OK, f"{format_bytes(size)}; grokctl needs none of it")
+
+
+CHECKS: Final = (processor, bandwidth, memory, limit, shared)

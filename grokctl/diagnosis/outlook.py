@@ -1,0 +1,173 @@
+"""What would run on some hardware, how fast, and what it takes if nothing does."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from grokctl.checks import Status
+from grokctl.diagnosis.accelerators import IMAGINED
+from grokctl.diagnosis.disks import about, reshard_command
+from grokctl.diagnosis.inventory import ready_nbytes
+from grokctl.model.config import GROK_1
+from grokctl.model.placement import MeshShape
+from grokctl.model.precision import KvType, Precision
+from grokctl.plans import Hardware, Plan, examples
+from grokctl.units import format_bytes
+
+_PROMPT: Final = "-p 'The answer to life, the universe and everything is'"
+_FAST: Final = 10
+"""Tokens a second whose fractions do not matter."""
+_MANY: Final = 4
+"""Devices from which an example is worth naming."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ability:
+    """Something that can be done now, or why not."""
+
+    name: str
+    """`download`, `reshard` or `run`."""
+    status: Status
+    """OK, WARN (yes, but), FAIL (no), SKIP (done, or not to be known)."""
+    detail: str
+    """Such as `yes, about 9 minutes` or what is missing, with both numbers."""
+    command: str = ""
+    """To paste."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prospect:
+    """Hardware, and what would be run on it."""
+
+    hardware: Hardware
+    plans: tuple[Plan, ...]
+    """For it."""
+    best: Plan | None
+    """None if nothing fits."""
+    elsewhere: tuple[Plan, ...]
+    """For accelerators that nobody has."""
+    command: str
+    """That runs it."""
+    instead_of: Hardware | None = None
+    """Accelerators that are here and too small."""
+
+
+def run_elsewhere(prospect: Prospect) -> Ability:
+    """Whether text would come out of some hardware, whatever lies on its disk."""
+    best, hardware = prospect.best, prospect.hardware
+    command = prospect.command
+    if best is None:
+        detail = _too_small(prospect)
+        return Ability(name="run", status=Status.FAIL, detail=detail, command=IMAGINED)
+    if hardware.platform == "cpu":
+        return _on_cpu(prospect, best, command)
+    each = " on each" if best.mesh.size > 1 else ""
+    room = "" if best.memory is None else f" of {format_bytes(best.memory)}"
+    takes = f"{_devices(hardware, best.mesh)}, {format_bytes(best.needs.total)}{room}{each}"
+    if best.context < GROK_1.sequence_len:
+        takes += f", context {best.context:,}"
+    pace = _pace(best)
+    if best.precision is not Precision.INT4:
+        detail = f"yes: {best.precision} on {takes}{pace}"
+        return Ability(name="run", status=Status.OK, detail=detail, command=command)
+    detail = f"yes, at int4 only, on {takes}{pace}; {_for_int8(prospect)}"
+    return Ability(name="run", status=Status.WARN, detail=detail, command=command)
+
+
+def _on_cpu(prospect: Prospect, best: Plan, command: str) -> Ability:
+    pace, first = _pace(best), ""
+    if prospect.instead_of is not None:
+        small = prospect.instead_of
+        first = f"{small.count} x {small.name} cannot hold it; "
+    if not best.is_paged:
+        taken = f"{format_bytes(best.needs.total)} of {format_bytes(best.memory or 0)} of memory"
+        detail = f"yes: {first}{best.precision} on the CPU, {taken}{pace}"
+        return Ability(name="run", status=Status.OK, detail=detail, command=command)
+    detail = (
+        f"yes, slowly: {first}{best.precision} on the CPU, of whose "
+        f"{format_bytes(best.needs.weights)} most is read from the disk again and again{pace}; "
+        f"all of it is held by {_examples(prospect.elsewhere)}"
+    )
+    return Ability(name="run", status=Status.WARN, detail=detail, command=command)
+
+
+def _for_int8(prospect: Prospect) -> str:
+    """What int8 would take that is missing here."""
+    known = [plan for plan in prospect.plans if plan.precision is Precision.INT8]
+    possible = [plan for plan in known if plan.is_possible]
+    nearest = min(possible, key=lambda plan: plan.missing, default=None)
+    text = "int8"
+    if nearest is not None:
+        each = " on each" if nearest.mesh.size > 1 else ""
+        text += f" takes {format_bytes(nearest.needs.total)}{each}"
+    enough = [plan.mesh.size for plan in known if not plan.missing and not plan.is_possible]
+    if enough:
+        return f"{text}{', and' if nearest is not None else ''} needs {min(enough)} of them"
+    return f"{text}: {_examples(prospect.elsewhere)}"
+
+
+def _too_small(prospect: Prospect) -> str:
+    """That nothing fits, by how much, and what does."""
+    possible = [plan for plan in prospect.plans if plan.is_possible]
+    nearest = min(possible, key=lambda plan: plan.missing, default=None)
+    detail = "no"
+    if nearest is not None:
+        each = " on each" if nearest.mesh.size > 1 else ""
+        detail += (
+            f": {nearest.precision} on {_devices(prospect.hardware, nearest.mesh)} takes "
+            f"{format_bytes(nearest.needs.total)}{each}, "
+            f"{format_bytes(nearest.memory or 0)} are there"
+        )
+    enough = [plan for plan in prospect.plans if not plan.missing and not plan.is_possible]
+    if enough:
+        least = min(enough, key=lambda plan: plan.mesh.size)
+        detail += f"; {least.mesh.size} of them hold {least.precision}"
+    return f"{detail}; int8 is held by {_examples(prospect.elsewhere)}"
+
+
+def _examples(plans: Sequence[Plan]) -> str:
+    """`4 x H200 141GB, 8 x L40S 48GB`: the smallest published that hold int8."""
+    found = []
+    for plan in plans:
+        is_usual = plan.precision is Precision.INT8 and plan.mesh.expert == 1
+        holding = examples(plan) if is_usual and plan.mesh.size >= _MANY else ()
+        if holding:
+            found.append(f"{plan.mesh.size} x {holding[0].label}")
+    return ", ".join(found) or "no published accelerator"
+
+
+def reshard_elsewhere(best: Plan) -> Ability:
+    """How to cut a release for hardware that is not here."""
+    nbytes = ready_nbytes(best.precision, best.mesh)
+    return Ability(
+        name="reshard",
+        status=Status.OK,
+        detail=f"{format_bytes(nbytes)} at {best.precision} for {best.mesh}",
+        command=reshard_command(best.precision, best.mesh),
+    )
+
+
+def run_command(context: int | None, batch: int, kv: KvType) -> str:
+    """The line that runs what was asked for."""
+    many = f" --prompts-file prompts.jsonl --batch {batch}"
+    parts = [f"grokctl run{many}" if batch > 1 else f"grokctl run {_PROMPT}"]
+    parts += [f"--context {context}"] if context is not None else []
+    parts += [f"--kv {kv}"] if kv is not KvType.COMPUTE else []
+    return " ".join(parts)
+
+
+def _devices(hardware: Hardware, mesh: MeshShape) -> str:
+    return f"{mesh.size} x {hardware.name or 'accelerators without a name'}"
+
+
+def _pace(plan: Plan) -> str:
+    """`, about 30 tokens/s (estimate)`; nothing where it is not known."""
+    rate = plan.tokens_per_s
+    if not rate:
+        return ""
+    said = (
+        f"{rate:.{0 if rate >= _FAST else 1}f} tokens/s"
+        if rate >= 1
+        else f"{about(1 / rate)} a token"
+    )
+    return f", about {said} (estimate)"

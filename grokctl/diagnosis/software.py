@@ -1,0 +1,104 @@
+"""Checks of software: versions that go together, and what the system allows."""
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Final
+
+from grokctl.checks import Check, Status
+from grokctl.machine.facts import Machine
+from grokctl.model.config import GROK_1
+from grokctl.model.tensors import tensor_specs
+
+INSTALL: Final = "pip install '.[cuda12]'"
+_PYTHONS: Final = ((3, 11), (3, 13))
+"""The oldest and the newest that grokctl runs on."""
+_ENOUGH_FILES: Final = 1024
+_WANTED_FILES: Final = 4096
+
+
+def numbers(version: str) -> tuple[int, ...]:
+    """`0.10.2.dev1` as `(0, 10, 2)`; nothing where there is no number at the beginning."""
+    found = re.match(r"[0-9]{1,9}(?:\.[0-9]{1,9})*", version)
+    return tuple(map(int, found[0].split("."))) if found else ()
+
+
+def packages(machine: Machine) -> Mapping[str, str]:
+    """Versions by distribution name, as the package index spells it."""
+    known = machine.software.packages
+    return {re.sub(r"[-_.]+", "-", name).lower(): version for name, version in known.items()}
+
+
+def plugins(machine: Machine) -> dict[str, str]:
+    """JAX's plugins for CUDA."""
+    return {name: known for name, known in packages(machine).items() if name.startswith("jax-cuda")}
+
+
+def python(machine: Machine) -> Iterator[Check]:
+    """Whether grokctl runs on this Python."""
+    software = machine.software
+    oldest, newest = (".".join(map(str, version)) for version in _PYTHONS)
+    found = numbers(software.python)[:2]
+    on = f" on {software.system}" if software.system else ""
+    if not found:
+        yield Check("Python", Status.SKIP, f"of an unknown version{on}")
+    elif _PYTHONS[0] <= found <= _PYTHONS[1]:
+        yield Check("Python", Status.OK, f"{software.python}{on}, grokctl {software.grokctl}")
+    else:
+        detail = f"expected {oldest} to {newest}, found {software.python}"
+        fix = "python3.13 -m venv ~/grokctl && ~/grokctl/bin/pip install ."
+        yield Check("Python", Status.FAIL, detail, fix)
+
+
+def versions(machine: Machine) -> Iterator[Check]:
+    """Whether JAX, its library and its plugins are of one version: it refuses others."""
+    known = packages(machine)
+    jax, jaxlib = known.get("jax", ""), known.get("jaxlib", "")
+    if not jax or not jaxlib:
+        missing = " and ".join(name for name in ("jax", "jaxlib") if not known.get(name))
+        yield Check("JAX's parts", Status.FAIL, f"{missing} not installed", "pip install .")
+        return
+    extra = next((f"[{name.split('-')[1]}]" for name in plugins(machine)), "")
+    fix = f"pip install --upgrade 'jax{extra}=={jax}'"
+    if numbers(jaxlib)[:2] != numbers(jax)[:2] or numbers(jaxlib) > numbers(jax):
+        detail = f"jaxlib {jaxlib} does not go with jax {jax}"
+        yield Check("JAX's parts", Status.FAIL, detail, fix)
+        return
+    for name, version in sorted(plugins(machine).items()):
+        if numbers(version) != numbers(jaxlib):
+            detail = f"{name}: expected {jaxlib} as jaxlib, found {version}: JAX will not use it"
+            yield Check("JAX's parts", Status.FAIL, detail, fix)
+            return
+    kinds = sorted({name.split("-")[1] for name in plugins(machine)})
+    if len(kinds) > 1:
+        detail = f"plugins for {' and '.join(kinds)}: JAX can start only one of them"
+        fix = f"pip uninstall -y jax-{kinds[-1]}-plugin jax-{kinds[-1]}-pjrt"
+        yield Check("JAX's parts", Status.WARN, detail, fix)
+        return
+    beside = f", plugin for {kinds[0]}" if kinds else ""
+    yield Check("JAX's parts", Status.OK, f"jax {jax}, jaxlib {jaxlib}{beside}")
+
+
+def libtorrent(machine: Machine) -> Iterator[Check]:
+    """Whether the swarm can be asked."""
+    version = packages(machine).get("libtorrent")
+    if version:
+        yield Check("libtorrent", Status.OK, version)
+    else:
+        yield Check("libtorrent", Status.FAIL, "is not installed", "pip install .")
+
+
+def open_files(machine: Machine) -> Iterator[Check]:
+    """Whether a torrent's files can be open side by side."""
+    soft, hard = machine.open_files, machine.open_files_most
+    count = len(tensor_specs(GROK_1))
+    if soft >= _ENOUGH_FILES:
+        yield Check("open files", Status.OK, f"up to {soft:,}, the release has {count}")
+        return
+    detail = f"up to {soft:,}, expected {_ENOUGH_FILES:,}: the release has {count}"
+    can_raise = hard > soft
+    wanted = min(_WANTED_FILES, hard) if can_raise else _WANTED_FILES
+    raised = f"ulimit -n {wanted}" if can_raise else f"sudo prlimit --pid $$ --nofile={wanted}"
+    yield Check("open files", Status.WARN, detail, raised)
+
+
+CHECKS: Final = (python, versions, libtorrent, open_files)

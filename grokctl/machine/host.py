@@ -1,0 +1,118 @@
+"""The processor: what it is, how much of it is ours, and how fast it reads its memory."""
+
+import os
+import platform
+import re
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+
+from grokctl.checkpoint.torrent import printable
+from grokctl.machine.facts import Cpu
+from grokctl.machine.memory import groups
+
+_PROBE_BYTES: Final = 2**28
+_PROBE_BYTES_A_CORE: Final = 2**24
+"""More than a core has of all caches, on processors with the largest."""
+_SMALLEST_PROBE: Final = 2**26
+"""Less would be read from caches."""
+_MEMORY_PARTS: Final = 4
+"""Of so many parts of free memory, the probe takes one at most."""
+_ROUNDS: Final = 3
+_FLAGS: Final = re.compile(
+    r"amx_\w+|avx(2|512f|512_(bf16|fp16|vnni)|_vnni)?|f16c|fma|asimd|bf16|i8mm|sve2?"
+)
+_MODEL: Final = ("model name", "cpu model", "cpu", "uarch")
+"""What architectures call it in `/proc/cpuinfo`; on ARM, there are only numbers."""
+
+
+def cpu(root: Path = Path("/"), *, available: int | None = None) -> Cpu:
+    """Look at the processor.
+
+    Args:
+        root: Where `proc` and `sys` are looked for.
+        available: Bytes of memory that are free for a measurement; None measures nothing.
+    """
+    fields = _cpuinfo(root)
+    numbers = [fields[name] for name in ("CPU implementer", "CPU part") if name in fields]
+    names = [fields.get(name, "") for name in _MODEL]
+    names += [f"CPU {' '.join(numbers)}" if numbers else "", platform.processor()]
+    flags = f"{fields.get('flags', '')} {fields.get('Features', '')}".split()
+    return Cpu(
+        model=printable(next(filter(None, names), "unknown")),
+        architecture=platform.machine(),
+        cores=usable_cores(root),
+        flags=tuple(sorted(filter(_FLAGS.fullmatch, set(flags)))),
+        bandwidth=None if available is None else _bandwidth_within(available // _MEMORY_PARTS),
+    )
+
+
+def usable_cores(root: Path = Path("/")) -> int:
+    """Cores that this process may use, after affinity and the cgroup's quota; at least 1."""
+    try:
+        cores = len(os.sched_getaffinity(0))
+    except (AttributeError, OSError):  # macOS has no such thing
+        cores = os.cpu_count() or 1
+    return max(1, min([cores, *(int(quota) for quota in _quotas(root))]))
+
+
+def bandwidth(*, nbytes: int = _PROBE_BYTES, rounds: int = _ROUNDS) -> float:
+    """Bytes a second that all cores read from memory together, measured now.
+
+    Every core fills and reads its part of an array that no cache holds.
+
+    Args:
+        nbytes: Of the array.
+        rounds: The fastest counts.
+    """
+    threads = usable_cores()
+    parts = np.array_split(np.empty(nbytes // 8, np.int64), threads)
+    best = 0.0
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(lambda part: part.fill(1), parts))
+        for _ in range(rounds):
+            start = time.perf_counter()
+            list(pool.map(np.max, parts))
+            best = max(best, nbytes / (time.perf_counter() - start))
+    return best
+
+
+def _bandwidth_within(room: int) -> float | None:
+    nbytes = min(max(_PROBE_BYTES, _PROBE_BYTES_A_CORE * usable_cores()), room)
+    try:
+        return bandwidth(nbytes=nbytes, rounds=2 * _ROUNDS) if nbytes >= _SMALLEST_PROBE else None
+    except (MemoryError, RuntimeError):  # no memory, or no more threads
+        return None
+
+
+def _cpuinfo(root: Path) -> dict[str, str]:
+    """What is said of the first core."""
+    fields: dict[str, str] = {}
+    with suppress(OSError):
+        for line in (root / "proc/cpuinfo").read_text(errors="replace").splitlines():
+            name, _, value = line.partition(":")
+            fields.setdefault(name.strip(), value.strip())
+    return fields
+
+
+def _quotas(root: Path) -> Iterator[float]:
+    """Cores that each of our groups is allowed, where that is not all of them."""
+    mount = root / "sys/fs/cgroup"
+    for folder in groups(root, "", mount):
+        yield from _quotient(folder, "cpu.max")
+    for folder in groups(root, "cpu", mount / "cpu"):
+        yield from _quotient(folder, "cpu.cfs_quota_us", "cpu.cfs_period_us")
+
+
+def _quotient(folder: Path, *names: str) -> Iterator[float]:
+    with suppress(OSError, ValueError):  # `max` is no number
+        quota, period = (
+            int(word) for name in names for word in (folder / name).read_text().split()
+        )
+        if quota > 0 and period > 0:  # -1 is no limit
+            yield quota / period

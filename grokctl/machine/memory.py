@@ -1,0 +1,107 @@
+"""Main memory: what the machine has, and what the cgroup that we are in leaves of it."""
+
+import os
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from grokctl.machine.facts import Memory
+
+
+@dataclass(frozen=True, slots=True)
+class _Version:
+    """Where a version of cgroups keeps what we read."""
+
+    controllers: str
+    """In `/proc/self/cgroup`, of the line that says which group is ours."""
+    mount: str
+    limit: str
+    current: str
+    caches: tuple[str, ...]
+    """In `memory.stat`: pages of files, which the kernel takes back when memory runs out."""
+
+
+_VERSIONS = (
+    _Version("", "sys/fs/cgroup", "memory.max", "memory.current", ("inactive_file", "active_file")),
+    _Version(
+        "memory",
+        "sys/fs/cgroup/memory",
+        "memory.limit_in_bytes",
+        "memory.usage_in_bytes",
+        ("total_inactive_file", "total_active_file"),
+    ),
+)
+
+
+def memory(root: Path = Path("/")) -> Memory:
+    """Read it now.
+
+    Args:
+        root: Where `proc`, `sys` and `dev` are looked for.
+    """
+    total, available = _machine()
+    limits = [found for found in _limits(root) if found[0] < total]
+    # of groups within groups, the one that leaves least
+    limit, used = min(limits, key=lambda found: found[0] - found[1], default=(None, 0))
+    shm = None
+    with suppress(OSError):
+        status = os.statvfs(root / "dev/shm")
+        shm = status.f_blocks * status.f_frsize
+    return Memory(total=total, available=available, limit=limit, used=used, shm=shm)
+
+
+def _machine() -> tuple[int, int]:
+    """Total and available; where there is no `/proc`, only what is free counts as available."""
+    try:
+        machine = psutil.virtual_memory()
+    except (OSError, ValueError, LookupError, psutil.Error):
+        page = os.sysconf("SC_PAGE_SIZE")
+        return page * os.sysconf("SC_PHYS_PAGES"), page * os.sysconf("SC_AVPHYS_PAGES")
+    return machine.total, machine.available
+
+
+def _limits(root: Path) -> Iterator[tuple[int, int]]:
+    """Limit of every group that we are in, and what it uses; nothing of those without limits."""
+    for version in _VERSIONS:
+        mount = root / version.mount
+        for folder in groups(root, version.controllers, mount):
+            limit = _number(folder / version.limit)
+            used = _number(folder / version.current)
+            if limit is not None and used is not None:
+                yield limit, max(0, used - _cached(folder / "memory.stat", version.caches))
+
+
+def groups(root: Path, controllers: str, mount: Path) -> Iterator[Path]:
+    """Folder of our group, and of those that it is in.
+
+    A container may see its own group as the topmost, though it is told the name outside.
+    """
+    text = ""
+    with suppress(OSError):
+        text = (root / "proc/self/cgroup").read_text(errors="replace")
+    for line in text.splitlines():
+        _, _, rest = line.partition(":")
+        names, _, path = rest.partition(":")
+        parts = [part for part in path.split("/") if part not in {"", ".", ".."}]
+        if controllers in names.split(","):
+            yield from (mount.joinpath(*parts[:depth]) for depth in range(len(parts), 0, -1))
+    yield mount
+
+
+def _number(path: Path) -> int | None:
+    with suppress(OSError, ValueError):
+        return int(path.read_text())
+    return None  # not there, or `max`
+
+
+def _cached(path: Path, names: tuple[str, ...]) -> int:
+    total = 0
+    with suppress(OSError):
+        for line in path.read_text(errors="replace").splitlines():
+            name, _, value = line.partition(" ")
+            if name in names and value.isdecimal():
+                total += int(value)
+    return total

@@ -1,0 +1,135 @@
+"""What this process was started by, what it was told, and which software it has."""
+
+import platform
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from importlib import metadata
+from typing import Final
+
+from grokctl import __version__
+from grokctl.checkpoint.torrent import printable
+from grokctl.machine.facts import Software, Surroundings
+
+_MOST_PROCESSES: Final = 2**20
+_SLURM: Final = (
+    "SLURM_JOB_ID",
+    "SLURM_STEP_NODELIST",
+    "SLURM_NTASKS",
+    "SLURM_PROCID",
+    "SLURM_LOCALID",
+)
+"""All of them make JAX join a job; the script of a job and `salloc` have not all."""
+_TPU: Final = ("TPU_WORKER_HOSTNAMES", "TPU_PROCESS_ADDRESSES", "TPU_WORKER_ID", "TPU_NAME")
+_NAMES: Final = re.compile(
+    r"(XLA|JAX|NCCL|RCCL|TPU|LIBTPU|MEGASCALE|GROKCTL)_\w+|TF_CPP_MIN_LOG_LEVEL"
+    r"|(CUDA|HIP|ROCR)_VISIBLE_DEVICES|CUDA_DEVICE_ORDER|HSA_OVERRIDE_GFX_VERSION"
+    r"|LD_(LIBRARY_PATH|PRELOAD)|OMP_NUM_THREADS|PYTHONPATH|TMPDIR"
+    r"|SSL_CERT_(FILE|DIR)|(HTTPS?|ALL|NO)_PROXY|(https?|all|no)_proxy",
+    re.ASCII,
+)
+_SECRET: Final = re.compile(r"TOKEN|KEY|SECRET|PASS|CREDENTIAL|AUTH", re.IGNORECASE)
+_LOGIN: Final = re.compile(r"\A([a-z][a-z0-9+.-]*://)?.*@", re.IGNORECASE | re.DOTALL)
+_PASSWORD: Final = re.compile(r"(?<=//)[^/@\s]*@")
+"""User name and password in front of a host, within other text."""
+_PACKAGES: Final = re.compile(
+    r"(jax|jaxlib|jax[-_](cuda|rocm|metal|tpu)[-_\w]*|libtpu[-_\w]*|numpy|ml[-_]dtypes|scipy"
+    r"|libtorrent|nvidia[-_](nccl|cudnn|cublas|cuda[-_]runtime|cuda[-_]nvcc)[-_\w]*|nvidia-ml-py"
+    r"|zstandard|sentencepiece|httpx|psutil)",
+    re.IGNORECASE,
+)
+
+
+def surroundings(environ: Mapping[str, str]) -> Surroundings:
+    """Look at the environment, as JAX does before it joins a job.
+
+    Args:
+        environ: Whatever it holds, secrets in it are not kept.
+    """
+    cluster, processes, local_processes = _cluster(environ)
+    return Surroundings(
+        cluster=cluster,
+        processes=processes,
+        local_processes=min(local_processes, processes),
+        variables={
+            name: _harmless(name, environ[name])
+            for name in sorted(environ)
+            if _NAMES.fullmatch(name) and not _SECRET.search(name)
+        },
+    )
+
+
+def without_password(proxy: str) -> str:
+    """A proxy's address without user name and password, whatever signs are in those."""
+    return _LOGIN.sub(r"\1", proxy)
+
+
+def _harmless(name: str, value: str) -> str:
+    """A value that can be shown, also where it is no text."""
+    text = value.encode(errors="surrogateescape").decode(errors="replace")
+    return without_password(text) if "proxy" in name.lower() else _PASSWORD.sub("", text)
+
+
+def _cluster(environ: Mapping[str, str]) -> tuple[str, int, int]:
+    """Name, processes, and those of this host, in the order in which JAX looks."""
+    if "OMPI_MCA_orte_hnp_uri" in environ or "OMPI_COMM_WORLD_SIZE" in environ:
+        here = _count(environ, "OMPI_COMM_WORLD_LOCAL_SIZE")
+        return "Open MPI", _count(environ, "OMPI_COMM_WORLD_SIZE"), here
+    if "SLURM_JOB_ID" in environ:
+        if not environ.keys() >= set(_SLURM):
+            return "Slurm", 1, 1
+        return "Slurm", _count(environ, "SLURM_NTASKS"), _slurm_local(environ)
+    if any(name in environ for name in _TPU):
+        hosts = environ.get("TPU_PROCESS_ADDRESSES") or environ.get("TPU_WORKER_HOSTNAMES", "")
+        return "Cloud TPU", min(hosts.count(",") + 1, _MOST_PROCESSES), 1
+    return ("Kubernetes" if "KUBERNETES_SERVICE_HOST" in environ else ""), 1, 1
+
+
+def _slurm_local(environ: Mapping[str, str]) -> int:
+    """Tasks of this step on this host, from such as `2(x3),1`."""
+    node = _number(environ.get("SLURM_NODEID", "")) or 0
+    said = environ.get("SLURM_STEP_TASKS_PER_NODE") or environ.get("SLURM_TASKS_PER_NODE", "")
+    for part in said.split(","):
+        told = re.fullmatch(r"(\d{1,9})(?:\(x(\d{1,9})\))?", part, re.ASCII)
+        if told is None:
+            break
+        node -= int(told[2] or 1)
+        if node < 0:
+            return max(1, int(told[1]))
+    if each := _number(environ.get("SLURM_NTASKS_PER_NODE", "")):
+        return each
+    nodes = _count(environ, "SLURM_STEP_NUM_NODES")
+    return -(-_count(environ, "SLURM_NTASKS") // nodes)
+
+
+def _count(environ: Mapping[str, str], name: str) -> int:
+    return max(1, _number(environ.get(name, "")) or 1)
+
+
+def _number(text: str) -> int | None:
+    return min(int(text), _MOST_PROCESSES) if re.fullmatch(r"\d{1,9}", text, re.ASCII) else None
+
+
+def software() -> Software:
+    """Look at versions; nothing is imported."""
+    library = " ".join(platform.libc_ver())
+    system = f"{platform.system()} {platform.release()}" + (
+        f", {library}" if library.strip() else ""
+    )
+    return Software(
+        grokctl=__version__,
+        python=platform.python_version(),
+        system=printable(system),
+        packages=dict(sorted(_packages())),
+    )
+
+
+def _packages() -> Iterator[tuple[str, str]]:
+    """Name and version of what matters; the first of a name is the one that is imported."""
+    seen: set[str] = set()
+    for distribution in metadata.distributions():
+        with suppress(KeyError, OSError, ValueError, TypeError):  # whatever a broken one has
+            name, version = distribution.name, distribution.version
+            if _PACKAGES.fullmatch(name) and name.lower() not in seen:
+                seen.add(name.lower())
+                yield printable(name), printable(version)

@@ -1,0 +1,237 @@
+"""Bytes a device: weights as files have them, published sizes, and what grows with what."""
+
+import time
+from dataclasses import replace
+
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from models import TINY, meshes, models, storages
+
+from grokctl.checkpoint.layout import bytes_per_token, device_layouts, weight_bytes
+from grokctl.checkpoint.storage import released_storage, storage_in
+from grokctl.errors import PlacementError
+from grokctl.model.config import GROK_1
+from grokctl.model.placement import MeshShape
+from grokctl.model.precision import Compute, KvType, Precision
+from grokctl.model.sizing import (
+    MEMORY_SHARE,
+    Needs,
+    cache_bytes,
+    cache_type,
+    needs,
+    told_share,
+    usable,
+    workspace_bytes,
+)
+from grokctl.model.tensors import Axis
+
+OWN = released_storage(GROK_1)
+EIGHT = MeshShape(1, 8)
+PUBLISHED = {
+    MeshShape(1, 1): (318.2, 170.5, 633.0, 1262.7),
+    MeshShape(1, 2): (159.1, 85.3, 316.5, 631.4),
+    MeshShape(1, 4): (79.6, 42.6, 158.3, 315.7),
+    MeshShape(1, 8): (39.8, 21.3, 79.1, 157.9),
+    MeshShape(1, 16): (20.0, 10.7, 39.7, 79.1),
+    MeshShape(2, 8): (20.5, 11.1, 40.5, 80.5),
+}
+"""GB for each device in the README, of int8, int4, bf16 and float32."""
+PRECISIONS = (Precision.INT8, Precision.INT4, Precision.BFLOAT16, Precision.FLOAT32)
+
+
+def needed(mesh=EIGHT, **changes) -> Needs:
+    options = {
+        "weights": max(weight_bytes(OWN, mesh)),
+        "context": 8192,
+        "streams": 1,
+        "compute": Compute.BFLOAT16,
+        "kv": KvType.COMPUTE,
+        "precision": Precision.INT8,
+        "platform": "gpu",
+    }
+    return needs(GROK_1, mesh, **{**options, **changes})
+
+
+# --- weights
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_weights_are_what_device_files_hold_behind_their_headers(data):
+    config = data.draw(models())
+    mesh = data.draw(meshes(config))
+    storage = data.draw(storages(config, mesh, data.draw(st.sampled_from(Precision))))
+
+    found = weight_bytes(storage, mesh)
+
+    layouts = device_layouts(storage, mesh)
+    assert found == tuple(layout.nbytes - len(layout.header) for layout in layouts)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_a_token_reads_everything_but_the_experts_that_it_does_not_choose(data):
+    config = data.draw(models())
+    chosen = data.draw(st.integers(1, config.num_experts))
+    config = replace(config, num_selected_experts=chosen)
+    mesh = data.draw(meshes(config))
+    storage = data.draw(storages(config, mesh, data.draw(st.sampled_from(Precision))))
+
+    found = bytes_per_token(storage, mesh)
+
+    for device, layout in enumerate(device_layouts(storage, mesh)):
+        sizes = {True: 0, False: 0}
+        for held in layout.tensors:
+            sizes[Axis.EXPERTS in held.tensor.spec.axes] += held.nbytes
+        assert found[device] == sizes[False] + sizes[True] * chosen // config.num_experts
+
+
+@pytest.mark.parametrize("mesh", PUBLISHED, ids=str)
+def test_grok_1_takes_what_the_table_says(mesh):
+    found = [max(weight_bytes(storage_in(OWN, kept, mesh), mesh)) for kept in PRECISIONS]
+
+    assert tuple(round(nbytes / 1e9, 1) for nbytes in found) == PUBLISHED[mesh]
+
+
+def test_a_table_of_grok_1_takes_no_time_to_speak_of():
+    begun = time.process_time()
+
+    for mesh in PUBLISHED:
+        for precision in Precision:
+            storage = storage_in(OWN, precision, mesh)
+            assert max(weight_bytes(storage, mesh)) > max(bytes_per_token(storage, mesh)) > 0
+
+    assert time.process_time() - begun < 2
+
+
+def test_a_mesh_that_cannot_hold_a_model_is_refused():
+    with pytest.raises(PlacementError, match="devices"):
+        weight_bytes(OWN, MeshShape(1, 3))
+
+
+def test_int4_groups_that_a_device_would_have_in_part_are_refused():
+    two = storage_in(released_storage(TINY), Precision.INT4, MeshShape(1, 2))
+    whole = replace_groups(two, "layers.0.moe.down", 1)
+
+    with pytest.raises(PlacementError, match="no whole int4 groups"):
+        weight_bytes(whole, MeshShape(1, 2))
+
+
+def replace_groups(storage, name, groups):
+    return replace(storage, groups={**storage.groups, name: groups})
+
+
+# --- all of it
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    mesh=st.sampled_from(list(PUBLISHED)),
+    contexts=st.tuples(st.integers(1, 8192), st.integers(1, 8192)),
+    streams=st.tuples(st.integers(1, 256), st.integers(1, 256)),
+    compute=st.sampled_from(Compute),
+    kv=st.sampled_from(KvType),
+    precision=st.sampled_from(Precision),
+    platform=st.sampled_from(["cpu", "gpu", "tpu"]),
+)
+def test_longer_contexts_and_more_streams_never_need_less(mesh, contexts, streams, **kept):
+    low, high = (
+        needs(GROK_1, mesh, weights=7, context=context, streams=count, **kept)
+        for context, count in zip(sorted(contexts), sorted(streams), strict=True)
+    )
+
+    assert 7 == low.weights == high.weights
+    assert 0 < low.cache <= high.cache
+    assert 0 < low.workspace <= high.workspace
+    assert low.total == 7 + low.cache + low.workspace
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.data())
+def test_a_small_model_takes_no_more_on_a_device_of_many_than_on_one(data):
+    config = data.draw(models())
+    mesh = data.draw(meshes(config))
+    assume(mesh.size > 1)
+    options = {
+        "context": data.draw(st.integers(1, config.sequence_len)),
+        "streams": data.draw(st.integers(1, 4)),
+        "compute": data.draw(st.sampled_from(Compute)),
+        "kv": data.draw(st.sampled_from(KvType)),
+        "precision": data.draw(st.sampled_from(Precision)),
+        "platform": data.draw(st.sampled_from(["cpu", "gpu", "tpu"])),
+    }
+
+    alone = workspace_bytes(config, MeshShape(1, 1), **options)
+
+    assert 0 < workspace_bytes(config, mesh, **options) <= alone
+
+
+def test_the_parts_are_those_that_are_counted_one_by_one():
+    found = needed(streams=4, kv=KvType.INT8)
+
+    kept = cache_type(Compute.BFLOAT16, KvType.INT8)
+    assert found.cache == cache_bytes(GROK_1, EIGHT, slots=4, past=8192, dtype=kept)
+    assert found.weights == max(weight_bytes(OWN, EIGHT))
+
+
+def test_codes_of_keys_and_values_take_about_half_and_float32_twice_as_much():
+    plain = needed().cache
+
+    assert needed(kv=KvType.INT8).cache == plain * (128 + 4) // 256  # codes and a scale a head
+    assert needed(compute=Compute.FLOAT32).cache == 2 * plain
+    assert plain == 64 * 2 * 8192 * 128 * 2
+
+
+@pytest.mark.parametrize(
+    ("mesh", "precision", "gigabytes", "fits"),
+    [
+        pytest.param(MeshShape(1, 8), Precision.INT8, 80, True, id="8 x 80 GB"),
+        pytest.param(MeshShape(1, 4), Precision.INT8, 141, True, id="4 x 141 GB"),
+        pytest.param(MeshShape(1, 16), Precision.INT8, 40, True, id="16 x 40 GB"),
+        pytest.param(MeshShape(1, 16), Precision.INT8, 24, True, id="16 x 24 GB"),
+        pytest.param(MeshShape(1, 8), Precision.INT8, 48, True, id="8 x 48 GB"),
+        pytest.param(MeshShape(1, 4), Precision.INT8, 80, False, id="4 x 80 GB"),
+        pytest.param(MeshShape(1, 4), Precision.INT4, 80, True, id="4 x 80 GB, int4"),
+        pytest.param(MeshShape(1, 1), Precision.INT4, 80, False, id="1 x 80 GB, int4"),
+        pytest.param(MeshShape(1, 8), Precision.BFLOAT16, 80, False, id="8 x 80 GB, bf16"),
+    ],
+)
+def test_what_fits_on_gpus_that_people_have(mesh, precision, gigabytes, fits):
+    weights = max(weight_bytes(storage_in(OWN, precision, mesh), mesh))
+
+    found = needed(mesh, weights=weights, precision=precision)
+
+    assert (found.total <= usable(gigabytes * 10**9, platform="gpu")) is fits
+
+
+def test_needs_say_their_parts():
+    found = Needs(weights=39_800_000_000, cache=2_100_000_000, workspace=500_000_000)
+
+    assert str(found) == "weights 39.8 GB, cache 2.1 GB and workspace 0.5 GB"
+
+
+# --- how much there is
+
+
+def test_a_gpu_keeps_something_for_itself_unless_jax_was_told_otherwise():
+    assert usable(1000, platform="gpu") == 1000 * MEMORY_SHARE
+    assert usable(1000, platform="gpu", told=0.5) == 500
+    assert usable(1000, platform="tpu", told=0.5) > 920  # it is told so of GPUs only
+    assert usable(1000, platform="cpu", told=0.5) == 1000
+
+
+@pytest.mark.parametrize(
+    ("variables", "share"),
+    [
+        ({}, None),
+        ({"XLA_CLIENT_MEM_FRACTION": "0.9"}, 0.9),
+        ({"XLA_PYTHON_CLIENT_MEM_FRACTION": ".5"}, 0.5),
+        ({"XLA_CLIENT_MEM_FRACTION": "", "XLA_PYTHON_CLIENT_MEM_FRACTION": "0.6"}, 0.6),
+        ({"XLA_CLIENT_MEM_FRACTION": "most"}, None),
+        ({"XLA_CLIENT_MEM_FRACTION": "nan"}, None),
+        ({"XLA_CLIENT_MEM_FRACTION": "0"}, None),
+    ],
+)
+def test_what_the_environment_says_of_a_gpus_memory_is_read_as_jax_does(variables, share):
+    assert told_share(variables) == share
