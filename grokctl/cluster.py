@@ -2,6 +2,7 @@
 
 import ctypes
 import json
+import os
 import re
 import signal
 import socket
@@ -16,7 +17,7 @@ from typing import Any, Final, NoReturn
 import jax
 
 from grokctl import __version__, interrupts
-from grokctl.errors import GrokctlError, PeerError
+from grokctl.errors import ExitCode, GrokctlError, PeerError
 from grokctl.launch import Launch
 from grokctl.noise import Noise
 
@@ -27,6 +28,8 @@ _SPARE_S: Final = 15
 _LEAST_S: Final = 5
 _PARTING_S: Final = 5
 """How long rank 0, through which all messages go, waits until the others have heard the last."""
+_ECHO_S: Final = 0.2
+"""And until they have heard that it knows."""
 _PATIENCE_S: Final = 2
 """How long who finds a connection broken waits for the reason of the one at its other end."""
 _WAIT_MS: Final = 1000
@@ -65,6 +68,8 @@ class Cluster:
         self._is_over = Event()
         """Nothing that happens to other processes is a failure any more."""
         self._is_joined = False
+        self._code: int = ExitCode.OK
+        """What this process is about to end with, once that is known."""
         self._ending = Lock()
         self._orders = self._exchanges = 0
         self._client: Any = None
@@ -117,8 +122,9 @@ class Cluster:
                     ("", launch.port), family=family, dualstack_ipv6=has_both
                 ).close()
             except OSError as error:
+                why = os.strerror(error.errno) if error.errno else str(error)
                 raise PeerError(
-                    f"rank 0: port {launch.port} cannot be opened ({error.strerror or error})",
+                    f"rank 0: port {launch.port} cannot be opened ({why})",
                     "JAX_COORDINATOR_PORT=61500 before the launcher, or another --coordinator",
                 ) from error
             return
@@ -289,6 +295,9 @@ class Cluster:
     def fail(self, error: BaseException) -> None:
         """End the run in every process: the others say what happened here."""
         self._ending.acquire()  # unless another thread is at it: it is said once
+        self._code = error.exit_code if isinstance(error, GrokctlError) else ExitCode.BUG
+        if isinstance(error, KeyboardInterrupt):
+            self._code = ExitCode.INTERRUPTED
         self._is_over.set()
         if self._client is None or _NO_HEAD in str(error):
             return
@@ -311,6 +320,8 @@ class Cluster:
             for rank in range(self.count if self.rank == 0 else 0):
                 left = max(1, int(1000 * (until - time.monotonic())))
                 self._client.blocking_key_value_get(f"grokctl/gone/{rank}", left)
+            if self.rank == 0:
+                time.sleep(_ECHO_S)
 
     def _watch(self) -> None:
         """Hear in a thread of its own that another rank failed: this one may wait for it."""
@@ -328,6 +339,7 @@ class Cluster:
     def _end(self, said: str) -> NoReturn:
         """End this process from outside of what it does."""
         self._ending.acquire()  # for ever: it is said once
+        self._code = PeerError.exit_code
         self._is_over.set()
         self._noise.be_heard()
         self._report(PeerError(said))
@@ -339,10 +351,11 @@ class Cluster:
         """Say in a sentence why JAX ends the process, which it does from a thread of its own."""
 
         def aborted(_number: int) -> None:
-            self._ending.acquire(timeout=_PARTING_S)
-            if not self._is_over.is_set():
-                self._noise.be_heard()
-                self._report(PeerError(self._last_words(self._noise.text())))
+            self._ending.acquire(timeout=_PARTING_S)  # who ends already may say why
+            if self._is_over.is_set():
+                interrupts.leave(self._code)
+            self._noise.be_heard()
+            self._report(PeerError(self._last_words(self._noise.text())))
             interrupts.leave(PeerError.exit_code)
 
         self._aborted = ctypes.CFUNCTYPE(None, ctypes.c_int)(aborted)  # must live as long as we

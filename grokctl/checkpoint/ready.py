@@ -8,7 +8,7 @@ from functools import cached_property
 from math import prod
 from pathlib import Path
 from threading import Lock
-from typing import Any, Final, Self
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -92,7 +92,7 @@ class ReadyCheckpoint:
         """What each device's file holds."""
         return self.manifest.layouts
 
-    def part(self, devices: Sequence[int]) -> Self:
+    def part(self, devices: Sequence[int]) -> "ReadyCheckpoint":
         """The same with the files of some devices only.
 
         Raises:
@@ -106,6 +106,8 @@ class ReadyCheckpoint:
                 f"{wanted.replace(',', ', ')}",
                 f"{_command(self)} --only-devices {wanted} --out {quoted(self.root)} --force",
             )
+        if tuple(devices) == self.manifest.devices:
+            return self
         return replace(self, manifest=replace(self.manifest, devices=tuple(devices)))
 
     @property
