@@ -134,7 +134,7 @@ class Cluster:
                 socket.create_connection((launch.host, launch.port), timeout=within).close()
             except (OSError, UnicodeError) as error:  # the latter of what no host is called
                 if time.monotonic() > until - _SPARE_S:
-                    why = getattr(error, "strerror", None) or error
+                    why = str(getattr(error, "strerror", None) or error)
                     raise PeerError(
                         f"rank {self.rank}: rank 0 cannot be reached at {launch.address} within "
                         f"{self._bound_s - _SPARE_S} s ({why})",
