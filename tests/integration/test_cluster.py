@@ -12,8 +12,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import jsonschema
 import numpy as np
 import pytest
+import yaml
 from cuts import cut
 from golden import FLOAT32_BOUND
 from slurm import Slurm, find_daemon, free_ports
@@ -30,6 +32,9 @@ from grokctl.model.sampling import Sampling
 from grokctl.verify import verify_ready
 
 WORDS = replace(MINIATURE, num_layers=2)
+DOCUMENT = Path(__file__).parents[2] / "docs" / "cluster.md"
+SCHEMA = Path(__file__).parents[1] / "data" / "kubernetes.json"
+"""Of a Job and a Service of Kubernetes 1.35 in its strict form, as far as they reach."""
 MESHES = ("expert=2,model=8", "model=16")
 PROMPT = [3, 17, 250, 9, 77, 5]
 TOKENS = 6
@@ -252,11 +257,11 @@ def launched(request) -> Callable[..., "subprocess.CompletedProcess[str]"]:
         around = request.getfixturevalue("slurm").environment
         command = ["srun", "--nodes=2", "--ntasks=2", "--kill-on-bad-exit=1"]
 
-    def run(*arguments: object, stdin: str = "") -> "subprocess.CompletedProcess[str]":
+    def run(*arguments: object) -> "subprocess.CompletedProcess[str]":
         return subprocess.run(
             [*command, sys.executable, *map(str, arguments)],
             env=environment(**around),
-            input=stdin,
+            stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
             timeout=150,
@@ -318,7 +323,7 @@ def test_rank_0_alone_talks_and_each_host_has_only_its_own_files(by_hand, parts,
         assert verdict.hashed == sum((part.root / file.name).stat().st_size for file in part.files)
 
 
-def test_many_prompts_from_stdin_of_rank_0_are_answered_under_a_launcher(launched, ready):
+def test_many_prompts_from_stdin_of_rank_0_are_answered_under_mpirun(mpirun, ready):
     root = ready[MESHES[0]].root
     prompts = [[3 + number, 5, 7] for number in range(3)]
     lines = "".join(
@@ -336,7 +341,16 @@ def test_many_prompts_from_stdin_of_rank_0_are_answered_under_a_launcher(launche
     expected = dict(start_alone(ready["model=1"], streams=2).generate_many(requests))
 
     options = ("--batch", 2, "--ignore-eos", "--compute", "float32", "--context", 32)
-    done = launched("-m", "grokctl", "run", root, "--prompts-file", "-", *options, stdin=lines)
+    arguments = ("-m", "grokctl", "run", root, "--prompts-file", "-", *options)
+    done = subprocess.run(
+        [*mpirun, sys.executable, *map(str, arguments)],
+        env=environment(),
+        input=lines,
+        capture_output=True,
+        text=True,
+        timeout=150,
+        check=False,
+    )
 
     assert done.returncode == 0, done.stderr
     found = [json.loads(line) for line in done.stdout.splitlines()]
@@ -398,12 +412,93 @@ def test_a_person_at_the_terminal_of_rank_0_uses_both(by_hand, ready):
     assert f"import{text.text}" in again
 
 
+# --- recipes
+
+
+def recipe(kind: str) -> str:
+    """The only block of its kind in the document."""
+    (text,) = re.findall(rf"```{kind}\n(.*?)```", DOCUMENT.read_text("utf-8"), re.DOTALL)
+    return text
+
+
+@pytest.fixture
+def as_documented(ready, tmp_path) -> dict[str, str]:
+    """The checkpoint that the document names, and grokctl on the path."""
+    home = tmp_path / "home"
+    (home / "ready").mkdir(parents=True)
+    (home / "ready" / "grok-1-int8-2x8").symlink_to(ready[MESHES[0]].root)
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    root = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
+    return environment(GROKCTL_HOME=str(home), PATH=path) | (root if os.geteuid() == 0 else {})
+
+
+def assert_completed(said: str) -> None:
+    """One text, and one line about it."""
+    assert "error" not in said
+    assert said.count("B/token · seed ") == 1
+
+
+def test_the_sbatch_file_of_the_document_runs(slurm, as_documented, tmp_path):
+    script = tmp_path / "grokctl.sbatch"
+    # there are none here, and Slurm would refuse
+    script.write_text(recipe("sh").replace("#SBATCH --gpus-per-node=8\n", ""))
+    around = as_documented | slurm.environment
+
+    done = subprocess.run(
+        ["sbatch", "--parsable", str(script)],
+        env=around,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    job = done.stdout.strip()
+    until = time.monotonic() + 120
+    while "JobState=COMPLETED" not in (state := slurm.ask("scontrol", "show", "job", job)):
+        assert "JobState=FAILED" not in state, (tmp_path / f"grokctl-{job}.txt").read_text()
+        assert time.monotonic() < until, state
+        time.sleep(0.2)
+
+    assert_completed((tmp_path / f"grokctl-{job}.txt").read_text())
+
+
+@pytest.mark.usefixtures("mpirun")
+def test_the_mpirun_line_of_the_document_runs(as_documented):
+    line = recipe("console").replace("node1,node2", "localhost:2")
+
+    done = subprocess.run(
+        ["sh", "-c", line],
+        env=as_documented,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+    assert done.returncode == 0, done.stderr
+    assert_completed(done.stderr)
+
+
+def test_the_objects_for_kubernetes_are_what_its_schema_allows():
+    definitions = json.loads(SCHEMA.read_text())["$defs"]
+    documents = list(yaml.safe_load_all(recipe("yaml")))
+
+    assert [document["kind"] for document in documents] == ["Service", "Job"]
+    for document in documents:
+        schema = {"$ref": f"#/$defs/{document['kind']}", "$defs": definitions}
+        jsonschema.validate(document, schema)
+    document["spec"]["completionMod"] = document["spec"].pop("completionMode")
+    with pytest.raises(jsonschema.ValidationError, match="completionMod"):
+        jsonschema.validate(document, schema)
+
+
 # --- what ends a run
 
 
 def start_decoding(by_hand, ready) -> tuple[Rank, Rank]:
     """Two ranks in the middle of a text that would be long."""
-    prompt = ("--token-ids", "3,17", "-n", 250, *GREEDY, "--cluster-timeout", SHORTEST_S)
+    prompt = ("--token-ids", 3, "-n", 250, *GREEDY, "--cluster-timeout", SHORTEST_S)
     arguments = ("run", ready[MESHES[0]].root, *prompt)
     first, second = (by_hand(rank, *arguments, PYTHONUNBUFFERED="1") for rank in range(2))
     said = first.process.stdout.read(12)  # several tokens: steps follow each other now
