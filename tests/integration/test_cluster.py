@@ -608,10 +608,18 @@ def test_ranks_with_different_meshes_say_both(by_hand, ready):
         assert rank.error == "mesh: rank 0 has expert=2,model=8, rank 1 has model=16"
 
 
-def test_ranks_with_different_checkpoints_say_what_differs(by_hand, parts, tmp_path):
-    other = tmp_path / "other"
-    write_miniature(other, WORDS, seed=7)
-    cut(open_release(other), MeshShape(2, 8), tmp_path / "ready" / "words")
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        pytest.param("other", "source: rank 0 has words, rank 1 has other", id="name"),
+        pytest.param("words", r"norms and routers: rank 0 has \w+, rank 1 has \w+", id="weights"),
+    ],
+)
+def test_ranks_with_different_checkpoints_say_what_differs(by_hand, parts, tmp_path, name, said):
+    write_miniature(tmp_path / name, WORDS, seed=7)
+    theirs = open_release(tmp_path / name)
+    last = frozenset(range(8, 16))
+    cut(theirs, MeshShape(2, 8), tmp_path / "ready" / "words", devices=last)
     arguments = ("run", "--token-ids", 1)
 
     first = by_hand(0, *arguments, GROKCTL_HOME=str(parts[0]))
@@ -619,7 +627,7 @@ def test_ranks_with_different_checkpoints_say_what_differs(by_hand, parts, tmp_p
 
     for rank in (first.wait(), second.wait()):
         assert rank.code == ExitCode.PEER
-        assert re.match("source: rank 0 has words, rank 1 has other", rank.error)
+        assert re.fullmatch(said, rank.error)
 
 
 def test_hosts_with_each_others_files_are_told_which_they_need(by_hand, parts):
