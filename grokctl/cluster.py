@@ -20,10 +20,8 @@ from grokctl.errors import ExitCode, GrokctlError, PeerError
 from grokctl.launch import Launch
 from grokctl.noise import Noise
 
-BOUND_S: Final = 60
-"""Seconds after which every process of a run has ended where one is lost, or never comes."""
 _SPARE_S: Final = 15
-"""Of them, what JAX takes longer than it is told when not all processes come: 6 to 8 s."""
+"""Of the seconds after which all have ended, what JAX takes longer than it is told when not all processes come: 6 to 8 s."""
 _LEAST_S: Final = 5
 _PARTING_S: Final = 5
 """How long rank 0, through which all messages go, waits until the others have heard the last."""
