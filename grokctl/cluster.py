@@ -21,7 +21,8 @@ from grokctl.launch import Launch
 from grokctl.noise import Noise
 
 _SPARE_S: Final = 15
-"""Of the seconds after which all have ended, what JAX takes longer than it is told when not all processes come: 6 to 8 s."""
+"""Of the seconds after which all have ended, those for what JAX takes longer than it is told where
+not all processes come: 6 to 8."""
 _LEAST_S: Final = 5
 _PARTING_S: Final = 5
 """How long rank 0, through which all messages go, waits until the others have heard the last."""
