@@ -6,11 +6,11 @@ from typing import Final
 from grokctl.checks import Check, Status
 from grokctl.diagnosis.software import plugins
 from grokctl.machine.facts import Machine
+from grokctl.model.sizing import SHARE_VARIABLES
 from grokctl.paths import quoted
 from grokctl.units import format_bytes
 
 _PROMPT: Final = "grokctl run -p 'Once upon a time'"
-_SHARES: Final = ("XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION")
 _SPOKEN: Final = frozenset({"http", "socks5", "socks5h"})
 """Kinds of proxy that peers can be reached through."""
 _MOST_TEXT: Final = 60
@@ -129,8 +129,7 @@ _JUDGES: Final[Mapping[str, Callable[[str, str, Machine], Check]]] = {
     "JAX_PLATFORM": _platforms,
     "XLA_FLAGS": _compiler,
     "LIBTPU_INIT_ARGS": _compiler,
-    _SHARES[0]: _share,
-    _SHARES[1]: _share,
+    **dict.fromkeys(SHARE_VARIABLES, _share),
     "XLA_PYTHON_CLIENT_PREALLOCATE": _preallocation,
     "NCCL_": _collectives,
     "CUDA_VISIBLE_DEVICES": _visible,
