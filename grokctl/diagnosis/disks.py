@@ -47,11 +47,9 @@ def download_disk(machine: Machine) -> Disk | None:
 
 def share_room(one: Disk | None, other: Disk | None) -> bool:
     """Whether two folders lie on one disk, as far as can be told."""
-    return (
-        one is not None
-        and other is not None
-        and (one.total, one.free, one.file_system) == (other.total, other.free, other.file_system)
-    )
+    if one is None or other is None:
+        return False
+    return one is other or (one.device is not None and one.device == other.device)
 
 
 def largest_for(disk: Disk) -> int | None:

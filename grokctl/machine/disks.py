@@ -99,7 +99,7 @@ def disk(purpose: str, path: Path, *, tries: bool) -> Disk:
     try:
         there = _existing(path)
         usage = shutil.disk_usage(there)
-        kind = file_system(there)
+        kind, device = file_system(there), there.stat().st_dev
         is_read_only = bool(os.statvfs(there).f_flag & os.ST_RDONLY)
     except OSError as error:
         return replace(found, error=_reason(error))
@@ -109,6 +109,7 @@ def disk(purpose: str, path: Path, *, tries: bool) -> Disk:
         free=usage.free,
         file_system=kind,
         is_remote=_REMOTE.fullmatch(kind) is not None,
+        device=device,
     )
     if not there.is_dir():
         return replace(found, error=f"{there} is not a folder")

@@ -118,6 +118,8 @@ class Disk:
     """Type, as Linux calls it; empty where that cannot be known."""
     is_remote: bool = False
     """Reached over a network, or through FUSE."""
+    device: int | None = None
+    """Number of the device, which all folders on it share."""
     is_writable: bool = False
     write_rate: float | None = None
     """Bytes a second, synced; None where it was not tried."""
