@@ -390,6 +390,7 @@ def _machine(machine: Machine, redact: Redaction) -> Iterable[tuple[str, Facts]]
                 "open files",
                 f"{_count(machine.open_files)}, at most {_count(machine.open_files_most)}",
             ),
+            ("address space", _bytes(machine.address_space, "no limit")),
         ],
     )
 

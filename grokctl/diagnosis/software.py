@@ -5,9 +5,13 @@ from collections.abc import Iterator, Mapping
 from typing import Final
 
 from grokctl.checks import Check, Status
+from grokctl.diagnosis.inventory import ready_nbytes
 from grokctl.machine.facts import Machine
 from grokctl.model.config import GROK_1
+from grokctl.model.placement import MeshShape
+from grokctl.model.precision import Precision
 from grokctl.model.tensors import tensor_specs
+from grokctl.units import format_bytes
 
 INSTALL: Final = "pip install '.[cuda12]'"
 _PYTHONS: Final = ((3, 11), (3, 13))
@@ -101,4 +105,15 @@ def open_files(machine: Machine) -> Iterator[Check]:
     yield Check("open files", Status.WARN, detail, raised)
 
 
-CHECKS: Final = (python, versions, libtorrent, open_files)
+def address_space(machine: Machine) -> Iterator[Check]:
+    """Whether weights can be mapped: where a limit is set, it is often that of a login node."""
+    limit = machine.address_space
+    if limit is not None:
+        detail = (
+            f"limited to {format_bytes(limit)}: a run on the CPU maps all weights, "
+            f"{format_bytes(ready_nbytes(Precision.INT8, MeshShape(1, 1)))} at int8"
+        )
+        yield Check("address space", Status.WARN, detail, "ulimit -v unlimited")
+
+
+CHECKS: Final = (python, versions, libtorrent, open_files, address_space)

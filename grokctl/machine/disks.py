@@ -228,10 +228,10 @@ def _rate(move: Callable[[int], int], nbytes: int, *, seconds: float) -> tuple[f
 
 def _tried(found: Disk, there: Path, free: int) -> Disk:
     nbytes = min(_LARGEST_TRY, free // _FREE_PARTS) // _SMALLEST_BLOCK * _SMALLEST_BLOCK
-    if not nbytes:
-        return replace(found, error=f"{free:,} bytes are free, too few to try it")
     try:
         with tempfile.TemporaryFile(dir=there, buffering=0) as file:
+            if not nbytes:
+                return replace(found, error=f"{free:,} bytes are free, too few to try it")
             writes, why = write_rate(file, nbytes, seconds=_TRY_S)
             reads = None if writes is None else _read_rate(file, nbytes, seconds=_TRY_S)
     except OSError as error:

@@ -186,6 +186,8 @@ class Machine:
     """How many files this process may have open (soft limit)."""
     open_files_most: int
     """How many it could allow itself (hard limit)."""
+    address_space: int | None = None
+    """Bytes that this process may map; None without a limit."""
 
     @property
     def accelerators(self) -> tuple[Accelerator, ...]:

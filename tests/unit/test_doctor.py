@@ -320,6 +320,28 @@ SITUATIONS = [
         id="jax-told-nonsense",
     ),
     pytest.param(
+        told(
+            server(jax=JaxReport(found=Found.FAILED, error="no JAX flag jax_num_cpu_devices")),
+            JAX_NUM_CPU_DEVICES="x",
+        ),
+        "JAX",
+        "fail",
+        "no JAX flag jax_num_cpu_devices",
+        "unset JAX_NUM_CPU_DEVICES",
+        id="jax-told-nonsense-in-small-letters",
+    ),
+    pytest.param(
+        told(
+            server(jax=JaxReport(found=Found.SILENT, seconds=20)),
+            JAX_NUM_CPU_DEVICES="100000",
+        ),
+        "JAX",
+        "fail",
+        "did not answer in 20 s",
+        "unset JAX_NUM_CPU_DEVICES",
+        id="jax-told-to-make-too-many",
+    ),
+    pytest.param(
         server(jax=JaxReport(found=Found.ABSENT)),
         "JAX",
         "fail",
@@ -433,6 +455,14 @@ SITUATIONS = [
         "up to 256",
         "sudo prlimit --pid $$ --nofile=4096",
         id="open-files-that-cannot-be-raised",
+    ),
+    pytest.param(
+        server(address_space=8 * GB),
+        "address space",
+        "warn",
+        "limited to 8.0 GB: a run on the CPU maps all weights, 318.2 GB at int8",
+        "ulimit -v unlimited",
+        id="a-login-node-that-limits-address-space",
     ),
     pytest.param(
         laptop(),
@@ -1086,6 +1116,18 @@ def test_hardware_that_holds_nothing_is_not_ok():
     assert run.status is Status.FAIL
     assert "takes" in run.detail
     assert re.search("are there; (8|16) of them hold int[48]", run.detail)
+
+
+def test_a_processor_without_room_for_anything_is_told_what_it_needs_beside_the_weights():
+    machine = laptop(memory=Memory(total=GB, available=GB // 2, limit=None, shm=0))
+
+    found = doctor(machine, EMPTY, question=HERE)
+
+    plan = found.plans[0]
+    assert plan.is_paged
+    assert not plan.fits
+    beside = format_bytes(plan.needs.cache + plan.needs.workspace)
+    assert f"takes {beside} even where weights stay on the disk" in ability(found, "run").detail
 
 
 def test_a_context_that_is_asked_for_is_in_the_command():

@@ -216,6 +216,16 @@ def test_a_folder_that_cannot_be_looked_at_is_said_so(tmp_path):
     assert found.releases == found.ready == ()
 
 
+def test_a_home_that_takes_too_long_is_said_so(home):
+    for number in range(20):
+        (home.releases / f"{number}" / "ckpt-0").mkdir(parents=True)
+
+    found = take_stock(home, timeout_s=0)
+
+    assert found.error == f"{home.root}: was not looked through in 0 s"
+    assert found.releases == found.ready == ()
+
+
 def test_sizes_come_from_the_layouts():
     storage = storage_in(released_storage(GROK_1), Precision.INT4, MESH)
     sizes = [layout.nbytes for layout in device_layouts(storage, MESH)]
