@@ -149,7 +149,11 @@ def mixed(machine: Machine) -> Iterator[Check]:
     if len(kinds) < 2:  # noqa: PLR2004 (one kind, or none)
         return
     most = kinds.most_common(1)[0][0]
-    chosen = [str(n) for n, gpu in enumerate(machine.accelerators) if gpu.name == most]
+    numbered = [str(number) for number in range(len(machine.accelerators))]
+    visible = machine.surroundings.variables.get(VISIBLE, "").split(",")
+    names = visible if len(visible) == len(numbered) else numbered
+    kept = zip(names, machine.accelerators, strict=True)
+    chosen = [name.strip() for name, gpu in kept if gpu.name == most]
     platform = machine.jax.platform
     fix = f"export {VISIBLE}={','.join(chosen)}" if platform == "gpu" else ""
     detail = f"{_kinds(machine.accelerators)}: a mesh is as fast, and holds as much, as the least"

@@ -18,7 +18,7 @@ from grokctl.model.config import GROK_1, GrokConfig
 from grokctl.model.placement import MeshShape
 from grokctl.model.precision import Precision
 from grokctl.model.tensors import tensor_specs
-from grokctl.paths import CKPT, PRIVATE, Home, default_home, kind_of
+from grokctl.paths import CKPT, PRIVATE, TOKENIZER, Home, default_home, kind_of
 
 _T = TypeVar("_T")
 _BLOCK: Final = 512
@@ -55,6 +55,10 @@ class KeptReady:
     nbytes: int = 0
     is_whole: bool = False
     """Whether every device's file is here, with its size."""
+    is_mapped: bool = True
+    """Whether weights can be read from its files as they are needed: they are not compressed."""
+    has_tokenizer: bool = True
+    """Whether it takes text, and not only token ids."""
     damage: str = ""
 
 
@@ -210,6 +214,8 @@ def _ready(root: Path) -> KeptReady:
             precision=checkpoint.precision,
             mesh=checkpoint.mesh,
             nbytes=checkpoint.nbytes,
+            is_mapped=checkpoint.manifest.compression is None,
+            has_tokenizer=(root / TOKENIZER).is_file(),
         )
         missing = next(iter(missing_files(checkpoint)), None)
     except (GrokctlError, OSError) as error:

@@ -76,6 +76,8 @@ def run_elsewhere(prospect: Prospect) -> Ability:
 
 def _on_cpu(prospect: Prospect, best: Plan, command: str) -> Ability:
     pace, first = _pace(best), ""
+    if best.context < GROK_1.sequence_len:
+        pace = f", context {best.context:,}{pace}"
     if prospect.instead_of is not None:
         small = prospect.instead_of
         first = f"{small.count} x {small.name} cannot hold it; "

@@ -18,6 +18,7 @@ _PYTHONS: Final = ((3, 11), (3, 13))
 """The oldest and the newest that grokctl runs on."""
 _ENOUGH_FILES: Final = 1024
 _WANTED_FILES: Final = 4096
+_UNLIMITED: Final = "ulimit -v unlimited  # unless an administrator set the limit"
 
 
 def numbers(version: str) -> tuple[int, ...]:
@@ -113,7 +114,7 @@ def address_space(machine: Machine) -> Iterator[Check]:
             f"limited to {format_bytes(limit)}: a run on the CPU maps all weights, "
             f"{format_bytes(ready_nbytes(Precision.INT8, MeshShape(1, 1)))} at int8"
         )
-        yield Check("address space", Status.WARN, detail, "ulimit -v unlimited")
+        yield Check("address space", Status.WARN, detail, _UNLIMITED)
 
 
 CHECKS: Final = (python, versions, libtorrent, open_files, address_space)

@@ -148,6 +148,16 @@ def test_a_ready_checkpoint_is_known_by_its_manifest(home):
     assert kept.nbytes == ready_nbytes(Precision.INT8, MESH)
 
 
+def test_a_ready_checkpoint_may_have_a_tokenizer_or_none(home):
+    cut(home.ready / "mute")
+    (cut(home.ready / "whole") / "tokenizer.model").touch()
+
+    assert {kept.name: kept.has_tokenizer for kept in take_stock(home).ready_grok_1} == {
+        "mute": False,
+        "whole": True,
+    }
+
+
 def test_a_ready_checkpoint_without_a_file_is_damaged(home):
     root = cut(home.ready / "grok-1-int8-8")
     (root / "device-03-of-08.safetensors").unlink()
