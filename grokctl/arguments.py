@@ -61,6 +61,16 @@ ContextOption = Annotated[
 TokenIdsOption = Annotated[
     str | None, typer.Option(metavar="1,2,3", help="Token ids instead of text.")
 ]
+CoordinatorOption = Annotated[
+    str | None,
+    typer.Option(metavar="HOST:PORT", help="Of process 0, by hand; see docs/cluster.md."),
+]
+NumProcessesOption = Annotated[int | None, typer.Option(metavar="N", help="How many, by hand.")]
+ProcessIdOption = Annotated[int | None, typer.Option(metavar="I", help="This one, from 0.")]
+ClusterTimeoutOption = Annotated[
+    int,
+    typer.Option(metavar="S", min=20, help="All end within S seconds of losing one."),
+]
 
 
 def check_prompts(**given: object) -> None:

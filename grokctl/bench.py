@@ -8,7 +8,7 @@ import numpy as np
 
 from grokctl.errors import UsageError
 from grokctl.events import Advanced, Finished, Observer, Stage, Started, Unit, ignore
-from grokctl.hardware import find_devices, memory_bandwidth
+from grokctl.hardware import memory_bandwidth
 from grokctl.infer import Engine, RunPlan
 from grokctl.stepping import Stepper
 
@@ -90,7 +90,7 @@ def bench(
     """
     check_workloads(engine.plan, workloads, max_tokens)
     stepper = engine.stepper
-    bandwidth = memory_bandwidth(find_devices(engine.mesh.size))
+    bandwidth = memory_bandwidth(engine.devices)
     random = np.random.default_rng(_SEED)
     rows: list[Row] = []
     stepper.begin(rows)

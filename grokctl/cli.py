@@ -6,6 +6,7 @@ import os
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,8 +19,10 @@ from grokctl import __version__, interrupts
 from grokctl.arguments import (
     BindOption,
     CheckpointArgument,
+    ClusterTimeoutOption,
     ComputeOption,
     ContextOption,
+    CoordinatorOption,
     DevicesOption,
     HomeOption,
     JsonOption,
@@ -28,8 +31,10 @@ from grokctl.arguments import (
     MirrorOption,
     NoDhtOption,
     NoLsdOption,
+    NumProcessesOption,
     PeerOption,
     PortOption,
+    ProcessIdOption,
     ProxyOption,
     QuietOption,
     StallOption,
@@ -59,6 +64,7 @@ if TYPE_CHECKING:
 
     from grokctl.checkpoint.ready import ReadyCheckpoint
     from grokctl.checkpoint.release import Release
+    from grokctl.cluster import Cluster
     from grokctl.console import Console
     from grokctl.fetch import Fetched
     from grokctl.sources import FetchOptions
@@ -140,8 +146,15 @@ def main() -> NoReturn:
     except SystemExit as end:
         if end.code == ExitCode.INTERRUPTED:
             interrupts.leave()
+        if interrupts.is_abrupt():
+            interrupts.leave(end.code if isinstance(end.code, int) else ExitCode.BUG)
         interrupts.flush()
         raise
+    except Exception:
+        if not interrupts.is_abrupt():
+            raise
+        traceback.print_exc()
+        interrupts.leave(ExitCode.BUG)
     raise AssertionError  # app() exits
 
 
@@ -184,6 +197,30 @@ def _ui(
             raise
         console.note(interrupted)
         raise typer.Exit(ExitCode.INTERRUPTED) from error
+
+
+@contextmanager
+def _cluster(
+    console: "Console",
+    by_hand: tuple[str | None, int | None, int | None],
+    *,
+    timeout_s: int,
+    verbose: bool,
+) -> Iterator["Cluster | None"]:
+    """The processes that this one was started with; None if it is alone."""
+    from grokctl.launch import find_launch
+
+    coordinator, count, rank = by_hand
+    launch = find_launch(os.environ, coordinator=coordinator, num_processes=count, process_id=rank)
+    if launch is None:
+        yield None
+        return
+    from grokctl.cluster import joined
+
+    if launch.rank:
+        console.step_back(f"rank {launch.rank}", verbose=verbose)
+    with joined(launch, bound_s=timeout_s, report=console.failure, verbose=verbose) as cluster:
+        yield cluster
 
 
 def _refused(error: OSError) -> GrokctlError:
@@ -640,6 +677,10 @@ def run(
     compute: ComputeOption = None,
     kv: KvOption = "compute",
     context: ContextOption = None,
+    coordinator: CoordinatorOption = None,
+    num_processes: NumProcessesOption = None,
+    process_id: ProcessIdOption = None,
+    cluster_timeout: ClusterTimeoutOption = 60,
     stats: Annotated[
         bool, typer.Option("--stats", help="Measure the memory, and say all of how fast it was.")
     ] = False,
@@ -649,12 +690,24 @@ def run(
     home: HomeOption = None,
 ) -> None:
     """Continue a text. Grok-1 is a base model: it completes, it does not chat."""
-    with _ui(as_json=as_json, quiet=quiet, verbose=verbose) as console:
+    by_hand, is_cut = (coordinator, num_processes, process_id), False
+    with (
+        _ui(as_json=as_json, quiet=quiet, verbose=verbose) as console,
+        _cluster(console, by_hand, timeout_s=cluster_timeout, verbose=verbose) as cluster,
+    ):
         from grokctl import settings
         from grokctl.generation import Request
         from grokctl.model.sampling import Sampling
+        from grokctl.opening import Wanted
         from grokctl.prompts import read_prompts
 
+        wanted = Wanted(checkpoint, devices, mesh, compute=compute, kv=kv, context=context)
+        where = _home(home)
+        if cluster is not None and cluster.rank:
+            from grokctl.running import follow
+
+            follow(console, where, wanted, cluster)
+            return
         check_prompts(
             prompt=prompt, prompt_file=prompt_file, token_ids=token_ids, prompts_file=prompts_file
         )
@@ -667,31 +720,35 @@ def run(
             prompt=(), sampling=sampling, max_tokens=max_tokens, ignore_eos=ignore_eos
         )
         request = settings.change(request, "stop", stop or [])
-        where, many = _home(home), read_prompts(prompts_file, request) if prompts_file else None
+        many = read_prompts(prompts_file, request) if prompts_file else None
         text = None if many else read_prompt(prompt, prompt_file, token_ids)
         is_asked = many is None and text is None and token_ids is None
         if as_json and is_asked:
             raise UsageError("there is no prompt", "grokctl run --json -p 'Once upon a time'")
 
         from grokctl.conversation import converse
-        from grokctl.opening import Wanted
         from grokctl.running import complete, complete_many
 
-        wanted = Wanted(checkpoint, devices, mesh, compute=compute, kv=kv, context=context)
         if many is not None:
-            complete_many(console, where, wanted, many, batch=batch or _BATCH, all_stats=stats)
+            size = batch or _BATCH
+            complete_many(
+                *(console, where, wanted, many), batch=size, all_stats=stats, cluster=cluster
+            )
         elif is_asked:
-            converse(console, where, wanted, request, all_stats=stats)
-        elif complete(
-            *(console, where, wanted, request),
-            text=text,
-            token_ids=token_ids,
-            echo=echo,
-            stream=not no_stream,
-            all_stats=stats,
-        ):
-            console.note("interrupted")
-            raise typer.Exit(ExitCode.INTERRUPTED)
+            converse(console, where, wanted, request, all_stats=stats, cluster=cluster)
+        else:
+            is_cut = complete(
+                *(console, where, wanted, request),
+                text=text,
+                token_ids=token_ids,
+                echo=echo,
+                stream=not no_stream,
+                all_stats=stats,
+                cluster=cluster,
+            )
+    if is_cut:  # which is no failure of the other processes
+        console.note("interrupted")
+        raise typer.Exit(ExitCode.INTERRUPTED)
 
 
 @app.command(epilog="Example: grokctl score --text essay.txt --compute float32")
@@ -709,24 +766,37 @@ def score(
     compute: ComputeOption = None,
     kv: KvOption = "compute",
     context: ContextOption = None,
+    coordinator: CoordinatorOption = None,
+    num_processes: NumProcessesOption = None,
+    process_id: ProcessIdOption = None,
+    cluster_timeout: ClusterTimeoutOption = 60,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
     verbose: VerboseOption = False,
     home: HomeOption = None,
 ) -> None:
     """How likely the model finds a text: negative log-likelihood and perplexity."""
-    with _ui(as_json=as_json, quiet=quiet, verbose=verbose) as console:
+    by_hand = (coordinator, num_processes, process_id)
+    with (
+        _ui(as_json=as_json, quiet=quiet, verbose=verbose) as console,
+        _cluster(console, by_hand, timeout_s=cluster_timeout, verbose=verbose) as cluster,
+    ):
         from grokctl import render
         from grokctl.opening import Wanted, open_job
 
+        wanted = Wanted(checkpoint, devices, mesh, compute=compute, kv=kv, context=context)
+        if cluster is not None and cluster.rank:
+            from grokctl.running import follow
+
+            follow(console, _home(home), wanted, cluster)
+            return
         if (text is None) == (token_ids is None):
             raise UsageError("score takes either --text or --token-ids", "--text essay.txt")
         content = None
         if text is not None:
             content = read_stdin() if text == "-" else read_text(Path(text))
-        wanted = Wanted(checkpoint, devices, mesh, compute=compute, kv=kv, context=context)
         with console.observing() as observe:
-            job = open_job(console, _home(home), wanted, observe)
+            job = open_job(console, _home(home), wanted, observe, cluster=cluster)
             ids = job.tokens(content, token_ids)
             with _logits_file(logits, (len(ids), job.plan.config.vocab_size)) as out:
                 found = job.start(observe).score(ids, logits_out=out)
@@ -772,13 +842,21 @@ def bench(
     compute: ComputeOption = None,
     kv: KvOption = "compute",
     context: ContextOption = None,
+    coordinator: CoordinatorOption = None,
+    num_processes: NumProcessesOption = None,
+    process_id: ProcessIdOption = None,
+    cluster_timeout: ClusterTimeoutOption = 60,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
     verbose: VerboseOption = False,
     home: HomeOption = None,
 ) -> None:
     """How fast it reads and writes, beside what this machine's memory allows."""
-    with _ui(as_json=as_json, quiet=quiet, verbose=verbose) as console:
+    by_hand = (coordinator, num_processes, process_id)
+    with (
+        _ui(as_json=as_json, quiet=quiet, verbose=verbose) as console,
+        _cluster(console, by_hand, timeout_s=cluster_timeout, verbose=verbose) as cluster,
+    ):
         lengths = read_counts(prompt_tokens, "--prompt-tokens")
         batches = read_counts(batch, "--batch")
 
@@ -794,8 +872,13 @@ def bench(
             context=context,
             streams=max(batches),
         )
+        if cluster is not None and cluster.rank:
+            from grokctl.running import follow
+
+            follow(console, _home(home), wanted, cluster)
+            return
         with console.observing() as observe:
-            job = open_job(console, _home(home), wanted, observe)
+            job = open_job(console, _home(home), wanted, observe, cluster=cluster)
             stage.check_workloads(job.plan, workloads, max_tokens)
             found = stage.bench(
                 job.start(observe), workloads, max_tokens=max_tokens, observe=observe

@@ -164,6 +164,18 @@ class Console:
         self.out = _Rich(highlight=False, width=width)
         self.err = _Rich(stderr=True, highlight=False)
         self._live: _Bars | None = None
+        self._prefix = ""
+
+    def step_back(self, name: str, *, verbose: bool) -> None:
+        """Be the console of a process that somebody else speaks for: no results, and no notes.
+
+        Args:
+            name: Of the process, for its errors and notes.
+            verbose: Whether to say notes all the same.
+        """
+        self.as_json = False
+        self.quiet = not verbose
+        self._prefix = f"{name}: "
 
     @contextmanager
     def observing(self) -> Iterator[Observer]:
@@ -205,7 +217,8 @@ class Console:
         if self.as_json:
             self._json_line(Noted(message=message))
         else:
-            self.err.print(Text(_harmless(message)), soft_wrap=not self.err.is_terminal)
+            text = Text(_harmless(self._prefix + message))
+            self.err.print(text, soft_wrap=not self.err.is_terminal)
 
     def note_fitting(self, forms: Sequence[str]) -> None:
         """Say the first form that fits into a line; without a terminal, all of them do."""

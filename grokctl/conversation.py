@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from grokctl import interrupts, render, settings
 from grokctl.arguments import read_token_ids
+from grokctl.cluster import Cluster
 from grokctl.console import Console
 from grokctl.errors import UsageError
 from grokctl.events import Event, Observer, ignore
@@ -32,7 +33,13 @@ _COMMANDS: Final = {
 
 
 def converse(
-    console: Console, home: Home, wanted: Wanted, request: Request, *, all_stats: bool
+    console: Console,
+    home: Home,
+    wanted: Wanted,
+    request: Request,
+    *,
+    all_stats: bool,
+    cluster: Cluster | None = None,
 ) -> None:
     """Load a checkpoint, and complete what a person types until they have enough.
 
@@ -42,13 +49,14 @@ def converse(
         wanted: Which checkpoint, and how to run it.
         request: How to continue, to begin with; has no prompt.
         all_stats: Whether to say everything that was measured after every text.
+        cluster: The processes that do it together, if there are several.
 
     Raises:
         KeyboardInterrupt: Ctrl-C twice, or SIGTERM.
     """
     observer = _Observer()
     with console.observing() as observer.to:
-        engine = open_job(console, home, wanted, observer).start(observer)
+        engine = open_job(console, home, wanted, observer, cluster=cluster).start(observer)
     conversation = _Conversation(console, engine, observer, request, all_stats=all_stats)
     conversation.greet()
     kept, readline = History(home.root / "history"), _readline()

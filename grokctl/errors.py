@@ -8,7 +8,8 @@
     ├── CorruptCheckpointError     20
     ├── UnsafePickleError          21
     ├── PlacementError             30
-    └── HardwareError              40
+    ├── HardwareError              40
+    └── PeerError                  50
 
 `str(error)` is one sentence with the noun first and without advice; `error.hint` is the advice, one
 line that can be pasted. Fields are positional, so that every error survives `pickle`.
@@ -42,6 +43,8 @@ class ExitCode(IntEnum):
     """mesh or precision impossible"""
     HARDWARE = 40
     """this hardware cannot do it"""
+    PEER = 50
+    """another process of the run failed"""
     INTERRUPTED = 130
     """interrupted"""
 
@@ -150,6 +153,12 @@ class HardwareError(GrokctlError):
     """This machine cannot hold or run it."""
 
     exit_code = ExitCode.HARDWARE
+
+
+class PeerError(GrokctlError):
+    """Another process of a run failed, never came, or is about something else."""
+
+    exit_code = ExitCode.PEER
 
 
 def corrupt(file: str, reason: Reason, detail: str, hint: str | None = None) -> GrokctlError:

@@ -32,25 +32,30 @@ _SHORTEST_CONTEXT: Final = 128
 """Tokens; a cache with less room helps nobody."""
 
 
-def find_devices(count: int, *, observe: Observer = ignore) -> list[jax.Device]:
+def find_devices(count: int, *, processes: int = 1, observe: Observer = ignore) -> list[jax.Device]:
     """The devices for a mesh: this machine's accelerators, or else virtual CPU devices.
 
     Must run before anything else touches JAX, because the number of CPU devices is fixed then.
 
     Args:
         count: How many devices the mesh has.
+        processes: How many have equally many of them each: with several, in the order of
+            processes, and all of one kind, because nothing stands in for what one of them lacks.
         observe: Told when virtual devices stand in for missing ones.
 
     Raises:
-        HardwareError: JAX was already started with fewer CPU devices.
+        HardwareError: JAX was already started with fewer CPU devices, or a process has too few.
     """
+    own = count // processes
     try:
-        if jax.config.jax_num_cpu_devices < count:  # type: ignore[attr-defined]  # it is there
-            jax.config.update("jax_num_cpu_devices", count)
+        if jax.config.jax_num_cpu_devices < own:  # type: ignore[attr-defined]  # it is there
+            jax.config.update("jax_num_cpu_devices", own)
     except RuntimeError:
         pass  # JAX is running: what it has must do
     with _claiming_memory():
         found = jax.devices()
+    if processes > 1:
+        return _of_each(found, own, processes)
     if found[0].platform != "cpu":
         if len(found) >= count:
             return found[:count]
@@ -68,8 +73,28 @@ def find_devices(count: int, *, observe: Observer = ignore) -> list[jax.Device]:
     return cpus[:count]
 
 
-def accelerators() -> tuple[Accelerator, ...]:
+def _of_each(found: Sequence[jax.Device], own: int, processes: int) -> list[jax.Device]:
+    """So many devices of every process; their numbers say nothing of whose they are.
+
+    Raises:
+        HardwareError: One has fewer.
+    """
+    chosen = []
+    for rank in range(processes):
+        theirs = [device for device in found if device.process_index == rank]
+        if len(theirs) < own:
+            raise HardwareError(
+                f"rank {rank}: has {len(theirs)} devices, the mesh needs {own} of each of "
+                f"{processes} processes"
+            )
+        chosen += sorted(theirs, key=lambda device: device.id)[:own]
+    return chosen
+
+
+def accelerators(processes: int = 1) -> tuple[Accelerator, ...]:
     """What JAX computes on by default, as far as it is of one kind; nothing if that is the CPU.
+
+    Of several processes, what this one has.
 
     Starts JAX, with as many CPU devices as any mesh has unless somebody said how many: which mesh
     it will be is often chosen from what is found here, and devices that nobody uses cost nothing.
@@ -79,7 +104,7 @@ def accelerators() -> tuple[Accelerator, ...]:
     """
     with suppress(RuntimeError):  # JAX is running
         if jax.config.jax_num_cpu_devices < 1:  # type: ignore[attr-defined]  # it is there
-            jax.config.update("jax_num_cpu_devices", max(MESH_SIZES))
+            jax.config.update("jax_num_cpu_devices", max(MESH_SIZES) // processes)
     try:
         with _claiming_memory():
             found = jax.devices()
@@ -89,6 +114,8 @@ def accelerators() -> tuple[Accelerator, ...]:
         raise HardwareError(f"JAX does not start: {why}", "grokctl doctor") from error
     if found[0].platform == "cpu":
         return ()
+    if processes > 1:  # others do not say what memory they have
+        found = jax.local_devices()
     alike = takewhile(lambda device: device.device_kind == found[0].device_kind, found)
     return tuple(map(_accelerator, alike))
 
@@ -207,15 +234,18 @@ def check_room(
     *,
     context: int,
     precision: Precision = Precision.INT8,
+    size: int | None = None,
 ) -> None:
     """Refuse what does not fit before any of it is read.
 
     Args:
-        devices: Of the mesh. Accelerators that do not count their memory are taken to have enough.
+        devices: Of the mesh, as far as they are this process's. Accelerators that do not count
+            their memory are taken to have enough.
         needed: By each of them. Weights of a CPU are looked at when it is known whether they are
             mapped.
         context: Tokens that the cache is for.
         precision: Of the weights, for the hint.
+        size: Devices of the mesh, if not all are this process's.
 
     Raises:
         HardwareError: One has less than that.
@@ -232,7 +262,8 @@ def check_room(
             if needed.total - free < _unclaimed(device, stats["bytes_limit"]):
                 hint = f"{_share_variable()}={MEMORY_SHARE} grokctl run …"
             else:
-                hint = _less(len(devices), needed, context=context, free=free, precision=precision)
+                count = size or len(devices)
+                hint = _less(count, needed, context=context, free=free, precision=precision)
             raise HardwareError(
                 f"{needed} take {needed.total / 1e9:.1f} GB on each device, {device} has "
                 f"{free / 1e9:.1f} GB free",
@@ -312,10 +343,12 @@ def memory_bandwidth(devices: list[jax.Device]) -> float:
     """Bytes a second that can be read from the memory of all devices together, measured now.
 
     A quarter of a second on the CPU: every core reads a part of an array that no cache holds.
+    Other processes are taken to have memory as fast as this one's.
     """
-    if devices[0].platform != "cpu":
-        return sum(map(_device_bandwidth, devices))
-    return bandwidth()
+    if devices[0].platform == "cpu":
+        return bandwidth() * len({device.process_index for device in devices})
+    here = [device for device in devices if device.process_index == jax.process_index()]
+    return sum(map(_device_bandwidth, here)) * len(devices) / len(here)
 
 
 def _device_bandwidth(device: jax.Device) -> float:

@@ -7,12 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
 from grokctl.batching import Batch
 from grokctl.checkpoint.logical import TensorSource
+from grokctl.cluster import Cluster
 from grokctl.errors import UsageError
 from grokctl.events import Advanced, Finished, Noted, Observer, Stage, Started, Unit, ignore
 from grokctl.generation import (
@@ -160,11 +162,25 @@ def infer(
 
 
 def start(
-    source: TensorSource, options: EngineOptions, planned: RunPlan, *, observe: Observer = ignore
+    source: TensorSource,
+    options: EngineOptions,
+    planned: RunPlan,
+    *,
+    cluster: Cluster | None = None,
+    observe: Observer = ignore,
 ) -> "Engine":
-    """Load a checkpoint for a run that was planned already; see `infer`."""
-    devices = find_devices(options.mesh.size, observe=observe)
-    if options.compilation_cache is not None:
+    """Load a checkpoint for a run that was planned already; see `infer`.
+
+    With a cluster, every one of its processes does this for devices of its own, and then rank 0
+    uses the engine while the others follow.
+    """
+    processes = 1 if cluster is None else cluster.count
+    devices = find_devices(options.mesh.size, processes=processes, observe=observe)
+    if cluster is not None:
+        # no kept programs: one process might have one that another compiles, and waits for it
+        own = jax.local_devices()[0]
+        cluster.agree("devices", {"device": f"{own.platform} {own.device_kind}"})
+    elif options.compilation_cache is not None:
         use_compilation_cache(options.compilation_cache, observe=observe)
     precision = source.storage.precision
     started = time.perf_counter()
@@ -181,11 +197,18 @@ def start(
             precision=precision,
             platform=devices[0].platform,
         )
-        check_room(devices, needed, context=planned.context, precision=precision)
-        beside = (needed.cache + needed.workspace) * options.mesh.size
+        check_room(
+            loader.local_devices,
+            needed,
+            context=planned.context,
+            precision=precision,
+            size=options.mesh.size,
+        )
+        beside = (needed.cache + needed.workspace) * len(loader.local)
         parameters = loader.load(observe, beside=beside)
+    load_s = time.perf_counter() - started
     return Engine(
-        planned, options, loader, parameters, load_s=time.perf_counter() - started, observe=observe
+        planned, options, loader, parameters, load_s=load_s, cluster=cluster, observe=observe
     )
 
 
@@ -200,6 +223,7 @@ class Engine:
         parameters: Parameters,
         *,
         load_s: float,
+        cluster: Cluster | None = None,
         observe: Observer,
     ) -> None:
         self.plan = plan
@@ -207,8 +231,12 @@ class Engine:
         self.mesh = plan.mesh
         self.tokenizer = plan.tokenizer
         self.context = plan.context
-        compute, device = jnp.dtype(options.compute), loader.devices[0]
+        compute, device = jnp.dtype(options.compute), loader.local_devices[0]
         has_kernel = device.platform == "gpu" and kernels.works(device)
+        is_fast = has_fast_bfloat16()
+        if cluster is not None:  # all run the same programs
+            has_kernel = cluster.everywhere("has a kernel", it_is=has_kernel)
+            is_fast = cluster.everywhere("has fast bfloat16", it_is=is_fast)
         if device.platform == "gpu" and not has_kernel:
             observe(
                 Noted(message="the kernel does not work on this GPU: decodes slower without it")
@@ -218,7 +246,7 @@ class Engine:
             mesh=plan.mesh,
             platform=device.platform,
             compute=compute,
-            has_fast_bfloat16=has_fast_bfloat16(),
+            has_fast_bfloat16=is_fast,
             has_kernel=has_kernel,
         )
         self.stepper = Stepper(
@@ -229,10 +257,20 @@ class Engine:
             streams=options.streams,
             kv=options.cache_dtype,
             observe=observe,
+            cluster=cluster,
         )
         self._loader = loader
         self.load_s = load_s
         self._observe = observe
+
+    @property
+    def devices(self) -> list[jax.Device]:
+        """In the order of the mesh."""
+        return self._loader.devices
+
+    def follow(self) -> None:
+        """Do what rank 0 of the cluster does, until it is done; of every other rank."""
+        self.stepper.follow()
 
     def generate(
         self,
@@ -368,4 +406,4 @@ class Engine:
             rate = stats.bytes_read / stats.decode_s if stats.decode_s else 0.0
         else:
             rate = stats.decode_tokens_per_s * stats.bytes_per_token
-        stats.bandwidth_fraction = rate / memory_bandwidth(self._loader.devices)
+        stats.bandwidth_fraction = rate / memory_bandwidth(self.devices)

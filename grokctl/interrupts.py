@@ -20,6 +20,7 @@ _NUDGE: Final = signal.SIGURG
 
 
 _arrived: Final = threading.Event()
+_abrupt: Final = threading.Event()
 
 
 def has_arrived() -> bool:
@@ -89,10 +90,20 @@ def forgive() -> None:
     _arrived.clear()
 
 
-def leave() -> NoReturn:
-    """End an interrupted process without the clean-up in which XLA's threads crash."""
+def leave(code: int = ExitCode.INTERRUPTED) -> NoReturn:
+    """End a process without the clean-up, in which XLA's threads crash or wait for others."""
     flush()
-    os._exit(ExitCode.INTERRUPTED)
+    os._exit(code)
+
+
+def is_abrupt() -> bool:
+    """Whether this process must end like that, however it ends."""
+    return _abrupt.is_set()
+
+
+def be_abrupt() -> None:
+    """End like that from now on: JAX would wait for other processes, which may be gone."""
+    _abrupt.set()
 
 
 def flush() -> None:

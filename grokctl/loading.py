@@ -62,6 +62,9 @@ class Loader:
         """
         self.mesh = mesh
         self.devices = list(devices)
+        own = jax.process_index()
+        self.local = [n for n, each in enumerate(self.devices) if each.process_index == own]
+        """Which of them are this process's; of a run of one process, all."""
         is_accelerated = self.devices[0].platform != "cpu"
         self._is_accelerated = is_accelerated
         self._is_streamed = is_accelerated if is_streamed is None else is_streamed
@@ -81,12 +84,24 @@ class Loader:
         self.weights = max(share.nbytes for share in held)
         """Bytes for the device that gets most."""
         self.nbytes = sum(share.nbytes for share in held)
+        self.local_nbytes = sum(held[number].nbytes for number in self.local)
+        """Bytes for the devices of this process."""
         self.expert_nbytes = sum(share.experts for share in held)
         self.bytes_per_token = sum(bytes_per_token(source.storage, mesh))
         """Weights that decoding one token reads, on all devices together."""
 
+    @property
+    def local_devices(self) -> list[jax.Device]:
+        """The devices of this process."""
+        return [self.devices[number] for number in self.local]
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether other processes have some of the devices."""
+        return len(self.local) < len(self.devices)
+
     def load(self, observe: Observer, *, beside: int = 0) -> Parameters:
-        """Hand every tensor to every device.
+        """Hand every tensor to every device of this process.
 
         Args:
             observe: Receives progress in bytes.
@@ -97,19 +112,21 @@ class Loader:
             UsageError: The checkpoint is only one host's part.
             CorruptCheckpointError: A file is not what the manifest says.
         """
-        if isinstance(self.source, ReadyCheckpoint):
+        own = self._own_files()
+        if own is not None and self.is_shared:
+            self.source = own = own.part(self.local)
+        elif isinstance(self.source, ReadyCheckpoint):
             self.source.check_whole()
         cuts = self._cuts()
-        own = self._own_files()
         if own is not None and self._is_streamed:
-            buffers = sum(2 * _largest(own, device) for device in range(self.mesh.size))
+            buffers = sum(2 * _largest(own, device) for device in self.local)
             check_memory(buffers, purpose="reading this checkpoint")
         elif own is not None and own.is_mapped and not self._is_accelerated:
-            note_paging(self.nbytes + beside, observe=observe)
+            note_paging(self.local_nbytes + beside, observe=observe)
         elif not self._is_accelerated:
-            check_memory(self.nbytes + beside, purpose="cutting this checkpoint in memory")
+            check_memory(self.local_nbytes + beside, purpose="cutting this checkpoint in memory")
 
-        observe(Started(stage=Stage.LOAD, total=self.nbytes))
+        observe(Started(stage=Stage.LOAD, total=self.local_nbytes))
         if own is not None and self._is_streamed:
             parts = self._stream(own, observe)
         else:
@@ -119,11 +136,10 @@ class Loader:
         return _tree(self.source.config, arrays)
 
     def _cuts(self) -> dict[str, list[Slices]]:
-        """What each device gets of each tensor."""
+        """What each device of this process gets of each tensor."""
         return {
             tensor.key: [
-                tensor.slices(self.mesh, device, self.source.config)
-                for device in range(self.mesh.size)
+                tensor.slices(self.mesh, device, self.source.config) for device in self.local
             ]
             for tensor in self.source.storage.tensors
         }
@@ -138,9 +154,10 @@ class Loader:
         """Every device's file by a thread of its own."""
         arrived: SimpleQueue[_Arrived | None] = SimpleQueue()
         stop = Signal()
-        with ThreadPoolExecutor(len(self.devices)) as pool:
+        with ThreadPoolExecutor(len(self.local)) as pool:
             jobs = []
-            for number, device in enumerate(self.devices):
+            for number in self.local:
+                device = self.devices[number]
                 job = pool.submit(_read_file, source, number, device, arrived.put, stop)
                 job.add_done_callback(lambda _: arrived.put(None))
                 jobs.append(job)
@@ -154,10 +171,10 @@ class Loader:
     def _cut(self, cuts: dict[str, list[Slices]], observe: Observer) -> _Parts:
         """One tensor after the other, every device's part by a thread of its own."""
         parts, done = {}, 0
-        with ThreadPoolExecutor(min(len(self.devices), 8)) as pool:
+        with ThreadPoolExecutor(min(len(self.local), 8)) as pool:
             for tensor in self.source.storage.tensors:
                 hand_over = partial(self._hand_over, tensor)
-                local = list(pool.map(hand_over, cuts[tensor.key], self.devices))
+                local = list(pool.map(hand_over, cuts[tensor.key], self.local_devices))
                 parts[tensor.key] = local
                 done += sum(array.nbytes for array in local)
                 observe(Advanced(stage=Stage.LOAD, done=done, detail=tensor.key))
@@ -169,7 +186,7 @@ class Loader:
         return array.block_until_ready()  # so that no more than a tensor waits in memory
 
     def _array(self, parts: list[jax.Array]) -> jax.Array:
-        shape = (len(parts), *parts[0].shape[1:])
+        shape = (len(self.devices), *parts[0].shape[1:])
         return jax.make_array_from_single_device_arrays(shape, self.sharding, parts)
 
     def zeros(self, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:

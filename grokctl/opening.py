@@ -6,18 +6,19 @@ from pathlib import Path
 
 from grokctl import hardware, render
 from grokctl.arguments import read_mesh, read_token_ids
-from grokctl.checkpoint.logical import ReleaseSource, TensorSource
+from grokctl.checkpoint.logical import ReleaseSource, TensorSource, digest_of_small
 from grokctl.checkpoint.ready import ReadyCheckpoint, open_ready, read_manifest
 from grokctl.checkpoint.receipt import proof_of
 from grokctl.checkpoint.release import open_release
 from grokctl.choosing import Asked, Candidate, Choice, choose
+from grokctl.cluster import Cluster
 from grokctl.console import Console
-from grokctl.errors import CorruptCheckpointError, HardwareError, UsageError
+from grokctl.errors import CorruptCheckpointError, HardwareError, PlacementError, UsageError
 from grokctl.events import Observer
 from grokctl.infer import Engine, EngineOptions, RunPlan, plan, start
 from grokctl.machine.memory import memory
 from grokctl.model.config import GrokConfig
-from grokctl.model.placement import MeshShape
+from grokctl.model.placement import MESH_SIZES, MeshShape
 from grokctl.model.precision import Compute, KvType
 from grokctl.paths import TOKENIZER, Home, kind_of
 from grokctl.plans import Hardware, accelerated
@@ -42,9 +43,12 @@ class Wanted:
 class Job:
     """A checkpoint, how to run it, and what is known before its weights are loaded."""
 
+    name: str
     source: TensorSource
     options: EngineOptions
     plan: RunPlan
+    cluster: Cluster | None = None
+    """The processes that run it, if there are several."""
 
     def tokens(self, text: str | None, token_ids: str | None) -> list[int]:
         """Token ids of what was given, checked."""
@@ -54,7 +58,10 @@ class Job:
 
     def start(self, observe: Observer) -> Engine:
         """Load the weights."""
-        return start(self.source, self.options, self.plan, observe=observe)
+        engine = start(self.source, self.options, self.plan, cluster=self.cluster, observe=observe)
+        if self.cluster is not None:
+            self.cluster.agree("loaded", {})
+        return engine
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +78,14 @@ class _Found:
         return self.candidate.storage.config
 
 
-def open_job(console: Console, home: Home, wanted: Wanted, observe: Observer) -> Job:
+def open_job(
+    console: Console,
+    home: Home,
+    wanted: Wanted,
+    observe: Observer,
+    *,
+    cluster: Cluster | None = None,
+) -> Job:
     """Open whatever checkpoint is meant, and choose what the options leave open.
 
     Args:
@@ -79,17 +93,84 @@ def open_job(console: Console, home: Home, wanted: Wanted, observe: Observer) ->
         home: Where checkpoints are.
         wanted: What the options say.
         observe: Receives progress.
+        cluster: The processes that run it, if there are several: rank 0 chooses for all.
 
     Raises:
         HardwareError: Nothing that is there fits.
+        PeerError: Processes mean different things.
         GrokctlError: There is no checkpoint, or what is asked of it cannot be.
     """
+    if cluster is None:
+        return _open_job(console, home, wanted, observe, processes=1)
+    cluster.agree(
+        "options",
+        {
+            "mesh": wanted.mesh or (wanted.devices and f"model={wanted.devices}"),
+            "compute": wanted.compute,
+            "kv": wanted.kv,
+            "context": wanted.context,
+        },
+    )
+    hardware.accelerators(cluster.count)  # all start JAX together: each tells what it has
+    if cluster.rank:
+        told = cluster.share("chosen", None)
+        named = wanted.checkpoint or told.pop("checkpoint")
+        wanted = replace(wanted, **{**told, "checkpoint": named})
+    job = _open_job(console, home, wanted, observe, processes=cluster.count)
+    options = job.options
+    if cluster.rank == 0:
+        chosen = {
+            "checkpoint": job.name,
+            "devices": None,
+            "mesh": str(options.mesh),
+            "compute": str(options.compute),
+            "kv": str(options.kv),
+            "context": job.plan.context,
+            "streams": options.streams,
+        }
+        cluster.share("chosen", chosen)
+    if isinstance(job.source, ReadyCheckpoint) and job.source.mesh == options.mesh:
+        own = options.mesh.size // cluster.count
+        devices = range(cluster.rank * own, (cluster.rank + 1) * own)
+        job = replace(job, source=job.source.part(devices))
+    _agree_on(cluster, job)
+    return replace(job, cluster=cluster)
+
+
+def _agree_on(cluster: Cluster, job: Job) -> None:
+    """Find out whether all processes have opened parts of the same.
+
+    Raises:
+        PeerError: They have not.
+    """
+    source, sums = job.source, {}
+    facts: dict[str, object] = {"model": source.config.to_dict()}
+    facts["precision"] = str(source.storage.precision)
+    if isinstance(source, ReadyCheckpoint):
+        facts["source"] = f"{source.source.name} {source.source.infohash}"
+        facts["cut for"] = str(source.mesh)
+        sums = {record.name: record.sha256 for record in source.files}
+    # what every device has tells apart what was cut from different releases of one name
+    facts["norms and routers"] = digest_of_small(source)
+    cluster.agree("checkpoint", facts)
+    cluster.files("files", sums)
+
+
+def _open_job(
+    console: Console, home: Home, wanted: Wanted, observe: Observer, *, processes: int
+) -> Job:
+    """The same for one of some processes."""
     if wanted.compute is not None and wanted.compute not in set(Compute):
         raise UsageError(f"compute type {wanted.compute!r} is neither bfloat16 nor float32")
     if wanted.kv not in set(KvType):
         raise UsageError(f"type of the cache {wanted.kv!r} is neither compute nor int8")
     mesh = read_mesh(wanted.devices, wanted.mesh)
-    found = _find(console, home, wanted.checkpoint, observe)
+    if mesh is not None and mesh.size % processes:
+        raise PlacementError(
+            f"mesh {mesh} has {mesh.size} devices, which {processes} processes cannot share",
+            f"--mesh {_over(processes, max(MESH_SIZES))}",
+        )
+    found = _find(console, home, wanted.checkpoint, observe, processes=processes)
     asked = Asked(
         mesh=mesh,
         compute=None if wanted.compute is None else Compute(wanted.compute),
@@ -98,7 +179,7 @@ def open_job(console: Console, home: Home, wanted: Wanted, observe: Observer) ->
         kv=KvType(wanted.kv),
     )
     _check(found[0], asked)
-    one, choice = _settle(console, found, asked)
+    one, choice = _settle(console, found, asked, processes=processes)
     if wanted.checkpoint is None or mesh is None:
         console.note(choice.reason)
     assert one.source is not None
@@ -117,7 +198,7 @@ def open_job(console: Console, home: Home, wanted: Wanted, observe: Observer) ->
             f"cut for {one.candidate.mesh}, runs on {options.mesh}: slower to load "
             f"(grokctl reshard --mesh {options.mesh} makes it fast)"
         )
-    return Job(source=one.source, options=options, plan=planned)
+    return Job(name=one.root.name, source=one.source, options=options, plan=planned)
 
 
 def _check(found: _Found, asked: Asked) -> None:
@@ -127,10 +208,12 @@ def _check(found: _Found, asked: Asked) -> None:
     plan(found.config, options)
 
 
-def _find(console: Console, home: Home, name: str | None, observe: Observer) -> list[_Found]:
+def _find(
+    console: Console, home: Home, name: str | None, observe: Observer, *, processes: int
+) -> list[_Found]:
     """Every checkpoint that may be meant: the only one, opened, or several of the same model."""
     ready = home.ready_checkpoints() if name is None else []
-    several = _of_one_model(console, ready) if len(ready) > 1 else []
+    several = _of_one_model(console, ready, processes=processes) if len(ready) > 1 else []
     if len(several) > 1:
         return several
     root = several[0].root if several else home.find(name)
@@ -143,7 +226,7 @@ def _find(console: Console, home: Home, name: str | None, observe: Observer) -> 
     return [_Found(root, Candidate(name=root.resolve().name, storage=source.storage), source)]
 
 
-def _of_one_model(console: Console, roots: Sequence[Path]) -> list[_Found]:
+def _of_one_model(console: Console, roots: Sequence[Path], *, processes: int) -> list[_Found]:
     """Those that can run, if they are the same model; else nothing."""
     usable: list[ReadyCheckpoint] = []
     for root in roots:
@@ -152,7 +235,7 @@ def _of_one_model(console: Console, roots: Sequence[Path]) -> list[_Found]:
         except (CorruptCheckpointError, OSError) as error:
             console.note(f"{root.name}: left out, because it is damaged ({error})")
             continue
-        if ready.is_whole:
+        if ready.is_whole or len(ready.manifest.devices) * processes == ready.mesh.size:
             usable.append(ready)
         else:
             console.note(f"{ready.name}: left out, because it is the part of one host")
@@ -177,14 +260,21 @@ def _opened(console: Console, root: Path) -> _Found:
     return _Found(root, _candidate(ready), ready)
 
 
-def _settle(console: Console, found: list[_Found], asked: Asked) -> tuple[_Found, Choice]:
+def _settle(
+    console: Console, found: list[_Found], asked: Asked, *, processes: int
+) -> tuple[_Found, Choice]:
     """Choose, and open what was chosen; what turns out to be damaged is left out."""
-    there = accelerated(hardware.accelerators(), is_whole=False)
+    there = accelerated(hardware.accelerators(processes), is_whole=False)
+    if processes > 1:
+        if there is not None:  # the others say themselves if they have less
+            there = replace(there, count=there.count * processes)
+        if asked.mesh is None:
+            asked, found = _shared(asked, found, there, processes)
     cpu = Hardware(
         platform="cpu",
         name="CPU",
         count=1,
-        memory=memory().usable,
+        memory=memory().usable * processes,
         bandwidth=None,
         has_fast_bfloat16=hardware.has_fast_bfloat16(),
     )
@@ -200,6 +290,28 @@ def _settle(console: Console, found: list[_Found], asked: Asked) -> tuple[_Found
                 raise
             console.note(f"{one.candidate.name}: left out, because it is damaged ({error})")
             found = [other for other in found if other is not one]
+
+
+def _shared(
+    asked: Asked, found: list[_Found], there: Hardware | None, processes: int
+) -> tuple[Asked, list[_Found]]:
+    """The mesh where nobody named one, and the checkpoints that suit it.
+
+    Experts are spread over processes, because their sums cross the network once a layer, and
+    everything else stays within a process; unless all that is there was cut in another way.
+    """
+    usual = _over(processes, there.count if there else max(MESH_SIZES))
+    own = [one.candidate.mesh for one in found if one.candidate.mesh]
+    possible = [mesh for mesh in own if mesh.size % processes == 0]
+    mesh = usual if usual in possible or not possible else possible[0]
+    suiting = [one for one in found if one.candidate.mesh == mesh]
+    return replace(asked, mesh=mesh), suiting or found
+
+
+def _over(processes: int, devices: int) -> MeshShape:
+    """Experts over processes, and as many of so many devices as a mesh can have."""
+    size = max((size for size in MESH_SIZES if processes <= size <= devices), default=processes)
+    return MeshShape(processes, size // processes)
 
 
 def _choose(

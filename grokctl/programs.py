@@ -65,20 +65,25 @@ class Step:
     thread of each, and programs under way together can hold each other's for ever."""
 
     def run(
-        self, parameters: Parameters, cache: Cache, task: Task, read: jax.Array
+        self,
+        parameters: Parameters,
+        cache: Cache,
+        packed: np.ndarray[Any, np.dtype[np.int32]],
+        read: jax.Array,
     ) -> tuple[jax.Array, Cache, jax.Array]:
         """Run it.
 
         Args:
             parameters: What it was compiled for.
             cache: Is given away.
-            task: Of the shape that it was compiled for.
+            packed: A task of the shape that it was compiled for.
             read: Experts that each device read before, to which those of this step are added.
 
         Returns:
             Logits `(batch, chosen, vocab)`, the extended cache, and experts read.
         """
-        told = jax.device_put(task.packed(), self.shared)
+        # by every process for its own devices: device_put would compare those of all processes
+        told = jax.make_array_from_callback(packed.shape, self.shared, lambda part: packed[part])
         hidden = self._ended(self.embed(parameters.embedding, told))
         extended: list[LayerCache] = []
         for number, program in enumerate(self.layers):
@@ -165,11 +170,15 @@ class Programs:
             embedding: jax.Array, final_norm: jax.Array, hidden: jax.Array, task: jax.Array
         ) -> jax.Array:
             chosen = None if every else task[:, 2]
-            return forward.head(embedding[0], final_norm[0], hidden, chosen, shape=self.shape)
+            logits = forward.head(embedding[0], final_norm[0], hidden, chosen, shape=self.shape)
+            if self.loader.is_shared:  # a process sees only what its own devices have
+                logits = jax.lax.all_gather(logits, MODEL_AXIS, axis=2, tiled=True)
+            return logits
 
         arguments = [self._hidden(batch, time), self._task(batch, time)]
         held = (self.parameters.embedding, self.parameters.final_norm)
-        outputs = PartitionSpec(None, None, MODEL_AXIS)
+        split = PartitionSpec(None, None, MODEL_AXIS)
+        outputs = _EVERYWHERE if self.loader.is_shared else split
         return self._program(f"head, every={every}", head, held, arguments, outputs)
 
     def _program(

@@ -4,6 +4,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 
 from grokctl import interrupts, render
+from grokctl.cluster import Cluster
 from grokctl.console import Console
 from grokctl.errors import UsageError
 from grokctl.generation import FinishReason, Generation, Request
@@ -72,6 +73,7 @@ def complete(
     echo: bool,
     stream: bool,
     all_stats: bool,
+    cluster: Cluster | None = None,
 ) -> bool:
     """Load a checkpoint and continue one prompt.
 
@@ -85,12 +87,13 @@ def complete(
         echo: Whether to print the prompt first.
         stream: Whether to print the text as it comes.
         all_stats: Whether to measure the memory, and say everything that was measured.
+        cluster: The processes that do it together, if there are several.
 
     Returns:
         Whether Ctrl-C ended it.
     """
     with console.observing() as observe:
-        job = open_job(console, home, wanted, observe)
+        job = open_job(console, home, wanted, observe, cluster=cluster)
         if request.stop and job.plan.tokenizer is None:
             raise UsageError("--stop needs a tokenizer.model, this checkpoint has none")
         ids = job.tokens(text, token_ids)
@@ -110,6 +113,19 @@ def complete(
     return is_cut
 
 
+def follow(console: Console, home: Home, wanted: Wanted, cluster: Cluster) -> None:
+    """Do what rank 0 of a cluster does, until it is done; of every other rank, and without a word.
+
+    Args:
+        console: Gets notes.
+        home: Where checkpoints are.
+        wanted: What the options say here, which is what they say there.
+        cluster: The processes.
+    """
+    with console.observing() as observe:
+        open_job(console, home, wanted, observe, cluster=cluster).start(observe).follow()
+
+
 def complete_many(
     console: Console,
     home: Home,
@@ -118,6 +134,7 @@ def complete_many(
     *,
     batch: int,
     all_stats: bool,
+    cluster: Cluster | None = None,
 ) -> None:
     """Load a checkpoint, continue many prompts, and print a JSON line for each when it ends.
 
@@ -128,10 +145,11 @@ def complete_many(
         prompts: What to continue, and how.
         batch: How many at a time.
         all_stats: Whether to measure the memory, and say everything that was measured.
+        cluster: The processes that do it together, if there are several.
     """
     with console.observing() as observe:
         wanted = replace(wanted, streams=min(batch, len(prompts)))
-        job = open_job(console, home, wanted, observe)
+        job = open_job(console, home, wanted, observe, cluster=cluster)
         requests = to_requests(prompts, job.plan)
         engine = job.start(observe)
         running = engine.generate_many(requests)

@@ -2,11 +2,14 @@
 
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
+from typing import Final
 
 import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
+from grokctl.cluster import Cluster
 from grokctl.errors import Reason, UsageError, corrupt
 from grokctl.events import Advanced, Finished, Observer, Stage, Started, Unit, ignore
 from grokctl.hardware import compiling
@@ -16,6 +19,11 @@ from grokctl.model.forms import SHORTEST_CHUNK, padded_batch, room
 from grokctl.model.parameters import Parameters
 from grokctl.model.step import StepShape
 from grokctl.programs import Programs, Step, Task
+
+_Key = tuple[int, int, bool]
+"""Sequences, tokens of each, and whether all of them have their logits computed."""
+_KEY_LENGTH: Final = 3
+_NOTHING: Final = np.empty(0, np.int32)
 
 
 class Stepper:
@@ -29,6 +37,7 @@ class Stepper:
         streams: Slots: sequences that can be under way at a time.
         kv: Type of the key-value cache: bfloat16, float32 or int8.
         observe: Told what is being compiled.
+        cluster: The processes whose devices these are, if there are several.
 
     """
 
@@ -42,8 +51,10 @@ class Stepper:
         streams: int,
         kv: jnp.dtype,
         observe: Observer,
+        cluster: Cluster | None = None,
     ) -> None:
         self.compile_s = 0.0
+        self._cluster = cluster
         self.chunk, self._past = room(context, platform=shape.platform)
         self._loader = loader
         self._parameters = parameters
@@ -52,7 +63,7 @@ class Stepper:
         self._kv = kv
         self._observe = observe
         self._programs = Programs(loader, parameters, shape)
-        self._steps: dict[tuple[int, int, bool], Step] = {}
+        self._steps: dict[_Key, Step] = {}
         with compiling(observe):
             self._cache = self._new_cache()
             self._none_read = self._programs.none_read()
@@ -129,7 +140,7 @@ class Stepper:
             count=count,
             select=[0] * batch,
         )
-        return self._run(self.step(batch, 1), task)[:count, 0]
+        return self._run((batch, 1, False), task)[:count, 0]
 
     def _chunk(
         self, slot: int, tokens: Sequence[int], start: int, *, every: bool
@@ -143,7 +154,7 @@ class Stepper:
             count=len(tokens),
             select=[len(tokens) - 1],
         )
-        return self._run(self.step(1, length, every=every), task)[0, : len(tokens)]
+        return self._run((1, length, every), task)[0, : len(tokens)]
 
     def padded(self, length: int) -> int:
         """How long a chunk of so many tokens is made."""
@@ -153,8 +164,9 @@ class Stepper:
 
     def step(self, batch: int, length: int, *, every: bool = False) -> Step:
         """The compiled step of a shape; compiled once."""
-        key = (batch, length, every)
+        key: _Key = (batch, length, every)
         if key not in self._steps:
+            self._tell(key)  # so that all processes compile at the same time
             started = time.perf_counter()
             what = "one token" if length == 1 else f"{length} tokens"
             detail = what if batch == 1 else f"{what} of {batch} streams"
@@ -168,14 +180,37 @@ class Stepper:
             self.compile_s += time.perf_counter() - started
         return self._steps[key]
 
-    def _run(self, step: Step, task: Task) -> NDArray[np.float32]:
-        with out_of_memory():
+    def follow(self) -> None:
+        """Run what rank 0 runs, until all is done; of every other rank."""
+        assert self._cluster is not None
+        while (order := self._cluster.hear()) is not None:
+            facts = np.frombuffer(order, np.int32)
+            batch, length, every = map(int, facts[:_KEY_LENGTH])
+            step = self.step(batch, length, every=bool(every))
+            if len(facts) > _KEY_LENGTH:
+                self._execute(step, facts[_KEY_LENGTH:].reshape(batch, -1))
+
+    def _tell(self, key: _Key, packed: NDArray[np.int32] = _NOTHING) -> None:
+        """Have the other processes compile a step, and run it on what there is."""
+        if self._cluster is not None and self._cluster.rank == 0:
+            self._cluster.tell(np.array(key, np.int32).tobytes() + packed.tobytes())
+
+    def _run(self, key: _Key, task: Task) -> NDArray[np.float32]:
+        batch, length, every = key
+        step, packed = self.step(batch, length, every=every), task.packed()
+        self._tell(key, packed)
+        return self._execute(step, packed)
+
+    def _execute(self, step: Step, packed: NDArray[np.int32]) -> NDArray[np.float32]:
+        together = nullcontext() if self._cluster is None else self._cluster.computing()
+        with out_of_memory(), together:
             try:
                 logits, self._cache, read = step.run(
-                    self._parameters, self._cache, task, self._none_read
+                    self._parameters, self._cache, packed, self._none_read
                 )
                 found: NDArray[np.float32] = np.asarray(logits)
-                self._experts_read += int(np.sum(np.asarray(read)))
+                here = sum(int(np.sum(np.asarray(part.data))) for part in read.addressable_shards)
+                self._experts_read += here
             except KeyboardInterrupt:
                 self._cache = self._new_cache()  # the old one was given away
                 self._owner = None
@@ -194,10 +229,15 @@ class Stepper:
         return time.perf_counter() - self.compile_s
 
     def experts_nbytes(self) -> int:
-        """Bytes of experts that were needed since the beginning, on all devices together."""
-        config, mesh = self._shape.config, self._shape.mesh
-        there = config.num_layers * mesh.model * config.num_experts
-        return self._experts_read * self._loader.expert_nbytes // there
+        """Bytes of experts that were needed since the beginning, on all devices together.
+
+        Other processes are taken to have needed as many as this one: over many tokens they do.
+        """
+        config, loader = self._shape.config, self._loader
+        # every expert is on as many devices as the mesh has columns
+        there = config.num_layers * config.num_experts * self._shape.mesh.model
+        here = there * len(loader.local) // len(loader.devices)
+        return self._experts_read * loader.expert_nbytes // here
 
     def step_nbytes(self, experts_nbytes: int) -> int:
         """Bytes of all weights that a step needed, which needed so many of experts."""

@@ -1,7 +1,7 @@
 """Ready checkpoints: opened by their manifest, read by logical slices whatever the mesh."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -91,6 +91,24 @@ class ReadyCheckpoint:
     def layouts(self) -> tuple[DeviceLayout, ...]:
         """What each device's file holds."""
         return self.manifest.layouts
+
+    def part(self, devices: Sequence[int]) -> "ReadyCheckpoint":
+        """The same with the files of some devices only.
+
+        Raises:
+            UsageError: Not all of them are here.
+        """
+        if not set(devices) <= set(self.manifest.devices):
+            here = ", ".join(map(str, self.manifest.devices))
+            wanted = ",".join(map(str, devices))
+            raise UsageError(
+                f"{self.name}: holds device {here} of {self.mesh.size}, this process needs "
+                f"{wanted.replace(',', ', ')}",
+                f"{_command(self)} --only-devices {wanted} --out {quoted(self.root)} --force",
+            )
+        if tuple(devices) == self.manifest.devices:
+            return self
+        return replace(self, manifest=replace(self.manifest, devices=tuple(devices)))
 
     @property
     def is_whole(self) -> bool:

@@ -17,6 +17,7 @@ from grokctl.errors import (
     FetchError,
     GrokctlError,
     HardwareError,
+    PeerError,
     PlacementError,
     Reason,
     StalledError,
@@ -50,6 +51,7 @@ TRANSLATED = {("bencode.py", "MalformedError"), ("web.py", "WebError")}
         pytest.param(UnsafePickleError, 21, id="unsafe"),
         pytest.param(PlacementError, 30, id="placement"),
         pytest.param(HardwareError, 40, id="hardware"),
+        pytest.param(PeerError, 50, id="peer"),
     ],
 )
 def test_each_kind_of_failure_has_its_exit_code(kind, code):
@@ -57,13 +59,13 @@ def test_each_kind_of_failure_has_its_exit_code(kind, code):
 
 
 def test_the_exit_codes_are_those_of_the_contract():
-    assert {code.value for code in ExitCode} == {0, 1, 2, 10, 11, 12, 20, 21, 30, 40, 130}
+    assert {code.value for code in ExitCode} == {0, 1, 2, 10, 11, 12, 20, 21, 30, 40, 50, 130}
 
 
 def test_every_kind_has_a_code_of_its_own():
     codes = [kind.exit_code for kind in KINDS]
 
-    assert len(codes) == len(set(codes)) == 9
+    assert len(codes) == len(set(codes)) == 10
 
 
 def test_a_stall_is_a_failed_fetch_and_an_unsafe_pickle_a_corrupt_checkpoint():

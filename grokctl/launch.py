@@ -1,0 +1,140 @@
+"""Who this process is among those of a run: told by Open MPI, by Slurm, or by hand."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from grokctl.errors import UsageError
+
+_PORTS: Final = range(61440, 65536)
+"""Where rank 0 listens if nobody says: a job's number chooses, as in JAX itself."""
+_BY_HAND: Final = "--coordinator HOST:PORT --num-processes 2 --process-id 0"
+_ADDRESS_VARIABLE: Final = "JAX_COORDINATOR_ADDRESS"
+_PORT_VARIABLE: Final = "JAX_COORDINATOR_PORT"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Launch:
+    """One process of several."""
+
+    host: str
+    """Of rank 0, as the others reach it."""
+    port: int
+    """On which rank 0 listens."""
+    count: int
+    """Processes of the run, at least 2."""
+    rank: int
+    is_by_hand: bool = False
+    """Whether a person started this one, and not a launcher all of them."""
+
+    @property
+    def address(self) -> str:
+        """Host and port."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{host}:{self.port}"
+
+
+def find_launch(
+    environment: Mapping[str, str],
+    *,
+    coordinator: str | None = None,
+    num_processes: int | None = None,
+    process_id: int | None = None,
+) -> Launch | None:
+    """The launch that options or else the environment tell of; None where a process is alone.
+
+    Args:
+        environment: Of this process.
+        coordinator: Host and port of rank 0.
+        num_processes: How many there are.
+        process_id: Which of them this is.
+
+    Raises:
+        UsageError: Options contradict each other, or nobody says where rank 0 is.
+    """
+    given = (coordinator, num_processes, process_id)
+    if given == (None, None, None):
+        return _of_open_mpi(environment) or _of_slurm(environment)
+    if coordinator is None or num_processes is None or process_id is None:
+        raise UsageError(
+            "--coordinator, --num-processes and --process-id: one means nothing without the others",
+            _BY_HAND,
+        )
+    if not 0 <= process_id < num_processes:
+        raise UsageError(
+            f"process {process_id} is none of {num_processes}, possible are 0 to "
+            f"{num_processes - 1}",
+            _BY_HAND,
+        )
+    host, port = _address(coordinator)
+    if num_processes == 1:
+        return None
+    return Launch(host=host, port=port, count=num_processes, rank=process_id, is_by_hand=True)
+
+
+def _address(text: str) -> tuple[str, int]:
+    """Read `HOST:PORT` or `[ADDRESS]:PORT`."""
+    match = re.fullmatch(r"(?:\[([0-9a-fA-F:.%\w]+)\]|([^:\[\]\s/]+)):([0-9]{1,5})", text)
+    if match is None or not 0 < int(match[3]) < 2**16:
+        raise UsageError(f"coordinator {text[:100]!r} is no HOST:PORT", _BY_HAND)
+    return match[1] or match[2], int(match[3])
+
+
+def _of_open_mpi(environment: Mapping[str, str]) -> Launch | None:
+    """What `mpirun` says; asked before Slurm, in whose allocation it may run."""
+    count = _number(environment, "OMPI_COMM_WORLD_SIZE", 1)
+    if count < 2:  # noqa: PLR2004 # one process is alone
+        return None
+    told = environment.get(_ADDRESS_VARIABLE)
+    if told is not None:
+        host, port = _address(told)
+    else:
+        # such as 2416246784.0;tcp://10.0.0.1,192.168.0.1:36823; Open MPI 5 has it no more
+        uri = environment.get("OMPI_MCA_orte_hnp_uri", "")
+        match = re.match(r"(\d+)\.\d+;tcp(?:6://\[([^,\]]+)|://([^,:]+))", uri)
+        if match is None:
+            raise UsageError(
+                "this Open MPI does not say where rank 0 is",
+                f"mpirun -x {_ADDRESS_VARIABLE}=HOST:PORT …",
+            )
+        host = match[2] or match[3]
+        port = _port(environment, int(match[1]) >> 12)
+    rank = _number(environment, "OMPI_COMM_WORLD_RANK", 0)
+    return Launch(host=host, port=port, count=count, rank=rank)
+
+
+def _of_slurm(environment: Mapping[str, str]) -> Launch | None:
+    """What `srun` says; a batch script itself is no step, and alone."""
+    count = _number(environment, "SLURM_STEP_NUM_TASKS", 1)
+    if count < 2:  # noqa: PLR2004 # one process is alone
+        return None
+    told = environment.get(_ADDRESS_VARIABLE)
+    if told is not None:
+        host, port = _address(told)
+    else:
+        host = first_host(environment.get("SLURM_STEP_NODELIST", ""))
+        port = _port(environment, _number(environment, "SLURM_JOB_ID", 0))
+    rank = _number(environment, "SLURM_PROCID", 0)
+    return Launch(host=host, port=port, count=count, rank=rank)
+
+
+def first_host(nodes: str) -> str:
+    """The first of Slurm's `node[001-004,7]-ib,other`.
+
+    Raises:
+        UsageError: There is none.
+    """
+    match = re.match(r"([^,\[]+)(?:\[([^,\-\]]+)[^\]]*\]([^,]*))?", nodes)
+    if match is None:
+        raise UsageError("Slurm does not say on which nodes this runs", _BY_HAND)
+    return match[1] + (match[2] or "") + (match[3] or "")
+
+
+def _port(environment: Mapping[str, str], job: int) -> int:
+    return _number(environment, _PORT_VARIABLE, _PORTS[job % len(_PORTS)])
+
+
+def _number(environment: Mapping[str, str], name: str, default: int) -> int:
+    text = environment.get(name, "")
+    return int(text) if re.fullmatch("[0-9]{1,9}", text) else default

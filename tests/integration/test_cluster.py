@@ -1,0 +1,662 @@
+"""Two real processes of eight CPU devices as one run: under Open MPI, under Slurm, and by hand."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import jsonschema
+import numpy as np
+import pytest
+import yaml
+from cuts import cut
+from golden import FLOAT32_BOUND
+from slurm import Slurm, find_daemon, free_ports
+
+from grokctl.checkpoint.miniature import MINIATURE, write_miniature
+from grokctl.checkpoint.ready import ReadyCheckpoint, open_ready
+from grokctl.checkpoint.release import Release, open_release
+from grokctl.errors import ExitCode
+from grokctl.generation import Request
+from grokctl.infer import Engine, EngineOptions, infer
+from grokctl.model.placement import MeshShape
+from grokctl.model.precision import Compute
+from grokctl.model.sampling import Sampling
+from grokctl.verify import verify_ready
+
+WORDS = replace(MINIATURE, num_layers=2)
+DOCUMENT = Path(__file__).parents[2] / "docs" / "cluster.md"
+SCHEMA = Path(__file__).parents[1] / "data" / "kubernetes.json"
+"""Of a Job and a Service of Kubernetes 1.35 in its strict form, as far as they reach."""
+MESHES = ("expert=2,model=8", "model=16")
+PROMPT = [3, 17, 250, 9, 77, 5]
+TOKENS = 6
+GREEDY = ("--temperature", 0, "--ignore-eos", "--compute", "float32")
+SHORTEST_S = 20
+"""The least that --cluster-timeout takes."""
+SLACK_S = 15
+"""What starting Python and JAX may take here, beside other work."""
+_CALMED = ("JAX_NUM_CPU_DEVICES", "COLUMNS", "NO_COLOR", "FORCE_COLOR")
+
+PROGRAM = """
+import json, sys
+from pathlib import Path
+import numpy as np
+from grokctl.cluster import joined
+from grokctl.console import Console
+from grokctl.events import ignore
+from grokctl.interrupts import leave
+from grokctl.launch import find_launch
+from grokctl.model.sampling import Sampling
+from grokctl.opening import Wanted, open_job
+from grokctl.paths import Home
+import os
+out, *checkpoints = sys.argv[1:]
+
+def mapped():
+    found, name = {}, None
+    for line in open("/proc/self/smaps"):
+        first, *rest = line.split()
+        if not first.endswith(":"):
+            name = rest[-1].rsplit("/", 1)[-1] if rest and "device-" in rest[-1] else None
+        elif name and first in ("Size:", "Rss:"):
+            sizes = found.setdefault(name, {})
+            sizes[first] = sizes.get(first, 0) + int(rest[0]) * 1024
+    return found
+
+with joined(find_launch(os.environ), bound_s=60, report=print, verbose=False) as cluster:
+    for number, checkpoint in enumerate(checkpoints):
+        wanted = Wanted(checkpoint, None, None, compute="float32", kv="compute", context=32)
+        job = open_job(Console(quiet=True), Home(Path(".")), wanted, ignore, cluster=cluster)
+        engine = job.start(ignore)
+        if cluster.rank:
+            engine.follow()
+        else:
+            logits = np.empty((len(PROMPT), engine.config.vocab_size), np.float32)
+            engine.score(PROMPT, logits_out=logits)
+            sampling = Sampling(temperature=0)
+            text = engine.generate(
+                PROMPT, sampling=sampling, max_tokens=TOKENS, ignore_eos=True
+            )
+            list(text)
+            np.savez(f"{out}-{number}.npz", logits=logits, ids=text.ids)
+            cluster.release()
+        Path(f"{out}-{number}-{cluster.rank}.json").write_text(json.dumps(mapped()))
+leave(0)
+""".replace("PROMPT", str(PROMPT)).replace("TOKENS", str(TOKENS))
+
+
+def environment(**changes: str) -> dict[str, str]:
+    """A process of a cluster has as many devices as it needs, and no cluster around it."""
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in _CALMED and not name.startswith(("SLURM_", "OMPI_"))
+    }
+    return {**kept, "JAX_PLATFORMS": "cpu", **changes}
+
+
+@dataclass
+class Rank:
+    """A process that was started by hand, and what came of it."""
+
+    process: "subprocess.Popen[str]"
+    began: float = field(default_factory=time.monotonic)
+    stdout: str = ""
+    stderr: str = ""
+    seconds: float = 0.0
+
+    @property
+    def code(self) -> int:
+        return self.process.returncode
+
+    @property
+    def error(self) -> str:
+        """The one sentence that says what went wrong."""
+        assert "Traceback" not in self.stderr, self.stderr
+        found = [line for line in self.stderr.splitlines() if line.startswith("error: ")]
+        assert len(found) == 1, self.stderr
+        return found[0].removeprefix("error: ")
+
+    def wait(self, timeout: float = 120) -> "Rank":
+        out, err = self.process.communicate(timeout=timeout)
+        self.stdout += out
+        self.stderr += err
+        self.seconds = time.monotonic() - self.began
+        return self
+
+
+@pytest.fixture
+def by_hand():
+    """A way to start ranks of a run, each with arguments, code and environment of its own."""
+    started: list[Rank] = []
+    address = f"127.0.0.1:{free_ports(1)[0]}"
+
+    def start(
+        rank: int,
+        *arguments: object,
+        code: str = "",
+        terminal: int | None = None,
+        **changes: str,
+    ) -> Rank:
+        entry = (
+            ["-c", code + "\nfrom grokctl.cli import main; main()"] if code else ["-m", "grokctl"]
+        )
+        told = ("--coordinator", address, "--num-processes", 2, "--process-id", rank)
+        out = subprocess.PIPE if terminal is None else terminal
+        process = subprocess.Popen(
+            [sys.executable, *entry, *map(str, (*arguments, *told))],
+            env=environment(**changes),
+            stdin=subprocess.DEVNULL if terminal is None else terminal,
+            stdout=out,
+            stderr=out,
+            text=True,
+        )
+        started.append(Rank(process))
+        return started[-1]
+
+    yield start
+    for rank in started:
+        rank.process.kill()  # nothing, if it has ended
+        for stream in (rank.process.stdout, rank.process.stderr):
+            if stream is not None:
+                stream.close()
+        rank.process.wait()
+
+
+@pytest.fixture(scope="module")
+def release(tmp_path_factory) -> Release:
+    root = tmp_path_factory.mktemp("release") / "words"
+    write_miniature(root, WORDS)
+    return open_release(root)
+
+
+@pytest.fixture(scope="module")
+def ready(release, tmp_path_factory) -> dict[str, ReadyCheckpoint]:
+    """Cut for one device, and for sixteen in both ways."""
+    folder = tmp_path_factory.mktemp("ready")
+    return {
+        mesh: cut(release, MeshShape.parse(mesh), folder / MeshShape.parse(mesh).slug)
+        for mesh in ("model=1", *MESHES)
+    }
+
+
+@pytest.fixture(scope="module")
+def parts(release, tmp_path_factory) -> list[Path]:
+    """The same for two hosts that share no disk: homes with half of the files each."""
+    homes = []
+    for number in range(2):
+        home = tmp_path_factory.mktemp(f"host-{number}")
+        devices = frozenset(range(8 * number, 8 * number + 8))
+        cut(release, MeshShape(2, 8), home / "ready" / "words", devices=devices)
+        homes.append(home)
+    return homes
+
+
+@dataclass(frozen=True)
+class Alone:
+    """What one process computes."""
+
+    logits: np.ndarray
+    ids: list[int]
+
+
+def compute(engine: Engine) -> Alone:
+    logits = np.empty((len(PROMPT), engine.config.vocab_size), np.float32)
+    engine.score(PROMPT, logits_out=logits)
+    text = engine.generate(
+        PROMPT, sampling=Sampling(temperature=0), max_tokens=TOKENS, ignore_eos=True
+    )
+    list(text)
+    return Alone(logits, text.ids)
+
+
+def start_alone(ready: ReadyCheckpoint, **options: object) -> Engine:
+    return infer(
+        ready,
+        EngineOptions(mesh=ready.mesh, compute=Compute.FLOAT32, context=32, **options),
+        tokenizer=ready.tokenizer,
+    )
+
+
+@pytest.fixture(scope="module")
+def alone(ready) -> dict[str, Alone]:
+    """One device, and one process with sixteen."""
+    return {mesh: compute(start_alone(checkpoint)) for mesh, checkpoint in ready.items()}
+
+
+@pytest.fixture(scope="module")
+def slurm(tmp_path_factory):
+    if not (find_daemon("slurmctld") and find_daemon("slurmd") and shutil.which("srun")):
+        pytest.skip("Slurm is not installed: apt-get install slurmctld slurmd slurm-client")
+    with Slurm(tmp_path_factory.mktemp("slurm") / "here") as here:
+        yield here
+
+
+@pytest.fixture(scope="module")
+def mpirun() -> list[str]:
+    if shutil.which("mpirun") is None:
+        pytest.skip("Open MPI is not installed: apt-get install openmpi-bin")
+    root = ["--allow-run-as-root"] if os.geteuid() == 0 else []
+    return ["mpirun", *root, "-n", "2", "--oversubscribe", "--bind-to", "none"]
+
+
+@pytest.fixture(params=["mpirun", "srun"])
+def launched(request) -> Callable[..., "subprocess.CompletedProcess[str]"]:
+    """A way to run Python in two processes of a launcher."""
+    if request.param == "mpirun":
+        command, around = request.getfixturevalue("mpirun"), {}
+    else:
+        around = request.getfixturevalue("slurm").environment
+        command = ["srun", "--nodes=2", "--ntasks=2", "--kill-on-bad-exit=1"]
+
+    def run(*arguments: object) -> "subprocess.CompletedProcess[str]":
+        return subprocess.run(
+            [*command, sys.executable, *map(str, arguments)],
+            env=environment(**around),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=150,
+            check=False,
+        )
+
+    return run
+
+
+# --- the same as in one process
+
+
+def test_logits_tokens_and_mapped_files_of_two_processes_under_a_launcher(
+    launched, ready, alone, tmp_path
+):
+    out = tmp_path / "out"
+
+    done = launched("-c", PROGRAM, out, *(ready[mesh].root for mesh in MESHES))
+
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == ""
+    for number, mesh in enumerate(MESHES):
+        with np.load(f"{out}-{number}.npz") as found:
+            for expected in (alone["model=1"], alone[mesh]):
+                assert np.abs(found["logits"] - expected.logits).max() <= FLOAT32_BOUND
+                assert found["ids"].tolist() == expected.ids
+        for rank in range(2):
+            mapped = json.loads(Path(f"{out}-{number}-{rank}.json").read_text())
+            own = {layout.name for layout in ready[mesh].layouts[8 * rank : 8 * rank + 8]}
+            here = {name: each for name, each in mapped.items() if name in own}
+            assert set(here) == own
+            # those of the mesh before have the same names
+            assert set(mapped) == own
+            for name, sizes in here.items():
+                room = sum(
+                    -(-(each.root / name).stat().st_size // 4096) * 4096
+                    for each in (ready[mesh] for mesh in MESHES[: number + 1])
+                )
+                assert 0 < sizes["Rss:"] <= sizes["Size:"] <= room
+
+
+def test_rank_0_alone_talks_and_each_host_has_only_its_own_files(by_hand, parts, alone):
+    prompt = ("--token-ids", ",".join(map(str, PROMPT)), "-n", TOKENS, *GREEDY)
+    arguments = ("run", *prompt, "--json", "--context", 32)
+
+    first = by_hand(0, *arguments, GROKCTL_HOME=str(parts[0]))
+    second = by_hand(1, *arguments, GROKCTL_HOME=str(parts[1]))
+
+    assert (first.wait().code, second.wait().code) == (0, 0), first.stderr + second.stderr
+    (line,) = first.stdout.splitlines()
+    assert json.loads(line)["tokens"] == alone["model=1"].ids
+    assert (second.stdout, second.stderr) == ("", "")
+    for home in parts:
+        part = open_ready(home / "ready" / "words")
+        verdict = verify_ready(part)
+        assert verdict.damage == ()
+        names = sorted(path.name for path in part.root.glob("device-*"))
+        assert len(names) == 8
+        assert verdict.hashed == sum((part.root / file.name).stat().st_size for file in part.files)
+
+
+def test_many_prompts_from_stdin_of_rank_0_are_answered_under_mpirun(mpirun, ready):
+    root = ready[MESHES[0]].root
+    prompts = [[3 + number] for number in range(3)]
+    lines = "".join(
+        json.dumps({"token_ids": ids, "max_tokens": 3, "seed": 4}) + "\n" for ids in prompts
+    )
+    requests = [
+        Request(
+            prompt=tuple(ids),
+            sampling=Sampling(temperature=0.7, top_p=0.95, seed=4),
+            max_tokens=3,
+            ignore_eos=True,
+        )
+        for ids in prompts
+    ]
+    expected = dict(start_alone(ready["model=1"], streams=2).generate_many(requests))
+
+    options = ("--batch", 2, "--ignore-eos", "--compute", "float32", "--context", 32)
+    arguments = ("-m", "grokctl", "run", root, "--prompts-file", "-", *options)
+    done = subprocess.run(
+        [*mpirun, sys.executable, *map(str, arguments)],
+        env=environment(),
+        input=lines,
+        capture_output=True,
+        text=True,
+        timeout=150,
+        check=False,
+    )
+
+    assert done.returncode == 0, done.stderr
+    found = [json.loads(line) for line in done.stdout.splitlines()]
+    assert {each["index"]: each["tokens"] for each in found} == {
+        index: generation.ids for index, generation in expected.items()
+    }
+
+
+def test_a_release_is_scored_and_measured_over_the_usual_mesh(by_hand, release, alone, tmp_path):
+    logits = tmp_path / "logits.npy"
+    ids = ",".join(map(str, PROMPT))
+    scoring = ("score", release.root, "--token-ids", ids, "--compute", "float32")
+    scoring = (*scoring, "--context", 32, "--logits", logits, "-v")
+
+    ranks = [by_hand(rank, *scoring).wait if rank else by_hand(0, *scoring) for rank in range(2)]
+    second = ranks[1]()
+    first = ranks[0].wait()
+
+    assert (first.code, second.code) == (0, 0), first.stderr
+    assert np.abs(np.load(logits) - alone["model=1"].logits).max() <= FLOAT32_BOUND
+    assert MESHES[0] in first.stderr
+    assert "rank 1: " in second.stderr
+    assert second.stdout == ""
+
+
+def test_a_person_at_the_terminal_of_rank_0_uses_both(by_hand, ready):
+    leader, follower = os.openpty()
+    arguments = ("run", ready[MESHES[0]].root, "-n", 2, *GREEDY, "--context", 32)
+    first = by_hand(0, *arguments, terminal=follower, TERM="dumb")
+    second = by_hand(1, *arguments)
+    os.close(follower)
+
+    def read_until(mark: str) -> str:
+        said = ""
+        while mark not in said:
+            said += os.read(leader, 65536).decode(errors="replace")
+        return said
+
+    read_until("\n> ")
+    os.write(leader, b"the\r")
+    once = read_until("\n> ")
+    os.write(leader, b"/retry\r")
+    again = read_until("\n> ")
+    os.write(leader, b"/quit\r")
+
+    assert second.wait().code == 0
+    assert first.process.wait(timeout=SLACK_S) == 0
+    assert (second.stdout, second.stderr) == ("", "")
+    os.close(leader)
+    engine = start_alone(ready["model=1"])
+    text = engine.generate(
+        engine.plan.encode("the"),
+        sampling=Sampling(temperature=0),
+        max_tokens=2,
+        ignore_eos=True,
+    )
+    list(text)
+    assert f"the{text.text}" in once
+    assert f"the{text.text}" in again
+
+
+# --- recipes
+
+
+def recipe(kind: str) -> str:
+    """The only block of its kind in the document."""
+    (text,) = re.findall(rf"```{kind}\n(.*?)```", DOCUMENT.read_text("utf-8"), re.DOTALL)
+    return text
+
+
+@pytest.fixture
+def as_documented(ready, tmp_path) -> dict[str, str]:
+    """The checkpoint that the document names, and grokctl on the path."""
+    home = tmp_path / "home"
+    (home / "ready").mkdir(parents=True)
+    (home / "ready" / "grok-1-int8-2x8").symlink_to(ready[MESHES[0]].root)
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    root = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
+    return environment(GROKCTL_HOME=str(home), PATH=path) | (root if os.geteuid() == 0 else {})
+
+
+def assert_completed(said: str) -> None:
+    """One text, and one line about it."""
+    assert "error" not in said
+    assert said.count("B/token · seed ") == 1
+
+
+def test_the_sbatch_file_of_the_document_runs(slurm, as_documented, tmp_path):
+    script = tmp_path / "grokctl.sbatch"
+    # there are none here, and Slurm would refuse
+    script.write_text(recipe("sh").replace("#SBATCH --gpus-per-node=8\n", ""))
+    around = as_documented | slurm.environment
+
+    done = subprocess.run(
+        ["sbatch", "--parsable", str(script)],
+        env=around,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    job = done.stdout.strip()
+    until = time.monotonic() + 120
+    while "JobState=COMPLETED" not in (state := slurm.ask("scontrol", "show", "job", job)):
+        assert "JobState=FAILED" not in state, (tmp_path / f"grokctl-{job}.txt").read_text()
+        assert time.monotonic() < until, state
+        time.sleep(0.2)
+
+    assert_completed((tmp_path / f"grokctl-{job}.txt").read_text())
+
+
+@pytest.mark.usefixtures("mpirun")
+def test_the_mpirun_line_of_the_document_runs(as_documented):
+    line = recipe("console").replace("node1,node2", "localhost:2")
+
+    done = subprocess.run(
+        ["sh", "-c", line],
+        env=as_documented,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+    assert done.returncode == 0, done.stderr
+    assert_completed(done.stderr)
+
+
+def test_the_objects_for_kubernetes_are_what_its_schema_allows():
+    definitions = json.loads(SCHEMA.read_text())["$defs"]
+    documents = list(yaml.safe_load_all(recipe("yaml")))
+
+    assert [document["kind"] for document in documents] == ["Service", "Job"]
+    for document in documents:
+        schema = {"$ref": f"#/$defs/{document['kind']}", "$defs": definitions}
+        jsonschema.validate(document, schema)
+    document["spec"]["completionMod"] = document["spec"].pop("completionMode")
+    with pytest.raises(jsonschema.ValidationError, match="completionMod"):
+        jsonschema.validate(document, schema)
+
+
+# --- what ends a run
+
+
+def start_decoding(by_hand, ready) -> tuple[Rank, Rank]:
+    """Two ranks in the middle of a text that would be long."""
+    prompt = ("--token-ids", 3, "-n", 250, *GREEDY, "--cluster-timeout", SHORTEST_S)
+    arguments = ("run", ready[MESHES[0]].root, *prompt)
+    first, second = (by_hand(rank, *arguments, PYTHONUNBUFFERED="1") for rank in range(2))
+    said = first.process.stdout.read(12)  # several tokens: steps follow each other now
+    assert said, first.wait().stderr + second.wait().stderr
+    return first, second
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_rank_that_is_killed_while_decoding_ends_the_other_and_is_named(by_hand, ready, victim):
+    ranks = start_decoding(by_hand, ready)
+
+    ranks[victim].process.send_signal(signal.SIGKILL)
+    killed = time.monotonic()
+    other = ranks[1 - victim].wait(timeout=SHORTEST_S + SLACK_S)
+
+    assert time.monotonic() - killed < SHORTEST_S
+    assert other.code == ExitCode.PEER
+    assert other.error.startswith(f"rank {victim} was lost")
+
+
+def test_a_rank_that_stops_answering_ends_the_other_and_is_named(by_hand, ready):
+    first, second = start_decoding(by_hand, ready)
+
+    second.process.send_signal(signal.SIGSTOP)
+    stopped = time.monotonic()
+    first.wait(timeout=SHORTEST_S + SLACK_S)
+
+    assert time.monotonic() - stopped < SHORTEST_S
+    assert first.code == ExitCode.PEER
+    assert first.error.startswith("rank 1 was lost")
+
+
+def test_sigterm_ends_all_ranks_soon_and_says_which_one_got_it(by_hand, ready):
+    first, second = start_decoding(by_hand, ready)
+
+    second.process.send_signal(signal.SIGTERM)
+
+    assert second.wait(timeout=SLACK_S).code == ExitCode.INTERRUPTED
+    assert first.wait(timeout=SLACK_S).code == ExitCode.PEER
+    assert first.error == "rank 1: was interrupted"
+
+
+def test_a_rank_that_never_comes_is_named_and_waited_for_no_longer_than_said(by_hand, ready):
+    lonely = by_hand(0, "run", ready["model=16"].root, "--token-ids", 1, "--cluster-timeout", 20)
+
+    lonely.wait()
+
+    assert lonely.code == ExitCode.PEER
+    assert re.fullmatch(r"rank 1: has not come to 127\.0\.0\.1:\d+ within 20 s", lonely.error)
+    assert lonely.seconds < SHORTEST_S + SLACK_S
+
+
+def test_a_coordinator_that_cannot_be_reached_is_named_with_the_reason(by_hand, ready):
+    lost = by_hand(1, "run", ready["model=16"].root, "--token-ids", 1, "--cluster-timeout", 20)
+
+    lost.wait()
+
+    assert lost.code == ExitCode.PEER
+    assert "rank 0 cannot be reached at 127.0.0.1:" in lost.error
+    assert "Connection refused" in lost.error
+    assert lost.seconds < SHORTEST_S + SLACK_S
+
+
+def test_a_port_that_is_taken_is_a_sentence_and_no_crash(by_hand, ready):
+    asking = by_hand(0, "run", ready["model=16"].root, "--token-ids", 1, code=TAKE_PORT)
+
+    asking.wait()
+
+    assert asking.code == ExitCode.PEER
+    assert "cannot be opened (Address already in use)" in asking.error
+
+
+TAKE_PORT = """
+import socket, sys
+taken = socket.create_server(("", int(sys.argv[sys.argv.index("--coordinator") + 1].split(":")[1])))
+"""
+NEWER = "import grokctl; grokctl.__version__ = '999'"
+
+
+def test_ranks_of_different_versions_say_both(by_hand, ready):
+    arguments = ("run", ready["model=16"].root, "--token-ids", 1)
+
+    first, second = by_hand(0, *arguments), by_hand(1, *arguments, code=NEWER)
+
+    for rank in (first.wait(), second.wait()):
+        assert rank.code == ExitCode.PEER
+        assert re.fullmatch(r"grokctl: rank 0 has \S+, rank 1 has 999", rank.error)
+
+
+def test_ranks_with_different_meshes_say_both(by_hand, ready):
+    arguments = ("run", ready["model=16"].root, "--token-ids", 1, "--mesh")
+
+    ranks = [by_hand(rank, *arguments, mesh) for rank, mesh in enumerate(MESHES)]
+
+    for rank in ranks:
+        assert rank.wait().code == ExitCode.PEER
+        assert rank.error == "mesh: rank 0 has expert=2,model=8, rank 1 has model=16"
+
+
+def test_ranks_with_different_checkpoints_say_what_differs(by_hand, parts, tmp_path):
+    other = tmp_path / "other"
+    write_miniature(other, WORDS, seed=7)
+    cut(open_release(other), MeshShape(2, 8), tmp_path / "ready" / "words")
+    arguments = ("run", "--token-ids", 1)
+
+    first = by_hand(0, *arguments, GROKCTL_HOME=str(parts[0]))
+    second = by_hand(1, *arguments, GROKCTL_HOME=str(tmp_path))
+
+    for rank in (first.wait(), second.wait()):
+        assert rank.code == ExitCode.PEER
+        assert re.match(r"source: rank 0 has words .*, rank 1 has other ", rank.error)
+
+
+def test_hosts_with_each_others_files_are_told_which_they_need(by_hand, parts):
+    first, second = (
+        by_hand(rank, "run", "--token-ids", 1, GROKCTL_HOME=str(parts[1 - rank]))
+        for rank in range(2)
+    )
+
+    codes = sorted((first.wait().code, second.wait().code))
+    said = first.stderr + second.stderr
+    assert codes in ([ExitCode.USAGE, ExitCode.PEER], [ExitCode.USAGE, ExitCode.USAGE])
+    assert "this process needs" in said
+    assert "--only-devices" in said
+
+
+def test_what_is_wrong_on_one_host_is_said_on_all(by_hand, parts, tmp_path):
+    broken = shutil.copytree(parts[1], tmp_path / "broken")
+    (broken / "ready" / "words" / "device-09-of-16.safetensors").unlink()
+    arguments = ("run", "--token-ids", 1)
+
+    first = by_hand(0, *arguments, GROKCTL_HOME=str(parts[0])).wait
+    second = by_hand(1, *arguments, GROKCTL_HOME=str(broken)).wait()
+    first = first()
+
+    assert second.code == ExitCode.CORRUPT
+    assert first.code == ExitCode.PEER
+    assert first.error == f"rank 1: {second.error}"
+
+
+def test_usage_errors_of_rank_0_end_the_others_too(by_hand, ready):
+    arguments = ("run", ready["model=16"].root)
+
+    second = by_hand(1, *arguments, "--token-ids", 1)
+    first = by_hand(0, *arguments, "--token-ids", 9999).wait()
+
+    assert first.code == ExitCode.USAGE
+    assert second.wait().code == ExitCode.PEER
+    assert second.error == f"rank 0: {first.error}"
+
+
+def test_a_mesh_that_processes_cannot_share_is_refused(by_hand, ready):
+    ranks = [
+        by_hand(rank, "run", ready["model=1"].root, "--token-ids", 1, "--devices", 1)
+        for rank in range(2)
+    ]
+
+    codes = {rank.wait().code for rank in ranks}
+
+    assert ExitCode.PLACEMENT in codes
+    assert "2 processes cannot share" in ranks[0].stderr
