@@ -135,13 +135,15 @@ def on_disk(**changes) -> Machine:
     return server(disks=(replace(DISK, **changes),))
 
 
-def told(machine: Machine = EIGHT, cluster="", processes=1, **variables) -> Machine:
+def told(
+    machine: Machine = EIGHT, cluster="", processes=1, local_processes=None, **variables
+) -> Machine:
     return replace(
         machine,
         surroundings=Surroundings(
             cluster=cluster,
             processes=processes,
-            local_processes=processes,
+            local_processes=processes if local_processes is None else local_processes,
             variables=variables,
         ),
     )
@@ -628,7 +630,7 @@ SITUATIONS = [
         "job",
         "warn",
         "Slurm starts 8 processes",
-        "srun --ntasks=1 --gpus-per-task=8 grokctl run",
+        "srun --ntasks-per-node=1 --gpus-per-node=8 --kill-on-bad-exit=1 grokctl run",
         id="slurm",
     ),
     pytest.param(
@@ -636,18 +638,18 @@ SITUATIONS = [
         "job",
         "warn",
         "Open MPI starts 4 processes",
-        "mpirun -np 1 grokctl run",
+        "mpirun --map-by ppr:1:node --bind-to none grokctl run",
         id="open-mpi",
     ),
-    pytest.param(
-        told(cluster="Kubernetes", processes=2),
-        "job",
-        "warn",
-        "Kubernetes starts 2",
-        "kubectl scale --replicas=1",
-        id="kubernetes",
-    ),
     pytest.param(told(cluster="Slurm"), "job", "ok", "one process", "", id="one-task"),
+    pytest.param(
+        told(cluster="Slurm", processes=2, local_processes=1),
+        "job",
+        "ok",
+        "Slurm starts 2 processes, one a host",
+        "",
+        id="one-task-on-each-of-two-hosts",
+    ),
     pytest.param(told(cluster="Cloud TPU", processes=4), "job", "warn", "Cloud TPU", "", id="pod"),
     pytest.param(
         told(XLA_FLAGS="--xla_gpu_autotune_level=0"),
