@@ -55,6 +55,7 @@ from grokctl.arguments import (
     read_text,
 )
 from grokctl.errors import DiskFullError, ExitCode, GrokctlError, UsageError
+from grokctl.launch import BOUND_S
 from grokctl.model.precision import Precision
 from grokctl.paths import Home, default_home, kind_of
 
@@ -147,7 +148,7 @@ def main() -> NoReturn:
         if end.code == ExitCode.INTERRUPTED:
             interrupts.leave()
         if interrupts.is_abrupt():
-            interrupts.leave(end.code if isinstance(end.code, int) else ExitCode.BUG)
+            interrupts.leave(end.code if isinstance(end.code, int) else bool(end.code))
         interrupts.flush()
         raise
     except Exception:
@@ -680,7 +681,7 @@ def run(
     coordinator: CoordinatorOption = None,
     num_processes: NumProcessesOption = None,
     process_id: ProcessIdOption = None,
-    cluster_timeout: ClusterTimeoutOption = 60,
+    cluster_timeout: ClusterTimeoutOption = BOUND_S,
     stats: Annotated[
         bool, typer.Option("--stats", help="Measure the memory, and say all of how fast it was.")
     ] = False,
@@ -769,7 +770,7 @@ def score(
     coordinator: CoordinatorOption = None,
     num_processes: NumProcessesOption = None,
     process_id: ProcessIdOption = None,
-    cluster_timeout: ClusterTimeoutOption = 60,
+    cluster_timeout: ClusterTimeoutOption = BOUND_S,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
     verbose: VerboseOption = False,
@@ -845,7 +846,7 @@ def bench(
     coordinator: CoordinatorOption = None,
     num_processes: NumProcessesOption = None,
     process_id: ProcessIdOption = None,
-    cluster_timeout: ClusterTimeoutOption = 60,
+    cluster_timeout: ClusterTimeoutOption = BOUND_S,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
     verbose: VerboseOption = False,

@@ -2,10 +2,8 @@
 
 import ctypes
 import json
-import os
 import re
 import signal
-import socket
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -17,14 +15,13 @@ from typing import Any, Final, NoReturn
 import jax
 
 from grokctl import __version__, interrupts
+from grokctl.address import check_address
 from grokctl.errors import ExitCode, GrokctlError, PeerError
 from grokctl.launch import Launch
 from grokctl.noise import Noise
 
-BOUND_S: Final = 60
-"""Seconds after which every process of a run has ended where one is lost, or never comes."""
 _SPARE_S: Final = 15
-"""Of them, what JAX takes longer than it is told when not all processes come: 6 to 8 s."""
+"""Of the seconds after which all have ended, what JAX takes longer than it is told when not all processes come: 6 to 8 s."""
 _LEAST_S: Final = 5
 _PARTING_S: Final = 5
 """How long rank 0, through which all messages go, waits until the others have heard the last."""
@@ -88,21 +85,24 @@ class Cluster:
                 JAX ends the process, and it is said in words.
         """
         until = time.monotonic() + self._bound_s
-        self._check_address(until)
+        check_address(self.launch, within_s=self._bound_s - _SPARE_S)
         self._catch_abort()
         # it would take SIGTERM for a warning, and go on
         jax.config.update("jax_enable_preemption_service", False)
         left = int(until - time.monotonic()) - _SPARE_S
-        # nothing is left to be detected: JAX would give each process one GPU
-        jax.distributed.initialize(
-            self.launch.address,
-            self.count,
-            self.rank,
-            cluster_detection_method="deactivate",
-            initialization_timeout=max(_LEAST_S, left),
-            heartbeat_timeout_seconds=self.heartbeat_s,
-            shutdown_timeout_seconds=_LEAST_S,
-        )
+        try:
+            # nothing is left to be detected: JAX would give each process one GPU
+            jax.distributed.initialize(
+                self.launch.address,
+                self.count,
+                self.rank,
+                cluster_detection_method="deactivate",
+                initialization_timeout=max(_LEAST_S, left),
+                heartbeat_timeout_seconds=self.heartbeat_s,
+                shutdown_timeout_seconds=_LEAST_S,
+            )
+        except jax.errors.JaxRuntimeError as error:  # where it does not abort
+            raise PeerError(self._last_words("")) from error
         from jax._src import distributed  # noqa: PLC0415 # there is no public way to its messages
 
         self._client = distributed.global_state.client
@@ -110,38 +110,6 @@ class Cluster:
         Thread(target=self._watch, daemon=True).start()
         versions = {name: version(name) for name in ("jax", "jaxlib")}
         self.agree("program", {"grokctl": __version__, **versions}, within_s=self._bound_s)
-
-    def _check_address(self, until: float) -> None:
-        """Find out what JAX would crash about, or be silent about."""
-        launch = self.launch
-        if self.rank == 0:
-            has_both = socket.has_dualstack_ipv6()
-            family = socket.AF_INET6 if has_both else socket.AF_INET
-            try:
-                socket.create_server(
-                    ("", launch.port), family=family, dualstack_ipv6=has_both
-                ).close()
-            except OSError as error:
-                why = os.strerror(error.errno) if error.errno else str(error)
-                raise PeerError(
-                    f"rank 0: port {launch.port} cannot be opened ({why})",
-                    "JAX_COORDINATOR_PORT=61500 before the launcher, or another --coordinator",
-                ) from error
-            return
-        while True:
-            try:
-                within = max(0.1, min(5, until - time.monotonic()))
-                socket.create_connection((launch.host, launch.port), timeout=within).close()
-            except (OSError, UnicodeError) as error:  # the latter of what no host is called
-                if time.monotonic() > until - _SPARE_S:
-                    why = str(getattr(error, "strerror", None) or error)
-                    raise PeerError(
-                        f"rank {self.rank}: rank 0 cannot be reached at {launch.address} within "
-                        f"{self._bound_s - _SPARE_S} s ({why})",
-                    ) from error
-                time.sleep(0.2)
-            else:
-                return
 
     # --- agreeing
 

@@ -7,6 +7,8 @@ from typing import Final
 
 from grokctl.errors import UsageError
 
+BOUND_S: Final = 60
+"""Seconds after which every process of a run has ended where one is lost, or never comes."""
 _PORTS: Final = range(61440, 65536)
 """Where rank 0 listens if nobody says: a job's number chooses, as in JAX itself."""
 _BY_HAND: Final = "--coordinator HOST:PORT --num-processes 2 --process-id 0"

@@ -144,10 +144,11 @@ def _agree_on(cluster: Cluster, job: Job) -> None:
         PeerError: They have not.
     """
     source, sums = job.source, {}
-    facts: dict[str, object] = {"model": source.config.to_dict()}
+    facts: dict[str, object] = {**source.config.to_dict()}
     facts["precision"] = str(source.storage.precision)
     if isinstance(source, ReadyCheckpoint):
-        facts["source"] = f"{source.source.name} {source.source.infohash}"
+        facts["source"] = source.source.name
+        facts["infohash"] = source.source.infohash
         facts["cut for"] = str(source.mesh)
         sums = {record.name: record.sha256 for record in source.files}
     # what every device has tells apart what was cut from different releases of one name

@@ -20,12 +20,14 @@ from cuts import cut
 from golden import FLOAT32_BOUND
 from slurm import Slurm, find_daemon, free_ports
 
+from grokctl.address import check_address
 from grokctl.checkpoint.miniature import MINIATURE, write_miniature
 from grokctl.checkpoint.ready import ReadyCheckpoint, open_ready
 from grokctl.checkpoint.release import Release, open_release
-from grokctl.errors import ExitCode
+from grokctl.errors import ExitCode, PeerError
 from grokctl.generation import Request
 from grokctl.infer import Engine, EngineOptions, infer
+from grokctl.launch import Launch
 from grokctl.model.placement import MeshShape
 from grokctl.model.precision import Compute
 from grokctl.model.sampling import Sampling
@@ -562,6 +564,13 @@ def test_a_coordinator_that_cannot_be_reached_is_named_with_the_reason(by_hand, 
     assert lost.seconds < SHORTEST_S + SLACK_S
 
 
+def test_a_coordinator_that_no_name_server_knows_is_named_too():
+    launch = Launch(host="nowhere.invalid", port=61440, count=2, rank=1)
+
+    with pytest.raises(PeerError, match=r"rank 0 cannot be reached at nowhere\.invalid:61440"):
+        check_address(launch, within_s=0)
+
+
 def test_a_port_that_is_taken_is_a_sentence_and_no_crash(by_hand, ready):
     asking = by_hand(0, "run", ready["model=16"].root, "--token-ids", 1, code=TAKE_PORT)
 
@@ -569,6 +578,7 @@ def test_a_port_that_is_taken_is_a_sentence_and_no_crash(by_hand, ready):
 
     assert asking.code == ExitCode.PEER
     assert "cannot be opened (Address already in use)" in asking.error
+    assert "hint: --coordinator 127.0.0.1:" in asking.stderr
 
 
 TAKE_PORT = """
@@ -598,10 +608,18 @@ def test_ranks_with_different_meshes_say_both(by_hand, ready):
         assert rank.error == "mesh: rank 0 has expert=2,model=8, rank 1 has model=16"
 
 
-def test_ranks_with_different_checkpoints_say_what_differs(by_hand, parts, tmp_path):
-    other = tmp_path / "other"
-    write_miniature(other, WORDS, seed=7)
-    cut(open_release(other), MeshShape(2, 8), tmp_path / "ready" / "words")
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        pytest.param("other", "source: rank 0 has words, rank 1 has other", id="name"),
+        pytest.param("words", r"norms and routers: rank 0 has \w+, rank 1 has \w+", id="weights"),
+    ],
+)
+def test_ranks_with_different_checkpoints_say_what_differs(by_hand, parts, tmp_path, name, said):
+    write_miniature(tmp_path / name, WORDS, seed=7)
+    theirs = open_release(tmp_path / name)
+    last = frozenset(range(8, 16))
+    cut(theirs, MeshShape(2, 8), tmp_path / "ready" / "words", devices=last)
     arguments = ("run", "--token-ids", 1)
 
     first = by_hand(0, *arguments, GROKCTL_HOME=str(parts[0]))
@@ -609,7 +627,7 @@ def test_ranks_with_different_checkpoints_say_what_differs(by_hand, parts, tmp_p
 
     for rank in (first.wait(), second.wait()):
         assert rank.code == ExitCode.PEER
-        assert re.match(r"source: rank 0 has words .*, rank 1 has other ", rank.error)
+        assert re.fullmatch(said, rank.error)
 
 
 def test_hosts_with_each_others_files_are_told_which_they_need(by_hand, parts):
@@ -630,13 +648,14 @@ def test_what_is_wrong_on_one_host_is_said_on_all(by_hand, parts, tmp_path):
     (broken / "ready" / "words" / "device-09-of-16.safetensors").unlink()
     arguments = ("run", "--token-ids", 1)
 
-    first = by_hand(0, *arguments, GROKCTL_HOME=str(parts[0])).wait
-    second = by_hand(1, *arguments, GROKCTL_HOME=str(broken)).wait()
-    first = first()
+    first = by_hand(0, *arguments, "--json", GROKCTL_HOME=str(parts[0]))
+    second = by_hand(1, *arguments, "--json", GROKCTL_HOME=str(broken))
 
-    assert second.code == ExitCode.CORRUPT
-    assert first.code == ExitCode.PEER
+    assert second.wait().code == ExitCode.CORRUPT
+    assert second.stdout == ""
+    assert first.wait().code == ExitCode.PEER
     assert first.error == f"rank 1: {second.error}"
+    assert json.loads(first.stdout)["error"] == first.error
 
 
 def test_usage_errors_of_rank_0_end_the_others_too(by_hand, ready):
