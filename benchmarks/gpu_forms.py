@@ -1,15 +1,17 @@
 """Every form of a product on a GPU, beside what its memory and its matrix units can do.
 
-Without a GPU, and with the CUDA plugin of JAX, `--compile` says what each takes for temporaries.
+Without a GPU, and with the CUDA plugin of JAX, `--compile` says what each takes for temporaries,
+and `--memory` what programs of Grok-1 take, beside what `grokctl.model.sizing` counts for them.
 """
 
 import argparse
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -18,13 +20,20 @@ import numpy as np
 from jax.experimental.topologies import get_topology_desc
 from jax.sharding import SingleDeviceSharding
 
+from grokctl.checkpoint.storage import released_storage, storage_in
+from grokctl.loading import Loader
 from grokctl.model import kernels
+from grokctl.model.cache import empty_cache
 from grokctl.model.config import GROK_1
+from grokctl.model.forms import layers_together, room
 from grokctl.model.kernels import few_rows
 from grokctl.model.parameters import Matrix
 from grokctl.model.placement import MeshShape
+from grokctl.model.precision import Compute, KvType, Precision
 from grokctl.model.products import einsum, project, project_back, widened
+from grokctl.model.sizing import workspace_bytes
 from grokctl.model.step import StepShape
+from grokctl.programs import Programs
 
 ROWS = (1, 4, 8, 16, 64, 512)
 LAPS = 8  # products with different experts in one program, so that neither calls nor caches count
@@ -286,11 +295,19 @@ def tune(weight: Weight, count: int, read: float, *, interpret: bool) -> None:
         print(f"  {spent * 1e3:.4f} ms, {weight.nbytes / spent / read:.0%}: {other}{mark}")
 
 
+def absent_gpus(count: int) -> list[jax.Device]:
+    """GPUs that are not there, to compile for; without any XLA cannot try what is fastest."""
+    os.environ.setdefault("XLA_FLAGS", "--xla_gpu_autotune_level=0")
+    os.environ.setdefault("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "1")  # it would look for a driver
+    gpus = get_topology_desc(
+        f"{count} of them", platform="cuda", target_config=HOPPER, topology=f"1x1x{count}"
+    )
+    return list(gpus.devices)
+
+
 def compile_all(weights: tuple[Weight, ...], rows: Sequence[int]) -> None:
     """Temporaries of every form, compiled for a GPU that is not there."""
-    os.environ.setdefault("XLA_FLAGS", "--xla_gpu_autotune_level=0")
-    gpu = get_topology_desc("one", platform="cuda", target_config=HOPPER, topology="1x1x1")
-    there = SingleDeviceSharding(gpu.devices[0])
+    there = SingleDeviceSharding(absent_gpus(1)[0])
 
     def absent(array: Any) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=there)
@@ -309,17 +326,103 @@ def compile_all(weights: tuple[Weight, ...], rows: Sequence[int]) -> None:
             print(f"| {weight.name} | {count} | {name} | {temporaries / 1e6:.1f} MB |", flush=True)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """A way to run Grok-1 on GPUs."""
+
+    mesh: MeshShape
+    precision: Precision
+    context: int = 8192
+    streams: int = 16
+
+    def steps(self) -> Iterator[tuple[str, dict[str, tuple[int, int]]]]:
+        """Of each step and its programs: temporaries, and all that is neither weights nor cache."""
+        config = replace(GROK_1, num_layers=layers_together("gpu"))  # the other layers are alike
+        storage = storage_in(released_storage(config), self.precision, self.mesh)
+        source = SimpleNamespace(storage=storage, config=config)
+        loader = Loader(source, self.mesh, absent_gpus(self.mesh.size))
+        shape = replace(step_shape(BF16), config=config, mesh=self.mesh, has_kernel=True)
+        programs = Programs(loader, loader.absent_parameters(), shape)
+        chunk, past = room(self.context, platform="gpu")
+        cache = empty_cache(
+            config,
+            self.mesh,
+            slots=self.streams,
+            past=past,
+            dtype=BF16,
+            zeros=loader.absent,
+        )
+        read = loader.absent((), jnp.dtype(jnp.int32))
+        for batch, tokens, every in (
+            (1, 1, False),
+            (self.streams, 1, False),
+            (1, chunk, False),
+            (1, chunk, True),
+        ):
+            what = f"{batch} x {tokens}"
+            step = programs.step(cache, read, batch=batch, time=tokens, every=every)
+            hidden = batch * tokens * config.emb_size * FLOAT32.itemsize
+            named = {"embed": (step.embed, 0), "layers": (step.layers[0], hidden)}
+            named["head"] = (step.head, hidden)
+            yield (
+                f"{what}, all logits" if every else what,
+                {name: self._taken(*program) for name, program in named.items()},
+            )
+
+    @staticmethod
+    def _taken(program: Any, given: int) -> tuple[int, int]:
+        found = program.memory_analysis()
+        made = found.output_size_in_bytes - found.alias_size_in_bytes
+        return found.temp_size_in_bytes, given + made + found.temp_size_in_bytes
+
+    @property
+    def expected(self) -> int:
+        """Bytes that are counted for the largest of them."""
+        return workspace_bytes(
+            GROK_1,
+            self.mesh,
+            context=self.context,
+            streams=self.streams,
+            compute=Compute.BFLOAT16,
+            kv=KvType.COMPUTE,
+            precision=self.precision,
+            platform="gpu",
+        )
+
+
+def memory_table() -> None:
+    """Temporaries of programs, and whether the largest step takes what is counted for it."""
+    print("| mesh | weights | streams x tokens | layers | head | workspace | counted | ratio |")
+    print("| --- | --- | --- | ---: | ---: | ---: | ---: | ---: |")
+    for size, precision in product((8, 4, 16), (Precision.INT8, Precision.INT4)):
+        case, largest = Case(mesh=MeshShape(1, size), precision=precision), 0
+        for name, programs in case.steps():
+            largest = max(largest, *(taken for _, taken in programs.values()))
+            temporaries = [f"{programs[part][0] / 1e6:.1f} MB" for part in ("layers", "head")]
+            print(f"| {case.mesh} | {precision} | {name} | {' | '.join(temporaries)} | | | |")
+        print(
+            f"| {case.mesh} | {precision} | the largest | | | {largest / 1e6:.0f} MB "
+            f"| {case.expected / 1e6:.0f} MB | {case.expected / largest:.2f} |",
+            flush=True,
+        )
+        assert largest <= case.expected <= 1.5 * largest, case
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--tune", action="store_true", help="also try other settings of the kernel")
     parser.add_argument("--rows", type=int, nargs="+", default=ROWS)
     parser.add_argument("--weights", nargs="+", help="names that begin so, such as 'int8 down'")
     parser.add_argument("--compile", action="store_true", help="only compile, for an H100")
+    parser.add_argument("--memory", action="store_true", help="only programs, for H100s")
     parser.add_argument("--interpret", action="store_true", help=argparse.SUPPRESS)
     given = parser.parse_args()
     names = tuple(given.weights or [""])
     known = TINY if given.interpret else WEIGHTS
     weights = tuple(weight for weight in known if weight.name.startswith(names))
+    if given.memory:
+        memory_table()
+        return
     if given.compile:
         compile_all(weights, given.rows)
         return

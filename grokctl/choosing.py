@@ -66,7 +66,7 @@ class _Option:
         plan = self.plan
         return (
             plan.is_paged,
-            plan.precision is Precision.INT4,
+            not plan.is_paged and plan.precision is Precision.INT4,
             -plan.context,
             _is_cut_again(self.candidate, plan),
             self.step_s,
@@ -85,8 +85,8 @@ def choose(
     """Pick what to run, and how.
 
     Of what fits: weights that memory holds before those that are read from the disk all the time,
-    every other precision before int4, more context before less, a checkpoint as it was cut before
-    one that is cut again, and then what is fastest.
+    in memory every other precision before int4, more context before less, a checkpoint as it was
+    cut before one that is cut again, and then what is fastest.
 
     Args:
         hardware: What is to run it; where a mesh is asked for, it has as many devices, or is a CPU.

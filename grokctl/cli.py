@@ -294,7 +294,7 @@ def doctor(
         if question.is_here:
             with console.observing() as observe:
                 machine = look(where.root.absolute(), to, timeout_s=timeout, observe=observe)
-            inventory = take_stock(where)
+            inventory = take_stock(where, timeout_s=timeout)
         found, redact = (
             stage.doctor(machine, inventory, question=question),
             Redaction.here(where.root),

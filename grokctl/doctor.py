@@ -225,7 +225,10 @@ def _best(found: Sequence[Plan], question: Question, inventory: Inventory | None
             plan.needs.weights,
         )
 
-    there = [plan for plan in fitting if plan.precision in precisions]
+    mapped = {item.precision for item in kept if item.is_mapped}
+    there = [
+        plan for plan in fitting if plan.precision in (mapped if plan.is_paged else precisions)
+    ]
     return min(there or fitting, key=rank, default=None)
 
 

@@ -28,8 +28,6 @@ _PROBE_BYTES: Final = 2**28
 _PROBE_ROUNDS: Final = 3
 _PROBE_CALLS: Final = 16
 """Reads that an accelerator is asked for at a time: asking takes as long as one does."""
-_SHARE_UNTOLD: Final = 0.75
-"""What JAX takes of a GPU that nobody told it about."""
 _SHORTEST_CONTEXT: Final = 128
 """Tokens; a cache with less room helps nobody."""
 
@@ -48,14 +46,14 @@ def find_devices(count: int, *, processes: int = 1, observe: Observer = ignore) 
     Raises:
         HardwareError: JAX was already started with fewer CPU devices, or a process has too few.
     """
-    _claim_memory()
     own = count // processes
     try:
         if jax.config.jax_num_cpu_devices < own:  # type: ignore[attr-defined]  # it is there
             jax.config.update("jax_num_cpu_devices", own)
     except RuntimeError:
         pass  # JAX is running: what it has must do
-    found = jax.devices()
+    with _claiming_memory():
+        found = jax.devices()
     if processes > 1:
         return _of_each(found, own, processes)
     if found[0].platform != "cpu":
@@ -104,12 +102,12 @@ def accelerators(processes: int = 1) -> tuple[Accelerator, ...]:
     Raises:
         HardwareError: JAX does not start.
     """
-    _claim_memory()
     with suppress(RuntimeError):  # JAX is running
         if jax.config.jax_num_cpu_devices < 1:  # type: ignore[attr-defined]  # it is there
             jax.config.update("jax_num_cpu_devices", max(MESH_SIZES) // processes)
     try:
-        found = jax.devices()
+        with _claiming_memory():
+            found = jax.devices()
     except (RuntimeError, AssertionError) as error:  # the latter where there is no such plugin
         platforms = jax.config.jax_platforms  # type: ignore[attr-defined]  # it is there
         why = str(error).partition("\n")[0][:200] or f"nothing to compute on in {platforms!r}"
@@ -305,19 +303,27 @@ def _fitting(context: int, *, cache: int, free: int) -> int:
 
 
 def _unclaimed(device: DeviceMemory, limit: int) -> int:
-    """Bytes of a GPU that JAX leaves alone because it was told to take so little, or nothing."""
-    told = told_share(os.environ) or _SHARE_UNTOLD
+    """Bytes of a GPU that JAX leaves alone because it was told to take so little."""
+    told = told_share(os.environ) or MEMORY_SHARE
     return max(0, int(limit * (MEMORY_SHARE / told - 1))) if device.platform == "gpu" else 0
 
 
-def _claim_memory() -> None:
+@contextmanager
+def _claiming_memory() -> Iterator[None]:
     """Have JAX take as much of a GPU as a run may, unless somebody said how much.
 
-    It is read when JAX starts (`generate_pjrt_gpu_plugin_options` in `jaxlib/xla_client.py`), and
-    limits what arrays can take even where nothing is taken beforehand.
+    The environment is read when JAX starts (`generate_pjrt_gpu_plugin_options` in
+    `jaxlib/xla_client.py`), and limits what arrays can take even where nothing is taken beforehand.
     """
-    if not any(os.environ.get(name) for name in SHARE_VARIABLES):
-        os.environ[SHARE_VARIABLES[0]] = str(MEMORY_SHARE)
+    name = SHARE_VARIABLES[0]
+    if any(os.environ.get(told) for told in SHARE_VARIABLES):
+        yield
+        return
+    os.environ[name] = str(MEMORY_SHARE)
+    try:
+        yield
+    finally:
+        del os.environ[name]
 
 
 def _share_variable() -> str:

@@ -97,9 +97,21 @@ class Home:
 
 
 def default_home() -> Path:
-    """`$GROKCTL_HOME`, or the platform's folder for user data."""
+    """`$GROKCTL_HOME`, or the platform's folder for user data.
+
+    Raises:
+        UsageError: The user has no home, as in a container that is run under any number.
+    """
     named = os.environ.get("GROKCTL_HOME")
-    return Path(named) if named else platformdirs.user_data_path("grokctl", appauthor=False)
+    if named:
+        return Path(named)
+    try:
+        return platformdirs.user_data_path("grokctl", appauthor=False)
+    except RuntimeError as error:
+        raise UsageError(
+            "home: this user has none, so there is no folder for checkpoints",
+            "export GROKCTL_HOME=/a/folder",
+        ) from error
 
 
 def kind_of(path: Path) -> str | None:

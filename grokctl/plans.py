@@ -227,7 +227,7 @@ def plan_for(
 
 def _speed(hardware: Hardware, weights: Spread, room: int | None) -> float | None:
     """Tokens a second of one stream; None where nobody knows how fast memory or the disk is."""
-    if hardware.bandwidth is None:
+    if not hardware.bandwidth:
         return None
     missed = 0.0 if room is None else weights.mesh.size * missed_bytes(weights, room)
     if not missed:

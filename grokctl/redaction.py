@@ -46,7 +46,7 @@ _SCHEME: Final = re.compile(
 )
 _PLACES: Final = re.compile(
     r"(?P<name>(?<![\w.-])[A-Z][A-Z0-9_]*(?:NODELIST|NODENAME|NODEID|HOST|HOSTS|HOSTNAMES?|ADDR"
-    r"|ADDRESS|ADDRESSES|USER|USERNAME|LOGNAME|ACCOUNT|JOB_NAME)=)\S.*",
+    r"|ADDRESS|ADDRESSES|HOSTID|COMM_ID|USER|USERNAME|LOGNAME|ACCOUNT|JOB_NAME)=)\S.*",
     re.DOTALL,
 )
 """Variables of schedulers that name hosts and people."""

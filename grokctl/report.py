@@ -25,6 +25,7 @@ Facts = list[tuple[str, str]]
 _PARTS: Final = ("weights", "cache", "workspace")
 _ANSWERS: Final = {Status.OK: "yes", Status.WARN: "yes", Status.FAIL: "no"}
 _ANSWER: Final = re.compile("^(yes|no)[:,]? ")
+_VARIABLE: Final = re.compile("[A-Z]+(_[A-Z0-9]+)+")
 _VERSION: Final = re.compile(r"[0-9][\w.+!-]{0,40}")
 _VERSIONS: Final = frozenset({"driver", "cuda", "grokctl", "python", "packages"})
 """Fields that hold versions, of which some look like addresses."""
@@ -65,7 +66,7 @@ def redacted(found: Diagnosis, redact: Redaction) -> Diagnosis:
         Group(
             group.title,
             tuple(
-                replace(check, detail=redact(check.detail), fix=redact(check.fix))
+                replace(check, detail=_detail(check, redact), fix=redact(check.fix))
                 for check in group.checks
             ),
         )
@@ -77,6 +78,11 @@ def redacted(found: Diagnosis, redact: Redaction) -> Diagnosis:
     )
     hardware = replace(found.hardware, name=redact(found.hardware.name))
     return replace(found, groups=groups, abilities=abilities, hardware=hardware)
+
+
+def _detail(check: Check, redact: Redaction) -> str:
+    is_variable = _VARIABLE.fullmatch(check.name) is not None
+    return redact.variable(check.name, check.detail) if is_variable else redact(check.detail)
 
 
 def failure(found: Diagnosis) -> HardwareError:
@@ -390,6 +396,7 @@ def _machine(machine: Machine, redact: Redaction) -> Iterable[tuple[str, Facts]]
                 "open files",
                 f"{_count(machine.open_files)}, at most {_count(machine.open_files_most)}",
             ),
+            ("address space", _bytes(machine.address_space, "no limit")),
         ],
     )
 

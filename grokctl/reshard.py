@@ -15,8 +15,6 @@ from math import prod
 from pathlib import Path
 from typing import Final
 
-import psutil
-
 from grokctl.checkpoint.converted import NOTHING, Squares, is_stored_alike
 from grokctl.checkpoint.frames import FRAME, SUFFIX, Compression
 from grokctl.checkpoint.layout import DeviceLayout, device_layouts
@@ -29,6 +27,7 @@ from grokctl.checkpoint.storage import storage_in
 from grokctl.cutting import cuts_of
 from grokctl.errors import DiskFullError, Reason, UsageError, corrupt
 from grokctl.events import Advanced, Finished, Noted, Observer, Stage, Started, ignore
+from grokctl.machine.memory import memory
 from grokctl.model.placement import MeshShape, check_mesh
 from grokctl.model.precision import Precision, check_conversion
 from grokctl.paths import MANIFEST, TOKENIZER, fsync_folder, kind_of, locked, quoted
@@ -191,7 +190,7 @@ def _threads_and_arrays(
     max_memory: int | None,
 ) -> tuple[int, int, int]:
     """How many threads work, how many arrays there are, and bytes of one: all in the memory."""
-    budget = psutil.virtual_memory().available // 4 if max_memory is None else max_memory
+    budget = memory().usable // 4 if max_memory is None else max_memory
     copies = 2 if compression else 1
     smallest = FRAME if compression else _SMALLEST_ARRAY
     least = copies * _largest(layouts, smallest)

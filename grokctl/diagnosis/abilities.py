@@ -166,7 +166,11 @@ def fitting(inventory: Inventory, best: Plan | None) -> KeptReady | None:
     """The ready checkpoint that a plan runs, if it is there: of its mesh before all others."""
     if best is None:
         return None
-    found = [kept for kept in inventory.ready_grok_1 if kept.precision is best.precision]
+    found = [
+        kept
+        for kept in inventory.ready_grok_1
+        if kept.precision is best.precision and (kept.is_mapped or not best.is_paged)
+    ]
     return min(found, key=lambda kept: (kept.mesh != best.mesh, kept.name), default=None)
 
 

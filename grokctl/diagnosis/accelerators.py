@@ -13,6 +13,7 @@ from grokctl.units import format_bytes
 ON_CPU: Final = "JAX_PLATFORMS=cpu grokctl run -p 'Once upon a time'"
 VISIBLE: Final = "CUDA_VISIBLE_DEVICES"
 IMAGINED: Final = "grokctl doctor --accelerator h100-80gb --devices 8"
+_VIRTUAL: Final = "JAX_NUM_CPU_DEVICES"
 _OLDEST_CUDA: Final = 12
 """Major version: JAX has no older plugin."""
 _FAST_BFLOAT16: Final = (8, 0)
@@ -66,9 +67,12 @@ def jax(machine: Machine) -> Iterator[Check]:
         case Found.SILENT:
             detail = f"did not answer in {report.seconds:.0f} s"
             fix = f"unset JAX_PLATFORMS; {ON_CPU}" if told == "cpu" else ON_CPU
+            if _VIRTUAL in known:  # of very many it makes one after the other
+                fix = f"unset {_VIRTUAL}"
             yield Check("JAX", Status.FAIL, detail, fix)
         case Found.FAILED:
-            blamed = next((name for name in known if name in report.error), "")
+            said = report.error.upper()  # JAX writes names of its own in small letters
+            blamed = next((name for name in known if name.upper() in said), "")
             blamed = blamed or ("JAX_PLATFORMS" if told else "")
             detail = f"does not start: {_line(report.error)}"
             yield Check("JAX", Status.FAIL, detail, f"unset {blamed}" if blamed else ON_CPU)
@@ -145,7 +149,11 @@ def mixed(machine: Machine) -> Iterator[Check]:
     if len(kinds) < 2:  # noqa: PLR2004 (one kind, or none)
         return
     most = kinds.most_common(1)[0][0]
-    chosen = [str(n) for n, gpu in enumerate(machine.accelerators) if gpu.name == most]
+    numbered = [str(number) for number in range(len(machine.accelerators))]
+    visible = machine.surroundings.variables.get(VISIBLE, "").split(",")
+    names = visible if len(visible) == len(numbered) else numbered
+    kept = zip(names, machine.accelerators, strict=True)
+    chosen = [name.strip() for name, gpu in kept if gpu.name == most]
     platform = machine.jax.platform
     fix = f"export {VISIBLE}={','.join(chosen)}" if platform == "gpu" else ""
     detail = f"{_kinds(machine.accelerators)}: a mesh is as fast, and holds as much, as the least"

@@ -17,7 +17,7 @@ from grokctl.machine.facts import Disk, Machine
 from grokctl.model.config import GROK_1
 from grokctl.model.placement import MESH_SIZES, MeshShape
 from grokctl.model.precision import Precision
-from grokctl.paths import quoted
+from grokctl.paths import TOKENIZER, quoted
 from grokctl.units import format_bytes, format_rate
 
 USUAL: Final = (Precision.INT8, MeshShape(1, 8))
@@ -47,11 +47,9 @@ def download_disk(machine: Machine) -> Disk | None:
 
 def share_room(one: Disk | None, other: Disk | None) -> bool:
     """Whether two folders lie on one disk, as far as can be told."""
-    return (
-        one is not None
-        and other is not None
-        and (one.total, one.free, one.file_system) == (other.total, other.free, other.file_system)
-    )
+    if one is None or other is None:
+        return False
+    return one is other or (one.device is not None and one.device == other.device)
 
 
 def largest_for(disk: Disk) -> int | None:
@@ -199,6 +197,10 @@ def _kept(inventory: Inventory) -> Iterator[Check]:
     for broken in damaged[:_MOST_NAMED]:
         detail = f"{broken.name} cannot be used: {broken.damage}"
         yield Check("checkpoints", Status.WARN, detail, f"grokctl verify {quoted(broken.root)}")
+    mute = [kept for kept in inventory.ready_grok_1 if not kept.has_tokenizer]
+    for kept in mute[:_MOST_NAMED]:
+        detail = f"{kept.name} has no {TOKENIZER}, so it takes no text"
+        yield Check("tokenizer", Status.WARN, detail, f"cp {TOKENIZER} {quoted(kept.root)}")
     names = [kept.name for kept in inventory.ready if kept.is_whole]
     names += [
         kept.name if kept.is_complete else f"{kept.name} (not all of it)"

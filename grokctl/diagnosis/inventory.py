@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -12,12 +12,13 @@ from grokctl.checkpoint.ready import missing_files, read_manifest
 from grokctl.checkpoint.release import file_nbytes, read_config
 from grokctl.checkpoint.storage import released_storage, storage_in
 from grokctl.destination import BEGUN
-from grokctl.errors import GrokctlError
+from grokctl.errors import GrokctlError, UsageError
+from grokctl.machine.waiting import Waiting
 from grokctl.model.config import GROK_1, GrokConfig
 from grokctl.model.placement import MeshShape
 from grokctl.model.precision import Precision
 from grokctl.model.tensors import tensor_specs
-from grokctl.paths import CKPT, PRIVATE, Home, default_home, kind_of
+from grokctl.paths import CKPT, PRIVATE, TOKENIZER, Home, default_home, kind_of
 
 _T = TypeVar("_T")
 _BLOCK: Final = 512
@@ -54,6 +55,10 @@ class KeptReady:
     nbytes: int = 0
     is_whole: bool = False
     """Whether every device's file is here, with its size."""
+    is_mapped: bool = True
+    """Whether weights can be read from its files as they are needed: they are not compressed."""
+    has_tokenizer: bool = True
+    """Whether it takes text, and not only token ids."""
     damage: str = ""
 
 
@@ -132,17 +137,28 @@ def _layouts(precision: Precision, mesh: MeshShape) -> tuple[DeviceLayout, ...]:
     return device_layouts(storage_in(released_storage(GROK_1), precision, mesh), mesh)
 
 
-def take_stock(home: Home) -> Inventory:
+def take_stock(home: Home, *, timeout_s: float = 20.0) -> Inventory:
     """Look at what lies under home; a damaged checkpoint is listed as one, and none is opened.
 
     Reads a manifest for every ready checkpoint, and asks for the size of every file.
+
+    Args:
+        home: Where to look.
+        timeout_s: A disk that hangs is left alone after so many seconds.
     """
+    why = f"{home.root}: was not looked through in {timeout_s:.0f} s"
+    silent = Inventory(home=home.root, is_default=_is_default(home), error=why)
+    look = partial(_take_stock, home, is_default=silent.is_default)
+    return Waiting(look, timeout_s=timeout_s, otherwise=silent).answer()
+
+
+def _take_stock(home: Home, *, is_default: bool) -> Inventory:
     errors: list[str] = []
     releases = _each(home.releases, "release", _release, errors)
     ready = _each(home.ready, "ready", _ready, errors)
     return Inventory(
         home=home.root,
-        is_default=home.root == default_home(),
+        is_default=is_default,
         releases=tuple(releases),
         ready=tuple(ready),
         error="; ".join(errors),
@@ -198,6 +214,8 @@ def _ready(root: Path) -> KeptReady:
             precision=checkpoint.precision,
             mesh=checkpoint.mesh,
             nbytes=checkpoint.nbytes,
+            is_mapped=checkpoint.manifest.compression is None,
+            has_tokenizer=(root / TOKENIZER).is_file(),
         )
         missing = next(iter(missing_files(checkpoint)), None)
     except (GrokctlError, OSError) as error:
@@ -209,3 +227,11 @@ def _ready(root: Path) -> KeptReady:
 
 def _reason(error: GrokctlError | OSError) -> str:
     return (error.strerror or str(error)) if isinstance(error, OSError) else str(error)
+
+
+def _is_default(home: Home) -> bool:
+    """Whether commands find it without being told."""
+    try:
+        return home.root == default_home()
+    except UsageError:
+        return False

@@ -76,6 +76,8 @@ def run_elsewhere(prospect: Prospect) -> Ability:
 
 def _on_cpu(prospect: Prospect, best: Plan, command: str) -> Ability:
     pace, first = _pace(best), ""
+    if best.context < GROK_1.sequence_len:
+        pace = f", context {best.context:,}{pace}"
     if prospect.instead_of is not None:
         small = prospect.instead_of
         first = f"{small.count} x {small.name} cannot hold it; "
@@ -111,7 +113,13 @@ def _too_small(prospect: Prospect) -> str:
     possible = [plan for plan in prospect.plans if plan.is_possible]
     nearest = min(possible, key=lambda plan: plan.missing, default=None)
     detail = "no"
-    if nearest is not None:
+    if nearest is not None and nearest.is_paged:
+        beside = nearest.needs.cache + nearest.needs.workspace
+        detail += (
+            f": the CPU takes {format_bytes(beside)} even where weights stay on the disk, "
+            f"{format_bytes(nearest.memory or 0)} are there"
+        )
+    elif nearest is not None:
         each = " on each" if nearest.mesh.size > 1 else ""
         detail += (
             f": {nearest.precision} on {_devices(prospect.hardware, nearest.mesh)} takes "

@@ -5,15 +5,20 @@ from collections.abc import Iterator, Mapping
 from typing import Final
 
 from grokctl.checks import Check, Status
+from grokctl.diagnosis.inventory import ready_nbytes
 from grokctl.machine.facts import Machine
 from grokctl.model.config import GROK_1
+from grokctl.model.placement import MeshShape
+from grokctl.model.precision import Precision
 from grokctl.model.tensors import tensor_specs
+from grokctl.units import format_bytes
 
 INSTALL: Final = "pip install '.[cuda12]'"
 _PYTHONS: Final = ((3, 11), (3, 13))
 """The oldest and the newest that grokctl runs on."""
 _ENOUGH_FILES: Final = 1024
 _WANTED_FILES: Final = 4096
+_UNLIMITED: Final = "ulimit -v unlimited  # unless an administrator set the limit"
 
 
 def numbers(version: str) -> tuple[int, ...]:
@@ -101,4 +106,15 @@ def open_files(machine: Machine) -> Iterator[Check]:
     yield Check("open files", Status.WARN, detail, raised)
 
 
-CHECKS: Final = (python, versions, libtorrent, open_files)
+def address_space(machine: Machine) -> Iterator[Check]:
+    """Whether weights can be mapped: where a limit is set, it is often that of a login node."""
+    limit = machine.address_space
+    if limit is not None:
+        detail = (
+            f"limited to {format_bytes(limit)}: a run on the CPU maps all weights, "
+            f"{format_bytes(ready_nbytes(Precision.INT8, MeshShape(1, 1)))} at int8"
+        )
+        yield Check("address space", Status.WARN, detail, _UNLIMITED)
+
+
+CHECKS: Final = (python, versions, libtorrent, open_files, address_space)

@@ -6,11 +6,13 @@ from typing import Final
 from grokctl.checks import Check, Status
 from grokctl.diagnosis.software import plugins
 from grokctl.machine.facts import Machine
+from grokctl.model.sizing import SHARE_VARIABLES
 from grokctl.paths import quoted
 from grokctl.units import format_bytes
 
+_JOINED: Final = frozenset({"Slurm", "Open MPI"})
+"""Launchers that tell processes of each other."""
 _PROMPT: Final = "grokctl run -p 'Once upon a time'"
-_SHARES: Final = ("XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION")
 _SPOKEN: Final = frozenset({"http", "socks5", "socks5h"})
 """Kinds of proxy that peers can be reached through."""
 _MOST_TEXT: Final = 60
@@ -18,7 +20,7 @@ _MOST_TEXT: Final = 60
 
 
 def job(machine: Machine) -> Iterator[Check]:
-    """Whether grokctl was started many times for one job: it runs in one process."""
+    """Whether grokctl was started as one process a host: several of a host want the same GPUs."""
     here = machine.surroundings
     if not here.cluster:
         yield Check("job", Status.OK, "started by hand, in one process")
@@ -26,23 +28,28 @@ def job(machine: Machine) -> Iterator[Check]:
     if max(here.processes, here.local_processes) <= 1:
         yield Check("job", Status.OK, f"{here.cluster}, one process")
         return
-    detail = (
-        f"{here.cluster} starts {here.processes} processes, {here.local_processes} of them here: "
-        "each would load the whole model, and JAX may give it one GPU only; one is enough"
-    )
-    count = max(len(machine.nvml.gpus), len(machine.jax.accelerators))
-    yield Check("job", Status.WARN, detail, _alone(here.cluster, count))
+    started = f"{here.cluster} starts {here.processes} processes"
+    if here.cluster in _JOINED and here.local_processes <= 1:
+        detail = f"{started}, one a host: run, score and bench are one run over all of them"
+        yield Check("job", Status.OK, detail)
+        return
+    gpus = max(len(machine.nvml.gpus), len(machine.jax.accelerators))
+    if here.cluster in _JOINED:
+        started += f", {here.local_processes} of them here"
+        detail = f"{started}: they would want the same GPUs, and one a host uses all of them"
+    else:
+        detail = f"{started}: each would load the whole model, unless it is told of the others"
+    yield Check("job", Status.WARN, detail, _one_a_host(here.cluster, gpus))
 
 
-def _alone(cluster: str, gpus: int) -> str:
-    """How to start one process with everything."""
+def _one_a_host(cluster: str, gpus: int) -> str:
+    """How to start one process on every host, with everything that is there."""
     match cluster:
         case "Slurm":
-            return f"srun --ntasks=1{f' --gpus-per-task={gpus}' if gpus else ''} {_PROMPT}"
+            devices = f" --gpus-per-node={gpus}" if gpus else ""
+            return f"srun --ntasks-per-node=1{devices} --kill-on-bad-exit=1 {_PROMPT}"
         case "Open MPI":
-            return f"mpirun -np 1 {_PROMPT}"
-        case "Kubernetes":
-            return "kubectl scale --replicas=1 deployment NAME"
+            return f"mpirun --map-by ppr:1:node --bind-to none {_PROMPT}"
         case _:
             return ""
 
@@ -129,8 +136,7 @@ _JUDGES: Final[Mapping[str, Callable[[str, str, Machine], Check]]] = {
     "JAX_PLATFORM": _platforms,
     "XLA_FLAGS": _compiler,
     "LIBTPU_INIT_ARGS": _compiler,
-    _SHARES[0]: _share,
-    _SHARES[1]: _share,
+    **dict.fromkeys(SHARE_VARIABLES, _share),
     "XLA_PYTHON_CLIENT_PREALLOCATE": _preallocation,
     "NCCL_": _collectives,
     "CUDA_VISIBLE_DEVICES": _visible,

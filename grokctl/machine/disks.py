@@ -99,7 +99,7 @@ def disk(purpose: str, path: Path, *, tries: bool) -> Disk:
     try:
         there = _existing(path)
         usage = shutil.disk_usage(there)
-        kind = file_system(there)
+        kind, device = file_system(there), there.stat().st_dev
         is_read_only = bool(os.statvfs(there).f_flag & os.ST_RDONLY)
     except OSError as error:
         return replace(found, error=_reason(error))
@@ -109,6 +109,7 @@ def disk(purpose: str, path: Path, *, tries: bool) -> Disk:
         free=usage.free,
         file_system=kind,
         is_remote=_REMOTE.fullmatch(kind) is not None,
+        device=device,
     )
     if not there.is_dir():
         return replace(found, error=f"{there} is not a folder")
@@ -227,10 +228,10 @@ def _rate(move: Callable[[int], int], nbytes: int, *, seconds: float) -> tuple[f
 
 def _tried(found: Disk, there: Path, free: int) -> Disk:
     nbytes = min(_LARGEST_TRY, free // _FREE_PARTS) // _SMALLEST_BLOCK * _SMALLEST_BLOCK
-    if not nbytes:
-        return replace(found, error=f"{free:,} bytes are free, too few to try it")
     try:
         with tempfile.TemporaryFile(dir=there, buffering=0) as file:
+            if not nbytes:
+                return replace(found, error=f"{free:,} bytes are free, too few to try it")
             writes, why = write_rate(file, nbytes, seconds=_TRY_S)
             reads = None if writes is None else _read_rate(file, nbytes, seconds=_TRY_S)
     except OSError as error:

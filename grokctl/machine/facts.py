@@ -118,6 +118,8 @@ class Disk:
     """Type, as Linux calls it; empty where that cannot be known."""
     is_remote: bool = False
     """Reached over a network, or through FUSE."""
+    device: int | None = None
+    """Number of the device, which all folders on it share."""
     is_writable: bool = False
     write_rate: float | None = None
     """Bytes a second, synced; None where it was not tried."""
@@ -184,6 +186,8 @@ class Machine:
     """How many files this process may have open (soft limit)."""
     open_files_most: int
     """How many it could allow itself (hard limit)."""
+    address_space: int | None = None
+    """Bytes that this process may map; None without a limit."""
 
     @property
     def accelerators(self) -> tuple[Accelerator, ...]:

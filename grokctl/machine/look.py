@@ -61,6 +61,7 @@ def look(
     observe(Finished(stage=Stage.LOOK))
 
     soft, hard = (_limit(number) for number in resource.getrlimit(resource.RLIMIT_NOFILE))
+    space, _ = resource.getrlimit(resource.RLIMIT_AS)
     return Machine(
         nvml=nvml,
         jax=jax,
@@ -72,6 +73,7 @@ def look(
         network=net,
         open_files=soft,
         open_files_most=hard,
+        address_space=None if space == resource.RLIM_INFINITY else space,
     )
 
 

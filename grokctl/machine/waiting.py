@@ -27,7 +27,12 @@ class Waiting(Generic[_Answer]):
         self._answers: list[_Answer] = []
         self._errors: list[BaseException] = []
         self._thread = threading.Thread(target=self._run, args=(ask,), daemon=True)
-        self._thread.start()
+        self._has_thread = True
+        try:
+            self._thread.start()
+        except RuntimeError:  # no more threads are allowed: whoever asks has to wait
+            self._has_thread = False
+            self._run(ask)
 
     def _run(self, ask: Callable[[], _Answer]) -> None:
         try:
@@ -37,7 +42,8 @@ class Waiting(Generic[_Answer]):
 
     def wait(self, seconds: float) -> None:
         """Give it some time before something else is begun."""
-        self._thread.join(max(0.0, min(seconds, self._deadline - time.monotonic())))
+        if self._has_thread:
+            self._thread.join(max(0.0, min(seconds, self._deadline - time.monotonic())))
 
     def answer(self) -> _Answer:
         """What came back, waited for until its time is over."""

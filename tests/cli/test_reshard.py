@@ -92,7 +92,11 @@ def test_two_reshards_into_one_folder_do_not_mix(process, large, whole, tmp_path
 
     with process.start(*arguments) as first:
         process.await_that(lambda: size_of(tmp_path) > 50e6)
-        second = process.run(*arguments)
+        first.send_signal(signal.SIGSTOP)  # or it may be ready before the second begins
+        try:
+            second = process.run(*arguments)
+        finally:
+            first.send_signal(signal.SIGCONT)
         first.communicate(timeout=60)
 
     assert first.returncode == 0

@@ -20,7 +20,7 @@ from grokctl.checkpoint.logical import ReleaseSource
 from grokctl.checkpoint.ready import open_ready
 from grokctl.errors import CorruptCheckpointError, ExitCode, HardwareError, Reason
 from grokctl.events import Advanced, Finished, Noted, Stage, Started, ignore
-from grokctl.hardware import check_room, find_devices
+from grokctl.hardware import accelerators, check_room, find_devices
 from grokctl.loading import Loader
 from grokctl.model.placement import MeshShape
 from grokctl.model.precision import Precision
@@ -257,8 +257,11 @@ def test_fewer_bits_are_named_where_no_mesh_is_large_enough():
 def test_a_gpu_of_which_jax_takes_too_little_is_said_to(monkeypatch):
     eight = [Device(36 * GB)] * 8  # of 48
 
+    assert refusal(*eight, needed=needs(40)).hint == "--devices 16"
+    monkeypatch.setenv("XLA_CLIENT_MEM_FRACTION", "0.75")
     assert refusal(*eight, needed=needs(40)).hint == "XLA_CLIENT_MEM_FRACTION=0.92 grokctl run …"
     assert refusal(*eight, needed=needs(46)).hint == "--devices 16"
+    monkeypatch.delenv("XLA_CLIENT_MEM_FRACTION")
     monkeypatch.setenv("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.75")
     assert refusal(*eight, needed=needs(40)).hint == (
         "XLA_PYTHON_CLIENT_MEM_FRACTION=0.92 grokctl run …"  # JAX refuses both at a time
@@ -270,15 +273,24 @@ def test_a_gpu_of_which_jax_takes_too_little_is_said_to(monkeypatch):
 @pytest.mark.parametrize("name", ["XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION"])
 @pytest.mark.usefixtures("without_share")
 def test_jax_takes_the_share_of_a_gpu_that_is_counted_on_or_what_it_was_told(monkeypatch, name):
-    def options():
-        find_devices(1)
-        return jaxlib.xla_client.generate_pjrt_gpu_plugin_options()
+    shares = []
 
-    monkeypatch.setenv("XLA_CLIENT_MEM_FRACTION", "")  # as if it were not set, and restored after
-    assert options()["memory_fraction"] == MEMORY_SHARE
-    monkeypatch.delenv("XLA_CLIENT_MEM_FRACTION")
+    def starting(*arguments):
+        options = jaxlib.xla_client.generate_pjrt_gpu_plugin_options()
+        shares.extend([] if arguments else [options["memory_fraction"]])
+        return start(*arguments)
+
+    start = jax.devices
+    monkeypatch.setattr(jax, "devices", starting)
+
+    find_devices(1)
+    accelerators()
+    assert set(shares) == {MEMORY_SHARE}
+    assert "XLA_CLIENT_MEM_FRACTION" not in os.environ  # nothing that we start inherits it
+    shares.clear()
     monkeypatch.setenv(name, "0.5")
-    assert options()["memory_fraction"] == 0.5
+    find_devices(1)
+    assert set(shares) == {0.5}
 
 
 def virtual_memory(available):

@@ -422,6 +422,12 @@ def test_a_disk_that_is_full_is_not_tried(tmp_path):
     assert found.write_rate is None
 
 
+def test_where_no_file_can_be_made_nothing_can_be_written():
+    found = disk("home", Path("/proc/grokctl"), tries=True)
+
+    assert (found.is_writable, found.write_rate) == (False, None)
+
+
 def test_a_disk_without_room_for_names_cannot_be_written_to(tmp_path):
     with tmpfs(tmp_path / "disk", "size=1G,nr_inodes=2") as full:
         (full / "last").touch()

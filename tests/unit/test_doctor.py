@@ -9,7 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from grokctl.checkpoint.storage import released_storage, storage_in
 from grokctl.checks import Status
+from grokctl.choosing import Asked, Candidate, choose
 from grokctl.diagnosis.inventory import (
     Inventory,
     KeptReady,
@@ -18,7 +20,7 @@ from grokctl.diagnosis.inventory import (
     release_nbytes,
 )
 from grokctl.doctor import Ability, Diagnosis, Question, doctor
-from grokctl.errors import PlacementError, UsageError
+from grokctl.errors import HardwareError, PlacementError, UsageError
 from grokctl.machine.facts import (
     Accelerator,
     Cpu,
@@ -35,6 +37,7 @@ from grokctl.machine.facts import (
 from grokctl.model.config import GROK_1
 from grokctl.model.placement import MeshShape
 from grokctl.model.precision import KvType, Precision
+from grokctl.plans import MESHES, PRECISIONS, hardware_for
 from grokctl.units import format_bytes
 
 GB = 10**9
@@ -132,13 +135,15 @@ def on_disk(**changes) -> Machine:
     return server(disks=(replace(DISK, **changes),))
 
 
-def told(machine: Machine = EIGHT, cluster="", processes=1, **variables) -> Machine:
+def told(
+    machine: Machine = EIGHT, cluster="", processes=1, local_processes=None, **variables
+) -> Machine:
     return replace(
         machine,
         surroundings=Surroundings(
             cluster=cluster,
             processes=processes,
-            local_processes=processes,
+            local_processes=processes if local_processes is None else local_processes,
             variables=variables,
         ),
     )
@@ -320,6 +325,28 @@ SITUATIONS = [
         id="jax-told-nonsense",
     ),
     pytest.param(
+        told(
+            server(jax=JaxReport(found=Found.FAILED, error="no JAX flag jax_num_cpu_devices")),
+            JAX_NUM_CPU_DEVICES="x",
+        ),
+        "JAX",
+        "fail",
+        "no JAX flag jax_num_cpu_devices",
+        "unset JAX_NUM_CPU_DEVICES",
+        id="jax-told-nonsense-in-small-letters",
+    ),
+    pytest.param(
+        told(
+            server(jax=JaxReport(found=Found.SILENT, seconds=20)),
+            JAX_NUM_CPU_DEVICES="100000",
+        ),
+        "JAX",
+        "fail",
+        "did not answer in 20 s",
+        "unset JAX_NUM_CPU_DEVICES",
+        id="jax-told-to-make-too-many",
+    ),
+    pytest.param(
         server(jax=JaxReport(found=Found.ABSENT)),
         "JAX",
         "fail",
@@ -433,6 +460,14 @@ SITUATIONS = [
         "up to 256",
         "sudo prlimit --pid $$ --nofile=4096",
         id="open-files-that-cannot-be-raised",
+    ),
+    pytest.param(
+        server(address_space=8 * GB),
+        "address space",
+        "warn",
+        "limited to 8.0 GB: a run on the CPU maps all weights, 318.2 GB at int8",
+        "ulimit -v unlimited  # unless an administrator set the limit",
+        id="a-login-node-that-limits-address-space",
     ),
     pytest.param(
         laptop(),
@@ -595,7 +630,7 @@ SITUATIONS = [
         "job",
         "warn",
         "Slurm starts 8 processes",
-        "srun --ntasks=1 --gpus-per-task=8 grokctl run",
+        "srun --ntasks-per-node=1 --gpus-per-node=8 --kill-on-bad-exit=1 grokctl run",
         id="slurm",
     ),
     pytest.param(
@@ -603,18 +638,18 @@ SITUATIONS = [
         "job",
         "warn",
         "Open MPI starts 4 processes",
-        "mpirun -np 1 grokctl run",
+        "mpirun --map-by ppr:1:node --bind-to none grokctl run",
         id="open-mpi",
     ),
-    pytest.param(
-        told(cluster="Kubernetes", processes=2),
-        "job",
-        "warn",
-        "Kubernetes starts 2",
-        "kubectl scale --replicas=1",
-        id="kubernetes",
-    ),
     pytest.param(told(cluster="Slurm"), "job", "ok", "one process", "", id="one-task"),
+    pytest.param(
+        told(cluster="Slurm", processes=2, local_processes=1),
+        "job",
+        "ok",
+        "Slurm starts 2 processes, one a host",
+        "",
+        id="one-task-on-each-of-two-hosts",
+    ),
     pytest.param(told(cluster="Cloud TPU", processes=4), "job", "warn", "Cloud TPU", "", id="pod"),
     pytest.param(
         told(XLA_FLAGS="--xla_gpu_autotune_level=0"),
@@ -1031,6 +1066,48 @@ def test_damaged_checkpoints_are_named_with_the_line_that_looks_at_them():
     assert ability(found, "download").status is Status.OK
 
 
+def test_a_ready_checkpoint_that_takes_no_text_is_said_so():
+    root = HOME / "ready" / "a b"
+    mute = KeptReady(
+        name="a b",
+        root=root,
+        is_grok_1=True,
+        precision=Precision.INT8,
+        mesh=MeshShape(1, 8),
+        nbytes=1,
+        is_whole=True,
+        has_tokenizer=False,
+    )
+
+    found = doctor(EIGHT, Inventory(home=HOME, ready=(mute,)), question=HERE)
+
+    made = check(found, "tokenizer")
+    assert (made.status, made.fix) == (
+        Status.WARN,
+        "cp tokenizer.model '/data/grokctl/ready/a b'",
+    )
+
+
+def test_what_is_compressed_cannot_be_read_again_and_again():
+    packed = KeptReady(
+        name="packed",
+        root=HOME / "ready" / "packed",
+        is_grok_1=True,
+        precision=Precision.INT8,
+        mesh=MeshShape(1, 1),
+        nbytes=1,
+        is_whole=True,
+        is_mapped=False,
+    )
+    small = laptop(disks=(DISK,))
+
+    found = doctor(small, Inventory(home=HOME, ready=(packed,)), question=HERE)
+    plain = Inventory(home=HOME, ready=(replace(packed, is_mapped=True),))
+
+    assert ability(found, "reshard").status is Status.OK
+    assert ability(doctor(small, plain, question=HERE), "reshard").status is Status.SKIP
+
+
 def test_commands_name_a_home_that_is_not_the_default():
     there = Path("/big disk")
 
@@ -1086,6 +1163,87 @@ def test_hardware_that_holds_nothing_is_not_ok():
     assert run.status is Status.FAIL
     assert "takes" in run.detail
     assert re.search("are there; (8|16) of them hold int[48]", run.detail)
+
+
+def test_a_context_that_only_a_small_memory_asks_for_is_said():
+    machine = laptop(memory=Memory(total=2 * GB, available=GB, limit=None, shm=0))
+
+    found = doctor(machine, EMPTY, question=HERE)
+
+    assert found.best is not None
+    assert found.best.context < GROK_1.sequence_len
+    assert f"context {found.best.context:,}" in ability(found, "run").detail
+
+
+def test_of_gpus_that_were_chosen_already_those_of_one_kind_keep_their_numbers():
+    mixed = told(box(H100, RTX_4090, H100), CUDA_VISIBLE_DEVICES="4,5,7")
+
+    assert check(doctor(mixed, EMPTY, question=HERE), "one kind").fix == (
+        "export CUDA_VISIBLE_DEVICES=4,7"
+    )
+
+
+def test_a_processor_without_room_for_anything_is_told_what_it_needs_beside_the_weights():
+    machine = laptop(memory=Memory(total=GB, available=GB // 2, limit=None, shm=0))
+
+    found = doctor(machine, EMPTY, question=HERE)
+
+    plan = found.plans[0]
+    assert plan.is_paged
+    assert not plan.fits
+    beside = format_bytes(plan.needs.cache + plan.needs.workspace)
+    assert f"takes {beside} even where weights stay on the disk" in ability(found, "run").detail
+
+
+def every_cut(platform: str) -> list[Candidate]:
+    """Grok-1 as it can be cut, a candidate for each mesh and precision."""
+    own = released_storage(GROK_1)
+    return [
+        Candidate(
+            name=f"{precision}-{mesh}",
+            storage=storage_in(own, precision, mesh),
+            mesh=mesh,
+            is_mapped=True,
+        )
+        for precision, mesh in product(PRECISIONS, MESHES[:1] if platform == "cpu" else MESHES)
+    ]
+
+
+@pytest.mark.parametrize("asked", [{}, {"batch": 8, "context": 1024, "kv": KvType.INT8}], ids=str)
+@pytest.mark.parametrize(
+    "named",
+    [
+        {"devices": 8, "memory": 80 * GB},
+        {"devices": 4, "memory": 141 * GB},
+        {"devices": 4, "memory": 80 * GB},
+        {"devices": 16, "memory": 40 * GB},
+        {"devices": 16, "memory": 24 * GB},
+        {"devices": 8, "memory": 48 * GB},
+        {"devices": 1, "memory": 80 * GB},
+        {"devices": 2, "memory": 192 * GB},
+        {"devices": 8, "accelerator": "rtx-4090"},
+        {"devices": 16, "accelerator": "tpu-v5e"},
+        {"memory": 512 * GB, "accelerator": "cpu"},
+        {"memory": 200 * GB, "accelerator": "cpu"},
+        {"memory": 24 * GB, "accelerator": "cpu"},
+        {"memory": GB, "accelerator": "cpu"},
+    ],
+    ids=str,
+)
+def test_what_doctor_would_run_is_what_run_chooses(named, asked):
+    best = doctor(None, question=Question(**named, **asked)).best
+
+    hardware = hardware_for(**named)
+    wanted = Asked(
+        context=asked.get("context"),
+        streams=asked.get("batch", 1),
+        kv=asked.get("kv", KvType.COMPUTE),
+    )
+    try:
+        chosen = choose(hardware, every_cut(hardware.platform), wanted).plan
+    except HardwareError:
+        chosen = None
+    assert best == chosen
 
 
 def test_a_context_that_is_asked_for_is_in_the_command():

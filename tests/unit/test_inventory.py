@@ -148,6 +148,16 @@ def test_a_ready_checkpoint_is_known_by_its_manifest(home):
     assert kept.nbytes == ready_nbytes(Precision.INT8, MESH)
 
 
+def test_a_ready_checkpoint_may_have_a_tokenizer_or_none(home):
+    cut(home.ready / "mute")
+    (cut(home.ready / "whole") / "tokenizer.model").touch()
+
+    assert {kept.name: kept.has_tokenizer for kept in take_stock(home).ready_grok_1} == {
+        "mute": False,
+        "whole": True,
+    }
+
+
 def test_a_ready_checkpoint_without_a_file_is_damaged(home):
     root = cut(home.ready / "grok-1-int8-8")
     (root / "device-03-of-08.safetensors").unlink()
@@ -213,6 +223,16 @@ def test_a_folder_that_cannot_be_looked_at_is_said_so(tmp_path):
     found = take_stock(Home(tmp_path / ("x" * 300)))
 
     assert "File name too long" in found.error
+    assert found.releases == found.ready == ()
+
+
+def test_a_home_that_takes_too_long_is_said_so(home):
+    for number in range(20):
+        (home.releases / f"{number}" / "ckpt-0").mkdir(parents=True)
+
+    found = take_stock(home, timeout_s=0)
+
+    assert found.error == f"{home.root}: was not looked through in 0 s"
     assert found.releases == found.ready == ()
 
 

@@ -371,6 +371,20 @@ def test_nobody_waits_longer_than_allowed_and_errors_come_back():
     blocked.set()
 
 
+def test_where_no_thread_can_be_had_questions_are_answered_all_the_same():
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    usual = threading.stack_size(2**28)  # none of the stacks that ended threads left is as large
+    resource.setrlimit(resource.RLIMIT_AS, (used + 2**25, hard))
+    try:
+        asked = Waiting(lambda: 7, timeout_s=5, otherwise=0)
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+        threading.stack_size(usual)
+
+    assert asked.answer() == 7
+
+
 @pytest.mark.parametrize(
     "kind", ["nfs", "nfs4", "cifs", "9p", "ceph", "fuse", "fuseblk", "fuse.sshfs", "lustre", "gpfs"]
 )

@@ -1,6 +1,7 @@
 import errno
 import fcntl
 import os
+import pwd
 import shlex
 import stat
 from pathlib import Path
@@ -253,6 +254,21 @@ def test_home_is_the_environments_or_the_platforms(monkeypatch, tmp_path):
 
     monkeypatch.delenv("GROKCTL_HOME")
     assert default_home() == tmp_path / "data" / "grokctl"
+
+
+def test_a_user_without_a_home_is_told_to_name_one(monkeypatch):
+    for name in ("GROKCTL_HOME", "XDG_DATA_HOME", "HOME"):
+        monkeypatch.delenv(name, raising=False)
+
+    def unknown(number):
+        raise KeyError(number)
+
+    monkeypatch.setattr(pwd, "getpwuid", unknown)  # as of a container's user
+
+    with pytest.raises(UsageError, match="this user has none") as caught:
+        default_home()
+
+    assert caught.value.hint == "export GROKCTL_HOME=/a/folder"
 
 
 def test_everything_of_home_lies_in_home(home):

@@ -179,6 +179,8 @@ def test_addresses_and_the_host_go(text, expected):
         ("no_proxy", "git.acme.example,10.0.0.0/8", GONE),
         ("HTTPS_PROXY", "http://u:p@proxy.acme.example:80", "http://[redacted]@[host]:80"),
         ("SLURM_JOB_NODELIST", "gpu[01-04],gpu09", GONE),
+        ("NCCL_COMM_ID", "login2.acme:1234", GONE),
+        ("NCCL_HOSTID", "login2", GONE),
         ("JAX_COORDINATOR_ADDRESS", "head:1234", GONE),
         ("XLA_FLAGS", "--xla_gpu_x=true --xla_y=2", "--xla_gpu_x=true --xla_y=2"),
         ("CUDA_VISIBLE_DEVICES", "0,1", "0,1"),

@@ -331,6 +331,19 @@ def test_a_full_report_holds_everything_and_nothing_private(capsys):
     assert re.search("EMPTY +empty", text)
 
 
+def test_a_check_of_a_variable_is_as_private_as_the_variable():
+    checks = (
+        Check("NCCL_COMM_ID", Status.OK, "login2.acme:1234"),
+        Check("NCCL_DEBUG", Status.OK, "INFO"),
+        Check("JAX", Status.OK, "starts in 0.6 s"),
+    )
+    found = diagnosis(groups=(Group("surroundings", checks),))
+
+    (group,) = report.redacted(found, ALICE).groups
+
+    assert [made.detail for made in group.checks] == ["[redacted]", "INFO", "starts in 0.6 s"]
+
+
 def test_what_is_not_known_of_a_machine_is_called_unknown(capsys):
     silent = replace(
         MACHINE,
