@@ -325,6 +325,7 @@ def test_rank_0_alone_talks_and_each_host_has_only_its_own_files(by_hand, parts,
         assert verdict.hashed == sum((part.root / file.name).stat().st_size for file in part.files)
 
 
+@pytest.mark.slow
 def test_many_prompts_from_stdin_of_rank_0_are_answered_under_mpirun(mpirun, ready):
     root = ready[MESHES[0]].root
     prompts = [[3 + number] for number in range(3)]
@@ -521,6 +522,7 @@ def test_a_rank_that_is_killed_while_decoding_ends_the_other_and_is_named(by_han
     assert other.error.startswith(f"rank {victim} was lost")
 
 
+@pytest.mark.slow
 def test_a_rank_that_stops_answering_ends_the_other_and_is_named(by_hand, ready):
     first, second = start_decoding(by_hand, ready)
 
@@ -630,6 +632,7 @@ def test_ranks_with_different_checkpoints_say_what_differs(by_hand, parts, tmp_p
         assert re.fullmatch(said, rank.error)
 
 
+@pytest.mark.slow
 def test_hosts_with_each_others_files_are_told_which_they_need(by_hand, parts):
     first, second = (
         by_hand(rank, "run", "--token-ids", 1, GROKCTL_HOME=str(parts[1 - rank]))
@@ -658,6 +661,7 @@ def test_what_is_wrong_on_one_host_is_said_on_all(by_hand, parts, tmp_path):
     assert json.loads(first.stdout)["error"] == first.error
 
 
+@pytest.mark.slow
 def test_usage_errors_of_rank_0_end_the_others_too(by_hand, ready):
     arguments = ("run", ready["model=16"].root)
 

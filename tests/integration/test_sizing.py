@@ -130,14 +130,18 @@ def held_by(programs: list[Reported], config: GrokConfig) -> int:
     "case",
     [
         pytest.param(Case(mesh=MeshShape(1, 1)), id="model=1"),
-        pytest.param(Case(mesh=MeshShape(1, 4)), id="model=4"),
+        pytest.param(Case(mesh=MeshShape(1, 4)), id="model=4", marks=pytest.mark.slow),
         pytest.param(Case(mesh=EIGHT), id="model=8"),
-        pytest.param(Case(mesh=MeshShape(1, 16)), id="model=16"),
+        pytest.param(Case(mesh=MeshShape(1, 16)), id="model=16", marks=pytest.mark.slow),
         pytest.param(Case(mesh=MeshShape(2, 4)), id="expert=2,model=4"),
         pytest.param(Case(mesh=EIGHT, precision=Precision.INT4), id="int4"),
         pytest.param(Case(mesh=EIGHT, precision=Precision.BFLOAT16), id="bf16"),
         pytest.param(Case(mesh=MeshShape(1, 4), precision=Precision.FLOAT32), id="float32"),
-        pytest.param(Case(mesh=EIGHT, compute=Compute.FLOAT32, streams=12), id="12 streams"),
+        pytest.param(
+            Case(mesh=EIGHT, compute=Compute.FLOAT32, streams=12),
+            id="12 streams",
+            marks=pytest.mark.slow,
+        ),
         pytest.param(Case(mesh=EIGHT, kv=KvType.INT8, streams=5), id="5 streams, cache in int8"),
         pytest.param(Case(mesh=MeshShape(1, 1), context=40, streams=20), id="20 short streams"),
     ],
@@ -151,7 +155,14 @@ def test_a_device_takes_what_xla_reports(case):
     assert 0.98 * workspace <= needed.workspace <= 1.25 * workspace
 
 
-@pytest.mark.parametrize("mesh", [EIGHT, MeshShape(1, 4), MeshShape(2, 8)], ids=str)
+@pytest.mark.parametrize(
+    "mesh",
+    [
+        pytest.param(EIGHT, id="model=8"),
+        pytest.param(MeshShape(1, 4), id="model=4", marks=pytest.mark.slow),
+        pytest.param(MeshShape(2, 8), id="expert=2,model=8"),
+    ],
+)
 def test_so_does_a_layer_of_grok_1_at_its_full_width(mesh):
     case = Case(config=ONE_LAYER, mesh=mesh, context=8192, streams=16)
 
@@ -164,7 +175,13 @@ def test_so_does_a_layer_of_grok_1_at_its_full_width(mesh):
 
 
 @pytest.mark.parametrize("shape", [(1, 1, False), (16, 1, False), (1, 512, False)], ids=str)
-@pytest.mark.parametrize("precision", [Precision.INT8, Precision.INT4], ids=str)
+@pytest.mark.parametrize(
+    "precision",
+    [
+        pytest.param(Precision.INT8, id="int8"),
+        pytest.param(Precision.INT4, id="int4", marks=pytest.mark.slow),
+    ],
+)
 def test_no_smaller_step_of_it_takes_more(shape, precision):
     case = Case(config=ONE_LAYER, precision=precision, context=8192, streams=16)
 
