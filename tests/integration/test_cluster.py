@@ -362,7 +362,7 @@ def test_many_prompts_from_stdin_of_rank_0_are_answered_under_mpirun(mpirun, rea
     }
 
 
-def test_a_release_is_scored_and_measured_over_the_usual_mesh(by_hand, release, alone, tmp_path):
+def test_a_release_is_scored_over_the_usual_mesh(by_hand, release, alone, tmp_path):
     logits = tmp_path / "logits.npy"
     ids = ",".join(map(str, PROMPT))
     scoring = ("score", release.root, "--token-ids", ids, "--compute", "float32")
@@ -376,6 +376,20 @@ def test_a_release_is_scored_and_measured_over_the_usual_mesh(by_hand, release, 
     assert np.abs(np.load(logits) - alone["model=1"].logits).max() <= FLOAT32_BOUND
     assert MESHES[0] in first.stderr
     assert "rank 1: " in second.stderr
+    assert second.stdout == ""
+
+
+@pytest.mark.slow
+def test_bench_measures_both_and_rank_0_says_it(by_hand, ready):
+    measuring = ("bench", ready[MESHES[0]].root, "--prompt-tokens", 4, "--batch", 2, "-n", 3)
+    measuring = (*measuring, "--context", 32, "--json")
+
+    first, second = (rank.wait() for rank in [by_hand(rank, *measuring) for rank in range(2)])
+
+    assert (first.code, second.code) == (0, 0), first.stderr
+    (row,) = json.loads(first.stdout)["rows"]
+    assert row["batch"] == 2
+    assert row["decode_tokens_per_s"] > 0
     assert second.stdout == ""
 
 
