@@ -65,8 +65,7 @@ class _Option:
         """Smaller is better: from what hurts most to what is a matter of taste."""
         plan = self.plan
         return (
-            plan.is_paged,
-            not plan.is_paged and plan.precision is Precision.INT4,
+            *plan.drawbacks,
             -plan.context,
             _is_cut_again(self.candidate, plan),
             self.step_s,
@@ -270,7 +269,7 @@ def _hint(
         )
         if plan.fits
     ]
-    possible.sort(key=lambda plan: (plan.is_paged, plan.precision is Precision.INT4))
+    possible.sort(key=lambda plan: plan.drawbacks)
     if possible:
         precision = possible[0].precision
         command = f"grokctl reshard {_mesh_flag(possible[0])}"

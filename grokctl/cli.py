@@ -68,6 +68,7 @@ if TYPE_CHECKING:
     from grokctl.cluster import Cluster
     from grokctl.console import Console
     from grokctl.fetch import Fetched
+    from grokctl.opening import Wanted
     from grokctl.sources import FetchOptions
     from grokctl.verify import Verdict
 
@@ -222,6 +223,16 @@ def _cluster(
         console.step_back(f"rank {launch.rank}", verbose=verbose)
     with joined(launch, bound_s=timeout_s, report=console.failure, verbose=verbose) as cluster:
         yield cluster
+
+
+def _followed(console: "Console", home: Home, wanted: "Wanted", cluster: "Cluster | None") -> bool:
+    """Do what rank 0 does, unless this is rank 0 or alone; whether that was so."""
+    if cluster is None or not cluster.rank:
+        return False
+    from grokctl.running import follow
+
+    follow(console, home, wanted, cluster)
+    return True
 
 
 def _refused(error: OSError) -> GrokctlError:
@@ -704,10 +715,7 @@ def run(
 
         wanted = Wanted(checkpoint, devices, mesh, compute=compute, kv=kv, context=context)
         where = _home(home)
-        if cluster is not None and cluster.rank:
-            from grokctl.running import follow
-
-            follow(console, where, wanted, cluster)
+        if _followed(console, where, wanted, cluster):
             return
         check_prompts(
             prompt=prompt, prompt_file=prompt_file, token_ids=token_ids, prompts_file=prompts_file
@@ -786,10 +794,7 @@ def score(
         from grokctl.opening import Wanted, open_job
 
         wanted = Wanted(checkpoint, devices, mesh, compute=compute, kv=kv, context=context)
-        if cluster is not None and cluster.rank:
-            from grokctl.running import follow
-
-            follow(console, _home(home), wanted, cluster)
+        if _followed(console, _home(home), wanted, cluster):
             return
         if (text is None) == (token_ids is None):
             raise UsageError("score takes either --text or --token-ids", "--text essay.txt")
@@ -873,10 +878,7 @@ def bench(
             context=context,
             streams=max(batches),
         )
-        if cluster is not None and cluster.rank:
-            from grokctl.running import follow
-
-            follow(console, _home(home), wanted, cluster)
+        if _followed(console, _home(home), wanted, cluster):
             return
         with console.observing() as observe:
             job = open_job(console, _home(home), wanted, observe, cluster=cluster)

@@ -216,8 +216,7 @@ def _best(found: Sequence[Plan], question: Question, inventory: Inventory | None
     def rank(plan: Plan) -> tuple[object, ...]:
         pace = 0.0 if plan.tokens_per_s is None or is_fewest else -plan.tokens_per_s
         return (
-            plan.is_paged,
-            not plan.is_paged and plan.precision is Precision.INT4,
+            *plan.drawbacks,
             bool(kept) and (plan.precision, plan.mesh) not in cuts,
             plan.mesh.size if is_fewest else pace,
             -plan.mesh.size,

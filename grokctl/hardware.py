@@ -18,7 +18,7 @@ import psutil
 from grokctl.errors import HardwareError
 from grokctl.events import Noted, Observer, ignore
 from grokctl.machine.facts import Accelerator
-from grokctl.machine.host import bandwidth
+from grokctl.machine.host import bandwidth, cpu
 from grokctl.machine.memory import memory
 from grokctl.model.placement import MESH_SIZES
 from grokctl.model.precision import Precision
@@ -333,10 +333,7 @@ def _share_variable() -> str:
 
 def has_fast_bfloat16() -> bool:
     """Whether this CPU has a matrix unit for bfloat16 (AMX): three times as fast as in float32."""
-    try:
-        return "amx_bf16" in Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return False
+    return cpu().has_fast_bfloat16
 
 
 def memory_bandwidth(devices: list[jax.Device]) -> float:

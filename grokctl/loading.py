@@ -18,7 +18,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from numpy.typing import NDArray
 
-from grokctl.checkpoint.layout import Share, bytes_per_token, shares
+from grokctl.checkpoint.layout import Share, shares
 from grokctl.checkpoint.logical import LogicalTensor, Slices, TensorSource, extent
 from grokctl.checkpoint.pickles import BFLOAT16
 from grokctl.checkpoint.ready import ReadyCheckpoint
@@ -87,7 +87,7 @@ class Loader:
         self.local_nbytes = sum(held[number].nbytes for number in self.local)
         """Bytes for the devices of this process."""
         self.expert_nbytes = sum(share.experts for share in held)
-        self.bytes_per_token = sum(bytes_per_token(source.storage, mesh))
+        self.bytes_per_token = sum(share.read for share in held)
         """Weights that decoding one token reads, on all devices together."""
 
     @property

@@ -5,7 +5,7 @@ from dataclasses import KW_ONLY, dataclass, replace
 from pathlib import Path
 
 from grokctl import hardware, render
-from grokctl.arguments import read_mesh, read_token_ids
+from grokctl.arguments import read_kv, read_mesh, read_token_ids
 from grokctl.checkpoint.logical import ReleaseSource, TensorSource, digest_of_small
 from grokctl.checkpoint.ready import ReadyCheckpoint, open_ready, read_manifest
 from grokctl.checkpoint.receipt import proof_of
@@ -19,7 +19,7 @@ from grokctl.infer import Engine, EngineOptions, RunPlan, plan, start
 from grokctl.machine.memory import memory
 from grokctl.model.config import GrokConfig
 from grokctl.model.placement import MESH_SIZES, MeshShape
-from grokctl.model.precision import Compute, KvType
+from grokctl.model.precision import Compute
 from grokctl.paths import TOKENIZER, Home, kind_of
 from grokctl.plans import Hardware, accelerated
 
@@ -163,9 +163,7 @@ def _open_job(
     """The same for one of some processes."""
     if wanted.compute is not None and wanted.compute not in set(Compute):
         raise UsageError(f"compute type {wanted.compute!r} is neither bfloat16 nor float32")
-    if wanted.kv not in set(KvType):
-        raise UsageError(f"type of the cache {wanted.kv!r} is neither compute nor int8")
-    mesh = read_mesh(wanted.devices, wanted.mesh)
+    kv, mesh = read_kv(wanted.kv), read_mesh(wanted.devices, wanted.mesh)
     if mesh is not None and mesh.size % processes:
         raise PlacementError(
             f"mesh {mesh} has {mesh.size} devices, which {processes} processes cannot share",
@@ -177,7 +175,7 @@ def _open_job(
         compute=None if wanted.compute is None else Compute(wanted.compute),
         context=wanted.context,
         streams=wanted.streams,
-        kv=KvType(wanted.kv),
+        kv=kv,
     )
     _check(found[0], asked)
     one, choice = _settle(console, found, asked, processes=processes)

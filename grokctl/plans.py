@@ -93,6 +93,15 @@ class Plan:
         return max(0, needed - self.memory)
 
     @property
+    def drawbacks(self) -> tuple[bool, bool]:
+        """What decides first between plans that fit, smaller being better.
+
+        Weights that come from the disk for every token; and of those in memory, int4: from the
+        disk, half the bytes are half the wait.
+        """
+        return self.is_paged, not self.is_paged and self.precision is Precision.INT4
+
+    @property
     def fits(self) -> bool:
         """Whether it runs."""
         return self.is_possible and self.missing == 0

@@ -17,7 +17,7 @@ from grokctl.checkpoint.receipt import write_source
 from grokctl.checks import Check, Status
 from grokctl.destination import BEGUN, LOCK, RESUME, Job, bare_torrent, refused
 from grokctl.errors import DiskFullError, FetchError
-from grokctl.machine.disks import file_system
+from grokctl.machine.disks import existing, file_limit, file_system
 from grokctl.machine.network import find_certificates
 from grokctl.paths import PRIVATE, TORRENT, quoted, write_atomically
 from grokctl.sources import FetchOptions, mirror
@@ -26,8 +26,6 @@ _NAMES_S: Final = 3.0
 """Seconds that the addresses of all trackers may take."""
 _OWN_FILES: Final = 8
 """Names beside the release's: folders, the torrent, resume data, what is being written."""
-_SMALL_FILES: Final = 2**32
-"""Bytes that a file may not reach on file systems that count them in 32 bits."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -181,7 +179,8 @@ def _largest_file(there: Path) -> tuple[int | None, str]:
         kind = file_system(there)
     except OSError:
         return None, ""
-    return (_SMALL_FILES - 1, kind) if kind in {"vfat", "msdos"} else (None, "")
+    limit = file_limit(kind)
+    return (None, "") if limit is None else (limit - 1, kind)
 
 
 def _network_checks(job: Job, options: FetchOptions) -> list[Check]:
@@ -248,7 +247,7 @@ def _allocated(path: Path) -> int:
 
 def _existing(root: Path) -> Path:
     try:
-        return next(path for path in (root, *root.parents) if path.exists())
+        return existing(root)
     except OSError as error:
         raise refused(root, error) from error
 

@@ -15,7 +15,6 @@ from grokctl.doctor import Diagnosis, Group
 from grokctl.errors import HardwareError
 from grokctl.machine.facts import Accelerator, Disk, Found, Machine, Memory
 from grokctl.model.placement import MeshShape
-from grokctl.model.precision import Precision
 from grokctl.plans import Hardware, Plan, examples
 from grokctl.redaction import Redaction
 from grokctl.units import format_bytes, format_number, format_rate, format_seconds
@@ -203,8 +202,7 @@ def _plans(console: Console, found: Diagnosis) -> None:
 
 def _rank(plan: Plan) -> tuple[object, ...]:
     """Smaller is better; where nothing fits, what misses least."""
-    is_rough = plan.precision is Precision.INT4
-    return plan.missing, plan.is_paged, is_rough, -(plan.tokens_per_s or 0), plan.mesh.size
+    return plan.missing, *plan.drawbacks, -(plan.tokens_per_s or 0), plan.mesh.size
 
 
 def _matrix(console: Console, hardware: Hardware, plans: Sequence[Plan]) -> None:

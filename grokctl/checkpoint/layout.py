@@ -128,6 +128,10 @@ class Share:
     nbytes: int
     experts: int
     """Of those, of experts."""
+    read: int
+    """For one token of one stream: everything, the embedding being the head too, but of experts
+    only as many as a token chooses. Where devices share out the experts, this is the average, so
+    that the sum is right; a token whose experts all lie on one device keeps that one longer."""
 
 
 def shares(storage: Storage, mesh: MeshShape) -> tuple[Share, ...]:
@@ -143,6 +147,7 @@ def shares(storage: Storage, mesh: MeshShape) -> tuple[Share, ...]:
         kind = (*tensor.spec.axes, tensor.precision, tensor.groups, tensor.is_scales)
         first.setdefault(kind, tensor)
         times[kind] += 1
+    chosen, of = storage.config.num_selected_experts, storage.config.num_experts
     found = []
     for device in range(mesh.size):
         nbytes = experts = 0
@@ -151,7 +156,7 @@ def shares(storage: Storage, mesh: MeshShape) -> tuple[Share, ...]:
             held *= times[kind] * tensor.dtype.itemsize
             nbytes += held
             experts += held if Axis.EXPERTS in tensor.spec.axes else 0
-        found.append(Share(nbytes, experts))
+        found.append(Share(nbytes, experts, nbytes - experts + experts * chosen // of))
     return tuple(found)
 
 
@@ -165,17 +170,9 @@ def weight_bytes(storage: Storage, mesh: MeshShape) -> tuple[int, ...]:
 
 
 def bytes_per_token(storage: Storage, mesh: MeshShape) -> tuple[int, ...]:
-    """Bytes of weights that each device reads to decode one token of one stream.
-
-    Everything, the embedding being the head too, but of experts only as many as a token chooses.
-    Where devices share out the experts, this is what each reads on average, so that the sum is
-    right; a token whose experts all lie on one device keeps that one longer.
+    """Bytes of weights that each device reads to decode one token of one stream; see `Share`.
 
     Raises:
         PlacementError: The model does not divide over the mesh.
     """
-    chosen, of = storage.config.num_selected_experts, storage.config.num_experts
-    return tuple(
-        share.nbytes - share.experts + share.experts * chosen // of
-        for share in shares(storage, mesh)
-    )
+    return tuple(share.read for share in shares(storage, mesh))

@@ -10,7 +10,6 @@ from grokctl.diagnosis.disks import (
     about,
     download_disk,
     home_disk,
-    largest_for,
     other_place,
     reshard_command,
     share_room,
@@ -23,6 +22,7 @@ from grokctl.diagnosis.inventory import (
     release_nbytes,
 )
 from grokctl.diagnosis.outlook import Ability, Prospect, run_elsewhere
+from grokctl.machine.disks import file_limit
 from grokctl.machine.facts import Disk, Found, Machine
 from grokctl.model.config import GROK_1
 from grokctl.model.placement import MeshShape
@@ -107,7 +107,7 @@ def _no_room(
     if not disk.is_writable:
         return f"{disk.path} cannot be written to"
     nbytes, largest = ready_nbytes(precision, mesh), largest_file(precision, mesh)
-    limit = largest_for(disk)
+    limit = file_limit(disk.file_system)
     if limit is not None and largest >= limit:
         return (
             f"a device's file has {format_bytes(largest)}, {disk.file_system} ends files at"

@@ -13,6 +13,7 @@ from grokctl.diagnosis.inventory import (
     ready_nbytes,
     release_nbytes,
 )
+from grokctl.machine.disks import file_limit
 from grokctl.machine.facts import Disk, Machine
 from grokctl.model.config import GROK_1
 from grokctl.model.placement import MESH_SIZES, MeshShape
@@ -25,9 +26,6 @@ USUAL: Final = (Precision.INT8, MeshShape(1, 8))
 _SMALLEST: Final = (Precision.INT4, MeshShape(1, MESH_SIZES[-1]))
 """Of all ready checkpoints, the one with the smallest files."""
 _IN_MEMORY: Final = frozenset({"tmpfs", "ramfs", "devtmpfs"})
-_SMALL_FILES: Final = frozenset({"vfat", "msdos"})
-_LIMIT: Final = 2**32
-"""Bytes that a file may not reach on those."""
 _OF_CONTAINERS: Final = frozenset({"overlay", "overlayfs", "aufs"})
 _LONGEST_LOAD_S: Final = 3600
 _MOST_NAMED: Final = 5
@@ -50,11 +48,6 @@ def share_room(one: Disk | None, other: Disk | None) -> bool:
     if one is None or other is None:
         return False
     return one is other or (one.device is not None and one.device == other.device)
-
-
-def largest_for(disk: Disk) -> int | None:
-    """Bytes that a file may not reach on this disk; None if there is no such limit."""
-    return _LIMIT if disk.file_system in _SMALL_FILES else None
 
 
 def other_place(disk: Disk | None) -> str:
@@ -106,7 +99,7 @@ def _place(disk: Disk, inventory: Inventory) -> Check:
 def _kind(disk: Disk) -> Iterator[Check]:
     """Whether the file system is one for this."""
     name, kind, fix = f"kind of {disk.purpose}", disk.file_system, other_place(disk)
-    if (limit := largest_for(disk)) is not None:
+    if (limit := file_limit(disk.file_system)) is not None:
         release, least = largest_released_file(), largest_file(*_SMALLEST)
         detail = (
             f"{kind} ends files at {format_bytes(limit)}: the largest of the release has "

@@ -29,6 +29,8 @@ _REMOTE: Final = re.compile(
     r"9p|afs|beegfs|ceph|cifs|coda|davfs|fuse(blk|\..*)?|glusterfs|gpfs|lustre|ncpfs|nfs4?|orangefs"
     r"|panfs|pvfs2|smb3|smbfs|wekafs"
 )
+_SMALL_FILES: Final = frozenset({"vfat", "msdos"})
+"""File systems that count the bytes of a file in 32 bits."""
 _NUMBER_S: Final = 1.0
 """Seconds that a folder has to say which device it lies on, before it is looked at alone."""
 
@@ -97,7 +99,7 @@ def disk(purpose: str, path: Path, *, tries: bool) -> Disk:
     """
     found = Disk(purpose=purpose, path=path)
     try:
-        there = _existing(path)
+        there = existing(path)
         usage = shutil.disk_usage(there)
         kind, device = file_system(there), there.stat().st_dev
         is_read_only = bool(os.statvfs(there).f_flag & os.ST_RDONLY)
@@ -149,6 +151,17 @@ def file_system(there: Path, *, table: Path = _MOUNTS) -> str:
         if place.is_relative_to(point) and len(point.parts) >= longest:
             best, longest = kind[0], len(point.parts)
     return best
+
+
+def file_limit(kind: str) -> int | None:
+    """Bytes that a file may not reach on a type of file system; None if there is no such limit."""
+    return 2**32 if kind in _SMALL_FILES else None
+
+
+def existing(path: Path) -> Path:
+    """The folder itself, or the nearest above it that is there."""
+    whole = path.absolute()
+    return next(each for each in (whole, *whole.parents) if each.exists())
 
 
 def write_rate(file: FileIO, nbytes: int, *, seconds: float) -> tuple[float | None, str]:
@@ -240,14 +253,9 @@ def _tried(found: Disk, there: Path, free: int) -> Disk:
     return replace(found, is_writable=is_writable, write_rate=writes, read_rate=reads, error=why)
 
 
-def _existing(path: Path) -> Path:
-    whole = path.absolute()
-    return next(each for each in (whole, *whole.parents) if each.exists())
-
-
 def _device(path: Path) -> int | None:
     try:
-        return _existing(path).stat().st_dev
+        return existing(path).stat().st_dev
     except OSError:
         return None
 
