@@ -482,7 +482,7 @@ def test_a_swarm_of_nobody_stalls(grokctl, tmp_path, loopback, seeded, source):
     )
 
     assert_failed(outcome, 11, "words", "1 s", hint="grokctl fetch")
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 20
 
 
 # --- 12: the disk

@@ -333,20 +333,21 @@ def test_a_stopped_download_ends_soon_with_resume_data_and_only_the_rest_comes_l
         finished = grokctl(*arguments)
 
     assert running.returncode == 130, seen + rest
-    assert took < 5
+    assert took < 15
     assert stdout == ""
     assert "goes on where it stopped" in rest
     assert "Traceback" not in seen + rest
     assert has_resume
     assert finished.exit_code == 0
     assert finished.result["downloaded_bytes"] <= seeded.nbytes - 250_000
-    # resume data is believed; only what lies beside a gap may need a look
+    # resume data is believed; only what lies beside a gap may need a look, and how many gaps there
+    # are is the swarm's matter: without that data it would be all of the 250,000 and more
     looked_at = [
         event["total"]
         for event in finished.events
         if event["event"] == "started" and event["stage"] == "verify"
     ]
-    assert sum(looked_at) <= 3 * read_metainfo(seeded.torrent).piece_length
+    assert sum(looked_at) < 250_000 // 2
     assert_arrived(seeded, root)
 
 

@@ -41,7 +41,7 @@ def event(*words):
 def assert_interrupted(ended, *, goes_on=False):
     code, stdout, stderr, seconds = ended
     assert code == 130, (code, stderr)
-    assert seconds < 5
+    assert seconds < 15
     assert "Traceback" not in stderr
     assert "Exception ignored" not in stderr
     assert "interrupted" in stderr
@@ -200,7 +200,7 @@ def test_a_run_can_be_stopped_while_it_compiles_and_while_it_writes(
 
     code, _, stderr, seconds = ended
     assert code == 130, stderr
-    assert seconds < 5
+    assert seconds < 15
     assert stderr.rstrip().endswith("interrupted")
     assert written != [""]
 
@@ -303,7 +303,7 @@ def test_an_interrupt_that_hits_a_callback_is_not_lost(process, home, stop_signa
     outcome = process.run("inspect", home / "releases" / "two-layers", code=code)
 
     assert outcome == type(outcome)(130, "", "interrupted\n")
-    assert time.monotonic() - began < 4
+    assert time.monotonic() - began < 15
 
 
 def test_an_interrupt_ends_a_call_that_is_deaf_to_it(process, home):
@@ -322,7 +322,7 @@ def test_an_interrupt_ends_a_call_that_is_deaf_to_it(process, home):
 
     assert outcome.exit_code == 130
     assert outcome.stderr.splitlines()[-1] == "interrupted"
-    assert time.monotonic() - began < 6
+    assert time.monotonic() - began < 20
 
 
 def _deferring(*, block):

@@ -433,7 +433,7 @@ def test_a_swarm_without_peers_stalls_and_says_so(tmp_path):
     with pytest.raises(StalledError, match=r"expected metadata.*0 peers.*127\.0\.0\.1") as caught:
         fetch(GROK_1_MAGNET.partition("&")[0], tmp_path / "got", replace(ALONE, trackers=trackers))
 
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 20
     assert "grokctl fetch" in caught.value.hint
     assert not (tmp_path / "got").exists()
 

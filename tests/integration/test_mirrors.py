@@ -414,7 +414,7 @@ def test_mirrors_end_soon_also_in_the_middle_of_a_silence(swarm):
             mirrors.offer(range(swarm.metainfo.num_pieces), lambda _: True)
             assert is_asked.wait(20)
             began = time.monotonic()
-        assert time.monotonic() - began < 3
+        assert time.monotonic() - began < 15
         may_go.set()
 
 
