@@ -221,7 +221,9 @@ def _cluster(
 
     if launch.rank:
         console.step_back(f"rank {launch.rank}", verbose=verbose)
-    with joined(launch, bound_s=timeout_s, report=console.failure, verbose=verbose) as cluster:
+    with joined(
+        launch, bound_s=timeout_s, report=console.failure, note=console.note, verbose=verbose
+    ) as cluster:
         yield cluster
 
 

@@ -2,6 +2,7 @@
 
 import ctypes
 import json
+import math
 import re
 import signal
 import sys
@@ -9,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from importlib.metadata import version
-from threading import Event, Lock, Thread
+from threading import Event, Lock, Thread, Timer
 from typing import Any, Final, NoReturn
 
 import jax
@@ -30,6 +31,8 @@ _ECHO_S: Final = 0.2
 """And until they have heard that it knows."""
 _PATIENCE_S: Final = 2
 """How long who finds a connection broken waits for the reason of the one at its other end."""
+_SILENT_S: Final = 3
+"""How long it waits for others before it says so."""
 _WAIT_MS: Final = 1000
 """A wait for a message, after which Ctrl-C is heard."""
 _LATE: Final = "DEADLINE_EXCEEDED"
@@ -47,6 +50,8 @@ _LOST: Final = re.compile(r"stopped sending heartbeats\):\s*(?:/job:\S*?task:)?(
 
 Report = Callable[[GrokctlError], None]
 """Says what ended a run."""
+Note = Callable[[str], None]
+"""Says what it waits for."""
 
 
 class Cluster:
@@ -56,12 +61,13 @@ class Cluster:
     the key-value store of JAX's own coordination service, which rank 0 runs.
     """
 
-    def __init__(self, launch: Launch, *, bound_s: int, report: Report) -> None:
+    def __init__(self, launch: Launch, *, bound_s: int, report: Report, note: Note) -> None:
         self.launch = launch
         self.rank = launch.rank
         self.count = launch.count
         self._bound_s = bound_s
         self._report = report
+        self._note = note
         self._noise = Noise()
         self._is_over = Event()
         """Nothing that happens to other processes is a failure any more."""
@@ -86,7 +92,25 @@ class Cluster:
                 JAX ends the process, and it is said in words.
         """
         until = time.monotonic() + self._bound_s
-        check_address(self.launch, within_s=self._bound_s - _SPARE_S)
+        waited_for = "rank 0" if self.rank else f"{self.count - 1} more of {self.count} processes"
+        note = f"waiting for {waited_for} at {self.launch.address} (at most {self._bound_s} s)"
+        silence = Timer(_SILENT_S, self._note, (note,))
+        silence.daemon = True
+        silence.start()
+        try:
+            check_address(self.launch, within_s=self._bound_s - _SPARE_S)
+            self._initialize(until)
+        finally:
+            silence.cancel()
+        from jax._src import distributed  # noqa: PLC0415 # there is no public way to its messages
+
+        self._client = distributed.global_state.client
+        self._is_joined = True
+        Thread(target=self._watch, daemon=True).start()
+        versions = {name: version(name) for name in ("jax", "jaxlib")}
+        self.agree("program", {"grokctl": __version__, **versions}, within_s=self._bound_s)
+
+    def _initialize(self, until: float) -> None:
         self._catch_abort()
         # it would take SIGTERM for a warning, and go on
         jax.config.update("jax_enable_preemption_service", False)
@@ -104,13 +128,6 @@ class Cluster:
             )
         except jax.errors.JaxRuntimeError as error:  # where it does not abort
             raise PeerError(self._last_words("")) from error
-        from jax._src import distributed  # noqa: PLC0415 # there is no public way to its messages
-
-        self._client = distributed.global_state.client
-        self._is_joined = True
-        Thread(target=self._watch, daemon=True).start()
-        versions = {name: version(name) for name in ("jax", "jaxlib")}
-        self.agree("program", {"grokctl": __version__, **versions}, within_s=self._bound_s)
 
     # --- agreeing
 
@@ -120,7 +137,8 @@ class Cluster:
         """Compare what should be the same everywhere.
 
         Args:
-            stage: What they are about, for whoever looks into the store.
+            stage: Which of a rank's things they are about; for notes about waiting, and for
+                whoever looks into the store.
             facts: By their names, for people.
             within_s: Seconds in which everybody comes here; None where that may take as long as it
                 takes, and only who dies is missed.
@@ -163,7 +181,7 @@ class Cluster:
             self._client.key_value_set(f"{about}/{self.rank}", json.dumps(facts))
         until = None if within_s is None else time.monotonic() + within_s
         ranks = range(self.count)
-        return [json.loads(self._get(f"{about}/{rank}", rank, until)) for rank in ranks]
+        return [json.loads(self._get(f"{about}/{rank}", rank, stage, until)) for rank in ranks]
 
     def _about(self, stage: str) -> str:
         self._exchanges += 1
@@ -176,19 +194,24 @@ class Cluster:
             with self._calling():
                 self._client.key_value_set(key, json.dumps(value))
             return dict(value)
-        told: dict[str, Any] = json.loads(self._get(key, 0, None))
+        told: dict[str, Any] = json.loads(self._get(key, 0, stage, None))
         return told
 
-    def _get(self, key: str, rank: int, until: float | None) -> str:
+    def _get(self, key: str, rank: int, stage: str, until: float | None) -> str:
+        patience = time.monotonic() + _SILENT_S
         while True:
             try:
                 with self._calling():
                     found: str = self._client.blocking_key_value_get(key, _WAIT_MS)
             except _LateError:
-                if until is not None and time.monotonic() > until:
+                now = time.monotonic()
+                if until is not None and now > until:
                     raise PeerError(
                         f"rank {rank}: did not answer within {self._bound_s} s"
                     ) from None
+                if now > patience:
+                    self._note(f"waiting for rank {rank}: its {stage}")
+                    patience = math.inf
             else:
                 return found
 
@@ -357,13 +380,16 @@ class _LateError(Exception):
 
 
 @contextmanager
-def joined(launch: Launch, *, bound_s: int, report: Report, verbose: bool) -> Iterator[Cluster]:
+def joined(
+    launch: Launch, *, bound_s: int, report: Report, note: Note, verbose: bool
+) -> Iterator[Cluster]:
     """Be one of the processes of a run in here; whatever ends it ends all of them.
 
     Args:
         launch: Who this process is.
         bound_s: Seconds in which all have ended where one is lost.
         report: Says what happened to others, from any thread, before the process ends.
+        note: Says what it waits for, from any thread.
         verbose: Whether to write at the end what C++ libraries had to say.
 
     Raises:
@@ -372,7 +398,7 @@ def joined(launch: Launch, *, bound_s: int, report: Report, verbose: bool) -> It
     if launch.rank and not launch.is_by_hand:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # launchers send it to all, rank 0 decides
     interrupts.be_abrupt()
-    cluster = Cluster(launch, bound_s=bound_s, report=report)
+    cluster = Cluster(launch, bound_s=bound_s, report=report, note=note)
     try:
         cluster.join()
         yield cluster

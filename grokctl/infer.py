@@ -235,8 +235,8 @@ class Engine:
         has_kernel = device.platform == "gpu" and kernels.works(device)
         is_fast = has_fast_bfloat16()
         if cluster is not None:  # all run the same programs
-            has_kernel = cluster.everywhere("has a kernel", it_is=has_kernel)
-            is_fast = cluster.everywhere("has fast bfloat16", it_is=is_fast)
+            has_kernel = cluster.everywhere("kernel", it_is=has_kernel)
+            is_fast = cluster.everywhere("processor", it_is=is_fast)
         if device.platform == "gpu" and not has_kernel:
             observe(
                 Noted(message="the kernel does not work on this GPU: decodes slower without it")

@@ -60,7 +60,7 @@ class Job:
         """Load the weights."""
         engine = start(self.source, self.options, self.plan, cluster=self.cluster, observe=observe)
         if self.cluster is not None:
-            self.cluster.agree("loaded", {})
+            self.cluster.agree("weights", {})
         return engine
 
 
@@ -113,7 +113,7 @@ def open_job(
     )
     hardware.accelerators(cluster.count)  # all start JAX together: each tells what it has
     if cluster.rank:
-        told = cluster.share("chosen", None)
+        told = cluster.share("choice", None)
         named = wanted.checkpoint or told.pop("checkpoint")
         wanted = replace(wanted, **{**told, "checkpoint": named})
     job = _open_job(console, home, wanted, observe, processes=cluster.count)
@@ -128,7 +128,7 @@ def open_job(
             "context": job.plan.context,
             "streams": options.streams,
         }
-        cluster.share("chosen", chosen)
+        cluster.share("choice", chosen)
     if isinstance(job.source, ReadyCheckpoint) and job.source.mesh == options.mesh:
         own = options.mesh.size // cluster.count
         devices = range(cluster.rank * own, (cluster.rank + 1) * own)

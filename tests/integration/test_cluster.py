@@ -73,7 +73,9 @@ def mapped():
             sizes[first] = sizes.get(first, 0) + int(rest[0]) * 1024
     return found
 
-with joined(find_launch(os.environ), bound_s=60, report=print, verbose=False) as cluster:
+with joined(
+    find_launch(os.environ), bound_s=60, report=print, note=ignore, verbose=False
+) as cluster:
     for number, checkpoint in enumerate(checkpoints):
         wanted = Wanted(checkpoint, None, None, compute="float32", kv="compute", context=32)
         job = open_job(Console(quiet=True), Home(Path(".")), wanted, ignore, cluster=cluster)
@@ -644,6 +646,31 @@ def test_ranks_with_different_checkpoints_say_what_differs(by_hand, parts, tmp_p
     for rank in (first.wait(), second.wait()):
         assert rank.code == ExitCode.PEER
         assert re.fullmatch(said, rank.error)
+
+
+def test_a_wait_for_another_rank_is_said(by_hand, ready):
+    arguments = ("run", ready["model=16"].root, "--token-ids", 1, "-n", 1, "--context", 32)
+
+    first = by_hand(0, *arguments)
+    second = by_hand(1, *arguments, code=LATE)
+
+    assert (first.wait().code, second.wait().code) == (0, 0), first.stderr + second.stderr
+    assert "waiting for 1 more of 2 processes at 127.0.0.1:" in first.stderr
+    assert "waiting for rank 1: its weights\n" in first.stderr
+    assert second.stderr == ""
+
+
+LATE = """
+import time
+from grokctl import opening
+start = opening.start
+def start_late(*arguments, **options):
+    engine = start(*arguments, **options)
+    time.sleep(5)
+    return engine
+opening.start = start_late
+time.sleep(5)
+"""
 
 
 @pytest.mark.slow
