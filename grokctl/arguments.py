@@ -25,7 +25,13 @@ QuietOption = Annotated[bool, typer.Option("-q", "--quiet", help="Only results a
 VerboseOption = Annotated[bool, typer.Option("-v", "--verbose", help="Log what happens.")]
 HomeOption = Annotated[
     Path | None,
-    typer.Option("--home", help="Where checkpoints are kept ($GROKCTL_HOME).", show_default=False),
+    typer.Option(
+        "--home",
+        metavar="DIR",
+        parser=Path,  # typer's own would look at it, and wait for a disk that does not answer
+        help="Where checkpoints are kept ($GROKCTL_HOME).",
+        show_default=False,
+    ),
 ]
 PeerOption = Annotated[
     list[str] | None, typer.Option("--peer", metavar="HOST:PORT", help="Somebody who has it.")

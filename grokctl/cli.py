@@ -275,7 +275,9 @@ def doctor(
     context: ContextOption = None,
     batch: Annotated[int, typer.Option(metavar="N", min=1, help="Prompts at a time.")] = 1,
     kv: KvOption = "compute",
-    to: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder to download to.")] = None,
+    to: Annotated[
+        Path | None, typer.Option(metavar="DIR", parser=Path, help="Folder to download to.")
+    ] = None,
     timeout: Annotated[
         int, typer.Option(metavar="S", min=1, max=600, help="Wait S seconds for what is silent.")
     ] = 20,

@@ -52,7 +52,7 @@ def look(
         disks = asking_disks(folders, tries=is_measured, timeout_s=timeout_s)
         told = surroundings(os.environ)
         programs = software()
-        net = network(os.environ)
+        net = network(os.environ, timeout_s=timeout_s)
         found = tuple(disks())
         observe(Advanced(stage=Stage.LOOK, detail="NVIDIA driver"))
         nvml = driver.answer()

@@ -5,6 +5,7 @@ import socket
 import ssl
 from collections.abc import Mapping
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -13,6 +14,7 @@ import certifi
 from grokctl.checkpoint.torrent import printable
 from grokctl.machine.facts import Network
 from grokctl.machine.surroundings import without_password
+from grokctl.machine.waiting import Waiting
 
 _PORT: Final = 6881
 """That a session prefers."""
@@ -36,18 +38,20 @@ _OTHER_CA_BUNDLES: Final = (
 )
 
 
-def network(environ: Mapping[str, str]) -> Network:
+def network(environ: Mapping[str, str], *, timeout_s: float = 20.0) -> Network:
     """Look at what a download would go through; sends nothing.
 
     Args:
-        environ: Where a proxy may be named.
+        environ: Where a proxy, and a list of certificate authorities, may be named.
+        timeout_s: How long the disk of that list is waited for.
     """
     bundle = certificates(environ)
+    is_there = Waiting(partial(_is_file, bundle), timeout_s=timeout_s, otherwise=False)
     port, error = _port()
     return Network(
         proxy=_proxy(environ),
         certificates=bundle,
-        has_certificates=_is_file(bundle),
+        has_certificates=is_there.answer(),
         port=port,
         error=error,
     )

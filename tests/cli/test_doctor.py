@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import pytest
+from mounts import dead
 
 from grokctl.published import PUBLISHED
 
@@ -318,3 +319,27 @@ def test_the_object_is_one_line_of_plain_json(process):
 
     assert outcome.stdout.count("\n") == 1
     assert json.loads(outcome.stdout, parse_constant=pytest.fail)["ok"] is True
+
+
+@pytest.mark.parametrize(
+    ("where", "name", "status", "code"),
+    [
+        ("--home", "home", "fail", 40),
+        ("GROKCTL_HOME", "home", "fail", 40),
+        ("--to", "destination", "fail", 40),
+        ("SSL_CERT_FILE", "certificates", "warn", 0),
+    ],
+)
+def test_a_disk_that_never_answers_is_not_waited_for(process, tmp_path, where, name, status, code):
+    with dead(tmp_path / "gone") as gone:
+        given = (where, gone) if where.startswith("--") else ()
+        named = {} if given else {where: str(gone / "file")}
+        outcome = process.run(
+            *("doctor", *given, "--timeout", 2, "--json"),
+            env=process.environment(**{"GROKCTL_HOME": str(tmp_path / "home"), **named}),
+        )
+
+    (check,) = (check for check in outcome.result["checks"] if check["name"] == name)
+    assert check["status"] == status
+    assert str(gone) in check["detail"]
+    assert outcome.exit_code == code

@@ -20,10 +20,12 @@ from grokctl.checkpoint.manifest import (
     manifest_bytes,
     parse_manifest,
 )
+from grokctl.checkpoint.ready import read_manifest
 from grokctl.errors import CorruptCheckpointError, GrokctlError, PlacementError
 from grokctl.model.placement import MeshShape
 from grokctl.model.precision import Precision
 from grokctl.model.tensors import tensor_specs
+from grokctl.paths import MANIFEST
 
 ORIGIN = Source(name="grok-1", infohash="ab" * 20, proven=True, verified_at="2024-03-17T12:00:00Z")
 DIGEST = "0123456789abcdef" * 4
@@ -501,3 +503,11 @@ def test_no_manifest_makes_anything_but_our_own_errors(base):
             assert min(weight_bytes(glanced.storage, glanced.mesh)) > 0
 
     attack()
+
+
+def test_a_manifest_of_a_size_that_no_model_needs_is_not_read(tmp_path):
+    with (tmp_path / MANIFEST).open("wb") as file:
+        file.truncate(2**40)
+
+    with pytest.raises(CorruptCheckpointError, match=rf"is {2**40} bytes"):
+        read_manifest(tmp_path)
