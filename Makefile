@@ -5,7 +5,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 SECONDS ?= 600
 
-.PHONY: demo test test-slow test-newest fuzz check fix bench rehearsal picture lock install clean
+.PHONY: demo test test-slow test-newest schedulers fuzz check fix bench rehearsal picture lock install clean
 
 demo: $(READY)  ## the whole pipeline, for real, on a miniature
 	$(BIN)/grokctl demo
@@ -21,6 +21,12 @@ test-newest:  ## the suite on the newest Python and JAX, where PYTHON313 is ther
 	.venv-newest/bin/python -m pip install --quiet --require-hashes --requirement requirements.lock
 	.venv-newest/bin/python -m pip install --quiet --no-deps --no-build-isolation --editable .
 	.venv-newest/bin/python -m pytest
+
+schedulers:  ## Open MPI and Slurm, for the tests that run under them: Debian's packages, so for root
+	@command -v mpirun >/dev/null && command -v srun >/dev/null || \
+		{ timeout 300 apt-get update --quiet --quiet && DEBIAN_FRONTEND=noninteractive timeout 300 \
+		apt-get install --yes --quiet --quiet --no-install-recommends \
+		openmpi-bin slurmctld slurmd slurm-client; }
 
 fuzz: $(READY)  ## strangers' bytes into every reader, guided by coverage; SECONDS for all together
 	$(BIN)/python -m pip install --quiet uv
