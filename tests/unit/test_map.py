@@ -1,0 +1,26 @@
+import re
+from itertools import chain
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+ROWS = re.findall(
+    r"^\| [^|`]+ \| (.*) \|$", (ROOT / "docs/map.md").read_text("utf-8"), re.MULTILINE
+)
+
+
+def test_the_map_names_every_module_in_one_place_only():
+    modules = {
+        path.relative_to(ROOT / "grokctl").with_suffix("").as_posix()
+        for path in (ROOT / "grokctl").rglob("*.py")
+        if path.name != "__init__.py"
+    }
+    named = list(chain.from_iterable(re.findall(r"`([\w/*]+)`", row) for row in ROWS))
+
+    assert len(named) == len(set(named))
+    whole = {name.removesuffix("*") for name in named if name.endswith("/*")}
+    assert whole == {
+        f"{path.name}/" for path in (ROOT / "grokctl").iterdir() if any(path.glob("*.py"))
+    }
+    plain = {name for name in named if not name.endswith("/*")}
+    assert plain <= modules
+    assert {module for module in modules if "/" not in module} <= plain
