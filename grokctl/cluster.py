@@ -15,10 +15,11 @@ from typing import Any, Final, NoReturn
 
 import jax
 
-from grokctl import __version__, interrupts
-from grokctl.address import check_address
-from grokctl.errors import ExitCode, GrokctlError, PeerError
+from grokctl import __version__, interrupts, terminal
+from grokctl.errors import ExitCode, GrokctlError, PeerError, PlacementError
 from grokctl.launch import Launch
+from grokctl.meeting import meet
+from grokctl.model.placement import MESH_SIZES
 from grokctl.noise import Noise
 
 _SPARE_S: Final = 15
@@ -47,6 +48,8 @@ _DONE: Final = b"done"
 _NO_HEAD: Final = "rank 0 was lost"
 _LOST: Final = re.compile(r"stopped sending heartbeats\):\s*(?:/job:\S*?task:)?([0-9]+)")
 """How JAX names ranks that it lost, on stderr and nowhere else."""
+_WHY: Final = re.compile(r"absl::Status: (.+)")
+"""How it says everything else; behind that are addresses of functions."""
 
 Report = Callable[[GrokctlError], None]
 """Says what ended a run."""
@@ -69,6 +72,7 @@ class Cluster:
         self._report = report
         self._note = note
         self._noise = Noise()
+        self._modes = terminal.modes()
         self._is_over = Event()
         """Nothing that happens to other processes is a failure any more."""
         self._is_joined = False
@@ -88,18 +92,17 @@ class Cluster:
         """Come together with the others.
 
         Raises:
-            PeerError: Rank 0 cannot be reached, or its port is taken. Where others do not come,
-                JAX ends the process, and it is said in words.
+            PeerError: Rank 0 cannot be reached, its port is taken, or others do not come. Where
+                one is lost then, JAX ends the process, and it is said in words.
         """
-        until = time.monotonic() + self._bound_s
         waited_for = "rank 0" if self.rank else f"{self.count - 1} more of {self.count} processes"
         note = f"waiting for {waited_for} at {self.launch.address} (at most {self._bound_s} s)"
         silence = Timer(_SILENT_S, self._note, (note,))
         silence.daemon = True
         silence.start()
         try:
-            check_address(self.launch, within_s=self._bound_s - _SPARE_S)
-            self._initialize(until)
+            meet(self.launch, within_s=self._bound_s)
+            self._initialize()
         finally:
             silence.cancel()
         from jax._src import distributed  # noqa: PLC0415 # there is no public way to its messages
@@ -110,11 +113,10 @@ class Cluster:
         versions = {name: version(name) for name in ("jax", "jaxlib")}
         self.agree("program", {"grokctl": __version__, **versions}, within_s=self._bound_s)
 
-    def _initialize(self, until: float) -> None:
+    def _initialize(self) -> None:
         self._catch_abort()
         # it would take SIGTERM for a warning, and go on
         jax.config.update("jax_enable_preemption_service", False)
-        left = int(until - time.monotonic()) - _SPARE_S
         try:
             # nothing is left to be detected: JAX would give each process one GPU
             jax.distributed.initialize(
@@ -122,7 +124,7 @@ class Cluster:
                 self.count,
                 self.rank,
                 cluster_detection_method="deactivate",
-                initialization_timeout=max(_LEAST_S, left),
+                initialization_timeout=self._bound_s - _SPARE_S,
                 heartbeat_timeout_seconds=self.heartbeat_s,
                 shutdown_timeout_seconds=_LEAST_S,
             )
@@ -181,7 +183,7 @@ class Cluster:
             self._client.key_value_set(f"{about}/{self.rank}", json.dumps(facts))
         until = None if within_s is None else time.monotonic() + within_s
         ranks = range(self.count)
-        return [json.loads(self._get(f"{about}/{rank}", rank, stage, until)) for rank in ranks]
+        return [_read(self._get(f"{about}/{rank}", rank, stage, until), rank) for rank in ranks]
 
     def _about(self, stage: str) -> str:
         self._exchanges += 1
@@ -194,8 +196,7 @@ class Cluster:
             with self._calling():
                 self._client.key_value_set(key, json.dumps(value))
             return dict(value)
-        told: dict[str, Any] = json.loads(self._get(key, 0, stage, None))
-        return told
+        return _read(self._get(key, 0, stage, None), 0)
 
     def _get(self, key: str, rank: int, stage: str, until: float | None) -> str:
         patience = time.monotonic() + _SILENT_S
@@ -278,14 +279,17 @@ class Cluster:
 
     def finish(self) -> None:
         """End the run in every process: all is done."""
+        self._ending.acquire()
+        self._is_over.set()  # first: what is lost from now on spoils no result that was printed
         if self.rank == 0:
             self.release()
-        self._ending.acquire()
-        self._is_over.set()
         self._part()
 
     def fail(self, error: BaseException) -> None:
         """End the run in every process: the others say what happened here."""
+        if isinstance(error, BrokenPipeError) and self._is_joined and self.rank == 0:
+            self.finish()  # whoever read our output has enough: no failure of anybody
+            return
         self._ending.acquire()  # unless another thread is at it: it is said once
         self._code = error.exit_code if isinstance(error, GrokctlError) else ExitCode.BUG
         if isinstance(error, KeyboardInterrupt):
@@ -296,9 +300,11 @@ class Cluster:
         said = _first_line(error)
         if isinstance(error, KeyboardInterrupt):
             said = "was interrupted"
+        elif isinstance(error, OSError):
+            said = error.strerror or said
         elif not isinstance(error, GrokctlError):
             said = f"{type(error).__name__}: {said}"
-        if not isinstance(error, PeerError):
+        if not isinstance(error, PeerError) and not re.match("rank [0-9]+: ", said):
             said = f"rank {self.rank}: {said}"
         with suppress(jax.errors.JaxRuntimeError):  # who was first is heard
             self._client.key_value_set(_FAILED, said)
@@ -333,11 +339,16 @@ class Cluster:
         self._ending.acquire()  # for ever: it is said once
         self._code = PeerError.exit_code
         self._is_over.set()
-        self._noise.be_heard()
-        self._report(PeerError(said))
+        self._speak(said)
         if said != _NO_HEAD:
             self._part()
         interrupts.leave(PeerError.exit_code)
+
+    def _speak(self, said: str) -> None:
+        """Say what ends this process, whatever it does."""
+        self._noise.be_heard()
+        terminal.restore(self._modes)
+        self._report(PeerError(said))
 
     def _catch_abort(self) -> None:
         """Say in a sentence why JAX ends the process, which it does from a thread of its own."""
@@ -346,8 +357,7 @@ class Cluster:
             self._ending.acquire(timeout=_PARTING_S)  # who ends already may say why
             if self._is_over.is_set():
                 interrupts.leave(self._code)
-            self._noise.be_heard()
-            self._report(PeerError(self._last_words(self._noise.text())))
+            self._speak(self._last_words(self._noise.text()))
             interrupts.leave(PeerError.exit_code)
 
         self._aborted = ctypes.CFUNCTYPE(None, ctypes.c_int)(aborted)  # must live as long as we
@@ -358,17 +368,15 @@ class Cluster:
     def _last_words(self, text: str) -> str:
         """What JAX's stack trace is about."""
         if not self._is_joined:
-            missing = f"not all of {self.count} processes"
-            if self.rank == 0 and self.count == _PAIR:
-                missing = "rank 1: has not"
-            return f"{missing} come to {self.launch.address} within {self._bound_s} s"
+            lost = f"rank {1 - self.rank}" if self.count == _PAIR else "another process"
+            return f"{lost} was lost as soon as all had come to {self.launch.address}"
         named = _LOST.findall(text)
         if named:
             return f"rank {named[-1]} was lost: it stopped answering"
         if self.rank:
             return _NO_HEAD
-        lines = text.strip().splitlines()
-        return f"JAX ended the process: {lines[-1][:300] if lines else 'it does not say why'}"
+        why = _WHY.findall(text)
+        return f"JAX ended the process: {why[-1][:300] if why else 'it does not say why'}"
 
     def noise(self) -> str:
         """What C++ libraries wrote, for those who look for what is wrong."""
@@ -393,8 +401,12 @@ def joined(
         verbose: Whether to write at the end what C++ libraries had to say.
 
     Raises:
+        PlacementError: So many processes cannot share a mesh.
         PeerError: The processes do not come together, or are not about the same.
     """
+    if launch.count not in MESH_SIZES:
+        sizes = ", ".join(map(str, MESH_SIZES[1:]))
+        raise PlacementError(f"{launch.count} processes cannot share a mesh, possible are {sizes}")
     if launch.rank and not launch.is_by_hand:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # launchers send it to all, rank 0 decides
     interrupts.be_abrupt()
@@ -410,6 +422,17 @@ def joined(
     finally:
         if verbose and sys.stderr is not None:
             sys.stderr.write(cluster.noise())
+
+
+def _read(said: str, rank: int) -> dict[str, Any]:
+    """What a rank said."""
+    try:
+        told = json.loads(said)
+    except ValueError:
+        told = None
+    if not isinstance(told, dict):
+        raise PeerError(f"rank {rank}: said what is no object of JSON ({said[:40]!r})")
+    return told
 
 
 def _first_line(error: BaseException) -> str:

@@ -94,7 +94,7 @@ def _of_open_mpi(environment: Mapping[str, str]) -> Launch | None:
     else:
         # such as 2416246784.0;tcp://10.0.0.1,192.168.0.1:36823; Open MPI 5 has it no more
         uri = environment.get("OMPI_MCA_orte_hnp_uri", "")
-        match = re.match(r"(\d+)\.\d+;tcp(?:6://\[([^,\]]+)|://([^,:]+))", uri)
+        match = re.match(r"(\d{1,19})\.\d+;tcp(?:6://\[([^,\]\s]+)|://([^,:\s]+))", uri)
         if match is None:
             raise UsageError(
                 "this Open MPI does not say where rank 0 is",
@@ -102,7 +102,7 @@ def _of_open_mpi(environment: Mapping[str, str]) -> Launch | None:
             )
         host = match[2] or match[3]
         port = _port(environment, int(match[1]) >> 12)
-    rank = _number(environment, "OMPI_COMM_WORLD_RANK", 0)
+    rank = _rank(environment, "OMPI_COMM_WORLD_RANK", count)
     return Launch(host=host, port=port, count=count, rank=rank)
 
 
@@ -117,7 +117,7 @@ def _of_slurm(environment: Mapping[str, str]) -> Launch | None:
     else:
         host = first_host(environment.get("SLURM_STEP_NODELIST", ""))
         port = _port(environment, _number(environment, "SLURM_JOB_ID", 0))
-    rank = _number(environment, "SLURM_PROCID", 0)
+    rank = _rank(environment, "SLURM_PROCID", count)
     return Launch(host=host, port=port, count=count, rank=rank)
 
 
@@ -127,14 +127,32 @@ def first_host(nodes: str) -> str:
     Raises:
         UsageError: There is none.
     """
-    match = re.match(r"([^,\[]+)(?:\[([^,\-\]]+)[^\]]*\]([^,]*))?", nodes)
+    match = re.match(r"([^,\[\s]+)(?:\[([^,\-\]\s]+)[^\]]*\]([^,\s]*))?", nodes)
     if match is None:
         raise UsageError("Slurm does not say on which nodes this runs", _BY_HAND)
     return match[1] + (match[2] or "") + (match[3] or "")
 
 
 def _port(environment: Mapping[str, str], job: int) -> int:
-    return _number(environment, _PORT_VARIABLE, _PORTS[job % len(_PORTS)])
+    told = environment.get(_PORT_VARIABLE)
+    if not told:
+        return _PORTS[job % len(_PORTS)]
+    port = _number(environment, _PORT_VARIABLE, 0)
+    if not 0 < port < 2**16:
+        raise UsageError(
+            f"{_PORT_VARIABLE} {told[:100]!r} is no port", f"export {_PORT_VARIABLE}=61500"
+        )
+    return port
+
+
+def _rank(environment: Mapping[str, str], name: str, count: int) -> int:
+    """Which one this is; who is not told would be a second rank 0."""
+    rank = _number(environment, name, count)
+    if rank >= count:
+        raise UsageError(
+            f"{name} {environment.get(name, '')[:100]!r} is none of {count} processes", _BY_HAND
+        )
+    return rank
 
 
 def _number(environment: Mapping[str, str], name: str, default: int) -> int:

@@ -3,12 +3,17 @@
 import json
 import os
 import re
+import select
 import shutil
 import signal
+import socket
 import subprocess
 import sys
+import termios
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -20,7 +25,6 @@ from cuts import cut
 from golden import FLOAT32_BOUND
 from slurm import Slurm, find_daemon, free_ports
 
-from grokctl.address import check_address
 from grokctl.checkpoint.miniature import MINIATURE, write_miniature
 from grokctl.checkpoint.ready import ReadyCheckpoint, open_ready
 from grokctl.checkpoint.release import Release, open_release
@@ -28,6 +32,7 @@ from grokctl.errors import ExitCode, PeerError
 from grokctl.generation import Request
 from grokctl.infer import Engine, EngineOptions, infer
 from grokctl.launch import Launch
+from grokctl.meeting import meet
 from grokctl.model.placement import MeshShape
 from grokctl.model.precision import Compute
 from grokctl.model.sampling import Sampling
@@ -141,11 +146,13 @@ class Rank:
 def by_hand():
     """A way to start ranks of a run, each with arguments, code and environment of its own."""
     started: list[Rank] = []
-    address = f"127.0.0.1:{free_ports(1)[0]}"
+    port = free_ports(1)[0]
+    address = f"127.0.0.1:{port}"
 
     def start(
         rank: int,
         *arguments: object,
+        count: int = 2,
         code: str = "",
         terminal: int | None = None,
         **changes: str,
@@ -153,7 +160,7 @@ def by_hand():
         entry = (
             ["-c", code + "\nfrom grokctl.cli import main; main()"] if code else ["-m", "grokctl"]
         )
-        told = ("--coordinator", address, "--num-processes", 2, "--process-id", rank)
+        told = ("--coordinator", address, "--num-processes", count, "--process-id", rank)
         out = subprocess.PIPE if terminal is None else terminal
         process = subprocess.Popen(
             [sys.executable, *entry, *map(str, (*arguments, *told))],
@@ -166,6 +173,7 @@ def by_hand():
         started.append(Rank(process))
         return started[-1]
 
+    start.port = port
     yield start
     for rank in started:
         rank.process.kill()  # nothing, if it has ended
@@ -431,6 +439,26 @@ def test_a_person_at_the_terminal_of_rank_0_uses_both(by_hand, ready):
     assert f"the{text.text}" in again
 
 
+def test_a_terminal_is_given_back_as_it_was_when_another_rank_is_lost(by_hand, ready):
+    leader, follower = os.openpty()
+    before = termios.tcgetattr(follower)
+    arguments = ("run", ready[MESHES[0]].root, "-n", 2, *GREEDY, "--context", 32)
+    first = by_hand(0, *arguments, terminal=follower, TERM="xterm")
+    second = by_hand(1, *arguments)
+    said = b""
+    while not said.endswith(b"> ") or termios.tcgetattr(follower) == before:
+        if select.select([leader], [], [], 0.1)[0]:
+            said += os.read(leader, 65536)
+
+    second.process.send_signal(signal.SIGTERM)
+
+    assert first.process.wait(timeout=SLACK_S) == ExitCode.PEER
+    assert termios.tcgetattr(follower) == before
+    assert b"\r\n" in os.read(leader, 65536).partition(b"error: ")[0]
+    os.close(leader)
+    os.close(follower)
+
+
 # --- recipes
 
 
@@ -512,6 +540,124 @@ def test_the_objects_for_kubernetes_are_what_its_schema_allows():
         jsonschema.validate(document, schema)
 
 
+# --- meeting
+
+
+def come(ranks: list[int], *, count: int, within_s: float, port: int) -> list[str]:
+    """What each of some ranks says, or nothing where it may go on."""
+
+    def try_to_meet(rank: int) -> str:
+        try:
+            meet(Launch(host="127.0.0.1", port=port, count=count, rank=rank), within_s=within_s)
+        except PeerError as error:
+            return str(error)
+        return ""
+
+    with ThreadPoolExecutor(len(ranks)) as pool:
+        return list(pool.map(try_to_meet, ranks))
+
+
+def reach(port: int, said: bytes) -> socket.socket:
+    """A connection to rank 0, which may not be there yet."""
+    until = time.monotonic() + 4 * SLACK_S
+    while True:
+        try:
+            connection = socket.create_connection(("127.0.0.1", port), timeout=SLACK_S)
+        except ConnectionRefusedError:
+            assert time.monotonic() < until
+            time.sleep(0.01)
+        else:
+            connection.sendall(said)
+            return connection
+
+
+def test_all_who_come_go_on_whatever_strangers_say():
+    port = free_ports(1)[0]
+
+    with ThreadPoolExecutor(1) as pool, ExitStack() as stack:
+        first = pool.submit(come, [0, 1, 2], count=4, within_s=SLACK_S, port=port)
+        said = [b"", b"GET / HTTP/1.1\r\n\r\n", b"grokctl 3", b"grokctl 9 of 4\n", b"\xff" * 9999]
+        for words in said * 20:
+            stack.enter_context(closing(reach(port, words)))
+        assert come([3], count=4, within_s=SLACK_S, port=port) == [""]
+        assert first.result() == ["", "", ""]
+
+
+def test_everybody_who_has_come_says_who_has_not():
+    port = free_ports(1)[0]
+
+    said = come([0, 2], count=4, within_s=2, port=port)
+
+    assert said == [f"ranks 1, 3: have not come to 127.0.0.1:{port} within 2 s"] * 2
+
+
+def test_a_rank_that_has_come_twice_is_named():
+    said = come([0, 1, 1], count=3, within_s=SLACK_S, port=free_ports(1)[0])
+
+    assert said == ["rank 1 has come twice"] * 3
+
+
+def test_a_rank_that_is_lost_while_others_are_waited_for_is_named_at_once():
+    port = free_ports(1)[0]
+
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(come, [0], count=4, within_s=SHORTEST_S, port=port)
+        reach(port, b"grokctl 1 of 4\n").close()
+        said = first.result()
+
+    assert said == ["rank 1 was lost before all had come"]
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        pytest.param(b"HTTP/1.1 400 Bad Request\r\n", "something else answers", id="a web server"),
+        pytest.param(b"\0" * 9999, "something else answers", id="garbage"),
+        pytest.param(b"grokctl " + b"x" * 9999, "something else answers", id="without an end"),
+        pytest.param(b"", "within 1 s (it does not answer)", id="silence"),
+    ],
+)
+def test_what_listens_in_place_of_rank_0_is_not_taken_for_it(answer, said):
+    with socket.create_server(("127.0.0.1", 0)) as listener, ThreadPoolExecutor(1) as pool:
+        port = listener.getsockname()[1]
+        asking = pool.submit(come, [1], count=2, within_s=1, port=port)
+        connection, _ = listener.accept()
+        with connection:
+            connection.sendall(answer)
+            (found,) = asking.result()
+
+    assert found.startswith(f"rank 1: rank 0 cannot be reached at 127.0.0.1:{port} ")
+    assert said in found
+
+
+def test_ranks_that_count_differently_say_both(by_hand, ready):
+    arguments = ("run", ready["model=16"].root, "--token-ids", 1)
+
+    first, second = by_hand(0, *arguments), by_hand(1, *arguments, count=4)
+
+    for rank in (first.wait(), second.wait()):
+        assert rank.code == ExitCode.PEER
+        assert rank.error == "number of processes: rank 0 has 2, rank 1 has 4"
+
+
+def test_as_many_processes_as_cannot_share_a_mesh_wait_for_nobody(by_hand, ready):
+    alone = by_hand(0, "run", ready["model=16"].root, "--token-ids", 1, count=3).wait()
+
+    assert alone.code == ExitCode.PLACEMENT
+    assert alone.error == "3 processes cannot share a mesh, possible are 2, 4, 8, 16"
+
+
+def test_ctrl_c_at_rank_0_is_told_to_those_who_wait_with_it(by_hand, ready):
+    first = by_hand(0, "run", ready["model=16"].root, "--token-ids", 1, count=4)
+    with reach(by_hand.port, b"grokctl 1 of 4\n") as second:
+        assert "waiting for 3 more of 4" in first.process.stderr.readline()
+
+        first.process.send_signal(signal.SIGINT)
+
+        assert second.recv(100) == b"grokctl rank 0: was interrupted\n"
+    assert first.wait(timeout=SLACK_S).code == ExitCode.INTERRUPTED
+
+
 # --- what ends a run
 
 
@@ -586,7 +732,7 @@ def test_a_coordinator_that_no_name_server_knows_is_named_too():
     launch = Launch(host="nowhere.invalid", port=61440, count=2, rank=1)
 
     with pytest.raises(PeerError, match=r"rank 0 cannot be reached at nowhere\.invalid:61440"):
-        check_address(launch, within_s=0)
+        meet(launch, within_s=0)
 
 
 def test_a_port_that_is_taken_is_a_sentence_and_no_crash(by_hand, ready):
@@ -724,3 +870,119 @@ def test_a_mesh_that_processes_cannot_share_is_refused(by_hand, ready):
 
     assert ExitCode.PLACEMENT in codes
     assert "2 processes cannot share" in ranks[0].stderr
+
+
+def test_what_another_rank_says_and_is_no_json_is_a_sentence(by_hand, ready):
+    arguments = ("run", ready["model=16"].root, "--token-ids", 1)
+
+    first, second = by_hand(0, *arguments), by_hand(1, *arguments, code=BABBLE)
+
+    for rank in (first.wait(), second.wait()):
+        assert rank.code == ExitCode.PEER
+        assert rank.error == "rank 1: said what is no object of JSON ('{')"
+
+
+BABBLE = """
+import json, types
+from grokctl import cluster
+cluster.json = types.SimpleNamespace(dumps=lambda facts: "{", loads=json.loads)
+"""
+
+
+def test_who_lacks_devices_is_named_once(by_hand, ready):
+    arguments = ("run", ready[MESHES[0]].root, "--token-ids", 1)
+
+    first = by_hand(0, *arguments, JAX_NUM_CPU_DEVICES="8")
+    second = by_hand(1, *arguments, JAX_NUM_CPU_DEVICES="4")
+
+    said = "rank 1: has 4 devices, the mesh needs 8 of each of 2 processes"
+    assert [first.wait().error, second.wait().error] == [said, said]
+    assert {first.code, second.code} <= {ExitCode.HARDWARE, ExitCode.PEER}
+
+
+def test_why_jax_ends_a_process_is_said_without_its_stack_trace(by_hand, ready):
+    arguments = ("run", ready["model=16"].root, "--token-ids", 1)
+
+    first, second = by_hand(0, *arguments, code=ABORT), by_hand(1, *arguments)
+
+    assert (first.wait().code, second.wait().code) == (ExitCode.PEER, ExitCode.PEER)
+    assert first.error == "JAX ended the process: ABORTED: it has its reasons"
+    assert second.error == "rank 0 was lost"
+
+
+ABORT = """
+import os
+from grokctl import opening
+def open_job(*arguments, **options):
+    os.write(2, b"client.h:80] absl::Status: ABORTED: it has its reasons\\n")
+    os.write(2, b"    @  0x7f6f  (unknown)\\n")
+    os.abort()
+opening._open_job = open_job
+"""
+
+
+@pytest.mark.slow
+def test_a_rank_that_is_lost_as_soon_as_all_have_come_is_named(by_hand, ready):
+    arguments = ("run", ready["model=16"].root, "--token-ids", 1, "--cluster-timeout", SHORTEST_S)
+    first = by_hand(0, *arguments)
+    with reach(by_hand.port, b"grokctl 1 of 2\n") as second:
+        assert second.recv(100) == b"grokctl begin\n"
+    lost = time.monotonic()
+
+    first.wait()
+
+    assert time.monotonic() - lost < SHORTEST_S
+    assert first.code == ExitCode.PEER
+    assert first.error == f"rank 1 was lost as soon as all had come to 127.0.0.1:{by_hand.port}"
+
+
+@pytest.mark.slow
+def test_a_rank_that_comes_to_a_run_that_has_begun_does_not_disturb_it(by_hand, ready):
+    first, second = start_decoding(by_hand, ready)
+
+    third = by_hand(1, "run", ready[MESHES[0]].root, "--token-ids", 1).wait()
+
+    assert third.code == ExitCode.PEER
+    assert "something else answers, or a run that has begun" in third.error
+    assert (first.wait().code, second.wait().code) == (0, 0)
+
+
+@pytest.mark.slow
+def test_a_reader_who_has_enough_is_no_failure_of_any_rank(by_hand, ready):
+    first, second = start_decoding(by_hand, ready)
+
+    first.process.stdout.close()
+
+    assert second.wait().code == 0
+    assert second.stderr == ""
+    assert first.process.wait(timeout=SLACK_S) == 0
+
+
+@pytest.mark.slow
+def test_what_is_lost_after_the_result_was_printed_spoils_nothing(by_hand, ready):
+    arguments = ("run", ready[MESHES[0]].root, "--token-ids", 1, "-n", 1, "--context", 32)
+
+    first = by_hand(0, *arguments, "--json", code=LAST)
+    second = by_hand(1, *arguments)
+
+    assert first.wait().code == 0
+    assert len(json.loads(first.stdout)["tokens"]) == 1
+    assert second.wait().code == ExitCode.PEER
+
+
+LAST = """
+import os
+from grokctl.cluster import Cluster
+Cluster.release = lambda cluster: os.abort()
+"""
+
+
+@pytest.mark.slow
+def test_a_full_disk_at_rank_0_is_said_by_the_others_in_words(by_hand, ready):
+    arguments = ("run", ready[MESHES[0]].root, "--token-ids", 1, "-n", 1, "--context", 32)
+    full = "import sys; sys.stdout = open('/dev/full', 'w')"
+
+    first, second = by_hand(0, *arguments, code=full), by_hand(1, *arguments)
+
+    assert (first.wait().code, second.wait().code) == (ExitCode.DISK_FULL, ExitCode.PEER)
+    assert second.error == "rank 0: No space left on device"

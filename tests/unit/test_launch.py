@@ -78,6 +78,40 @@ def test_an_mpirun_that_does_not_say_where_rank_0_is_says_what_helps():
     assert "JAX_COORDINATOR_ADDRESS" in raised.value.hint
 
 
+@pytest.mark.parametrize("told", [None, "", "-1", "2", "1\n", "one", "99999999999999999999"])
+@pytest.mark.parametrize(
+    ("launcher", "name"), [(MPIRUN, "OMPI_COMM_WORLD_RANK"), (SRUN, "SLURM_PROCID")]
+)
+def test_who_is_not_told_which_one_he_is_is_no_second_rank_0(launcher, name, told):
+    environment = {key: value for key, value in launcher.items() if key != name}
+
+    with pytest.raises(UsageError, match=f"{name} .* is none of 2 processes"):
+        find_launch(environment if told is None else environment | {name: told})
+
+
+@pytest.mark.parametrize("port", ["0", "-1", "65536", "999999999", "6000\n", "http"])
+@pytest.mark.parametrize("launcher", [MPIRUN, SRUN], ids=["mpirun", "srun"])
+def test_what_is_no_port_is_refused_with_one_that_is(launcher, port):
+    with pytest.raises(UsageError, match="JAX_COORDINATOR_PORT") as raised:
+        find_launch(launcher | {"JAX_COORDINATOR_PORT": port})
+
+    assert raised.value.hint == "export JAX_COORDINATOR_PORT=61500"
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        pytest.param(MPIRUN | {"OMPI_MCA_orte_hnp_uri": "1.0;tcp://\n:5"}, id="mpirun"),
+        pytest.param(MPIRUN | {"OMPI_MCA_orte_hnp_uri": f"{'9' * 5000}.0;tcp://a:5"}, id="huge"),
+        pytest.param(SRUN | {"SLURM_STEP_NODELIST": "\n"}, id="srun"),
+        pytest.param(SRUN | {"SLURM_STEP_NODELIST": " n1"}, id="space"),
+    ],
+)
+def test_what_is_no_name_of_a_host_is_refused(changed):
+    with pytest.raises(UsageError, match=r"where rank 0 is|on which nodes"):
+        find_launch(changed)
+
+
 def test_a_person_tells_more_than_a_launcher():
     launch = find_launch(SRUN, coordinator="a.example:7000", num_processes=4, process_id=3)
 
