@@ -591,6 +591,15 @@ def test_everybody_who_has_come_says_who_has_not():
     assert said == [f"ranks 1, 3: have not come to 127.0.0.1:{port} within 2 s"] * 2
 
 
+def test_who_cannot_reach_rank_0_says_why():
+    port = free_ports(1)[0]
+
+    (said,) = come([1], count=2, within_s=1, port=port)
+
+    reason = "(Connection refused)"
+    assert said == f"rank 1: rank 0 cannot be reached at 127.0.0.1:{port} within 1 s {reason}"
+
+
 def test_a_rank_that_has_come_twice_is_named():
     said = come([0, 1, 1], count=3, within_s=SLACK_S, port=free_ports(1)[0])
 
@@ -717,6 +726,7 @@ def test_a_rank_that_never_comes_is_named_and_waited_for_no_longer_than_said(by_
     assert lonely.seconds < SHORTEST_S + SLACK_S
 
 
+@pytest.mark.slow
 def test_a_coordinator_that_cannot_be_reached_is_named_with_the_reason(by_hand, ready):
     lost = by_hand(1, "run", ready["model=16"].root, "--token-ids", 1, "--cluster-timeout", 20)
 
@@ -812,7 +822,7 @@ from grokctl import opening
 start = opening.start
 def start_late(*arguments, **options):
     engine = start(*arguments, **options)
-    time.sleep(5)
+    time.sleep(4.5)
     return engine
 opening.start = start_late
 time.sleep(5)
