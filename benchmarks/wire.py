@@ -77,7 +77,7 @@ class Collective:
 
 
 def groups_of(line: str, size: int) -> tuple[tuple[int, ...], ...]:
-    """The groups of a collective: listed, or as XLA writes an iota, reshaped and transposed."""
+    """The groups of a collective: listed, an iota reshaped and transposed, or axes of a mesh."""
     if listed := re.search(r"replica_groups=\{(\{[^=]*?\})\}", line):
         parts = re.findall(r"\{([\d,]+)\}", listed[1])
         return tuple(tuple(map(int, part.split(","))) for part in parts)
@@ -88,6 +88,12 @@ def groups_of(line: str, size: int) -> tuple[tuple[int, ...], ...]:
         if iota[3]:
             found = found.transpose(tuple(map(int, iota[3].split(","))))
         return tuple(map(tuple, found.reshape(shape).tolist()))
+    if meshed := re.search(r"replica_groups=mesh\[([^\]]+)\] \{([^}]*)\},", line):
+        axes = {name: int(length) for name, length in re.findall(r"'(\w+)'=(\d+)", meshed[1])}
+        along = [list(axes).index(name) for name in re.findall(r"'(\w+)'", meshed[2])]
+        devices = np.arange(size).reshape(tuple(axes.values()))
+        last = np.moveaxis(devices, along, range(-len(along), 0))
+        return tuple(map(tuple, last.reshape(-1, prod(last.shape[-len(along) :])).tolist()))
     assert "replica_groups={}" in line, line
     return (tuple(range(size)),)
 

@@ -76,13 +76,14 @@ def to_int8_groups(
     groups = values.reshape(inputs // group, group, outputs)
     integers = np.empty(groups.shape, np.int8)
     largest = np.maximum(groups.max(axis=1), -groups.min(axis=1))
-    divisors = np.where(largest > 0, largest, np.float32(1))
+    scales = largest / np.float32(127)
+    divisors = np.where(scales > 0, largest, np.float32(np.inf))  # too small for a scale: all is 0
     for block, result, divisor in zip(groups, integers, divisors, strict=True):
         ratios = block / divisor  # no inverse: that of a tiny number is infinite
         ratios *= np.float32(127)
         np.rint(ratios, out=ratios)
         result[...] = ratios.astype(np.int8)
-    return integers.reshape(inputs, outputs), largest / np.float32(127)
+    return integers.reshape(inputs, outputs), scales
 
 
 # --- int4

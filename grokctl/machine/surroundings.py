@@ -129,7 +129,10 @@ def _packages() -> Iterator[tuple[str, str]]:
     seen: set[str] = set()
     for distribution in metadata.distributions():
         with suppress(KeyError, OSError, ValueError, TypeError):  # whatever a broken one has
-            name, version = distribution.name, distribution.version
+            about = distribution.metadata
+            if "Name" not in about or "Version" not in about:
+                continue
+            name, version = about["Name"], about["Version"]
             if _PACKAGES.fullmatch(name) and name.lower() not in seen:
                 seen.add(name.lower())
                 yield printable(name), printable(version)

@@ -2,7 +2,7 @@ from math import prod
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
@@ -83,6 +83,7 @@ def test_rounding_takes_the_nearest_bfloat16_and_of_two_the_even_one(values):
         elements=st.floats(-(2.0**100), 2.0**100, width=32),
     )
 )
+@example(values=np.full((4, 1), 4.3e-44, np.float32))  # a 127th of it is nothing
 def test_floats_come_back_from_int8_within_half_a_step(values):
     integers, scales = to_int8_groups(values, 4)
 
