@@ -13,8 +13,8 @@ import jax
 import numpy as np
 from numpy.typing import NDArray
 
-from grokctl.checkpoint.logical import LogicalTensor
 from grokctl.checkpoint.ready import ReadyCheckpoint
+from grokctl.checkpoint.tensor_source import LogicalTensor
 
 Peer = Callable[[], float] | None
 """Measures tokens a second of another program, if it is there."""

@@ -9,9 +9,9 @@ import numpy as np
 import zstandard
 from numpy.typing import NDArray
 
-from grokctl.checkpoint.conversion import dequantised, rounded, to_int4
 from grokctl.checkpoint.frames import FRAME, Compression, compress
 from grokctl.checkpoint.pickles import BFLOAT16
+from grokctl.checkpoint.quantization import dequantised, rounded, to_int4
 
 INPUTS, OUTPUTS = 6144, 4096  # of an expert, on one of 8 devices
 LEVELS = (1, 3, 9, 19)

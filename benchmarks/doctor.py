@@ -19,7 +19,7 @@ from grokctl.machine.look import look
 from grokctl.model.config import GROK_1
 from grokctl.model.placement import MeshShape
 from grokctl.model.precision import Compute
-from grokctl.plans import Spread, Terms, hardware_of, plan_for
+from grokctl.planning.plans import Spread, Terms, hardware_of, plan_for
 from grokctl.reshard import plan, reshard
 
 GROKCTL = Path(sys.executable).with_name("grokctl")

@@ -92,7 +92,7 @@ def bare(torrent: str, root: str, port: str, then: str) -> None:
     """
     import libtorrent as lt  # noqa: PLC0415
 
-    from grokctl.swarm import Network, _settings  # noqa: PLC0415
+    from grokctl.transfer.swarm import Network, _settings  # noqa: PLC0415
 
     network = Network(bind=HOST, port=0, dht=False, lsd=False, shares_addresses=True)
     params = lt.load_torrent_file(torrent)

@@ -21,19 +21,19 @@ from jax.experimental.topologies import get_topology_desc
 from jax.sharding import SingleDeviceSharding
 
 from grokctl.checkpoint.storage import released_storage, storage_in
-from grokctl.loading import Loader
+from grokctl.inference.compiled_steps import Programs
+from grokctl.inference.loading import Loader
 from grokctl.model import kernels
+from grokctl.model.bucketing import layers_together, room
 from grokctl.model.cache import empty_cache
 from grokctl.model.config import GROK_1
-from grokctl.model.forms import layers_together, room
 from grokctl.model.kernels import few_rows
+from grokctl.model.matmul import einsum, project, project_back, widened
 from grokctl.model.parameters import Matrix
 from grokctl.model.placement import MeshShape
 from grokctl.model.precision import Compute, KvType, Precision
-from grokctl.model.products import einsum, project, project_back, widened
 from grokctl.model.sizing import workspace_bytes
-from grokctl.model.step import StepShape
-from grokctl.programs import Programs
+from grokctl.model.step_spec import StepShape
 
 ROWS = (1, 4, 8, 16, 64, 512)
 LAPS = 8  # products with different experts in one program, so that neither calls nor caches count

@@ -28,19 +28,19 @@ import numpy as np
 from _llama import Peer, llama
 from _reference import run_reference
 
-from grokctl.checkpoint.logical import LogicalTensor, Slices, Storage
 from grokctl.checkpoint.miniature import MINIATURE, write_miniature
 from grokctl.checkpoint.pickles import BFLOAT16
 from grokctl.checkpoint.ready import ReadyCheckpoint, open_ready
 from grokctl.checkpoint.release import open_release
-from grokctl.hardware import find_devices, has_fast_bfloat16, memory_bandwidth
+from grokctl.checkpoint.tensor_source import LogicalTensor, Slices, Storage
 from grokctl.infer import Engine, EngineOptions, infer
+from grokctl.inference.devices import find_devices, has_fast_bfloat16, memory_bandwidth
 from grokctl.model.config import GROK_1, GrokConfig
+from grokctl.model.matmul import project
 from grokctl.model.parameters import Matrix
 from grokctl.model.placement import MeshShape
 from grokctl.model.precision import Precision
-from grokctl.model.products import project
-from grokctl.model.step import StepShape
+from grokctl.model.step_spec import StepShape
 from grokctl.reshard import plan, reshard
 
 ONE = MeshShape(1, 1)

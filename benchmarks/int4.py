@@ -5,7 +5,7 @@ import argparse
 import numpy as np
 from numpy.typing import NDArray
 
-from grokctl.checkpoint.conversion import to_int4, unpacked
+from grokctl.checkpoint.quantization import to_int4, unpacked
 
 INPUTS = 6144
 GROUPS = (32, 64, 128, 256)

@@ -8,12 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from grokctl.hardware import find_devices, memory_bandwidth
+from grokctl.inference.devices import find_devices, memory_bandwidth
 from grokctl.model.config import GROK_1
+from grokctl.model.matmul import project
 from grokctl.model.parameters import Matrix
 from grokctl.model.placement import MeshShape
-from grokctl.model.products import project
-from grokctl.model.step import StepShape
+from grokctl.model.step_spec import StepShape
 
 INPUTS, OUTPUTS, GROUPS, INT4_GROUP = 32768, 6144, 8, 64
 ROUNDS, COPIES = 12, 3  # several copies, so that no cache holds the weight

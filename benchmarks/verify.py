@@ -20,7 +20,7 @@ from pathlib import Path
 
 from grokctl.checkpoint.miniature import MINIATURE, write_miniature
 from grokctl.checkpoint.torrent import build_metainfo, read_metainfo
-from grokctl.pieces import check_pieces
+from grokctl.integrity.pieces import check_pieces
 
 MODEL = replace(MINIATURE, sequence_len=64, num_layers=8, emb_size=1408, key_size=88)
 PIECE = 4 * 2**20

@@ -18,15 +18,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from grokctl.checkpoint.logical import Storage
 from grokctl.checkpoint.storage import released_storage
-from grokctl.hardware import find_devices
-from grokctl.loading import Loader
+from grokctl.checkpoint.tensor_source import Storage
+from grokctl.inference.compiled_steps import Programs
+from grokctl.inference.devices import find_devices
+from grokctl.inference.loading import Loader
 from grokctl.model.cache import empty_cache
 from grokctl.model.config import GROK_1, GrokConfig
 from grokctl.model.placement import MeshShape
-from grokctl.model.step import StepShape
-from grokctl.programs import Programs
+from grokctl.model.step_spec import StepShape
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "cluster.md"
 HOSTS = 2

@@ -1,6 +1,6 @@
 """`python -m grokctl`."""
 
-from grokctl.cli import main
+from grokctl.cli.app import main
 
 if __name__ == "__main__":
     main()

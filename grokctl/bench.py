@@ -8,9 +8,9 @@ import numpy as np
 
 from grokctl.errors import UsageError
 from grokctl.events import Advanced, Finished, Observer, Stage, Started, Unit, ignore
-from grokctl.hardware import memory_bandwidth
 from grokctl.infer import Engine, RunPlan
-from grokctl.stepping import Stepper
+from grokctl.inference.devices import memory_bandwidth
+from grokctl.inference.model_runner import Stepper
 
 _SEED: Final = 1
 

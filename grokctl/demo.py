@@ -13,15 +13,15 @@ from grokctl.checkpoint.release import Release, open_release
 from grokctl.checkpoint.torrent import Magnet, build_metainfo, parse_metainfo
 from grokctl.events import Observer, ignore
 from grokctl.fetch import fetch, seeding
-from grokctl.generation import Generation
-from grokctl.hardware import find_devices
 from grokctl.infer import EngineOptions, infer
+from grokctl.inference.devices import find_devices
+from grokctl.inference.generation import Generation
 from grokctl.model.placement import mesh_for
 from grokctl.model.precision import Compute
 from grokctl.model.sampling import Sampling
 from grokctl.paths import Home
 from grokctl.reshard import plan, reshard
-from grokctl.sources import FetchOptions
+from grokctl.transfer.sources import FetchOptions
 from grokctl.verify import raise_for, verify
 
 DEVICES: Final = (8, 4, 16)

@@ -5,7 +5,8 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from grokctl.checks import Check, Status
-from grokctl.diagnosis import accelerators, disks, memory, software, surroundings
+from grokctl.diagnosis import accelerators, disks, memory, software
+from grokctl.diagnosis import environment as surroundings
 from grokctl.diagnosis.abilities import download, reshard, run
 from grokctl.diagnosis.inventory import Inventory
 from grokctl.diagnosis.outlook import (
@@ -17,7 +18,7 @@ from grokctl.diagnosis.outlook import (
 )
 from grokctl.machine.facts import Found, Machine
 from grokctl.model.precision import KvType, Precision
-from grokctl.plans import Hardware, Plan, accelerated, hardware_for, hardware_of, plans
+from grokctl.planning.plans import Hardware, Plan, accelerated, hardware_for, hardware_of, plans
 
 __all__ = ["Ability", "Diagnosis", "Group", "Question", "doctor"]
 

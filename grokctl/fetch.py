@@ -11,7 +11,11 @@ from typing import Final
 from grokctl.checkpoint.receipt import read_receipt
 from grokctl.checkpoint.release import release_paths
 from grokctl.checkpoint.torrent import folder_name, parse_metainfo
-from grokctl.destination import (
+from grokctl.errors import GrokctlError, UsageError
+from grokctl.events import Advanced, Finished, Noted, Observer, Stage, Started, Unit, ignore
+from grokctl.paths import CKPT, TOKENIZER, quoted
+from grokctl.text import format_bytes, format_number
+from grokctl.transfer.destination import (
     Job,
     alone,
     bare_torrent,
@@ -21,13 +25,10 @@ from grokctl.destination import (
     remove_parts,
     torrent_at_hand,
 )
-from grokctl.download import SAVE_WITHIN_S, Download, find_claims, stalled
-from grokctl.errors import GrokctlError, UsageError
-from grokctl.events import Advanced, Finished, Noted, Observer, Stage, Started, Unit, ignore
-from grokctl.mirrors import Mirrors
-from grokctl.paths import CKPT, TOKENIZER, quoted
-from grokctl.preflight import FetchPlan, look_ahead, prepare
-from grokctl.sources import (
+from grokctl.transfer.download import SAVE_WITHIN_S, Download, find_claims, stalled
+from grokctl.transfer.mirrors import Mirrors
+from grokctl.transfer.preflight import FetchPlan, look_ahead, prepare
+from grokctl.transfer.sources import (
     GROK_1,
     Endpoint,
     FetchOptions,
@@ -36,16 +37,15 @@ from grokctl.sources import (
     mirror,
     read_source_argument,
 )
-from grokctl.swarm import Claims, Network, Snapshot, Swarm, Transfer, resolve
-from grokctl.tokenizers import (
+from grokctl.transfer.swarm import Claims, Network, Snapshot, Swarm, Transfer, resolve
+from grokctl.transfer.tokenizer import (
     fetch_tokenizer,
     has_tokenizer,
     put_tokenizer,
     read_tokenizer,
     refuse_other,
 )
-from grokctl.units import format_bytes, format_number
-from grokctl.web import Web
+from grokctl.transfer.web import Web
 
 _DEFAULTS: Final = FetchOptions()
 

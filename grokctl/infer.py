@@ -12,12 +12,18 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
-from grokctl.batching import Batch
-from grokctl.checkpoint.logical import TensorSource
-from grokctl.cluster import Cluster
+from grokctl.checkpoint.tensor_source import TensorSource
+from grokctl.cluster.process_group import Cluster
 from grokctl.errors import UsageError
 from grokctl.events import Advanced, Finished, Noted, Observer, Stage, Started, Unit, ignore
-from grokctl.generation import (
+from grokctl.inference.devices import (
+    check_room,
+    find_devices,
+    has_fast_bfloat16,
+    memory_bandwidth,
+    use_compilation_cache,
+)
+from grokctl.inference.generation import (
     BatchStats,
     Generation,
     Request,
@@ -26,14 +32,10 @@ from grokctl.generation import (
     Token,
     negative_log_likelihood,
 )
-from grokctl.hardware import (
-    check_room,
-    find_devices,
-    has_fast_bfloat16,
-    memory_bandwidth,
-    use_compilation_cache,
-)
-from grokctl.loading import Loader, out_of_memory
+from grokctl.inference.loading import Loader, out_of_memory
+from grokctl.inference.model_runner import Stepper
+from grokctl.inference.scheduler import Batch
+from grokctl.inference.sequence import Sequence
 from grokctl.model import kernels
 from grokctl.model.config import GrokConfig
 from grokctl.model.parameters import Parameters
@@ -41,10 +43,8 @@ from grokctl.model.placement import MeshShape, check_mesh
 from grokctl.model.precision import Compute, KvType
 from grokctl.model.sampling import Sampling
 from grokctl.model.sizing import cache_type, needs
-from grokctl.model.step import StepShape
+from grokctl.model.step_spec import StepShape
 from grokctl.model.tokenizer import Tokenizer
-from grokctl.sequence import Sequence
-from grokctl.stepping import Stepper
 
 _MOST_STREAMS: Final = 256
 """A program names each of its sequences, so it grows with them."""

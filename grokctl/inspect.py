@@ -11,11 +11,11 @@ from math import prod
 from pathlib import Path
 from threading import Event
 
-from grokctl.checkpoint.logical import LogicalTensor, extent
 from grokctl.checkpoint.pickles import ArrayRef
 from grokctl.checkpoint.ready import ReadyCheckpoint, open_ready
 from grokctl.checkpoint.release import StoredTensor, file_nbytes, open_release
-from grokctl.checkpoint.values import Part, Spread, StoredValues
+from grokctl.checkpoint.tensor_source import LogicalTensor, extent
+from grokctl.checkpoint.value_stats import Part, Spread, StoredValues
 from grokctl.errors import Reason, UsageError, corrupt
 from grokctl.events import Advanced, Finished, Observer, Stage, Started, ignore
 from grokctl.model.config import GrokConfig

@@ -15,24 +15,24 @@ from math import prod
 from pathlib import Path
 from typing import Final
 
-from grokctl.checkpoint.converted import NOTHING, Squares, is_stored_alike
 from grokctl.checkpoint.frames import FRAME, SUFFIX, Compression
 from grokctl.checkpoint.layout import DeviceLayout, device_layouts
-from grokctl.checkpoint.logical import ReleaseSource, Slices, Storage, TensorSource, extent
 from grokctl.checkpoint.manifest import FileRecord, Manifest, Source, manifest_bytes
 from grokctl.checkpoint.ready import SUMS, ReadyCheckpoint, open_ready
 from grokctl.checkpoint.receipt import Receipt, Stamp
 from grokctl.checkpoint.release import Release
 from grokctl.checkpoint.storage import storage_in
-from grokctl.cutting import cuts_of
+from grokctl.checkpoint.tensor_source import ReleaseSource, Slices, Storage, TensorSource, extent
 from grokctl.errors import DiskFullError, Reason, UsageError, corrupt
 from grokctl.events import Advanced, Finished, Noted, Observer, Stage, Started, ignore
 from grokctl.machine.memory import memory
 from grokctl.model.placement import MeshShape, check_mesh
 from grokctl.model.precision import Precision, check_conversion
 from grokctl.paths import MANIFEST, TOKENIZER, fsync_folder, kind_of, locked, quoted
-from grokctl.pipeline import Pipeline, Progress
-from grokctl.writing import DeviceWriter, Entry, Flusher, Journal, resume
+from grokctl.resharding.convert import NOTHING, Squares, is_stored_alike
+from grokctl.resharding.pipeline import Pipeline, Progress
+from grokctl.resharding.slices import cuts_of
+from grokctl.resharding.writers import DeviceWriter, Entry, Flusher, Journal, resume
 
 _LARGEST_ARRAY: Final = 2**24
 _SMALLEST_ARRAY: Final = 2**20

@@ -11,7 +11,6 @@ from pathlib import Path
 from threading import Event, Lock
 from typing import Final
 
-from grokctl.blame import Findings, find_damage, known_bytes, wrong_size
 from grokctl.checkpoint.ready import ReadyCheckpoint, cut_again, missing_files
 from grokctl.checkpoint.receipt import (
     Receipt,
@@ -39,10 +38,11 @@ from grokctl.errors import (
     UsageError,
 )
 from grokctl.events import Advanced, Finished, Noted, Observer, Stage, Started, ignore
+from grokctl.integrity.damage import Findings, find_damage, known_bytes, wrong_size
+from grokctl.integrity.pieces import AHEAD, Checked, check_pieces, feed, open_regular, why
 from grokctl.model.config import GrokConfig
 from grokctl.model.tensors import tensor_specs
 from grokctl.paths import CKPT, CONFIG, TORRENT, quoted
-from grokctl.pieces import AHEAD, Checked, check_pieces, feed, open_regular, why
 
 _MOST_JOBS: Final = 64
 _GLANCE_S: Final = 0.1

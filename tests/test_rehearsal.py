@@ -4,18 +4,17 @@ import os
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from places import PROJECT
 
-ROOT = Path(__file__).parents[1]
 BEGIN, END = "<!-- made by the command above; do not edit -->", "<!-- end -->"
 
 
 def rehearse(folder, *arguments):
     return subprocess.run(
         [
-            *(sys.executable, str(ROOT / "benchmarks" / "rehearsal.py")),
+            *(sys.executable, str(PROJECT / "benchmarks" / "rehearsal.py")),
             *("--small", "--folder", str(folder), *arguments),
         ],
         capture_output=True,
@@ -51,7 +50,7 @@ def test_every_command_copes_and_the_table_goes_where_it_belongs(tmp_path):
 
 
 def test_the_page_of_the_rehearsal_has_the_place_for_its_table():
-    page = (ROOT / "docs" / "rehearsal.md").read_text()
+    page = (PROJECT / "docs" / "rehearsal.md").read_text()
 
     assert page.count(BEGIN) == page.count(END) == 1
     assert "make rehearsal" in page.partition(BEGIN)[0]

@@ -9,8 +9,8 @@ from typing import Any, Final
 
 import numpy as np
 
-from grokctl.checkpoint.logical import LogicalTensor, Slices, Storage, extent
 from grokctl.checkpoint.pickles import BFLOAT16
+from grokctl.checkpoint.tensor_source import LogicalTensor, Slices, Storage, extent
 from grokctl.model.placement import MeshShape, check_mesh
 from grokctl.model.tensors import Axis
 

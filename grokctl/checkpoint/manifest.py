@@ -11,7 +11,7 @@ from typing import Any, Final
 from grokctl import __version__
 from grokctl.checkpoint.frames import LARGEST_FRAME, SUFFIX, Compression, Frames
 from grokctl.checkpoint.layout import CODES, FORMAT, DeviceLayout, device_layouts
-from grokctl.checkpoint.logical import Storage
+from grokctl.checkpoint.tensor_source import Storage
 from grokctl.checkpoint.torrent import printable
 from grokctl.errors import (
     CorruptCheckpointError,

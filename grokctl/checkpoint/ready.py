@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from grokctl.checkpoint.device_file import DeviceFile
 from grokctl.checkpoint.frames import Unpacker
 from grokctl.checkpoint.layout import DeviceLayout, DeviceTensor
-from grokctl.checkpoint.logical import (
+from grokctl.checkpoint.manifest import FileRecord, Manifest, Source, malformed, parse_manifest
+from grokctl.checkpoint.tensor_source import (
     LogicalTensor,
     Reader,
     Slices,
@@ -26,7 +27,6 @@ from grokctl.checkpoint.logical import (
     overlap,
     within,
 )
-from grokctl.checkpoint.manifest import FileRecord, Manifest, Source, malformed, parse_manifest
 from grokctl.errors import Damage, Reason, UsageError, corrupt
 from grokctl.model.config import GrokConfig
 from grokctl.model.placement import MeshShape, Slice

@@ -20,7 +20,7 @@ from grokctl.checkpoint import pickles
 from grokctl.checkpoint.pickles import ArrayRef, Hole
 from grokctl.checkpoint.rows import Rows, opened
 from grokctl.checkpoint.torrent import Metainfo, TorrentFile, printable
-from grokctl.checkpoint.values import find_bad
+from grokctl.checkpoint.value_stats import find_bad
 from grokctl.errors import (
     CorruptCheckpointError,
     Damage,

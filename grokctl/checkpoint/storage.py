@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-from grokctl.checkpoint.logical import Storage
+from grokctl.checkpoint.tensor_source import Storage
 from grokctl.errors import PlacementError, UsageError
 from grokctl.model.config import GrokConfig
 from grokctl.model.placement import MeshShape, place

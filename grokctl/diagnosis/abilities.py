@@ -28,8 +28,8 @@ from grokctl.model.config import GROK_1
 from grokctl.model.placement import MeshShape
 from grokctl.model.precision import Precision
 from grokctl.paths import quoted
-from grokctl.plans import Plan
-from grokctl.units import format_bytes
+from grokctl.planning.plans import Plan
+from grokctl.text import format_bytes
 
 _RATES: Final = (10e6, 100e6)
 """Bytes a second of the networks that most people have."""

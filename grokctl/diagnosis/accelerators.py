@@ -8,7 +8,7 @@ from grokctl.checks import Check, Status
 from grokctl.diagnosis.software import INSTALL, numbers, plugins
 from grokctl.machine.facts import Accelerator, Found, Machine
 from grokctl.model.config import GROK_1
-from grokctl.units import format_bytes
+from grokctl.text import format_bytes
 
 ON_CPU: Final = "JAX_PLATFORMS=cpu grokctl run -p 'Once upon a time'"
 VISIBLE: Final = "CUDA_VISIBLE_DEVICES"

@@ -19,7 +19,7 @@ from grokctl.model.config import GROK_1
 from grokctl.model.placement import MESH_SIZES, MeshShape
 from grokctl.model.precision import Precision
 from grokctl.paths import TOKENIZER, quoted
-from grokctl.units import format_bytes, format_rate
+from grokctl.text import format_bytes, format_rate
 
 USUAL: Final = (Precision.INT8, MeshShape(1, 8))
 """What most people will make."""

@@ -11,7 +11,6 @@ from grokctl.checkpoint.layout import DeviceLayout, device_layouts
 from grokctl.checkpoint.ready import missing_files, read_manifest
 from grokctl.checkpoint.release import file_nbytes, read_config
 from grokctl.checkpoint.storage import released_storage, storage_in
-from grokctl.destination import BEGUN
 from grokctl.errors import GrokctlError, UsageError
 from grokctl.machine.waiting import Waiting
 from grokctl.model.config import GROK_1, GrokConfig
@@ -19,6 +18,7 @@ from grokctl.model.placement import MeshShape
 from grokctl.model.precision import Precision
 from grokctl.model.tensors import tensor_specs
 from grokctl.paths import CKPT, PRIVATE, TOKENIZER, Home, default_home, kind_of
+from grokctl.transfer.destination import BEGUN
 
 _T = TypeVar("_T")
 _BLOCK: Final = 512

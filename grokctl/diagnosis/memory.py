@@ -9,7 +9,7 @@ from grokctl.diagnosis.inventory import ready_nbytes
 from grokctl.machine.facts import Machine, Memory
 from grokctl.model.placement import MeshShape
 from grokctl.model.precision import Precision
-from grokctl.units import format_bytes, format_number, format_rate
+from grokctl.text import format_bytes, format_number, format_rate
 
 _SHARED: Final = "/dev/shm"  # noqa: S108  # its name, and nothing is put there
 _ENOUGH_SHARED: Final = 2**30

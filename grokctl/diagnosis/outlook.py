@@ -11,8 +11,8 @@ from grokctl.diagnosis.inventory import ready_nbytes
 from grokctl.model.config import GROK_1
 from grokctl.model.placement import MeshShape
 from grokctl.model.precision import KvType, Precision
-from grokctl.plans import Hardware, Plan, examples
-from grokctl.units import format_bytes
+from grokctl.planning.plans import Hardware, Plan, examples
+from grokctl.text import format_bytes
 
 _PROMPT: Final = "-p 'The answer to life, the universe and everything is'"
 _FAST: Final = 10

@@ -11,7 +11,7 @@ from grokctl.model.config import GROK_1
 from grokctl.model.placement import MeshShape
 from grokctl.model.precision import Precision
 from grokctl.model.tensors import tensor_specs
-from grokctl.units import format_bytes
+from grokctl.text import format_bytes
 
 INSTALL: Final = "pip install '.[cuda12]'"
 _PYTHONS: Final = ((3, 11), (3, 13))

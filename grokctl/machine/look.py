@@ -9,11 +9,11 @@ from typing import Final
 from grokctl.events import Advanced, Finished, Observer, Stage, Started, Unit, ignore
 from grokctl.machine.accelerators import AskingJax, asking_driver
 from grokctl.machine.disks import asking_disks
+from grokctl.machine.environment import software, surroundings
 from grokctl.machine.facts import Machine
 from grokctl.machine.host import cpu
 from grokctl.machine.memory import memory
 from grokctl.machine.network import network
-from grokctl.machine.surroundings import software, surroundings
 
 _DRIVER_S: Final = 2.0
 """Seconds that the driver has before JAX takes memory of its GPUs, and it counts that as used."""

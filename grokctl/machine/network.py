@@ -12,8 +12,8 @@ from typing import Final
 import certifi
 
 from grokctl.checkpoint.torrent import printable
+from grokctl.machine.environment import without_password
 from grokctl.machine.facts import Network
-from grokctl.machine.surroundings import without_password
 from grokctl.machine.waiting import Waiting
 
 _PORT: Final = 6881

@@ -7,11 +7,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from grokctl.model.bucketing import POSITIONS
 from grokctl.model.cache import LayerCache, Place, recall
 from grokctl.model.config import GrokConfig
-from grokctl.model.forms import POSITIONS
-from grokctl.model.products import einsum
-from grokctl.model.step import StepShape
+from grokctl.model.matmul import einsum
+from grokctl.model.step_spec import StepShape
 
 _NEVER: Final = -1e30
 """A logit of what is not to be seen; differences of infinities would be no numbers."""

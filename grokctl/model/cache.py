@@ -9,8 +9,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Shaped
 
 from grokctl.model.config import GrokConfig
+from grokctl.model.matmul import narrowed, widened
 from grokctl.model.placement import MeshShape
-from grokctl.model.products import narrowed, widened
 from grokctl.model.sizing import kv_heads_per_device
 
 _LARGEST_CODE: Final = 127.0

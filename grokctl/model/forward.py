@@ -13,12 +13,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from grokctl.model.attention import attend
+from grokctl.model.bucketing import rows_of_a_run
 from grokctl.model.cache import LayerCache, Place, extended
 from grokctl.model.config import GrokConfig
-from grokctl.model.forms import rows_of_a_run
+from grokctl.model.matmul import einsum, project, project_back
 from grokctl.model.parameters import Attention, Experts, Layer, Matrix
-from grokctl.model.products import einsum, project, project_back
-from grokctl.model.step import StepShape
+from grokctl.model.step_spec import StepShape
 
 MODEL_AXIS: Final = "model"
 EXPERT_AXIS: Final = "expert"

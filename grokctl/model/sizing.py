@@ -9,8 +9,7 @@ from typing import Any, Final
 import ml_dtypes
 import numpy as np
 
-from grokctl.model.config import GrokConfig
-from grokctl.model.forms import (
+from grokctl.model.bucketing import (
     BLOCK,
     POSITIONS,
     layers_together,
@@ -18,6 +17,7 @@ from grokctl.model.forms import (
     room,
     rows_of_a_run,
 )
+from grokctl.model.config import GrokConfig
 from grokctl.model.placement import MeshShape
 from grokctl.model.precision import Compute, KvType, Precision
 from grokctl.model.tensors import SHARDS
@@ -170,7 +170,7 @@ def workspace_bytes(
     most that one takes, arguments and results included that are neither weights nor cache: one that
     embeds, runs layers or is the head, of a chunk of a prompt, or of a token of every stream.
 
-    Held against what XLA reports by tests/integration/test_sizing.py, and for GPUs by
+    Held against what XLA reports by tests/integration/inference/test_sizing.py, and for GPUs by
     benchmarks/gpu_forms.py.
     """
     longest, _ = room(context, platform=platform)

@@ -17,14 +17,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from places import TWO_LAYERS
 from typer.testing import CliRunner
 
 from grokctl.checkpoint.miniature import MINIATURE, write_miniature
 from grokctl.checkpoint.torrent import build_metainfo, parse_metainfo
-from grokctl.cli import app
+from grokctl.cli.app import app
 from grokctl.fetch import seeding
 
-GOLDEN = Path(__file__).parents[1] / "data" / "two-layers"
 LOOPBACK = ("--no-dht", "--no-lsd", "--bind", "127.0.0.1", "--port", "0")
 WORDS = replace(MINIATURE, sequence_len=64, num_layers=2, vocab_size=512, emb_size=64, key_size=8)
 """Two layers with a tokenizer; every mesh of 1 to 16 devices holds it."""
@@ -157,7 +157,7 @@ def no_surroundings(
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Home with the golden release and one with a tokenizer; tests add, and take nothing away."""
     root = tmp_path_factory.mktemp("cli") / "home"
-    shutil.copytree(GOLDEN, root / "releases" / "two-layers")
+    shutil.copytree(TWO_LAYERS, root / "releases" / "two-layers")
     write_miniature(root / "releases" / "words", WORDS)
     return root
 
@@ -165,7 +165,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def golden() -> dict[str, Any]:
     """What the reference computes on the golden release."""
-    with np.load(GOLDEN / "reference.npz") as values:
+    with np.load(TWO_LAYERS / "reference.npz") as values:
         return {name: values[name] for name in values}
 
 

@@ -10,7 +10,7 @@ import sys
 import pytest
 from mounts import dead
 
-from grokctl.published import PUBLISHED
+from grokctl.planning.accelerators import PUBLISHED
 
 NUMBER = (int, float)
 PLAN = {
@@ -297,7 +297,7 @@ def test_a_broken_jax_is_said_and_breaks_nothing(process, tmp_path):
 
 def test_jax_is_asked_in_a_process_of_its_own(process, tmp_path):
     code = (
-        "import sys; from grokctl.cli import app\n"
+        "import sys; from grokctl.cli.app import app\n"
         f"try: app(['doctor', '-q', '--home', {str(tmp_path)!r}])\n"
         "finally: print([name for name in ('jax', 'libtorrent') if name in sys.modules])"
     )

@@ -4,13 +4,13 @@ import re
 import shutil
 import subprocess
 import time
-from pathlib import Path
 
 import pytest
+from places import PROJECT
 
 from grokctl.errors import ExitCode
 
-DOCUMENT = Path(__file__).parents[2] / "docs" / "exit-codes.md"
+DOCUMENT = PROJECT / "docs" / "exit-codes.md"
 
 
 @pytest.fixture
@@ -565,7 +565,7 @@ def test_fewer_devices_than_the_mesh_is_the_hardwares_fault(process, release):
     environment = process.environment(JAX_NUM_CPU_DEVICES="2")
     code = (
         "import jax; jax.devices()\n"
-        "from grokctl.cli import app\n"
+        "from grokctl.cli.app import app\n"
         f"app(['run', {str(release)!r}, '--token-ids', '1', '--devices', '4', '-n', '1'])"
     )
 

@@ -134,7 +134,7 @@ def test_a_limit_on_the_size_of_files_is_said_before_a_byte_moves(
     limited = (
         f"import resource; hard = resource.RLIM_INFINITY\n"
         f"resource.setrlimit(resource.RLIMIT_FSIZE, ({largest - 1}, hard))\n"
-        "from grokctl.cli import main; main()"
+        "from grokctl.cli.app import main; main()"
     )
 
     refused = process.run(*command, code=limited)
@@ -353,10 +353,10 @@ def test_a_stopped_download_ends_soon_with_resume_data_and_only_the_rest_comes_l
 
 def test_a_kill_while_files_are_checked_costs_nothing(process, grokctl, seeded, command, root):
     slow = (
-        "import time, grokctl.pieces as pieces\n"
+        "import time, grokctl.integrity.pieces as pieces\n"
         "check = pieces._Reader.check\n"
         "pieces._Reader.check = lambda self, piece: time.sleep(0.01) or check(self, piece)\n"
-        "from grokctl.cli import main; main()"
+        "from grokctl.cli.app import main; main()"
     )
     first = grokctl(*command)
     (root / ".grokctl/resume").unlink()
@@ -503,10 +503,10 @@ def test_the_result_says_what_was_fetched_from_whom(grokctl, seeded, command):
 
 
 OFTEN = (
-    "import grokctl.console as console\n"
+    "import grokctl.screen.console as console\n"
     "slowly = console.throttled\n"
     "console.throttled = lambda observe, every: slowly(observe, every=every / 5)\n"
-    "from grokctl.cli import main; main()"
+    "from grokctl.cli.app import main; main()"
 )
 """A line a second instead of one in five."""
 

@@ -48,7 +48,7 @@ def test_the_version_is_the_packages(grokctl):
 @pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["run", "--help"]], ids=" ".join)
 def test_help_loads_nothing_heavy(process, arguments):
     code = (
-        "import sys; from grokctl.cli import app\n"
+        "import sys; from grokctl.cli.app import app\n"
         f"try: app({arguments!r})\n"
         f"finally: print([name for name in {HEAVY!r} if name in sys.modules], file=sys.stderr)"
     )

@@ -107,10 +107,10 @@ def endless(verified):
 
 def test_a_verify_can_be_stopped(interrupt, stop_signal, process, endless):
     slow = (
-        "import time, grokctl.pieces as pieces\n"
+        "import time, grokctl.integrity.pieces as pieces\n"
         "check = pieces._Reader.check\n"
         "pieces._Reader.check = lambda self, piece: time.sleep(0.01) or check(self, piece)\n"
-        "from grokctl.cli import main; main()"
+        "from grokctl.cli.app import main; main()"
     )
 
     ended = interrupt(
@@ -130,7 +130,7 @@ def test_a_verify_of_a_ready_checkpoint_can_be_stopped_inside_a_file(interrupt, 
         "stage.AHEAD = 4096\n"
         "feed = stage.feed\n"
         "stage.feed = lambda *arguments: time.sleep(0.2) or feed(*arguments)\n"
-        "from grokctl.cli import main; main()"
+        "from grokctl.cli.app import main; main()"
     )
 
     ended = interrupt(
@@ -149,7 +149,8 @@ def test_a_verify_of_a_ready_checkpoint_can_be_stopped_inside_a_file(interrupt, 
 def test_a_stopped_reshard_goes_on(interrupt, stop_signal, process, large, tmp_path):
     out = tmp_path / "ready"
     often = (
-        "import grokctl.reshard as r; r._SYNC_EVERY = 2**20\nfrom grokctl.cli import main; main()"
+        "import grokctl.reshard as r; r._SYNC_EVERY = 2**20\n"
+        "from grokctl.cli.app import main; main()"
     )
     arguments = ("reshard", large, "--devices", 8, "--out", out, "--jobs", 1)
 
@@ -186,10 +187,10 @@ def test_a_run_can_be_stopped_while_it_compiles_and_while_it_writes(
 
     written = []
     slow = (
-        "import time, grokctl.stepping as stepping\n"
+        "import time, grokctl.inference.model_runner as stepping\n"
         "run = stepping.Stepper._run\n"
         "stepping.Stepper._run = lambda *a, **k: time.sleep(0.1) or run(*a, **k)\n"
-        "from grokctl.cli import main; main()"
+        "from grokctl.cli.app import main; main()"
     )
     ended = interrupt(
         *arguments,
@@ -208,13 +209,13 @@ def test_a_run_can_be_stopped_while_it_compiles_and_while_it_writes(
 @pytest.mark.parametrize("as_json", [True, False], ids=["json", "text"])
 def test_ctrl_c_ends_a_text_and_says_what_there_is(process, home, cut, as_json):
     code = (
-        "import os, signal, grokctl.stepping as stepping\n"
+        "import os, signal, grokctl.inference.model_runner as stepping\n"
         "decode = stepping.Stepper.decode\n"
         "def pressed(*arguments):\n"
         "    os.kill(os.getpid(), signal.SIGINT)\n"
         "    return decode(*arguments)\n"
         "stepping.Stepper.decode = pressed\n"
-        "from grokctl.cli import main; main()"
+        "from grokctl.cli.app import main; main()"
     )
 
     outcome = process.run(
@@ -252,7 +253,7 @@ def test_a_score_can_be_stopped(interrupt, home):
 # --- everywhere
 
 
-@pytest.mark.parametrize("module", ["rich.console", "grokctl.render", "numpy", "jax"])
+@pytest.mark.parametrize("module", ["rich.console", "grokctl.screen.render", "numpy", "jax"])
 def test_an_interrupt_while_modules_are_loaded_is_one_too(process, home, stop_signal, module):
     code = (
         "import os, sys\n"
@@ -262,7 +263,7 @@ def test_an_interrupt_while_modules_are_loaded_is_one_too(process, home, stop_si
         "            sys.meta_path.remove(self)\n"
         f"            os.kill(os.getpid(), {stop_signal:d})\n"
         "sys.meta_path.insert(0, Stop())\n"
-        "from grokctl.cli import main; main()"
+        "from grokctl.cli.app import main; main()"
     )
 
     outcome = process.run("run", home / "releases" / "words", "-p", "import", code=code)
@@ -274,10 +275,10 @@ def test_an_interrupt_while_modules_are_loaded_is_one_too(process, home, stop_si
 
 def test_the_earliest_interrupt_is_one_too(process, stop_signal):
     code = (
-        "import os; from grokctl import cli, interrupts\n"
+        "import os; from grokctl import interrupts; from grokctl.cli.app import main\n"
         "install = interrupts.install\n"
         f"interrupts.install = lambda: (install(), os.kill(os.getpid(), {stop_signal:d}))\n"
-        "cli.main()"
+        "main()"
     )
 
     outcome = process.run("verify", code=code)
@@ -287,7 +288,7 @@ def test_the_earliest_interrupt_is_one_too(process, stop_signal):
 
 def test_an_interrupt_that_hits_a_callback_is_not_lost(process, home, stop_signal):
     code = (
-        "import gc, os, time; from grokctl import cli, inspect\n"
+        "import gc, os, time; from grokctl import inspect; from grokctl.cli.app import main\n"
         "def collected(phase, info):\n"
         "    gc.callbacks.clear()\n"
         f"    os.kill(os.getpid(), {stop_signal:d})\n"
@@ -296,7 +297,7 @@ def test_an_interrupt_that_hits_a_callback_is_not_lost(process, home, stop_signa
         "    gc.collect()\n"
         "    time.sleep(30)\n"
         "inspect.inspect = slow\n"
-        "cli.main()"
+        "main()"
     )
     began = time.monotonic()
 
@@ -308,13 +309,14 @@ def test_an_interrupt_that_hits_a_callback_is_not_lost(process, home, stop_signa
 
 def test_an_interrupt_ends_a_call_that_is_deaf_to_it(process, home):
     code = (
-        "import os, signal, threading, time; from grokctl import cli, inspect\n"
+        "import os, signal, threading, time; from grokctl import inspect\n"
+        "from grokctl.cli.app import main\n"
         "def deaf(*arguments, **options):\n"
         "    threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()\n"
         "    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})\n"
         "    time.sleep(30)\n"
         "inspect.inspect = deaf\n"
-        "cli.main()"
+        "main()"
     )
     began = time.monotonic()
 
@@ -329,7 +331,7 @@ def _deferring(*, block):
     """A command that defers Ctrl-C while it runs a block, and then goes on for a while."""
     return (
         "import os, signal, threading, time\n"
-        "from grokctl import cli, inspect, interrupts\n"
+        "from grokctl import inspect, interrupts; from grokctl.cli.app import main\n"
         "interrupts._PATIENCE_S = 0.3\n"
         "def press(number=signal.SIGINT):\n"
         "    os.kill(os.getpid(), number)\n"
@@ -341,7 +343,7 @@ def _deferring(*, block):
         "    press()\n"
         "    time.sleep(30)\n"
         "inspect.inspect = inspected\n"
-        "cli.main()"
+        "main()"
     )
 
 

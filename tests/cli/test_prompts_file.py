@@ -195,10 +195,10 @@ def test_what_has_ended_stays_printed_when_the_rest_is_interrupted(process, home
         json.dumps({"prompt": "a", "max_tokens": length}) + "\n" for length in (2, 60)
     )
     slow = (
-        "import time, grokctl.stepping as stepping\n"
+        "import time, grokctl.inference.model_runner as stepping\n"
         "run = stepping.Stepper._run\n"
         "stepping.Stepper._run = lambda *a, **k: time.sleep(0.05) or run(*a, **k)\n"
-        "from grokctl.cli import main; main()"
+        "from grokctl.cli.app import main; main()"
     )
     path = home / "prompts.jsonl"
     path.write_text(prompts)

@@ -261,7 +261,7 @@ def test_a_repair_that_needs_more_room_than_there_is_changes_nothing(
         "def statvfs(path):\n"
         "    found = list(real(path)); found[4] = 1; return os.statvfs_result(found)\n"
         "os.statvfs = statvfs\n"
-        "from grokctl import cli; cli.main()"
+        "from grokctl.cli.app import main; main()"
     )
 
     outcome = process.run("verify", verified, *repair(seeded, loopback), code=full)
@@ -362,14 +362,14 @@ def large_with_torrent(large: Path) -> Path:
 def test_a_killed_verification_goes_on_where_it_was(grokctl, process, large_with_torrent):
     root = large_with_torrent
     waiting = (
-        "import threading; from grokctl import cli, verify\n"
+        "import threading; from grokctl import verify; from grokctl.cli.app import main\n"
         "verify._KEEP_EVERY_S = 0\n"
         "real = verify.Receipt.write\n"
         "def write(self, root):\n"
         "    real(self, root)\n"
         "    if len(self.stamps) > 10: threading.Event().wait()\n"
         "verify.Receipt.write = write\n"
-        "cli.main()"
+        "main()"
     )
     with process.start("verify", root, "--jobs", 1, code=waiting) as killed:
         process.await_that(
@@ -389,11 +389,11 @@ def test_a_killed_verification_goes_on_where_it_was(grokctl, process, large_with
 def test_a_verification_takes_little_memory(process, large_with_torrent):
     # not getrusage: its peak counts what this process held before it became another program
     measuring = (
-        "import atexit, pathlib, sys; from grokctl import cli\n"
+        "import atexit, pathlib, sys; from grokctl.cli.app import main\n"
         "lines = lambda: pathlib.Path('/proc/self/status').read_text().splitlines()\n"
         "peak = lambda: [line for line in lines() if line.startswith('VmHWM')][0]\n"
         "atexit.register(lambda: print(peak(), file=sys.stderr))\n"
-        "cli.main()"
+        "main()"
     )
 
     outcome = process.run("verify", large_with_torrent, "--jobs", 64, code=measuring)

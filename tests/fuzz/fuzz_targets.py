@@ -31,12 +31,12 @@ from fuzz_mutators import (
     pickle_mutator,
     text_mutator,
 )
+from places import TWO_LAYERS
 
 from grokctl.checkpoint import pickles
 from grokctl.checkpoint.bencode import decode, encode
 from grokctl.checkpoint.frames import LARGEST_FRAME, Compression, Frames, compress
 from grokctl.checkpoint.layout import device_layouts
-from grokctl.checkpoint.logical import ReleaseSource, Storage
 from grokctl.checkpoint.manifest import (
     FileRecord,
     Manifest,
@@ -57,6 +57,7 @@ from grokctl.checkpoint.receipt import (
     write_source,
 )
 from grokctl.checkpoint.release import Release, open_release, release_paths
+from grokctl.checkpoint.tensor_source import ReleaseSource, Storage
 from grokctl.checkpoint.torrent import (
     GROK_1_MAGNET,
     Magnet,
@@ -73,9 +74,8 @@ from grokctl.model.placement import MeshShape
 from grokctl.model.precision import Precision
 from grokctl.model.tensors import tensor_specs
 from grokctl.paths import CONFIG, MANIFEST, PRIVATE, TORRENT
-from grokctl.web import parse_content_range
+from grokctl.transfer.web import parse_content_range
 
-GOLDEN = Path(__file__).parents[1] / "data" / "two-layers"
 LONGEST_MESSAGE = 2000
 SECONDS = 10.0
 """Of a processor, that one input may take: two hundred times what the slowest does, because on a
@@ -167,7 +167,7 @@ def _assert_clean(text: str) -> None:
 
 
 def _pickle_seeds() -> list[bytes]:
-    paths = sorted((GOLDEN / "ckpt-0").iterdir(), key=lambda path: path.stat().st_size)
+    paths = sorted((TWO_LAYERS / "ckpt-0").iterdir(), key=lambda path: path.stat().st_size)
     small = [path.read_bytes() for path in (*paths[:2], *paths[12:14])]
     two, four = np.ones((2, 3), np.int8), np.ones((2, 4, 3), np.int8)
     return [
@@ -254,9 +254,13 @@ def _check_payload(data: bytes, ref: ArrayRef) -> None:
 def _torrent_seeds() -> tuple[bytes, ...]:
     names = ["config.json", "ckpt-0/tensor00001_000", "ckpt-0/tensor00005_000"]
     found = [
-        build_metainfo(GOLDEN, names, name="two-layers", piece_length=16384),
+        build_metainfo(TWO_LAYERS, names, name="two-layers", piece_length=16384),
         build_metainfo(
-            GOLDEN, names[:1], name="x", piece_length=2**20, trackers=["http://t.example/announce"]
+            TWO_LAYERS,
+            names[:1],
+            name="x",
+            piece_length=2**20,
+            trackers=["http://t.example/announce"],
         ),
     ]
     kinds = [[], [lt.create_torrent.v2_only], [lt.create_torrent.v1_only]]
@@ -390,7 +394,7 @@ def _check_magnet(_: bytes, found: Magnet) -> None:
 
 
 def _release() -> Release:
-    return open_release(GOLDEN)
+    return open_release(TWO_LAYERS)
 
 
 @cache
@@ -591,7 +595,7 @@ def _check_packed(_: bytes, arrays: list[np.ndarray]) -> None:
 
 
 def _config_seeds() -> list[bytes]:
-    return [(GOLDEN / CONFIG).read_bytes()]
+    return [(TWO_LAYERS / CONFIG).read_bytes()]
 
 
 def _read_config(data: bytes) -> GrokConfig:
@@ -614,8 +618,8 @@ def _check_config(_: bytes, found: GrokConfig) -> None:
 def _proven() -> Path:
     """A release with a receipt of its own."""
     root = _scratch() / "release"
-    shutil.copytree(GOLDEN / "ckpt-0", root / "ckpt-0")
-    shutil.copy(GOLDEN / CONFIG, root)
+    shutil.copytree(TWO_LAYERS / "ckpt-0", root / "ckpt-0")
+    shutil.copy(TWO_LAYERS / CONFIG, root)
     names = sorted(f"ckpt-0/{path.name}" for path in (root / "ckpt-0").iterdir())
     stamps = {name: stamp for name in names if (stamp := Stamp.of(root / name)) is not None}
     Receipt(infohash="0" * 40, verified_at=now(), stamps=stamps).write(root)

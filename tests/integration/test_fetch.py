@@ -27,7 +27,7 @@ from grokctl.checkpoint.torrent import GROK_1_MAGNET, build_metainfo, read_metai
 from grokctl.errors import DiskFullError, FetchError, StalledError, UsageError
 from grokctl.events import Advanced, Finished, Noted, Stage, Started
 from grokctl.fetch import FetchOptions, default_root, fetch, plan, seeding
-from grokctl.swarm import Network, Swarm
+from grokctl.transfer.swarm import Network, Swarm
 
 PIECE = 16384
 LOOPBACK = {"bind": "127.0.0.1", "port": 0, "dht": False, "lsd": False, "stall_timeout_s": 20}
@@ -817,7 +817,7 @@ def test_outgoing_utp_waits_for_a_quiet_minute_with_few_peers(monkeypatch):
     with Swarm(Network(bind="127.0.0.1", port=0, dht=False, lsd=False)) as session:
         session.poll(0)
         at_first = session.session.get_settings()["enable_outgoing_utp"]
-        monkeypatch.setattr("grokctl.swarm._QUIET_S", 0.0)
+        monkeypatch.setattr("grokctl.transfer.swarm._QUIET_S", 0.0)
         session.poll(0.01)
 
         assert not at_first

@@ -9,13 +9,13 @@ import pytest
 from golden import FLOAT32_BOUND, load_golden
 
 from grokctl.checkpoint import pickles
-from grokctl.checkpoint.logical import ReleaseSource
 from grokctl.checkpoint.miniature import MINIATURE, write_miniature
 from grokctl.checkpoint.release import Release, open_release
+from grokctl.checkpoint.tensor_source import ReleaseSource
 from grokctl.errors import CorruptCheckpointError, PlacementError, UsageError
 from grokctl.events import Finished, Stage, Started, Unit
-from grokctl.generation import FinishReason, StopFilter
 from grokctl.infer import Engine, EngineOptions, infer
+from grokctl.inference.generation import FinishReason, StopFilter
 from grokctl.model.placement import MeshShape
 from grokctl.model.precision import Compute
 from grokctl.model.sampling import Sampling

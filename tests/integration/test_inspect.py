@@ -5,8 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from places import TWO_LAYERS
 
-from grokctl.checkpoint import values
+from grokctl.checkpoint import value_stats as values
 from grokctl.checkpoint.frames import Compression
 from grokctl.checkpoint.pickles import write
 from grokctl.checkpoint.release import open_release
@@ -19,7 +20,6 @@ from grokctl.model.precision import Precision
 from grokctl.model.tensors import tensor_specs
 from grokctl.reshard import plan, reshard
 
-GOLDEN = Path(__file__).parents[1] / "data" / "two-layers"
 EMBEDDING, GATE = "ckpt-0/tensor00000_000", "ckpt-0/tensor00002_000"
 
 
@@ -30,7 +30,7 @@ def ready(tmp_path_factory):
 
     def cut(mesh: str) -> Path:
         if mesh not in made:
-            release = open_release(GOLDEN)
+            release = open_release(TWO_LAYERS)
             out = tmp_path_factory.mktemp("ready") / mesh.replace(",", "-")
             made[mesh] = reshard(plan(release, mesh=MeshShape.parse(mesh), out=out)).root
         return made[mesh]
@@ -66,9 +66,9 @@ def assert_values(row, tensor) -> None:
 
 @pytest.mark.parametrize("jobs", [1, 3])
 def test_the_values_of_a_release_are_numpys(jobs):
-    found = inspect(GOLDEN, stats=True, jobs=jobs)
+    found = inspect(TWO_LAYERS, stats=True, jobs=jobs)
 
-    tensors = open_release(GOLDEN).tensors
+    tensors = open_release(TWO_LAYERS).tensors
     assert [row.name for row in found.rows] == [tensor.spec.name for tensor in tensors]
     for row, tensor in zip(found.rows, tensors, strict=True):
         assert_values(row, tensor)
@@ -78,7 +78,7 @@ def test_the_values_of_a_release_are_numpys(jobs):
 def test_the_values_of_a_ready_checkpoint_are_those_of_its_release(ready, mesh):
     found = {row.name: row for row in inspect(ready(mesh), stats=True).rows}
 
-    for tensor in open_release(GOLDEN).tensors:
+    for tensor in open_release(TWO_LAYERS).tensors:
         assert_values(found.pop(f"{tensor.spec.name}.weight"), tensor)
         if tensor.scales is not None:
             _, scales = tensor.map()
@@ -90,11 +90,11 @@ def test_the_values_of_a_ready_checkpoint_are_those_of_its_release(ready, mesh):
 
 
 def test_the_number_of_threads_and_the_size_of_blocks_change_no_number(monkeypatch):
-    whole = inspect(GOLDEN, stats=True, jobs=1).rows
+    whole = inspect(TWO_LAYERS, stats=True, jobs=1).rows
     monkeypatch.setattr(values, "_BLOCK", 4096)
 
-    cut = inspect(GOLDEN, stats=True, jobs=4).rows
-    again = inspect(GOLDEN, stats=True, jobs=2).rows
+    cut = inspect(TWO_LAYERS, stats=True, jobs=4).rows
+    again = inspect(TWO_LAYERS, stats=True, jobs=2).rows
 
     assert cut == again
     for ours, theirs in zip(whole, cut, strict=True):
@@ -104,9 +104,9 @@ def test_the_number_of_threads_and_the_size_of_blocks_change_no_number(monkeypat
 
 
 def test_parameters_are_counted_once_whatever_the_mesh(ready):
-    expected = sum(np.prod(spec.shape) for spec in tensor_specs(open_release(GOLDEN).config))
+    expected = sum(np.prod(spec.shape) for spec in tensor_specs(open_release(TWO_LAYERS).config))
 
-    for root in (GOLDEN, ready("model=2"), ready("model=8")):
+    for root in (TWO_LAYERS, ready("model=2"), ready("model=8")):
         found = inspect(root)
         assert sum(total.parameters for total in found.totals) == expected
         assert {total.kind for total in found.totals} == {
@@ -118,9 +118,9 @@ def test_parameters_are_counted_once_whatever_the_mesh(ready):
 def test_only_what_was_asked_for_is_read():
     events = []
 
-    found = inspect(GOLDEN, pattern="layers.1.*", stats=True, observe=events.append)
+    found = inspect(TWO_LAYERS, pattern="layers.1.*", stats=True, observe=events.append)
 
-    tensors = [t for t in open_release(GOLDEN).tensors if t.spec.name.startswith("layers.1.")]
+    tensors = [t for t in open_release(TWO_LAYERS).tensors if t.spec.name.startswith("layers.1.")]
     total = sum(tensor.weight.nbytes for tensor in tensors)
     ours = [event for event in events if getattr(event, "stage", None) is Stage.VALUES]
     assert len(found.rows) == 12
@@ -134,7 +134,7 @@ def test_an_observer_that_raises_ends_it():
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        inspect(GOLDEN, stats=True, jobs=2, observe=stop)
+        inspect(TWO_LAYERS, stats=True, jobs=2, observe=stop)
 
 
 def test_numbers_in_the_embedding_that_are_none_are_counted(two_layers):
@@ -181,7 +181,7 @@ def test_grok_1_has_as_many_parameters_as_its_specifications():
 @pytest.mark.parametrize("compressed", [False, True], ids=["plain", "zstd"])
 @pytest.mark.parametrize("precision", ["bf16", "float32", "int4"])
 def test_the_values_of_another_precision_are_those_that_it_stores(tmp_path, precision, compressed):
-    release = open_release(GOLDEN)
+    release = open_release(TWO_LAYERS)
     compression = Compression(1) if compressed else None
     ready = reshard(
         plan(

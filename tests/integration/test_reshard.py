@@ -24,11 +24,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from grokctl.checkpoint.frames import Compression
-from grokctl.checkpoint.logical import ReleaseSource
 from grokctl.checkpoint.pickles import BFLOAT16
 from grokctl.checkpoint.ready import ReadyCheckpoint, open_ready
 from grokctl.checkpoint.receipt import Receipt
 from grokctl.checkpoint.release import open_release
+from grokctl.checkpoint.tensor_source import ReleaseSource
 from grokctl.errors import (
     CorruptCheckpointError,
     DiskFullError,

@@ -4,20 +4,19 @@ import shutil
 from pathlib import Path
 
 import pytest
-
-DATA = Path(__file__).parents[1] / "data"
+from places import TWO_LAYERS
 
 
 @pytest.fixture(scope="session")
 def golden() -> Path:
     """The genuine release itself; read only."""
-    return DATA / "two-layers"
+    return TWO_LAYERS
 
 
 @pytest.fixture
 def release(tmp_path: Path) -> Path:
     """A copy of the genuine release, to damage."""
     root = tmp_path / "release"
-    shutil.copytree(DATA / "two-layers" / "ckpt-0", root / "ckpt-0")
-    shutil.copy(DATA / "two-layers" / "config.json", root)
+    shutil.copytree(TWO_LAYERS / "ckpt-0", root / "ckpt-0")
+    shutil.copy(TWO_LAYERS / "config.json", root)
     return root

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 
 from grokctl.checkpoint.storage import released_storage, storage_in
 from grokctl.checks import Status
-from grokctl.choosing import Asked, Candidate, choose
 from grokctl.diagnosis.inventory import (
     Inventory,
     KeptReady,
@@ -37,8 +36,9 @@ from grokctl.machine.facts import (
 from grokctl.model.config import GROK_1
 from grokctl.model.placement import MeshShape
 from grokctl.model.precision import KvType, Precision
-from grokctl.plans import MESHES, PRECISIONS, hardware_for
-from grokctl.units import format_bytes
+from grokctl.planning.plans import MESHES, PRECISIONS, hardware_for
+from grokctl.planning.selection import Asked, Candidate, choose
+from grokctl.text import format_bytes
 
 GB = 10**9
 TB = 10**12

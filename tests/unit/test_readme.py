@@ -1,12 +1,12 @@
 import re
-from pathlib import Path
 
 import pytest
+from places import PROJECT
 
 from grokctl.model.precision import Precision
-from grokctl.plans import Plan, hardware_for, plans
+from grokctl.planning.plans import Plan, hardware_for, plans
 
-README = Path(__file__).parents[2] / "README.md"
+README = PROJECT / "README.md"
 ROW = re.compile(r"\| (?:(\d+) x )?(\d+) GB(?: of RAM)? \| ([\d.,]+ GB \| [^|]*=.*) \|")
 ROWS = [match.groups() for line in README.read_text().splitlines() if (match := ROW.match(line))]
 

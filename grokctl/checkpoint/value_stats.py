@@ -1,0 +1,323 @@
+"""Values of stored tensors, read a block at a time: what none may hold, and how they are spread."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from functools import partial
+from math import prod, sqrt
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from grokctl.checkpoint.pickles import ArrayRef
+from grokctl.checkpoint.quantization import unpacked
+from grokctl.checkpoint.rows import read_into
+
+CELLS: Final = 16
+"""Bins of |q|, eight integers each: 0 to 7, …, 120 to 127 and the -128 that no quantiser writes."""
+_LARGEST_INTEGER: Final = 127
+_BLOCK: Final = 4 * 2**20
+"""Bytes read at a time."""
+_CACHED: Final = 2**20
+"""Bytes looked at at a time; measured: a histogram of four times as many takes a third longer."""
+_TILE: Final = (128, 1024)
+"""Rows and columns widened at a time: small enough for a cache, and for float32 to add up squares
+of integers up to 128 without rounding."""
+_MOST_RANGES: Final = 16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BadValues:
+    """Values that no sound tensor holds."""
+
+    index: tuple[int, ...]
+    """Of the first one, in its array."""
+    value: float
+    """The first one itself."""
+    count: int
+    ranges: tuple[tuple[int, int], ...]
+    """Bytes of the file that hold them, half open; one for all where they are strewn about."""
+
+
+def find_bad(path: Path, ref: ArrayRef, *, positive: bool) -> BadValues | None:
+    """Look for infinities and NaN and, in scales, for what is zero or below.
+
+    Reads the array's own bytes and no others, in blocks; nothing is mapped, so that a file that
+    shrinks meanwhile, or a bad sector, is an error and no signal.
+
+    Args:
+        path: The tensor's file.
+        ref: A float32 or bfloat16 array in it.
+        positive: Whether only numbers above zero are sound.
+
+    Raises:
+        OSError: The file cannot be read, or ends early.
+    """
+    size = ref.dtype.itemsize
+    bits = np.dtype(f"<u{size}")
+    infinity = bits.type(0x7F80 << 8 * (size - 2))
+    first, value, count, ranges = None, 0.0, 0, _Ranges()
+    with path.open("rb", buffering=0) as file:
+        for offset, nbytes in _spans(ref.offset, ref.nbytes):
+            block = _read(file.fileno(), offset, nbytes).view(bits)
+            # a sign or a zero wraps around and stands above infinity
+            is_bad = block - 1 >= infinity - 1 if positive else block & infinity == infinity
+            places = np.flatnonzero(is_bad)
+            if not places.size:
+                continue
+            if first is None:
+                place = int(places[0])
+                first = (offset - ref.offset) // size + place
+                with np.errstate(invalid="ignore"):  # a NaN may be a signalling one
+                    value = float(block.view(ref.dtype)[place])
+            count += places.size
+            ranges.add(places, offset, size)
+    if first is None:
+        return None
+    index = tuple(map(int, np.unravel_index(first, ref.shape)))
+    return BadValues(index=index, value=value, count=count, ranges=tuple(ranges.found))
+
+
+class _Ranges:
+    """Byte ranges, joined where they touch and, when there are too many, all in one."""
+
+    def __init__(self) -> None:
+        self.found: list[tuple[int, int]] = []
+        self._is_strewn = False
+
+    def add(self, places: NDArray[np.intp], offset: int, size: int) -> None:
+        breaks = np.flatnonzero(np.diff(places) != 1)
+        lows = [int(places[0]), *map(int, places[breaks[:_MOST_RANGES] + 1])]
+        highs = [*map(int, places[breaks[:_MOST_RANGES]]), int(places[-1])]
+        for low, high in zip(lows, highs, strict=True):
+            start, stop = offset + low * size, offset + (high + 1) * size
+            if self.found and self.found[-1][1] == start:
+                self.found[-1] = (self.found[-1][0], stop)
+            else:
+                self.found.append((start, stop))
+        self._is_strewn |= len(self.found) > _MOST_RANGES
+        if self._is_strewn:
+            self.found = [(self.found[0][0], self.found[-1][1])]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Spread:
+    """How the values of a tensor, or of several, are spread; `+` puts two together."""
+
+    count: int = 0
+    nonfinite: int = 0
+    """Infinities and NaN, which the numbers below leave out."""
+    minimum: float = float("inf")
+    maximum: float = float("-inf")
+    squares: float = 0.0
+    """Sum of the squares of the dequantised values."""
+    integers: int = 0
+    """How many of the values are stored as int8."""
+    zeros: int = 0
+    """Integers that are 0."""
+    saturated: int = 0
+    """Integers at the end of their range."""
+    cells: tuple[int, ...] = field(default=(0,) * CELLS)
+    """Integers by magnitude, see `CELLS`."""
+
+    def __add__(self, other: "Spread") -> "Spread":
+        return Spread(
+            count=self.count + other.count,
+            nonfinite=self.nonfinite + other.nonfinite,
+            minimum=min(self.minimum, other.minimum),
+            maximum=max(self.maximum, other.maximum),
+            squares=self.squares + other.squares,
+            integers=self.integers + other.integers,
+            zeros=self.zeros + other.zeros,
+            saturated=self.saturated + other.saturated,
+            cells=tuple(map(sum, zip(self.cells, other.cells, strict=True))),
+        )
+
+    @property
+    def rms(self) -> float:
+        """Root of the mean square of the finite values."""
+        finite = self.count - self.nonfinite
+        return sqrt(self.squares / finite) if finite else 0.0
+
+
+Read = Callable[[int, int], NDArray[np.uint8]]
+"""Reads so many bytes from an offset on."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredValues:
+    """Where a tensor's values lie: plain, int8 or packed int4 with scales."""
+
+    path: Path
+    array: ArrayRef
+    """`(*lead, inputs, outputs)`; uint8 holds two inputs in a byte, see `conversion.unpacked`."""
+    scales: ArrayRef | None = None
+    """`(*lead, groups, outputs)`."""
+    read: Read | None = None
+    """How to read the file, if it is not simply one."""
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """`(scale vectors, rows, columns)`, in the order of the file."""
+        if self.scales is None:
+            return 1, 1, prod(self.array.shape)
+        *lead, outputs = self.scales.shape
+        vectors = prod(lead)
+        return vectors, prod(self.array.shape) // (vectors * outputs), outputs
+
+    def parts(self) -> "Iterator[Part]":
+        """Cut into parts of a few megabytes that can be looked at on their own."""
+        vectors, rows, columns = self.shape
+        limit = _BLOCK // self.array.dtype.itemsize
+        height, width = max(1, limit // columns), min(columns, limit)
+        for vector in range(vectors):
+            for row in range(0, rows, height):
+                for column in range(0, columns, width):
+                    yield Part(
+                        of=self,
+                        vector=vector,
+                        rows=(row, min(row + height, rows)),
+                        columns=(column, min(column + width, columns)),
+                    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """Neighbouring values of one tensor: whole rows, or a piece of one."""
+
+    of: StoredValues
+    vector: int
+    """Which vector of scales they are multiplied with."""
+    rows: tuple[int, int]
+    columns: tuple[int, int]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the values, without their scales."""
+        return prod(high - low for low, high in (self.rows, self.columns)) * self._itemsize
+
+    @property
+    def _itemsize(self) -> int:
+        return self.of.array.dtype.itemsize
+
+    def spread(self) -> Spread:
+        """Read it and look at every value.
+
+        Raises:
+            OSError: The file cannot be read, or ends early.
+        """
+        if self.of.read is not None:
+            return self._spread(self.of.read)
+        with self.of.path.open("rb", buffering=0) as file:
+            return self._spread(partial(_read, file.fileno()))
+
+    def _spread(self, read: Read) -> Spread:
+        _, rows, columns = self.of.shape
+        (top, bottom), (left, right) = self.rows, self.columns
+        start = ((self.vector * rows + top) * columns + left) * self._itemsize
+        data = read(self.of.array.offset + start, self.nbytes)
+        block = data.view(self.of.array.dtype).reshape(bottom - top, right - left)
+        scales = self.of.scales
+        if scales is None:
+            return _spread_of_floats(block.reshape(-1))
+        size = scales.dtype.itemsize
+        place = scales.offset + (self.vector * columns + left) * size
+        factors = read(place, (right - left) * size).view(scales.dtype)
+        with np.errstate(invalid="ignore"):  # a NaN may be a signalling one
+            wide = factors.astype(np.float64)
+        if block.dtype == np.uint8:
+            found = _spread_of_integers(unpacked(block), wide)
+            nothing = Spread()  # how int8 is used says nothing about four bits
+            return replace(
+                found,
+                integers=nothing.integers,
+                zeros=nothing.zeros,
+                saturated=nothing.saturated,
+                cells=nothing.cells,
+            )
+        return _spread_of_integers(block, wide)
+
+
+def _spread_of_floats(values: NDArray[Any]) -> Spread:
+    finite = values[np.isfinite(values)]
+    if not finite.size:
+        return Spread(count=values.size, nonfinite=values.size)
+    wide = finite.astype(np.float64)
+    return Spread(
+        count=values.size,
+        nonfinite=values.size - finite.size,
+        minimum=float(finite.min()),
+        maximum=float(finite.max()),
+        squares=float((wide * wide).sum()),
+    )
+
+
+def _spread_of_integers(block: NDArray[np.int8], scales: NDArray[Any]) -> Spread:
+    """Spread of `block * scales`, one scale for each column."""
+    is_finite = np.isfinite(scales)  # a ready checkpoint's may be anything
+    factors = np.where(is_finite, scales, 0.0)
+    ends = np.stack([block.min(axis=0), block.max(axis=0)])[:, is_finite] * scales[is_finite]
+    saturated, cells = _use(block.reshape(-1))
+    return Spread(
+        count=block.size,
+        nonfinite=block.size // scales.size * int(np.count_nonzero(~is_finite)),
+        minimum=float(ends.min(initial=np.inf)),
+        maximum=float(ends.max(initial=-np.inf)),
+        # not np.dot: BLAS would start threads for it, which take twice the time of all the rest
+        squares=float((_square_sums(block) * factors * factors).sum()),
+        integers=block.size,
+        zeros=block.size - int(np.count_nonzero(block)),
+        saturated=saturated,
+        cells=cells,
+    )
+
+
+def _use(integers: NDArray[np.int8]) -> tuple[int, tuple[int, ...]]:
+    """How many integers are saturated, and how many there are in each cell.
+
+    Four are counted at a time: two cells make a byte, and two bytes an index.
+    """
+    saturated = 0
+    counts: NDArray[np.int64] = np.zeros(CELLS**4, np.int64)
+    rest: NDArray[np.int64] = np.zeros(CELLS, np.int64)
+    for start in range(0, integers.size, _CACHED):
+        size = np.abs(integers[start : start + _CACHED]).view(np.uint8)  # 128 stays 128
+        largest = size.max()
+        if largest == 0:  # a hole: counting in one place again and again is what takes longest
+            rest[0] += size.size
+            continue
+        if largest > _LARGEST_INTEGER:
+            np.minimum(size, _LARGEST_INTEGER, out=size)
+        saturated += int(np.count_nonzero(size == _LARGEST_INTEGER))
+        size >>= 3  # eight magnitudes to a cell
+        whole = size.size // 4 * 4
+        pairs = size[:whole].view(np.uint16)
+        counts += np.bincount((pairs | pairs >> 4).astype(np.uint8).view(np.uint16), None, CELLS**4)
+        rest += np.bincount(size[whole:], None, CELLS)
+    fours = counts.reshape((CELLS,) * 4)
+    found = rest + sum(fours.sum(axis=tuple({0, 1, 2, 3} - {axis})) for axis in range(4))
+    return saturated, tuple(found.tolist())
+
+
+def _square_sums(block: NDArray[np.int8]) -> NDArray[np.float64]:
+    """Exact sums of squares of each column, a tile at a time."""
+    rows, columns = block.shape
+    sums: NDArray[np.float64] = np.zeros(columns)
+    height, width = _TILE
+    for top in range(0, rows, height):
+        for left in range(0, columns, width):
+            wide = block[top : top + height, left : left + width].astype(np.float32)
+            sums[left : left + width] += np.einsum("ij,ij->j", wide, wide)
+    return sums
+
+
+def _spans(offset: int, nbytes: int) -> Iterator[tuple[int, int]]:
+    for low in range(0, nbytes, _BLOCK):
+        yield offset + low, min(_BLOCK, nbytes - low)
+
+
+def _read(handle: int, offset: int, nbytes: int) -> NDArray[np.uint8]:
+    data: NDArray[np.uint8] = np.empty(nbytes, np.uint8)
+    read_into(data, handle, offset)
+    return data

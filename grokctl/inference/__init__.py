@@ -1,0 +1,1 @@
+"""Weights on devices, compiled steps, and the sequences that run through them."""

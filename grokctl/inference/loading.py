@@ -1,0 +1,316 @@
+"""Weights from a checkpoint onto devices."""
+
+import mmap
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from itertools import cycle
+from queue import SimpleQueue
+from threading import Event as Signal
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from numpy.typing import NDArray
+
+from grokctl.checkpoint.layout import Share, shares
+from grokctl.checkpoint.pickles import BFLOAT16
+from grokctl.checkpoint.ready import ReadyCheckpoint
+from grokctl.checkpoint.tensor_source import LogicalTensor, Slices, TensorSource, extent
+from grokctl.errors import HardwareError, PlacementError
+from grokctl.events import Advanced, Finished, Observer, Stage, Started
+from grokctl.inference.devices import check_memory, note_paging
+from grokctl.model.config import GrokConfig
+from grokctl.model.forward import EXPERT_AXIS, MODEL_AXIS
+from grokctl.model.parameters import Matrix, Parameters, build_parameters
+from grokctl.model.placement import MeshShape
+
+_Arrived = tuple[str, int]
+"""A tensor's name, and how many bytes of it a device has now."""
+_Parts = dict[str, list[jax.Array]]
+"""Tensors by name, as each device has them."""
+
+
+class Loader:
+    """Cuts tensors for every device and hands them over; one global array a tensor."""
+
+    def __init__(
+        self,
+        source: TensorSource,
+        mesh: MeshShape,
+        devices: Sequence[jax.Device],
+        *,
+        is_streamed: bool | None = None,
+    ) -> None:
+        """Prepare to load.
+
+        Args:
+            source: Where the tensors are.
+            mesh: What each device gets.
+            devices: In the order of the mesh.
+            is_streamed: Whether files are read, those that were cut for this mesh from beginning
+                to end through memory that is used again, instead of taking their mapped pages as
+                arrays. By default for accelerators, to which mapped pages travel slowly.
+
+        Raises:
+            PlacementError: The mesh cannot hold the model, or would cut int4 groups.
+        """
+        self.mesh = mesh
+        self.devices = list(devices)
+        own = jax.process_index()
+        self.local = [n for n, each in enumerate(self.devices) if each.process_index == own]
+        """Which of them are this process's; of a run of one process, all."""
+        is_accelerated = self.devices[0].platform != "cpu"
+        self._is_accelerated = is_accelerated
+        self._is_streamed = is_accelerated if is_streamed is None else is_streamed
+        if self._is_streamed and isinstance(source, ReadyCheckpoint):
+            source = replace(source, is_streamed=True)  # also where parts of files are wanted
+        self.source = source
+        grid = np.array(self.devices).reshape(mesh.expert, mesh.model)
+        self.jax_mesh = Mesh(
+            grid, (EXPERT_AXIS, MODEL_AXIS), axis_types=(AxisType.Auto, AxisType.Auto)
+        )
+        # Every leaf has a leading device axis: devices may hold equal slices (shared key heads,
+        # shared scale rows), which no sharding of the logical tensor expresses.
+        self.per_device = PartitionSpec((EXPERT_AXIS, MODEL_AXIS))
+        self.sharding = NamedSharding(self.jax_mesh, self.per_device)
+        self._zeros = jax.jit(jnp.zeros, static_argnums=(0, 1), out_shardings=self.sharding)
+        held = _shares(source, mesh)
+        self.weights = max(share.nbytes for share in held)
+        """Bytes for the device that gets most."""
+        self.nbytes = sum(share.nbytes for share in held)
+        self.local_nbytes = sum(held[number].nbytes for number in self.local)
+        """Bytes for the devices of this process."""
+        self.expert_nbytes = sum(share.experts for share in held)
+        self.bytes_per_token = sum(share.read for share in held)
+        """Weights that decoding one token reads, on all devices together."""
+
+    @property
+    def local_devices(self) -> list[jax.Device]:
+        """The devices of this process."""
+        return [self.devices[number] for number in self.local]
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether other processes have some of the devices."""
+        return len(self.local) < len(self.devices)
+
+    def load(self, observe: Observer, *, beside: int = 0) -> Parameters:
+        """Hand every tensor to every device of this process.
+
+        Args:
+            observe: Receives progress in bytes.
+            beside: Bytes of main memory that the run takes beside weights on a CPU.
+
+        Raises:
+            HardwareError: There is not enough main memory.
+            UsageError: The checkpoint is only one host's part.
+            CorruptCheckpointError: A file is not what the manifest says.
+        """
+        own = self._own_files()
+        if own is not None and self.is_shared:
+            self.source = own = own.part(self.local)
+        elif isinstance(self.source, ReadyCheckpoint):
+            self.source.check_whole()
+        cuts = self._cuts()
+        if own is not None and self._is_streamed:
+            buffers = sum(2 * _largest(own, device) for device in self.local)
+            check_memory(buffers, purpose="reading this checkpoint")
+        elif own is not None and own.is_mapped and not self._is_accelerated:
+            note_paging(self.local_nbytes + beside, observe=observe)
+        elif not self._is_accelerated:
+            check_memory(self.local_nbytes + beside, purpose="cutting this checkpoint in memory")
+
+        observe(Started(stage=Stage.LOAD, total=self.local_nbytes))
+        if own is not None and self._is_streamed:
+            parts = self._stream(own, observe)
+        else:
+            parts = self._cut(cuts, observe)
+        arrays = {key: self._array(local) for key, local in parts.items()}
+        observe(Finished(stage=Stage.LOAD))
+        return _tree(self.source.config, arrays)
+
+    def _cuts(self) -> dict[str, list[Slices]]:
+        """What each device of this process gets of each tensor."""
+        return {
+            tensor.key: [
+                tensor.slices(self.mesh, device, self.source.config) for device in self.local
+            ]
+            for tensor in self.source.storage.tensors
+        }
+
+    def _own_files(self) -> ReadyCheckpoint | None:
+        """The source, if it was cut for this mesh, so that a file holds what its device gets."""
+        if isinstance(self.source, ReadyCheckpoint) and self.source.mesh == self.mesh:
+            return self.source
+        return None
+
+    def _stream(self, source: ReadyCheckpoint, observe: Observer) -> _Parts:
+        """Every device's file by a thread of its own."""
+        arrived: SimpleQueue[_Arrived | None] = SimpleQueue()
+        stop = Signal()
+        with ThreadPoolExecutor(len(self.local)) as pool:
+            jobs = []
+            for number in self.local:
+                device = self.devices[number]
+                job = pool.submit(_read_file, source, number, device, arrived.put, stop)
+                job.add_done_callback(lambda _: arrived.put(None))
+                jobs.append(job)
+            try:
+                _follow(jobs, arrived, observe)
+            finally:
+                stop.set()
+            files = [job.result() for job in jobs]
+        return {key: [file[key] for file in files] for key in files[0]}
+
+    def _cut(self, cuts: dict[str, list[Slices]], observe: Observer) -> _Parts:
+        """One tensor after the other, every device's part by a thread of its own."""
+        parts, done = {}, 0
+        with ThreadPoolExecutor(min(len(self.local), 8)) as pool:
+            for tensor in self.source.storage.tensors:
+                hand_over = partial(self._hand_over, tensor)
+                local = list(pool.map(hand_over, cuts[tensor.key], self.local_devices))
+                parts[tensor.key] = local
+                done += sum(array.nbytes for array in local)
+                observe(Advanced(stage=Stage.LOAD, done=done, detail=tensor.key))
+        return parts
+
+    def _hand_over(self, tensor: LogicalTensor, slices: Slices, device: jax.Device) -> jax.Array:
+        local = _storable(self.source.read(tensor, slices))
+        array: jax.Array = jax.device_put(local[None], device)
+        return array.block_until_ready()  # so that no more than a tensor waits in memory
+
+    def _array(self, parts: list[jax.Array]) -> jax.Array:
+        shape = (len(self.devices), *parts[0].shape[1:])
+        return jax.make_array_from_single_device_arrays(shape, self.sharding, parts)
+
+    def zeros(self, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
+        """An array of zeros on every device."""
+        # made there: what comes from the host cannot be given away to a program, which copies it
+        made: jax.Array = self._zeros((len(self.devices), *shape), dtype)
+        return made
+
+    def absent(self, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.ShapeDtypeStruct:
+        """What stands for an array on every device where programs are only compiled."""
+        shape = (len(self.devices), *shape)
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=self.sharding)
+
+    def absent_parameters(self) -> Parameters:
+        """What stands for the parameters there; nothing is read."""
+        storage, arrays = self.source.storage, {}
+        for tensor in storage.tensors:
+            shape = extent(tensor.slices(self.mesh, 0, storage.config))
+            arrays[tensor.key] = self.absent(shape, _stored_type(tensor.dtype))
+        return _tree(storage.config, arrays)
+
+
+def _shares(source: TensorSource, mesh: MeshShape) -> tuple[Share, ...]:
+    """What each device gets.
+
+    Raises:
+        PlacementError: The mesh would cut int4 groups; the hint is one that does not.
+    """
+    try:
+        return shares(source.storage, mesh)
+    except PlacementError as error:
+        if not isinstance(source, ReadyCheckpoint):
+            raise
+        raise PlacementError(str(error), f"--mesh {source.mesh}") from error
+
+
+def _read_file(
+    source: ReadyCheckpoint,
+    number: int,
+    device: jax.Device,
+    tell: Callable[[_Arrived], None],
+    stop: Signal,
+) -> dict[str, jax.Array]:
+    """Hand a device what its file holds, one tensor being read while another travels.
+
+    Args:
+        source: Cut for the mesh of the devices.
+        number: Whose file.
+        device: Receives it.
+        tell: Called for every tensor that was read.
+        stop: Ends this before the next tensor.
+
+    Raises:
+        CorruptCheckpointError: The file is not what the manifest says.
+    """
+    size = _largest(source, number)
+    buffers = cycle([np.frombuffer(mmap.mmap(-1, size), np.uint8) for _ in range(2)])
+    travelling: deque[jax.Array] = deque()
+    arrays = {}
+    for held, buffer in zip(source.layouts[number].tensors, buffers, strict=False):
+        if stop.is_set():
+            break
+        if len(travelling) == 2:  # noqa: PLR2004 # as many as there are buffers
+            travelling.popleft().block_until_ready()
+        memory = buffer[: held.nbytes]
+        source.read_into(memory, number, held.offset)
+        local = _storable(memory.view(held.tensor.dtype).reshape(1, *extent(held.slices)))
+        if device.platform == "cpu":
+            local = local.copy()  # JAX takes aligned memory as it is there, may_alias or not
+        array = jax.device_put(local, device, may_alias=False)
+        arrays[held.tensor.key] = array
+        travelling.append(array)
+        tell((held.tensor.key, held.nbytes))
+    jax.block_until_ready(list(travelling))
+    return arrays
+
+
+def _follow(
+    jobs: list[Future[dict[str, jax.Array]]],
+    arrived: "SimpleQueue[_Arrived | None]",
+    observe: Observer,
+) -> None:
+    """Tell how far jobs have come, until they have all ended, or one has failed."""
+    done, running = 0, len(jobs)
+    while running:
+        news = arrived.get()
+        if news is not None:
+            done += news[1]
+            observe(Advanced(stage=Stage.LOAD, done=done, detail=news[0]))
+            continue
+        running -= 1
+        if any(job.done() and job.exception() is not None for job in jobs):
+            return
+
+
+def _largest(source: ReadyCheckpoint, device: int) -> int:
+    """Bytes of the largest tensor in a device's file."""
+    return max(held.nbytes for held in source.layouts[device].tensors)
+
+
+def _storable(array: NDArray[Any]) -> NDArray[Any]:
+    """The same bytes as `Matrix` has them."""
+    return array.view(_stored_type(array.dtype))
+
+
+def _stored_type(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    return np.dtype(np.uint16) if dtype == BFLOAT16 else dtype
+
+
+def _tree(config: GrokConfig, arrays: Mapping[str, Any]) -> Parameters:
+    return build_parameters(
+        config, lambda name: Matrix(arrays[f"{name}.weight"], arrays.get(f"{name}.scales"))
+    )
+
+
+@contextmanager
+def out_of_memory() -> Iterator[None]:
+    """Translate XLA's out-of-memory error."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        first = str(error).splitlines()[0]
+        raise HardwareError(
+            f"device memory is full ({first})", "a larger mesh, or a shorter --context"
+        ) from error

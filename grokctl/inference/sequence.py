@@ -1,0 +1,89 @@
+"""One prompt on its way: which token comes next, what it says, and why it ends."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from grokctl.inference.generation import FinishReason, Generation, Request, Stats, StopFilter, Token
+from grokctl.model.config import GrokConfig
+from grokctl.model.tokenizer import Tokenizer
+
+
+class Sequence:
+    """The state of a generation between two steps of the model.
+
+    Args:
+        request: What is to be done.
+        config: The model.
+        tokenizer: Turns tokens into text; without one there is none.
+        context: Positions that there are.
+        stats: Is filled in by who runs the model.
+    """
+
+    def __init__(
+        self,
+        request: Request,
+        *,
+        config: GrokConfig,
+        tokenizer: Tokenizer | None,
+        context: int,
+        stats: Stats,
+    ) -> None:
+        self.request = request
+        self.generation = Generation(
+            tokens=iter(()),
+            prompt_tokens=len(request.prompt),
+            seed=request.sampling.seed,
+            stats=stats,
+        )
+        self.limit = min(request.max_tokens, context - len(request.prompt) + 1)
+        """Tokens that are sampled at most."""
+        self.sampled = 0
+        self.last = 0
+        """The token that was sampled last."""
+        self._end = None if request.ignore_eos else config.eos_token
+        self._stream = tokenizer.stream(request.prompt) if tokenizer else None
+        self._filter = StopFilter(request.stop)
+
+    @property
+    def position(self) -> int:
+        """Where the token that was sampled last lies."""
+        return len(self.request.prompt) + self.sampled - 1
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it has ended."""
+        return self.generation.finish_reason is not None
+
+    def take(self, logits: NDArray[np.float32]) -> list[Token]:
+        """Choose the next token, and add it to the generation.
+
+        Args:
+            logits: After the token before, `(vocab,)`.
+
+        Returns:
+            What was added: nothing where it is the end token, two where the end makes text certain.
+        """
+        self.last = self.request.sampling.choose(logits, self.sampled)
+        self.sampled += 1
+        if self.last == self._end:
+            return self.finish(FinishReason.STOP)
+        token = Token(self.last, self._filter.push(self._said(self.last)))
+        self.generation.add(token)
+        if self._filter.found:
+            self.generation.finish_reason = FinishReason.STOP
+        elif self.sampled == self.limit:
+            return [token, *self.finish()]
+        return [token]
+
+    def finish(self, reason: FinishReason = FinishReason.LENGTH) -> list[Token]:
+        """End it, and add the text that this makes certain."""
+        self.generation.finish_reason = reason
+        rest = self._filter.push(self._stream.finish() if self._stream else "")
+        rest += self._filter.finish()
+        added = [Token(None, rest)] if rest else []
+        for token in added:
+            self.generation.add(token)
+        return added
+
+    def _said(self, token: int) -> str:
+        return self._stream.push(token) if self._stream else ""

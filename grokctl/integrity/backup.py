@@ -1,0 +1,270 @@
+"""Keep the damaged originals of files until what mends them is proven."""
+
+import errno
+import os
+import shutil
+import stat
+import time
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from grokctl.checkpoint.torrent import Metainfo
+from grokctl.errors import DiskFullError, FetchError, GrokctlError
+from grokctl.events import Noted, Observer, ignore
+from grokctl.integrity.damage import merged
+from grokctl.paths import PRIVATE, quoted
+
+_DAMAGED: Final = "damaged"
+_AT_ONCE: Final = 64 * 2**20
+"""Bytes copied in one call, which nothing interrupts."""
+_SECTOR: Final = 4096
+_ELSEWHERE: Final = frozenset({errno.EXDEV, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL})
+"""What file systems say that cannot copy within themselves."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Original:
+    """What there is to keep of one file."""
+
+    place: str
+    size: int
+    extents: tuple[tuple[int, int], ...]
+    """Ranges that hold data and will be overwritten or cut off."""
+    is_moved: bool = False
+    """Whether it goes as a whole: what cannot be read, or is no regular file, cannot be mended."""
+
+
+def set_aside(
+    root: Path,
+    metainfo: Metainfo,
+    places: Mapping[int, str],
+    pieces: Collection[int],
+    *,
+    observe: Observer = ignore,
+) -> Path | None:
+    """Copy what a repair will overwrite or cut off, and move out of its way what it cannot mend.
+
+    Args:
+        root: The release.
+        metainfo: Its torrent.
+        places: File index -> path below the release.
+        pieces: The pieces that will be fetched.
+        observe: Is told how much is kept.
+
+    Returns:
+        A folder of sparse files by their paths in the release, in which what was kept stands at
+        its own offset; None if there is nothing to keep.
+
+    Raises:
+        DiskFullError: There is no room for it and for what will be fetched. Nothing was changed.
+        FetchError: A link leads elsewhere, or the disk refuses.
+    """
+    wanted = _wanted(metainfo, places, pieces)
+    lengths = {places[file.index]: file.length for file in metainfo.files if file.index in places}
+    try:
+        originals = [
+            original
+            for place, length in lengths.items()
+            if (original := _look(root, place, length, wanted.get(place, ()))) is not None
+        ]
+        kept = sum(high - low for original in originals for low, high in original.extents)
+        growth = sum(
+            min(sum(high - low for low, high in ranges), _unstored(root / place, lengths[place]))
+            for place, ranges in wanted.items()
+        )
+        _demand(root, kept + growth)
+        if not originals:
+            return None
+        if kept:
+            observe(Noted(message=f"keeping {kept:,} damaged bytes until they are mended"))
+        return _keep(root, originals)
+    except OSError as error:
+        raise _refused(root, error) from error
+
+
+def forget(root: Path) -> None:
+    """Remove what this and earlier repairs set aside: the release is proven whole."""
+    with suppress(OSError), ExitStack() as stack:
+        private = _reach(stack, root, (PRIVATE,))
+        shutil.rmtree(_DAMAGED, dir_fd=private)
+
+
+def _wanted(
+    metainfo: Metainfo, places: Mapping[int, str], pieces: Collection[int]
+) -> dict[str, tuple[tuple[int, int], ...]]:
+    """The ranges of each file that pieces cover."""
+    found: dict[str, list[tuple[int, int]]] = {}
+    for piece in sorted(pieces):
+        for file, offset, length in metainfo.spans(piece):
+            if file.index in places:
+                found.setdefault(places[file.index], []).append((offset, offset + length))
+    return {place: tuple(merged(ranges)) for place, ranges in found.items()}
+
+
+def _look(
+    root: Path, place: str, length: int, ranges: tuple[tuple[int, int], ...]
+) -> _Original | None:
+    """What is to be kept of a file; None if nothing is."""
+    with ExitStack() as stack:
+        try:
+            folder, name = _folder_of(stack, root, place)
+            status = os.stat(name, dir_fd=folder, follow_symlinks=False)
+        except FileNotFoundError:
+            return None
+        if not ranges and stat.S_ISLNK(status.st_mode):
+            raise FetchError(
+                f"{root / place}: expected a file, found a symbolic link",
+                f"ls -ld {quoted(root / place)}",
+            )
+        if not ranges and status.st_size <= length:
+            return None
+        moved = _Original(place=place, size=status.st_size, extents=(), is_moved=True)
+        if not stat.S_ISREG(status.st_mode):
+            return moved
+        try:
+            handle = _open(stack, folder, name)
+        except PermissionError:
+            return moved
+        whole = (*ranges, (length, status.st_size))
+        extents = tuple(
+            extent
+            for low, high in whole
+            for extent in _data(handle, low, min(high, status.st_size))
+        )
+        return _Original(place=place, size=status.st_size, extents=extents) if extents else None
+
+
+def _data(handle: int, low: int, high: int) -> Iterator[tuple[int, int]]:
+    """The parts of a range that a disk stores."""
+    while low < high:
+        try:
+            start = os.lseek(handle, low, os.SEEK_DATA)
+            end = os.lseek(handle, start, os.SEEK_HOLE)
+        except OSError as error:
+            if error.errno == errno.ENXIO:
+                return
+            start, end = low, high
+        if start < high:
+            yield start, min(end, high)
+        low = end
+
+
+def _unstored(path: Path, length: int) -> int:
+    """Bytes of a file that take up no space yet."""
+    try:
+        status = path.lstat()
+    except OSError:
+        return length
+    return max(0, length - status.st_blocks * 512) if stat.S_ISREG(status.st_mode) else length
+
+
+def _demand(root: Path, needed: int) -> None:
+    """Refuse before anything changes what would not fit."""
+    free = shutil.disk_usage(root).free
+    if needed > free:
+        raise DiskFullError(
+            f"{root}: expected {needed:,} bytes free to keep and mend what is damaged, "
+            f"found {free:,}",
+            f"df -h {quoted(root)}",
+        )
+
+
+def _keep(root: Path, originals: Collection[_Original]) -> Path:
+    with ExitStack() as stack:
+        parent = _reach(stack, root, (PRIVATE, _DAMAGED), make=True)
+        name = _new_name(parent)
+        try:
+            # copies first: until the last of them is safe, nothing has changed
+            for original in sorted(originals, key=lambda original: original.is_moved):
+                _keep_one(root, name, original)
+        except BaseException:
+            if not any(original.is_moved for original in originals):
+                shutil.rmtree(name, dir_fd=parent, ignore_errors=True)
+            raise
+    return root / PRIVATE / _DAMAGED / name
+
+
+def _keep_one(root: Path, name: str, original: _Original) -> None:
+    with ExitStack() as stack:
+        place = (PRIVATE, _DAMAGED, name, *original.place.split("/"))
+        source, file = _folder_of(stack, root, original.place)
+        target = _reach(stack, root, place[:-1], make=True)
+        if original.is_moved:
+            os.rename(file, file, src_dir_fd=source, dst_dir_fd=target)
+            return
+        reading = _open(stack, source, file)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        writing = os.open(file, flags, 0o600, dir_fd=target)
+        stack.callback(os.close, writing)
+        os.ftruncate(writing, original.size)
+        for low, high in original.extents:
+            _copy(reading, writing, low, high)
+        os.fsync(writing)
+        os.fsync(target)
+
+
+def _copy(source: int, target: int, low: int, high: int) -> None:
+    """Copy a range to the same place in another file, but for what the disk refuses."""
+    while low < high:
+        try:
+            try:
+                count = os.copy_file_range(source, target, min(_AT_ONCE, high - low), low, low)
+            except OSError as error:
+                if error.errno not in _ELSEWHERE:
+                    raise
+                count = os.pwrite(target, os.pread(source, min(2**20, high - low), low), low)
+        except OSError as error:
+            if error.errno != errno.EIO:
+                raise
+            count = _SECTOR - low % _SECTOR
+        if not count:
+            return
+        low += count
+
+
+def _new_name(parent: int) -> str:
+    """Make a folder that is named for this moment."""
+    now = time.strftime("%Y-%m-%dT%H%M%SZ", time.gmtime())
+    for number in range(1, 1000):
+        name = now if number == 1 else f"{now}-{number}"
+        with suppress(FileExistsError):
+            os.mkdir(name, 0o700, dir_fd=parent)
+            return name
+    raise FileExistsError(errno.EEXIST, "has too many folders", now)
+
+
+def _folder_of(stack: ExitStack, root: Path, place: str) -> tuple[int, str]:
+    *folders, name = place.split("/")
+    return _reach(stack, root, tuple(folders)), name
+
+
+def _reach(stack: ExitStack, root: Path, names: tuple[str, ...], *, make: bool = False) -> int:
+    """Open a folder below the release, and follow no link on the way."""
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+    handle = os.open(root, flags)
+    stack.callback(os.close, handle)
+    for name in names:
+        if make:
+            with suppress(FileExistsError):
+                os.mkdir(name, 0o755, dir_fd=handle)
+        handle = os.open(name, flags | os.O_NOFOLLOW, dir_fd=handle)
+        stack.callback(os.close, handle)
+    return handle
+
+
+def _open(stack: ExitStack, folder: int, name: str) -> int:
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    handle = os.open(name, flags, dir_fd=folder)
+    stack.callback(os.close, handle)
+    return handle
+
+
+def _refused(root: Path, error: OSError) -> GrokctlError:
+    if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+        return DiskFullError(f"{root}: {error.strerror}", f"df -h {quoted(root)}")
+    return FetchError(
+        f"{root}: {error.filename or _DAMAGED}: {error.strerror}", f"ls -la {quoted(root)}"
+    )

@@ -1,0 +1,1 @@
+"""What fits which hardware, and what to choose."""

@@ -1,0 +1,297 @@
+"""Which checkpoint to run, over which mesh, and how: what fits, and of that the best."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Final
+
+from grokctl.checkpoint.tensor_source import Storage
+from grokctl.errors import HardwareError, PlacementError
+from grokctl.model.placement import MeshShape, check_mesh
+from grokctl.model.precision import Compute, KvType, Precision
+from grokctl.planning.plans import MESHES, Hardware, Plan, Spread, Terms, plan_for, plans, step_s
+from grokctl.text import format_bytes
+
+_SHORTEST_CONTEXT: Final = 512
+"""Tokens; who wants fewer says so."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate:
+    """A checkpoint that is there."""
+
+    name: str
+    storage: Storage
+    mesh: MeshShape | None = None
+    """What it was cut for; None of a release, which suits every mesh alike."""
+    is_mapped: bool = False
+    """Whether a CPU can take its tensors from its files as it needs them, on that mesh."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """What a user said; None leaves it to us."""
+
+    mesh: MeshShape | None = None
+    compute: Compute | None = None
+    context: int | None = None
+    """Of the model's, if not None."""
+    streams: int = 1
+    kv: KvType = KvType.COMPUTE
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choice:
+    """What was chosen."""
+
+    candidate: Candidate
+    plan: Plan
+    reason: str
+    """A line for people: what, on what, and why."""
+
+    @property
+    def is_cut_again(self) -> bool:
+        """Whether it was cut for another mesh."""
+        return _is_cut_again(self.candidate, self.plan)
+
+
+@dataclass(frozen=True, slots=True)
+class _Option:
+    candidate: Candidate
+    plan: Plan
+    step_s: float
+
+    @property
+    def rank(self) -> tuple[object, ...]:
+        """Smaller is better: from what hurts most to what is a matter of taste."""
+        plan = self.plan
+        return (
+            *plan.drawbacks,
+            -plan.context,
+            _is_cut_again(self.candidate, plan),
+            self.step_s,
+            plan.mesh.size,
+            self.candidate.name,
+        )
+
+
+def choose(
+    hardware: Hardware,
+    candidates: Sequence[Candidate],
+    asked: Asked,
+    *,
+    cpu: Hardware | None = None,
+) -> Choice:
+    """Pick what to run, and how.
+
+    Of what fits: weights that memory holds before those that are read from the disk all the time,
+    in memory every other precision before int4, more context before less, a checkpoint as it was
+    cut before one that is cut again, and then what is fastest.
+
+    Args:
+        hardware: What is to run it; where a mesh is asked for, it has as many devices, or is a CPU.
+        candidates: Checkpoints of one model, at least one.
+        asked: What is not left to us.
+        cpu: That of a machine whose accelerators may be too small, to be named in the hint.
+
+    Raises:
+        HardwareError: Nothing fits.
+        PlacementError: The model does not divide over the mesh that was asked for.
+    """
+    if asked.mesh is not None:
+        check_mesh(asked.mesh, candidates[0].storage.config)
+    options = list(_options(hardware, candidates, asked))
+    if not options:
+        what = f"none of {len(candidates)} checkpoints can be cut for "
+        raise PlacementError(
+            what + (str(asked.mesh) if asked.mesh else f"{hardware.count} devices")
+        )
+    fitting = [option for option in options if option.plan.fits]
+    if not fitting:
+        raise _too_small(hardware, candidates, asked, options, cpu)
+    best = min(fitting, key=lambda option: option.rank)
+    what = describe(best.candidate, best.plan, hardware)
+    return Choice(
+        candidate=best.candidate,
+        plan=best.plan,
+        reason=", ".join(filter(None, [what, _why(best, fitting, len(candidates))])),
+    )
+
+
+def describe(candidate: Candidate, plan: Plan, hardware: Hardware) -> str:
+    """What a plan is, and what it takes."""
+    longest = candidate.storage.config.sequence_len
+    parts = f"{plan.compute}, context {plan.context:,}"
+    if plan.context < longest:
+        parts += f" of {longest:,}"
+    if plan.streams > 1:
+        parts += f", {plan.streams} streams"
+    needed = plan.needs
+    if hardware.platform == "cpu":
+        held = needed.cache + needed.workspace + (0 if plan.is_paged else needed.weights)
+        total = held * plan.mesh.size
+        taken = format_bytes(total)
+        if hardware.memory is not None:
+            taken += f" of {format_bytes(hardware.memory)} of memory"
+    else:
+        taken = format_bytes(needed.total)
+        if plan.memory is not None:
+            taken += f" of {format_bytes(plan.memory)}"
+        taken += " on each" if plan.mesh.size > 1 else ""
+    return f"{candidate.name} on {_where(plan, hardware)}, {parts}: {taken}"
+
+
+def _options(
+    hardware: Hardware, candidates: Sequence[Candidate], asked: Asked
+) -> Iterator[_Option]:
+    """Every way to run a candidate, whether it fits or not; the longest context that does."""
+    for candidate in candidates:
+        for mesh in _meshes(hardware, candidate, asked):
+            try:
+                weights = Spread.of(candidate.storage, mesh)
+            except PlacementError as error:  # it, or its int4 groups, do not divide over this mesh
+                if asked.mesh is not None and len(candidates) == 1:
+                    hint = f"--mesh {candidate.mesh}" if candidate.mesh else error.hint
+                    raise PlacementError(str(error), hint) from error
+                continue
+            plan = _longest(hardware, candidate, weights, asked)
+            yield _Option(candidate, plan, step_s(hardware, weights))
+
+
+def _meshes(hardware: Hardware, candidate: Candidate, asked: Asked) -> tuple[MeshShape, ...]:
+    if asked.mesh is not None:
+        return (asked.mesh,)
+    own = () if candidate.mesh is None else (candidate.mesh,)
+    if hardware.platform == "cpu":
+        return own or (MeshShape(1, 1),)  # virtual devices make nothing faster
+    there = (mesh for mesh in (*own, *MESHES) if mesh.size <= hardware.count)
+    return tuple(dict.fromkeys(there))
+
+
+def _longest(hardware: Hardware, candidate: Candidate, weights: Spread, asked: Asked) -> Plan:
+    """The plan with the longest context that fits, or the smallest that does not."""
+    contexts = [asked.context]
+    if asked.context is None:
+        longest = candidate.storage.config.sequence_len
+        powers = [2**power for power in range(longest.bit_length())]
+        contexts = [longest, *(n for n in reversed(powers) if _SHORTEST_CONTEXT <= n < longest)]
+    is_mapped = candidate.is_mapped and candidate.mesh == weights.mesh
+    plan = None
+    for context in contexts:
+        for compute in (asked.compute,) if asked.compute else hardware.computes:
+            assert context is not None
+            terms = Terms(context=context, compute=compute, streams=asked.streams, kv=asked.kv)
+            plan = plan_for(hardware, weights, terms, is_mapped=is_mapped)
+            if plan.fits:
+                return plan
+    assert plan is not None
+    return plan
+
+
+def _is_cut_again(candidate: Candidate, plan: Plan) -> bool:
+    return candidate.mesh is not None and candidate.mesh != plan.mesh
+
+
+def _where(plan: Plan, hardware: Hardware) -> str:
+    size = plan.mesh.size
+    if hardware.platform == "cpu":
+        return "the CPU" if size == 1 else f"the CPU as {size} devices ({plan.mesh})"
+    return hardware.name if size == 1 else f"{size} x {hardware.name} ({plan.mesh})"
+
+
+def _why(best: _Option, fitting: Sequence[_Option], count: int) -> str:
+    """Why this one; nothing where there was nothing to choose."""
+    reasons = ["its weights are read from the disk for every token"] if best.plan.is_paged else []
+    rivals = [option for option in fitting if option.candidate is not best.candidate]
+    equal = [option for option in rivals if option.plan.is_paged == best.plan.is_paged]
+    faster = [option for option in equal if option.step_s < best.step_s]
+    of = f"of {count} checkpoints"
+    if count > 1 and not rivals:
+        reasons.append(f"the only one {of} that fits")
+    elif count > 1 and not faster:
+        reasons.append(f"the fastest {of}")
+    elif faster and all(option.plan.precision is Precision.INT4 for option in faster):
+        reasons.append(f"the fastest {of}, int4 aside")
+    elif faster:
+        reasons.append(f"the fastest {of} as they were cut")
+    return ", ".join(reasons)
+
+
+def _too_small(
+    hardware: Hardware,
+    candidates: Sequence[Candidate],
+    asked: Asked,
+    options: Sequence[_Option],
+    cpu: Hardware | None,
+) -> HardwareError:
+    """The error that says what is missing of what would need least, and what helps."""
+    nearest = min(options, key=lambda option: option.plan.missing)
+    plan, needed = nearest.plan, nearest.plan.needs
+    what = f"{nearest.candidate.name} on {_where(plan, hardware)}"
+    times = 1
+    if hardware.platform == "cpu":
+        times, there = plan.mesh.size, "of memory are free"
+    else:
+        there = "are free on each" if plan.mesh.size > 1 else "are free"
+    weights = 0 if plan.is_paged else needed.weights
+    total = weights + needed.cache + needed.workspace
+    parts = [f"{format_bytes(times * needed.cache)} for {plan.context:,} tokens of context"]
+    if plan.streams > 1:
+        parts[0] += f" of {plan.streams} streams"
+    parts.append(f"{format_bytes(times * needed.workspace)} to compute in")
+    if weights:
+        parts.insert(0, f"{format_bytes(times * weights)} of weights")
+    return HardwareError(
+        f"{what} takes {format_bytes(times * total)} ({', '.join(parts)}), "
+        f"{format_bytes(times * (plan.memory or 0))} {there}",
+        _hint(hardware, candidates, asked, cpu),
+    )
+
+
+def _hint(
+    hardware: Hardware, candidates: Sequence[Candidate], asked: Asked, cpu: Hardware | None
+) -> str:
+    """What to do where nothing fits: ask for less, cut for less, or look further."""
+    for other, flag in _lesser(asked):
+        options = (option for option in _options(hardware, candidates, other) if option.plan.fits)
+        best = min(options, key=lambda option: option.rank, default=None)
+        if best is not None:
+            return flag(best.plan)
+    config = candidates[0].storage.config
+    possible = [
+        plan
+        for plan in plans(
+            hardware,
+            config=config,
+            context=asked.context or min(_SHORTEST_CONTEXT, config.sequence_len),
+            streams=asked.streams,
+            kv=asked.kv,
+            compute=asked.compute,
+        )
+        if plan.fits
+    ]
+    possible.sort(key=lambda plan: plan.drawbacks)
+    if possible:
+        precision = possible[0].precision
+        command = f"grokctl reshard {_mesh_flag(possible[0])}"
+        return command if precision is Precision.INT8 else f"{command} --precision {precision}"
+    if cpu is not None and any(option.plan.fits for option in _options(cpu, candidates, asked)):
+        return "JAX_PLATFORMS=cpu grokctl run …"
+    return "grokctl doctor"
+
+
+def _lesser(asked: Asked) -> Iterator[tuple[Asked, Callable[[Plan], str]]]:
+    """What asks for less, and the option that says so."""
+    if asked.context is not None:
+        yield replace(asked, context=None), lambda plan: f"--context {plan.context}"
+    if asked.compute is Compute.FLOAT32:
+        yield replace(asked, compute=Compute.BFLOAT16), lambda _: "--compute bfloat16"
+    if asked.kv is not KvType.INT8:
+        yield replace(asked, kv=KvType.INT8), lambda _: "--kv int8"
+    if asked.mesh is not None:
+        yield replace(asked, mesh=None), _mesh_flag
+
+
+def _mesh_flag(plan: Plan) -> str:
+    """The option that asks for the mesh of a plan."""
+    mesh = plan.mesh
+    return f"--devices {mesh.size}" if mesh.expert == 1 else f"--mesh {mesh}"

@@ -1,0 +1,1 @@
+"""Results and progress for people: all that touches rich."""

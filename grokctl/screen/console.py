@@ -1,0 +1,411 @@
+"""Render events and results for people (rich) or programs (JSON lines).
+
+Results go to stdout; progress, notes, hints and errors to stderr.
+"""
+
+import json
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import asdict, dataclass
+from typing import Any, Final
+
+from rich import box
+from rich.console import Console as RichConsole
+from rich.console import Group, RenderableType
+from rich.markup import escape
+from rich.padding import Padding
+from rich.table import Column, Table
+from rich.text import Text
+
+from grokctl.checks import Check, Status
+from grokctl.errors import GrokctlError, UsageError
+from grokctl.events import Event, Noted, Observer, ignore, throttled
+from grokctl.screen.progress import Bars, Lines, harmless
+
+_PIPE_WIDTH: Final = 200
+_ENDLESS: Final = 10_000
+_BARS: Final = " ▁▂▃▄▅▆▇█"
+_PLAIN_BARS: Final = " .:-=+*#@"
+_SYMBOLS: Final = {Status.OK: "✓", Status.WARN: "!", Status.FAIL: "✗", Status.SKIP: "-"}
+_ASCII_SYMBOLS: Final = {Status.OK: "+", Status.WARN: "!", Status.FAIL: "x", Status.SKIP: "-"}
+_STYLES: Final = {
+    Status.OK: "bold color(28)",
+    Status.WARN: "bold color(130)",
+    Status.FAIL: "bold color(160)",
+    Status.SKIP: "default",
+}
+"""Neither light nor dark, so that they are read on either: of a contrast of 3.9 at least."""
+_LAYERS: Final = "█▓▒░"
+_ASCII_LAYERS: Final = "#=+~"
+_LAYER_STYLES: Final = ("color(33)", "color(165)", "color(130)", "color(28)")
+_NAME_WIDTH: Final = 22
+"""At most, of the names of checks: what is longer takes a second line."""
+_STACK_WIDTH: Final = range(8, 41)
+"""Cells of a bar."""
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """A cell of a table that says how something ended, with a symbol beside the words."""
+
+    status: Status
+    text: str
+    first: str = ""
+    """What stands before it, or above it where there is no room."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stack:
+    """A bar of parts, of what there is room for."""
+
+    label: str
+    parts: tuple[float, ...]
+    room: float
+    text: str
+    """Beside it: the same in numbers."""
+
+
+def _table(
+    columns: Sequence[str],
+    rows: Sequence[Sequence[Text]],
+    *,
+    shown: Sequence[str],
+    right: Sequence[str],
+) -> Table:
+    table = Table(
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
+        show_edge=False,
+    )
+    for name in shown:
+        heading = Text(harmless(name))
+        table.add_column(heading, justify="right" if name in right else "left", overflow="fold")
+    places = [columns.index(name) for name in shown]
+    for row in rows:
+        table.add_row(*(row[place] for place in places))
+    return table
+
+
+def _grid(facts: Sequence[tuple[str, str]]) -> Table:
+    grid = Table.grid(Column(style="dim"), Column(overflow="fold"), padding=(0, 2))
+    for name, value in facts:
+        grid.add_row(escape(harmless(name)), escape(harmless(value)))
+    return grid
+
+
+def _line(text: str) -> str:
+    """The same, in one line."""
+    return harmless(text).replace("\n", " ").replace("\t", " ")
+
+
+class _Rich(RichConsole):
+    """A console whose reader may go away: then there is nobody left to tell."""
+
+    def on_broken_pipe(self) -> None:
+        """Do not end the process, as rich would."""
+
+
+class Console:
+    """What people or programs see of one command."""
+
+    def __init__(self, *, as_json: bool = False, quiet: bool = False) -> None:
+        self.as_json = as_json
+        self.quiet = quiet
+        # without a terminal nobody reads columns: let no cell break over lines
+        width = None if sys.stdout is not None and sys.stdout.isatty() else _PIPE_WIDTH
+        self.out = _Rich(highlight=False, width=width)
+        self.err = _Rich(stderr=True, highlight=False)
+        self._live: Bars | None = None
+        self._prefix = ""
+
+    def step_back(self, name: str, *, verbose: bool) -> None:
+        """Be the console of a process that somebody else speaks for: no results, and no notes.
+
+        Args:
+            name: Of the process, for its errors and notes.
+            verbose: Whether to say notes all the same.
+        """
+        self.as_json = False
+        self.quiet = not verbose
+        self._prefix = f"{name}: "
+
+    @contextmanager
+    def observing(self) -> Iterator[Observer]:
+        """An observer that shows progress while the block runs."""
+        if self.quiet:
+            yield ignore
+        elif self.as_json:
+            yield throttled(self._json_line, every=1.0)
+        elif self.err.is_terminal:
+            self._live = Bars(self.err)
+            try:
+                yield throttled(self._live.observe, every=0.1)
+            finally:
+                self._live.stop()
+                self._live = None
+        else:
+            yield throttled(Lines(self.note).observe, every=5.0)
+
+    def emit(self, values: dict[str, Any]) -> None:
+        """Print the result object of `--json`."""
+        self.write(json.dumps(values) + "\n")
+
+    def write(self, text: str) -> None:
+        """Print text to stdout at once; a terminal gets no control codes from a model."""
+        if sys.stdout is None:
+            return
+        if not sys.stdout.isatty():
+            sys.stdout.write(text)
+            sys.stdout.flush()
+            return
+        with self._live.away() if self._live is not None else nullcontext():
+            sys.stdout.write(harmless(text))
+            sys.stdout.flush()
+
+    def note(self, message: str) -> None:
+        """Say something to people, on stderr."""
+        if self.quiet:
+            return
+        if self.as_json:
+            self._json_line(Noted(message=message))
+        else:
+            text = Text(harmless(self._prefix + message))
+            self.err.print(text, soft_wrap=not self.err.is_terminal)
+
+    def note_fitting(self, forms: Sequence[str]) -> None:
+        """Say the first form that fits into a line; without a terminal, all of them do."""
+        room = self.err.width if self.err.is_terminal else _ENDLESS
+        self.note(next((form for form in forms if len(form) <= room), forms[-1]))
+
+    def failure(self, error: GrokctlError, *, has_result: bool = False) -> None:
+        """Say what went wrong, and what to do about it.
+
+        Args:
+            error: What was raised.
+            has_result: Whether the object of `--json` was printed already.
+        """
+        if self.as_json and not has_result:
+            values = {"ok": False, "error": str(error), "hint": error.hint}
+            with suppress(OSError):  # stdout may be what failed
+                self.emit({**values, "exit_code": error.exit_code})
+        for name, style, text in (("error", "bold red", str(error)), ("hint", "bold", error.hint)):
+            if text:
+                line = Text.assemble((f"{name}: ", style), harmless(text).replace("\n", " "))
+                self.err.print(line, soft_wrap=True)
+
+    def table(
+        self,
+        title: str,
+        columns: Sequence[str],
+        rows: Sequence[Sequence[str | Mark]],
+        *,
+        right: Sequence[str] = (),
+        optional: Sequence[str] = (),
+    ) -> None:
+        """Print a table to stdout.
+
+        Args:
+            title: Above it.
+            columns: Headings.
+            rows: Cells.
+            right: Headings of the columns to align right.
+            optional: Headings of the columns that a narrow terminal does without, first one first.
+        """
+        shown, is_split = list(columns), False
+
+        def made() -> Table:
+            cells = [[self._cell(cell, is_split=is_split) for cell in row] for row in rows]
+            return _table(columns, cells, shown=shown, right=right)
+
+        if self._width_of(made()) > self.out.width:
+            is_split = True
+        for name in optional:
+            if self._width_of(made()) <= self.out.width:
+                break
+            shown.remove(name)
+        self._print(Text(_line(title), style="bold"))
+        self._print(Padding(made(), (0, 0, 1, 0), expand=False))
+
+    def _cell(self, cell: str | Mark, *, is_split: bool) -> Text:
+        if isinstance(cell, str):
+            return Text(harmless(cell))
+        between = "\n" if is_split else " "
+        text = Text(harmless(cell.first) + between if cell.first else "")
+        words = f"{self._symbol(cell.status)} {harmless(cell.text)}"
+        return text.append(words, _STYLES[cell.status])
+
+    def _width_of(self, table: Table) -> int:
+        """Columns that a table takes where there is room."""
+        columns = self.out.options.update(max_width=_ENDLESS)
+        return self.out.measure(table, options=columns).maximum
+
+    @property
+    def bars(self) -> str:
+        """Nine characters, from nothing to full, that stdout can show."""
+        try:
+            _BARS.encode(self.out.encoding)
+        except (LookupError, UnicodeEncodeError):
+            return _PLAIN_BARS
+        return _BARS
+
+    @property
+    def _is_plain(self) -> bool:
+        """Whether stdout shows ASCII only."""
+        return self.bars != _BARS
+
+    def _symbol(self, status: Status) -> str:
+        return (_ASCII_SYMBOLS if self._is_plain else _SYMBOLS)[status]
+
+    def checks(
+        self,
+        groups: Sequence[tuple[str, Sequence[Check]]],
+        *,
+        words: Mapping[Status, str] | None = None,
+    ) -> None:
+        """Print checks in groups to stdout: symbol, word, name and detail; fixes can be copied.
+
+        Args:
+            groups: Titles, and what is below them; those without checks are left out.
+            words: What to call how a check ended, where `ok` and `fail` are not it.
+        """
+        found = [(title, checks) for title, checks in groups if checks]
+        names = [check.name for _, checks in found for check in checks]
+        width = min(max(map(len, names), default=0), _NAME_WIDTH)
+        for title, checks in found:
+            self._print(Text(harmless(title), style="bold"))
+            for check in checks:
+                word = (words or {}).get(check.status, check.status)
+                self._check(check, word, width)
+            self._print(Text())
+
+    def _check(self, check: Check, word: str, width: int) -> None:
+        """A check; its fix has a line of its own, which no terminal's width breaks."""
+        style = _STYLES[check.status]
+        is_dull = check.status in {Status.OK, Status.SKIP}
+        grid = Table.grid(
+            Column(width=6, no_wrap=True),
+            Column(width=width, overflow="fold"),
+            Column(overflow="fold", style="dim" if is_dull else ""),
+            padding=(0, 2, 0, 0),
+        )
+        sign = Text(f"{self._symbol(check.status)} {word}", style=style)
+        grid.add_row(sign, Text(_line(check.name)), Text(_line(check.detail)))
+        self._print(Padding(grid, (0, 0, 0, 2), expand=False))
+        if check.fix:
+            arrow = "->" if self._is_plain else "→"
+            self._print(Text(f"          {arrow} {_line(check.fix)}"), is_whole=True)
+
+    def stacked(self, title: str, names: Sequence[str], rest: str, stacks: Sequence[Stack]) -> None:
+        """Print bars to stdout that are made of parts, with a legend below.
+
+        Args:
+            title: Above them.
+            names: Of the parts, in the order of each stack's.
+            rest: Name of what the parts leave of the room.
+            stacks: The bars; where parts come to more than the room, a line shows its end.
+        """
+        label, text = (max(len(getattr(s, name)) for s in stacks) for name in ("label", "text"))
+        room = self.out.width - label - text - 7
+        width = min(max(room, _STACK_WIDTH[0]), _STACK_WIDTH[-1])
+        grid = Table.grid(
+            Column(no_wrap=True),
+            Column(no_wrap=True),
+            Column(overflow="fold"),
+            padding=(0, 2, 0, 0),
+        )
+        for stack in stacks:
+            bar = self._stack(stack, width)
+            grid.add_row(Text(_line(stack.label)), bar, Text(_line(stack.text)))
+        legend = Text()
+        for cell, style, name in zip(self._layers, _LAYER_STYLES, names, strict=False):
+            legend.append(cell, style).append(f" {name}   ")
+        legend.append(f"{self._nothing} {rest}")
+        if any(sum(stack.parts) > stack.room for stack in stacks):
+            legend.append(f"   {self._end} end of the room")
+        self._print(Text(_line(title), style="bold"))
+        self._print(Padding(Group(grid, legend), (0, 0, 1, 2), expand=False))
+
+    def _stack(self, stack: Stack, width: int) -> Text:
+        """Cells for each part, one at least where it is not nothing."""
+        scale = max(stack.room, sum(stack.parts)) / width
+        bar, done, left = Text(), 0.0, sum(part > 0 for part in stack.parts)
+        for part, cell, style in zip(stack.parts, self._layers, _LAYER_STYLES, strict=False):
+            if part > 0:
+                done, left = done + part, left - 1
+                cells = round(done / scale) - len(bar)
+                bar.append(cell * min(max(cells, 1), width - left - len(bar)), style)
+        bar.append(self._nothing * (width - len(bar)))
+        end = round(stack.room / scale)
+        return bar if end >= width else bar[:end].append(self._end, "bold").append(bar[end + 1 :])
+
+    @property
+    def _layers(self) -> str:
+        return _ASCII_LAYERS if self._is_plain else _LAYERS
+
+    @property
+    def _nothing(self) -> str:
+        return "." if self._is_plain else "·"
+
+    @property
+    def _end(self) -> str:
+        return "|" if self._is_plain else "┃"
+
+    def gauge(self, share: float, width: int = 16) -> str:
+        """A bar that is full where the share is 1."""
+        done = round(min(max(share, 0.0), 1.0) * width)
+        full, rest = ("#", ".") if self._is_plain else ("█", "░")
+        return full * done + rest * (width - done)
+
+    def facts(self, title: str, facts: Sequence[tuple[str, str]]) -> None:
+        """Print names and values to stdout."""
+        self._print(Group(Text(_line(title), style="bold"), Padding(_grid(facts), (0, 0, 1, 1))))
+
+    def asides(self, facts: Sequence[tuple[str, str]]) -> None:
+        """Say names and values on stderr, which are not the result."""
+        if self.quiet:
+            return
+        if self.as_json or not self.err.is_terminal:
+            for name, value in facts:
+                self.note(f"{name}: {value}")
+        else:
+            self.err.print(_grid(facts))
+
+    def _print(self, renderable: RenderableType, *, is_whole: bool = False) -> None:
+        """Print to stdout; without a terminal, without blanks at the ends of lines.
+
+        `is_whole` leaves it to the terminal to break a line, so that it is copied as one.
+        """
+        if self.out.is_terminal:
+            self.out.print(renderable, soft_wrap=is_whole)
+            return
+        with self.out.capture() as captured:
+            self.out.print(renderable, soft_wrap=is_whole)
+        self.write("".join(f"{line.rstrip()}\n" for line in captured.get().splitlines()))
+
+    def ask(self, prompt: str) -> str | None:
+        """Read a line; None at the end of the input.
+
+        Raises:
+            UsageError: It is no UTF-8 text.
+        """
+        is_shown = sys.stdout is not None and sys.stdout.isatty()
+        if not is_shown and sys.stderr is not None:  # the prompt is no result
+            sys.stderr.write(prompt)
+            sys.stderr.flush()
+        try:
+            line = input(prompt if is_shown else "")
+            line.encode()
+        except UnicodeError as error:
+            raise UsageError("the line is no UTF-8 text") from error
+        except (EOFError, ValueError):  # ValueError: stdin was closed
+            return None
+        return line
+
+    def _json_line(self, event: Event) -> None:
+        values = {"event": type(event).__name__.lower(), **asdict(event)}
+        if sys.stderr is not None:
+            with suppress(OSError):  # nobody has to listen
+                sys.stderr.write(json.dumps(values) + "\n")
+                sys.stderr.flush()

@@ -1,0 +1,1 @@
+"""How the release arrives: from the swarm and from HTTP mirrors."""

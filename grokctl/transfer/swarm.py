@@ -1,0 +1,641 @@
+"""The only importer of libtorrent: one session, one torrent, measured settings, our errors."""
+
+import errno
+import os
+import resource
+import socket
+import time
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self
+from urllib.parse import unquote, urlsplit
+
+import libtorrent as lt
+
+from grokctl import __version__
+from grokctl.checkpoint.torrent import V2, Metainfo, printable
+from grokctl.errors import DiskFullError, FetchError
+from grokctl.machine.network import find_certificates
+from grokctl.paths import PRIVATE, quoted
+from grokctl.transfer.sources import Endpoint
+
+_FLAGS = lt.torrent_flags
+_ALERTS = lt.alert_category
+
+_OPEN_FILES: Final = 4096
+"""Enough for the 770 files of a release, all at once, beside the peers."""
+_CONNECTIONS: Final = 400
+_WANTED: Final = 4
+"""libtorrent's priority for what is wanted."""
+_REQUESTED: Final = 1
+"""libtorrent's state for a block that was asked for; above it, the block is here."""
+_QUIET_S: Final = 60.0
+_FEW_PEERS: Final = 5
+_DISK_S: Final = 600.0
+_DHT_ROUTERS: Final = (
+    "dht.libtorrent.org:25401,router.bittorrent.com:6881,"
+    "dht.transmissionbt.com:6881,router.utorrent.com:6881"
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Network:
+    """What a session may do on the network."""
+
+    bind: str | None = None
+    """The only local address to listen on and to connect from."""
+    port: int | None = None
+    """The only port to listen on; 0 takes any free one, None prefers 6881."""
+    proxy: str | None = None
+    """`socks5://` or `http://` URL; with one, nothing listens and nothing goes around it."""
+    dht: bool = True
+    lsd: bool = True
+    connections: int | None = None
+    shares_addresses: bool = False
+    """Whether several peers behind one address are welcome."""
+    keeps_seeds: bool = False
+    """Whether seeds are kept while nothing is wanted of them: mirrors may fail, and then it is."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Claims:
+    """What resume data says, or somebody has found out, about what lies on disk."""
+
+    have: frozenset[int] = frozenset()
+    """Pieces that are whole."""
+    unfinished: Mapping[int, list[bool]] = field(default_factory=dict)
+    """Blocks of 16 KiB that are here of pieces that are not whole."""
+    uploaded: int = 0
+    """Payload bytes sent in earlier sessions."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Transfer:
+    """A torrent to download to, or serve from, the places that grokctl chose."""
+
+    metainfo: Metainfo
+    torrent: bytes
+    """What `metainfo` was read from; peers, trackers and web seeds in it are not used."""
+    root: Path
+    places: Mapping[int, str]
+    """File index -> path below `root`; the torrent's own names are never used."""
+    wanted: Collection[int]
+    """Indices of the files to download."""
+    trackers: Sequence[str] = ()
+    web_seeds: Sequence[str] = ()
+    peers: Sequence[Endpoint] = ()
+    claims: Claims = field(default_factory=Claims)
+    """What lies there already: it is believed, nothing is hashed."""
+    is_complete: bool = False
+    """Serve only: believe that every file is whole until a peer asks for a piece."""
+    max_download: int | None = None
+    """Bytes per second."""
+    max_upload: int | None = None
+    """Bytes per second."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Snapshot:
+    """How far a session has come."""
+
+    done: int = 0
+    """Wanted bytes that are here, in whole blocks."""
+    downloaded: int = 0
+    """Payload bytes received in this session, wasted ones included."""
+    uploaded: int = 0
+    """Payload bytes sent, in this session and those before it."""
+    rate: int = 0
+    """Payload bytes received per second."""
+    upload_rate: int = 0
+    """Payload bytes sent per second."""
+    peers: int = 0
+    seeds: int = 0
+    is_checking: bool = False
+    """Whether libtorrent still looks at the files."""
+    has_wanted: bool = False
+    """Whether every wanted file is here."""
+    has_everything: bool = False
+
+
+class Swarm:
+    """One libtorrent session with at most one torrent, as a context manager.
+
+    Nothing runs between calls but libtorrent's own threads: `poll` is where alerts become
+    snapshots, notes and errors, on the caller's thread.
+
+    Raises:
+        FetchError: The address or port that the user named cannot be listened on.
+    """
+
+    def __init__(self, network: Network) -> None:
+        find_certificates()
+        self.trackers: dict[str, str] = {}
+        """Announce URL -> what it answered last."""
+        self.banned: list[str] = []
+        """Addresses of peers that sent bad data."""
+        self._network = network
+        self._handle: lt.torrent_handle | None = None
+        self._failure: DiskFullError | FetchError | None = None
+        self._notes: list[str] = []
+        self._resume: bytes | None = None
+        self._is_resume_wanted = False
+        self._seen: set[type[lt.alert]] = set()
+        self._reserved: set[int] = set()
+        self._quiet_since = time.monotonic()
+        self._speaks_utp = False
+        self._session: lt.session | None = lt.session(_settings(network))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        # dropping the last reference tells the trackers and joins libtorrent's threads
+        self._handle = None
+        self._session = None
+
+    @property
+    def session(self) -> lt.session:
+        """The open session."""
+        assert self._session is not None
+        return self._session
+
+    @property
+    def handle(self) -> lt.torrent_handle:
+        """The torrent that was added last."""
+        assert self._handle is not None
+        return self._handle
+
+    def port(self, *, timeout_s: float) -> int:
+        """The port that the session listens on.
+
+        Raises:
+            FetchError: It listens on none within `timeout_s` seconds.
+        """
+        deadline = time.monotonic() + timeout_s
+        while not (port := self.session.listen_port()):
+            if time.monotonic() > deadline:
+                raise FetchError(f"{self._network.bind or 'this machine'}: no port to listen on")
+            self.poll(0.1)
+        return port
+
+    def ask_for_metadata(
+        self, infohash: str, *, trackers: Sequence[str], peers: Sequence[Endpoint], folder: Path
+    ) -> None:
+        """Join a swarm of which only the infohash is known, and download nothing else from it.
+
+        Args:
+            infohash: 40 hexadecimal digits.
+            trackers: Announce URLs.
+            peers: Addresses to begin with.
+            folder: An empty one; libtorrent wants a place even for what it does not write.
+        """
+        params = lt.add_torrent_params()
+        params.info_hashes = lt.info_hash_t(lt.sha1_hash(bytes.fromhex(infohash)))
+        params.save_path = str(folder)
+        params.trackers = list(trackers)
+        params.peers = list(peers)
+        params.flags = _FLAGS.upload_mode | _FLAGS.default_dont_download
+        self._add(params)
+
+    def metadata(self) -> bytes | None:
+        """The raw info dictionary, once some peer has sent it."""
+        info = self.handle.torrent_file()
+        return None if info is None else bytes(info.info_section())
+
+    def leave(self) -> list[Endpoint]:
+        """Leave the torrent; its files stay.
+
+        Returns:
+            Peers that answered, to begin with the next time.
+        """
+        peers = [
+            peer.ip for peer in self.handle.get_peer_info() if peer.flags & peer.local_connection
+        ]
+        self._seen.discard(lt.torrent_removed_alert)
+        self.session.remove_torrent(self.handle)
+        self._wait_for(lt.torrent_removed_alert, timeout_s=5)
+        self._handle = None
+        return peers
+
+    def add(self, transfer: Transfer) -> None:
+        """Begin a transfer; every file goes to its place, none under the torrent's own name.
+
+        Raises:
+            FetchError: libtorrent refuses the torrent, or reads other files in it than we do.
+        """
+        try:
+            params = lt.load_torrent_buffer(transfer.torrent)
+        except RuntimeError as error:
+            raise FetchError(f"torrent {transfer.metainfo.infohash}: {error}") from error
+        assert params.ti is not None
+        _agree(params.ti, transfer.metainfo)
+        params.save_path = str(transfer.root)
+        # below save_path, also when it looks absolute
+        params.part_file_dir = PRIVATE
+        params.renamed_files = dict(transfer.places)
+        params.trackers = list(transfer.trackers)
+        params.url_seeds = list(transfer.web_seeds)
+        params.peers = list(transfer.peers)
+        params.dht_nodes = []
+        params.download_limit = transfer.max_download or -1
+        params.upload_limit = transfer.max_upload or -1
+        params.flags = _FLAGS.seed_mode if transfer.is_complete else 0
+        params.file_priorities = _priorities(transfer)
+        if not transfer.is_complete:
+            claims = transfer.claims
+            params.have_pieces = [p in claims.have for p in range(transfer.metainfo.num_pieces)]
+            params.unfinished_pieces = dict(claims.unfinished)
+            params.total_uploaded = claims.uploaded
+        self._add(params)
+        for peer in transfer.peers:
+            self.handle.connect_peer(peer)
+
+    def poll(self, timeout_s: float) -> Snapshot:
+        """Wait for news, and say how far things are.
+
+        Args:
+            timeout_s: Seconds to wait at most.
+
+        Raises:
+            DiskFullError: A file could not be written for lack of space.
+            FetchError: A file could not be read or written for another reason, or libtorrent
+                has given the torrent up.
+        """
+        self._digest(timeout_s)
+        if self._failure is not None:
+            raise self._failure
+        snapshot = self._snapshot()
+        self._try_utp(snapshot)
+        return snapshot
+
+    @property
+    def reserved(self) -> frozenset[int]:
+        """Pieces that the swarm is not asked for."""
+        return frozenset(self._reserved)
+
+    def have(self) -> list[bool]:
+        """Which pieces are here."""
+        return self.handle.status(lt.torrent_handle.query_pieces).pieces
+
+    def underway(self) -> dict[int, int]:
+        """Pieces of which the swarm was asked for something, and how many blocks are here."""
+        return {
+            piece["piece_index"]: sum(block["state"] > _REQUESTED for block in piece["blocks"])
+            for piece in self.handle.get_download_queue()
+        }
+
+    def reserve(self, pieces: Collection[int]) -> None:
+        """Ask the swarm no more for pieces that come from elsewhere."""
+        for piece in pieces:
+            self.handle.piece_priority(piece, 0)
+        self._reserved.update(pieces)
+
+    def release(self, pieces: Collection[int]) -> None:
+        """Pieces that were reserved are the swarm's again, or have arrived."""
+        for piece in pieces:
+            self.handle.piece_priority(piece, _WANTED)
+        self._reserved.difference_update(pieces)
+
+    def deliver(self, piece: int, data: bytes) -> None:
+        """Have a piece that came from elsewhere written; it is there when `have` says so."""
+        self.handle.add_piece(piece, data, lt.add_piece_flags_t.overwrite_existing)
+
+    def limit_download(self, rate: float | None) -> None:
+        """Receive no more bytes per second from the swarm."""
+        self.handle.set_download_limit(-1 if rate is None else max(1, int(rate)))
+
+    def take_notes(self) -> list[str]:
+        """What happened since the last call that the user should know, a line each."""
+        notes, self._notes = self._notes, []
+        return notes
+
+    def flush(self) -> None:
+        """Hand everything that was received to the operating system.
+
+        Raises:
+            DiskFullError: There was no space for it.
+            FetchError: It could not be written, or not within ten minutes.
+        """
+        if self._is_resume_wanted:
+            # its flush was asked for earlier, and must not pass for this one
+            self._insist_on(lt.cache_flushed_alert, timeout_s=_DISK_S)
+        self._seen.discard(lt.cache_flushed_alert)
+        self.handle.flush_cache()
+        self._insist_on(lt.cache_flushed_alert, timeout_s=_DISK_S)
+
+    def ask_for_resume_data(self) -> None:
+        """Begin to gather resume data that claims what is on disk, down to single blocks.
+
+        libtorrent's own flag flushes no piece that is incomplete, and then claims nothing of it:
+        with pieces of 16 MB and many peers, an interrupt would cost gigabytes.
+        """
+        self._is_resume_wanted = True
+        self._seen.discard(lt.cache_flushed_alert)
+        self.handle.flush_cache()
+
+    def take_resume_data(self) -> bytes | None:
+        """The resume data that arrived since the last call."""
+        data, self._resume = self._resume, None
+        return data
+
+    def resume_data(self, *, timeout_s: float) -> bytes | None:
+        """Resume data as of now; None if the torrent is being checked or time runs out."""
+        if self._handle is None or self._snapshot().is_checking:
+            return None
+        self._seen -= {lt.save_resume_data_alert, lt.save_resume_data_failed_alert}
+        self.ask_for_resume_data()
+        self._wait_for(
+            lt.save_resume_data_alert, lt.save_resume_data_failed_alert, timeout_s=timeout_s
+        )
+        return self.take_resume_data()
+
+    def _add(self, params: lt.add_torrent_params) -> None:
+        try:
+            self._handle = self.session.add_torrent(params)
+        except RuntimeError as error:
+            raise FetchError(f"torrent: libtorrent refuses it, {error}") from error
+
+    def _insist_on(self, kind: type[lt.alert], *, timeout_s: float) -> None:
+        deadline = time.monotonic() + timeout_s
+        while not self._wait_for(kind, timeout_s=0.2) and self._failure is None:
+            if time.monotonic() > deadline:
+                raise FetchError(f"disk: still busy after {timeout_s:.0f} s")
+        if self._failure is not None:
+            raise self._failure
+
+    def _wait_for(self, *kinds: type[lt.alert], timeout_s: float) -> bool:
+        deadline = time.monotonic() + timeout_s
+        while not self._seen & set(kinds):
+            left = deadline - time.monotonic()
+            if left <= 0:
+                return False
+            self._digest(min(left, 0.2))
+        return True
+
+    def _digest(self, timeout_s: float) -> None:
+        self.session.wait_for_alert(int(timeout_s * 1000))
+        for alert in self.session.pop_alerts():
+            self._seen.add(type(alert))
+            self._note(alert)
+
+    def _note(self, alert: lt.alert) -> None:
+        match alert:
+            case lt.cache_flushed_alert() if self._is_resume_wanted:
+                self._is_resume_wanted = False
+                self.handle.save_resume_data()
+            case lt.save_resume_data_alert():
+                self._resume = lt.write_resume_data_buf(alert.params)
+            case lt.tracker_reply_alert():
+                self.trackers[alert.url] = f"{alert.num_peers} peers"
+            case lt.tracker_error_alert():
+                reason = alert.failure_reason() or alert.error.message()
+                self.trackers[alert.url] = printable(reason)
+            case lt.peer_ban_alert():
+                address = str(alert.endpoint[0])
+                self.banned.append(address)
+                self._notes.append(f"peer {address} sent bad data and is banned")
+            case lt.listen_failed_alert() if self._network.bind or self._network.port:
+                where = f"{alert.address}:{alert.port}"
+                self._failure = FetchError(f"{where}: {alert.error.message()}")
+            case _:
+                self._failure = _failure_in(alert) or self._failure
+                self._notes.extend(_notes_in(alert))
+
+    def _snapshot(self) -> Snapshot:
+        if self._handle is None:
+            return Snapshot()
+        status = self._handle.status()
+        states = lt.torrent_status.states
+        is_checking = status.state in {states.checking_files, states.checking_resume_data}
+        return Snapshot(
+            done=status.total_wanted_done,
+            downloaded=status.total_payload_download,
+            uploaded=status.all_time_upload,
+            rate=status.download_payload_rate,
+            upload_rate=status.upload_payload_rate,
+            peers=status.num_peers,
+            seeds=status.num_seeds,
+            is_checking=is_checking,
+            has_wanted=status.is_finished and not is_checking and not self._reserved,
+            has_everything=status.is_seeding,
+        )
+
+    def _try_utp(self, snapshot: Snapshot) -> None:
+        """Connect by uTP too where TCP finds nobody: peers behind NAT may need it.
+
+        It is off at first because libtorrent prefers it, at a fifteenth of the speed.
+        """
+        now = time.monotonic()
+        if snapshot.peers >= _FEW_PEERS or self._speaks_utp or self._network.proxy:
+            self._quiet_since = now
+        elif now - self._quiet_since > _QUIET_S:
+            self._speaks_utp = True
+            self.session.apply_settings({"enable_outgoing_utp": True})
+
+
+def read_claims(resume: bytes, metainfo: Metainfo, sizes: Mapping[int, int]) -> Claims:
+    """What resume data claims, as far as that can be.
+
+    A claim to bytes that their file is too short to hold is dropped: the file was removed, or was
+    not wanted when they came, so that they went to the part file, which other choices of files
+    make unreadable. libtorrent would read zeros for them.
+
+    Args:
+        resume: What an earlier session left; anything that is not resume data claims nothing.
+        metainfo: The torrent that it should be about.
+        sizes: File index -> bytes of it on disk; files that are not named hold everything.
+    """
+    try:
+        resumed = lt.read_resume_data(resume)
+    except RuntimeError:
+        return Claims()
+    if (
+        _infohash(resumed.info_hashes, metainfo) != metainfo.infohash
+        or max(resumed.unfinished_pieces, default=0) >= metainfo.num_pieces
+    ):
+        return Claims()
+
+    def is_here(piece: int) -> bool:
+        return all(
+            offset + length <= sizes.get(file.index, file.length)
+            for file, offset, length in metainfo.spans(piece)
+        )
+
+    claimed = enumerate(resumed.have_pieces[: metainfo.num_pieces])
+    return Claims(
+        have=frozenset(piece for piece, is_claimed in claimed if is_claimed and is_here(piece)),
+        unfinished={
+            piece: list(blocks)
+            for piece, blocks in resumed.unfinished_pieces.items()
+            if is_here(piece)
+        },
+        uploaded=resumed.total_uploaded,
+    )
+
+
+def resolve(peers: Sequence[Endpoint]) -> list[Endpoint]:
+    """Addresses of named peers.
+
+    Raises:
+        FetchError: A name has none.
+    """
+    found = []
+    for host, port in peers:
+        try:
+            answers = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        except (OSError, UnicodeError) as error:
+            reason = getattr(error, "strerror", None) or "no computer has such a name"
+            raise FetchError(f"peer {host}:{port}: {reason}") from error
+        found += [(str(address[0]), port) for *_, address in answers]
+    return list(dict.fromkeys(found))
+
+
+def _settings(network: Network) -> "lt.settings_pack":
+    open_files = _allow_open_files()
+    connections = min(network.connections or _CONNECTIONS, open_files // 2)
+    settings: lt.settings_pack = {
+        "alert_mask": (
+            _ALERTS.error | _ALERTS.status | _ALERTS.storage | _ALERTS.tracker | _ALERTS.peer
+        ),
+        "alert_queue_size": 20_000,
+        "user_agent": f"grokctl/{__version__} libtorrent/{lt.version}",
+        "listen_interfaces": _interfaces(network),
+        "enable_dht": network.dht,
+        "dht_bootstrap_nodes": _DHT_ROUTERS,
+        "enable_lsd": network.lsd,
+        "enable_upnp": False,
+        "enable_natpmp": False,
+        "enable_outgoing_utp": False,
+        "mixed_mode_algorithm": 0,
+        "connections_limit": connections,
+        "connection_speed": 200,
+        "torrent_connect_boost": 100,
+        "min_reconnect_time": 10,
+        "max_out_request_queue": 1500,
+        "file_pool_size": min(1000, open_files // 4),
+        "hashing_threads": min(os.cpu_count() or 1, 8),
+        "allow_multiple_connections_per_ip": network.shares_addresses,
+        "max_metadata_size": 8 * 2**20,
+        "no_connect_privileged_ports": True,
+        "ssrf_mitigation": True,
+        "validate_https_trackers": True,
+        "stop_tracker_timeout": 1,
+        "close_redundant_connections": not network.keeps_seeds,
+    }
+    if network.bind is not None:
+        settings["outgoing_interfaces"] = network.bind
+    if network.port:
+        settings["max_retry_port_bind"] = 0
+        settings["listen_system_port_fallback"] = False
+    if network.proxy is not None:
+        settings.update(_proxied(network.proxy))
+    return settings
+
+
+def _interfaces(network: Network) -> str:
+    port = 6881 if network.port is None else network.port
+    if network.bind is None:
+        return f"0.0.0.0:{port},[::]:{port}"
+    return f"[{network.bind}]:{port}" if ":" in network.bind else f"{network.bind}:{port}"
+
+
+def _proxied(url: str) -> "lt.settings_pack":
+    """Settings that send everything through a proxy and leave no way around it."""
+    parts = urlsplit(url)
+    kinds = lt.proxy_type_t
+    plain, with_password = (
+        (kinds.http, kinds.http_pw) if parts.scheme == "http" else (kinds.socks5, kinds.socks5_pw)
+    )
+    assert parts.hostname is not None
+    assert parts.port is not None
+    return {
+        "proxy_type": int(plain if parts.username is None else with_password),
+        "proxy_hostname": parts.hostname,
+        "proxy_port": parts.port,
+        "proxy_username": unquote(parts.username or ""),
+        "proxy_password": unquote(parts.password or ""),
+        "proxy_hostnames": True,
+        "proxy_peer_connections": True,
+        "proxy_tracker_connections": True,
+        "anonymous_mode": True,
+        "listen_interfaces": "",
+        "enable_dht": False,
+        "enable_lsd": False,
+        "enable_incoming_tcp": False,
+        "enable_incoming_utp": False,
+    }
+
+
+def _allow_open_files() -> int:
+    """Raise this process's soft limit as far as useful and allowed, and return it.
+
+    The usual 1024 is for programs that call `select`; libtorrent would reopen files all the time.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _OPEN_FILES if hard == resource.RLIM_INFINITY else min(_OPEN_FILES, hard)
+    if soft == resource.RLIM_INFINITY or soft >= wanted:
+        return _OPEN_FILES
+    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    return wanted
+
+
+def _infohash(hashes: lt.info_hash_t, metainfo: Metainfo) -> str:
+    """The infohash of the kind that a torrent is known by."""
+    return (hashes.v2 if metainfo.version == V2 else hashes.v1).to_bytes().hex()
+
+
+def _agree(info: lt.torrent_info, metainfo: Metainfo) -> None:
+    """Refuse a torrent in which libtorrent sees other bytes in other files than we checked."""
+    layout = info.layout()
+    theirs = [
+        (layout.file_size(index), bool(layout.file_flags(index) & layout.flag_pad_file))
+        for index in range(layout.num_files())
+    ]
+    ours = [(file.length, file.is_pad) for file in metainfo.files]
+    same_hash = _infohash(info.info_hashes(), metainfo) == metainfo.infohash
+    if theirs != ours or info.piece_length() != metainfo.piece_length or not same_hash:
+        raise FetchError(
+            f"torrent {metainfo.infohash}: libtorrent reads {len(theirs)} files in it, "
+            f"grokctl {len(ours)}, and they are not the same"
+        )
+
+
+def _priorities(transfer: Transfer) -> list[int]:
+    """One number a file; pads count as wanted only when all is, or their pieces would come too."""
+    wanted, files = set(transfer.wanted), transfer.metainfo.files
+    if all(file.is_pad or file.index in wanted for file in files):
+        return [_WANTED] * len(files)
+    return [_WANTED if file.index in wanted else 0 for file in files]
+
+
+def _failure_in(alert: lt.alert) -> DiskFullError | FetchError | None:
+    """What ends a transfer: libtorrent only pauses it, or stops asking for more."""
+    match alert:
+        case lt.torrent_error_alert():
+            return FetchError(f"torrent: {printable(alert.error.message())}")
+        case lt.file_error_alert():
+            name, reason = printable(alert.filename(), limit=4096), alert.error.message()
+            if alert.error.value() in {errno.ENOSPC, errno.EDQUOT}:
+                return DiskFullError(f"{name}: {reason}", "df -h")
+            return FetchError(f"{name}: {reason}", f"ls -l {quoted(name)}")
+        case _:
+            return None
+
+
+def _notes_in(alert: lt.alert) -> list[str]:
+    """What goes on without harm, but not as the user may think."""
+    match alert:
+        case lt.fastresume_rejected_alert():
+            return ["files on disk are not as they were left, so they are checked"]
+        case lt.url_seed_alert():
+            reason = alert.error_message() or alert.error.message()
+            return [f"web seed {printable(alert.server_url())}: {printable(reason)}"]
+        case _:
+            return []

@@ -1,0 +1,103 @@
+"""The tokenizer beside a release: fetched over https or given as a file, and checked either way."""
+
+import time
+from pathlib import Path
+from typing import Final
+
+from grokctl.checkpoint.release import read_config
+from grokctl.errors import FetchError, GrokctlError, UsageError
+from grokctl.model.tokenizer import Tokenizer
+from grokctl.paths import TOKENIZER, quoted, write_atomically
+from grokctl.transfer.sources import PinnedFile
+from grokctl.transfer.web import Web, WebError
+
+_LARGEST: Final = 64 * 2**20
+_LARGEST_VOCABULARY: Final = 2**24
+_WITHIN_S: Final = 120.0
+
+
+def has_tokenizer(root: Path) -> bool:
+    """Whether a release can take and give text."""
+    return (root / TOKENIZER).is_file()
+
+
+def fetch_tokenizer(root: Path, pinned: PinnedFile, web: Web) -> None:
+    """Fetch a release's tokenizer.
+
+    Raises:
+        FetchError: It cannot be had within two minutes, or is not the one that was published.
+    """
+    hint = "grokctl fetch --tokenizer FILE"
+    deadline = time.monotonic() + _WITHIN_S
+    data = bytearray()
+    try:
+        with web.open_range(pinned.url, 0, pinned.nbytes, total=pinned.nbytes) as chunks:
+            for chunk in chunks:
+                data += chunk
+                if time.monotonic() > deadline:
+                    break
+    except WebError as error:
+        raise FetchError(f"{pinned.url}: {error}", hint) from error
+    if len(data) < pinned.nbytes:
+        raise FetchError(f"{pinned.url}: took more than {_WITHIN_S:.0f} s", hint)
+    pinned.refuse_other(data, pinned.url)
+    write_atomically(root / TOKENIZER, bytes(data))
+
+
+def read_tokenizer(path: Path, pinned: PinnedFile | None) -> bytes:
+    """Read what the user gives for a tokenizer.
+
+    Raises:
+        UsageError: It cannot be read.
+        FetchError: It is not the pinned one, or, where none is pinned, no sentencepiece model.
+    """
+    try:
+        with path.open("rb") as file:
+            data = file.read(_LARGEST + 1)
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror}", f"ls -l {quoted(path)}") from error
+    if len(data) > _LARGEST:
+        raise UsageError(f"{path}: has more than {_LARGEST:,} bytes, so it is no tokenizer")
+    if pinned is not None:
+        pinned.refuse_other(data, str(path))
+    else:
+        _refuse_unfit(data, path, vocab_size=_LARGEST_VOCABULARY)
+    return data
+
+
+def put_tokenizer(root: Path, data: bytes, given: Path, *, force: bool) -> None:
+    """Put a tokenizer that the user has given beside a release whose files are here.
+
+    Args:
+        root: The release.
+        data: From `read_tokenizer`.
+        given: Where the user has it.
+        force: Whether another one that lies there may be replaced.
+
+    Raises:
+        UsageError: Another one is there.
+        FetchError: It has more pieces than the model's vocabulary.
+    """
+    _refuse_unfit(data, given, vocab_size=read_config(root).vocab_size)
+    refuse_other(root, data, given, force=force)
+    write_atomically(root / TOKENIZER, data)
+
+
+def refuse_other(root: Path, data: bytes, given: Path, *, force: bool) -> None:
+    """Replace no tokenizer that is another one.
+
+    Raises:
+        UsageError: Another one is there.
+    """
+    place = root / TOKENIZER
+    if place.is_file() and place.read_bytes() != data and not force:
+        raise UsageError(
+            f"{place}: is there, and is not {given}", f"ls -l {quoted(place)} {quoted(given)}"
+        )
+
+
+def _refuse_unfit(data: bytes, given: Path, *, vocab_size: int) -> None:
+    try:
+        Tokenizer(given, vocab_size=vocab_size, data=data)
+    except GrokctlError as error:
+        raise FetchError(str(error)) from error

@@ -1,0 +1,250 @@
+"""Sizing beside what XLA reports: miniatures, and Grok-1 at its full width, without any weights."""
+
+from dataclasses import dataclass, replace
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import psutil
+import pytest
+from golden import load_golden
+
+from grokctl.checkpoint.layout import weight_bytes
+from grokctl.checkpoint.storage import released_storage, storage_in
+from grokctl.checkpoint.tensor_source import ReleaseSource
+from grokctl.errors import HardwareError
+from grokctl.infer import EngineOptions, infer
+from grokctl.inference.compiled_steps import Programs
+from grokctl.inference.devices import find_devices
+from grokctl.inference.loading import Loader
+from grokctl.model.bucketing import padded_batch, room
+from grokctl.model.cache import empty_cache
+from grokctl.model.config import GROK_1, GrokConfig
+from grokctl.model.placement import MeshShape
+from grokctl.model.precision import Compute, KvType, Precision
+from grokctl.model.sizing import Needs, cache_type, needs
+from grokctl.model.step_spec import StepShape
+
+WIDE = replace(GROK_1, num_layers=2, emb_size=1536, num_q_heads=16, vocab_size=16384)
+"""A quarter of Grok-1's width: 0.7 GB at int8, of which nothing is made."""
+ONE_LAYER = replace(GROK_1, num_layers=1)
+EIGHT = MeshShape(1, 8)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """A way to run a model."""
+
+    config: GrokConfig = WIDE
+    mesh: MeshShape = EIGHT
+    precision: Precision = Precision.INT8
+    compute: Compute = Compute.BFLOAT16
+    kv: KvType = KvType.COMPUTE
+    context: int = 1024
+    streams: int = 1
+
+    @property
+    def storage(self):
+        return storage_in(released_storage(self.config), self.precision, self.mesh)
+
+    @property
+    def needed(self) -> Needs:
+        return needs(
+            self.config,
+            self.mesh,
+            weights=max(weight_bytes(self.storage, self.mesh)),
+            context=self.context,
+            streams=self.streams,
+            compute=self.compute,
+            kv=self.kv,
+            precision=self.precision,
+            platform="cpu",
+        )
+
+    def programs(self, *shapes) -> list["Reported"]:
+        """What XLA says of programs for steps: sequences, tokens, whether all logits are wanted."""
+        source = SimpleNamespace(storage=self.storage, config=self.config)
+        loader = Loader(source, self.mesh, find_devices(self.mesh.size))
+        shape = StepShape(
+            config=self.config,
+            mesh=self.mesh,
+            platform="cpu",
+            compute=jnp.dtype(self.compute),
+        )
+        programs = Programs(loader, loader.absent_parameters(), shape)
+        cache = empty_cache(
+            self.config,
+            self.mesh,
+            slots=self.streams,
+            past=room(self.context, platform="cpu")[1],
+            dtype=cache_type(self.compute, self.kv),
+            zeros=loader.absent,
+        )
+        read, found = loader.absent((), jnp.dtype(jnp.int32)), []
+        for batch, time, every in shapes:
+            step = programs.step(cache, read, batch=batch, time=time, every=every)
+            hidden, task = batch * time * self.config.emb_size * 4, batch * (4 + time) * 4
+            found += [
+                Reported.of("embed", step.embed, given=task),
+                *[Reported.of("layers", one, given=hidden + task + 4) for one in step.layers],
+                Reported.of("head", step.head, given=hidden + (0 if every else task)),
+            ]
+        return found
+
+    @property
+    def largest(self) -> list["Reported"]:
+        """Of a chunk of a prompt whose logits are all wanted, and of a token of every stream."""
+        chunk, _ = room(self.context, platform="cpu")
+        return self.programs((1, chunk, True), (padded_batch(self.streams), 1, False))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reported:
+    """Bytes of a program on each device."""
+
+    name: str
+    held: int
+    """Weights and cache."""
+    workspace: int
+    """Every other argument, results that are no argument, and temporaries."""
+
+    @classmethod
+    def of(cls, name, program, *, given) -> "Reported":
+        found = program.memory_analysis()
+        made = found.output_size_in_bytes - found.alias_size_in_bytes
+        return cls(
+            name=name,
+            held=found.argument_size_in_bytes - given,
+            workspace=given + made + found.temp_size_in_bytes,
+        )
+
+
+def held_by(programs: list[Reported], config: GrokConfig) -> int:
+    """All weights and the whole cache, out of the programs of one step."""
+    embed, *layers, head = programs[: config.num_layers + 2]
+    assert embed.held < head.held == embed.held + config.emb_size * 4  # and the final norm
+    return head.held + sum(layer.held for layer in layers)
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(Case(mesh=MeshShape(1, 1)), id="model=1"),
+        pytest.param(Case(mesh=MeshShape(1, 4)), id="model=4", marks=pytest.mark.slow),
+        pytest.param(Case(mesh=EIGHT), id="model=8"),
+        pytest.param(Case(mesh=MeshShape(1, 16)), id="model=16", marks=pytest.mark.slow),
+        pytest.param(Case(mesh=MeshShape(2, 4)), id="expert=2,model=4"),
+        pytest.param(Case(mesh=EIGHT, precision=Precision.INT4), id="int4"),
+        pytest.param(Case(mesh=EIGHT, precision=Precision.BFLOAT16), id="bf16"),
+        pytest.param(Case(mesh=MeshShape(1, 4), precision=Precision.FLOAT32), id="float32"),
+        pytest.param(
+            Case(mesh=EIGHT, compute=Compute.FLOAT32, streams=12),
+            id="12 streams",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(Case(mesh=EIGHT, kv=KvType.INT8, streams=5), id="5 streams, cache in int8"),
+        pytest.param(Case(mesh=MeshShape(1, 1), context=40, streams=20), id="20 short streams"),
+    ],
+)
+def test_a_device_takes_what_xla_reports(case):
+    found, needed = case.largest, case.needed
+
+    workspace = max(program.workspace for program in found)
+    assert held_by(found, case.config) == needed.weights + needed.cache
+    assert needed.total == pytest.approx(needed.weights + needed.cache + workspace, rel=0.05)
+    assert 0.98 * workspace <= needed.workspace <= 1.25 * workspace
+
+
+@pytest.mark.parametrize(
+    "mesh",
+    [
+        pytest.param(EIGHT, id="model=8"),
+        pytest.param(MeshShape(1, 4), id="model=4", marks=pytest.mark.slow),
+        pytest.param(MeshShape(2, 8), id="expert=2,model=8"),
+    ],
+)
+def test_so_does_a_layer_of_grok_1_at_its_full_width(mesh):
+    case = Case(config=ONE_LAYER, mesh=mesh, context=8192, streams=16)
+
+    found, needed = case.largest, case.needed
+
+    workspace = max(program.workspace for program in found)
+    assert held_by(found, ONE_LAYER) == needed.weights + needed.cache
+    assert needed.total == pytest.approx(needed.weights + needed.cache + workspace, rel=0.05)
+    assert 0.98 * workspace <= needed.workspace <= 1.2 * workspace
+
+
+@pytest.mark.parametrize("shape", [(1, 1, False), (16, 1, False), (1, 512, False)], ids=str)
+@pytest.mark.parametrize(
+    "precision",
+    [
+        pytest.param(Precision.INT8, id="int8"),
+        pytest.param(Precision.INT4, id="int4", marks=pytest.mark.slow),
+    ],
+)
+def test_no_smaller_step_of_it_takes_more(shape, precision):
+    case = Case(config=ONE_LAYER, precision=precision, context=8192, streams=16)
+
+    found, needed = case.programs(shape), case.needed
+
+    assert held_by(found, ONE_LAYER) == needed.weights + needed.cache
+    assert max(program.workspace for program in found) <= needed.workspace
+
+
+@pytest.mark.parametrize("precision", Precision, ids=str)
+def test_parameters_of_all_64_layers_are_what_is_counted(precision):
+    storage = storage_in(released_storage(GROK_1), precision, EIGHT)
+    source = SimpleNamespace(storage=storage, config=GROK_1)
+
+    leaves = jax.tree.leaves(Loader(source, EIGHT, find_devices(8)).absent_parameters())
+
+    every = sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
+    assert every == sum(weight_bytes(storage, EIGHT))
+
+
+# --- what is really there
+
+
+@pytest.fixture(scope="module")
+def source():
+    return ReleaseSource(load_golden("two-layers").release)
+
+
+OPTIONS = EngineOptions(mesh=MeshShape(1, 4), context=16, streams=3)
+
+
+def needed_for(source) -> Needs:
+    return needs(
+        source.config,
+        OPTIONS.mesh,
+        weights=max(weight_bytes(source.storage, OPTIONS.mesh)),
+        context=OPTIONS.context,
+        streams=OPTIONS.streams,
+        compute=OPTIONS.compute,
+        kv=OPTIONS.kv,
+        precision=source.storage.precision,
+        platform="cpu",
+    )
+
+
+def test_an_engine_holds_what_is_counted(source):
+    engine, needed = infer(source, OPTIONS), needed_for(source)
+
+    for arrays, expected in (
+        (engine.stepper._parameters, needed.weights),
+        (engine.stepper._cache, needed.cache),
+    ):
+        for device in range(OPTIONS.mesh.size):
+            shards = [leaf.addressable_shards[device].data for leaf in jax.tree.leaves(arrays)]
+            assert sum(shard.nbytes for shard in shards) == expected
+
+
+def test_a_run_is_refused_for_one_byte_and_no_more(source, monkeypatch):
+    available = needed_for(source).total * OPTIONS.mesh.size
+    memory = SimpleNamespace(total=2**40, available=available)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: memory)
+
+    assert infer(source, OPTIONS).context == OPTIONS.context
+    memory.available -= 1
+    with pytest.raises(HardwareError, match="memory"):
+        infer(source, OPTIONS)

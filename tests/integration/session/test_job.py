@@ -1,0 +1,198 @@
+"""What is opened on a machine with accelerators: real checkpoints, and devices that only tell."""
+
+from dataclasses import dataclass, replace
+
+import jax
+import pytest
+from cuts import cut
+
+from grokctl.checkpoint.miniature import MINIATURE, write_miniature
+from grokctl.checkpoint.release import open_release
+from grokctl.errors import HardwareError
+from grokctl.events import ignore
+from grokctl.inference.devices import accelerators
+from grokctl.machine.facts import Accelerator
+from grokctl.model.placement import MESH_SIZES, MeshShape
+from grokctl.model.precision import Compute, Precision
+from grokctl.paths import Home
+from grokctl.screen.console import Console
+from grokctl.session.job import Job, Wanted, open_job
+
+WORDS = replace(MINIATURE, sequence_len=2048, num_layers=2, vocab_size=512, emb_size=96, key_size=8)
+H100 = "NVIDIA H100 80GB HBM3"
+PLENTY = 2**36
+
+
+@dataclass
+class Device:
+    """What is asked of one, of a GPU that is not here."""
+
+    device_kind: str = H100
+    platform: str = "gpu"
+    compute_capability: str = "9.0"
+    limit: int | None = PLENTY
+    used: int = 0
+
+    def memory_stats(self) -> dict[str, int] | None:
+        if self.limit is None:
+            return None
+        return {"bytes_limit": self.limit, "bytes_in_use": self.used}
+
+
+@pytest.fixture
+def having(monkeypatch):
+    """A way to have other devices than this machine's."""
+
+    def have(*devices: Device) -> None:
+        monkeypatch.setattr(jax, "devices", lambda *_: list(devices))
+
+    return have
+
+
+@pytest.fixture(scope="module")
+def release(tmp_path_factory):
+    root = tmp_path_factory.mktemp("release") / "words"
+    write_miniature(root, WORDS)
+    return open_release(root)
+
+
+@pytest.fixture
+def home(tmp_path):
+    return Home(tmp_path / "home")
+
+
+@pytest.fixture
+def opened(release, home, capsys):
+    """A way to open whatever was cut like `int8-8`, and what was said."""
+
+    def open_it(*names: str, **wanted) -> tuple[Job, str]:
+        for name in names:
+            precision, _, devices = name.partition("-")
+            expert, _, model = devices.rpartition("x")
+            mesh = MeshShape(int(expert or 1), int(model))
+            cut(release, mesh, home.ready / f"words-{name}", precision=Precision(precision))
+        options = {"compute": None, "kv": "compute", "context": None} | wanted
+        job = open_job(
+            Console(), home, Wanted(None, None, options.pop("mesh", None), **options), ignore
+        )
+        return job, capsys.readouterr().err
+
+    return open_it
+
+
+# --- what devices say
+
+
+def test_a_gpu_tells_its_name_its_memory_and_what_it_can(having):
+    having(Device(limit=70, used=20), Device(limit=70))
+
+    first, second = accelerators()
+
+    assert first == Accelerator(
+        name=H100, platform="gpu", memory=70, free=50, compute_capability=(9, 0)
+    )
+    assert second.free == 70
+
+
+@pytest.mark.parametrize("capability", ["gfx942", "", "9", "9.x"])
+def test_what_is_no_compute_capability_is_none(having, capability):
+    having(Device(compute_capability=capability, limit=None))
+
+    (found,) = accelerators()
+
+    assert (found.compute_capability, found.memory, found.free) == (None, None, None)
+
+
+def test_devices_of_another_kind_are_not_counted(having):
+    having(Device(), Device(), Device(device_kind="A display"), Device())
+
+    assert len(accelerators()) == 2
+
+
+def test_a_cpu_is_no_accelerator_and_has_devices_for_any_mesh():
+    assert accelerators() == ()
+    assert len(jax.devices("cpu")) == max(MESH_SIZES)
+
+
+# --- what is opened there
+
+
+def test_on_gpus_the_checkpoint_for_all_of_them_is_opened(having, opened):
+    having(*[Device()] * 8)
+
+    job, said = opened("int8-8", "int4-8", "int8-16")
+
+    assert job.options.mesh == MeshShape(1, 8)
+    assert job.options.compute is Compute.BFLOAT16
+    assert job.options.context == job.plan.context == WORDS.sequence_len
+    assert f"words-int8-8 on 8 x {H100} (model=8), bfloat16, context 2,048: " in said
+    assert "on each, the fastest of 3 checkpoints" in said
+    assert "slower to load" not in said
+
+
+def test_a_checkpoint_for_more_gpus_is_cut_again_for_those_that_are_there(having, opened):
+    having(*[Device()] * 8)
+
+    job, said = opened("int8-16")
+
+    assert job.options.mesh.size <= 8
+    assert "words-int8-16 on " in said
+    assert f"cut for model=16, runs on {job.options.mesh}: slower to load" in said
+
+
+def test_where_that_does_not_fit_it_is_opened_for_virtual_devices(having, opened):
+    having(*[Device(limit=2**10)] * 8)
+
+    job, said = opened("int8-16")
+
+    assert job.options.mesh == MeshShape(1, 16)
+    assert "words-int8-16 on the CPU as 16 devices (model=16)" in said
+
+
+def test_gpus_that_are_too_small_are_refused_with_the_numbers(having, opened):
+    having(*[Device(limit=10**5)] * 8)
+
+    with pytest.raises(HardwareError) as caught:
+        opened("int8-8", "int8-4")
+
+    assert "are free on each" in str(caught.value)
+    assert "100.0 kB" in str(caught.value)
+    assert caught.value.hint == "JAX_PLATFORMS=cpu grokctl run …"
+
+
+def test_memory_that_is_in_use_is_not_there(having, opened):
+    having(Device(), Device(limit=PLENTY, used=PLENTY - 10**5))
+
+    with pytest.raises(HardwareError, match=r"100\.0 kB are free"):
+        opened("int8-2", mesh="model=2")
+
+
+def test_a_mesh_for_more_gpus_than_there_are_is_for_virtual_devices(having, opened):
+    having(Device())
+
+    job, said = opened("int8-1", mesh="model=4")
+
+    assert job.options.mesh == MeshShape(1, 4)
+    assert "on the CPU as 4 devices" in said
+
+
+def test_gpus_before_ampere_compute_in_float32(having, opened):
+    having(Device(device_kind="Tesla V100-SXM2-32GB", compute_capability="7.0"))
+
+    job, said = opened("int8-1")
+
+    assert job.options.compute is Compute.FLOAT32
+    assert ", float32, " in said
+
+
+def test_a_release_is_cut_for_the_gpus_that_are_there(having, opened, release, home):
+    having(*[Device()] * 4)
+    (home.releases).mkdir(parents=True)
+    (home.releases / "words").symlink_to(release.root)
+
+    job, said = opened(mesh="model=4")
+    chosen, _ = opened()
+
+    assert job.options.mesh == MeshShape(1, 4)
+    assert "cuts the release in memory" in said
+    assert chosen.options.mesh.size <= 4

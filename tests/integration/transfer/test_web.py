@@ -1,0 +1,336 @@
+"""HTTP as strangers speak it: where redirects may lead, and answers that are none."""
+
+import time
+import tracemalloc
+
+import httpx
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from servers import Handler, HttpProxy, content_range, serving
+
+from grokctl.transfer.web import AbsentError, RefusedError, Web, WebError, parse_content_range
+
+PUBLIC = "93.184.216.34"
+PRIVATE = [
+    "127.0.0.1",
+    "127.1",
+    "0x7f.1",
+    "2130706433",
+    "0.0.0.0",
+    "10.0.0.1",
+    "172.16.0.1",
+    "192.168.1.1",
+    "100.64.0.1",
+    "169.254.169.254",
+    "224.0.0.1",
+    "localhost",
+    "[::1]",
+    "[::]",
+    "[::ffff:10.0.0.1]",
+    "[::7f00:1]",
+    "[64:ff9b::a00:1]",
+    "[2002:a00:1::1]",
+    "[fc00::1]",
+    "[fe80::1]",
+    "[fec0::1]",
+]
+DATA = bytes(range(256)) * 400
+
+
+def redirected(place, location, *, is_local=False):
+    """Where a redirect leads by the policy of `transfer.web`: public hosts cannot be asked here."""
+    from grokctl.transfer.web import _next  # noqa: PLC0415
+
+    response = httpx.Response(302, headers={"Location": location})
+    return str(_next(httpx.URL(place), response, is_local=is_local))
+
+
+@pytest.mark.parametrize("host", PRIVATE)
+def test_a_public_server_may_not_redirect_into_a_private_network(host):
+    with pytest.raises(RefusedError, match="into a private network"):
+        redirected(f"http://{PUBLIC}/x", f"http://{host}/x")
+
+
+@pytest.mark.parametrize("host", PRIVATE[:3])
+def test_a_server_in_the_private_network_may(host):
+    assert redirected("http://10.0.0.1/x", f"http://{host}/y", is_local=True) == f"http://{host}/y"
+
+
+@pytest.mark.parametrize(
+    ("location", "place"),
+    [
+        pytest.param("http://1.1.1.1/y", "http://1.1.1.1/y", id="another-host"),
+        pytest.param("https://1.1.1.1/y?a=b#c", "https://1.1.1.1/y?a=b#c", id="to-https"),
+        pytest.param("/y", f"http://{PUBLIC}/y", id="another-path"),
+        pytest.param("y", f"http://{PUBLIC}/d/y", id="relative"),
+        pytest.param("//1.1.1.1/y", "http://1.1.1.1/y", id="same-scheme"),
+        pytest.param("http://[2606:4700::1111]/y", "http://[2606:4700::1111]/y", id="ipv6"),
+        pytest.param("http://[64:ff9b::101:101]/", "http://[64:ff9b::101:101]/", id="nat64"),
+    ],
+)
+def test_a_public_server_may_redirect_to_another_one(location, place):
+    assert redirected(f"http://{PUBLIC}/d/x", location) == place
+
+
+@pytest.mark.parametrize(
+    ("location", "reason"),
+    [
+        pytest.param("http://1.1.1.1/y", "from https to http", id="downgrade"),
+        pytest.param("https://me:secret@1.1.1.1/y", "password", id="password"),
+        pytest.param("https://1.1.1.1@10.0.0.1/y", "password", id="looks-public"),
+        pytest.param("javascript:alert(1)", "no web address", id="javascript"),
+        pytest.param("data:,x", "no web address", id="data"),
+        pytest.param("file:///etc/passwd", "no web address", id="file"),
+        pytest.param("gopher://1.1.1.1/", "no web address", id="gopher"),
+        pytest.param("https://10.0.0.1#@1.1.1.1/", "private network", id="fragment"),
+        pytest.param("//10.0.0.1/y", "private network", id="same-scheme"),
+    ],
+)
+def test_what_a_redirect_may_not_do(location, reason):
+    with pytest.raises(RefusedError, match=reason):
+        redirected(f"https://{PUBLIC}/x", location)
+
+
+def test_a_secret_is_not_repeated_in_the_reason():
+    with pytest.raises(RefusedError) as caught:
+        redirected(f"https://{PUBLIC}/x", "https://me:secret@1.1.1.1/y")
+
+    assert "secret" not in str(caught.value)
+
+
+@given(st.text(st.characters(codec="ascii"), max_size=30))
+def test_a_content_range_is_three_numbers_in_order_or_nothing(text):
+    for header in (text, f"bytes {text}"):
+        found = parse_content_range(header)
+
+        assert found is None or found[0] <= found[1] < found[2]
+
+
+@given(st.lists(st.integers(0, 10**18 - 1), min_size=3, max_size=3).map(sorted))
+def test_a_content_range_reads_back(numbers):
+    first, last, total = numbers
+
+    found = parse_content_range(f"bytes {first}-{last}/{total}")
+
+    assert found == ((first, last, total) if last < total else None)
+
+
+@pytest.fixture
+def web(monkeypatch):
+    for name in ("http_proxy", "https_proxy", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+    with Web() as client:
+        yield client
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "x").write_bytes(DATA)
+    return tmp_path
+
+
+def read(web, server):
+    with web.open_range(f"{server.url}x", 10, 1000, total=len(DATA)) as chunks:
+        return b"".join(chunks)
+
+
+ODD = [
+    pytest.param("http://xn--a/", id="no-punycode"),
+    pytest.param("http://" + "a" * 300 + "/", id="a-long-name"),
+    pytest.param("http://a..b/", id="an-empty-name"),
+    pytest.param("http://[::1", id="half-an-address"),
+    pytest.param("http://127.0.0.1:99999/", id="a-high-port"),
+    pytest.param("http://127.0.0.1:-1/", id="a-low-port"),
+    pytest.param("http://a\x7fb/", id="a-control-character"),
+    pytest.param("/" + "y" * 60_000, id="a-long-path"),
+    pytest.param("/" + "y" * 70_000, id="a-longer-path"),
+    pytest.param("x?" + "&".join(f"a{i}=b" for i in range(5000)), id="many-questions"),
+]
+
+
+@pytest.mark.parametrize("location", ODD)
+def test_whatever_a_redirect_says_it_ends_as_a_failure_of_the_mirror(web, folder, location):
+    class Odd(Handler):
+        def respond(self):
+            if self.path == "/x":
+                self.answer(302, headers={"Location": location})
+            else:
+                self.answer(404)
+
+    with serving(Odd, folder) as server, pytest.raises(WebError):
+        read(web, server)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        None,
+        "",
+        "bytes */{total}",
+        "bytes 10-1009/*",
+        "bytes 1009-10/{total}",
+        "bytes 10-1009",
+        "items 10-1009/{total}",
+        "bytes=10-1009/{total}",
+        "bytes 10-1009/{total}, 10-1009/{total}",
+        "bytes +10-1009/{total}",
+        "bytes 10-1009/{total}.0",
+        "bytes \u0661\u0660-1009/{total}",
+        "bytes 11-1010/{total}",
+        "bytes 10-1010/{total}",
+        "bytes 0-{last}/{total}",
+        "bytes 10-1009/1010",
+        "bytes 10-1009/" + "9" * 5000,
+    ],
+)
+def test_a_range_that_is_not_the_one_is_refused_before_a_byte_is_taken(web, folder, said):
+    class Odd(Handler):
+        def send_part(self, data, first, last):
+            told = said and said.format(total=len(data), last=len(data) - 1)
+            headers = {} if told is None else {"Content-Range": told.encode().decode("latin-1")}
+            self.answer(206, data[first : last + 1], headers)
+
+    with serving(Odd, folder) as server, pytest.raises((RefusedError, AbsentError)):
+        read(web, server)
+
+
+@pytest.mark.parametrize("change", [-10, 10])
+def test_a_body_of_another_size_than_the_range_is_noticed(web, folder, change):
+    class Odd(Handler):
+        def send_part(self, data, first, last):
+            body = data[first : last + 1 + change]
+            self.answer(206, body, content_range(data, first, last))
+
+    reason = "more than it was asked for" if change > 0 else "broke off 10 bytes early"
+    with serving(Odd, folder) as server, pytest.raises(WebError, match=reason):
+        read(web, server)
+
+
+def test_an_answer_in_chunks_is_fine(web, folder):
+    class Chunked(Handler):
+        def send_part(self, data, first, last):
+            part = data[first : last + 1]
+            parts = [part[place : place + 7] for place in range(0, len(part), 7)]
+            self.answer_in_chunks(parts, content_range(data, first, last))
+
+    with serving(Chunked, folder) as server:
+        assert read(web, server) == DATA[10:1010]
+
+
+def test_an_answer_that_never_ends_is_cut_off(web, folder):
+    class Endless(Handler):
+        def send_part(self, data, first, last):
+            part = data[first : last + 1]
+            self.answer_in_chunks(iter(lambda: part, None), content_range(data, first, last))
+
+    reason = "more than it was asked for"
+    with serving(Endless, folder) as server, pytest.raises(RefusedError, match=reason):
+        read(web, server)
+
+    assert server.sent < 100 * len(DATA)
+
+
+def test_a_file_of_unknown_size_is_refused(web, folder):
+    class Old(Handler):
+        protocol_version = "HTTP/1.0"
+
+        def send_part(self, data, first, last):
+            del first, last
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(data)
+
+    with serving(Old, folder) as server, pytest.raises(RefusedError, match="how large"):
+        read(web, server)
+
+
+def test_headers_without_end_are_cut_off_and_take_no_memory(web, folder):
+    class Talkative(Handler):
+        def send_part(self, *_):
+            self.send_response(206)
+            while True:
+                self.wfile.write(b"X-Header: " + b"x" * 1000 + b"\r\n")
+
+    tracemalloc.start()
+    try:
+        with serving(Talkative, folder) as server, pytest.raises(WebError, match="no proper HTTP"):
+            read(web, server)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+
+    assert peak < 10 * 2**20
+
+
+@pytest.mark.parametrize("answer", [b"", b"\0" * 100, b"SSH-2.0-x\r\n"])
+def test_what_does_not_speak_http_is_a_failure_of_the_mirror(web, folder, answer):
+    class Mute(Handler):
+        def send_part(self, *_):
+            self.wfile.write(answer)
+            self.close_connection = True
+
+    with serving(Mute, folder) as server, pytest.raises(WebError, match="no proper HTTP"):
+        read(web, server)
+
+
+def test_a_reason_is_short_whatever_the_server_says(web, folder):
+    class Talkative(Handler):
+        def send_part(self, *_):
+            self.send_response(503, "x" * 30_000)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+    with serving(Talkative, folder) as server, pytest.raises(WebError) as caught:
+        read(web, server)
+
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 300
+
+
+def test_the_proxy_that_the_environment_names_is_asked_for_names_too(folder, monkeypatch):
+    """Where one is needed, this machine often knows no address of the public Internet."""
+
+    class Resolving(HttpProxy):
+        def find(self, address):
+            return {"mirror.invalid": f"127.0.0.1:{target.port}"}[address]
+
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    with serving(Handler, folder) as target, serving(Resolving) as proxy:
+        monkeypatch.setenv("http_proxy", proxy.url)
+        with (
+            Web() as web,
+            web.open_range("http://mirror.invalid/x", 10, 1000, total=len(DATA)) as chunks,
+        ):
+            assert b"".join(chunks) == DATA[10:1010]
+
+    assert target.asked == ["/x"]
+
+
+def test_a_client_that_was_closed_meanwhile_only_fails(web, folder):
+    with serving(Handler, folder) as server:
+        read(web, server)
+        web.close()
+
+        with pytest.raises(WebError):
+            read(web, server)
+
+
+def test_a_server_that_accepts_and_says_nothing_is_not_waited_for_long(folder, monkeypatch):
+    monkeypatch.setattr("grokctl.transfer.web._TIMEOUT", httpx.Timeout(0.3))
+
+    class Silent(Handler):
+        def send_part(self, *_):
+            self.rfile.read(1)
+
+    began = time.monotonic()
+    with (
+        serving(Silent, folder) as server,
+        Web() as web,
+        pytest.raises(WebError, match="fell silent"),
+    ):
+        read(web, server)
+
+    assert time.monotonic() - began < 15

@@ -1,0 +1,252 @@
+import errno
+import os
+import stat
+from pathlib import Path
+
+import pytest
+
+from grokctl.checkpoint.torrent import Metainfo, build_metainfo, parse_metainfo
+from grokctl.errors import DiskFullError, FetchError
+from grokctl.events import Noted
+from grokctl.integrity.backup import forget, set_aside
+
+PIECE = 16384
+FILES = ("ckpt-0/a", "ckpt-0/b", "c")
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    root = tmp_path / "release"
+    for name, size in zip(FILES, (4 * PIECE + 100, 3 * PIECE, 50), strict=True):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(os.urandom(size))
+    return root
+
+
+@pytest.fixture
+def metainfo(root: Path) -> Metainfo:
+    data = build_metainfo(root, FILES, name="x", piece_length=PIECE)
+    return parse_metainfo(data, source="x")
+
+
+def places_of(metainfo: Metainfo) -> dict[int, str]:
+    return {file.index: "/".join(file.path) for file in metainfo.files}
+
+
+def keep(root: Path, metainfo: Metainfo, pieces: set[int], **options) -> Path | None:
+    return set_aside(root, metainfo, places_of(metainfo), pieces, **options)
+
+
+def content(root: Path) -> dict[str, bytes]:
+    """Every regular file of the release but what is set aside."""
+    return {
+        path.relative_to(root).as_posix(): path.read_bytes()
+        for path in root.rglob("*")
+        if path.is_file() and ".grokctl" not in path.parts
+    }
+
+
+def kept_in(folder: Path) -> set[str]:
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir()}
+
+
+def test_the_ranges_of_bad_pieces_are_kept_at_their_own_offsets(root, metainfo):
+    before = content(root)
+    events = []
+
+    folder = keep(root, metainfo, {1, 4}, observe=events.append)
+
+    assert folder.parent == root / ".grokctl" / "damaged"
+    assert kept_in(folder) == {"ckpt-0/a", "ckpt-0/b"}
+    kept, original = (folder / "ckpt-0/a").read_bytes(), before["ckpt-0/a"]
+    assert len(kept) == len(original)
+    assert kept[PIECE : 2 * PIECE] == original[PIECE : 2 * PIECE]
+    assert kept[4 * PIECE :] == original[4 * PIECE :]
+    assert not any(kept[:PIECE] + kept[2 * PIECE : 4 * PIECE])
+    assert (folder / "ckpt-0/b").read_bytes()[: PIECE - 100] == before["ckpt-0/b"][: PIECE - 100]
+    assert content(root) == before
+    assert events == [Noted(message=f"keeping {2 * PIECE:,} damaged bytes until they are mended")]
+
+
+def test_what_is_kept_takes_the_space_of_what_was_damaged(root, metainfo):
+    folder = keep(root, metainfo, {1})
+
+    assert (folder / "ckpt-0/a").stat().st_blocks * 512 <= 2 * PIECE
+
+
+def test_the_tail_of_a_file_that_is_too_long_is_kept(root, metainfo):
+    with (root / "ckpt-0/b").open("ab") as file:
+        file.write(b"too much")
+
+    folder = keep(root, metainfo, set())
+
+    assert kept_in(folder) == {"ckpt-0/b"}
+    assert (folder / "ckpt-0/b").read_bytes() == bytes(3 * PIECE) + b"too much"
+
+
+def test_nothing_is_kept_of_what_is_not_there(root, metainfo):
+    (root / "ckpt-0/b").unlink()
+    os.truncate(root / "ckpt-0/a", 0)
+    os.truncate(root / "ckpt-0/a", 4 * PIECE + 100)
+
+    assert keep(root, metainfo, {0, 1, 2, 3}) is None
+    assert not (root / ".grokctl").exists()
+
+
+def test_a_truncated_file_keeps_what_it_has(root, metainfo):
+    os.truncate(root / "ckpt-0/a", PIECE + 10)
+    before = content(root)
+
+    folder = keep(root, metainfo, {1, 2, 3, 4})
+
+    kept = (folder / "ckpt-0/a").read_bytes()
+    assert kept == bytes(PIECE) + before["ckpt-0/a"][PIECE:]
+    assert (folder / "ckpt-0/b").exists()
+
+
+@pytest.mark.parametrize(
+    ("make", "is_kind"),
+    [
+        pytest.param(lambda path: path.mkdir(), stat.S_ISDIR, id="folder"),
+        pytest.param(os.mkfifo, stat.S_ISFIFO, id="pipe"),
+        pytest.param(lambda path: path.symlink_to("/etc/passwd"), stat.S_ISLNK, id="link"),
+    ],
+)
+def test_what_is_no_regular_file_is_moved_out_of_the_way(root, metainfo, make, is_kind):
+    (root / "ckpt-0/b").unlink()
+    make(root / "ckpt-0/b")
+
+    folder = keep(root, metainfo, {4, 5, 6, 7})
+
+    assert not os.path.lexists(root / "ckpt-0/b")
+    assert is_kind((folder / "ckpt-0/b").lstat().st_mode)
+
+
+def test_two_repairs_in_one_second_keep_apart(root, metainfo):
+    folders = {keep(root, metainfo, {piece}) for piece in (0, 1, 2)}
+
+    assert len(folders) == 3
+    assert all(folder.is_dir() for folder in folders)
+
+
+def test_all_is_forgotten_when_the_release_is_whole(root, metainfo):
+    before = content(root)
+    for piece in (0, 1):
+        keep(root, metainfo, {piece})
+    (root / ".grokctl" / "receipt.json").write_text("{}")
+
+    forget(root)
+    forget(root)
+
+    assert [path.name for path in (root / ".grokctl").iterdir()] == ["receipt.json"]
+    assert content(root) == before
+
+
+# --- where links lead
+
+
+@pytest.mark.parametrize("place", [".grokctl", ".grokctl/damaged"])
+def test_nothing_is_written_or_removed_where_a_link_leads(root, metainfo, tmp_path, place):
+    victim = tmp_path / "victim"
+    (victim / "damaged").mkdir(parents=True)
+    (victim / "precious").write_text("precious")
+    (root / place).parent.mkdir(exist_ok=True)
+    (root / place).symlink_to(victim)
+
+    with pytest.raises(FetchError):
+        keep(root, metainfo, {0})
+    forget(root)
+
+    assert sorted(path.name for path in victim.iterdir()) == ["damaged", "precious"]
+    assert list((victim / "damaged").iterdir()) == []
+
+
+def test_a_folder_that_is_a_link_is_not_followed(root, metainfo, tmp_path):
+    (root / "ckpt-0").rename(tmp_path / "elsewhere")
+    (root / "ckpt-0").symlink_to(tmp_path / "elsewhere")
+
+    with pytest.raises(FetchError, match="ckpt-0"):
+        keep(root, metainfo, {0})
+
+
+def test_a_link_in_place_of_a_good_file_is_refused_before_anything_changes(root, metainfo):
+    (root / "c").rename(root / "aside")
+    (root / "c").symlink_to(root / "aside")
+    before = content(root)
+
+    with pytest.raises(FetchError, match="expected a file, found a symbolic link"):
+        keep(root, metainfo, {0})
+
+    assert content(root) == before
+    assert not (root / ".grokctl").exists()
+
+
+# --- disks that are full, or old
+
+
+def test_no_room_is_found_before_anything_changes(root, metainfo, monkeypatch):
+    real = os.statvfs
+
+    def statvfs(path):
+        found = list(real(path))
+        found[4] = 2 * PIECE // found[1]  # f_bavail
+        return os.statvfs_result(found)
+
+    monkeypatch.setattr(os, "statvfs", statvfs)
+    before = content(root)
+
+    with pytest.raises(DiskFullError, match=rf"expected {3 * PIECE:,} bytes free to keep and mend"):
+        keep(root, metainfo, {0, 1, 2})
+
+    assert content(root) == before
+    assert not (root / ".grokctl").exists()
+    assert keep(root, metainfo, {0, 1}) is not None
+
+
+def test_a_disk_that_fills_up_on_the_way_leaves_everything_as_it_was(root, metainfo, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    before = content(root)
+    monkeypatch.setattr(os, "copy_file_range", refuse)
+
+    with pytest.raises(DiskFullError):
+        keep(root, metainfo, {0, 1})
+
+    assert content(root) == before
+    assert list((root / ".grokctl" / "damaged").iterdir()) == []
+
+
+def test_a_file_system_that_cannot_copy_by_itself_is_copied_from_and_to(
+    root, metainfo, monkeypatch
+):
+    def refuse(*_):
+        raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
+
+    monkeypatch.setattr(os, "copy_file_range", refuse)
+
+    folder = keep(root, metainfo, {2, 3})
+
+    original = (root / "ckpt-0/a").read_bytes()
+    assert (folder / "ckpt-0/a").read_bytes()[2 * PIECE : 4 * PIECE] == original[
+        2 * PIECE : 4 * PIECE
+    ]
+
+
+def test_what_the_disk_refuses_to_read_is_left_out(root, metainfo, monkeypatch):
+    def copy(source, target, count, low, at):
+        if low < PIECE + 4096 and low + count > PIECE:
+            if low == PIECE:
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+            count = PIECE - low
+        return real(source, target, count, low, at)
+
+    real = os.copy_file_range
+    monkeypatch.setattr(os, "copy_file_range", copy)
+
+    folder = keep(root, metainfo, {0, 1, 2})
+
+    kept, original = (folder / "ckpt-0/a").read_bytes(), (root / "ckpt-0/a").read_bytes()
+    assert kept[:PIECE] == original[:PIECE]
+    assert not any(kept[PIECE : PIECE + 4096])
+    assert kept[PIECE + 4096 : 3 * PIECE] == original[PIECE + 4096 : 3 * PIECE]

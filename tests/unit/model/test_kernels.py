@@ -1,0 +1,283 @@
+"""The kernel for GPUs: its values, run as ordinary operations, and its form, without a GPU."""
+
+import importlib
+import re
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jax.sharding import AbstractDevice, AbstractMesh, AxisType, use_abstract_mesh
+
+from grokctl.checkpoint.miniature import MINIATURE
+from grokctl.checkpoint.pickles import BFLOAT16
+from grokctl.model import kernels
+from grokctl.model.config import GROK_1
+from grokctl.model.kernels import FEW_ROWS, few_rows, suits
+from grokctl.model.matmul import project
+from grokctl.model.parameters import Matrix
+from grokctl.model.placement import MeshShape, place
+from grokctl.model.step_spec import StepShape
+from grokctl.model.tensors import tensor_specs
+
+CPU = StepShape(
+    config=MINIATURE, mesh=MeshShape(1, 1), platform="cpu", compute=jnp.dtype(jnp.float32)
+)
+DTYPES = [jnp.int8, jnp.uint8, jnp.uint16, jnp.float32]
+
+
+@dataclass
+class Case:
+    """A random weight or stack as a device holds it, and its values."""
+
+    dtype: Any
+    groups: int
+    height: int
+    outputs: int
+    experts: int = 0
+    scale_dtype: Any = jnp.uint16
+
+    def __post_init__(self) -> None:
+        rng = np.random.default_rng(self.groups * self.height * self.outputs + self.experts)
+        stack = (self.experts,) if self.experts else ()
+        rows = max(1, self.groups) * self.height
+        shape = (*stack, rows, self.outputs)
+        if self.dtype == jnp.int8:
+            stored = rng.integers(-128, 128, shape, dtype=np.int8)
+            values = stored.astype(np.float64)
+        elif self.dtype == jnp.uint8:
+            low, high = rng.integers(1, 16, (2, *shape), dtype=np.uint8)
+            stored = low | high << 4
+            values = np.stack([low, high], axis=-2).reshape(*stack, -1, self.outputs) - 8.0
+        else:
+            numbers = rng.standard_normal(shape, dtype=np.float32)
+            bits = numbers.astype(BFLOAT16)
+            values = (bits if self.dtype == jnp.uint16 else numbers).astype(np.float64)
+            stored = bits.view(np.uint16) if self.dtype == jnp.uint16 else numbers
+        scales = None
+        if self.groups:
+            factors = rng.uniform(0.5, 2, (*stack, self.groups, self.outputs)).astype(BFLOAT16)
+            wide = factors.astype(np.float32)
+            scales = jnp.asarray(factors.view(np.uint16) if self.is_bits else wide)
+            values = values * np.repeat(wide, values.shape[-2] // self.groups, axis=-2)
+        self.inputs = values.shape[-2]
+        self.values = values
+        self.matrix = Matrix(jnp.asarray(stored), scales)
+
+    @property
+    def is_bits(self) -> bool:
+        return bool(self.scale_dtype == jnp.uint16)
+
+    def activations(self, tokens: int) -> jax.Array:
+        rng = np.random.default_rng(tokens)
+        return jnp.asarray(rng.standard_normal((tokens, self.inputs), dtype=np.float32))
+
+    def product(self, x: jax.Array, expert: int | None = None) -> Any:
+        number = None if expert is None else jnp.int32(expert)
+        return few_rows(x, self.matrix.weight, self.matrix.scales, number, interpret=True)
+
+    def check(self, tokens: int, expert: int | None = None) -> None:
+        x = self.activations(tokens)
+        found = np.asarray(self.product(x, expert))
+        number = None if expert is None else jnp.int32(expert)
+        twin = np.asarray(project(x, self.matrix, shape=CPU, expert=number))
+        values = self.values if expert is None else self.values[expert]
+        expected = np.asarray(x, np.float64) @ values
+        sizes = np.abs(np.asarray(x, np.float64))
+        assert found.dtype == jnp.float32
+        assert found.shape == expected.shape
+        assert (np.abs(found - expected) <= 2e-6 * sizes @ np.abs(values)).all()
+        # of int4 the twin takes the offset of all codes away at the end
+        assert (np.abs(found - twin) <= 1e-5 * sizes @ np.maximum(np.abs(values), 1)).all()
+
+
+@st.composite
+def cases(draw: st.DrawFn) -> Case:
+    dtype = draw(st.sampled_from(DTYPES))
+    is_coded = dtype in {jnp.int8, jnp.uint8}
+    return Case(
+        dtype=dtype,
+        groups=draw(st.integers(1, 12)) if is_coded else 0,
+        height=draw(st.integers(1, 70)),
+        outputs=draw(st.integers(1, 300)),
+        experts=draw(st.integers(0, 4)),
+        scale_dtype=draw(st.sampled_from([jnp.uint16, jnp.float32])),
+    )
+
+
+@given(cases(), st.integers(1, FEW_ROWS), st.sampled_from([1, 7, 512]), st.data())
+@settings(max_examples=15, deadline=None)
+def test_the_kernel_is_the_product_with_the_dequantised_weight(case, tokens, programs, data):
+    expert = data.draw(st.integers(0, case.experts - 1)) if case.experts else None
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kernels, "_PROGRAMS", programs)
+
+        case.check(tokens, expert)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_tiles_can_divide_a_weight(dtype):
+    groups = {jnp.int8: 2, jnp.uint8: 8}.get(dtype, 0)
+    case = Case(dtype, groups, 128 // max(1, groups), 256, experts=2)
+
+    case.check(FEW_ROWS, 1)
+
+
+def test_an_expert_is_chosen_while_it_runs():
+    case = Case(jnp.int8, 2, 24, 20, experts=5)
+    x = case.activations(3)
+    numbers = jnp.array([4, 0, 2, 1, 3])
+
+    @jax.jit
+    def every(x, matrix):
+        def product(number):
+            return few_rows(x, matrix.weight, matrix.scales, number, interpret=True)
+
+        return jax.lax.map(product, numbers)
+
+    found = every(x, case.matrix)
+
+    for place_, number in enumerate(numbers.tolist()):
+        np.testing.assert_array_equal(found[place_], case.product(x, number))
+
+
+@pytest.mark.parametrize("dtype", [jnp.uint16, jnp.float32])
+def test_what_lies_around_an_expert_is_not_added(dtype):
+    case = Case(dtype, 0, 43, 7, experts=3)
+    nothing = np.float32("nan").astype(BFLOAT16).view(np.uint16) if dtype == jnp.uint16 else np.nan
+    weight = case.matrix.weight.at[jnp.array([0, 2])].set(nothing)
+    x = case.activations(2)
+
+    found = few_rows(x, weight, None, jnp.int32(1), interpret=True)
+
+    np.testing.assert_array_equal(found, case.product(x, 1))
+
+
+def test_every_code_is_exact():
+    one = jnp.full((1, 256), np.float32(1).view(np.uint32) >> 16, jnp.uint16)
+    codes = np.arange(256, dtype=np.uint8)[None]
+
+    int8 = few_rows(jnp.ones((1, 1)), jnp.asarray(codes.view(np.int8)), one, None, interpret=True)
+    int4 = few_rows(jnp.eye(2), jnp.asarray(codes), one, None, interpret=True)
+
+    np.testing.assert_array_equal(int8[0], np.arange(256).astype(np.int8))
+    np.testing.assert_array_equal(int4, np.stack([codes[0] & 15, codes[0] >> 4]).astype(int) - 8)
+
+
+def test_many_tokens_and_huge_stacks_are_left_to_other_forms():
+    def weight(*shape, dtype=jnp.int8):
+        return jax.ShapeDtypeStruct(shape, dtype)
+
+    assert suits(8, weight(8, 32768, 6144))
+    assert not suits(9, weight(8, 32768, 6144))
+    assert suits(4, weight(8, 16384, 6144, dtype=jnp.uint8))
+    assert not suits(5, weight(8, 16384, 6144, dtype=jnp.uint8))
+    assert not suits(1, weight(16, 32768, 6144))
+
+
+def test_without_triton_no_product_suits_it():
+    name = "jax.experimental.pallas.triton"
+    weight = jax.ShapeDtypeStruct((24, 10), jnp.int8)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, name, None)
+        patch.delattr("jax.experimental.pallas.triton", raising=False)
+        importlib.reload(kernels)
+        assert not kernels.suits(1, weight)
+    importlib.reload(kernels)
+    assert kernels.suits(1, weight)
+
+
+# --- how the work is shared out
+
+
+@given(st.integers(1, 40), st.integers(1, 500), st.integers(1, 3000), st.sampled_from([1, 2, 4]))
+def test_every_stored_row_is_read_once(groups, height, outputs, itemsize):
+    cut = kernels._Cut.of(groups * height, outputs, groups=groups, itemsize=itemsize)
+
+    read = []
+    for split in range(cut.splits):
+        for index in range(cut.each):
+            group = split // cut.parts * cut.each + index
+            for tile in range(cut.steps * cut.ahead):
+                start = (split % cut.parts * cut.steps * cut.ahead + tile) * cut.tile
+                inside = range(start, min(start + cut.tile, height))
+                read += [group * height + row for row in inside]
+    assert read == list(range(groups * height))
+
+
+@pytest.mark.parametrize("devices", [1, 4, 8, 16])
+def test_every_full_width_matrix_fills_a_gpu(devices):
+    for spec in tensor_specs(GROK_1)[:10]:
+        if not spec.is_quantized:
+            continue
+        placed = place(
+            spec,
+            scale_groups=spec.scale_groups,
+            mesh=MeshShape(1, devices),
+            device=0,
+            config=GROK_1,
+        )
+        rows, outputs = (stop - start for start, stop in placed.weight[-2:])
+        groups = placed.scales[-2][1] - placed.scales[-2][0]
+
+        cut = kernels._Cut.of(rows, outputs, groups=groups, itemsize=1)
+
+        assert -(-outputs // cut.width) * cut.splits >= 132, (spec.name, cut)
+        sums = 4 * cut.splits * outputs
+        assert sums < 0.2 * rows * outputs, (spec.name, cut)
+
+
+# --- the form of what is compiled for a GPU
+
+
+HOPPER = AbstractMesh(
+    (1,),
+    ("only",),
+    axis_types=(AxisType.Auto,),
+    abstract_device=AbstractDevice(device_kind="NVIDIA H100", num_cores=None, platform="cuda"),
+)
+
+
+def for_cuda(function, *arguments):
+    """StableHLO for an NVIDIA GPU that is not there."""
+    with use_abstract_mesh(HOPPER):
+        return jax.jit(function).trace(*arguments).lower(lowering_platforms=("cuda",)).as_text()
+
+
+CASES = [
+    pytest.param((8, 32768, 6144), 8, jnp.int8, id="int8"),
+    pytest.param((8, 16384, 6144), 512, jnp.uint8, id="int4"),
+    pytest.param((8, 6144, 32768), 0, jnp.uint16, id="bf16"),
+    pytest.param((8, 6144, 32768), 0, jnp.float32, id="float32"),
+    pytest.param((8, 43, 7), 1, jnp.int8, id="odd"),
+]
+
+
+@pytest.mark.filterwarnings("ignore:The Pallas Triton backend is deprecated")
+@pytest.mark.parametrize(("shape", "groups", "dtype"), CASES)
+@pytest.mark.parametrize("tokens", [1, 8])
+def test_for_a_gpu_it_is_one_kernel_that_takes_the_whole_stack(shape, groups, dtype, tokens):
+    experts, rows, outputs = shape
+    inputs = rows * 2 if dtype == jnp.uint8 else rows
+    scales = jax.ShapeDtypeStruct((experts, groups, outputs), jnp.uint16) if groups else None
+
+    text = for_cuda(
+        few_rows,
+        jax.ShapeDtypeStruct((tokens, inputs), jnp.float32),
+        jax.ShapeDtypeStruct(shape, dtype),
+        scales,
+        jax.ShapeDtypeStruct((), jnp.int32),
+    )
+
+    operations = re.findall(r"stablehlo\.(\w+)", text)
+    assert operations.count("custom_call") == 1
+    assert set(operations) <= {"custom_call", "reshape", "transpose", "constant", "reduce", "add"}
+
+
+def test_a_platform_that_cannot_run_the_kernel_says_so():
+    assert not kernels.works(jax.devices("cpu")[0])

@@ -1,0 +1,90 @@
+"""A history is private, bounded, and no reason to fail."""
+
+import stat
+
+import pytest
+
+from grokctl.session.history import History
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "home" / "history"
+
+
+def test_what_was_typed_is_there_again(path):
+    for line in ("one", "zwei Wörter", "/set top-p 0.5"):
+        History(path).add(line)
+
+    assert History(path).read() == ["one", "zwei Wörter", "/set top-p 0.5"]
+
+
+def test_nobody_else_may_read_it(path):
+    path.parent.mkdir()
+    path.touch(0o644)
+
+    History(path).add("a secret")
+
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+def test_two_terminals_lose_nothing(path):
+    one, other = History(path), History(path)
+
+    one.add("1")
+    other.add("2")
+    one.add("3")
+
+    assert one.read() == ["1", "2", "3"]
+
+
+def test_a_long_history_is_cut_to_its_last_lines(path):
+    path.parent.mkdir()
+    path.write_text("".join(f"line {number}\n" for number in range(2001)))
+
+    lines = History(path).read()
+
+    assert (len(lines), lines[-1]) == (1000, "line 2000")
+    assert path.read_text().splitlines() == lines
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert [entry.name for entry in path.parent.iterdir()] == ["history"]
+
+
+def test_a_history_of_megabytes_is_read_from_its_end(path):
+    path.parent.mkdir()
+    path.write_text("x" * 5000 + "\n" + ("y" * 5000 + "\n") * 400 + "last\n")
+
+    lines = History(path).read()
+
+    assert lines[-1] == "last"
+    assert path.stat().st_size < 2**20
+
+
+def test_lines_that_a_terminal_would_obey_are_left_out(path):
+    path.parent.mkdir()
+    path.write_bytes(b"good\n\x1b[2Jbad\n\xff\xfe\nbetter\n")
+    History(path).add("\x1b]0;title\x07")
+
+    lines = History(path).read()
+
+    assert lines[0] == "good"
+    assert lines[-1] == "better"
+    assert not any("\x1b" in line for line in lines)
+
+
+def test_pasted_lines_are_one_entry_and_blank_ones_none(path):
+    history = History(path)
+
+    for line in ("a\nb", "", "  ", "z" * 10_001):
+        history.add(line)
+
+    assert history.read() == ["a b"]
+
+
+def test_a_history_that_cannot_be_kept_is_no_failure(tmp_path):
+    (tmp_path / "file").touch()
+    (tmp_path / "folder").mkdir()
+
+    for path in (tmp_path / "file" / "history", tmp_path / "folder"):
+        History(path).add("line")
+        assert History(path).read() == []
