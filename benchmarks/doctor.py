@@ -20,7 +20,8 @@ from grokctl.model.config import GROK_1
 from grokctl.model.placement import MeshShape
 from grokctl.model.precision import Compute
 from grokctl.planning.plans import Spread, Terms, hardware_of, plan_for
-from grokctl.reshard import plan, reshard
+from grokctl.reshard import reshard
+from grokctl.resharding.plan import plan
 
 GROKCTL = Path(sys.executable).with_name("grokctl")
 CONFIG = replace(GROK_1, num_layers=2, vocab_size=8192)

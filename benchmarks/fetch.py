@@ -92,7 +92,8 @@ def bare(torrent: str, root: str, port: str, then: str) -> None:
     """
     import libtorrent as lt  # noqa: PLC0415
 
-    from grokctl.transfer.swarm import Network, _settings  # noqa: PLC0415
+    from grokctl.transfer.swarm_settings import settings_pack  # noqa: PLC0415
+    from grokctl.transfer.swarm_types import Network  # noqa: PLC0415
 
     network = Network(bind=HOST, port=0, dht=False, lsd=False, shares_addresses=True)
     params = lt.load_torrent_file(torrent)
@@ -100,7 +101,7 @@ def bare(torrent: str, root: str, port: str, then: str) -> None:
     params.flags = lt.torrent_flags.default_flags & ~lt.torrent_flags.auto_managed
     params.flags &= ~lt.torrent_flags.paused
     params.peers = [(HOST, int(port))]
-    session = lt.session(_settings(network))
+    session = lt.session(settings_pack(network))
     handle = session.add_torrent(params)
 
     def wait_for(kind: type[lt.alert]) -> None:

@@ -33,15 +33,18 @@ from grokctl.checkpoint.pickles import BFLOAT16
 from grokctl.checkpoint.ready import ReadyCheckpoint, open_ready
 from grokctl.checkpoint.release import open_release
 from grokctl.checkpoint.tensor_source import LogicalTensor, Slices, Storage
-from grokctl.infer import Engine, EngineOptions, infer
+from grokctl.infer import infer
 from grokctl.inference.devices import find_devices, has_fast_bfloat16, memory_bandwidth
+from grokctl.inference.engine import Engine
+from grokctl.inference.plan import EngineOptions
 from grokctl.model.config import GROK_1, GrokConfig
 from grokctl.model.matmul import project
 from grokctl.model.parameters import Matrix
 from grokctl.model.placement import MeshShape
 from grokctl.model.precision import Precision
 from grokctl.model.step_spec import StepShape
-from grokctl.reshard import plan, reshard
+from grokctl.reshard import reshard
+from grokctl.resharding.plan import plan
 
 ONE = MeshShape(1, 1)
 CONFIG = replace(GROK_1, num_layers=1, vocab_size=1024)

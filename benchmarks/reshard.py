@@ -139,7 +139,8 @@ def cut(source: Path, out: Path, case: Case) -> dict[str, Any]:
     from grokctl.checkpoint.release import open_release  # noqa: PLC0415
     from grokctl.model.placement import MeshShape  # noqa: PLC0415
     from grokctl.model.precision import Precision  # noqa: PLC0415
-    from grokctl.reshard import plan, reshard  # noqa: PLC0415
+    from grokctl.reshard import reshard  # noqa: PLC0415
+    from grokctl.resharding.plan import plan  # noqa: PLC0415
 
     is_ready = (source / "grokctl.json").exists()
     planned = plan(

@@ -19,7 +19,8 @@ from grokctl.checkpoint.torrent import build_metainfo
 from grokctl.fetch import seeding
 from grokctl.model.config import GROK_1
 from grokctl.model.placement import MeshShape
-from grokctl.reshard import plan, reshard
+from grokctl.reshard import reshard
+from grokctl.resharding.plan import plan
 
 COLUMNS, LINES = 100, 60
 DONE = "echo picture taken; sleep 60"

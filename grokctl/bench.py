@@ -8,9 +8,10 @@ import numpy as np
 
 from grokctl.errors import UsageError
 from grokctl.events import Advanced, Finished, Observer, Stage, Started, Unit, ignore
-from grokctl.infer import Engine, RunPlan
 from grokctl.inference.devices import memory_bandwidth
+from grokctl.inference.engine import Engine
 from grokctl.inference.model_runner import Stepper
+from grokctl.inference.plan import RunPlan
 
 _SEED: Final = 1
 

@@ -13,14 +13,16 @@ from grokctl.checkpoint.release import Release, open_release
 from grokctl.checkpoint.torrent import Magnet, build_metainfo, parse_metainfo
 from grokctl.events import Observer, ignore
 from grokctl.fetch import fetch, seeding
-from grokctl.infer import EngineOptions, infer
+from grokctl.infer import infer
 from grokctl.inference.devices import find_devices
 from grokctl.inference.generation import Generation
+from grokctl.inference.plan import EngineOptions
 from grokctl.model.placement import mesh_for
 from grokctl.model.precision import Compute
 from grokctl.model.sampling import Sampling
 from grokctl.paths import Home
-from grokctl.reshard import plan, reshard
+from grokctl.reshard import reshard
+from grokctl.resharding.plan import plan
 from grokctl.transfer.sources import FetchOptions
 from grokctl.verify import raise_for, verify
 

@@ -36,8 +36,10 @@ from grokctl.transfer.sources import (
     endpoint,
     mirror,
     read_source_argument,
+    resolve,
 )
-from grokctl.transfer.swarm import Claims, Network, Snapshot, Swarm, Transfer, resolve
+from grokctl.transfer.swarm import Swarm
+from grokctl.transfer.swarm_types import Claims, Network, Snapshot, Transfer
 from grokctl.transfer.tokenizer import (
     fetch_tokenizer,
     has_tokenizer,

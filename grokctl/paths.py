@@ -1,5 +1,6 @@
 """Where things live: home, names for checkpoints, writes that are whole or absent, and locks."""
 
+import errno
 import fcntl
 import os
 import shlex
@@ -8,10 +9,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 import platformdirs
 
-from grokctl.errors import GrokctlError, UsageError
+from grokctl.errors import DiskFullError, FetchError, GrokctlError, UsageError
 
 CKPT = "ckpt-0"
 TOKENIZER = "tokenizer.model"
@@ -191,3 +193,20 @@ def locked(path: Path, *, busy: GrokctlError, is_folder: bool = False) -> Iterat
         yield
     finally:
         os.close(handle)
+
+
+RESUME: Final = "resume"
+"""libtorrent's resume data, in the release's private folder, as of the end of a fetch."""
+
+BEGUN: Final = "resume.begun"
+"""The same, as of some moment of a fetch that goes on, or was killed."""
+
+LOCK: Final = "lock"
+"""Held while somebody fetches; it stays, because to remove it would be a race."""
+
+
+def refused(path: Path, error: OSError) -> GrokctlError:
+    """What the operating system refused, as the error that users meet."""
+    if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+        return DiskFullError(f"{path}: {error.strerror}", f"df -h {quoted(path)}")
+    return FetchError(f"{error.filename or path}: {error.strerror}", f"ls -ld {quoted(path)}")

@@ -1,5 +1,8 @@
 """Bytes, rates, numbers and times as people read them."""
 
+from __future__ import annotations
+
+import unicodedata
 from typing import Final
 
 from grokctl.events import Unit
@@ -45,3 +48,24 @@ def format_clock(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def format_pace(rate: float) -> str:
+    """A rate in about three digits."""
+    return f"{rate:,.0f}" if rate >= 100 else f"{rate:.1f}" if rate >= 1 else f"{rate:.2g}"  # noqa: PLR2004
+
+
+_UNPRINTABLE = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
+
+
+def printable(text: str, *, limit: int = 120) -> str:
+    """A stranger's text without control or direction characters, and not too long."""
+    clean = "".join(
+        "?" if unicodedata.category(character) in _UNPRINTABLE else character for character in text
+    )
+    return clean if len(clean) <= limit else clean[: limit - 1] + "…"
+
+
+def harmless(text: str) -> str:
+    """Text without control codes, which a terminal would obey."""
+    return "".join(c for c in text if c in "\n\t" or unicodedata.category(c) != "Cc")

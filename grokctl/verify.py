@@ -1,22 +1,15 @@
 """Decide whether the files on disk are the files the torrent promised, and return the proof."""
 
-import hashlib
 import os
-import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
-from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
-from threading import Event, Lock
 from typing import Final
 
 from grokctl.checkpoint.ready import ReadyCheckpoint, cut_again, missing_files
 from grokctl.checkpoint.receipt import (
-    Receipt,
-    Stamp,
     VerifiedRelease,
-    now,
     read_receipt,
     trusted_metainfo,
 )
@@ -25,11 +18,9 @@ from grokctl.checkpoint.release import (
     Survey,
     damage_error,
     read_config,
-    release_paths,
     scan_file,
     survey,
 )
-from grokctl.checkpoint.torrent import Metainfo
 from grokctl.errors import (
     CorruptCheckpointError,
     Damage,
@@ -37,9 +28,11 @@ from grokctl.errors import (
     UnsafePickleError,
     UsageError,
 )
-from grokctl.events import Advanced, Finished, Noted, Observer, Stage, Started, ignore
+from grokctl.events import Advanced, Finished, Observer, Stage, Started, ignore
+from grokctl.integrity.content_check import ContentCheck
 from grokctl.integrity.damage import Findings, find_damage, known_bytes, wrong_size
-from grokctl.integrity.pieces import AHEAD, Checked, check_pieces, feed, open_regular, why
+from grokctl.integrity.file_hashing import FileHashing
+from grokctl.integrity.pieces import why
 from grokctl.model.config import GrokConfig
 from grokctl.model.tensors import tensor_specs
 from grokctl.paths import CKPT, CONFIG, TORRENT, quoted
@@ -47,9 +40,6 @@ from grokctl.paths import CKPT, CONFIG, TORRENT, quoted
 _MOST_JOBS: Final = 64
 _GLANCE_S: Final = 0.1
 """Seconds between two looks at how far the workers are."""
-_KEEP_EVERY_S: Final = 5.0
-"""Seconds of work that a killed verification loses at most."""
-_BUFFER: Final = 2**20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,7 +109,7 @@ def verify(
             f"{root}: holds no {TORRENT}, so its content cannot be proven; its structure is sound",
             f"grokctl verify {quoted(root)} --quick",
         )
-    check = _ContentCheck(root, metainfo, read_receipt(root), observe, rehash=rehash)
+    check = ContentCheck(root, metainfo, read_receipt(root), observe, rehash=rehash)
     check.run(_threads(jobs))
     return _conclude(check, observe)
 
@@ -140,142 +130,7 @@ def _threads(jobs: int | None) -> int:
     return min(jobs or os.cpu_count() or 1, _MOST_JOBS)
 
 
-class _ContentCheck:
-    """One pass over the pieces of a torrent."""
-
-    def __init__(
-        self,
-        root: Path,
-        metainfo: Metainfo,
-        kept: Receipt | None,
-        observe: Observer,
-        *,
-        rehash: bool,
-    ) -> None:
-        self.root = root
-        self.metainfo = metainfo
-        is_ours = kept is not None and kept.infohash == metainfo.infohash
-        self.receipt = receipt = kept if is_ours and not rehash else None
-        self.observe = observe
-        self.places = release_paths(metainfo)
-        self.stamps = {name: Stamp.of(root / name) for name in self.places.values()}
-        self.trusted = frozenset(receipt.untouched(root) if receipt else ()) & self.stamps.keys()
-        self.bad: set[int] = set()
-        self.refused: dict[int, dict[str, str]] = {}
-        self.hashed = 0
-        self.files = {
-            self.places[file.index]: file for file in metainfo.files if file.index in self.places
-        }
-        self._left = {
-            name: len(metainfo.pieces_of(file))
-            for name, file in self.files.items()
-            if name not in self.trusted
-        }
-        self._proven: dict[str, Stamp] = {}
-        self._doubted: set[str] = set()
-        # an old receipt that claims more than is believed now must not stay
-        self._is_kept = kept is None or kept.stamps.keys() == self.trusted
-        self._is_refused = False
-        self._keep_at = time.monotonic() + _KEEP_EVERY_S
-
-    def run(self, jobs: int) -> None:
-        """Hash what no receipt covers; whatever happens, keep a receipt of what was proven."""
-        pieces = sorted(
-            {piece for name in self._left for piece in self.metainfo.pieces_of(self.files[name])}
-        )
-        if self.receipt is not None and self.trusted:
-            many = f"{len(self.trusted)} of {len(self.places)} files are untouched"
-            self.observe(Noted(message=f"{many} since their last proof, {self.receipt.since}"))
-        for name, left in self._left.items():
-            if not left:
-                self._prove(name)
-        total = sum(map(self.metainfo.piece_size, pieces))
-        self.observe(Started(stage=Stage.VERIFY, total=total))
-        checks = check_pieces(self.root, self.metainfo, self.places, pieces, jobs=jobs)
-        with closing(checks):
-            try:
-                for checked in checks:
-                    self._take(checked)
-                    self.observe(Advanced(stage=Stage.VERIFY, done=self.hashed))
-            except BaseException:
-                if proven := len(self.keep().stamps):
-                    kept = f"{proven} of {len(self.places)} files are proven"
-                    self.observe(Noted(message=f"{kept}, the next verify goes on from there"))
-                raise
-        self.keep()
-        self.observe(Finished(stage=Stage.VERIFY))
-
-    def keep(self) -> Receipt:
-        """Write down what is proven by now."""
-        receipt = self._receipt()
-        if not self._is_kept and not self._is_refused:
-            self._is_kept = True
-            try:
-                receipt.write(self.root)
-            except OSError as error:
-                self._is_refused = True
-                self.observe(Noted(message=f"the receipt could not be kept ({error.strerror})"))
-        self._keep_at = time.monotonic() + _KEEP_EVERY_S
-        return receipt
-
-    def changed(self) -> Iterator[Damage]:
-        """Files whose pieces were good, and that somebody touched meanwhile."""
-        for name, file in self.files.items():
-            stamp = self.stamps[name]
-            is_good = stamp is not None and stamp.size == file.length and not self._left.get(name)
-            if is_good and Stamp.of(self.root / name) != stamp:
-                whole = ((0, file.length),) if file.length else ()
-                yield Damage(name, Reason.UNPROVEN, "changed while it was verified", whole)
-
-    def _take(self, checked: Checked) -> None:
-        self.hashed += checked.nbytes
-        names = [
-            self.places[file.index]
-            for file, _, _ in self.metainfo.spans(checked.piece)
-            if file.index in self.places
-        ]
-        if checked.unreadable:
-            self.refused[checked.piece] = dict(checked.unreadable)
-        if not checked.is_good:
-            self.bad.add(checked.piece)
-            if doubted := self.trusted.intersection(names):
-                self._doubted |= doubted
-                self._is_kept = False
-            return
-        for name in names:
-            if name not in self.trusted:
-                self._left[name] -= 1
-                if not self._left[name]:
-                    self._prove(name)
-        if time.monotonic() > self._keep_at:
-            self.keep()
-
-    def _prove(self, name: str) -> None:
-        """All pieces of a file are good: believe it, unless it changed while they were read."""
-        stamp = self.stamps[name]
-        is_right = stamp is not None and stamp.size == self.files[name].length
-        if stamp is not None and is_right and stamp == Stamp.of(self.root / name):
-            self._proven[name] = stamp
-            self._is_kept = False
-
-    def _receipt(self) -> Receipt:
-        believed = self.trusted - self._doubted
-        if self.receipt is None:
-            return Receipt(
-                infohash=self.metainfo.infohash, verified_at=now(), stamps=dict(self._proven)
-            )
-        if not self._proven and believed == self.receipt.stamps.keys():
-            return self.receipt
-        times = {name: self.receipt.proven_at(name) for name in believed}
-        return Receipt(
-            infohash=self.metainfo.infohash,
-            verified_at=now() if self._proven else max(times.values(), default=now()),
-            stamps={name: self.receipt.stamps[name] for name in believed} | self._proven,
-            earlier=times,
-        )
-
-
-def _conclude(check: _ContentCheck, observe: Observer) -> Verdict:
+def _conclude(check: ContentCheck, observe: Observer) -> Verdict:
     """Put content and structure together."""
     root, metainfo = check.root, check.metainfo
     structure, config_damage = _look_at_structure(check, observe)
@@ -320,7 +175,7 @@ def _conclude(check: _ContentCheck, observe: Observer) -> Verdict:
 
 
 def _look_at_structure(
-    check: _ContentCheck, observe: Observer
+    check: ContentCheck, observe: Observer
 ) -> tuple[Survey | None, tuple[Damage, ...]]:
     """What the structure is, and what is wrong with a configuration that cannot be believed."""
     root = check.root
@@ -340,7 +195,7 @@ def _look_at_structure(
     return survey(root, observe=observe), ()
 
 
-def _known(check: _ContentCheck, config: GrokConfig) -> dict[str, tuple[tuple[int, bytes], ...]]:
+def _known(check: ContentCheck, config: GrokConfig) -> dict[str, tuple[tuple[int, bytes], ...]]:
     """What the structure of each tensor's file says about its bytes."""
     names = {f"{CKPT}/{spec.file}": spec for spec in tensor_specs(config)}
     return {
@@ -350,14 +205,14 @@ def _known(check: _ContentCheck, config: GrokConfig) -> dict[str, tuple[tuple[in
     }
 
 
-def _fits(check: _ContentCheck, config: GrokConfig) -> bool:
+def _fits(check: ContentCheck, config: GrokConfig) -> bool:
     """Whether a configuration describes exactly the tensors that the torrent promises."""
     known = _known(check, config)
     promised = {name for name in check.files if name.startswith(f"{CKPT}/")}
     return len(known) == len(tensor_specs(config)) == len(promised) and all(known.values())
 
 
-def _unpromised(check: _ContentCheck, structure: Survey) -> Iterable[Damage]:
+def _unpromised(check: ContentCheck, structure: Survey) -> Iterable[Damage]:
     """What belongs to the release, and to no torrent."""
     present = [f"{CKPT}/{tensor.spec.file}" for tensor in structure.tensors]
     present += [CONFIG] if (check.root / CONFIG).is_file() else []
@@ -405,7 +260,7 @@ def verify_ready(
     """
     damage = {item.file: item for item in missing_files(checkpoint)}
     records = {record.name: record for record in checkpoint.files if record.name not in damage}
-    hashing = _FileHashing(checkpoint.root)
+    hashing = FileHashing(checkpoint.root)
     total = sum(record.nbytes for record in records.values())
     observe(Started(stage=Stage.VERIFY, total=0 if quick else total))
     with ThreadPoolExecutor(_threads(jobs)) as pool:
@@ -441,30 +296,3 @@ def verify_ready(
         verified=None,
         remedy=cut_again(checkpoint),
     )
-
-
-class _FileHashing:
-    """Whole files, hashed by several threads."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        self.done = 0
-        """Bytes, by all threads."""
-        self.is_cancelled = Event()
-        self._lock = Lock()
-
-    def sha256(self, name: str, nbytes: int) -> str:
-        """Hash one file; the result means nothing after a cancellation."""
-        hasher = hashlib.sha256()
-        buffer = memoryview(bytearray(_BUFFER))
-        handle = open_regular(self.root / name)
-        try:
-            for start in range(0, nbytes, AHEAD):
-                end = min(nbytes, start + AHEAD)
-                if not feed(hasher, handle, start, end, buffer, self.is_cancelled):
-                    break
-                with self._lock:
-                    self.done += end - start
-        finally:
-            os.close(handle)
-        return hasher.hexdigest()

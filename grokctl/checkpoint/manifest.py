@@ -12,7 +12,6 @@ from grokctl import __version__
 from grokctl.checkpoint.frames import LARGEST_FRAME, SUFFIX, Compression, Frames
 from grokctl.checkpoint.layout import CODES, FORMAT, DeviceLayout, device_layouts
 from grokctl.checkpoint.tensor_source import Storage
-from grokctl.checkpoint.torrent import printable
 from grokctl.errors import (
     CorruptCheckpointError,
     GrokctlError,
@@ -26,6 +25,7 @@ from grokctl.model.placement import MeshShape, check_mesh
 from grokctl.model.precision import Precision
 from grokctl.model.tensors import tensor_specs
 from grokctl.paths import MANIFEST
+from grokctl.text import printable
 
 VERSION: Final = 1
 UNTRUSTED: Final = (

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from grokctl.checkpoint import pickles
 from grokctl.checkpoint.pickles import ArrayRef, Hole
 from grokctl.checkpoint.rows import Rows, opened
-from grokctl.checkpoint.torrent import Metainfo, TorrentFile, printable
+from grokctl.checkpoint.torrent import Metainfo, TorrentFile
 from grokctl.checkpoint.value_stats import find_bad
 from grokctl.errors import (
     CorruptCheckpointError,
@@ -34,6 +34,7 @@ from grokctl.events import Advanced, Finished, Observer, Stage, Started, Unit, i
 from grokctl.model.config import GROK_1, GrokConfig
 from grokctl.model.tensors import Axis, TensorSpec, tensor_specs
 from grokctl.paths import CKPT, CONFIG, MANIFEST, PRIVATE, TOKENIZER, TORRENT, quoted
+from grokctl.text import printable
 
 _OWN = frozenset({PRIVATE, TORRENT, MANIFEST, CKPT})
 _LARGEST_EXTRA = 64 * 2**20

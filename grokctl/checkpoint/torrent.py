@@ -4,7 +4,6 @@ import base64
 import hashlib
 import re
 import reprlib
-import unicodedata
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from urllib.parse import parse_qsl, quote, urlsplit
 from grokctl.checkpoint.bencode import MalformedError, decode, encode
 from grokctl.checkpoint.hashtree import LEAF, Hasher, TreeHasher, levels_above, root_above
 from grokctl.errors import FetchError
+from grokctl.text import printable
 
 GROK_1_MAGNET: Final = (
     "magnet:?xt=urn:btih:5f96d43576e3d386c9ba65b883210a393b68210e&dn=grok-1"
@@ -33,7 +33,6 @@ _SMALLEST_PIECE, _LARGEST_PIECE = 2**14, 2**28
 _V1_DIGITS = 40
 V2: Final = 2
 """The version of a torrent without v1 pieces: BEP 52."""
-_UNPRINTABLE = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
 _TRACKER_SCHEMES = frozenset({"http", "https", "udp"})
 
 
@@ -199,14 +198,6 @@ def _v1_infohash(topic: str) -> str:
 def _v2_infohash(topic: str) -> str:
     match = re.fullmatch(r"urn:btmh:1220([0-9a-fA-F]{64})", topic)
     return match[1].lower() if match else ""
-
-
-def printable(text: str, *, limit: int = 120) -> str:
-    """A stranger's text without control or direction characters, and not too long."""
-    clean = "".join(
-        "?" if unicodedata.category(character) in _UNPRINTABLE else character for character in text
-    )
-    return clean if len(clean) <= limit else clean[: limit - 1] + "…"
 
 
 def folder_name(name: str, infohash: str) -> str:

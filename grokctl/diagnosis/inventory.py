@@ -17,8 +17,7 @@ from grokctl.model.config import GROK_1, GrokConfig
 from grokctl.model.placement import MeshShape
 from grokctl.model.precision import Precision
 from grokctl.model.tensors import tensor_specs
-from grokctl.paths import CKPT, PRIVATE, TOKENIZER, Home, default_home, kind_of
-from grokctl.transfer.destination import BEGUN
+from grokctl.paths import BEGUN, CKPT, PRIVATE, TOKENIZER, Home, default_home, kind_of
 
 _T = TypeVar("_T")
 _BLOCK: Final = 512

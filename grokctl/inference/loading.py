@@ -24,7 +24,7 @@ from grokctl.checkpoint.ready import ReadyCheckpoint
 from grokctl.checkpoint.tensor_source import LogicalTensor, Slices, TensorSource, extent
 from grokctl.errors import HardwareError, PlacementError
 from grokctl.events import Advanced, Finished, Observer, Stage, Started
-from grokctl.inference.devices import check_memory, note_paging
+from grokctl.inference.memory_check import check_memory, note_paging
 from grokctl.model.config import GrokConfig
 from grokctl.model.forward import EXPERT_AXIS, MODEL_AXIS
 from grokctl.model.parameters import Matrix, Parameters, build_parameters

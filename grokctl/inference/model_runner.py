@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from grokctl.cluster.process_group import Cluster
 from grokctl.errors import Reason, UsageError, corrupt
 from grokctl.events import Advanced, Finished, Observer, Stage, Started, Unit, ignore
+from grokctl.inference.compilation import compiling
 from grokctl.inference.compiled_steps import Programs, Step, Task
-from grokctl.inference.devices import compiling
 from grokctl.inference.loading import Loader, out_of_memory
 from grokctl.model.bucketing import SHORTEST_CHUNK, padded_batch, room
 from grokctl.model.cache import Cache, empty_cache

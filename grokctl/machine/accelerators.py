@@ -19,10 +19,10 @@ from typing import Any, Final, Self, TypeVar
 
 import pynvml
 
-from grokctl.checkpoint.torrent import printable
 from grokctl.machine.facts import Accelerator, Found, JaxReport, Nvml
 from grokctl.machine.waiting import Waiting
 from grokctl.model.sizing import told_share
+from grokctl.text import printable
 
 _CHILD: Final = Path(__file__).with_name("jax_report.py")
 _LARGEST_REPORT: Final = 2**20

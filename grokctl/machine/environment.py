@@ -8,8 +8,8 @@ from importlib import metadata
 from typing import Final
 
 from grokctl import __version__
-from grokctl.checkpoint.torrent import printable
 from grokctl.machine.facts import Software, Surroundings
+from grokctl.text import printable
 
 _MOST_PROCESSES: Final = 2**20
 _SLURM: Final = (

@@ -12,9 +12,9 @@ from typing import Final
 
 import numpy as np
 
-from grokctl.checkpoint.torrent import printable
 from grokctl.machine.facts import Cpu
 from grokctl.machine.memory import groups
+from grokctl.text import printable
 
 _PROBE_BYTES: Final = 2**28
 _PROBE_BYTES_A_CORE: Final = 2**24

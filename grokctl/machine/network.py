@@ -11,10 +11,10 @@ from typing import Final
 
 import certifi
 
-from grokctl.checkpoint.torrent import printable
 from grokctl.machine.environment import without_password
 from grokctl.machine.facts import Network
 from grokctl.machine.waiting import Waiting
+from grokctl.text import printable
 
 _PORT: Final = 6881
 """That a session prefers."""

@@ -185,3 +185,13 @@ def _scale_rows(spec: TensorSpec, groups: int, inputs: Slice) -> Slice:
             f"{spec.name}: inputs {start} to {stop} cut its {groups} scale groups of {size}"
         )
     return (first, last + 1)
+
+
+def read_mesh(devices: int | None, mesh: str | None) -> MeshShape | None:
+    """The mesh that the options name together; None if they name none."""
+    if mesh is None:
+        return None if devices is None else MeshShape(1, devices)
+    shape = MeshShape.parse(mesh)
+    if devices not in {None, shape.size}:
+        raise UsageError(f"mesh {shape} has {shape.size} devices, --devices says {devices}")
+    return shape

@@ -14,8 +14,8 @@ from typing import Final
 import numpy as np
 
 from grokctl.machine.disks import write_rate
-from grokctl.reshard import ReshardPlan
 from grokctl.resharding.pipeline import frames_by_outputs
+from grokctl.resharding.plan import ReshardPlan
 from grokctl.resharding.slices import Cut, cuts_of
 
 _DISK_S: Final = 2.0

@@ -3,6 +3,8 @@
 Results go to stdout; progress, notes, hints and errors to stderr.
 """
 
+from __future__ import annotations
+
 import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,7 +23,11 @@ from rich.text import Text
 from grokctl.checks import Check, Status
 from grokctl.errors import GrokctlError, UsageError
 from grokctl.events import Event, Noted, Observer, ignore, throttled
-from grokctl.screen.progress import Bars, Lines, harmless
+from grokctl.screen.progress import Bars, Lines
+from grokctl.text import harmless
+
+Facts = Sequence[tuple[str, str]]
+"""Names and values, for a table of two columns."""
 
 _PIPE_WIDTH: Final = 200
 _ENDLESS: Final = 10_000
@@ -409,3 +415,11 @@ class Console:
             with suppress(OSError):  # nobody has to listen
                 sys.stderr.write(json.dumps(values) + "\n")
                 sys.stderr.flush()
+
+
+def show(console: Console, values: dict[str, Any], title: str, facts: Facts) -> None:
+    """One result: the JSON object that programs rely on, or what people read."""
+    if console.as_json:
+        console.emit(values)
+    else:
+        console.facts(title, facts)

@@ -1,7 +1,6 @@
 """How far long steps are, how fast they go and how long they will still take: on stderr."""
 
 import time
-import unicodedata
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -15,7 +14,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from grokctl.events import Advanced, Event, Finished, Noted, Stage, Started, Unit
-from grokctl.text import format_bytes, format_clock, format_count, format_seconds
+from grokctl.text import format_bytes, format_clock, format_count, format_seconds, harmless
 
 _TITLES: Final = {
     Stage.LOOK: "look at machine",
@@ -43,11 +42,6 @@ _LATELY_S: Final = 20.0
 _CELLS: Final = "·░▒▓█"
 """Nothing to all of it."""
 _ASCII_CELLS: Final = ".-=%#"
-
-
-def harmless(text: str) -> str:
-    """Text without control codes, which a terminal would obey."""
-    return "".join(c for c in text if c in "\n\t" or unicodedata.category(c) != "Cc")
 
 
 class _Pace:

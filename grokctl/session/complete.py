@@ -6,10 +6,10 @@ from dataclasses import replace
 from grokctl import interrupts
 from grokctl.cluster.process_group import Cluster
 from grokctl.errors import UsageError
-from grokctl.infer import Engine
+from grokctl.inference.engine import Engine
 from grokctl.inference.generation import FinishReason, Generation, Request
 from grokctl.paths import Home
-from grokctl.screen import render
+from grokctl.screen import run as screen
 from grokctl.screen.console import Console
 from grokctl.session.job import Wanted, open_job
 from grokctl.session.prompts import Prompt, to_requests
@@ -105,12 +105,12 @@ def complete(
         if all_stats or console.as_json:
             engine.measure_bandwidth(generation.stats)
     if console.as_json:
-        render.generation(console, generation)
+        screen.generation(console, generation)
     elif all_stats:
-        render.stats(console, generation)
+        screen.stats(console, generation)
     else:
         is_drawn = request.sampling.temperature > 0
-        render.closing(console, generation, has_loaded=True, is_drawn=is_drawn)
+        screen.closing(console, generation, has_loaded=True, is_drawn=is_drawn)
     return is_cut
 
 
@@ -155,12 +155,12 @@ def complete_many(
         engine = job.start(observe)
         running = engine.generate_many(requests)
         for index, generation in running:
-            render.generation(console, generation, index=index, name=prompts[index].id)
+            screen.generation(console, generation, index=index, name=prompts[index].id)
         if all_stats or console.as_json:
             engine.measure_bandwidth(running.stats)
     if console.as_json:
-        render.generations(console, running.stats, len(prompts))
+        screen.generations(console, running.stats, len(prompts))
     elif all_stats:
-        render.stats_many(console, running.stats, len(prompts))
+        screen.stats_many(console, running.stats, len(prompts))
     else:
-        render.closing_many(console, running.stats, len(prompts))
+        screen.closing_many(console, running.stats, len(prompts))

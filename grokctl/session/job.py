@@ -8,20 +8,22 @@ from grokctl.checkpoint.ready import ReadyCheckpoint, open_ready, read_manifest
 from grokctl.checkpoint.receipt import proof_of
 from grokctl.checkpoint.release import open_release
 from grokctl.checkpoint.tensor_source import ReleaseSource, TensorSource, digest_of_small
-from grokctl.cli.options import read_kv, read_mesh, read_token_ids
 from grokctl.cluster.process_group import Cluster
 from grokctl.errors import CorruptCheckpointError, HardwareError, PlacementError, UsageError
 from grokctl.events import Observer
-from grokctl.infer import Engine, EngineOptions, RunPlan, plan, start
+from grokctl.infer import start
 from grokctl.inference import devices as hardware
+from grokctl.inference.engine import Engine
+from grokctl.inference.plan import EngineOptions, RunPlan, plan
 from grokctl.machine.memory import memory
 from grokctl.model.config import GrokConfig
-from grokctl.model.placement import MESH_SIZES, MeshShape
-from grokctl.model.precision import Compute
+from grokctl.model.placement import MESH_SIZES, MeshShape, read_mesh
+from grokctl.model.precision import Compute, read_kv
+from grokctl.parse import read_token_ids
 from grokctl.paths import TOKENIZER, Home, kind_of
 from grokctl.planning.plans import Hardware, accelerated
 from grokctl.planning.selection import Asked, Candidate, Choice, choose
-from grokctl.screen import render
+from grokctl.screen import verify as screen
 from grokctl.screen.console import Console
 
 
@@ -220,7 +222,7 @@ def _find(
     if kind_of(root) == "ready":
         return [_opened(console, root)]
     release = open_release(root, observe=observe)
-    console.note(render.proof(proof_of(release), root))
+    console.note(screen.proof(proof_of(release), root))
     console.note("cuts the release in memory; grokctl reshard --devices N once makes this fast")
     source = ReleaseSource(release)
     return [_Found(root, Candidate(name=root.resolve().name, storage=source.storage), source)]

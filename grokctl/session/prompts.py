@@ -14,7 +14,7 @@ from grokctl.inference.generation import Request
 from grokctl.session import settings
 
 if TYPE_CHECKING:  # what is wrong with a file is said before JAX is loaded
-    from grokctl.infer import RunPlan
+    from grokctl.inference.plan import RunPlan
 
 _LONGEST_LINE: Final = 2**20
 """Bytes, several times what any context holds."""

@@ -7,14 +7,14 @@ from dataclasses import replace
 from typing import Any, Final
 
 from grokctl import interrupts
-from grokctl.cli.options import read_token_ids
 from grokctl.cluster.process_group import Cluster
 from grokctl.errors import UsageError
 from grokctl.events import Event, Observer, ignore
-from grokctl.infer import Engine
+from grokctl.inference.engine import Engine
 from grokctl.inference.generation import FinishReason, Generation, Request
+from grokctl.parse import read_token_ids
 from grokctl.paths import Home
-from grokctl.screen import render
+from grokctl.screen import run as screen
 from grokctl.screen.console import Console
 from grokctl.session import settings
 from grokctl.session.complete import write
@@ -178,7 +178,7 @@ class _Conversation:
             self._stats()
         else:
             is_drawn = request.sampling.temperature > 0
-            render.closing(self._console, generation, has_loaded=False, is_drawn=is_drawn)
+            screen.closing(self._console, generation, has_loaded=False, is_drawn=is_drawn)
 
     def _retry(self) -> None:
         self._finished()
@@ -217,7 +217,7 @@ class _Conversation:
     def _stats(self) -> None:
         last = self._finished()
         self._engine.measure_bandwidth(last.stats)
-        render.stats(self._console, last)
+        screen.stats(self._console, last)
 
     def _finished(self) -> Generation:
         if self._last is None:

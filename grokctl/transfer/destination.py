@@ -1,6 +1,5 @@
 """Where a download goes: which files are chosen, whose folder it is, and what is kept in it."""
 
-import errno
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -15,31 +14,29 @@ from grokctl.checkpoint.torrent import (
     Metainfo,
     folder_name,
     parse_metainfo,
-    printable,
     raw_values,
     read_metainfo,
     trackers_of,
 )
-from grokctl.errors import DiskFullError, FetchError, GrokctlError, UsageError
+from grokctl.errors import FetchError, UsageError
 from grokctl.model.tensors import layer_files
 from grokctl.paths import (
+    BEGUN,
     CKPT,
     CONFIG,
+    LOCK,
     PRIVATE,
+    RESUME,
     TOKENIZER,
     TORRENT,
     locked,
     quoted,
+    refused,
     write_atomically,
 )
+from grokctl.text import printable
 from grokctl.transfer.sources import FetchOptions, Origin, plain, read_source_argument
 
-RESUME: Final = "resume"
-"""libtorrent's resume data, in the release's private folder, as of the end of a fetch."""
-BEGUN: Final = "resume.begun"
-"""The same, as of some moment of a fetch that goes on, or was killed."""
-LOCK: Final = "lock"
-"""Held while somebody fetches; it stays, because to remove it would be a race."""
 _OWN_NAMES: Final = frozenset({"lost+found"})
 """What a folder may hold and still count as empty, beside what a kill leaves of our first write:
 a fresh file system has it."""
@@ -251,10 +248,3 @@ def remove_parts(root: Path) -> None:
     """Remove libtorrent's store for pieces of unwanted files, now that none is unwanted."""
     for path in (root / PRIVATE).glob(".*.parts"):
         path.unlink(missing_ok=True)
-
-
-def refused(path: Path, error: OSError) -> GrokctlError:
-    """What the operating system refused, as the error that users meet."""
-    if error.errno in {errno.ENOSPC, errno.EDQUOT}:
-        return DiskFullError(f"{path}: {error.strerror}", f"df -h {quoted(path)}")
-    return FetchError(f"{error.filename or path}: {error.strerror}", f"ls -ld {quoted(path)}")

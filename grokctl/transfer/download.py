@@ -12,18 +12,19 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
 
-from grokctl.checkpoint.torrent import printable
 from grokctl.errors import GrokctlError, StalledError
 from grokctl.events import Advanced, Finished, Noted, Observer, Stage, Started
 from grokctl.integrity.pieces import check_pieces
-from grokctl.paths import quoted
-from grokctl.text import format_bytes, format_clock, format_number, format_rate
-from grokctl.transfer.destination import Job, forget_resume, keep_resume, refused, take_resume
+from grokctl.paths import quoted, refused
+from grokctl.text import format_bytes, format_clock, format_number, format_rate, printable
+from grokctl.transfer.destination import Job, forget_resume, keep_resume, take_resume
 from grokctl.transfer.mirror_health import MirrorState
 from grokctl.transfer.mirrors import Mirrors
 from grokctl.transfer.piece_scheduler import Relay
+from grokctl.transfer.resume_data import read_claims
 from grokctl.transfer.sources import MIRRORS, FetchOptions, Origin
-from grokctl.transfer.swarm import Claims, Snapshot, Swarm, read_claims
+from grokctl.transfer.swarm import Swarm
+from grokctl.transfer.swarm_types import Claims, Snapshot
 
 _TICK_S: Final = 0.25
 _BUSY_TICK_S: Final = 0.05

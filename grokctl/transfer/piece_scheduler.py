@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import Final
 
 from grokctl.transfer.mirrors import Mirrors
-from grokctl.transfer.swarm import Snapshot, Swarm
+from grokctl.transfer.swarm import Swarm
+from grokctl.transfer.swarm_types import Snapshot
 
 _STUCK_S: Final = 5.0
 """Seconds without a new block after which a piece is taken from the swarm."""

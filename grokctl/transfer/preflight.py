@@ -18,8 +18,8 @@ from grokctl.checks import Check, Status
 from grokctl.errors import DiskFullError, FetchError
 from grokctl.machine.disks import existing, file_limit, file_system
 from grokctl.machine.network import find_certificates
-from grokctl.paths import PRIVATE, TORRENT, quoted, write_atomically
-from grokctl.transfer.destination import BEGUN, LOCK, RESUME, Job, bare_torrent, refused
+from grokctl.paths import BEGUN, LOCK, PRIVATE, RESUME, TORRENT, quoted, refused, write_atomically
+from grokctl.transfer.destination import Job, bare_torrent
 from grokctl.transfer.sources import FetchOptions, mirror
 
 _NAMES_S: Final = 3.0

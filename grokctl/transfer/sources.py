@@ -3,7 +3,8 @@
 import hashlib
 import ipaddress
 import re
-from collections.abc import Collection, Iterable
+import socket
+from collections.abc import Collection, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,12 +14,12 @@ from urllib.parse import urlsplit
 from grokctl.checkpoint.torrent import (
     GROK_1_MAGNET,
     parse_magnet,
-    printable,
     read_metainfo,
     trackers_of,
 )
 from grokctl.errors import FetchError, UsageError
 from grokctl.paths import quoted
+from grokctl.text import printable
 
 
 @dataclass(frozen=True, slots=True)
@@ -258,3 +259,20 @@ def read_source_argument(source: str) -> Origin:
 def plain(urls: Iterable[str]) -> tuple[str, ...]:
     """URLs that cannot smuggle a second line into a request."""
     return tuple(url for url in urls if _PLAIN.fullmatch(url))
+
+
+def resolve(peers: Sequence[Endpoint]) -> list[Endpoint]:
+    """Addresses of named peers.
+
+    Raises:
+        FetchError: A name has none.
+    """
+    found = []
+    for host, port in peers:
+        try:
+            answers = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        except (OSError, UnicodeError) as error:
+            reason = getattr(error, "strerror", None) or "no computer has such a name"
+            raise FetchError(f"peer {host}:{port}: {reason}") from error
+        found += [(str(address[0]), port) for *_, address in answers]
+    return list(dict.fromkeys(found))

@@ -1,32 +1,26 @@
 """The only importer of libtorrent: one session, one torrent, measured settings, our errors."""
 
 import errno
-import os
-import resource
-import socket
 import time
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
-from urllib.parse import unquote, urlsplit
 
 import libtorrent as lt
 
-from grokctl import __version__
-from grokctl.checkpoint.torrent import V2, Metainfo, printable
+from grokctl.checkpoint.torrent import Metainfo
 from grokctl.errors import DiskFullError, FetchError
 from grokctl.machine.network import find_certificates
 from grokctl.paths import PRIVATE, quoted
+from grokctl.text import printable
+from grokctl.transfer.resume_data import infohash_of
 from grokctl.transfer.sources import Endpoint
+from grokctl.transfer.swarm_settings import settings_pack
+from grokctl.transfer.swarm_types import Network, Snapshot, Transfer
 
 _FLAGS = lt.torrent_flags
-_ALERTS = lt.alert_category
 
-_OPEN_FILES: Final = 4096
-"""Enough for the 770 files of a release, all at once, beside the peers."""
-_CONNECTIONS: Final = 400
 _WANTED: Final = 4
 """libtorrent's priority for what is wanted."""
 _REQUESTED: Final = 1
@@ -34,89 +28,6 @@ _REQUESTED: Final = 1
 _QUIET_S: Final = 60.0
 _FEW_PEERS: Final = 5
 _DISK_S: Final = 600.0
-_DHT_ROUTERS: Final = (
-    "dht.libtorrent.org:25401,router.bittorrent.com:6881,"
-    "dht.transmissionbt.com:6881,router.utorrent.com:6881"
-)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Network:
-    """What a session may do on the network."""
-
-    bind: str | None = None
-    """The only local address to listen on and to connect from."""
-    port: int | None = None
-    """The only port to listen on; 0 takes any free one, None prefers 6881."""
-    proxy: str | None = None
-    """`socks5://` or `http://` URL; with one, nothing listens and nothing goes around it."""
-    dht: bool = True
-    lsd: bool = True
-    connections: int | None = None
-    shares_addresses: bool = False
-    """Whether several peers behind one address are welcome."""
-    keeps_seeds: bool = False
-    """Whether seeds are kept while nothing is wanted of them: mirrors may fail, and then it is."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Claims:
-    """What resume data says, or somebody has found out, about what lies on disk."""
-
-    have: frozenset[int] = frozenset()
-    """Pieces that are whole."""
-    unfinished: Mapping[int, list[bool]] = field(default_factory=dict)
-    """Blocks of 16 KiB that are here of pieces that are not whole."""
-    uploaded: int = 0
-    """Payload bytes sent in earlier sessions."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Transfer:
-    """A torrent to download to, or serve from, the places that grokctl chose."""
-
-    metainfo: Metainfo
-    torrent: bytes
-    """What `metainfo` was read from; peers, trackers and web seeds in it are not used."""
-    root: Path
-    places: Mapping[int, str]
-    """File index -> path below `root`; the torrent's own names are never used."""
-    wanted: Collection[int]
-    """Indices of the files to download."""
-    trackers: Sequence[str] = ()
-    web_seeds: Sequence[str] = ()
-    peers: Sequence[Endpoint] = ()
-    claims: Claims = field(default_factory=Claims)
-    """What lies there already: it is believed, nothing is hashed."""
-    is_complete: bool = False
-    """Serve only: believe that every file is whole until a peer asks for a piece."""
-    max_download: int | None = None
-    """Bytes per second."""
-    max_upload: int | None = None
-    """Bytes per second."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Snapshot:
-    """How far a session has come."""
-
-    done: int = 0
-    """Wanted bytes that are here, in whole blocks."""
-    downloaded: int = 0
-    """Payload bytes received in this session, wasted ones included."""
-    uploaded: int = 0
-    """Payload bytes sent, in this session and those before it."""
-    rate: int = 0
-    """Payload bytes received per second."""
-    upload_rate: int = 0
-    """Payload bytes sent per second."""
-    peers: int = 0
-    seeds: int = 0
-    is_checking: bool = False
-    """Whether libtorrent still looks at the files."""
-    has_wanted: bool = False
-    """Whether every wanted file is here."""
-    has_everything: bool = False
 
 
 class Swarm:
@@ -145,7 +56,7 @@ class Swarm:
         self._reserved: set[int] = set()
         self._quiet_since = time.monotonic()
         self._speaks_utp = False
-        self._session: lt.session | None = lt.session(_settings(network))
+        self._session: lt.session | None = lt.session(settings_pack(network))
 
     def __enter__(self) -> Self:
         return self
@@ -440,157 +351,6 @@ class Swarm:
             self.session.apply_settings({"enable_outgoing_utp": True})
 
 
-def read_claims(resume: bytes, metainfo: Metainfo, sizes: Mapping[int, int]) -> Claims:
-    """What resume data claims, as far as that can be.
-
-    A claim to bytes that their file is too short to hold is dropped: the file was removed, or was
-    not wanted when they came, so that they went to the part file, which other choices of files
-    make unreadable. libtorrent would read zeros for them.
-
-    Args:
-        resume: What an earlier session left; anything that is not resume data claims nothing.
-        metainfo: The torrent that it should be about.
-        sizes: File index -> bytes of it on disk; files that are not named hold everything.
-    """
-    try:
-        resumed = lt.read_resume_data(resume)
-    except RuntimeError:
-        return Claims()
-    if (
-        _infohash(resumed.info_hashes, metainfo) != metainfo.infohash
-        or max(resumed.unfinished_pieces, default=0) >= metainfo.num_pieces
-    ):
-        return Claims()
-
-    def is_here(piece: int) -> bool:
-        return all(
-            offset + length <= sizes.get(file.index, file.length)
-            for file, offset, length in metainfo.spans(piece)
-        )
-
-    claimed = enumerate(resumed.have_pieces[: metainfo.num_pieces])
-    return Claims(
-        have=frozenset(piece for piece, is_claimed in claimed if is_claimed and is_here(piece)),
-        unfinished={
-            piece: list(blocks)
-            for piece, blocks in resumed.unfinished_pieces.items()
-            if is_here(piece)
-        },
-        uploaded=resumed.total_uploaded,
-    )
-
-
-def resolve(peers: Sequence[Endpoint]) -> list[Endpoint]:
-    """Addresses of named peers.
-
-    Raises:
-        FetchError: A name has none.
-    """
-    found = []
-    for host, port in peers:
-        try:
-            answers = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-        except (OSError, UnicodeError) as error:
-            reason = getattr(error, "strerror", None) or "no computer has such a name"
-            raise FetchError(f"peer {host}:{port}: {reason}") from error
-        found += [(str(address[0]), port) for *_, address in answers]
-    return list(dict.fromkeys(found))
-
-
-def _settings(network: Network) -> "lt.settings_pack":
-    open_files = _allow_open_files()
-    connections = min(network.connections or _CONNECTIONS, open_files // 2)
-    settings: lt.settings_pack = {
-        "alert_mask": (
-            _ALERTS.error | _ALERTS.status | _ALERTS.storage | _ALERTS.tracker | _ALERTS.peer
-        ),
-        "alert_queue_size": 20_000,
-        "user_agent": f"grokctl/{__version__} libtorrent/{lt.version}",
-        "listen_interfaces": _interfaces(network),
-        "enable_dht": network.dht,
-        "dht_bootstrap_nodes": _DHT_ROUTERS,
-        "enable_lsd": network.lsd,
-        "enable_upnp": False,
-        "enable_natpmp": False,
-        "enable_outgoing_utp": False,
-        "mixed_mode_algorithm": 0,
-        "connections_limit": connections,
-        "connection_speed": 200,
-        "torrent_connect_boost": 100,
-        "min_reconnect_time": 10,
-        "max_out_request_queue": 1500,
-        "file_pool_size": min(1000, open_files // 4),
-        "hashing_threads": min(os.cpu_count() or 1, 8),
-        "allow_multiple_connections_per_ip": network.shares_addresses,
-        "max_metadata_size": 8 * 2**20,
-        "no_connect_privileged_ports": True,
-        "ssrf_mitigation": True,
-        "validate_https_trackers": True,
-        "stop_tracker_timeout": 1,
-        "close_redundant_connections": not network.keeps_seeds,
-    }
-    if network.bind is not None:
-        settings["outgoing_interfaces"] = network.bind
-    if network.port:
-        settings["max_retry_port_bind"] = 0
-        settings["listen_system_port_fallback"] = False
-    if network.proxy is not None:
-        settings.update(_proxied(network.proxy))
-    return settings
-
-
-def _interfaces(network: Network) -> str:
-    port = 6881 if network.port is None else network.port
-    if network.bind is None:
-        return f"0.0.0.0:{port},[::]:{port}"
-    return f"[{network.bind}]:{port}" if ":" in network.bind else f"{network.bind}:{port}"
-
-
-def _proxied(url: str) -> "lt.settings_pack":
-    """Settings that send everything through a proxy and leave no way around it."""
-    parts = urlsplit(url)
-    kinds = lt.proxy_type_t
-    plain, with_password = (
-        (kinds.http, kinds.http_pw) if parts.scheme == "http" else (kinds.socks5, kinds.socks5_pw)
-    )
-    assert parts.hostname is not None
-    assert parts.port is not None
-    return {
-        "proxy_type": int(plain if parts.username is None else with_password),
-        "proxy_hostname": parts.hostname,
-        "proxy_port": parts.port,
-        "proxy_username": unquote(parts.username or ""),
-        "proxy_password": unquote(parts.password or ""),
-        "proxy_hostnames": True,
-        "proxy_peer_connections": True,
-        "proxy_tracker_connections": True,
-        "anonymous_mode": True,
-        "listen_interfaces": "",
-        "enable_dht": False,
-        "enable_lsd": False,
-        "enable_incoming_tcp": False,
-        "enable_incoming_utp": False,
-    }
-
-
-def _allow_open_files() -> int:
-    """Raise this process's soft limit as far as useful and allowed, and return it.
-
-    The usual 1024 is for programs that call `select`; libtorrent would reopen files all the time.
-    """
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = _OPEN_FILES if hard == resource.RLIM_INFINITY else min(_OPEN_FILES, hard)
-    if soft == resource.RLIM_INFINITY or soft >= wanted:
-        return _OPEN_FILES
-    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-    return wanted
-
-
-def _infohash(hashes: lt.info_hash_t, metainfo: Metainfo) -> str:
-    """The infohash of the kind that a torrent is known by."""
-    return (hashes.v2 if metainfo.version == V2 else hashes.v1).to_bytes().hex()
-
-
 def _agree(info: lt.torrent_info, metainfo: Metainfo) -> None:
     """Refuse a torrent in which libtorrent sees other bytes in other files than we checked."""
     layout = info.layout()
@@ -599,7 +359,7 @@ def _agree(info: lt.torrent_info, metainfo: Metainfo) -> None:
         for index in range(layout.num_files())
     ]
     ours = [(file.length, file.is_pad) for file in metainfo.files]
-    same_hash = _infohash(info.info_hashes(), metainfo) == metainfo.infohash
+    same_hash = infohash_of(info.info_hashes(), metainfo) == metainfo.infohash
     if theirs != ours or info.piece_length() != metainfo.piece_length or not same_hash:
         raise FetchError(
             f"torrent {metainfo.infohash}: libtorrent reads {len(theirs)} files in it, "

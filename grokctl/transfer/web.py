@@ -15,7 +15,7 @@ import certifi
 import httpx
 
 from grokctl import __version__
-from grokctl.checkpoint.torrent import printable
+from grokctl.text import printable
 
 _TIMEOUT: Final = httpx.Timeout(30.0, connect=15.0)
 _MOST_HOPS: Final = 5

@@ -126,7 +126,7 @@ def test_a_verify_can_be_stopped(interrupt, stop_signal, process, endless):
 
 def test_a_verify_of_a_ready_checkpoint_can_be_stopped_inside_a_file(interrupt, stop_signal, cut):
     slow = (
-        "import time, grokctl.verify as stage\n"
+        "import time, grokctl.integrity.file_hashing as stage\n"
         "stage.AHEAD = 4096\n"
         "feed = stage.feed\n"
         "stage.feed = lambda *arguments: time.sleep(0.2) or feed(*arguments)\n"
@@ -253,7 +253,7 @@ def test_a_score_can_be_stopped(interrupt, home):
 # --- everywhere
 
 
-@pytest.mark.parametrize("module", ["rich.console", "grokctl.screen.render", "numpy", "jax"])
+@pytest.mark.parametrize("module", ["rich.console", "grokctl.screen.run", "numpy", "jax"])
 def test_an_interrupt_while_modules_are_loaded_is_one_too(process, home, stop_signal, module):
     code = (
         "import os, sys\n"

@@ -362,13 +362,14 @@ def large_with_torrent(large: Path) -> Path:
 def test_a_killed_verification_goes_on_where_it_was(grokctl, process, large_with_torrent):
     root = large_with_torrent
     waiting = (
-        "import threading; from grokctl import verify; from grokctl.cli.app import main\n"
-        "verify._KEEP_EVERY_S = 0\n"
-        "real = verify.Receipt.write\n"
+        "import threading; from grokctl.cli.app import main\n"
+        "from grokctl.integrity import content_check as check\n"
+        "check._KEEP_EVERY_S = 0\n"
+        "real = check.Receipt.write\n"
         "def write(self, root):\n"
         "    real(self, root)\n"
         "    if len(self.stamps) > 10: threading.Event().wait()\n"
-        "verify.Receipt.write = write\n"
+        "check.Receipt.write = write\n"
         "main()"
     )
     with process.start("verify", root, "--jobs", 1, code=waiting) as killed:

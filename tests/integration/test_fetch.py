@@ -27,7 +27,8 @@ from grokctl.checkpoint.torrent import GROK_1_MAGNET, build_metainfo, read_metai
 from grokctl.errors import DiskFullError, FetchError, StalledError, UsageError
 from grokctl.events import Advanced, Finished, Noted, Stage, Started
 from grokctl.fetch import FetchOptions, default_root, fetch, plan, seeding
-from grokctl.transfer.swarm import Network, Swarm
+from grokctl.transfer.swarm import Swarm
+from grokctl.transfer.swarm_types import Network
 
 PIECE = 16384
 LOOPBACK = {"bind": "127.0.0.1", "port": 0, "dht": False, "lsd": False, "stall_timeout_s": 20}

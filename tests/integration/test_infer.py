@@ -14,8 +14,10 @@ from grokctl.checkpoint.release import Release, open_release
 from grokctl.checkpoint.tensor_source import ReleaseSource
 from grokctl.errors import CorruptCheckpointError, PlacementError, UsageError
 from grokctl.events import Finished, Stage, Started, Unit
-from grokctl.infer import Engine, EngineOptions, infer
+from grokctl.infer import infer
+from grokctl.inference.engine import Engine
 from grokctl.inference.generation import FinishReason, StopFilter
+from grokctl.inference.plan import EngineOptions
 from grokctl.model.placement import MeshShape
 from grokctl.model.precision import Compute
 from grokctl.model.sampling import Sampling

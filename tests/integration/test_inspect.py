@@ -18,7 +18,8 @@ from grokctl.model.config import GROK_1
 from grokctl.model.placement import MeshShape
 from grokctl.model.precision import Precision
 from grokctl.model.tensors import tensor_specs
-from grokctl.reshard import plan, reshard
+from grokctl.reshard import reshard
+from grokctl.resharding.plan import plan
 
 EMBEDDING, GATE = "ckpt-0/tensor00000_000", "ckpt-0/tensor00002_000"
 

@@ -39,7 +39,8 @@ from grokctl.errors import (
 from grokctl.events import Advanced, Noted, Stage
 from grokctl.model.placement import MeshShape
 from grokctl.model.precision import Precision
-from grokctl.reshard import plan, reshard
+from grokctl.reshard import reshard
+from grokctl.resharding.plan import plan
 from grokctl.verify import verify_ready
 
 MESHES = [MeshShape(1, 1), MeshShape(1, 2), MeshShape(1, 4), MeshShape(1, 8), MeshShape(2, 8)]

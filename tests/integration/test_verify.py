@@ -22,7 +22,8 @@ from grokctl.checkpoint.torrent import Metainfo, build_metainfo, parse_metainfo
 from grokctl.errors import CorruptCheckpointError, Reason, UnsafePickleError, UsageError
 from grokctl.events import Advanced, Noted, Stage, Started
 from grokctl.model.placement import MeshShape
-from grokctl.reshard import plan, reshard
+from grokctl.reshard import reshard
+from grokctl.resharding.plan import plan
 from grokctl.verify import raise_for, verify, verify_ready
 
 PIECE = 16384

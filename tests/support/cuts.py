@@ -11,7 +11,8 @@ from grokctl.checkpoint.receipt import Receipt
 from grokctl.checkpoint.release import Release
 from grokctl.events import Advanced, Event, Noted, Observer, Stage, ignore
 from grokctl.model.placement import MeshShape
-from grokctl.reshard import plan, reshard
+from grokctl.reshard import reshard
+from grokctl.resharding.plan import plan
 
 
 def cut(

@@ -9,7 +9,9 @@ from places import DATA, PROJECT
 
 from grokctl.checkpoint.release import Release, open_release
 from grokctl.checkpoint.tensor_source import TensorSource
-from grokctl.infer import Engine, EngineOptions, infer
+from grokctl.infer import infer
+from grokctl.inference.engine import Engine
+from grokctl.inference.plan import EngineOptions
 from grokctl.model.placement import MeshShape
 from grokctl.model.precision import Compute
 

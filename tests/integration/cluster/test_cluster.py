@@ -32,8 +32,10 @@ from grokctl.checkpoint.release import Release, open_release
 from grokctl.cluster.launcher import Launch
 from grokctl.cluster.rendezvous import meet
 from grokctl.errors import ExitCode, PeerError
-from grokctl.infer import Engine, EngineOptions, infer
+from grokctl.infer import infer
+from grokctl.inference.engine import Engine
 from grokctl.inference.generation import Request
+from grokctl.inference.plan import EngineOptions
 from grokctl.model.placement import MeshShape
 from grokctl.model.precision import Compute
 from grokctl.model.sampling import Sampling

@@ -14,7 +14,8 @@ from grokctl.errors import PlacementError
 from grokctl.model.placement import MeshShape
 from grokctl.model.precision import Compute, Precision
 from grokctl.model.sampling import Sampling
-from grokctl.reshard import plan, reshard
+from grokctl.reshard import reshard
+from grokctl.resharding.plan import plan
 
 MESHES = [
     pytest.param(name, mesh, id=f"{name}-{mesh}")

@@ -20,8 +20,9 @@ from grokctl.checkpoint.ready import open_ready
 from grokctl.checkpoint.tensor_source import ReleaseSource
 from grokctl.errors import CorruptCheckpointError, ExitCode, HardwareError, Reason
 from grokctl.events import Advanced, Finished, Noted, Stage, Started, ignore
-from grokctl.inference.devices import accelerators, check_room, find_devices
+from grokctl.inference.devices import accelerators, find_devices
 from grokctl.inference.loading import Loader
+from grokctl.inference.memory_check import check_room
 from grokctl.model.placement import MeshShape
 from grokctl.model.precision import Precision
 from grokctl.model.sizing import MEMORY_SHARE, Needs

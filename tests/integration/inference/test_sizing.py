@@ -13,10 +13,11 @@ from grokctl.checkpoint.layout import weight_bytes
 from grokctl.checkpoint.storage import released_storage, storage_in
 from grokctl.checkpoint.tensor_source import ReleaseSource
 from grokctl.errors import HardwareError
-from grokctl.infer import EngineOptions, infer
+from grokctl.infer import infer
 from grokctl.inference.compiled_steps import Programs
 from grokctl.inference.devices import find_devices
 from grokctl.inference.loading import Loader
+from grokctl.inference.plan import EngineOptions
 from grokctl.model.bucketing import padded_batch, room
 from grokctl.model.cache import empty_cache
 from grokctl.model.config import GROK_1, GrokConfig

@@ -28,7 +28,8 @@ from grokctl.events import Finished, Stage
 from grokctl.model.placement import MeshShape
 from grokctl.model.precision import Precision
 from grokctl.model.tensors import tensor_specs
-from grokctl.reshard import plan, reshard
+from grokctl.reshard import reshard
+from grokctl.resharding.plan import plan
 from grokctl.verify import verify_ready
 
 ONE, FOUR, EIGHT, SIXTEEN, HOSTS = (

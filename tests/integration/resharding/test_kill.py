@@ -21,7 +21,7 @@ from grokctl.checkpoint.miniature import MINIATURE, write_miniature
 from grokctl.checkpoint.release import open_release
 from grokctl.model.placement import MeshShape
 from grokctl.model.precision import Precision
-from grokctl.reshard import plan
+from grokctl.resharding.plan import plan
 
 MB = 1_000_000
 LARGE = replace(MINIATURE, emb_size=480, key_size=32)

@@ -20,7 +20,8 @@ from grokctl.errors import UsageError
 from grokctl.events import Advanced, Finished, Stage, Started
 from grokctl.model.placement import MeshShape
 from grokctl.model.precision import Precision
-from grokctl.reshard import ReshardPlan, plan, reshard
+from grokctl.reshard import reshard
+from grokctl.resharding.plan import ReshardPlan, plan
 
 MB = 2**20
 MESH = MeshShape(1, 2)
@@ -512,7 +513,7 @@ def test_many_threads_do_not_take_more_than_was_allowed(release, tmp_path, jobs,
 
 
 def test_small_arrays_change_no_byte(tmp_path, monkeypatch):
-    monkeypatch.setattr("grokctl.reshard._SMALLEST_ARRAY", 100)
+    monkeypatch.setattr("grokctl.resharding.plan._SMALLEST_ARRAY", 100)
     monkeypatch.setattr("grokctl.resharding.slices.FRAME", 100)
     release = load_golden("two-layers").release
     mesh = MeshShape(1, 4)

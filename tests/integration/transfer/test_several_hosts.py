@@ -18,7 +18,8 @@ from servers import HttpProxy, libtorrent_seeder, serving
 from grokctl.checkpoint.torrent import build_metainfo, parse_metainfo
 from grokctl.events import Advanced, Noted, Stage, Started
 from grokctl.fetch import FetchOptions, fetch
-from grokctl.transfer.swarm import Network, Swarm
+from grokctl.transfer.swarm import Swarm
+from grokctl.transfer.swarm_types import Network
 
 LOOPBACK = {"bind": "127.0.0.1", "port": 0, "dht": False, "lsd": False, "stall_timeout_s": 20}
 PIECE = 16384

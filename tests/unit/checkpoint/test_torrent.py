@@ -22,11 +22,11 @@ from grokctl.checkpoint.torrent import (
     folder_name,
     parse_magnet,
     parse_metainfo,
-    printable,
     read_metainfo,
     trackers_of,
 )
 from grokctl.errors import FetchError
+from grokctl.text import printable
 
 SYMLINK, EXECUTABLE, PAD = 8, 4, 1
 """File flags as libtorrent has them."""

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import psutil
 import pytest
 
-from grokctl.inference.devices import check_memory
+from grokctl.inference.memory_check import check_memory
 from grokctl.machine.memory import memory
 
 GB = 10**9

@@ -11,9 +11,10 @@ from grokctl.checkpoint.pickles import BFLOAT16
 from grokctl.checkpoint.release import open_release
 from grokctl.checkpoint.tensor_source import LogicalTensor, ReleaseSource, Storage, extent
 from grokctl.events import ignore
-from grokctl.infer import EngineOptions, infer
+from grokctl.infer import infer
 from grokctl.inference.devices import find_devices
 from grokctl.inference.loading import Loader
+from grokctl.inference.plan import EngineOptions
 from grokctl.model import bucketing as forms
 from grokctl.model import forward
 from grokctl.model.attention import attend_at_once

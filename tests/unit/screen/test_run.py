@@ -3,7 +3,7 @@
 import pytest
 
 from grokctl.inference.generation import BatchStats, FinishReason, Generation, Stats
-from grokctl.screen import render
+from grokctl.screen import run as screen
 from grokctl.screen.console import Console
 
 MANY = Stats(
@@ -56,7 +56,7 @@ def generation(stats, reason=FinishReason.LENGTH):
 def test_the_closing_line_is_one_line(terminal, columns, stats, reason, is_drawn):
     said = terminal(
         columns,
-        lambda console: render.closing(
+        lambda console: screen.closing(
             console, generation(stats, reason), has_loaded=True, is_drawn=is_drawn
         ),
     )
@@ -72,7 +72,7 @@ def test_the_closing_line_is_one_line(terminal, columns, stats, reason, is_drawn
 def test_a_wide_terminal_is_told_everything(terminal):
     said = terminal(
         130,
-        lambda console: render.closing(console, generation(MANY), has_loaded=True, is_drawn=True),
+        lambda console: screen.closing(console, generation(MANY), has_loaded=True, is_drawn=True),
     )
 
     assert said == (
@@ -86,7 +86,7 @@ def test_a_text_without_tokens_has_no_speeds(terminal):
     empty = Generation(tokens=iter(()), prompt_tokens=3, seed=1, stats=stats)
 
     said = terminal(
-        80, lambda console: render.closing(console, empty, has_loaded=True, is_drawn=False)
+        80, lambda console: screen.closing(console, empty, has_loaded=True, is_drawn=False)
     )
 
     assert said == "load 1 s\n"
@@ -108,7 +108,7 @@ def test_the_closing_line_of_many_is_one_line(terminal, columns):
         bytes_read=9000 * 200_000_000_000,
     )
 
-    said = terminal(columns, lambda console: render.closing_many(console, stats, 99_999))
+    said = terminal(columns, lambda console: screen.closing_many(console, stats, 99_999))
 
     (line,) = said.splitlines()
     assert len(line) <= columns

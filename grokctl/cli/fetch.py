@@ -1,0 +1,114 @@
+"""`grokctl fetch`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from grokctl.cli.context import GOES_ON, ReportedError, command, home_of
+from grokctl.cli.options import (
+    BindOption,
+    HomeOption,
+    JsonOption,
+    MirrorOption,
+    NoDhtOption,
+    NoLsdOption,
+    PeerOption,
+    PortOption,
+    ProxyOption,
+    QuietOption,
+    StallOption,
+    TrackerOption,
+    VerboseOption,
+    WebSeedOption,
+)
+from grokctl.errors import GrokctlError
+from grokctl.parse import read_layers, read_size
+
+
+def fetch(
+    source: Annotated[
+        str, typer.Argument(help="grok-1, a magnet link (quoted), or a .torrent file.")
+    ] = "grok-1",
+    to: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Folder to fill.", show_default="releases/NAME"),
+    ] = None,
+    peer: PeerOption = None,
+    mirror: MirrorOption = None,
+    web_seed: WebSeedOption = None,
+    tracker: TrackerOption = None,
+    torrent_file: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Torrent, if the swarm has none to give.")
+    ] = None,
+    tokenizer: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="A tokenizer.model you have.")
+    ] = None,
+    only: Annotated[
+        list[str] | None, typer.Option(metavar="GLOB", help="Only files such as 'tensor0000*'.")
+    ] = None,
+    layers: Annotated[str | None, typer.Option(metavar="0-3,7", help="Only these layers.")] = None,
+    max_download: Annotated[str | None, typer.Option(metavar="RATE", help="Such as 20MB.")] = None,
+    max_upload: Annotated[str | None, typer.Option(metavar="RATE", help="Such as 500kB.")] = None,
+    connections: Annotated[int | None, typer.Option(metavar="N", help="At most N peers.")] = None,
+    port: PortOption = None,
+    bind: BindOption = None,
+    proxy: ProxyOption = None,
+    no_dht: NoDhtOption = False,
+    no_lsd: NoLsdOption = False,
+    seed: Annotated[bool, typer.Option("--seed", help="Then upload until Ctrl-C.")] = False,
+    seed_ratio: Annotated[
+        float | None, typer.Option(metavar="X", help="Then upload X times its size.")
+    ] = None,
+    stall_timeout: StallOption = 300.0,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what it would do.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Adopt files that another program put there.")
+    ] = False,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+    verbose: VerboseOption = False,
+    home: HomeOption = None,
+) -> None:
+    """Download a release from its swarm; goes on where it stopped."""
+    with command(as_json=as_json, quiet=quiet, verbose=verbose, interrupted=GOES_ON) as console:
+        from grokctl import fetch as stage
+        from grokctl.screen import fetch as screen
+        from grokctl.transfer.preflight import refuse
+        from grokctl.transfer.sources import FetchOptions
+
+        options = FetchOptions(
+            peers=tuple(peer or ()),
+            mirrors=tuple(mirror or ()),
+            web_seeds=tuple(web_seed or ()),
+            trackers=tuple(tracker or ()),
+            torrent_file=torrent_file,
+            tokenizer=tokenizer,
+            only=tuple(only or ()),
+            layers=read_layers(layers),
+            max_download=read_size(max_download),
+            max_upload=read_size(max_upload),
+            connections=connections,
+            port=port,
+            bind=bind,
+            proxy=proxy,
+            dht=not no_dht,
+            lsd=not no_lsd,
+            seed=seed,
+            seed_ratio=seed_ratio,
+            stall_timeout_s=stall_timeout,
+            force=force,
+        )
+        root = (to or stage.default_root(source, home_of(home).releases)).absolute()
+        if dry_run:
+            with console.observing() as observe:
+                plan = stage.plan(source, root, options, observe=observe)
+            screen.fetch_plan(console, plan, root)
+            try:
+                refuse(plan.checks, root)
+            except GrokctlError as error:
+                raise ReportedError(error) from error
+            return
+        with console.observing() as observe:
+            done = stage.fetch(source, root, options, observe=observe)
+        screen.fetched(console, done)

@@ -1,0 +1,59 @@
+"""The cache of compiled programs, and what is said while XLA compiles."""
+
+import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from importlib.metadata import version
+from pathlib import Path
+
+import jax
+
+from grokctl.events import Noted, Observer, ignore
+
+
+def use_compilation_cache(folder: Path, *, observe: Observer = ignore) -> None:
+    """Keep compiled programs under `folder`, apart for each jaxlib and platform.
+
+    Args:
+        folder: Made if it is not there; where it cannot be written, nothing is kept.
+        observe: Told so.
+    """
+    kept = folder / f"{version('jaxlib')}-{jax.default_backend()}"
+    try:
+        kept.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=kept):
+            pass
+    except OSError as error:
+        observe(Noted(message=f"{kept}: compiled programs cannot be kept ({error.strerror})"))
+        return
+    jax.config.update("jax_compilation_cache_dir", str(kept))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+
+
+@contextmanager
+def compiling(observe: Observer) -> Iterator[None]:
+    """Compile in here, and throw away the kept programs if one of them cannot be read.
+
+    JAX only warns, and never replaces what a full disk or a crash cut short.
+
+    Args:
+        observe: Told so.
+    """
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        yield
+    is_broken = False
+    for warning in caught:
+        if "persistent compilation cache" in str(warning.message):
+            is_broken = True
+        else:
+            warnings.warn_explicit(
+                warning.message, warning.category, warning.filename, warning.lineno
+            )
+    folder = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]  # it is there
+    if is_broken and folder:
+        observe(Noted(message=f"{folder}: holds damaged programs, so all are compiled again"))
+        with suppress(OSError):
+            for kept in Path(folder).glob("jit_*"):
+                kept.unlink()

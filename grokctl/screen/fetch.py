@@ -1,0 +1,96 @@
+"""A plan for a fetch, and a finished download."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from grokctl.paths import quoted
+from grokctl.screen.console import show
+from grokctl.text import format_bytes, format_seconds
+
+if TYPE_CHECKING:  # a verb pays for its own stage only
+    from grokctl.fetch import Fetched
+    from grokctl.screen.console import Console
+    from grokctl.transfer.preflight import FetchPlan
+
+
+def fetch_plan(console: Console, plan: FetchPlan, root: Path) -> None:
+    """What a fetch would do, and what stands in its way."""
+    wanted = sum(file.is_wanted for file in plan.files)
+    if console.as_json:
+        console.emit(
+            {
+                "release": str(root),
+                "infohash": plan.infohash,
+                "bytes": plan.wanted_nbytes,
+                "present_bytes": plan.present_nbytes,
+                "free_bytes": plan.free_nbytes,
+                "fits": plan.fits,
+                "checks": [asdict(check) for check in plan.checks],
+            }
+        )
+        return
+    console.facts(
+        f"would fetch {plan.name}",
+        [
+            ("to", str(root)),
+            ("infohash", plan.infohash),
+            ("files", f"{wanted} of {len(plan.files)}"),
+            ("bytes", format_bytes(plan.wanted_nbytes)),
+            ("here already", format_bytes(plan.present_nbytes)),
+            ("free on disk", format_bytes(plan.free_nbytes)),
+        ],
+    )
+    console.table(
+        "nothing stands in its way" if plan.fits else "this stands in its way",
+        ("check", "state", "found"),
+        [(check.name, check.status, check.detail) for check in plan.checks],
+    )
+
+
+def fetched(console: Console, result: Fetched) -> None:
+    """A finished download, what it owes to whom, and whether its verification is owed."""
+    root = quoted(result.root)
+    owed = []
+    if not result.is_proven:
+        owed.append(("still to do", f"grokctl verify {root}"))
+    if not result.has_tokenizer:
+        source = quoted(result.source)
+        owed.append(("for text", f"grokctl fetch {source} --to {root} --tokenizer FILE"))
+    show(
+        console,
+        {
+            "release": str(result.root),
+            "infohash": result.infohash,
+            "bytes": result.nbytes,
+            "downloaded_bytes": result.downloaded,
+            "seconds": result.seconds,
+            "complete": result.is_complete,
+            "extras": list(result.extras),
+            "verified": result.is_proven,
+            "tokenizer": result.has_tokenizer,
+            "sources": [asdict(share) for share in result.shares],
+            "troubles": [asdict(trouble) for trouble in result.troubles],
+        },
+        f"fetched {result.root.name}" + ("" if result.is_complete else ", not all of it"),
+        [
+            ("release", str(result.root)),
+            ("infohash", result.infohash),
+            ("bytes", format_bytes(result.nbytes)),
+            (
+                "downloaded",
+                f"{format_bytes(result.downloaded)} in {format_seconds(result.seconds)}",
+            ),
+            *(
+                (f"  {share.source}", format_bytes(share.nbytes))
+                for share in result.shares
+                if len(result.shares) > 1
+            ),
+            *((trouble.source, trouble.reason) for trouble in result.troubles),
+            *([("other files", ", ".join(result.extras))] if result.extras else []),
+            *([("verified", "every byte, and untouched since")] if result.is_proven else []),
+            *owed,
+        ],
+    )

@@ -1,0 +1,198 @@
+"""The tensors of a checkpoint."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from functools import reduce
+from operator import add
+from typing import TYPE_CHECKING, Any
+
+from grokctl.text import format_bytes
+
+if TYPE_CHECKING:  # a verb pays for its own stage only
+    from grokctl.checkpoint.value_stats import Spread
+    from grokctl.inspect import Inspection, Row
+    from grokctl.screen.console import Console
+
+
+def inspection(console: Console, found: Inspection, *, one_by_one: bool) -> None:
+    """A table of tensors, those of identical layers in one row, and what they come to."""
+    if console.as_json:
+        console.emit(
+            {
+                "checkpoint": str(found.root),
+                "kind": found.kind,
+                "config": found.config.to_dict(),
+                "bytes": found.total_nbytes,
+                "parameters": sum(total.parameters for total in found.totals),
+                "totals": [asdict(total) for total in found.totals],
+                "tensors": [_row_values(row) for row in found.rows],
+            }
+        )
+        return
+    groups = [[row] for row in found.rows] if one_by_one else _alike(found.rows)
+    named = [(_name_of(rows, found.config.num_layers), rows) for rows in groups]
+    title = f"{found.root.name}: {found.kind} checkpoint, {format_bytes(found.total_nbytes)}"
+    if all(row.spread is None for row in found.rows):
+        _tensors(console, title, named)
+    else:
+        _spreads(console, title, named)
+    whole = sum(total.nbytes for total in found.totals)
+    console.table(
+        f"{sum(total.parameters for total in found.totals):,} parameters",
+        ("part", "tensors", "parameters", "size", "share"),
+        [
+            (
+                total.kind,
+                f"{total.tensors:,}",
+                f"{total.parameters:,}",
+                format_bytes(total.nbytes),
+                f"{total.nbytes / whole:.1%}",
+            )
+            for total in found.totals
+        ],
+        right=("tensors", "parameters", "size", "share"),
+        optional=("share", "tensors"),
+    )
+
+
+def _row_values(row: Row) -> dict[str, Any]:
+    values = asdict(row)
+    del values["spread"]
+    spread = row.spread
+    if spread is None:
+        return {**values, "stats": None}
+    is_finite = spread.count > spread.nonfinite
+    shares = [count / max(1, spread.integers) for count in spread.cells]
+    stats = {
+        "min": spread.minimum if is_finite else None,
+        "max": spread.maximum if is_finite else None,
+        "rms": spread.rms if is_finite else None,
+        "nonfinite": spread.nonfinite,
+        "zero_share": spread.zeros / spread.integers if spread.integers else None,
+        "saturated_share": spread.saturated / spread.integers if spread.integers else None,
+        "use": shares if spread.integers else None,
+    }
+    return {**values, "stats": stats}
+
+
+def _alike(rows: Sequence[Row]) -> list[list[Row]]:
+    """Put the same parameter of all layers together, where it is stored alike."""
+    groups: dict[tuple[object, ...], list[Row]] = {}
+    for row in rows:
+        name = re.sub(r"^layers\.[0-9]+\.", "", row.name)
+        key = (name, row.shape, row.dtype, row.scale_groups, row.nbytes)
+        groups.setdefault(key, []).append(row)
+    return list(groups.values())
+
+
+def _name_of(rows: Sequence[Row], num_layers: int) -> str:
+    """`layers.*.moe.gate` for all layers' gates, `layers.0-3,5.moe.gate` for those of some."""
+    if len(rows) == 1:
+        return rows[0].name
+    part = rows[0].name.split(".", 2)[2]
+    if len(rows) == num_layers:
+        return f"layers.*.{part}"
+    layers = sorted(int(row.name.split(".")[1]) for row in rows)
+    starts = [layer for layer in layers if layer - 1 not in layers]
+    ends = [layer for layer in layers if layer + 1 not in layers]
+    spans = [
+        str(start) if start == end else f"{start}-{end}"
+        for start, end in zip(starts, ends, strict=True)
+    ]
+    return f"layers.{','.join(spans)}.{part}"
+
+
+def _tensors(console: Console, title: str, groups: Sequence[tuple[str, Sequence[Row]]]) -> None:
+    cells = [
+        {
+            "index": _index(rows),
+            "tensor": name,
+            "count": str(len(rows)),
+            "shape": "x".join(map(str, rows[0].shape)),
+            "type": rows[0].dtype,
+            "scales": str(rows[0].scale_groups or ""),
+            "size": format_bytes(sum(row.nbytes for row in rows)),
+            "file": rows[0].file,
+        }
+        for name, rows in groups
+    ]
+    is_single = all(len(rows) == 1 for _, rows in groups)
+    _table(
+        console,
+        title,
+        cells,
+        without=("count",) if is_single else ("index", "file"),
+        right=("index", "count", "shape", "scales", "size"),
+        optional=("file", "count", "scales", "index", "type"),
+    )
+
+
+def _spreads(console: Console, title: str, groups: Sequence[tuple[str, Sequence[Row]]]) -> None:
+    found = [_sum(rows) for _, rows in groups]
+    cells = []
+    for (name, rows), spread in zip(groups, found, strict=True):
+        has_range, of = spread.count > spread.nonfinite, spread.integers
+        cells.append(
+            {
+                "index": _index(rows),
+                "tensor": name,
+                "type": rows[0].dtype,
+                "min": f"{spread.minimum:.3g}" if has_range else "",
+                "max": f"{spread.maximum:.3g}" if has_range else "",
+                "rms": f"{spread.rms:.3g}" if has_range else "",
+                "zero": f"{spread.zeros / of:.1%}" if of else "",
+                "at 127": f"{spread.saturated / of:.1%}" if of else "",
+                "|q| 0 to 127": _strip(spread.cells, console.bars) if of else "",
+            }
+        )
+    is_single = all(len(rows) == 1 for _, rows in groups)
+    _table(
+        console,
+        title,
+        cells,
+        without=() if is_single else ("index",),
+        right=("index", "min", "max", "rms", "zero", "at 127"),
+        optional=("index", "type", "zero", "at 127", "min", "max"),
+    )
+    for (name, _), spread in zip(groups, found, strict=True):
+        if spread.nonfinite:
+            many = f"{spread.nonfinite:,} of {spread.count:,} values"
+            console.note(f"{name}: {many} are no finite numbers")
+
+
+def _index(rows: Sequence[Row]) -> str:
+    return "" if rows[0].index is None else str(rows[0].index)
+
+
+def _table(
+    console: Console,
+    title: str,
+    cells: Sequence[Mapping[str, str]],
+    *,
+    without: Sequence[str],
+    right: Sequence[str],
+    optional: Sequence[str],
+) -> None:
+    """A table without some columns, and without those that are empty."""
+    columns = [name for name in cells[0] if name not in without and any(row[name] for row in cells)]
+    console.table(
+        title,
+        columns,
+        [[row[name] for name in columns] for row in cells],
+        right=right,
+        optional=[name for name in optional if name in columns],
+    )
+
+
+def _sum(rows: Sequence[Row]) -> Spread:
+    return reduce(add, [row.spread for row in rows if row.spread is not None])
+
+
+def _strip(cells: Sequence[int], bars: str) -> str:
+    """A histogram in one line: the tallest cell is full, and any count at all is seen."""
+    tallest = max(cells)
+    steps = len(bars) - 1
+    return "".join(bars[-(-count * steps // tallest)] for count in cells)
