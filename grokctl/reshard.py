@@ -82,11 +82,15 @@ def _write_devices(
     try:
         writers.extend(DeviceWriter(layout, partial, plan.compression) for layout in plan.layouts)
         journal = Journal(partial / JOURNAL, len(writers))
+        is_begun = journal.path.exists() and journal.path.stat().st_size > 0
         observe(Started(stage=Stage.RESHARD, total=plan.bytes_out))
         done = resume(writers, journal, observe)
         count = len(plan.layouts[0].tensors)
         if done:
             observe(Noted(message=f"goes on after {done} of {count} tensors of an interrupted run"))
+        elif is_begun:
+            message = "begins again: the journal of an interrupted run does not fit its files"
+            observe(Noted(message=message))
         _cut_tensors(plan, writers, journal, observe)
         observe(Finished(stage=Stage.RESHARD))
         return [writer.record() for writer in writers], _errors(plan, journal)

@@ -12,6 +12,7 @@ from grokctl.checkpoint.receipt import (
     VerifiedRelease,
     read_receipt,
     trusted_metainfo,
+    unread_receipt,
 )
 from grokctl.checkpoint.release import (
     Release,
@@ -28,7 +29,7 @@ from grokctl.errors import (
     UnsafePickleError,
     UsageError,
 )
-from grokctl.events import Advanced, Finished, Observer, Stage, Started, ignore
+from grokctl.events import Advanced, Finished, Noted, Observer, Stage, Started, ignore
 from grokctl.integrity.content_check import ContentCheck
 from grokctl.integrity.damage import Findings, find_damage, known_bytes, wrong_size
 from grokctl.integrity.file_hashing import FileHashing
@@ -109,6 +110,8 @@ def verify(
             f"{root}: holds no {TORRENT}, so its content cannot be proven; its structure is sound",
             f"grokctl verify {quoted(root)} --quick",
         )
+    if not rehash and (reason := unread_receipt(root)) is not None:
+        observe(Noted(message=f"{reason}; hashes every file"))
     check = ContentCheck(root, metainfo, read_receipt(root), observe, rehash=rehash)
     check.run(_threads(jobs))
     return _conclude(check, observe)

@@ -13,8 +13,10 @@ from grokctl.checkpoint.release import Release
 from grokctl.checkpoint.torrent import Metainfo, read_metainfo
 from grokctl.errors import FetchError, Reason, corrupt
 from grokctl.paths import PRIVATE, TORRENT, quoted, write_atomically
+from grokctl.text import printable
 
 _RECEIPT = "receipt.json"
+_VERSION = 1
 _SOURCE = "source.json"
 _INFOHASH = re.compile("[0-9a-f]{40}|[0-9a-f]{64}")
 _TIME = re.compile("[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z")
@@ -69,7 +71,7 @@ class Receipt:
     def write(self, root: Path) -> None:
         """Keep it with the release."""
         values = {
-            "version": 1,
+            "version": _VERSION,
             "infohash": self.infohash,
             "verified_at": self.verified_at,
             "files": {
@@ -98,7 +100,7 @@ def read_receipt(root: Path) -> Receipt | None:
     """The receipt that lies with a release; None when there is none that can be read."""
     values = _read_json(root / PRIVATE / _RECEIPT)
     try:
-        if values["version"] != 1:
+        if values["version"] != _VERSION:
             return None
         return Receipt(
             infohash=_text(values["infohash"], _INFOHASH),
@@ -108,6 +110,17 @@ def read_receipt(root: Path) -> Receipt | None:
         )
     except (KeyError, TypeError, AttributeError):
         return None
+
+
+def unread_receipt(root: Path) -> str | None:
+    """Why a release's receipt cannot be read; None if it can, or if there is none."""
+    path = root / PRIVATE / _RECEIPT
+    if not path.is_file() or read_receipt(root) is not None:
+        return None
+    version = _read_json(path).get("version")
+    is_other = isinstance(version, int | str) and version != _VERSION
+    found = f"version {printable(str(version), limit=40)}" if is_other else "a damaged one"
+    return f"{PRIVATE}/{_RECEIPT}: expected a receipt of version {_VERSION}, found {found}"
 
 
 def _text(value: object, pattern: re.Pattern[str]) -> str:
