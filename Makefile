@@ -4,6 +4,10 @@ PYTHON313 ?= python3.13
 BIN := .venv/bin
 READY := .venv/.ready
 SECONDS ?= 600
+# A lock is complete: pip installs its pins and asks no index for other releases.
+LOCKED := -m pip install --quiet --no-deps --require-hashes --requirement
+COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --upgrade --generate-hashes \
+	--no-strip-extras --no-annotate --no-header
 
 .PHONY: demo test test-slow test-newest schedulers fuzz check fix bench rehearsal picture lock install clean
 
@@ -16,10 +20,7 @@ test: $(READY)  ## the test suite
 test-slow: $(READY)  ## the tests that take minutes and gigabytes
 	$(BIN)/python -m pytest -m slow
 
-test-newest:  ## the suite on the newest Python and JAX, where PYTHON313 is there
-	$(PYTHON313) -m venv .venv-newest
-	.venv-newest/bin/python -m pip install --quiet --require-hashes --requirement requirements.lock
-	.venv-newest/bin/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+test-newest: .venv-newest/.ready  ## the suite on the newest Python and JAX, where PYTHON313 is there
 	.venv-newest/bin/python -m pytest
 
 schedulers:  ## Open MPI and Slurm, for the tests that run under them: Debian's packages, so for root
@@ -28,9 +29,7 @@ schedulers:  ## Open MPI and Slurm, for the tests that run under them: Debian's 
 		apt-get install --yes --quiet --quiet --no-install-recommends \
 		openmpi-bin slurmctld slurmd slurm-client; }
 
-fuzz: $(READY)  ## strangers' bytes into every reader, guided by coverage; SECONDS for all together
-	$(BIN)/python -m pip install --quiet uv
-	$(BIN)/uv pip install --quiet --python $(BIN)/python --group fuzz
+fuzz: .venv/.fuzz  ## strangers' bytes into every reader, guided by coverage; SECONDS for all together
 	nice -n 19 $(BIN)/python tests/fuzz/fuzz.py --seconds $(SECONDS)
 
 check: $(READY)  ## formatting, lint, types, architecture
@@ -43,7 +42,7 @@ fix: $(READY)  ## format, and fix what can be fixed
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: $(READY)  ## every benchmark: a table and a ratio to a peer or a limit each
+bench: .venv/.bench  ## every benchmark: a table and a ratio to a peer or a limit each
 	@for script in benchmarks/[!_]*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
 
 rehearsal: $(READY)  ## every command on 318 GB of holes: times and memory in docs/rehearsal.md
@@ -52,17 +51,30 @@ rehearsal: $(READY)  ## every command on 318 GB of holes: times and memory in do
 picture: $(READY)  ## docs/*.svg from a real terminal; needs tmux
 	$(BIN)/python docs/picture.py
 
-lock: $(READY)  ## pins with hashes for every platform, and no addresses
-	$(BIN)/python -m pip install --quiet uv
-	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-annotate \
-		--no-header --upgrade --group dev pyproject.toml --output-file requirements.lock
+lock: .venv/.uv  ## pins with hashes for every platform, and no addresses
+	$(COMPILE) --group dev pyproject.toml --output-file requirements.lock
+	for group in bench fuzz uv; do $(COMPILE) --group $$group --constraint requirements.lock \
+		--output-file requirements-$$group.lock || exit 1; done
+	for python in 3.11 3.12 3.13; do \
+		for platform in x86_64-manylinux_2_28 aarch64-manylinux_2_28 aarch64-apple-darwin; do \
+		MACOSX_DEPLOYMENT_TARGET=14.0 $(BIN)/uv pip install --quiet --no-deps --require-hashes --only-binary :all: \
+		--dry-run --target .venv/wheels --python-version $$python --python-platform $$platform \
+		--requirement requirements.lock || exit 1; done; done
 
 install: $(READY)  ## only the environment: .venv/bin/grokctl
 
-$(READY): requirements.lock pyproject.toml
-	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --require-hashes --requirement requirements.lock
-	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+.venv-newest/.ready: override PYTHON = $(PYTHON313)
+.venv/.ready .venv-newest/.ready: requirements.lock pyproject.toml
+	$(PYTHON) -m venv $(if $(filter %.lock,$?),--clear) $(@D)
+	$(@D)/bin/python $(LOCKED) $<
+	$(@D)/bin/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	$(@D)/bin/python -m pip check
+	@touch $@
+
+# a dependency group that only one target needs, on top of the rest
+.venv/.%: requirements-%.lock $(READY)
+	$(BIN)/python $(LOCKED) $<
+	$(BIN)/python -m pip check
 	@touch $@
 
 clean:  ## forget the environment and the tools' caches
