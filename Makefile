@@ -30,7 +30,7 @@ schedulers:  ## Open MPI and Slurm, for the tests that run under them: Debian's 
 		openmpi-bin slurmctld slurmd slurm-client; }
 
 fuzz: .venv/.fuzz  ## strangers' bytes into every reader, guided by coverage; SECONDS for all together
-	nice -n 19 $(BIN)/python tests/fuzz/fuzz.py --seconds $(SECONDS)
+	PYTHONPATH=tests/support nice -n 19 $(BIN)/python tests/fuzz/fuzz.py --seconds $(SECONDS)
 
 check: $(READY)  ## formatting, lint, types, architecture
 	$(BIN)/ruff format --check .
