@@ -1,6 +1,5 @@
 """List the tensors of a checkpoint: names, shapes, sizes, how they are stored, and their values."""
 
-import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -21,6 +20,7 @@ from grokctl.events import Advanced, Finished, Observer, Stage, Started, ignore
 from grokctl.model.config import GrokConfig
 from grokctl.model.precision import Precision
 from grokctl.paths import kind_of
+from grokctl.system import usable_cores
 
 _AHEAD = 4
 """Parts queued for each worker."""
@@ -133,7 +133,7 @@ def inspect(
         raise UsageError(f"no tensor matches {pattern!r}", "--tensor 'layers.0.*'")
     rows = [entry.row for entry in chosen]
     if stats:
-        workers = min(jobs or os.cpu_count() or 1, _MOST_JOBS)
+        workers = min(jobs or usable_cores(), _MOST_JOBS)
         spreads = _spreads(root, [entry.values for entry in chosen], workers, observe)
         rows = [replace(row, spread=spread) for row, spread in zip(rows, spreads, strict=True)]
     return Inspection(

@@ -1,6 +1,5 @@
 """Decide whether the files on disk are the files the torrent promised, and return the proof."""
 
-import os
 from collections.abc import Iterable
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
@@ -37,6 +36,7 @@ from grokctl.integrity.pieces import why
 from grokctl.model.config import GrokConfig
 from grokctl.model.tensors import tensor_specs
 from grokctl.paths import CKPT, CONFIG, TORRENT, quoted
+from grokctl.system import usable_cores
 
 _MOST_JOBS: Final = 64
 _GLANCE_S: Final = 0.1
@@ -130,7 +130,7 @@ def raise_for(verdict: Verdict, root: Path) -> None:
 
 
 def _threads(jobs: int | None) -> int:
-    return min(jobs or os.cpu_count() or 1, _MOST_JOBS)
+    return min(jobs or usable_cores(), _MOST_JOBS)
 
 
 def _conclude(check: ContentCheck, observe: Observer) -> Verdict:

@@ -21,6 +21,7 @@ import zstandard
 from numpy.typing import NDArray
 
 from grokctl.errors import UsageError
+from grokctl.system import usable_cores
 
 SUFFIX: Final = ".zst"
 FRAME: Final = 2**20
@@ -103,7 +104,7 @@ class Unpacker:
     """Decompresses parts of files, a frame a thread."""
 
     def __init__(self) -> None:
-        self._pool = ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="zstd")
+        self._pool = ThreadPoolExecutor(usable_cores(), thread_name_prefix="zstd")
         self._kept: OrderedDict[tuple[int, int], bytes] = OrderedDict()
         """Frames of which only a part was wanted: the next reader often wants the rest."""
         self._lock = Lock()

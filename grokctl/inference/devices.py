@@ -9,7 +9,6 @@ from typing import Final
 
 import jax
 import numpy as np
-import psutil
 
 from grokctl.errors import HardwareError
 from grokctl.events import Noted, Observer, ignore
@@ -17,6 +16,7 @@ from grokctl.machine.facts import Accelerator
 from grokctl.machine.host import bandwidth, cpu
 from grokctl.model.placement import MESH_SIZES
 from grokctl.model.sizing import MEMORY_SHARE, SHARE_VARIABLES
+from grokctl.system import usable_cores
 
 _PROBE_BYTES: Final = 2**28
 _PROBE_ROUNDS: Final = 3
@@ -54,7 +54,7 @@ def find_devices(count: int, *, processes: int = 1, observe: Observer = ignore) 
         there = f"{len(found)} {found[0].device_kind}"
         observe(Noted(message=f"{there} for a mesh of {count}: runs on virtual CPU devices"))
     elif count > 1:
-        cores = psutil.cpu_count(logical=True)
+        cores = usable_cores()
         observe(Noted(message=f"runs on {count} virtual CPU devices over {cores} cores"))
     cpus = jax.devices("cpu")
     if len(cpus) < count:

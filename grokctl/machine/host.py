@@ -1,10 +1,8 @@
 """The processor: what it is, how much of it is ours, and how fast it reads its memory."""
 
-import os
 import platform
 import re
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -13,7 +11,7 @@ from typing import Final
 import numpy as np
 
 from grokctl.machine.facts import Cpu
-from grokctl.machine.memory import groups
+from grokctl.system import usable_cores
 from grokctl.text import printable
 
 _PROBE_BYTES: Final = 2**28
@@ -50,15 +48,6 @@ def cpu(root: Path = Path("/"), *, available: int | None = None) -> Cpu:
         flags=tuple(sorted(filter(_FLAGS.fullmatch, set(flags)))),
         bandwidth=None if available is None else _bandwidth_within(available // _MEMORY_PARTS),
     )
-
-
-def usable_cores(root: Path = Path("/")) -> int:
-    """Cores that this process may use, after affinity and the cgroup's quota; at least 1."""
-    try:
-        cores = len(os.sched_getaffinity(0))
-    except (AttributeError, OSError):  # macOS has no such thing
-        cores = os.cpu_count() or 1
-    return max(1, min([cores, *(int(quota) for quota in _quotas(root))]))
 
 
 def bandwidth(*, nbytes: int = _PROBE_BYTES, rounds: int = _ROUNDS) -> float:
@@ -98,21 +87,3 @@ def _cpuinfo(root: Path) -> dict[str, str]:
             name, _, value = line.partition(":")
             fields.setdefault(name.strip(), value.strip())
     return fields
-
-
-def _quotas(root: Path) -> Iterator[float]:
-    """Cores that each of our groups is allowed, where that is not all of them."""
-    mount = root / "sys/fs/cgroup"
-    for folder in groups(root, "", mount):
-        yield from _quotient(folder, "cpu.max")
-    for folder in groups(root, "cpu", mount / "cpu"):
-        yield from _quotient(folder, "cpu.cfs_quota_us", "cpu.cfs_period_us")
-
-
-def _quotient(folder: Path, *names: str) -> Iterator[float]:
-    with suppress(OSError, ValueError):  # `max` is no number
-        quota, period = (
-            int(word) for name in names for word in (folder / name).read_text().split()
-        )
-        if quota > 0 and period > 0:  # -1 is no limit
-            yield quota / period

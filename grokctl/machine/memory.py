@@ -9,6 +9,7 @@ from pathlib import Path
 import psutil
 
 from grokctl.machine.facts import Memory
+from grokctl.system import cgroup_folders
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,28 +68,11 @@ def _limits(root: Path) -> Iterator[tuple[int, int]]:
     """Limit of every group that we are in, and what it uses; nothing of those without limits."""
     for version in _VERSIONS:
         mount = root / version.mount
-        for folder in groups(root, version.controllers, mount):
+        for folder in cgroup_folders(root, version.controllers, mount):
             limit = _number(folder / version.limit)
             used = _number(folder / version.current)
             if limit is not None and used is not None:
                 yield limit, max(0, used - _cached(folder / "memory.stat", version.caches))
-
-
-def groups(root: Path, controllers: str, mount: Path) -> Iterator[Path]:
-    """Folder of our group, and of those that it is in.
-
-    A container may see its own group as the topmost, though it is told the name outside.
-    """
-    text = ""
-    with suppress(OSError):
-        text = (root / "proc/self/cgroup").read_text(errors="replace")
-    for line in text.splitlines():
-        _, _, rest = line.partition(":")
-        names, _, path = rest.partition(":")
-        parts = [part for part in path.split("/") if part not in {"", ".", ".."}]
-        if controllers in names.split(","):
-            yield from (mount.joinpath(*parts[:depth]) for depth in range(len(parts), 0, -1))
-    yield mount
 
 
 def _number(path: Path) -> int | None:

@@ -1,6 +1,5 @@
 """Plan a reshard: its files and its memory; `--dry-run` prints the plan, the execution obeys it."""
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,6 +18,7 @@ from grokctl.machine.memory import memory
 from grokctl.model.placement import MeshShape, check_mesh
 from grokctl.model.precision import Precision, check_conversion
 from grokctl.resharding.slices import cuts_of
+from grokctl.system import usable_cores
 
 _LARGEST_ARRAY: Final = 2**24
 
@@ -179,7 +179,7 @@ def _threads_and_arrays(
     smallest = FRAME if compression else _SMALLEST_ARRAY
     least = copies * _largest(layouts, smallest)
     room = (budget - _FEWEST_WAITING * least) // (_SCRATCH + least)
-    threads = max(1, min(jobs or os.cpu_count() or 1, room))
+    threads = max(1, min(jobs or usable_cores(), room))
     rest = budget - threads * _SCRATCH
     waiting = max(_FEWEST_WAITING, min(_MOST_WAITING, rest // (2 * least) - threads))
     share = rest // (copies * (threads + waiting))

@@ -29,6 +29,7 @@ from grokctl.checkpoint.tensor_source import (
 )
 from grokctl.events import Advanced, Observer, Stage
 from grokctl.resharding.convert import Squares
+from grokctl.system import usable_cores
 
 _BUFFER: Final = 4 * 2**20
 _GLANCE_S: Final = 0.2
@@ -276,7 +277,7 @@ def resume(writers: Sequence[DeviceWriter], journal: Journal, observe: Observer)
         for place, writer in enumerate(writers)
     ]
     is_cancelled = Event()
-    with ThreadPoolExecutor(min(len(writers), os.cpu_count() or 1)) as pool:
+    with ThreadPoolExecutor(min(len(writers), usable_cores())) as pool:
         try:
             jobs = [
                 pool.submit(writer.hash_again, own, is_cancelled)

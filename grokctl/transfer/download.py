@@ -16,6 +16,7 @@ from grokctl.errors import GrokctlError, StalledError
 from grokctl.events import Advanced, Finished, Noted, Observer, Stage, Started
 from grokctl.integrity.pieces import check_pieces
 from grokctl.paths import quoted, refused
+from grokctl.system import usable_cores
 from grokctl.text import format_bytes, format_clock, format_number, format_rate, printable
 from grokctl.transfer.destination import Job, forget_resume, keep_resume, take_resume
 from grokctl.transfer.mirror_health import MirrorState
@@ -88,7 +89,7 @@ def _proven(root: Path, job: Job, pieces: list[int], observe: Observer) -> froze
         return frozenset()
     good, done = set(), 0
     observe(Started(stage=Stage.VERIFY, total=sum(map(job.metainfo.piece_size, pieces))))
-    jobs = min(os.cpu_count() or 1, _MOST_JOBS)
+    jobs = min(usable_cores(), _MOST_JOBS)
     for checked in check_pieces(root, job.metainfo, job.places, pieces, jobs=jobs):
         done += checked.nbytes
         if checked.is_good:

@@ -1,6 +1,5 @@
 """The settings of a libtorrent session."""
 
-import os
 import resource
 from typing import Final
 from urllib.parse import unquote, urlsplit
@@ -8,6 +7,7 @@ from urllib.parse import unquote, urlsplit
 import libtorrent as lt
 
 from grokctl import __version__
+from grokctl.system import usable_cores
 from grokctl.transfer.swarm_types import Network
 
 ALERTS = lt.alert_category
@@ -47,7 +47,7 @@ def settings_pack(network: Network) -> "lt.settings_pack":
         "min_reconnect_time": 10,
         "max_out_request_queue": 1500,
         "file_pool_size": min(1000, open_files // 4),
-        "hashing_threads": min(os.cpu_count() or 1, 8),
+        "hashing_threads": min(usable_cores(), 8),
         "allow_multiple_connections_per_ip": network.shares_addresses,
         "max_metadata_size": 8 * 2**20,
         "no_connect_privileged_ports": True,

@@ -17,7 +17,7 @@ from grokctl.machine.accelerators import _last_words, _parsed
 from grokctl.machine.disks import _REMOTE, _rate, file_system
 from grokctl.machine.environment import software, surroundings, without_password
 from grokctl.machine.facts import Found
-from grokctl.machine.host import bandwidth, cpu, usable_cores
+from grokctl.machine.host import bandwidth, cpu
 from grokctl.machine.network import find_certificates, network
 from grokctl.machine.waiting import Waiting
 
@@ -209,46 +209,6 @@ def test_a_processor_says_what_it_is(tmp_path, text, model, flags):
     assert found.model == model if model else found.model
     assert found.has_fast_bfloat16 == ("amx_bf16" in flags)
     assert found.bandwidth is None
-
-
-@pytest.mark.parametrize(
-    ("files", "most"),
-    [
-        pytest.param({"sys/fs/cgroup/cpu.max": "100000 100000"}, 1, id="topmost group"),
-        pytest.param({"sys/fs/cgroup/a/cpu.max": "50000 100000"}, 1, id="half a core"),
-        pytest.param(
-            {"sys/fs/cgroup/a/b/cpu.max": "max 100000", "sys/fs/cgroup/a/cpu.max": "150000 100000"},
-            1,
-            id="a group around ours",
-        ),
-        pytest.param({"sys/fs/cgroup/a/b/cpu.max": "max 100000"}, None, id="no limit"),
-        pytest.param({"sys/fs/cgroup/a/b/cpu.max": "1 0\n"}, None, id="no period"),
-        pytest.param({"sys/fs/cgroup/a/b/cpu.max": "one two three"}, None, id="garbage"),
-        pytest.param(
-            {
-                "sys/fs/cgroup/cpu/c/cpu.cfs_quota_us": "100000",
-                "sys/fs/cgroup/cpu/c/cpu.cfs_period_us": "100000",
-            },
-            1,
-            id="version 1",
-        ),
-        pytest.param(
-            {
-                "sys/fs/cgroup/cpu/c/cpu.cfs_quota_us": "-1",
-                "sys/fs/cgroup/cpu/c/cpu.cfs_period_us": "100000",
-            },
-            None,
-            id="version 1, no limit",
-        ),
-        pytest.param({}, None, id="no cgroups"),
-    ],
-)
-def test_cores_are_those_that_the_cgroup_allows(tmp_path, files, most):
-    for name, text in {"proc/self/cgroup": "4:cpu,cpuacct:/c\n0::/a/b\n", **files}.items():
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text(text)
-
-    assert usable_cores(tmp_path) == (most or len(os.sched_getaffinity(0)))
 
 
 def test_memory_is_read_at_some_speed_and_not_where_there_is_too_little():

@@ -1,0 +1,60 @@
+"""What the operating system allows this process: its cgroups, and the cores it may use."""
+
+import os
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+
+def usable_cores(root: Path = Path("/")) -> int:
+    """Cores that this process may use, after affinity and cgroup quotas; at least 1.
+
+    Args:
+        root: Where `proc` and `sys` are.
+    """
+    try:
+        cores = len(os.sched_getaffinity(0))
+    except (AttributeError, OSError):  # macOS has no affinity
+        cores = os.cpu_count() or 1
+    return max(1, min([cores, *map(int, _quotas(root))]))
+
+
+def cgroup_folders(root: Path, controllers: str, mount: Path) -> Iterator[Path]:
+    """Folders of this process's cgroup and of its ancestors, the innermost first.
+
+    A container may see its own cgroup as the root, although `/proc` has the path outside.
+
+    Args:
+        root: Where `proc` is.
+        controllers: As in `/proc/self/cgroup`; empty in cgroups v2.
+        mount: Where these cgroups are mounted.
+    """
+    text = ""
+    with suppress(OSError):
+        text = (root / "proc/self/cgroup").read_text(errors="replace")
+    for line in text.splitlines():
+        _, _, rest = line.partition(":")
+        names, _, path = rest.partition(":")
+        parts = [part for part in path.split("/") if part not in {"", ".", ".."}]
+        if controllers in names.split(","):
+            yield from (mount.joinpath(*parts[:depth]) for depth in range(len(parts), 0, -1))
+    yield mount
+
+
+def _quotas(root: Path) -> Iterator[float]:
+    """Cores that each cgroup with a quota allows."""
+    mount = root / "sys/fs/cgroup"
+    for folder in cgroup_folders(root, "", mount):
+        yield from _quotient(folder, "cpu.max")
+    for folder in cgroup_folders(root, "cpu", mount / "cpu"):
+        yield from _quotient(folder, "cpu.cfs_quota_us", "cpu.cfs_period_us")
+
+
+def _quotient(folder: Path, *names: str) -> Iterator[float]:
+    """Quota divided by period; nothing without a quota."""
+    with suppress(OSError, ValueError):  # `max` is not a number
+        quota, period = (
+            int(word) for name in names for word in (folder / name).read_text().split()
+        )
+        if quota > 0 and period > 0:  # -1 means no limit
+            yield quota / period
