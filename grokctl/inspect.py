@@ -19,6 +19,7 @@ from grokctl.errors import Reason, UsageError, corrupt
 from grokctl.events import Advanced, Finished, Observer, Stage, Started, ignore
 from grokctl.model.config import GrokConfig
 from grokctl.model.precision import Precision
+from grokctl.os_errors import reason_of
 from grokctl.paths import kind_of
 from grokctl.system import usable_cores
 
@@ -262,7 +263,7 @@ def _looked_at(
             return part.spread()
         except OSError as error:
             name = part.of.path.relative_to(root).as_posix()
-            raise corrupt(name, Reason.UNREADABLE, error.strerror or str(error)) from error
+            raise corrupt(name, Reason.UNREADABLE, reason_of(error)) from error
 
     waiting: deque[tuple[int, Part, Future[Spread]]] = deque()
     with ThreadPoolExecutor(jobs) as pool:

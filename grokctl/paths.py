@@ -1,6 +1,5 @@
 """Where things live: home, names for checkpoints, writes that are whole or absent, and locks."""
 
-import errno
 import fcntl
 import os
 import shlex
@@ -13,7 +12,7 @@ from typing import Final
 
 import platformdirs
 
-from grokctl.errors import DiskFullError, FetchError, GrokctlError, UsageError
+from grokctl.errors import GrokctlError, UsageError
 
 CKPT = "ckpt-0"
 TOKENIZER = "tokenizer.model"
@@ -203,10 +202,3 @@ BEGUN: Final = "resume.begun"
 
 LOCK: Final = "lock"
 """Held while somebody fetches; it stays, because to remove it would be a race."""
-
-
-def refused(path: Path, error: OSError) -> GrokctlError:
-    """What the operating system refused, as the error that users meet."""
-    if error.errno in {errno.ENOSPC, errno.EDQUOT}:
-        return DiskFullError(f"{path}: {error.strerror}", f"df -h {quoted(path)}")
-    return FetchError(f"{error.filename or path}: {error.strerror}", f"ls -ld {quoted(path)}")

@@ -54,7 +54,7 @@ def reshard(
     """
     stamps = stamps_of(plan.source)
     partial = plan.out.parent / f".{plan.out.name}.{digest(plan, stamps)[:12]}.partial"
-    with writing(plan):
+    with writing(plan.out):
         check_destination(plan, force=force)
         partial.mkdir(parents=True, exist_ok=True)
         for other in left_over(partial, plan.out):

@@ -32,9 +32,9 @@ from grokctl.events import Advanced, Finished, Noted, Observer, Stage, Started, 
 from grokctl.integrity.content_check import ContentCheck
 from grokctl.integrity.damage import Findings, find_damage, known_bytes, wrong_size
 from grokctl.integrity.file_hashing import FileHashing
-from grokctl.integrity.pieces import why
 from grokctl.model.config import GrokConfig
 from grokctl.model.tensors import tensor_specs
+from grokctl.os_errors import reason_of
 from grokctl.paths import CKPT, CONFIG, TORRENT, quoted
 from grokctl.system import usable_cores
 
@@ -284,7 +284,7 @@ def verify_ready(
                         detail = f"its sha256 is not {record.sha256[:16]}…, the manifest's"
                         item = Damage(record.name, Reason.ALTERED, detail, whole)
                     except OSError as error:
-                        item = Damage(record.name, Reason.UNREADABLE, why(error), whole)
+                        item = Damage(record.name, Reason.UNREADABLE, reason_of(error), whole)
                     damage[record.name] = item
         finally:
             hashing.is_cancelled.set()

@@ -33,6 +33,7 @@ from grokctl.errors import (
 from grokctl.events import Advanced, Finished, Observer, Stage, Started, Unit, ignore
 from grokctl.model.config import GROK_1, GrokConfig
 from grokctl.model.tensors import Axis, TensorSpec, tensor_specs
+from grokctl.os_errors import reason_of
 from grokctl.paths import CKPT, CONFIG, MANIFEST, PRIVATE, TOKENIZER, TORRENT, quoted
 from grokctl.text import printable
 
@@ -301,7 +302,7 @@ def _locate(root: Path, spec: TensorSpec) -> StoredTensor:
     except FileNotFoundError:
         raise _damaged(name, Reason.MISSING, f"expected {expected} bytes") from None
     except OSError as error:
-        raise _damaged(name, Reason.UNREADABLE, error.strerror or str(error)) from error
+        raise _damaged(name, Reason.UNREADABLE, reason_of(error)) from error
     except CorruptCheckpointError as error:
         (damage,) = error.damage
         if damage.reason not in {Reason.SHORT, Reason.LONG}:
@@ -350,7 +351,7 @@ def _check_values(name: str, spec: TensorSpec, path: Path, found: pickles.Pickle
     try:
         bad = find_bad(path, scales or found.weight, positive=scales is not None)
     except OSError as error:
-        raise _damaged(name, Reason.UNREADABLE, error.strerror or str(error)) from error
+        raise _damaged(name, Reason.UNREADABLE, reason_of(error)) from error
     if bad is None:
         return
     index = ", ".join(map(str, bad.index))

@@ -1,6 +1,5 @@
 """How a command begins and ends: the console, the processes of a run, and the exit status."""
 
-import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,7 +9,8 @@ from typing import TYPE_CHECKING, Final
 import typer
 
 from grokctl import interrupts
-from grokctl.errors import DiskFullError, ExitCode, GrokctlError, UsageError
+from grokctl.errors import ExitCode, GrokctlError
+from grokctl.os_errors import refusal
 from grokctl.paths import Home, default_home
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def command(
     except BrokenPipeError:
         raise
     except OSError as error:
-        failure = _refused(error)
+        failure = refusal(error)  # no stage translated it
         console.failure(failure)
         raise failure from error
     except (KeyboardInterrupt, SystemError) as error:
@@ -97,15 +97,6 @@ def followed(console: "Console", home: Home, wanted: "Wanted", cluster: "Cluster
 
     follow(console, home, wanted, cluster)
     return True
-
-
-def _refused(error: OSError) -> GrokctlError:
-    """What the operating system refused, where no stage knew better."""
-    what = error.filename if error.filename is not None else "stdout"
-    message = f"{what}: {error.strerror or error}"
-    if error.errno in {errno.ENOSPC, errno.EDQUOT}:
-        return DiskFullError(message)
-    return UsageError(message)
 
 
 def home_of(path: Path | None) -> Home:

@@ -17,6 +17,7 @@ from grokctl.model.config import GROK_1, GrokConfig
 from grokctl.model.placement import MeshShape
 from grokctl.model.precision import Precision
 from grokctl.model.tensors import tensor_specs
+from grokctl.os_errors import reason_of
 from grokctl.paths import BEGUN, CKPT, PRIVATE, TOKENIZER, Home, default_home, kind_of
 
 _T = TypeVar("_T")
@@ -169,7 +170,7 @@ def _each(folder: Path, kind: str, look: Callable[[Path], _T], errors: list[str]
     try:
         entries = sorted(folder.iterdir()) if folder.is_dir() else []
     except OSError as error:
-        errors.append(f"{folder}: {error.strerror}")
+        errors.append(f"{folder}: {reason_of(error)}")
         return []
     return [look(path) for path in entries if kind_of(path) == kind]
 
@@ -225,7 +226,7 @@ def _ready(root: Path) -> KeptReady:
 
 
 def _reason(error: GrokctlError | OSError) -> str:
-    return (error.strerror or str(error)) if isinstance(error, OSError) else str(error)
+    return reason_of(error) if isinstance(error, OSError) else str(error)
 
 
 def _is_default(home: Home) -> bool:

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Final
 
 from grokctl.checkpoint.torrent import Metainfo
-from grokctl.errors import DiskFullError, FetchError, GrokctlError
+from grokctl.errors import DiskFullError, FetchError
 from grokctl.events import Noted, Observer, ignore
 from grokctl.integrity.damage import merged
+from grokctl.os_errors import refusal
 from grokctl.paths import PRIVATE, quoted
 
 _DAMAGED: Final = "damaged"
@@ -82,7 +83,7 @@ def set_aside(
             observe(Noted(message=f"keeping {kept:,} damaged bytes until they are mended"))
         return _keep(root, originals)
     except OSError as error:
-        raise _refused(root, error) from error
+        raise refusal(error, root, kind=FetchError, hint=f"ls -la {quoted(root)}") from error
 
 
 def forget(root: Path) -> None:
@@ -260,11 +261,3 @@ def _open(stack: ExitStack, folder: int, name: str) -> int:
     handle = os.open(name, flags, dir_fd=folder)
     stack.callback(os.close, handle)
     return handle
-
-
-def _refused(root: Path, error: OSError) -> GrokctlError:
-    if error.errno in {errno.ENOSPC, errno.EDQUOT}:
-        return DiskFullError(f"{root}: {error.strerror}", f"df -h {quoted(root)}")
-    return FetchError(
-        f"{root}: {error.filename or _DAMAGED}: {error.strerror}", f"ls -la {quoted(root)}"
-    )

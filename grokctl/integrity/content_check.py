@@ -21,6 +21,7 @@ from grokctl.errors import (
 )
 from grokctl.events import Advanced, Finished, Noted, Observer, Stage, Started
 from grokctl.integrity.pieces import Checked, check_pieces
+from grokctl.os_errors import reason_of
 
 _KEEP_EVERY_S: Final = 5.0
 """Seconds of work that a killed verification loses at most."""
@@ -100,7 +101,7 @@ class ContentCheck:
                 receipt.write(self.root)
             except OSError as error:
                 self._is_refused = True
-                self.observe(Noted(message=f"the receipt could not be kept ({error.strerror})"))
+                self.observe(Noted(message=f"the receipt could not be kept ({reason_of(error)})"))
         self._keep_at = time.monotonic() + _KEEP_EVERY_S
         return receipt
 

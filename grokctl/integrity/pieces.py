@@ -17,6 +17,7 @@ from typing import Final, Self
 
 from grokctl.checkpoint.hashtree import Hasher
 from grokctl.checkpoint.torrent import Metainfo, TorrentFile
+from grokctl.os_errors import reason_of
 
 _BUFFER: Final = 2**20
 """Bytes that a thread reads at a time; measured: 64 KiB to 4 MiB hash at the same rate."""
@@ -176,7 +177,7 @@ class _Reader:
             try:
                 is_whole &= self._feed(hasher, name, offset, length)
             except OSError as error:
-                refused.append((name, why(error)))
+                refused.append((name, reason_of(error)))
                 is_whole = False
         return Checked(piece, is_whole and hasher.digest() == promised, size, tuple(refused))
 
@@ -319,8 +320,3 @@ def _feed_zeros(hasher: Hasher, length: int) -> None:
     zeros = memoryview(bytes(min(length, _ASKED)))
     for start in range(0, length, _ASKED):
         hasher.update(zeros[: length - start])
-
-
-def why(error: OSError) -> str:
-    """What the operating system says, in a few words."""
-    return error.strerror or str(error)

@@ -22,6 +22,7 @@ import pynvml
 from grokctl.machine.facts import Accelerator, Found, JaxReport, Nvml
 from grokctl.machine.waiting import Waiting
 from grokctl.model.sizing import told_share
+from grokctl.os_errors import reason_of
 from grokctl.text import printable
 
 _CHILD: Final = Path(__file__).with_name("jax_report.py")
@@ -163,7 +164,7 @@ class AskingJax:
                 start_new_session=True,
             )
         except OSError as error:
-            self._refusal = f"Python does not start: {error.strerror}"
+            self._refusal = f"Python does not start: {reason_of(error)}"
 
     def __enter__(self) -> Self:
         return self

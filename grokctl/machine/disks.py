@@ -17,6 +17,7 @@ from typing import Final
 
 from grokctl.machine.facts import Disk
 from grokctl.machine.waiting import Waiting
+from grokctl.os_errors import reason_of
 
 _MOUNTS: Final = Path("/proc/self/mountinfo")
 _TRY_S: Final = 0.7
@@ -104,7 +105,7 @@ def disk(purpose: str, path: Path, *, tries: bool) -> Disk:
         kind, device = file_system(there), there.stat().st_dev
         is_read_only = bool(os.statvfs(there).f_flag & os.ST_RDONLY)
     except OSError as error:
-        return replace(found, error=_reason(error))
+        return replace(found, error=reason_of(error))
     found = replace(
         found,
         total=usage.total,
@@ -226,7 +227,7 @@ def _rate(move: Callable[[int], int], nbytes: int, *, seconds: float) -> tuple[f
         try:
             count = move(min(size, nbytes - moved))
         except OSError as error:
-            why = _reason(error)
+            why = reason_of(error)
             break
         now = time.perf_counter()
         moved += count
@@ -248,7 +249,7 @@ def _tried(found: Disk, there: Path, free: int) -> Disk:
             writes, why = write_rate(file, nbytes, seconds=_TRY_S)
             reads = None if writes is None else _read_rate(file, nbytes, seconds=_TRY_S)
     except OSError as error:
-        return replace(found, is_writable=False, error=_reason(error))
+        return replace(found, is_writable=False, error=reason_of(error))
     is_writable = writes is not None
     return replace(found, is_writable=is_writable, write_rate=writes, read_rate=reads, error=why)
 
@@ -258,7 +259,3 @@ def _device(path: Path) -> int | None:
         return existing(path).stat().st_dev
     except OSError:
         return None
-
-
-def _reason(error: OSError) -> str:
-    return error.strerror or str(error)

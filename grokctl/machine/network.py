@@ -14,6 +14,7 @@ import certifi
 from grokctl.machine.environment import without_password
 from grokctl.machine.facts import Network
 from grokctl.machine.waiting import Waiting
+from grokctl.os_errors import reason_of
 from grokctl.text import printable
 
 _PORT: Final = 6881
@@ -78,7 +79,7 @@ def _port() -> tuple[int | None, str]:
                 packets.bind(("0.0.0.0", number))  # noqa: S104 (likewise)
                 return number, why
         except OSError as error:
-            why = f"port {port or 'of any number'}: {error.strerror or error}"
+            why = f"port {port or 'of any number'}: {reason_of(error)}"
     return None, why
 
 

@@ -1,6 +1,5 @@
 """The destination of a reshard: what may be there, the partial folder, the final rename."""
 
-import errno
 import glob
 import hashlib
 import os
@@ -18,6 +17,7 @@ from grokctl.checkpoint.ready import SUMS, ReadyCheckpoint
 from grokctl.checkpoint.receipt import Receipt, Stamp
 from grokctl.checkpoint.release import Release
 from grokctl.errors import DiskFullError, Reason, UsageError, corrupt
+from grokctl.os_errors import refusal
 from grokctl.paths import MANIFEST, TOKENIZER, fsync_folder, kind_of, quoted
 from grokctl.resharding.plan import ReshardPlan
 
@@ -77,20 +77,12 @@ def check_space(plan: ReshardPlan, nbytes: int, free: int) -> None:
 
 
 @contextmanager
-def writing(plan: ReshardPlan) -> Iterator[None]:
-    """Translate what the file system refuses."""
+def writing(out: Path) -> Iterator[None]:
+    """Translate what the file system refuses while `out` is made."""
     try:
         yield
     except OSError as error:
-        if error.errno in {errno.ENOSPC, errno.EDQUOT}:
-            raise DiskFullError(
-                f"{plan.out.parent}: the disk is full; what was written is kept",
-                "free some space and run the same command again: it goes on where it stopped",
-            ) from error
-        raise UsageError(
-            f"{plan.out}: cannot be written ({error.strerror or error})",
-            "--out DIR writes elsewhere",
-        ) from error
+        raise refusal(error, out.parent, hint="--out DIR writes elsewhere") from error
 
 
 def stamps_of(source: Release | ReadyCheckpoint) -> dict[Path, Stamp | None]:

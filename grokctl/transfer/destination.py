@@ -20,6 +20,7 @@ from grokctl.checkpoint.torrent import (
 )
 from grokctl.errors import FetchError, UsageError
 from grokctl.model.tensors import layer_files
+from grokctl.os_errors import refusal
 from grokctl.paths import (
     BEGUN,
     CKPT,
@@ -31,7 +32,6 @@ from grokctl.paths import (
     TORRENT,
     locked,
     quoted,
-    refused,
     write_atomically,
 )
 from grokctl.text import printable
@@ -143,7 +143,7 @@ def refuse_foreign(root: Path, origin: Origin, *, force: bool) -> None:
     except FileNotFoundError:
         return
     except OSError as error:
-        raise refused(root, error) from error
+        raise refusal(error, root, kind=FetchError) from error
     claimed = read_source(root)
     if is_empty or claimed == origin.infohash or cached_torrent(root, origin.infohash) is not None:
         return
@@ -223,7 +223,7 @@ def alone(root: Path) -> Iterator[None]:
         try:
             stack.enter_context(locked(path, busy=busy))
         except OSError as error:
-            raise refused(path, error) from error
+            raise refusal(error, path, kind=FetchError) from error
         yield
 
 

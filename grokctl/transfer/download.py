@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
 
-from grokctl.errors import GrokctlError, StalledError
+from grokctl.errors import FetchError, GrokctlError, StalledError
 from grokctl.events import Advanced, Finished, Noted, Observer, Stage, Started
 from grokctl.integrity.pieces import check_pieces
-from grokctl.paths import quoted, refused
+from grokctl.os_errors import refusal
+from grokctl.paths import quoted
 from grokctl.system import usable_cores
 from grokctl.text import format_bytes, format_clock, format_number, format_rate, printable
 from grokctl.transfer.destination import Job, forget_resume, keep_resume, take_resume
@@ -225,7 +226,7 @@ class Download:
         try:
             keep_resume(self.root, resume)
         except OSError as error:
-            raise refused(self.root, error) from error
+            raise refusal(error, self.root, kind=FetchError) from error
 
     def _arrived(self, now: Snapshot) -> int:
         """Payload bytes received so far, from whomever."""
@@ -283,7 +284,7 @@ def _sync(path: Path) -> None:
         finally:
             os.close(handle)
     except OSError as error:
-        raise refused(path, error) from error
+        raise refusal(error, path, kind=FetchError) from error
 
 
 class _Writeback:

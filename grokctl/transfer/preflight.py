@@ -18,7 +18,8 @@ from grokctl.checks import Check, Status
 from grokctl.errors import DiskFullError, FetchError
 from grokctl.machine.disks import existing, file_limit, file_system
 from grokctl.machine.network import find_certificates
-from grokctl.paths import BEGUN, LOCK, PRIVATE, RESUME, TORRENT, quoted, refused, write_atomically
+from grokctl.os_errors import refusal
+from grokctl.paths import BEGUN, LOCK, PRIVATE, RESUME, TORRENT, quoted, write_atomically
 from grokctl.transfer.destination import Job, bare_torrent
 from grokctl.transfer.sources import FetchOptions, mirror
 
@@ -116,7 +117,7 @@ def prepare(root: Path, job: Job) -> None:
             if file.index in job.wanted:
                 _cut(root / job.places[file.index], file.length)
     except OSError as error:
-        raise refused(root, error) from error
+        raise refusal(error, root, kind=FetchError) from error
 
 
 def refuse(checks: Iterable[Check], root: Path) -> None:
@@ -150,7 +151,7 @@ def _disk_checks(root: Path, job: Job, *, present: int, free: int) -> list[Check
     try:
         system = os.statvfs(there)
     except OSError as error:
-        raise refused(there, error) from error
+        raise refusal(error, there, kind=FetchError) from error
     names = sum(not (root / job.places[index]).exists() for index in job.wanted) + _OWN_FILES
     if system.f_files:  # some file systems make inodes as they go
         what = f"expected {names:,} more files, found room for {system.f_favail:,}"
@@ -249,14 +250,14 @@ def _existing(root: Path) -> Path:
     try:
         return existing(root)
     except OSError as error:
-        raise refused(root, error) from error
+        raise refusal(error, root, kind=FetchError) from error
 
 
 def _free(root: Path) -> int:
     try:
         return shutil.disk_usage(_existing(root)).free
     except OSError as error:
-        raise refused(root, error) from error
+        raise refusal(error, root, kind=FetchError) from error
 
 
 def _refuse_links(root: Path, places: Iterable[str]) -> None:
@@ -279,7 +280,7 @@ def _expect_kind(path: Path, kind: str, is_kind: Callable[[int], bool]) -> None:
     except FileNotFoundError:
         return
     except OSError as error:
-        raise refused(path, error) from error
+        raise refusal(error, path, kind=FetchError) from error
     if not is_kind(mode):
         found = "a symbolic link" if stat.S_ISLNK(mode) else "something else"
         raise FetchError(f"{path}: expected a {kind}, found {found}", f"ls -ld {quoted(path)}")

@@ -18,7 +18,7 @@ from grokctl.checkpoint.torrent import (
     trackers_of,
 )
 from grokctl.errors import FetchError, UsageError
-from grokctl.paths import quoted
+from grokctl.os_errors import refusal
 from grokctl.text import printable
 
 
@@ -246,7 +246,7 @@ def read_source_argument(source: str) -> Origin:
     try:
         metainfo, torrent = read_metainfo(path), path.read_bytes()
     except OSError as error:
-        raise FetchError(f"{path}: {error.strerror}", f"ls -l {quoted(path)}") from error
+        raise refusal(error, path, kind=FetchError) from error
     return Origin(
         source=source,
         infohash=metainfo.infohash,

@@ -1,6 +1,5 @@
 """The only importer of libtorrent: one session, one torrent, measured settings, our errors."""
 
-import errno
 import time
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -10,9 +9,10 @@ from typing import Final, Self
 import libtorrent as lt
 
 from grokctl.checkpoint.torrent import Metainfo
-from grokctl.errors import DiskFullError, FetchError
+from grokctl.errors import FetchError, GrokctlError
 from grokctl.machine.network import find_certificates
-from grokctl.paths import PRIVATE, quoted
+from grokctl.os_errors import refusal
+from grokctl.paths import PRIVATE
 from grokctl.text import printable
 from grokctl.transfer.resume_data import infohash_of
 from grokctl.transfer.sources import Endpoint
@@ -48,7 +48,7 @@ class Swarm:
         """Addresses of peers that sent bad data."""
         self._network = network
         self._handle: lt.torrent_handle | None = None
-        self._failure: DiskFullError | FetchError | None = None
+        self._failure: GrokctlError | None = None
         self._notes: list[str] = []
         self._resume: bytes | None = None
         self._is_resume_wanted = False
@@ -375,18 +375,19 @@ def _priorities(transfer: Transfer) -> list[int]:
     return [_WANTED if file.index in wanted else 0 for file in files]
 
 
-def _failure_in(alert: lt.alert) -> DiskFullError | FetchError | None:
+def _failure_in(alert: lt.alert) -> GrokctlError | None:
     """What ends a transfer: libtorrent only pauses it, or stops asking for more."""
     match alert:
         case lt.torrent_error_alert():
             return FetchError(f"torrent: {printable(alert.error.message())}")
         case lt.file_error_alert():
-            name, reason = printable(alert.filename(), limit=4096), alert.error.message()
-            if alert.error.value() in {errno.ENOSPC, errno.EDQUOT}:
-                return DiskFullError(f"{name}: {reason}", "df -h")
-            return FetchError(f"{name}: {reason}", f"ls -l {quoted(name)}")
+            return _disk_failure(alert.filename(), alert.error.value(), alert.error.message())
         case _:
             return None
+
+
+def _disk_failure(file: str, code: int, reason: str) -> GrokctlError:
+    return refusal(OSError(code, reason, printable(file, limit=4096)), kind=FetchError)
 
 
 def _notes_in(alert: lt.alert) -> list[str]:

@@ -7,6 +7,7 @@ from typing import Final
 from grokctl.checkpoint.release import read_config
 from grokctl.errors import FetchError, GrokctlError, UsageError
 from grokctl.model.tokenizer import Tokenizer
+from grokctl.os_errors import refusal
 from grokctl.paths import TOKENIZER, quoted, write_atomically
 from grokctl.transfer.sources import PinnedFile
 from grokctl.transfer.web import Web, WebError
@@ -55,7 +56,7 @@ def read_tokenizer(path: Path, pinned: PinnedFile | None) -> bytes:
         with path.open("rb") as file:
             data = file.read(_LARGEST + 1)
     except OSError as error:
-        raise UsageError(f"{path}: {error.strerror}", f"ls -l {quoted(path)}") from error
+        raise refusal(error, path) from error
     if len(data) > _LARGEST:
         raise UsageError(f"{path}: has more than {_LARGEST:,} bytes, so it is no tokenizer")
     if pinned is not None:

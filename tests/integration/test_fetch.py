@@ -2,6 +2,7 @@
 
 import http.server
 import os
+import resource
 import select
 import shutil
 import signal
@@ -688,6 +689,24 @@ def test_a_disk_that_fills_up_on_the_way_is_an_error_and_no_loss(swarm, tmp_path
         assert rest.downloaded < swarm.metainfo.total
     finally:
         subprocess.run(["umount", root], check=True)
+
+
+def test_a_file_that_may_not_grow_ends_a_fetch_and_the_next_one_continues(swarm, tmp_path):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def limit(event):
+        if event == Started(stage=Stage.FETCH, total=swarm.metainfo.total):
+            resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
+
+    try:
+        with pytest.raises(FetchError, match="File too large") as caught:
+            fetch(swarm.magnet, tmp_path / "got", swarm.options(), observe=limit)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    fetch(swarm.magnet, tmp_path / "got", swarm.options())
+
+    assert caught.value.hint.startswith(f"ls -ld {tmp_path}/got/ckpt-0/tensor")
+    swarm.assert_arrived(tmp_path / "got")
 
 
 def test_a_destination_that_cannot_be_written_is_an_error(swarm, tmp_path):

@@ -446,7 +446,7 @@ def test_a_disk_that_fills_up_keeps_what_was_written(ready, release, tmp_path, m
 
     with monkeypatch.context() as patch:
         patch.setattr("os.pwrite", full)
-        with pytest.raises(DiskFullError, match="the disk is full; what was written is kept"):
+        with pytest.raises(DiskFullError, match=os.strerror(code)):
             reshard(planned)
     done, events = len(journal_of(out)), []
     assert done > 0
@@ -483,18 +483,18 @@ def test_a_small_disk_really_fills_up_and_with_more_room_it_goes_on(
 
 
 def test_a_disk_that_nobody_can_write_to_is_a_usage_error(release, read_only_disk):
-    with pytest.raises(UsageError, match=r"cannot be written \(Read-only file system\)"):
+    with pytest.raises(UsageError, match="Read-only file system"):
         cut(release, MeshShape(1, 1), read_only_disk / "out")
 
 
-@pytest.mark.parametrize("code", [errno.EACCES, errno.EPERM, errno.EROFS])
+@pytest.mark.parametrize("code", [errno.EACCES, errno.EPERM, errno.EROFS, errno.EFBIG])
 def test_a_folder_that_cannot_be_written_is_a_usage_error(release, tmp_path, monkeypatch, code):
     def refuse(*_args, **_options):
         raise OSError(code, os.strerror(code))
 
     monkeypatch.setattr(Path, "mkdir", refuse)
 
-    with pytest.raises(UsageError, match="cannot be written") as caught:
+    with pytest.raises(UsageError, match=os.strerror(code)) as caught:
         cut(release, MeshShape(1, 1), tmp_path / "out")
 
     assert caught.value.hint == "--out DIR writes elsewhere"
@@ -503,7 +503,7 @@ def test_a_folder_that_cannot_be_written_is_a_usage_error(release, tmp_path, mon
 def test_a_file_is_no_folder_to_write_in(release, tmp_path):
     (tmp_path / "file").touch()
 
-    with pytest.raises(UsageError, match="cannot be written"):
+    with pytest.raises(UsageError, match="Not a directory"):
         cut(release, MeshShape(1, 1), tmp_path / "file" / "out")
 
 

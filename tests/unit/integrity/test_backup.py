@@ -203,14 +203,17 @@ def test_no_room_is_found_before_anything_changes(root, metainfo, monkeypatch):
     assert keep(root, metainfo, {0, 1}) is not None
 
 
-def test_a_disk_that_fills_up_on_the_way_leaves_everything_as_it_was(root, metainfo, monkeypatch):
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS])
+def test_a_disk_that_refuses_on_the_way_leaves_everything_as_it_was(
+    root, metainfo, monkeypatch, code
+):
     def refuse(*_):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        raise OSError(code, os.strerror(code))
 
     before = content(root)
     monkeypatch.setattr(os, "copy_file_range", refuse)
 
-    with pytest.raises(DiskFullError):
+    with pytest.raises((DiskFullError, FetchError), match=os.strerror(code)):
         keep(root, metainfo, {0, 1})
 
     assert content(root) == before

@@ -1,0 +1,144 @@
+"""A full disk, a quota, a read-only disk, a lack of rights and a file too large, at every door."""
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+
+from grokctl.checkpoint.torrent import Metainfo, TorrentFile
+from grokctl.cli.context import command
+from grokctl.errors import DiskFullError, ExitCode, FetchError, GrokctlError, UsageError
+from grokctl.integrity.backup import set_aside
+from grokctl.os_errors import reason_of, refusal
+from grokctl.resharding.publish import writing
+from grokctl.transfer.destination import alone
+from grokctl.transfer.download import _sync
+from grokctl.transfer.swarm import _disk_failure
+
+FULL = [errno.ENOSPC, errno.EDQUOT]
+OTHERS = [errno.EROFS, errno.EACCES, errno.EFBIG]
+
+
+def refused(code: int, *file: str) -> OSError:
+    return OSError(code, os.strerror(code), *file)
+
+
+def named(code: int) -> str:
+    return errno.errorcode[code]
+
+
+@pytest.mark.parametrize("code", FULL, ids=named)
+@pytest.mark.parametrize("kind", [UsageError, FetchError])
+def test_a_full_disk_is_one_error_whatever_was_done(code, kind):
+    error = refusal(refused(code, "/data/a b"), Path("/data"), kind=kind, hint="--out DIR")
+
+    assert type(error) is DiskFullError
+    assert str(error) == f"/data/a b: {os.strerror(code)}"
+    assert error.hint == "df -h /data  # free some space, then run the same command again"
+
+
+@pytest.mark.parametrize("code", OTHERS, ids=named)
+@pytest.mark.parametrize("kind", [UsageError, FetchError])
+def test_anything_else_is_of_the_caller_s_kind(code, kind):
+    error = refusal(refused(code, "/data/a b"), Path("/data"), kind=kind)
+
+    assert type(error) is kind
+    assert str(error) == f"/data/a b: {os.strerror(code)}"
+    assert error.hint == "ls -ld '/data/a b'"
+    assert refusal(refused(code), kind=kind, hint="--out DIR").hint == "--out DIR"
+
+
+@pytest.mark.parametrize(
+    ("file", "folder", "where", "hint"),
+    [
+        pytest.param(("/a/b",), None, "/a/b", "ls -ld /a/b", id="only a file"),
+        pytest.param((b"/a/b",), None, "/a/b", "ls -ld /a/b", id="a file as bytes"),
+        pytest.param((), Path("/a"), "/a", "ls -ld /a", id="only a folder"),
+        pytest.param(("b",), Path("/a"), "/a: b", "ls -ld /a", id="a part of a path"),
+        pytest.param((7,), Path("/a"), "/a", "ls -ld /a", id="a descriptor"),
+        pytest.param((), None, "stdout", None, id="neither"),
+    ],
+)
+def test_the_place_is_named_as_well_as_it_is_known(file, folder, where, hint):
+    error = refusal(refused(errno.EACCES, *file), folder)
+
+    assert str(error) == f"{where}: Permission denied"
+    assert error.hint == hint
+    full = refusal(refused(errno.ENOSPC, *file), folder)
+    assert str(full) == f"{where}: No space left on device"
+    assert (full.hint is None) == (hint is None)
+
+
+def test_an_error_without_a_number_has_its_own_words():
+    assert reason_of(OSError("ends before byte 7")) == "ends before byte 7"
+    assert str(refusal(OSError("ends early"), Path("/a"))) == "/a: ends early"
+
+
+# --- the doors
+
+
+def through_the_command_line(error: OSError, _folder: Path) -> None:
+    with command(as_json=False, quiet=True, verbose=False):
+        raise error
+
+
+def through_a_reshard(error: OSError, folder: Path) -> None:
+    with writing(folder / "out"):
+        raise error
+
+
+def through_a_sync_of_a_download(_error: OSError, folder: Path) -> None:
+    (folder / "file").touch()
+    _sync(folder / "file")
+
+
+def through_the_lock_of_a_fetch(_error: OSError, folder: Path) -> None:
+    with alone(folder):
+        pass
+
+
+def through_a_backup(_error: OSError, folder: Path) -> None:
+    set_aside(folder, metainfo_of(), {0: "a"}, {0})
+
+
+def through_the_swarm(error: OSError, folder: Path) -> None:
+    raise _disk_failure(str(folder / "file"), error.errno, error.strerror)
+
+
+def metainfo_of():
+    files = (TorrentFile(index=0, path=("a",), length=1, offset=0),)
+    return Metainfo(
+        infohash="0" * 40, name="a", piece_length=2**14, piece_hashes=bytes(20), files=files
+    )
+
+
+@pytest.mark.parametrize("code", [*FULL, *OTHERS], ids=named)
+@pytest.mark.parametrize(
+    ("door", "usual"),
+    [
+        (through_the_command_line, ExitCode.USAGE),
+        (through_a_reshard, ExitCode.USAGE),
+        (through_a_sync_of_a_download, ExitCode.FETCH),
+        (through_the_lock_of_a_fetch, ExitCode.FETCH),
+        (through_a_backup, ExitCode.FETCH),
+        (through_the_swarm, ExitCode.FETCH),
+    ],
+)
+def test_every_door_says_the_same(tmp_path, monkeypatch, door, usual, code):
+    (tmp_path / ".grokctl").mkdir()
+    (tmp_path / "a").write_bytes(b"bad")
+
+    def refuse(*_args, **_options):
+        raise refused(code)
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    monkeypatch.setattr(os, "ftruncate", refuse)
+    if door is through_the_lock_of_a_fetch:
+        monkeypatch.setattr(os, "open", refuse)
+
+    with pytest.raises(GrokctlError) as caught:
+        door(refused(code), tmp_path)
+
+    assert caught.value.exit_code == (ExitCode.DISK_FULL if code in FULL else usual)
+    assert str(caught.value).endswith(f": {os.strerror(code)}")
