@@ -161,8 +161,15 @@ class PeerError(GrokctlError):
     exit_code = ExitCode.PEER
 
 
-def corrupt(file: str, reason: Reason, detail: str, hint: str | None = None) -> GrokctlError:
-    """The error for one damaged file, of the class that its reason calls for."""
-    damage = Damage(file, reason, detail)
+def corrupt(
+    file: str,
+    reason: Reason,
+    detail: str,
+    hint: str | None = None,
+    *,
+    ranges: tuple[tuple[int, int], ...] = (),
+) -> CorruptCheckpointError:
+    """The error for one damaged file; an unsafe one is an `UnsafePickleError`."""
+    damage = Damage(file, reason, detail, ranges)
     kind = UnsafePickleError if reason is Reason.UNSAFE else CorruptCheckpointError
     return kind(str(damage), hint, (damage,))

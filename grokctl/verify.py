@@ -30,7 +30,7 @@ from grokctl.errors import (
 )
 from grokctl.events import Advanced, Finished, Noted, Observer, Stage, Started, ignore
 from grokctl.integrity.content_check import ContentCheck
-from grokctl.integrity.damage import Findings, find_damage, known_bytes, wrong_size
+from grokctl.integrity.damage import Findings, find_damage, known_bytes
 from grokctl.integrity.file_hashing import FileHashing
 from grokctl.model.config import GrokConfig
 from grokctl.model.tensors import tensor_specs
@@ -185,7 +185,8 @@ def _look_at_structure(
     if not (root / CKPT).is_dir():
         return None, ()
     config = check.files.get(CONFIG)
-    if config is not None and wrong_size(root, CONFIG, config.length, check.stamps[CONFIG]):
+    stamp = check.stamps.get(CONFIG)
+    if config is not None and (stamp is None or stamp.size != config.length):
         return None, ()
     if config is not None and not check.bad.isdisjoint(check.metainfo.pieces_of(config)):
         try:

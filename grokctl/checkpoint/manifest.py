@@ -14,7 +14,6 @@ from grokctl.checkpoint.layout import CODES, FORMAT, DeviceLayout, device_layout
 from grokctl.checkpoint.tensor_source import Storage
 from grokctl.errors import (
     CorruptCheckpointError,
-    GrokctlError,
     PlacementError,
     Reason,
     UsageError,
@@ -29,7 +28,12 @@ from grokctl.text import printable
 
 VERSION: Final = 1
 UNTRUSTED: Final = (
-    *(LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError),
+    LookupError,
+    TypeError,
+    ValueError,
+    AttributeError,
+    ArithmeticError,
+    RecursionError,
 )
 """What reading a stranger's JSON as if it were a manifest may raise."""
 
@@ -298,8 +302,6 @@ def _shown(value: object) -> str | None:
     return None if value is None else printable(str(value))
 
 
-def malformed(detail: str, hint: str | None = None) -> GrokctlError:
-    """The error for a manifest that cannot be meant."""
-    error = corrupt(MANIFEST, Reason.MALFORMED, printable(detail, limit=300), hint)
-    assert isinstance(error, CorruptCheckpointError)
-    return error
+def malformed(detail: str, hint: str | None = None) -> CorruptCheckpointError:
+    """The error for a manifest that is not valid."""
+    return corrupt(MANIFEST, Reason.MALFORMED, printable(detail, limit=300), hint)

@@ -19,7 +19,7 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from grokctl.errors import GrokctlError, Reason, corrupt
+from grokctl.errors import CorruptCheckpointError, Reason, corrupt
 
 BFLOAT16: Final = np.dtype(ml_dtypes.bfloat16)
 
@@ -360,10 +360,10 @@ class _Machine:
                 return items
         raise self.unsafe("closes a tuple or dictionary that it never opened")
 
-    def unsafe(self, detail: str) -> GrokctlError:
+    def unsafe(self, detail: str) -> CorruptCheckpointError:
         return corrupt(self.file, Reason.UNSAFE, detail, "nothing of the file was executed")
 
-    def bad(self, reason: Reason, detail: str) -> GrokctlError:
+    def bad(self, reason: Reason, detail: str) -> CorruptCheckpointError:
         return corrupt(self.file, reason, detail)
 
 
@@ -407,21 +407,40 @@ def write(file: BinaryIO, weight: Payload, scales: Payload | None = None) -> Pic
     return PickledTensor(weight=weight_ref, scales=scales_ref)
 
 
-def measure(weight: Payload, scales: Payload | None = None) -> int:
-    """Bytes of the file that `write` makes of this tensor."""
-    counter = _Counter()
-    write(counter, weight, scales)
-    return counter.position
+@dataclass(frozen=True, slots=True)
+class Outline:
+    """A tensor's file without its payloads."""
+
+    nbytes: int
+    """Size of the file."""
+    tensor: PickledTensor
+    """Where the payloads lie."""
+    parts: tuple[tuple[int, bytes], ...]
+    """What was written, and at which offset: opcodes, and zeros for small payloads."""
 
 
-class _Counter(io.BytesIO):
-    """A file that forgets everything but its length."""
+def outline(weight: Hole, scales: Hole | None = None) -> Outline:
+    """What `write` makes of a tensor, from shapes and dtypes alone."""
+    recorder = _Recorder()
+    tensor = write(recorder, weight, scales)
+    return Outline(recorder.position, tensor, tuple(recorder.parts))
+
+
+def measure(weight: Hole, scales: Hole | None = None) -> int:
+    """Bytes of the file that `write` makes of a tensor of these shapes and dtypes."""
+    return outline(weight, scales).nbytes
+
+
+class _Recorder(io.BytesIO):
+    """A file that keeps what was written, and where, instead of its content."""
 
     def __init__(self) -> None:
         super().__init__()
         self.position = 0
+        self.parts: list[tuple[int, bytes]] = []
 
     def write(self, data: Any) -> int:
+        self.parts.append((self.position, bytes(data)))
         self.position += len(data)
         return len(data)
 
@@ -432,8 +451,16 @@ class _Counter(io.BytesIO):
 
 _BEGINS_OBJECT: Final = frozenset(
     {
-        *(pickle.SHORT_BINUNICODE, pickle.BINGET, pickle.BININT1, pickle.BININT2, pickle.BININT),
-        *(pickle.NONE, pickle.NEWTRUE, pickle.NEWFALSE, pickle.MARK, pickle.EMPTY_DICT),
+        pickle.SHORT_BINUNICODE,
+        pickle.BINGET,
+        pickle.BININT1,
+        pickle.BININT2,
+        pickle.BININT,
+        pickle.NONE,
+        pickle.NEWTRUE,
+        pickle.NEWFALSE,
+        pickle.MARK,
+        pickle.EMPTY_DICT,
     }
 )
 

@@ -1,6 +1,5 @@
 """Ready checkpoints: opened by their manifest, read by logical slices whatever the mesh."""
 
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -14,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from grokctl.checkpoint.device_file import DeviceFile
+from grokctl.checkpoint.file_sizes import file_damage
 from grokctl.checkpoint.frames import Unpacker
 from grokctl.checkpoint.layout import DeviceLayout, DeviceTensor
 from grokctl.checkpoint.manifest import FileRecord, Manifest, Source, malformed, parse_manifest
@@ -329,18 +329,10 @@ def missing_files(checkpoint: ReadyCheckpoint) -> Iterator[Damage]:
         }
     for name, nbytes in sorted(expected.items()):
         path = checkpoint.root / name
-        whole = ((0, nbytes),) if nbytes else ()
-        if path.is_file():
-            found = path.stat().st_size
-            detail = f"expected {nbytes} bytes, found {found}"
-            if found < nbytes:
-                yield Damage(name, Reason.SHORT, detail, ((found, nbytes),))
-            if found > nbytes:
-                yield Damage(name, Reason.LONG, detail, ((nbytes, found),))
-        elif os.path.lexists(path):
-            yield Damage(name, Reason.UNREADABLE, "is no regular file", whole)
-        else:
-            yield Damage(name, Reason.MISSING, f"expected {nbytes} bytes", whole)
+        size = path.stat().st_size if path.is_file() else None
+        damage = file_damage(checkpoint.root, name, expected=nbytes, size=size)
+        if damage is not None:
+            yield damage
 
 
 def cut_again(checkpoint: ReadyCheckpoint) -> str:

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from grokctl.checkpoint import pickles
+from grokctl.checkpoint.file_sizes import size_damage
 from grokctl.checkpoint.pickles import ArrayRef, Hole
 from grokctl.checkpoint.rows import Rows, opened
 from grokctl.checkpoint.torrent import Metainfo, TorrentFile
@@ -29,6 +30,7 @@ from grokctl.errors import (
     Reason,
     UnsafePickleError,
     UsageError,
+    corrupt,
 )
 from grokctl.events import Advanced, Finished, Observer, Stage, Started, Unit, ignore
 from grokctl.model.config import GROK_1, GrokConfig
@@ -77,7 +79,7 @@ class StoredTensor:
             weight = _view(mapped, self.weight)
             return weight, None if self.scales is None else _view(mapped, self.scales)
         except (OSError, ValueError) as error:
-            raise _damaged(name, Reason.ALTERED, "changed since it was looked at") from error
+            raise corrupt(name, Reason.ALTERED, "changed since it was looked at") from error
 
     @contextmanager
     def opened(self) -> Iterator[Rows]:
@@ -91,7 +93,7 @@ class StoredTensor:
                 yield rows
         except OSError as error:
             name = f"{CKPT}/{self.spec.file}"
-            raise _damaged(name, Reason.ALTERED, "changed since it was looked at") from error
+            raise corrupt(name, Reason.ALTERED, "changed since it was looked at") from error
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -265,7 +267,7 @@ def scan_file(root: Path, name: str) -> pickles.PickledTensor:
     path = root / name
     status = path.stat()
     if not stat.S_ISREG(status.st_mode):
-        raise _damaged(name, Reason.UNREADABLE, "is no regular file")
+        raise corrupt(name, Reason.UNREADABLE, "is no regular file")
     if status.st_size == 0:
         return pickles.scan(b"", file=name)
     mapped = _map(path)
@@ -299,25 +301,23 @@ def _locate(root: Path, spec: TensorSpec) -> StoredTensor:
     try:
         size = path.stat().st_size
         tensor = scan_file(root, name)
-    except FileNotFoundError:
-        raise _damaged(name, Reason.MISSING, f"expected {expected} bytes") from None
+    except FileNotFoundError as error:
+        raise _size_error(name, expected=expected, size=None) from error
     except OSError as error:
-        raise _damaged(name, Reason.UNREADABLE, reason_of(error)) from error
+        raise corrupt(name, Reason.UNREADABLE, reason_of(error)) from error
     except CorruptCheckpointError as error:
         (damage,) = error.damage
         if damage.reason not in {Reason.SHORT, Reason.LONG}:
             raise
         if size != expected:
-            reason = Reason.SHORT if size < expected else Reason.LONG
-            raise _damaged(name, reason, f"expected {expected} bytes, found {size}") from error
-        raise _damaged(name, Reason.MALFORMED, damage.detail) from error
+            raise _size_error(name, expected=expected, size=size) from error
+        raise corrupt(name, Reason.MALFORMED, damage.detail) from error
     _compare(name, spec, tensor)
     if tensor.scales is not None:
         weight, _ = released_payloads(spec)
         expected = pickles.measure(weight, Hole(tensor.scales.shape, tensor.scales.dtype))
     if size != expected:
-        reason = Reason.SHORT if size < expected else Reason.LONG
-        raise _damaged(name, reason, f"expected {expected} bytes, found {size}")
+        raise _size_error(name, expected=expected, size=size)
     _check_values(name, spec, path, tensor)
     return StoredTensor(spec=spec, path=path, weight=tensor.weight, scales=tensor.scales)
 
@@ -325,7 +325,7 @@ def _locate(root: Path, spec: TensorSpec) -> StoredTensor:
 def _compare(name: str, spec: TensorSpec, found: pickles.PickledTensor) -> None:
     weight, _ = released_payloads(spec)
     if found.weight.shape != weight.shape or found.weight.dtype != weight.dtype:
-        raise _damaged(
+        raise corrupt(
             name,
             Reason.MALFORMED,
             f"expected {weight.shape} {weight.dtype}, "
@@ -338,9 +338,7 @@ def _compare(name: str, spec: TensorSpec, found: pickles.PickledTensor) -> None:
     shape = found.scales.shape
     fits = len(shape) == len(spec.shape) and (*lead, outputs) == (*shape[:-2], shape[-1])
     if not fits or inputs % shape[-2]:
-        raise _damaged(
-            name, Reason.MALFORMED, f"expected scales {spec.scales_shape}, found {shape}"
-        )
+        raise corrupt(name, Reason.MALFORMED, f"expected scales {spec.scales_shape}, found {shape}")
 
 
 def _check_values(name: str, spec: TensorSpec, path: Path, found: pickles.PickledTensor) -> None:
@@ -351,7 +349,7 @@ def _check_values(name: str, spec: TensorSpec, path: Path, found: pickles.Pickle
     try:
         bad = find_bad(path, scales or found.weight, positive=scales is not None)
     except OSError as error:
-        raise _damaged(name, Reason.UNREADABLE, reason_of(error)) from error
+        raise corrupt(name, Reason.UNREADABLE, reason_of(error)) from error
     if bad is None:
         return
     index = ", ".join(map(str, bad.index))
@@ -359,7 +357,7 @@ def _check_values(name: str, spec: TensorSpec, path: Path, found: pickles.Pickle
     detail = f"{spec.name}.{array}[{index}]: expected a {wanted} number, found {bad.value:g}"
     if bad.count > 1:
         detail += f", the first of {bad.count:,}"
-    raise _damaged(name, Reason.MALFORMED, detail, bad.ranges)
+    raise corrupt(name, Reason.MALFORMED, detail, ranges=bad.ranges)
 
 
 def _blame_config(root: Path, specs: Sequence[TensorSpec], damage: list[Damage]) -> list[Damage]:
@@ -412,11 +410,11 @@ def _too_many(root: Path, specs: Sequence[TensorSpec]) -> Iterator[str]:
         yield f"describes {len(specs)} tensors, {CKPT} holds {len(more)} more, first {more[0]}"
 
 
-def _damaged(
-    name: str, reason: Reason, detail: str, ranges: tuple[tuple[int, int], ...] = ()
-) -> CorruptCheckpointError:
-    damage = Damage(name, reason, detail, ranges)
-    return CorruptCheckpointError(str(damage), None, (damage,))
+def _size_error(name: str, *, expected: int, size: int | None) -> CorruptCheckpointError:
+    """The error for a file that does not have its size."""
+    damage = size_damage(name, expected=expected, size=size)
+    assert damage is not None
+    return corrupt(name, damage.reason, damage.detail)
 
 
 def _map(path: Path) -> mmap.mmap:

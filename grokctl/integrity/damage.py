@@ -1,14 +1,14 @@
 """Which files are damaged, and where: bad pieces, sizes and structure put together."""
 
-import io
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from math import prod
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from grokctl.checkpoint import pickles
+from grokctl.checkpoint.file_sizes import file_damage
 from grokctl.checkpoint.pickles import Hole
 from grokctl.checkpoint.receipt import Stamp
 from grokctl.checkpoint.release import released_payloads
@@ -56,12 +56,11 @@ def known_bytes(spec: TensorSpec, length: int) -> Known:
     """
     weight, scales = released_payloads(spec)
     for candidate in _scales(spec, scales, length):
-        recorder = _Recorder()
-        tensor = pickles.write(recorder, weight, candidate)
-        if recorder.position == length:
-            refs = [ref for ref in (tensor.weight, tensor.scales) if ref is not None]
+        outline = pickles.outline(weight, candidate)
+        if outline.nbytes == length:
+            refs = [ref for ref in (outline.tensor.weight, outline.tensor.scales) if ref]
             holes = [(ref.offset, ref.offset + ref.nbytes) for ref in refs]
-            return tuple(_without(recorder.parts, holes))
+            return tuple(_without(outline.parts, holes))
     return ()
 
 
@@ -123,7 +122,9 @@ class _Blame:
         pieces = tuple(merged((piece, piece + 1) for piece in share.pieces))
         ranges = tuple(merged(share.ranges))
         cost = sum(map(self.found.metainfo.piece_size, share.pieces))
-        size = wrong_size(self.found.root, name, file.length, stamp)
+        size = file_damage(
+            self.found.root, name, expected=file.length, size=stamp.size if stamp else None
+        )
         if size is not None:
             # what is too much is damage too, and no piece covers it
             tail = size.ranges if size.reason is Reason.LONG or not ranges else ()
@@ -275,22 +276,6 @@ class _Blame:
         return stamp is None or stamp.size < span.high or span.name in refused
 
 
-def wrong_size(root: Path, name: str, expected: int, stamp: Stamp | None) -> Damage | None:
-    """What the size of a file, or that there is none, says about it."""
-    path = root / name
-    whole = ((0, expected),) if expected else ()
-    if stamp is None and (path.exists() or path.is_symlink()):
-        return Damage(name, Reason.UNREADABLE, "is no regular file", whole)
-    if stamp is None:
-        return Damage(name, Reason.MISSING, f"expected {expected} bytes", whole)
-    detail = f"expected {expected} bytes, found {stamp.size}"
-    if stamp.size < expected:
-        return Damage(name, Reason.SHORT, detail, ((stamp.size, expected),))
-    if stamp.size > expected:
-        return Damage(name, Reason.LONG, detail, ((expected, stamp.size),))
-    return None
-
-
 def merged(ranges: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
     """Join ranges that touch; they come in ascending order."""
     current: tuple[int, int] | None = None
@@ -349,21 +334,3 @@ def _without(
                 start = min(high, end)
         if start < end:
             yield start, data[start - offset :]
-
-
-class _Recorder(io.BytesIO):
-    """A file that knows what was written to it, and where."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.position = 0
-        self.parts: list[tuple[int, bytes]] = []
-
-    def write(self, data: Any) -> int:
-        self.parts.append((self.position, bytes(data)))
-        self.position += len(data)
-        return len(data)
-
-    def seek(self, offset: int, whence: int = 0) -> int:
-        self.position = offset + (self.position if whence == io.SEEK_CUR else 0)
-        return self.position

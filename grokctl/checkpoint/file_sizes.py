@@ -1,0 +1,42 @@
+"""Whether a file has its expected size, as damage: missing, short or long."""
+
+from pathlib import Path
+
+from grokctl.errors import Damage, Reason
+
+
+def size_damage(name: str, *, expected: int, size: int | None) -> Damage | None:
+    """Compare the size of a file with what it should be.
+
+    Args:
+        name: Path of the file in the checkpoint, `/`-separated.
+        expected: Bytes that it should have.
+        size: Bytes that it has; None if it is missing.
+    """
+    if size is None:
+        return Damage(name, Reason.MISSING, f"expected {expected} bytes", _whole(expected))
+    detail = f"expected {expected} bytes, found {size}"
+    if size < expected:
+        return Damage(name, Reason.SHORT, detail, ((size, expected),))
+    if size > expected:
+        return Damage(name, Reason.LONG, detail, ((expected, size),))
+    return None
+
+
+def file_damage(root: Path, name: str, *, expected: int, size: int | None) -> Damage | None:
+    """The same, where a folder, a pipe or a dangling link may have the name.
+
+    Args:
+        root: The checkpoint.
+        name: Path of the file below it.
+        expected: Bytes that it should have.
+        size: Bytes that it has; None if there is no regular file.
+    """
+    path = root / name
+    if size is None and (path.exists() or path.is_symlink()):
+        return Damage(name, Reason.UNREADABLE, "is no regular file", _whole(expected))
+    return size_damage(name, expected=expected, size=size)
+
+
+def _whole(nbytes: int) -> tuple[tuple[int, int], ...]:
+    return ((0, nbytes),) if nbytes else ()
