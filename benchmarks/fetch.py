@@ -93,9 +93,9 @@ def bare(torrent: str, root: str, port: str, then: str) -> None:
     import libtorrent as lt  # noqa: PLC0415
 
     from grokctl.transfer.swarm_settings import settings_pack  # noqa: PLC0415
-    from grokctl.transfer.swarm_types import Network  # noqa: PLC0415
+    from grokctl.transfer.swarm_types import NetworkOptions  # noqa: PLC0415
 
-    network = Network(bind=HOST, port=0, dht=False, lsd=False, shares_addresses=True)
+    network = NetworkOptions(bind=HOST, port=0, dht=False, lsd=False, allows_shared_addresses=True)
     params = lt.load_torrent_file(torrent)
     params.save_path = root
     params.flags = lt.torrent_flags.default_flags & ~lt.torrent_flags.auto_managed

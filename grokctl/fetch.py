@@ -1,4 +1,4 @@
-"""From a magnet link to the complete, flushed files of a release."""
+"""Download a release: from a magnet link to complete files on disk."""
 
 import tempfile
 import time
@@ -16,30 +16,30 @@ from grokctl.events import Advanced, Finished, Noted, Observer, Stage, Started, 
 from grokctl.paths import CKPT, TOKENIZER, quoted
 from grokctl.text import format_bytes, format_number
 from grokctl.transfer.destination import (
-    Job,
-    alone,
+    FileSelection,
     bare_torrent,
-    choose,
-    keep_resume,
+    fetch_lock,
+    local_torrent,
     refuse_foreign,
     remove_parts,
-    torrent_at_hand,
+    save_resume_data,
+    select_files,
 )
 from grokctl.transfer.download import SAVE_WITHIN_S, Download, find_claims, stalled
 from grokctl.transfer.mirrors import Mirrors
-from grokctl.transfer.preflight import FetchPlan, look_ahead, prepare
+from grokctl.transfer.preflight import FetchPlan, make_plan, prepare
 from grokctl.transfer.sources import (
     GROK_1,
     Endpoint,
     FetchOptions,
-    Origin,
-    endpoint,
-    mirror,
-    read_source_argument,
+    FetchRequest,
+    find_mirror,
+    parse_endpoint,
+    parse_source,
     resolve,
 )
 from grokctl.transfer.swarm import Swarm
-from grokctl.transfer.swarm_types import Claims, Network, Snapshot, Transfer
+from grokctl.transfer.swarm_types import Claims, NetworkOptions, Snapshot, Transfer
 from grokctl.transfer.tokenizer import (
     fetch_tokenizer,
     has_tokenizer,
@@ -53,8 +53,8 @@ _DEFAULTS: Final = FetchOptions()
 
 
 @dataclass(frozen=True, slots=True)
-class Share:
-    """What came from one kind of source in this run."""
+class Contribution:
+    """Bytes from one source in this run."""
 
     source: str
     """`swarm`, or `mirror` and its name."""
@@ -63,7 +63,7 @@ class Share:
 
 @dataclass(frozen=True, slots=True)
 class Trouble:
-    """Somebody who sent wrong bytes, too few, or none."""
+    """A peer or mirror that sent wrong bytes, or failed."""
 
     source: str
     """`peer` and its address, or `mirror` and its name."""
@@ -72,25 +72,25 @@ class Trouble:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fetched:
-    """Files that were received, whose pieces matched, and that are on disk."""
+    """Files that arrived, matched their piece hashes, and are on disk."""
 
     source: str
-    """What was asked for."""
+    """As the user named it."""
     root: Path
     infohash: str
     nbytes: int
     """Bytes of the wanted files."""
     downloaded: int
-    """Payload bytes received in this run, wasted ones included."""
+    """Payload bytes received in this run, including wasted ones."""
     seconds: float
     is_complete: bool
-    """Whether the whole release is here; False after `only`, unless the rest came before."""
+    """Whether the release is complete; False after `only`, unless the rest came earlier."""
     is_proven: bool
-    """Whether an earlier verification covers every file as it is now; else one is owed."""
+    """Whether an earlier verification covers every file as it is now; if not, run `verify`."""
     has_tokenizer: bool
     extras: tuple[str, ...]
-    """Files beside the tensors."""
-    shares: tuple[Share, ...]
+    """Files other than tensors."""
+    contributions: tuple[Contribution, ...]
     troubles: tuple[Trouble, ...]
 
 
@@ -102,108 +102,102 @@ def fetch(
     have: frozenset[int] | None = None,
     observe: Observer = ignore,
 ) -> Fetched:
-    """Download a release, or what is missing of it, and hand it to the disk.
+    """Download a release, or the missing part of it, and sync it to disk.
 
-    What arrives is proven piece by piece against the infohash, whoever sent it. What lies there
-    already is believed where the last fetch left word of it, and hashed where it did not; only
-    `recheck`, or `verify`, proves all of it again. However it ends, by Ctrl-C, by an error or
-    killed, the next fetch goes on from there.
+    Every piece that arrives is proven against the infohash, whatever its source. Data on disk is
+    believed if the last fetch claimed it, and hashed otherwise; `verify` proves all of it again.
+    After Ctrl-C, an error or a kill, the next fetch continues where this one stopped.
 
     Args:
         source: `grok-1`, a magnet link, or the path of a `.torrent` file.
-        root: The release's folder; made if it is not there. Nothing is written outside it.
-        options: Peers, mirrors, limits, choice of files.
-        have: Pieces that were proven just now; all others of the wanted files are fetched.
-        observe: Receives metadata, verify (files that were there), fetch and seed in bytes.
+        root: The release's folder, created if needed. Nothing is written outside it.
+        options: Peers, mirrors, limits, selection of files.
+        have: Pieces that were proven just now; all other pieces of the wanted files are fetched.
+        observe: Receives metadata, verify (data on disk), fetch and seed in bytes.
 
     Raises:
-        UsageError: The source is of no known kind, or `only` matches no file.
-        StalledError: Nobody sent anything for `stall_timeout_s`.
-        DiskFullError: There is no room; found before a byte moves where that is possible.
-        FetchError: The torrent is hostile or malformed, or the destination refuses it.
+        UsageError: The source is invalid, or `only` matches no file.
+        StalledError: Nothing arrived for `stall_timeout_s`.
+        DiskFullError: The disk is full; found before a byte moves if possible.
+        FetchError: The torrent is hostile or malformed, or the destination cannot be used.
     """
     began = time.monotonic()
-    origin, torrent = _look_up(source, root, options)
-    given = _given_tokenizer(root, options, origin)  # no reason to wait for bad news
+    request, torrent = _open_request(source, root, options)
+    tokenizer = _given_tokenizer(request)  # fails before the download, not after it
     with ExitStack() as stack:
         swarm = stack.enter_context(Swarm(_network(options)))
-        peers = _named_peers(options)
+        peers = _resolved_peers(options)
         if torrent is None:
-            torrent, peers = _from_swarm(swarm, origin, root, peers, options, observe)
-        job = choose(torrent, origin, options)
-        prepare(root, job)
-        stack.enter_context(alone(root))
-        if given is None:
-            _fetch_tokenizer(root, job, origin, options, observe)
-        elif TOKENIZER in job.places.values():
+            torrent, peers = _metadata(swarm, request, peers, observe)
+        selection = select_files(torrent, request)
+        prepare(root, selection)
+        stack.enter_context(fetch_lock(root))
+        if tokenizer is None:
+            _fetch_tokenizer(request, selection, observe)
+        elif TOKENIZER in selection.places.values():
             raise UsageError(
-                f"{options.tokenizer}: the torrent brings its own {TOKENIZER}",
+                f"{options.tokenizer}: the torrent contains its own {TOKENIZER}",
                 f"grokctl fetch {quoted(source)} --to {quoted(root)}",
             )
-        claims = find_claims(root, job, options, have, observe)
-        swarm.add(_transfer(job, root, peers, options, claims))
-        mirrors = _mirrors(stack, job, options)
-        run = Download(
-            swarm=swarm,
-            mirrors=mirrors,
-            origin=origin,
-            job=job,
-            root=root,
-            options=options,
-            observe=observe,
+        claims = find_claims(root, selection, have, observe)
+        swarm.add(_transfer(request, selection, peers, claims))
+        mirrors = _mirrors(stack, selection, options)
+        download = Download(
+            request=request, selection=selection, swarm=swarm, mirrors=mirrors, observe=observe
         )
         try:
-            last = run.run()
+            last = download.run()
             if options.seed or options.seed_ratio is not None:
-                run.seed()
+                download.seed()
         finally:
             with suppress(OSError):
-                keep_resume(root, swarm.resume_data(timeout_s=SAVE_WITHIN_S), is_last=True)
-        shares, troubles = _account(swarm, mirrors, last)
+                resume = swarm.resume_data(timeout_s=SAVE_WITHIN_S)
+                save_resume_data(root, resume, is_final=True)
+        contributions, troubles = _account(swarm, mirrors, last)
     if last.has_everything:
         remove_parts(root)
-    if given is not None and options.tokenizer is not None:
-        put_tokenizer(root, given, options.tokenizer, force=options.force)
+    if tokenizer is not None and options.tokenizer is not None:
+        put_tokenizer(root, tokenizer, options.tokenizer, force=options.force)
+    places = selection.places.values()
     return Fetched(
         source=source,
         root=root,
-        infohash=origin.infohash,
-        nbytes=job.nbytes,
-        downloaded=sum(share.nbytes for share in shares),
+        infohash=request.origin.infohash,
+        nbytes=selection.nbytes,
+        downloaded=sum(contribution.nbytes for contribution in contributions),
         seconds=time.monotonic() - began,
         is_complete=last.has_everything,
-        is_proven=_is_proven(root, job),
+        is_proven=_is_proven(root, selection),
         has_tokenizer=has_tokenizer(root),
-        extras=tuple(place for place in job.places.values() if not place.startswith(f"{CKPT}/")),
-        shares=shares,
+        extras=tuple(place for place in places if not place.startswith(f"{CKPT}/")),
+        contributions=contributions,
         troubles=troubles,
     )
 
 
-def plan(
+def plan_fetch(
     source: str, root: Path, options: FetchOptions = _DEFAULTS, *, observe: Observer = ignore
 ) -> FetchPlan:
-    """Say what `fetch` would do; gets only the metadata, and writes nothing.
+    """Plan a `fetch`: receives only the metadata, and writes nothing.
 
     Raises:
-        GrokctlError: As `fetch` does, but for a lack of space: that is an answer here.
+        GrokctlError: As `fetch` does, except for a full disk, which is part of the plan.
     """
-    origin, torrent = _look_up(source, root, options)
+    request, torrent = _open_request(source, root, options)
     if torrent is None:
         with Swarm(_network(options)) as swarm:
-            peers = _named_peers(options)
-            torrent, _ = _from_swarm(swarm, origin, root, peers, options, observe)
-    return look_ahead(root, choose(torrent, origin, options), options)
+            torrent, _ = _metadata(swarm, request, _resolved_peers(options), observe)
+    return make_plan(root, select_files(torrent, request), options)
 
 
 def default_root(source: str, releases: Path) -> Path:
-    """Where a source is downloaded to when the user names no place.
+    """The folder of a download unless the user names one.
 
     Raises:
-        UsageError: The source is of no known kind.
-        FetchError: It is malformed.
+        UsageError: The source is invalid.
+        FetchError: The source is malformed.
     """
-    origin = read_source_argument(source)
+    origin = parse_source(source)
     if origin.tokenizer is not None:
         return releases / GROK_1
     return releases / folder_name(origin.name, origin.infohash)
@@ -213,13 +207,13 @@ def default_root(source: str, releases: Path) -> Path:
 def seeding(
     root: Path, torrent: bytes, *, bind: str = "127.0.0.1", port: int = 0
 ) -> Iterator[tuple[str, int]]:
-    """Serve a complete release to those who know the address, and tell nobody else.
+    """Seed a complete release to peers that know the address; announce it nowhere.
 
     Args:
-        root: The release's folder. A damaged piece is noticed when it is asked for, and not sent.
-        torrent: Its metainfo; the files lie as `release_paths` has it.
+        root: The release's folder. A damaged piece is found when it is requested, and not sent.
+        torrent: Its metainfo; the files are where `release_paths` places them.
         bind: Address to listen on.
-        port: Port to listen on; 0 takes a free one.
+        port: Port to listen on; 0 means any free port.
 
     Yields:
         Address and port.
@@ -229,7 +223,9 @@ def seeding(
     """
     metainfo = parse_metainfo(torrent, source="torrent to seed")
     places = release_paths(metainfo)
-    network = Network(bind=bind, port=port, dht=False, lsd=False, shares_addresses=True)
+    network = NetworkOptions(
+        bind=bind, port=port, dht=False, lsd=False, allows_shared_addresses=True
+    )
     with Swarm(network) as swarm:
         swarm.add(
             Transfer(
@@ -244,97 +240,97 @@ def seeding(
         yield bind, swarm.port(timeout_s=5)
 
 
-def _look_up(source: str, root: Path, options: FetchOptions) -> tuple[Origin, bytes | None]:
-    """What is meant, that it may go there, and its torrent unless others must be asked for it."""
-    origin = read_source_argument(source)
-    refuse_foreign(root, origin, force=options.force)
-    return origin, torrent_at_hand(origin, root, options.torrent_file)
+def _open_request(
+    source: str, root: Path, options: FetchOptions
+) -> tuple[FetchRequest, bytes | None]:
+    """The checked request, and the torrent if it is on this machine."""
+    request = FetchRequest(origin=parse_source(source), root=root, options=options)
+    refuse_foreign(request)
+    return request, local_torrent(request)
 
 
-def _named_peers(options: FetchOptions) -> list[Endpoint]:
-    return resolve([endpoint(peer) for peer in options.peers])
+def _resolved_peers(options: FetchOptions) -> list[Endpoint]:
+    return resolve([parse_endpoint(peer) for peer in options.peers])
 
 
-def _network(options: FetchOptions) -> Network:
-    return Network(
+def _network(options: FetchOptions) -> NetworkOptions:
+    return NetworkOptions(
         bind=options.bind,
         port=options.port,
         proxy=options.proxy,
         dht=options.dht,
         lsd=options.lsd,
         connections=options.connections,
-        shares_addresses=bool(options.peers),
-        keeps_seeds=bool(options.mirrors),
+        allows_shared_addresses=bool(options.peers),
+        keeps_seeders=bool(options.mirrors),
     )
 
 
-def _from_swarm(
-    swarm: Swarm,
-    origin: Origin,
-    root: Path,
-    peers: list[Endpoint],
-    options: FetchOptions,
-    observe: Observer,
+def _metadata(
+    swarm: Swarm, request: FetchRequest, peers: list[Endpoint], observe: Observer
 ) -> tuple[bytes, list[Endpoint]]:
-    """Ask the swarm for metadata; also says whom to ask next, peers that answered among them."""
+    """Receive the metadata from the swarm; returns a torrent, and peers including new ones."""
     observe(Started(stage=Stage.METADATA, unit=Unit.NOTHING))
-    trackers = (*origin.trackers, *options.trackers)
-    deadline = time.monotonic() + options.stall_timeout_s
+    infohash, timeout_s = request.origin.infohash, request.options.stall_timeout_s
+    deadline = time.monotonic() + timeout_s
     with tempfile.TemporaryDirectory() as folder:
-        swarm.ask_for_metadata(origin.infohash, trackers=trackers, peers=peers, folder=Path(folder))
+        swarm.join_for_metadata(
+            infohash, trackers=request.trackers, peers=peers, folder=Path(folder)
+        )
         while (info := swarm.metadata()) is None:
-            now = swarm.poll(min(1.0, options.stall_timeout_s))
+            now = swarm.poll(min(1.0, timeout_s))
             detail = f"waiting for metadata: {format_number(now.peers, 'peer')}"
             observe(Advanced(stage=Stage.METADATA, detail=detail))
             if time.monotonic() > deadline:
-                raise stalled("metadata", swarm, now, origin, root, options, [])
+                raise stalled("metadata", request, swarm, now)
         met = swarm.leave()
     observe(Finished(stage=Stage.METADATA))
-    return bare_torrent(info, trackers), list(dict.fromkeys([*peers, *met]))
+    return bare_torrent(info, request.trackers), list(dict.fromkeys([*peers, *met]))
 
 
-def _mirrors(stack: ExitStack, job: Job, options: FetchOptions) -> Mirrors | None:
+def _mirrors(stack: ExitStack, selection: FileSelection, options: FetchOptions) -> Mirrors | None:
     if not options.mirrors:
         return None
     web = stack.enter_context(Web(bind=options.bind, proxy=options.proxy))
-    chosen = [mirror(name) for name in dict.fromkeys(options.mirrors)]
-    return stack.enter_context(Mirrors(chosen, web, job.metainfo, job.places))
+    mirrors = [find_mirror(name) for name in dict.fromkeys(options.mirrors)]
+    return stack.enter_context(Mirrors(mirrors, web, selection.metainfo, selection.places))
 
 
-def _given_tokenizer(root: Path, options: FetchOptions, origin: Origin) -> bytes | None:
-    if options.tokenizer is None:
+def _given_tokenizer(request: FetchRequest) -> bytes | None:
+    path = request.options.tokenizer
+    if path is None:
         return None
-    data = read_tokenizer(options.tokenizer, origin.tokenizer)
-    refuse_other(root, data, options.tokenizer, force=options.force)
+    data = read_tokenizer(path, request.origin.tokenizer)
+    refuse_other(request.root, data, path, force=request.options.force)
     return data
 
 
-def _fetch_tokenizer(
-    root: Path, job: Job, origin: Origin, options: FetchOptions, observe: Observer
-) -> None:
-    """See to it that Grok-1 can take and give text, which its torrent may not."""
-    is_coming = TOKENIZER in job.places.values()
-    if origin.tokenizer is None or is_coming or has_tokenizer(root):
+def _fetch_tokenizer(request: FetchRequest, selection: FileSelection, observe: Observer) -> None:
+    """Download Grok-1's tokenizer, which its torrent may not contain."""
+    pinned, options = request.origin.tokenizer, request.options
+    in_torrent = TOKENIZER in selection.places.values()
+    if pinned is None or in_torrent or has_tokenizer(request.root):
         return
-    observe(Noted(message=f"fetching the tokenizer, {format_bytes(origin.tokenizer.nbytes)}"))
+    observe(Noted(message=f"fetching the tokenizer, {format_bytes(pinned.nbytes)}"))
     try:
         with Web(bind=options.bind, proxy=options.proxy) as web:
-            fetch_tokenizer(root, origin.tokenizer, web)
+            fetch_tokenizer(request.root, pinned, web)
     except GrokctlError as error:
-        # a few MB beside 318 GB: no reason to stop
-        observe(Noted(message=f"the tokenizer is not here yet: {error}"))
+        # 2 MB of 318 GB: no reason to stop
+        observe(Noted(message=f"continuing without the tokenizer: {error}"))
 
 
 def _transfer(
-    job: Job, root: Path, peers: list[Endpoint], options: FetchOptions, claims: Claims
+    request: FetchRequest, selection: FileSelection, peers: list[Endpoint], claims: Claims
 ) -> Transfer:
+    options = request.options
     return Transfer(
-        metainfo=job.metainfo,
-        torrent=bare_torrent(job.info, (), layers=job.layers),
-        root=root,
-        places=job.places,
-        wanted=job.wanted,
-        trackers=job.trackers,
+        metainfo=selection.metainfo,
+        torrent=bare_torrent(selection.info, (), layers=selection.layers),
+        root=request.root,
+        places=selection.places,
+        wanted=selection.wanted,
+        trackers=selection.trackers,
         web_seeds=options.web_seeds,
         peers=peers,
         claims=claims,
@@ -345,11 +341,11 @@ def _transfer(
 
 def _account(
     swarm: Swarm, mirrors: Mirrors | None, last: Snapshot
-) -> tuple[tuple[Share, ...], tuple[Trouble, ...]]:
-    """Who sent how much, and who sent what they should not have."""
+) -> tuple[tuple[Contribution, ...], tuple[Trouble, ...]]:
+    """The bytes of each source, and the sources that failed."""
     states = mirrors.states() if mirrors is not None else []
-    shares = [Share("swarm", last.downloaded)]
-    shares += [Share(f"mirror {state.name}", state.nbytes) for state in states]
+    contributions = [Contribution("swarm", last.downloaded)]
+    contributions += [Contribution(f"mirror {state.name}", state.nbytes) for state in states]
     troubles = [
         Trouble(f"peer {address}", "sent bad data, banned")
         for address in dict.fromkeys(swarm.banned)
@@ -359,13 +355,13 @@ def _account(
         for state in states
         if state.trouble
     ]
-    return tuple(shares), tuple(troubles)
+    return tuple(contributions), tuple(troubles)
 
 
-def _is_proven(root: Path, job: Job) -> bool:
+def _is_proven(root: Path, selection: FileSelection) -> bool:
     receipt = read_receipt(root)
     return (
         receipt is not None
-        and receipt.infohash == job.metainfo.infohash
-        and set(job.places.values()) <= receipt.untouched(root)
+        and receipt.infohash == selection.metainfo.infohash
+        and set(selection.places.values()) <= receipt.untouched(root)
     )

@@ -74,7 +74,7 @@ def fetch(
     with command(as_json=as_json, quiet=quiet, verbose=verbose, interrupted=GOES_ON) as console:
         from grokctl import fetch as stage
         from grokctl.screen import fetch as screen
-        from grokctl.transfer.preflight import refuse
+        from grokctl.transfer.preflight import raise_failed
         from grokctl.transfer.sources import FetchOptions
 
         options = FetchOptions(
@@ -102,10 +102,10 @@ def fetch(
         root = (to or stage.default_root(source, home_of(home).releases)).absolute()
         if dry_run:
             with console.observing() as observe:
-                plan = stage.plan(source, root, options, observe=observe)
+                plan = stage.plan_fetch(source, root, options, observe=observe)
             screen.fetch_plan(console, plan, root)
             try:
-                refuse(plan.checks, root)
+                raise_failed(plan.checks, root)
             except GrokctlError as error:
                 raise ReportedError(error) from error
             return

@@ -71,7 +71,7 @@ def fetched(console: Console, result: Fetched) -> None:
             "extras": list(result.extras),
             "verified": result.is_proven,
             "tokenizer": result.has_tokenizer,
-            "sources": [asdict(share) for share in result.shares],
+            "sources": [asdict(each) for each in result.contributions],
             "troubles": [asdict(trouble) for trouble in result.troubles],
         },
         f"fetched {result.root.name}" + ("" if result.is_complete else ", not all of it"),
@@ -84,9 +84,9 @@ def fetched(console: Console, result: Fetched) -> None:
                 f"{format_bytes(result.downloaded)} in {format_seconds(result.seconds)}",
             ),
             *(
-                (f"  {share.source}", format_bytes(share.nbytes))
-                for share in result.shares
-                if len(result.shares) > 1
+                (f"  {each.source}", format_bytes(each.nbytes))
+                for each in result.contributions
+                if len(result.contributions) > 1
             ),
             *((trouble.source, trouble.reason) for trouble in result.troubles),
             *([("other files", ", ".join(result.extras))] if result.extras else []),

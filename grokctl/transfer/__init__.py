@@ -1,1 +1,1 @@
-"""How the release arrives: from the swarm and from HTTP mirrors."""
+"""Downloading a release from its swarm and from HTTP mirrors."""

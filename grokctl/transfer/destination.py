@@ -1,4 +1,4 @@
-"""Where a download goes: which files are chosen, whose folder it is, and what is kept in it."""
+"""The folder of a download: which files are selected, who owns it, and its resume data."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
@@ -35,80 +35,89 @@ from grokctl.paths import (
     write_atomically,
 )
 from grokctl.text import printable
-from grokctl.transfer.sources import FetchOptions, Origin, plain, read_source_argument
+from grokctl.transfer.sources import FetchRequest, parse_source, plain_urls
 
-_OWN_NAMES: Final = frozenset({"lost+found"})
-"""What a folder may hold and still count as empty, beside what a kill leaves of our first write:
-a fresh file system has it."""
+_SYSTEM_FOLDERS: Final = frozenset({"lost+found"})
+"""A new file system has these, so a folder with nothing else counts as empty."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Job:
-    """What is to be fetched, and where it goes."""
+class FileSelection:
+    """A torrent, the files to download from it, and a place for each of them."""
 
     metainfo: Metainfo
     info: bytes
-    """The raw info dictionary, all that the infohash covers."""
+    """The raw info dictionary: all that the infohash covers."""
     layers: bytes
-    """The raw piece layers that a torrent without v1 pieces needs; else nothing."""
+    """The raw piece layers of a torrent without v1 pieces; empty for any other."""
     trackers: tuple[str, ...]
     places: dict[int, str]
+    """File index -> path in the release, of all files."""
     wanted: frozenset[int]
+    """Indices of the selected files."""
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the wanted files."""
+        """Bytes of the selected files."""
         return sum(file.length for file in self.metainfo.files if file.index in self.wanted)
 
     @property
     def pieces(self) -> list[int]:
-        """Pieces that the wanted files lie in, ascending."""
+        """Pieces that touch the selected files, ascending."""
         files = (file for file in self.metainfo.files if file.index in self.wanted)
         return sorted({piece for file in files for piece in self.metainfo.pieces_of(file)})
 
 
-def choose(torrent: bytes, origin: Origin, options: FetchOptions) -> Job:
-    """Decide by our own rules what is fetched and where it goes."""
+def select_files(torrent: bytes, request: FetchRequest) -> FileSelection:
+    """Select the files to download, and give each file its place in the release.
+
+    Raises:
+        FetchError: It is not the torrent of the infohash, or not that of a release.
+        UsageError: The options match no file, or name a layer that the model does not have.
+    """
+    origin, options = request.origin, request.options
     name = printable(origin.name) or origin.infohash
     metainfo = parse_metainfo(torrent, source=name)
     if metainfo.infohash != origin.infohash:
         raise FetchError(f"{name}: expected infohash {origin.infohash}, found {metainfo.infohash}")
     places = release_paths(metainfo)
-    wanted = _wanted(places, options)
+    wanted = _wanted(places, options.only, options.layers)
     if not wanted:
         first, *_ = places.values()
         raise UsageError(
             f"only {', '.join(options.only)}: matches none of {len(places)} files",
             f"--only {first}",
         )
-    # small, and without them nobody knows what the tensors are
+    # small, and needed to read any tensor
     wanted |= {index for index, place in places.items() if place in {CONFIG, TOKENIZER}}
     raw = raw_values(torrent)
-    return Job(
+    return FileSelection(
         metainfo=metainfo,
         info=raw[b"info"],
         layers=raw.get(b"piece layers", b"") if metainfo.version == V2 else b"",
         trackers=tuple(
-            dict.fromkeys([*origin.trackers, *plain(trackers_of(torrent)), *options.trackers])
+            dict.fromkeys([*origin.trackers, *plain_urls(trackers_of(torrent)), *options.trackers])
         ),
         places=places,
         wanted=frozenset(wanted),
     )
 
 
-def _wanted(places: Mapping[int, str], options: FetchOptions) -> set[int]:
-    if not options.only and options.layers is None:
+def _wanted(
+    places: Mapping[int, str], only: tuple[str, ...], layers: frozenset[int] | None
+) -> set[int]:
+    if not only and layers is None:
         return set(places)
     wanted = {
         index
         for index, place in places.items()
         for name in (place, place.rpartition("/")[2])
-        if any(fnmatchcase(name, glob) for glob in options.only)
+        if any(fnmatchcase(name, glob) for glob in only)
     }
-    if options.layers is not None:
+    if layers is not None:
         num_tensors = sum(place.startswith(f"{CKPT}/tensor") for place in places.values())
         try:
-            files = layer_files(num_tensors, options.layers)
+            files = layer_files(num_tensors, layers)
         except ValueError as error:
             raise UsageError(f"layers: {error}", "--layers 0-3") from error
         wanted |= {
@@ -118,26 +127,32 @@ def _wanted(places: Mapping[int, str], options: FetchOptions) -> set[int]:
 
 
 def bare_torrent(info: bytes, trackers: Iterable[str], *, layers: bytes = b"") -> bytes:
-    """Metainfo that holds what the infohash covers, the trackers, and nothing else.
+    """Metainfo of the parts that the infohash covers and the trackers, and nothing else.
 
     Args:
-        info: The info dictionary as it came: encoding it anew could change its hash.
+        info: The raw info dictionary: encoding it again could change its hash.
         trackers: Announce URLs.
-        layers: The piece layers as they came, of a torrent without v1 pieces.
+        layers: The raw piece layers of a torrent without v1 pieces.
     """
     urls = [b"l%d:%se" % (len(url), url) for url in (text.encode() for text in trackers)]
     announce = b"13:announce-listl" + b"".join(urls) + b"e" if urls else b""
-    beside = b"12:piece layers" + layers if layers else b""
-    return b"d" + announce + b"4:info" + info + beside + b"e"
+    piece_layers = b"12:piece layers" + layers if layers else b""
+    return b"d" + announce + b"4:info" + info + piece_layers + b"e"
 
 
-def refuse_foreign(root: Path, origin: Origin, *, force: bool) -> None:
-    """Leave folders alone that hold something else."""
-    if force:
+def refuse_foreign(request: FetchRequest) -> None:
+    """Refuse a folder that holds something else.
+
+    Raises:
+        FetchError: The folder is not empty, and not of this release.
+    """
+    origin, root = request.origin, request.root
+    if request.options.force:
         return
     try:
         is_empty = all(
-            entry.name in _OWN_NAMES or entry.name.startswith(f".{TORRENT}.")
+            # a kill during our first write leaves `.release.torrent.…`
+            entry.name in _SYSTEM_FOLDERS or entry.name.startswith(f".{TORRENT}.")
             for entry in root.iterdir()
         )
     except FileNotFoundError:
@@ -153,36 +168,39 @@ def refuse_foreign(root: Path, origin: Origin, *, force: bool) -> None:
         message = f"{root}: expected release {origin.infohash}, found {claimed}"
         raise FetchError(message, f"{command} {quoted(other)}")
     if (root / CKPT).is_dir():
-        message = f"{root}: holds a {CKPT} that grokctl did not fetch"
+        message = f"{root}: contains a {CKPT} that grokctl did not fetch"
         raise FetchError(message, f"{command} {quoted(root)} --force  # to adopt it")
     inside = root / folder_name(origin.name, origin.infohash)
-    raise FetchError(f"{root}: is not empty, and not grokctl's", f"{command} {quoted(inside)}")
+    message = f"{root}: expected an empty folder or a release, found other files"
+    raise FetchError(message, f"{command} {quoted(inside)}")
 
 
-def torrent_at_hand(origin: Origin, root: Path, given: Path | None) -> bytes | None:
-    """The torrent, if it need not be asked for.
+def local_torrent(request: FetchRequest) -> bytes | None:
+    """The torrent, if it is on this machine; None if peers must send its metadata.
 
     Raises:
-        FetchError: The file that was given is no torrent, or another one.
+        UsageError: The given file does not exist.
+        FetchError: The given file is not a torrent, or not the source's.
     """
-    if given is not None:
-        if not given.is_file():
-            raise UsageError(f"torrent file {given}: no such file", f"ls -l {quoted(given)}")
-        found = read_source_argument(str(given))
-        if found.infohash != origin.infohash:
-            name = printable(origin.name) or origin.source
-            raise FetchError(
-                f"{given}: expected infohash {origin.infohash} of {name}, found {found.infohash}",
-                f"grokctl fetch {quoted(given)}",
-            )
-        return found.torrent
-    return origin.torrent or cached_torrent(root, origin.infohash)
+    origin, given = request.origin, request.options.torrent_file
+    if given is None:
+        return origin.torrent or cached_torrent(request.root, origin.infohash)
+    if not given.is_file():
+        raise UsageError(f"torrent file {given}: no such file", f"ls -l {quoted(given)}")
+    parsed = parse_source(str(given))
+    if parsed.infohash != origin.infohash:
+        name = printable(origin.name) or origin.source
+        raise FetchError(
+            f"{given}: expected infohash {origin.infohash} of {name}, found {parsed.infohash}",
+            f"grokctl fetch {quoted(given)}",
+        )
+    return parsed.torrent
 
 
 def cached_torrent(root: Path, infohash: str) -> bytes | None:
-    """The torrent that an earlier fetch left here, if it is the right one."""
+    """The torrent that an earlier fetch wrote, if it has this infohash."""
     path = root / TORRENT
-    if not path.is_file():  # a pipe would make us wait
+    if not path.is_file():  # reading a pipe would block
         return None
     try:
         if read_metainfo(path).infohash == infohash:
@@ -192,30 +210,12 @@ def cached_torrent(root: Path, infohash: str) -> bytes | None:
     return None
 
 
-def keep_resume(root: Path, resume: bytes | None, *, is_last: bool = False) -> None:
-    """Write resume data where the next fetch looks for it.
-
-    Args:
-        root: The release.
-        resume: What libtorrent says; None changes nothing.
-        is_last: Whether nothing was written since. Only then is what it says about pieces that
-            are not whole worth anything: a block may have been replaced by another.
-    """
-    if resume is None:
-        return
-    if is_last:
-        write_atomically(root / PRIVATE / RESUME, resume)
-        (root / PRIVATE / BEGUN).unlink(missing_ok=True)
-    else:
-        write_atomically(root / PRIVATE / BEGUN, resume)
-
-
 @contextmanager
-def alone(root: Path) -> Iterator[None]:
-    """Let nobody else fetch into a folder meanwhile.
+def fetch_lock(root: Path) -> Iterator[None]:
+    """Keep other processes from fetching into a folder.
 
     Raises:
-        FetchError: Somebody does.
+        FetchError: Another process is fetching into it.
     """
     path = root / PRIVATE / LOCK
     busy = FetchError(f"{root}: another grokctl is fetching into it", f"fuser -v {quoted(path)}")
@@ -227,24 +227,42 @@ def alone(root: Path) -> Iterator[None]:
         yield
 
 
-def take_resume(root: Path) -> tuple[bytes, bool]:
-    """What an earlier fetch left, and whether it could do so at its very end."""
-    last, begun = root / PRIVATE / RESUME, root / PRIVATE / BEGUN
+def save_resume_data(root: Path, resume: bytes | None, *, is_final: bool = False) -> None:
+    """Write resume data for the next fetch.
+
+    Args:
+        root: The release.
+        resume: From libtorrent; None changes nothing.
+        is_final: Whether nothing is written to the files after this. Only then can the blocks of
+            incomplete pieces be trusted: a later block may replace an earlier one.
+    """
+    if resume is None:
+        return
+    if is_final:
+        write_atomically(root / PRIVATE / RESUME, resume)
+        (root / PRIVATE / BEGUN).unlink(missing_ok=True)
+    else:
+        write_atomically(root / PRIVATE / BEGUN, resume)
+
+
+def take_resume_data(root: Path) -> tuple[bytes, bool]:
+    """The resume data of an earlier fetch, and whether it was written at the very end."""
+    final, begun = root / PRIVATE / RESUME, root / PRIVATE / BEGUN
     with suppress(OSError):
-        last.replace(begun)
+        final.replace(begun)
         return begun.read_bytes(), True
     with suppress(OSError):
         return begun.read_bytes(), False
     return b"", False
 
 
-def forget_resume(root: Path) -> None:
-    """Withdraw all claims: what lies here is about to be looked at, or replaced."""
+def forget_resume_data(root: Path) -> None:
+    """Delete all claims: the files are about to be replaced."""
     for name in (RESUME, BEGUN):
         (root / PRIVATE / name).unlink(missing_ok=True)
 
 
 def remove_parts(root: Path) -> None:
-    """Remove libtorrent's store for pieces of unwanted files, now that none is unwanted."""
+    """Delete libtorrent's part files for pieces of unwanted files, once every file is complete."""
     for path in (root / PRIVATE).glob(".*.parts"):
         path.unlink(missing_ok=True)

@@ -1,10 +1,10 @@
-"""One transfer under way: what lies there already, what arrives, and what it waits for."""
+"""A download in progress: pieces already on disk, transfer, resume data, progress and stalls."""
 
 import mmap
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -19,89 +19,93 @@ from grokctl.os_errors import refusal
 from grokctl.paths import quoted
 from grokctl.system import usable_cores
 from grokctl.text import format_bytes, format_clock, format_number, format_rate, printable
-from grokctl.transfer.destination import Job, forget_resume, keep_resume, take_resume
+from grokctl.transfer.destination import (
+    FileSelection,
+    forget_resume_data,
+    save_resume_data,
+    take_resume_data,
+)
 from grokctl.transfer.mirror_health import MirrorState
 from grokctl.transfer.mirrors import Mirrors
-from grokctl.transfer.piece_scheduler import Relay
+from grokctl.transfer.piece_scheduler import PieceScheduler
 from grokctl.transfer.resume_data import read_claims
-from grokctl.transfer.sources import MIRRORS, FetchOptions, Origin
+from grokctl.transfer.sources import MIRRORS, FetchRequest
 from grokctl.transfer.swarm import Swarm
 from grokctl.transfer.swarm_types import Claims, Snapshot
 
 _TICK_S: Final = 0.25
 _BUSY_TICK_S: Final = 0.05
-"""With mirrors, which wait to hear what they are asked for next."""
-_LOOK_EVERY_S: Final = 0.5
+"""With mirrors, whose idle workers wait for the next tick."""
+_SCAN_EVERY_S: Final = 0.5
 _SAVE_EVERY_S: Final = 30.0
 SAVE_WITHIN_S: Final = 3.0
 """Seconds that resume data may take at the end."""
 _SIGN_OF_LIFE: Final = 2**14
-"""Bytes, a block of BitTorrent: who sends less before `stall_timeout_s` sends nothing."""
+"""Bytes, a block of BitTorrent: less than this within `stall_timeout_s` counts as nothing."""
 _SILENT_S: Final = 3.0
-"""Seconds without a sign of life that a slow line, or our own rate limit, may bring about."""
+"""Seconds without a block after which the progress says what the download waits for."""
 _SYNC_EVERY: Final = 2**28
-"""Bytes received after which they are worth a pass over the disk."""
+"""Bytes received after which the files are synced in the background."""
 _CELLS: Final = 48
+"""Parts of the progress map."""
 _PAGE: Final = max(mmap.PAGESIZE, 4096)
-"""Holes in files are as large as blocks of the file system, which are pages nearly everywhere."""
+"""Holes in files consist of file system blocks, which are pages nearly everywhere."""
 _MOST_JOBS: Final = 8
 
 
-def find_claims(
-    root: Path,
-    job: Job,
-    options: FetchOptions,
-    have: frozenset[int] | None,
-    observe: Observer,
-) -> Claims:
-    """Find out which pieces need not be fetched.
+# --- data on disk
 
-    What an earlier fetch claims is believed where it can be. Whatever else lies there, because
-    that fetch was killed or because somebody copied it, is hashed: nothing is fetched twice.
+
+def find_claims(
+    root: Path, selection: FileSelection, have: frozenset[int] | None, observe: Observer
+) -> Claims:
+    """Find the pieces that need not be downloaded.
+
+    Claims of resume data are believed if they can be true. Any other data, left by a killed fetch
+    or copied there, is hashed: nothing is downloaded twice.
 
     Args:
         root: The release.
-        job: What is wanted.
-        options: `recheck` believes nothing and hashes everything.
-        have: Pieces that somebody has just proven; then nothing is hashed.
+        selection: The files to download.
+        have: Pieces that were proven just now; then nothing is hashed, and no claim is believed.
         observe: Receives verify in bytes.
     """
-    sizes = {index: _size(root / place) for index, place in job.places.items()}
-    resume, is_last = take_resume(root)
-    claims = read_claims(resume, job.metainfo, sizes)
-    if have is not None or options.recheck:
-        # what is about to come may disprove them
-        forget_resume(root)
-        claims = Claims(have=have or frozenset(), uploaded=claims.uploaded)
-    elif not is_last:
-        # a block may have been replaced since by another
-        claims = Claims(have=claims.have, uploaded=claims.uploaded)
+    sizes = {index: _size(root / place) for index, place in selection.places.items()}
+    resume, is_final = take_resume_data(root)
+    claims = read_claims(resume, selection.metainfo, sizes)
     if have is not None:
-        return claims
-    doubtful = _with_data(root, job, [piece for piece in job.pieces if piece not in claims.have])
-    proven = claims.have | _proven(root, job, doubtful, observe)
+        forget_resume_data(root)
+        return Claims(have=have, uploaded=claims.uploaded)
+    if not is_final:
+        # a later block may have replaced one of an incomplete piece
+        claims = Claims(have=claims.have, uploaded=claims.uploaded)
+    unclaimed = [piece for piece in selection.pieces if piece not in claims.have]
+    pieces = _with_data(root, selection, unclaimed)
+    proven = claims.have | _proven(root, selection, pieces, observe)
     unfinished = {p: blocks for p, blocks in claims.unfinished.items() if p not in proven}
     return Claims(have=proven, unfinished=unfinished, uploaded=claims.uploaded)
 
 
-def _proven(root: Path, job: Job, pieces: list[int], observe: Observer) -> frozenset[int]:
-    """Which pieces are what the torrent promises."""
+def _proven(
+    root: Path, selection: FileSelection, pieces: list[int], observe: Observer
+) -> frozenset[int]:
+    """The pieces that have the promised hashes."""
     if not pieces:
         return frozenset()
-    good, done = set(), 0
-    observe(Started(stage=Stage.VERIFY, total=sum(map(job.metainfo.piece_size, pieces))))
+    metainfo, proven, done = selection.metainfo, set(), 0
+    observe(Started(stage=Stage.VERIFY, total=sum(map(metainfo.piece_size, pieces))))
     jobs = min(usable_cores(), _MOST_JOBS)
-    for checked in check_pieces(root, job.metainfo, job.places, pieces, jobs=jobs):
+    for checked in check_pieces(root, metainfo, selection.places, pieces, jobs=jobs):
         done += checked.nbytes
         if checked.is_good:
-            good.add(checked.piece)
-        observe(Advanced(stage=Stage.VERIFY, done=done, detail="checking what is here"))
+            proven.add(checked.piece)
+        observe(Advanced(stage=Stage.VERIFY, done=done, detail="checking data on disk"))
     observe(Finished(stage=Stage.VERIFY))
-    return frozenset(good)
+    return frozenset(proven)
 
 
-def _with_data(root: Path, job: Job, pieces: list[int]) -> list[int]:
-    """Pieces of which something was written: what is not there, or a hole, needs no look."""
+def _with_data(root: Path, selection: FileSelection, pieces: list[int]) -> list[int]:
+    """The pieces that have data on disk: missing files and holes need no hashing."""
     handles: dict[int, int | None] = {}
     with ExitStack() as stack:
 
@@ -110,28 +114,30 @@ def _with_data(root: Path, job: Job, pieces: list[int]) -> list[int]:
                 handles[index] = None
                 with suppress(OSError):
                     flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
-                    handles[index] = handle = os.open(root / job.places[index], flags)
+                    handles[index] = handle = os.open(root / selection.places[index], flags)
                     stack.callback(os.close, handle)
-            known = handles[index]
-            if known is None:
+            opened = handles[index]
+            if opened is None:
                 return False
-            # pages at the edges may hold what the neighbours wrote
+            # pages at the edges may hold data of the neighbouring pieces
             low, high = -(-offset // _PAGE) * _PAGE, (offset + length) // _PAGE * _PAGE
             if low >= high:
                 low, high = offset, offset + length
             try:
-                return os.lseek(known, low, os.SEEK_DATA) < high
-            except OSError:  # a hole to the end, or no regular file
+                return os.lseek(opened, low, os.SEEK_DATA) < high
+            except OSError:  # a hole to the end, or not a regular file
                 return False
 
-        return [piece for piece in pieces if _is_written(job, piece, has_data)]
+        return [piece for piece in pieces if _is_written(selection, piece, has_data)]
 
 
-def _is_written(job: Job, piece: int, has_data: Callable[[int, int, int], bool]) -> bool:
+def _is_written(
+    selection: FileSelection, piece: int, has_data: Callable[[int, int, int], bool]
+) -> bool:
     return any(
         has_data(file.index, offset, length)
-        for file, offset, length in job.metainfo.spans(piece)
-        if file.index in job.places
+        for file, offset, length in selection.metainfo.spans(piece)
+        if file.index in selection.places
     )
 
 
@@ -142,70 +148,69 @@ def _size(path: Path) -> int:
         return 0
 
 
+# --- the transfer
+
+
 @dataclass(slots=True, kw_only=True)
 class Download:
-    """A transfer that was begun."""
+    """A transfer that has begun."""
 
+    request: FetchRequest
+    selection: FileSelection
     swarm: Swarm
     mirrors: Mirrors | None
-    origin: Origin
-    job: Job
-    root: Path
-    options: FetchOptions
     observe: Observer
     _done: int = 0
-    _moved: float = 0.0
-    """When something arrived last."""
-    _looked_at: float = 0.0
-    _parts: tuple[float, ...] = ()
+    _arrived_at: float = 0.0
+    """When the last block arrived."""
+    _scanned_at: float = 0.0
+    _map: tuple[float, ...] = ()
     _states: list[MirrorState] = field(default_factory=list)
 
     def run(self) -> Snapshot:
-        """Wait until every wanted file is whole and on disk.
+        """Wait until every wanted file is complete and on disk.
 
         Raises:
-            StalledError: Nobody sent anything for `stall_timeout_s`.
-            DiskFullError: There was no space for what came.
-            FetchError: The disk refused it for another reason.
+            StalledError: Nothing arrived for `stall_timeout_s`.
+            DiskFullError: The disk is full.
+            FetchError: A file could not be written for another reason.
         """
         while (now := self._poll()).is_checking:
             pass
         if now.done:
-            self._keep(self.swarm.resume_data(timeout_s=SAVE_WITHIN_S))
-        relay = self._relay()
-        writeback = _Writeback([self.root / self.job.places[index] for index in self.job.wanted])
+            self._save(self.swarm.resume_data(timeout_s=SAVE_WITHIN_S))
+        scheduler = self._scheduler()
+        writeback = _Writeback([self._path(index) for index in self.selection.wanted])
         self._done = now.done
-        self.observe(Started(stage=Stage.FETCH, total=self.job.nbytes, done=now.done))
-        self._moved = saved = time.monotonic()
+        self.observe(Started(stage=Stage.FETCH, total=self.selection.nbytes, done=now.done))
+        self._arrived_at = saved_at = time.monotonic()
         arrived = self._arrived(now)
         while not now.has_wanted:
-            if relay is not None:
-                relay.step(now)
+            if scheduler is not None:
+                scheduler.step(now)
             now = self._poll()
-            self._tell(now)
+            self._report(now)
             clock = time.monotonic()
             if self._arrived(now) >= arrived + _SIGN_OF_LIFE:
-                arrived, self._moved = self._arrived(now), clock
-            elif clock - self._moved > self.options.stall_timeout_s and not now.has_wanted:
-                raise stalled(
-                    "payload", self.swarm, now, self.origin, self.root, self.options, self._states
-                )
+                arrived, self._arrived_at = self._arrived(now), clock
+            elif self._is_stalled(clock) and not now.has_wanted:
+                raise stalled("payload", self.request, self.swarm, now, self._states)
             writeback.advance(self._arrived(now))
-            if clock - saved > _SAVE_EVERY_S:
-                saved = clock
-                self.swarm.ask_for_resume_data()
-            self._keep(self.swarm.take_resume_data())
+            if clock - saved_at > _SAVE_EVERY_S:
+                saved_at = clock
+                self.swarm.request_resume_data()
+            self._save(self.swarm.take_resume_data())
         self.swarm.flush()
         writeback.finish()
         if arrived:
-            self._make_durable()
+            self._sync_files()
         self.observe(Finished(stage=Stage.FETCH))
         return now
 
     def seed(self) -> None:
-        """Give back; Ctrl-C is the ordinary end of it."""
-        ratio = self.options.seed_ratio
-        goal = None if ratio is None else int(ratio * self.job.nbytes)
+        """Upload until the ratio is reached or the user interrupts, which is no error."""
+        ratio = self.request.options.seed_ratio
+        goal = None if ratio is None else int(ratio * self.selection.nbytes)
         try:
             self.observe(Started(stage=Stage.SEED, total=goal or 0))
             now = self._poll()
@@ -214,22 +219,29 @@ class Download:
                 self.observe(Advanced(stage=Stage.SEED, done=now.uploaded, detail=detail))
                 now = self._poll()
         except KeyboardInterrupt:
-            self.observe(Noted(message="seeding ended, the download is complete"))
+            self.observe(Noted(message="seeding stopped; the download is complete"))
         self.observe(Finished(stage=Stage.SEED))
 
-    def _relay(self) -> Relay | None:
+    def _scheduler(self) -> PieceScheduler | None:
         if self.mirrors is None:
             return None
-        return Relay(self.swarm, self.mirrors, self.job.pieces, self.options.max_download)
+        pieces, limit = self.selection.pieces, self.request.options.max_download
+        return PieceScheduler(self.swarm, self.mirrors, pieces, limit)
 
-    def _keep(self, resume: bytes | None) -> None:
+    def _path(self, index: int) -> Path:
+        return self.request.root / self.selection.places[index]
+
+    def _is_stalled(self, clock: float) -> bool:
+        return clock - self._arrived_at > self.request.options.stall_timeout_s
+
+    def _save(self, resume: bytes | None) -> None:
         try:
-            keep_resume(self.root, resume)
+            save_resume_data(self.request.root, resume)
         except OSError as error:
-            raise refusal(error, self.root, kind=FetchError) from error
+            raise refusal(error, self.request.root, kind=FetchError) from error
 
     def _arrived(self, now: Snapshot) -> int:
-        """Payload bytes received so far, from whomever."""
+        """Payload bytes received so far, from the swarm and from mirrors."""
         return now.downloaded + (self.mirrors.nbytes if self.mirrors is not None else 0)
 
     def _poll(self) -> Snapshot:
@@ -240,43 +252,45 @@ class Download:
             self.observe(Noted(message=note))
         return now
 
-    def _tell(self, now: Snapshot) -> None:
-        """Say how far it is, where from and what it waits for."""
-        self._done = max(self._done, min(now.done, self.job.nbytes))
+    def _report(self, now: Snapshot) -> None:
+        """Emit progress: bytes, sources, the progress map, and any reason to wait."""
+        self._done = max(self._done, min(now.done, self.selection.nbytes))
         clock = time.monotonic()
-        if clock - self._looked_at > _LOOK_EVERY_S:
-            self._looked_at = clock
-            self._parts = _map(self.swarm.have(), self.job.pieces)
+        if clock - self._scanned_at > _SCAN_EVERY_S:
+            self._scanned_at = clock
+            self._map = _progress_map(self.swarm.have(), self.selection.pieces)
             self._states = self.mirrors.states() if self.mirrors is not None else []
-        sources = [("swarm", f"{format_rate(now.rate)} from {_crowd(now)}")]
-        sources += [(f"mirror {state.name}", _health(state)) for state in self._states]
-        detail = _pace(now, self._states)
-        silent, patience = clock - self._moved, self.options.stall_timeout_s
+        sources = [("swarm", f"{format_rate(now.rate)} from {_peer_counts(now)}")]
+        sources += [(f"mirror {state.name}", _mirror_status(state)) for state in self._states]
+        detail = _rates(now, self._states)
+        silent, patience = clock - self._arrived_at, self.request.options.stall_timeout_s
         is_silent = silent > _SILENT_S or not (now.peers or self._states)
-        if is_silent and (waits := _waits_for(now, self._states)):
-            detail = f"waiting for {waits} ({format_clock(silent)} of {format_clock(patience)})"
-            answers = tracker_answers(self.swarm, self.origin, self.options)
+        if is_silent and (awaited := _awaited(now, self._states)):
+            detail = f"waiting for {awaited} ({format_clock(silent)} of {format_clock(patience)})"
+            answers = _tracker_answers(self.request, self.swarm)
             sources += [("trackers", "; ".join(answers))] if answers else []
             since = f"for {format_clock(silent)}, gives up after {format_clock(patience)}"
-            sources.append(("waits for", f"{waits}, {since}"))
-        facts = tuple(sources)
+            sources.append(("waiting for", f"{awaited}, {since}"))
         self.observe(
             Advanced(
-                stage=Stage.FETCH, done=self._done, detail=detail, facts=facts, parts=self._parts
+                stage=Stage.FETCH,
+                done=self._done,
+                detail=detail,
+                facts=tuple(sources),
+                parts=self._map,
             )
         )
 
-    def _make_durable(self) -> None:
-        """Wait until the disk has what the operating system was given."""
-        for index in sorted(self.job.wanted):
-            path = self.root / self.job.places[index]
+    def _sync_files(self) -> None:
+        """Wait until the operating system has written every file to the disk."""
+        for index in sorted(self.selection.wanted):
+            path = self._path(index)
             detail = f"writing {path.name} to disk"
             self.observe(Advanced(stage=Stage.FETCH, done=self._done, detail=detail))
             _sync(path)
 
 
 def _sync(path: Path) -> None:
-    """Wait until the disk has a file."""
     try:
         handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
         try:
@@ -288,20 +302,21 @@ def _sync(path: Path) -> None:
 
 
 class _Writeback:
-    """Hands files to the disk while more arrives: little is left at the end, or for a power cut."""
+    """Syncs files in the background, so that little is left at the end or for a power cut."""
 
     def __init__(self, paths: list[Path]) -> None:
         self._paths = paths
-        self._written: dict[Path, int] = {}
+        self._synced: dict[Path, int] = {}
+        """File -> its modification time at the last sync."""
         self._arrived = 0
         self._error: GrokctlError | None = None
         self._thread: threading.Thread | None = None
 
     def advance(self, arrived: int) -> None:
-        """Begin a pass over all files that changed, unless one is under way.
+        """Begin to sync the changed files, unless that is under way.
 
         Args:
-            arrived: Bytes received so far; a pass is worth it for some.
+            arrived: Bytes received so far; a few are not worth a pass.
         """
         is_busy = self._thread is not None and self._thread.is_alive()
         if not is_busy and arrived - self._arrived > _SYNC_EVERY:
@@ -313,8 +328,9 @@ class _Writeback:
         """Wait for the pass under way.
 
         Raises:
-            DiskFullError: There was no space for what came.
-            FetchError: The disk refused it for another reason, which it says only once.
+            DiskFullError: The disk is full.
+            FetchError: A file could not be written for another reason. The system reports this
+                only once, so no later sync would fail.
         """
         if self._thread is not None:
             self._thread.join()
@@ -326,15 +342,18 @@ class _Writeback:
             for path in self._paths:
                 with suppress(FileNotFoundError):
                     changed = path.stat().st_mtime_ns
-                    if self._written.get(path) != changed:
-                        self._written[path] = changed
+                    if self._synced.get(path) != changed:
+                        self._synced[path] = changed
                         _sync(path)
         except GrokctlError as error:
             self._error = error
 
 
-def _map(have: list[bool], pieces: list[int]) -> tuple[float, ...]:
-    """How much is here of equal parts of what is wanted, each 0 to 1."""
+# --- progress and stalls, in words
+
+
+def _progress_map(have: list[bool], pieces: list[int]) -> tuple[float, ...]:
+    """The complete fraction of equal parts of the wanted pieces, each 0 to 1."""
     cells = min(_CELLS, len(pieces))
     edges = [cell * len(pieces) // cells for cell in range(cells + 1)]
     return tuple(
@@ -343,20 +362,24 @@ def _map(have: list[bool], pieces: list[int]) -> tuple[float, ...]:
     )
 
 
-def _pace(now: Snapshot, states: list[MirrorState]) -> str:
+def _rates(now: Snapshot, states: list[MirrorState]) -> str:
     mirrored = [f"mirror {state.name} {format_rate(state.rate)}" for state in states]
-    return " · ".join([format_rate(now.rate), *mirrored, _crowd(now)])
+    return " · ".join([format_rate(now.rate), *mirrored, _peer_counts(now)])
 
 
-def _health(state: MirrorState) -> str:
+def _peer_counts(now: Snapshot) -> str:
+    return f"{format_number(now.peers, 'peer')}, {format_number(now.seeders, 'seeder')}"
+
+
+def _mirror_status(state: MirrorState) -> str:
     received = f"{format_bytes(state.nbytes)} so far"
     if state.is_dropped:
         return f"{received}; dropped: {state.trouble}"
     return f"{format_rate(state.rate)}, {received}"
 
 
-def _waits_for(now: Snapshot, states: list[MirrorState]) -> str:
-    """Who stands between this moment and the next byte; nobody while bytes come."""
+def _awaited(now: Snapshot, states: list[MirrorState]) -> str:
+    """The peers or mirrors that the download waits for; nothing while bytes arrive."""
     mirrors = [state for state in states if not state.is_dropped]
     if now.rate or any(state.rate for state in mirrors):
         return ""
@@ -370,40 +393,33 @@ def _waits_for(now: Snapshot, states: list[MirrorState]) -> str:
     return f"{format_number(now.peers, 'peer')} to send"
 
 
-def _crowd(now: Snapshot) -> str:
-    return f"{format_number(now.peers, 'peer')}, {format_number(now.seeds, 'seed')}"
-
-
-def tracker_answers(swarm: Swarm, origin: Origin, options: FetchOptions) -> list[str]:
-    """What every tracker answered last."""
-    silent = dict.fromkeys((*origin.trackers, *options.trackers), "no answer")
-    return [
-        f"{urlsplit(url).hostname}: {answer}" for url, answer in (silent | swarm.trackers).items()
-    ]
+def _tracker_answers(request: FetchRequest, swarm: Swarm) -> list[str]:
+    """The last answer of every tracker."""
+    answers = dict.fromkeys(request.trackers, "no answer") | swarm.trackers
+    return [f"{urlsplit(url).hostname}: {answer}" for url, answer in answers.items()]
 
 
 def stalled(
-    what: str,
+    awaited: str,
+    request: FetchRequest,
     swarm: Swarm,
     now: Snapshot,
-    origin: Origin,
-    root: Path,
-    options: FetchOptions,
-    mirrors: list[MirrorState],
+    mirrors: Sequence[MirrorState] = (),
 ) -> StalledError:
-    """The error for a silent swarm: who was asked, what they answered, and what to try."""
-    answers = tracker_answers(swarm, origin, options)
+    """The error for a silent swarm, with the answers of all sources and the next thing to try."""
+    origin, options = request.origin, request.options
+    answers = _tracker_answers(request, swarm)
     answers += [f"mirror {state.name}: {state.trouble or 'no answer'}" for state in mirrors]
-    name = printable(origin.name) or origin.infohash
     message = (
-        f"swarm of {name}: expected {what}, found none for {options.stall_timeout_s:g} s from "
-        f"{_crowd(now)} ({'; '.join(answers) or 'no trackers'})"
+        f"swarm of {printable(origin.name) or origin.infohash}: expected {awaited}, "
+        f"found none for {options.stall_timeout_s:g} s from {_peer_counts(now)} "
+        f"({'; '.join(answers) or 'no trackers'})"
     )
-    command = f"grokctl fetch {quoted(origin.source)} --to {quoted(root)}"
+    command = f"grokctl fetch {quoted(origin.source)} --to {quoted(request.root)}"
     if not options.dht and not options.proxy:
-        return StalledError(message, f"{command}  # and without --no-dht: others may have it")
-    if what == "metadata":
-        return StalledError(message, f"{command} --torrent-file FILE  # from somebody who has it")
+        return StalledError(message, f"{command}  # without --no-dht: other peers may have it")
+    if awaited == "metadata":
+        return StalledError(message, f"{command} --torrent-file FILE  # from a peer that has it")
     if origin.tokenizer is not None and not options.mirrors:
         return StalledError(message, f"{command} --mirror {next(iter(MIRRORS))}")
     return StalledError(message, f"{command} --stall-timeout 3600 --peer HOST:PORT")

@@ -1,57 +1,67 @@
-"""What is thought of a mirror: how much it brings, what it lacks, and whether it may be asked."""
+"""The health record of a mirror: bytes received, missing files, pauses, and when to drop it."""
 
 import time
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from threading import Lock
 from typing import Final
 
-_LONGEST_REST_S: Final = 60.0
-_ENOUGH_ABSENT: Final = 8
-"""Files that a mirror may lack before it is taken for one of something else."""
+_LONGEST_PAUSE_S: Final = 60.0
+_MOST_MISSING: Final = 8
+"""Missing files after which a mirror that has delivered nothing must hold something else."""
 _RATE_OVER_S: Final = 3.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MirrorState:
-    """How a mirror is doing."""
+    """A mirror's health at one moment."""
 
     name: str
     nbytes: int
-    """Received so far, wasted bytes included."""
+    """Received so far, including wasted bytes."""
     rate: float
     """Bytes per second."""
     trouble: str = ""
-    """What was wrong with it the last time that anything was."""
+    """The last failure."""
     is_dropped: bool = False
-    """Whether it is not asked any more."""
+    """Whether it gets no more requests."""
 
 
 @dataclass(slots=True, eq=False)
-class Standing:
-    """A mirror's record. All of it belongs to the caller's thread; workers only add to `nbytes`."""
+class MirrorHealth:
+    """The record of one mirror. Workers call `receive`; the rest is for the caller's thread."""
 
     name: str
-    nbytes: int = 0
-    lacking: set[int] = field(default_factory=set)
-    """Pieces that lie in files it does not have."""
+    missing: set[int] = field(default_factory=set)
+    """Pieces that touch files which the mirror does not have."""
     is_dropped: bool = False
-    _absent: set[int] = field(default_factory=set)
-    _good: int = 0
-    _strikes: int = 0
-    _struck_at: float = -1.0
-    _rests_until: float = 0.0
+    _nbytes: int = 0
+    _lock: Lock = field(default_factory=Lock)
+    """Of `_nbytes`, to which several workers add."""
+    _missing_files: set[int] = field(default_factory=set)
+    _successes: int = 0
+    _failures: int = 0
+    """In a row."""
+    _failed_at: float = -1.0
+    _pauses_until: float = 0.0
     _trouble: str = ""
     _notes: list[str] = field(default_factory=list)
     _history: deque[tuple[float, int]] = field(default_factory=deque)
 
     @property
-    def may_be_asked(self) -> bool:
-        """Whether it is neither dropped nor at rest."""
-        return not self.is_dropped and time.monotonic() >= self._rests_until
+    def nbytes(self) -> int:
+        """Bytes received so far, including wasted ones."""
+        with self._lock:
+            return self._nbytes
+
+    @property
+    def is_available(self) -> bool:
+        """Whether it is neither dropped nor paused."""
+        return not self.is_dropped and time.monotonic() >= self._pauses_until
 
     def state(self) -> MirrorState:
-        """How it is doing now."""
+        """Its health now."""
         return MirrorState(
             name=self.name,
             nbytes=self.nbytes,
@@ -61,58 +71,63 @@ class Standing:
         )
 
     def take_notes(self) -> list[str]:
-        """What the user should know and was not told yet, a line each."""
+        """News for the user since the last call, a line each."""
         notes, self._notes = self._notes, []
         return notes
 
+    def receive(self, nbytes: int) -> None:
+        """Count bytes that arrived; safe among threads."""
+        with self._lock:
+            self._nbytes += nbytes
+
     def succeed(self) -> None:
-        """A request brought something."""
-        self._strikes, self._good = 0, self._good + 1
+        """A request delivered at least one piece."""
+        self._failures, self._successes = 0, self._successes + 1
 
     def miss(self, file: int, pieces: Iterable[int], trouble: str) -> None:
-        """A file is not there, or is another one."""
+        """A file does not exist there, or is a different one."""
         self._trouble = trouble
-        self._absent.add(file)
-        self.lacking.update(pieces)
-        if len(self._absent) >= _ENOUGH_ABSENT:
-            self.doubt()
-        elif len(self._absent) == 1:
-            self._note(f"lacks a file: {trouble}")
+        self._missing_files.add(file)
+        self.missing.update(pieces)
+        if len(self._missing_files) >= _MOST_MISSING:
+            self.drop_if_useless()
+        elif len(self._missing_files) == 1:
+            self._note(f"a file is missing: {trouble}")
 
-    def doubt(self) -> None:
-        """Drop a mirror that had nothing of what it was asked for."""
-        if self._absent and not self._good:
+    def drop_if_useless(self) -> None:
+        """Drop a mirror that had none of the requested files."""
+        if self._missing_files and not self._successes:
             self.drop(f"does not hold this release: {self._trouble}")
 
     def drop(self, trouble: str) -> None:
-        """Ask it for nothing any more."""
+        """Send it no more requests."""
         self.is_dropped, self._trouble = True, trouble
-        self._note(f"{trouble}, so it is not asked again")
+        self._note(f"dropped: {trouble}")
 
-    def rest(self, trouble: str, *, began: float) -> None:
-        """Leave it alone for a while, longer each time.
+    def pause(self, trouble: str, *, began: float) -> None:
+        """Send it no requests for a while, longer after each failure.
 
         Args:
-            trouble: What was wrong.
-            began: When the request did: those that ran together are one reason to rest.
+            trouble: The failure.
+            began: When the failed request began: requests that ran together fail once.
         """
         self._trouble = trouble
-        if began <= self._struck_at:
+        if began <= self._failed_at:
             return
-        self._strikes += 1
-        self._struck_at = time.monotonic()
-        self._rests_until = self._struck_at + min(_LONGEST_REST_S, 0.25 * 2**self._strikes)
-        if self._strikes == 1:
-            self._note(f"{trouble}; it is asked again in a moment")
+        self._failures += 1
+        self._failed_at = time.monotonic()
+        self._pauses_until = self._failed_at + min(_LONGEST_PAUSE_S, 0.25 * 2**self._failures)
+        if self._failures == 1:
+            self._note(f"{trouble}; trying again soon")
 
     def _rate(self) -> float:
         """Bytes per second over the last few seconds."""
-        now = time.monotonic()
-        self._history.append((now, self.nbytes))
+        now, nbytes = time.monotonic(), self.nbytes
+        self._history.append((now, nbytes))
         while now - self._history[0][0] > _RATE_OVER_S:
             self._history.popleft()
-        then, nbytes = self._history[0]
-        return (self.nbytes - nbytes) / (now - then) if now > then else 0.0
+        then, earlier = self._history[0]
+        return (nbytes - earlier) / (now - then) if now > then else 0.0
 
     def _note(self, message: str) -> None:
         self._notes.append(f"mirror {self.name}: {message}")

@@ -1,4 +1,4 @@
-"""Pieces read from a mirror, each proven by its hash, in as few requests as there are files."""
+"""Consecutive pieces from one mirror, each proven by its hash, with one request per file."""
 
 import threading
 import time
@@ -12,23 +12,23 @@ from grokctl.transfer.web import AbsentError, Web, WebError
 
 
 class WrongBytesError(WebError):
-    """A piece does not hash to what the torrent promised."""
+    """A piece does not have the hash that the torrent promises."""
 
 
-class Reader:
-    """Some pieces in a row from one mirror."""
+class MirrorReader:
+    """Reads consecutive pieces from one mirror."""
 
     def __init__(
         self, web: Web, url: str, metainfo: Metainfo, places: Mapping[int, str], pieces: range
     ) -> None:
-        """Ask for nothing yet.
+        """Send no request yet.
 
         Args:
             web: Shared with other threads.
-            url: Where the mirror has the release; ends with a slash.
-            metainfo: What the pieces must be.
-            places: File index -> path below `url`; what has none is a pad, all zeros.
-            pieces: What is to be read.
+            url: The release on the mirror; ends with a slash.
+            metainfo: Holds the hashes of the pieces.
+            places: File index -> path below `url`; files that are left out are pads, all zeros.
+            pieces: The pieces to read.
         """
         self.file: int | None = None
         """Index of the file that is being read."""
@@ -39,13 +39,13 @@ class Reader:
         self._pieces = pieces
 
     def read(self, received: Callable[[int], None]) -> Iterator[tuple[int, bytes]]:
-        """Each piece with its bytes, as soon as its hash is right.
+        """Yield each piece with its bytes as soon as its hash is right.
 
         Args:
-            received: Is told how many bytes have come, and may wait before more are read.
+            received: Called with the size of each chunk; may wait before more is read.
 
         Raises:
-            WrongBytesError: The mirror holds something else.
+            WrongBytesError: The mirror sent different bytes.
             WebError: It cannot be read.
         """
         with closing(self._chunks(received)) as stream:
@@ -77,23 +77,23 @@ class Reader:
                     yield memoryview(chunk)
 
     def _ranges(self) -> list[tuple[int, int, int]]:
-        """File index, offset and length of what the pieces cover, each file once."""
-        found: list[tuple[int, int, int]] = []
+        """File index, offset and length of the bytes that the pieces cover, each file once."""
+        ranges: list[tuple[int, int, int]] = []
         for piece in self._pieces:
             for file, offset, length in self._metainfo.spans(piece):
-                if found and found[-1][0] == file.index:
-                    found[-1] = (file.index, found[-1][1], found[-1][2] + length)
+                if ranges and ranges[-1][0] == file.index:
+                    ranges[-1] = (file.index, ranges[-1][1], ranges[-1][2] + length)
                 else:
-                    found.append((file.index, offset, length))
-        return found
+                    ranges.append((file.index, offset, length))
+        return ranges
 
     def _mismatch(self, piece: int) -> WebError:
-        """Who is to blame: the mirror, unless it may hold another edition of a small file."""
+        """The error for a bad piece: a small file may differ on the mirror; tensors may not."""
         for file, _, _ in self._metainfo.spans(piece):
             place = self._places.get(file.index, CKPT)
             if not place.startswith(CKPT) and place != CONFIG:
                 self.file = file.index
-                return AbsentError("holds another edition")
+                return AbsentError("has a different version")
         return WrongBytesError("sent wrong bytes")
 
 
@@ -108,10 +108,10 @@ class Limiter:
         self._lock = threading.Lock()
 
     def wait(self, nbytes: int) -> None:
-        """Wait until so many bytes may have been received.
+        """Wait until the rate allows this many bytes.
 
         Raises:
-            WebError: Everything ends.
+            WebError: The download is over.
         """
         rate = self.rate
         if rate is not None:

@@ -1,7 +1,7 @@
 """Pieces of a release from HTTP mirrors: ranges by several threads, each piece proven by its hash.
 
-A mirror is trusted with nothing. Who sends wrong bytes is dropped at once; who breaks off or falls
-silent is left alone for a while; a file that a mirror does not have is not asked for again.
+No mirror is trusted. A mirror that sends wrong bytes is dropped at once; after any other failure
+it is paused; a file that it does not have is not requested from it again.
 """
 
 import threading
@@ -14,43 +14,43 @@ from types import TracebackType
 from typing import Final, Self
 
 from grokctl.checkpoint.torrent import Metainfo
-from grokctl.transfer.mirror_health import MirrorState, Standing
-from grokctl.transfer.mirror_reader import Limiter, Reader, WrongBytesError
+from grokctl.transfer.mirror_health import MirrorHealth, MirrorState
+from grokctl.transfer.mirror_reader import Limiter, MirrorReader, WrongBytesError
 from grokctl.transfer.sources import Mirror
 from grokctl.transfer.web import AbsentError, RefusedError, Web, WebError
 
 _MEMORY: Final = 64 * 2**20
-"""Bytes that the pieces under way may take, and as many again for those that wait to be written."""
+"""Bytes for pieces under way, and as many again for pieces that wait to be written."""
 _MOST_WORKERS: Final = 8
 _LEASE: Final = 16 * 2**20
-"""Bytes that one request asks for, where pieces are small: each costs a round trip or two."""
+"""Bytes per request where pieces are small: each request costs a round trip or two."""
 _PARTS: Final = 4
-"""Requests for each worker that what is missing is thought to be cut into, at least."""
+"""Requests per worker that the missing pieces are divided into, at least."""
 _PATIENCE_S: Final = 30.0
 _SLOWEST: Final = 4096
-"""Bytes per second that a request must bring over `_PATIENCE_S`, or it is given to others."""
+"""Bytes per second, over `_PATIENCE_S`, below which the pieces of a request go elsewhere."""
 _JOIN_S: Final = 1.0
 
 
 @dataclass(slots=True, eq=False)
-class _Source:
-    """A mirror, what is thought of it, and what its workers do."""
+class _ActiveMirror:
+    """A mirror, its health, and the queue of its workers."""
 
     mirror: Mirror
-    standing: Standing
+    health: MirrorHealth
     idle: int
-    """Workers that have nothing to do."""
-    jobs: "SimpleQueue[_Lease | None]" = field(default_factory=SimpleQueue)
+    """Workers without a lease."""
+    leases: "SimpleQueue[_Lease | None]" = field(default_factory=SimpleQueue)
 
     @property
     def is_idle(self) -> bool:
-        """Whether it may be asked for something now."""
-        return self.idle > 0 and self.standing.may_be_asked
+        """Whether it can take another lease now."""
+        return self.idle > 0 and self.health.is_available
 
 
 @dataclass(slots=True, eq=False)
 class _Lease:
-    """Pieces in a row that one mirror was asked for.
+    """Consecutive pieces that were requested from one mirror.
 
     The worker writes `nbytes`, `next` and `is_limited`, the caller's thread the rest.
     """
@@ -58,23 +58,23 @@ class _Lease:
     pieces: range
     began: float
     next: int
-    """The first piece that has not landed."""
+    """The first piece that has not arrived."""
     nbytes: int = 0
     is_limited: bool = False
-    """Whether the worker waits because of our own rate limit."""
-    seen_at: float = 0.0
-    """When it was last seen to move, at `seen_nbytes`."""
-    seen_nbytes: int = 0
+    """Whether the worker waits for our own rate limit."""
+    checked_at: float = 0.0
+    """When it last made progress, with `checked_nbytes`."""
+    checked_nbytes: int = 0
     is_revoked: bool = False
 
     @property
     def missing(self) -> range:
-        """What has not landed."""
+        """Pieces that have not arrived."""
         return range(self.next, self.pieces.stop)
 
 
 @dataclass(frozen=True, slots=True)
-class _Landed:
+class _Arrived:
     piece: int
     data: bytes
 
@@ -83,34 +83,34 @@ class _Landed:
 class _Ended:
     """A worker is idle again."""
 
-    source: _Source
+    mirror: _ActiveMirror
     lease: _Lease
-    fault: WebError | None
+    error: WebError | None
     file: int | None
-    """The file that the fault was met in."""
+    """The file that was being read when the error occurred."""
 
 
 class Mirrors:
     """All mirrors of one download, as a context manager.
 
-    Everything but `_work`, and what it calls, runs on the caller's thread.
+    Everything except `_work` and its callees runs on the caller's thread.
     """
 
     def __init__(
         self, mirrors: Sequence[Mirror], web: Web, metainfo: Metainfo, places: Mapping[int, str]
     ) -> None:
-        """Start the threads; they wait for `offer`.
+        """Create the threads; they wait for `offer`.
 
         Args:
             mirrors: At least one.
             web: Shared by all threads.
-            metainfo: What the pieces must be.
+            metainfo: Holds the hashes of the pieces.
             places: File index -> path in the release, and below a mirror's address.
         """
         self.leased: set[int] = set()
-        """Pieces that a mirror was asked for and that have neither landed nor come back."""
+        """Pieces that were requested from a mirror and have neither arrived nor failed."""
         self._returned: set[int] = set()
-        self._running: dict[_Lease, _Source] = {}
+        self._running: dict[_Lease, _ActiveMirror] = {}
         self._metainfo = metainfo
         self._places = places
         self._web = web
@@ -118,15 +118,17 @@ class Mirrors:
         self._crash: Exception | None = None
         self._limiter = Limiter(self._stop)
         room = max(2, _MEMORY // metainfo.piece_length)
-        self._results: Queue[_Landed | _Ended] = Queue(maxsize=room + _MOST_WORKERS)
+        self._results: Queue[_Arrived | _Ended] = Queue(maxsize=room + _MOST_WORKERS)
         self._lease_size = max(1, _LEASE // metainfo.piece_length)
         self.room = room
         """Pieces that may wait to be written."""
         workers = max(1, min(_MOST_WORKERS, room) // len(mirrors))
-        self._sources = [_Source(mirror, Standing(mirror.name), workers) for mirror in mirrors]
+        self._mirrors = [
+            _ActiveMirror(mirror, MirrorHealth(mirror.name), workers) for mirror in mirrors
+        ]
         self._threads = [
-            threading.Thread(target=self._work, args=(source,), daemon=True)
-            for source in self._sources
+            threading.Thread(target=self._work, args=(mirror,), daemon=True)
+            for mirror in self._mirrors
             for _ in range(workers)
         ]
 
@@ -143,8 +145,8 @@ class Mirrors:
     ) -> None:
         self._stop.set()
         for _ in self._threads:
-            for source in self._sources:
-                source.jobs.put(None)
+            for mirror in self._mirrors:
+                mirror.leases.put(None)
         self._web.close()
         deadline = time.monotonic() + _JOIN_S
         for thread in self._threads:
@@ -152,153 +154,153 @@ class Mirrors:
 
     @property
     def is_idle(self) -> bool:
-        """Whether some mirror that may be asked has nothing to do."""
-        return any(source.is_idle for source in self._sources)
+        """Whether some mirror can take another lease now."""
+        return any(mirror.is_idle for mirror in self._mirrors)
 
     @property
     def nbytes(self) -> int:
         """Bytes received from all mirrors."""
-        return sum(source.standing.nbytes for source in self._sources)
+        return sum(mirror.health.nbytes for mirror in self._mirrors)
 
     def states(self) -> list[MirrorState]:
-        """How every mirror is doing."""
-        return [source.standing.state() for source in self._sources]
+        """The health of every mirror."""
+        return [mirror.health.state() for mirror in self._mirrors]
 
     def take_notes(self) -> list[str]:
-        """What the user should know and was not told yet, a line each."""
-        return [note for source in self._sources for note in source.standing.take_notes()]
+        """News for the user since the last call, a line each."""
+        return [note for mirror in self._mirrors for note in mirror.health.take_notes()]
 
     def take_returned(self) -> set[int]:
-        """Pieces that were asked for in vain, since the last call."""
+        """Pieces whose requests failed since the last call."""
         returned, self._returned = self._returned, set()
         return returned
 
     def limit(self, rate: float | None) -> None:
-        """Receive no more than so many bytes per second from all mirrors together."""
+        """Receive at most this many bytes per second from all mirrors together."""
         self._limiter.rate = rate
 
     def offer(self, left: Sequence[int], is_free: Callable[[int], bool]) -> set[int]:
-        """Ask idle mirrors for some of the pieces that are left.
+        """Request some of the remaining pieces from idle mirrors.
 
         Args:
             left: Ascending.
-            is_free: Whether nobody but mirrors has a piece or is busy with it. It is asked about
-                few: `left` may be long, and this is called many times a second.
+            is_free: Whether a piece is neither on disk nor requested elsewhere. It is called for
+                few pieces: `left` may be long, and this runs many times a second.
 
         Returns:
-            Those that are now asked for.
+            The pieces that were requested.
         """
 
         def is_open(piece: int) -> bool:
             return piece not in self.leased and is_free(piece)
 
-        given: set[int] = set()
-        # a fair part, so that neither the others nor the end have to wait for one
+        requested: set[int] = set()
+        # a fair part, so that neither the other mirrors nor the end wait for one of them
         parts = _PARTS * len(self._threads)
         most = max(1, min(self._lease_size, (len(left) - len(self.leased)) // parts))
-        for source in self._sources:
-            while source.is_idle:
-                lease = _choose(source, left, is_open, most)
+        for mirror in self._mirrors:
+            while mirror.is_idle:
+                lease = _next_lease(mirror, left, is_open, most)
                 if lease is None:
                     if any(map(is_open, left)):
-                        source.standing.doubt()
+                        mirror.health.drop_if_useless()
                     break
-                given.update(lease.pieces)
+                requested.update(lease.pieces)
                 self.leased.update(lease.pieces)
-                source.idle -= 1
-                self._running[lease] = source
-                source.jobs.put(lease)
-        return given
+                mirror.idle -= 1
+                self._running[lease] = mirror
+                mirror.leases.put(lease)
+        return requested
 
     def take(self, most: int) -> list[tuple[int, bytes]]:
-        """Pieces that have arrived and hash to what they should, at most so many."""
+        """At most this many pieces that have arrived, proven by their hashes."""
         if self._crash is not None:
             raise self._crash
         self._revoke_stuck()
-        landed: list[tuple[int, bytes]] = []
-        while len(landed) < most:
+        arrived: list[tuple[int, bytes]] = []
+        while len(arrived) < most:
             try:
                 result = self._results.get_nowait()
             except Empty:
                 break
-            if isinstance(result, _Landed):
-                landed.append((result.piece, result.data))
+            if isinstance(result, _Arrived):
+                arrived.append((result.piece, result.data))
                 self.leased.discard(result.piece)
             else:
                 self._conclude(result)
-        return landed
+        return arrived
 
     def _conclude(self, end: _Ended) -> None:
-        """Learn from how a request ended."""
-        source, lease = end.source, end.lease
-        source.idle += 1
+        """Update the mirror's health after a request."""
+        health, lease = end.mirror.health, end.lease
+        end.mirror.idle += 1
         del self._running[lease]
         if lease.next > lease.pieces.start:
-            source.standing.succeed()
+            health.succeed()
         if not lease.is_revoked:
             self._take_back(lease)
-        if end.fault is None or source.standing.is_dropped:
+        if end.error is None or health.is_dropped:
             return
         where = "" if end.file is None else f" ({self._places.get(end.file, 'a pad')})"
-        trouble = f"{end.fault}{where}"
-        match end.fault:
+        trouble = f"{end.error}{where}"
+        match end.error:
             case AbsentError():
                 assert end.file is not None
                 pieces = self._metainfo.pieces_of(self._metainfo.files[end.file])
-                source.standing.miss(end.file, pieces, trouble)
+                health.miss(end.file, pieces, trouble)
             case WrongBytesError() | RefusedError():
-                source.standing.drop(trouble)
+                health.drop(trouble)
             case _:
-                source.standing.rest(trouble, began=lease.began)
+                health.pause(trouble, began=lease.began)
 
     def _take_back(self, lease: _Lease) -> None:
         self.leased.difference_update(lease.missing)
         self._returned.update(lease.missing)
 
     def _revoke_stuck(self) -> None:
-        """Take back what was asked of a mirror that sends almost nothing, whatever it is up to.
+        """Take back pieces from mirrors that send almost nothing.
 
-        Its worker stays with it until it ends by itself; nobody else has to wait for that.
+        The worker stays with its request until that ends by itself; nothing waits for it.
         """
         clock = time.monotonic()
-        for lease, source in self._running.items():
-            moved = lease.nbytes - lease.seen_nbytes >= _SLOWEST * _PATIENCE_S
-            if lease.is_limited or moved:
-                lease.seen_at, lease.seen_nbytes = clock, lease.nbytes
-            elif clock - max(lease.seen_at, lease.began) > _PATIENCE_S and not lease.is_revoked:
+        for lease, mirror in self._running.items():
+            has_moved = lease.nbytes - lease.checked_nbytes >= _SLOWEST * _PATIENCE_S
+            if lease.is_limited or has_moved:
+                lease.checked_at, lease.checked_nbytes = clock, lease.nbytes
+            elif clock - max(lease.checked_at, lease.began) > _PATIENCE_S and not lease.is_revoked:
                 lease.is_revoked = True
                 self._take_back(lease)
-                source.standing.rest("sends almost nothing", began=lease.began)
+                mirror.health.pause("is too slow", began=lease.began)
 
-    def _work(self, source: _Source) -> None:
-        """Fetch what one mirror is asked for; a thread's whole life."""
-        while (lease := source.jobs.get()) is not None and not self._stop.is_set():
-            url = source.mirror.url
-            reader = Reader(self._web, url, self._metainfo, self._places, lease.pieces)
-            fault = None
+    def _work(self, mirror: _ActiveMirror) -> None:
+        """Serve the leases of one mirror: the whole life of a thread."""
+        while (lease := mirror.leases.get()) is not None and not self._stop.is_set():
+            url = mirror.mirror.url
+            reader = MirrorReader(self._web, url, self._metainfo, self._places, lease.pieces)
+            failure = None
             try:
-                for piece, data in reader.read(partial(self._receive, source, lease)):
-                    self._hand_over(_Landed(piece, data))
+                for piece, data in reader.read(partial(self._receive, mirror.health, lease)):
+                    self._hand_over(_Arrived(piece, data))
                     lease.next = piece + 1
                     if self._stop.is_set():
                         return
             except WebError as error:
-                fault = error
+                failure = error
             except Exception as error:  # noqa: BLE001 (`take` raises it on the caller's thread)
                 self._crash = error
                 return
-            self._hand_over(_Ended(source, lease, fault, reader.file))
+            self._hand_over(_Ended(mirror, lease, failure, reader.file))
 
-    def _receive(self, source: _Source, lease: _Lease, nbytes: int) -> None:
-        """Count what has come, and wait for the rate limit."""
-        source.standing.nbytes += nbytes
+    def _receive(self, health: MirrorHealth, lease: _Lease, nbytes: int) -> None:
+        """Count bytes that arrived, and wait for the rate limit."""
+        health.receive(nbytes)
         lease.nbytes += nbytes
         lease.is_limited = True
         self._limiter.wait(nbytes)
         lease.is_limited = False
 
-    def _hand_over(self, result: _Landed | _Ended) -> None:
-        """Wait for room in the queue, unless everything ends."""
+    def _hand_over(self, result: _Arrived | _Ended) -> None:
+        """Wait for room in the queue, unless the download is over."""
         while not self._stop.is_set():
             try:
                 self._results.put(result, timeout=0.2)
@@ -307,13 +309,13 @@ class Mirrors:
             return
 
 
-def _choose(
-    source: _Source, left: Sequence[int], is_open: Callable[[int], bool], most: int
+def _next_lease(
+    mirror: _ActiveMirror, left: Sequence[int], is_open: Callable[[int], bool], most: int
 ) -> _Lease | None:
-    """The first pieces in a row that a mirror can have."""
+    """The first consecutive open pieces that a mirror has."""
     run = range(0)
     for piece in left:
-        fits = piece not in source.standing.lacking and is_open(piece)
+        fits = piece not in mirror.health.missing and is_open(piece)
         if not run and fits:
             run = range(piece, piece + 1)
         elif run and fits and piece == run.stop and len(run) < most:

@@ -1,4 +1,4 @@
-"""What can be known before a byte moves: room, links, limits, names; and a folder made ready."""
+"""Checks of space, links, limits and host names before a byte moves; makes the folder ready."""
 
 import os
 import resource
@@ -7,7 +7,7 @@ import socket
 import stat
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -20,18 +20,24 @@ from grokctl.machine.disks import existing, file_limit, file_system
 from grokctl.machine.network import find_certificates
 from grokctl.os_errors import refusal
 from grokctl.paths import BEGUN, LOCK, PRIVATE, RESUME, TORRENT, quoted, write_atomically
-from grokctl.transfer.destination import Job, bare_torrent
-from grokctl.transfer.sources import FetchOptions, mirror
+from grokctl.transfer.destination import FileSelection, bare_torrent
+from grokctl.transfer.sources import FetchOptions, find_mirror
 
-_NAMES_S: Final = 3.0
-"""Seconds that the addresses of all trackers may take."""
+_RESOLVE_S: Final = 3.0
+"""Seconds for the addresses of all trackers and mirrors."""
 _OWN_FILES: Final = 8
-"""Names beside the release's: folders, the torrent, resume data, what is being written."""
+"""Inodes in addition to the release's: folders, the torrent, resume data, temporary files."""
+_HINTS: Final = {
+    "disk": "df -h {}",
+    "files": "df -i {}",
+    "file size": "ulimit -f unlimited",
+    "destination": "ls -ld {}",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlannedFile:
-    """One file of a release that is to come."""
+    """One file of the release to download."""
 
     path: str
     """`/`-separated, below the release."""
@@ -41,91 +47,87 @@ class PlannedFile:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FetchPlan:
-    """What a fetch would do."""
+    """The files and the checks of a fetch."""
 
     name: str
     infohash: str
     files: tuple[PlannedFile, ...]
     wanted_nbytes: int
     present_nbytes: int
-    """Disk that wanted files occupy already, whatever their content."""
+    """Disk space that wanted files already use, whatever they contain."""
     free_nbytes: int
     checks: tuple[Check, ...]
-    """All of them, also those that are fine."""
-
-    @property
-    def needed_nbytes(self) -> int:
-        """Disk that is still to be taken."""
-        return self.wanted_nbytes - self.present_nbytes
+    """All of them, whatever their status."""
 
     @property
     def fits(self) -> bool:
-        """Whether nothing that was checked stands in the way."""
+        """Whether no check failed."""
         return all(check.status is not Status.FAIL for check in self.checks)
 
 
-def look_ahead(root: Path, job: Job, options: FetchOptions) -> FetchPlan:
-    """Say what is to come, and what stands in its way; writes nothing.
+def make_plan(root: Path, selection: FileSelection, options: FetchOptions) -> FetchPlan:
+    """Run every check; writes nothing.
 
     Args:
         root: The release's folder, which need not exist yet.
-        job: What is to come.
-        options: Whom it would be asked of.
+        selection: The files to download.
+        options: Names mirrors and the proxy.
 
     Raises:
-        FetchError: The folder cannot be looked at, or a name in it leads elsewhere.
+        FetchError: The folder cannot be read, or a name in it leads elsewhere.
     """
-    _refuse_links(root, job.places.values())
-    files = [file for file in job.metainfo.files if not file.is_pad]
-    present, free = _present(root, job), _free(root)
+    _refuse_links(root, selection.places.values())
+    files = [file for file in selection.metainfo.files if not file.is_pad]
+    present, free = _present_nbytes(root, selection), _free_nbytes(root)
     return FetchPlan(
-        name=job.metainfo.name,
-        infohash=job.metainfo.infohash,
+        name=selection.metainfo.name,
+        infohash=selection.metainfo.infohash,
         files=tuple(
             PlannedFile(
-                path=job.places[file.index],
+                path=selection.places[file.index],
                 nbytes=file.length,
-                is_wanted=file.index in job.wanted,
+                is_wanted=file.index in selection.wanted,
             )
             for file in files
         ),
-        wanted_nbytes=job.nbytes,
+        wanted_nbytes=selection.nbytes,
         present_nbytes=present,
         free_nbytes=free,
         checks=(
-            *_disk_checks(root, job, present=present, free=free),
-            *_network_checks(job, options),
+            *_disk_checks(root, selection, present=present, free=free),
+            *_network_checks(selection, options),
         ),
     )
 
 
-def prepare(root: Path, job: Job) -> None:
-    """Make the folder ready to receive, and refuse before a byte moves what cannot end well.
+def prepare(root: Path, selection: FileSelection) -> None:
+    """Make the folder ready, and refuse before a byte moves a download that cannot succeed.
 
     Raises:
-        DiskFullError: Bytes, files or a single file's size have no room.
-        FetchError: A name leads elsewhere, or the folder cannot be written to.
+        DiskFullError: There is too little space, or too few inodes, or a file is too large.
+        FetchError: A name leads elsewhere, or the folder cannot be written.
     """
     try:
         root.mkdir(parents=True, exist_ok=True)
-        _refuse_links(root, job.places.values())
-        checks = _disk_checks(root, job, present=_present(root, job), free=_free(root))
-        refuse(checks, root)
-        write_atomically(root / TORRENT, bare_torrent(job.info, job.trackers, layers=job.layers))
-        write_source(root, infohash=job.metainfo.infohash)
-        for file in job.metainfo.files:
-            if file.index in job.wanted:
-                _cut(root / job.places[file.index], file.length)
+        _refuse_links(root, selection.places.values())
+        present, free = _present_nbytes(root, selection), _free_nbytes(root)
+        raise_failed(_disk_checks(root, selection, present=present, free=free), root)
+        torrent = bare_torrent(selection.info, selection.trackers, layers=selection.layers)
+        write_atomically(root / TORRENT, torrent)
+        write_source(root, infohash=selection.metainfo.infohash)
+        for file in selection.metainfo.files:
+            if file.index in selection.wanted:
+                _truncate(root / selection.places[file.index], file.length)
     except OSError as error:
         raise refusal(error, root, kind=FetchError) from error
 
 
-def refuse(checks: Iterable[Check], root: Path) -> None:
-    """Turn the first check that failed into the error that it foretells.
+def raise_failed(checks: Iterable[Check], root: Path) -> None:
+    """Raise the error of the first failed check.
 
     Raises:
-        DiskFullError: Bytes, files or a single file's size have no room.
-        FetchError: The folder cannot be written to.
+        DiskFullError: There is too little space, or too few inodes, or a file is too large.
+        FetchError: The folder cannot be written.
     """
     for check in checks:
         if check.status is Status.FAIL:
@@ -133,113 +135,112 @@ def refuse(checks: Iterable[Check], root: Path) -> None:
             raise kind(f"{root}: {check.detail}", _HINTS[check.name].format(quoted(root)))
 
 
-_HINTS: Final = {
-    "disk": "df -h {}",
-    "files": "df -i {}",
-    "file size": "ulimit -f unlimited",
-    "destination": "ls -ld {}",
-}
-
-
-def _disk_checks(root: Path, job: Job, *, present: int, free: int) -> list[Check]:
-    """Whether the destination can take what is to come."""
-    there = _existing(root)
-    needed = job.nbytes - present
+def _disk_checks(root: Path, selection: FileSelection, *, present: int, free: int) -> list[Check]:
+    """Whether the destination can hold the wanted files."""
+    folder = _existing(root)
+    required = selection.nbytes - present
     checks = [
-        _check("disk", needed <= free, f"expected {needed:,} bytes free, found {free:,}"),
+        _check("disk", required <= free, f"expected {required:,} bytes free, found {free:,}"),
     ]
     try:
-        system = os.statvfs(there)
+        status = os.statvfs(folder)
     except OSError as error:
-        raise refusal(error, there, kind=FetchError) from error
-    names = sum(not (root / job.places[index]).exists() for index in job.wanted) + _OWN_FILES
-    if system.f_files:  # some file systems make inodes as they go
-        what = f"expected {names:,} more files, found room for {system.f_favail:,}"
-        checks.append(_check("files", names <= system.f_favail, what))
-    largest = max(file.length for file in job.metainfo.files if file.index in job.wanted)
-    limit, why = _largest_file(there)
-    what = "has no limit"
+        raise refusal(error, folder, kind=FetchError) from error
+    wanted = [selection.places[index] for index in selection.wanted]
+    inodes = sum(not (root / place).exists() for place in wanted) + _OWN_FILES
+    if status.f_files:  # some file systems create inodes as needed
+        detail = f"expected room for {inodes:,} more files, found {status.f_favail:,}"
+        checks.append(_check("files", inodes <= status.f_favail, detail))
+    largest = max(
+        file.length for file in selection.metainfo.files if file.index in selection.wanted
+    )
+    limit, origin = _file_size_limit(folder)
+    detail = "no limit"
     if limit is not None:
-        what = f"expected files of {largest:,} bytes, found a limit of {limit:,} ({why})"
-    checks.append(_check("file size", limit is None or largest <= limit, what))
-    may_write = os.access(there, os.W_OK | os.X_OK) and not system.f_flag & os.ST_RDONLY
-    what = f"{there} can be written to" if may_write else f"{there} cannot be written to"
-    return [*checks, _check("destination", may_write, what)]
+        detail = f"expected files of {largest:,} bytes, found a limit of {limit:,} ({origin})"
+    checks.append(_check("file size", limit is None or largest <= limit, detail))
+    is_writable = os.access(folder, os.W_OK | os.X_OK) and not status.f_flag & os.ST_RDONLY
+    verb = "can" if is_writable else "cannot"
+    detail = f"{folder} {verb} be written to"
+    return [*checks, _check("destination", is_writable, detail)]
 
 
 def _check(name: str, is_fine: bool, detail: str) -> Check:  # noqa: FBT001 (the verdict)
     return Check(name, Status.OK if is_fine else Status.FAIL, detail)
 
 
-def _largest_file(there: Path) -> tuple[int | None, str]:
-    """The most bytes that a file may have here, and who says so."""
+def _file_size_limit(folder: Path) -> tuple[int | None, str]:
+    """The most bytes that a file may have, and where the limit comes from."""
     soft, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
     if soft != resource.RLIM_INFINITY:
         return soft, "ulimit -f"
     try:
-        kind = file_system(there)
+        system = file_system(folder)
     except OSError:
         return None, ""
-    limit = file_limit(kind)
-    return (None, "") if limit is None else (limit - 1, kind)
+    limit = file_limit(system)
+    return (None, "") if limit is None else (limit - 1, system)
 
 
-def _network_checks(job: Job, options: FetchOptions) -> list[Check]:
-    """Whether those who are to be asked can be found."""
+def _network_checks(selection: FileSelection, options: FetchOptions) -> list[Check]:
+    """Whether trackers and mirrors can be reached by name."""
     bundle = find_certificates()
-    is_there = Path(bundle).is_file()
-    detail = f"authorities are listed in {bundle}" if is_there else f"{bundle}: no such file"
-    checks = [Check("certificates", Status.OK if is_there else Status.WARN, detail)]
+    has_bundle = Path(bundle).is_file()
+    detail = f"authorities in {bundle}" if has_bundle else f"{bundle}: no such file"
+    checks = [Check("certificates", Status.OK if has_bundle else Status.WARN, detail)]
     if options.proxy is not None:
-        return [*checks, Check("trackers", Status.OK, "are asked through the proxy")]
-    named = {
-        "tracker": [host for url in job.trackers if (host := urlsplit(url).hostname)],
-        "mirror": [
-            host for name in options.mirrors if (host := urlsplit(mirror(name).url).hostname)
-        ],
+        return [*checks, Check("trackers", Status.OK, "contacted through the proxy")]
+    urls = {
+        "trackers": list(selection.trackers),
+        "mirrors": [find_mirror(name).url for name in options.mirrors],
     }
-    known = _addresses([*named["tracker"], *named["mirror"]])
-    for kind, hosts in named.items():
-        if not hosts:
+    hosts = {
+        name: [host for url in several if (host := urlsplit(url).hostname)]
+        for name, several in urls.items()
+    }
+    resolved = _resolved({host for several in hosts.values() for host in several})
+    for name, several in hosts.items():
+        if not several:
             continue
-        found = [host for host in hosts if host in known]
-        lost = [host for host in hosts if host not in known]
-        detail = f"{len(found)} of {len(hosts)} have an address"
-        detail += f"; not {', '.join(lost)}" if lost else ""
-        checks.append(Check(f"{kind}s", Status.OK if found else Status.WARN, detail))
+        failed = [host for host in several if host not in resolved]
+        detail = f"{len(several) - len(failed)} of {len(several)} host names resolve"
+        detail += f"; not {', '.join(failed)}" if failed else ""
+        status = Status.WARN if len(failed) == len(several) else Status.OK
+        checks.append(Check(name, status, detail))
     return checks
 
 
-def _addresses(hosts: Sequence[str]) -> set[str]:
-    """Which names have an address; all are asked at once, for a few seconds."""
-    known: set[str] = set()
+def _resolved(hosts: Iterable[str]) -> set[str]:
+    """The host names that have an address; all are looked up at once, for a few seconds."""
+    resolved: set[str] = set()
 
-    def ask(host: str) -> None:
+    def look_up(host: str) -> None:
         try:
             socket.getaddrinfo(host, None)
         except (OSError, UnicodeError):
             return
-        known.add(host)
+        resolved.add(host)
 
-    threads = [threading.Thread(target=ask, args=(host,), daemon=True) for host in set(hosts)]
+    threads = [threading.Thread(target=look_up, args=(host,), daemon=True) for host in hosts]
     for thread in threads:
         thread.start()
-    deadline = time.monotonic() + _NAMES_S
+    deadline = time.monotonic() + _RESOLVE_S
     for thread in threads:
         thread.join(max(0.0, deadline - time.monotonic()))
-    return set(known)
+    return set(resolved)
 
 
-def _present(root: Path, job: Job) -> int:
+def _present_nbytes(root: Path, selection: FileSelection) -> int:
+    """Disk space that the wanted files already use."""
     return sum(
-        min(file.length, _allocated(root / job.places[file.index]))
-        for file in job.metainfo.files
-        if file.index in job.wanted
+        min(file.length, _allocated(root / selection.places[file.index]))
+        for file in selection.metainfo.files
+        if file.index in selection.wanted
     )
 
 
 def _allocated(path: Path) -> int:
-    """Bytes on disk: of a sparse file, less than its size."""
+    """Bytes on disk; less than the size of a sparse file."""
     try:
         return path.lstat().st_blocks * 512
     except OSError:
@@ -253,7 +254,7 @@ def _existing(root: Path) -> Path:
         raise refusal(error, root, kind=FetchError) from error
 
 
-def _free(root: Path) -> int:
+def _free_nbytes(root: Path) -> int:
     try:
         return shutil.disk_usage(_existing(root)).free
     except OSError as error:
@@ -261,32 +262,32 @@ def _free(root: Path) -> int:
 
 
 def _refuse_links(root: Path, places: Iterable[str]) -> None:
-    """Refuse a folder in which a name leads elsewhere: libtorrent follows links and overwrites."""
+    """Refuse links and other special files: libtorrent follows links and overwrites targets."""
     folders = {PRIVATE}
     files = {TORRENT, f"{PRIVATE}/{RESUME}", f"{PRIVATE}/{BEGUN}", f"{PRIVATE}/{LOCK}", *places}
     for place in files:
         folders.update(str(parent) for parent in Path(place).parents if parent.name)
     for name in sorted(folders):
-        _expect_kind(root / name, "folder", stat.S_ISDIR)
+        _expect_type(root / name, "folder", stat.S_ISDIR)
     for name in sorted(files):
-        _expect_kind(root / name, "file", stat.S_ISREG)
+        _expect_type(root / name, "file", stat.S_ISREG)
     for parts in (root / PRIVATE).glob(".*.parts"):
-        _expect_kind(parts, "file", stat.S_ISREG)
+        _expect_type(parts, "file", stat.S_ISREG)
 
 
-def _expect_kind(path: Path, kind: str, is_kind: Callable[[int], bool]) -> None:
+def _expect_type(path: Path, noun: str, is_type: Callable[[int], bool]) -> None:
     try:
         mode = path.lstat().st_mode
     except FileNotFoundError:
         return
     except OSError as error:
         raise refusal(error, path, kind=FetchError) from error
-    if not is_kind(mode):
-        found = "a symbolic link" if stat.S_ISLNK(mode) else "something else"
-        raise FetchError(f"{path}: expected a {kind}, found {found}", f"ls -ld {quoted(path)}")
+    if not is_type(mode):
+        other = "a symbolic link" if stat.S_ISLNK(mode) else "something else"
+        raise FetchError(f"{path}: expected a {noun}, found {other}", f"ls -ld {quoted(path)}")
 
 
-def _cut(path: Path, length: int) -> None:
-    """Cut off what lies behind the end of a file: libtorrent would leave it there."""
+def _truncate(path: Path, length: int) -> None:
+    """Cut off bytes beyond the end of a file: libtorrent would leave them."""
     if path.exists() and path.stat().st_size > length:
         os.truncate(path, length)

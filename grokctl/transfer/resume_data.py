@@ -1,4 +1,4 @@
-"""Read libtorrent's resume data with mistrust."""
+"""libtorrent's resume data, read without trusting it."""
 
 from collections.abc import Mapping
 
@@ -9,16 +9,16 @@ from grokctl.transfer.swarm_types import Claims
 
 
 def read_claims(resume: bytes, metainfo: Metainfo, sizes: Mapping[int, int]) -> Claims:
-    """What resume data claims, as far as that can be.
+    """The claims of resume data that can be true.
 
-    A claim to bytes that their file is too short to hold is dropped: the file was removed, or was
-    not wanted when they came, so that they went to the part file, which other choices of files
-    make unreadable. libtorrent would read zeros for them.
+    A claim is dropped if it covers bytes beyond the end of a file. Then either the file was
+    removed, or it was not wanted when the bytes arrived, so that they went into the part file,
+    which cannot be read once other files are selected. libtorrent would read zeros.
 
     Args:
-        resume: What an earlier session left; anything that is not resume data claims nothing.
-        metainfo: The torrent that it should be about.
-        sizes: File index -> bytes of it on disk; files that are not named hold everything.
+        resume: From an earlier session; anything that is not resume data claims nothing.
+        metainfo: The torrent that it should belong to.
+        sizes: File index -> bytes on disk; files that are left out count as complete.
     """
     try:
         resumed = lt.read_resume_data(resume)
@@ -30,7 +30,7 @@ def read_claims(resume: bytes, metainfo: Metainfo, sizes: Mapping[int, int]) -> 
     ):
         return Claims()
 
-    def is_here(piece: int) -> bool:
+    def is_on_disk(piece: int) -> bool:
         return all(
             offset + length <= sizes.get(file.index, file.length)
             for file, offset, length in metainfo.spans(piece)
@@ -38,16 +38,16 @@ def read_claims(resume: bytes, metainfo: Metainfo, sizes: Mapping[int, int]) -> 
 
     claimed = enumerate(resumed.have_pieces[: metainfo.num_pieces])
     return Claims(
-        have=frozenset(piece for piece, is_claimed in claimed if is_claimed and is_here(piece)),
+        have=frozenset(piece for piece, is_claimed in claimed if is_claimed and is_on_disk(piece)),
         unfinished={
             piece: list(blocks)
             for piece, blocks in resumed.unfinished_pieces.items()
-            if is_here(piece)
+            if is_on_disk(piece)
         },
         uploaded=resumed.total_uploaded,
     )
 
 
 def infohash_of(hashes: lt.info_hash_t, metainfo: Metainfo) -> str:
-    """The infohash of the kind that a torrent is known by."""
+    """The infohash of the same version as the torrent's."""
     return (hashes.v2 if metainfo.version == V2 else hashes.v1).to_bytes().hex()

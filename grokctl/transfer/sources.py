@@ -1,4 +1,4 @@
-"""What a download is told: where it comes from, and how to get it."""
+"""The source of a download and its options, parsed and checked."""
 
 import hashlib
 import ipaddress
@@ -18,13 +18,13 @@ from grokctl.checkpoint.torrent import (
     trackers_of,
 )
 from grokctl.errors import FetchError, UsageError
-from grokctl.os_errors import refusal
+from grokctl.os_errors import reason_of, refusal
 from grokctl.text import printable
 
 
 @dataclass(frozen=True, slots=True)
 class Mirror:
-    """A place on the web that holds a release's files under their own names."""
+    """A folder on the web that holds a release's files under their own names."""
 
     name: str
     url: str
@@ -32,37 +32,37 @@ class Mirror:
 
     @classmethod
     def at(cls, url: str) -> Self:
-        """A mirror that is known by its address."""
+        """A mirror named after its host."""
         parts = urlsplit(url)
         return cls(f"{parts.hostname}:{parts.port}" if parts.port else parts.hostname or url, url)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PinnedFile:
-    """A file on the web whose content is known beforehand."""
+    """A file on the web with a known hash."""
 
     url: str
     nbytes: int
     sha256: str
 
     def refuse_other(self, data: bytes | bytearray, name: str) -> None:
-        """Take no other content for it.
+        """Refuse any other content.
 
         Raises:
-            FetchError: The data is something else.
+            FetchError: The data has a different hash.
         """
-        found = hashlib.sha256(data).hexdigest()
-        if found != self.sha256:
+        sha256 = hashlib.sha256(data).hexdigest()
+        if sha256 != self.sha256:
             raise FetchError(
                 f"{name}: expected {self.nbytes:,} bytes with sha256 {self.sha256}, "
-                f"found {len(data):,} with {found}"
+                f"found {len(data):,} with {sha256}"
             )
 
 
 GROK_1: Final = "grok-1"
-"""The source that is built in."""
+"""The built-in source."""
 MIRRORS: Final = {"hf": Mirror("hf", "https://huggingface.co/xai-org/grok-1/resolve/main/")}
-"""Mirrors that are built in. What they send is proven against the infohash, piece by piece."""
+"""Built-in mirrors. Every piece from them is proven against the infohash."""
 GROK_1_TOKENIZER: Final = PinnedFile(
     url=(
         "https://raw.githubusercontent.com/xai-org/grok-1/"
@@ -71,7 +71,7 @@ GROK_1_TOKENIZER: Final = PinnedFile(
     nbytes=2_229_219,
     sha256="5c69d7cbad192fa2c9d14e2a77fbfdc11597c68907b043ddb0260e3d28eddd7f",
 )
-"""As published with the reference code; the magnet's torrent is not known to hold it."""
+"""As published with the reference code; the magnet's torrent may not contain it."""
 Endpoint = tuple[str, int]
 """Host or address, and port."""
 _GROK_1_INFOHASH: Final = parse_magnet(GROK_1_MAGNET).infohash
@@ -80,50 +80,49 @@ _PLAIN: Final = re.compile("[!-~]+")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FetchOptions:
-    """How to download.
+    """Options of a download.
 
     Raises:
-        UsageError: A value cannot be meant.
+        UsageError: A value is invalid.
     """
 
     peers: tuple[str, ...] = ()
-    """`HOST:PORT` of people who have it; `[ADDRESS]:PORT` for IPv6."""
+    """`HOST:PORT` of peers that have the files; `[ADDRESS]:PORT` for IPv6."""
     trackers: tuple[str, ...] = ()
-    """Announce URLs beside the source's own."""
+    """Announce URLs in addition to the source's own."""
     web_seeds: tuple[str, ...] = ()
-    """BEP 19 URLs. Those that a magnet or torrent brings along are dropped."""
+    """BEP 19 URLs. Web seeds in a magnet or torrent are dropped."""
     mirrors: tuple[str, ...] = ()
     """`hf`, or the http address of a folder that holds `ckpt-0`."""
     torrent_file: Path | None = None
-    """The torrent, where the swarm cannot be asked for it; it must be the one that is meant."""
+    """The source's torrent, when no peer sends the metadata."""
     tokenizer: Path | None = None
-    """A `tokenizer.model` to put beside `ckpt-0`, instead of fetching Grok-1's."""
+    """A `tokenizer.model` to use instead of downloading Grok-1's."""
     only: tuple[str, ...] = ()
     """Globs on a file's path in the release, or on its last part."""
     layers: frozenset[int] | None = None
-    """Decoder layers whose tensors are wanted, beside what `only` matches."""
+    """Decoder layers to download, in addition to the matches of `only`."""
     max_download: int | None = None
     """Bytes per second."""
     max_upload: int | None = None
     """Bytes per second."""
     connections: int | None = None
+    """Peers at a time, at most."""
     port: int | None = None
-    """To listen on; 0 is any free one."""
+    """To listen on; 0 means any free port."""
     bind: str | None = None
     """The only local address to use."""
     proxy: str | None = None
-    """`socks5://user:password@host:port` or `http://…`; turns DHT, LSD and incoming off."""
+    """`socks5://user:password@host:port` or `http://…`; disables DHT, LSD and listening."""
     dht: bool = True
     lsd: bool = True
     seed: bool = False
     """Whether to upload after completion, until interrupted."""
     seed_ratio: float | None = None
-    """Upload after completion until this multiple of the wanted bytes was sent."""
+    """Upload after completion until this multiple of the wanted bytes has been sent."""
     stall_timeout_s: float = 300.0
-    recheck: bool = False
-    """Hash what lies on disk instead of believing resume data; then fetch only bad pieces."""
     force: bool = False
-    """Adopt a non-empty folder that grokctl did not make."""
+    """Adopt a non-empty folder that grokctl did not create."""
 
     def __post_init__(self) -> None:
         self._check_addresses()
@@ -134,13 +133,13 @@ class FetchOptions:
             if value is not None and not value > 0:
                 raise UsageError(f"{name} {value}: expected more than 0")
         if not all(self.only):
-            raise UsageError("only: an empty pattern names no file")
+            raise UsageError("only: expected a pattern, found an empty one")
 
     def _check_addresses(self) -> None:
         for peer in self.peers:
-            host, _ = endpoint(peer)
+            host, _ = parse_endpoint(peer)
             if self.proxy is not None and not _is_address(host):
-                raise UsageError(f"peer {peer}: a name, expected an address when a proxy is used")
+                raise UsageError(f"peer {peer}: expected an IP address with a proxy, found a name")
         for url in self.trackers:
             _expect_url("tracker", url, {"http", "https", "udp"})
         for url in self.web_seeds:
@@ -158,7 +157,7 @@ class FetchOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Origin:
-    """What a source says before anybody is asked."""
+    """A source as the user named it, parsed; nothing was requested from it yet."""
 
     source: str
     infohash: str
@@ -168,55 +167,26 @@ class Origin:
 
     @property
     def tokenizer(self) -> PinnedFile | None:
-        """The tokenizer that belongs to it, where that is known: Grok-1's."""
+        """The tokenizer of the release, if it is known: Grok-1's."""
         return GROK_1_TOKENIZER if self.infohash == _GROK_1_INFOHASH else None
 
 
-def endpoint(peer: str) -> Endpoint:
-    """Read `HOST:PORT`, or `[ADDRESS]:PORT` for IPv6.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FetchRequest:
+    """A download as the user asked for it."""
 
-    Raises:
-        UsageError: It is something else.
-    """
-    with suppress(ValueError):
-        parts = urlsplit(f"//{peer}")
-        if parts.hostname and parts.port and parts.netloc == peer and not parts.username:
-            return parts.hostname, parts.port
-    raise UsageError(f"peer {peer!r}: expected HOST:PORT", "--peer 203.0.113.7:6881")
+    origin: Origin
+    root: Path
+    """The release's folder."""
+    options: FetchOptions
 
-
-def _is_address(text: str) -> bool:
-    try:
-        ipaddress.ip_address(text)
-    except ValueError:
-        return False
-    return True
+    @property
+    def trackers(self) -> tuple[str, ...]:
+        """Announce URLs of the source and of the options."""
+        return (*self.origin.trackers, *self.options.trackers)
 
 
-def mirror(name: str) -> Mirror:
-    """The mirror that is built in under a name, or lies at an address."""
-    return MIRRORS.get(name) or Mirror.at(name if name.endswith("/") else f"{name}/")
-
-
-def _expect_url(
-    what: str,
-    url: str,
-    schemes: set[str],
-    *,
-    needs_port: bool = False,
-    or_one_of: Collection[str] = (),
-) -> None:
-    with suppress(ValueError):
-        parts = urlsplit(url)
-        has_host = parts.hostname and (parts.port or not needs_port)
-        if parts.scheme in schemes and has_host and _PLAIN.fullmatch(url):
-            return
-    port = ":port" if needs_port else ""
-    names = "".join(f"{name} or " for name in or_one_of)
-    raise UsageError(f"{what} {url!r}: expected {names}{' or '.join(sorted(schemes))}://host{port}")
-
-
-def read_source_argument(source: str) -> Origin:
+def parse_source(source: str) -> Origin:
     """Read `grok-1`, a magnet link or the path of a `.torrent` file.
 
     Raises:
@@ -228,14 +198,14 @@ def read_source_argument(source: str) -> Origin:
         if len(magnet.infohash) != len(_GROK_1_INFOHASH):
             raise FetchError(
                 f"magnet link {printable(source)!r}: has only a v2 infohash, and peers send no "
-                "piece hashes for that",
+                "piece hashes for those",
                 "grokctl fetch FILE.torrent",
             )
         return Origin(
             source=source,
             infohash=magnet.infohash,
             name=magnet.name,
-            trackers=plain(magnet.trackers),
+            trackers=plain_urls(magnet.trackers),
         )
     path = Path(source)
     if not path.is_file():
@@ -251,28 +221,73 @@ def read_source_argument(source: str) -> Origin:
         source=source,
         infohash=metainfo.infohash,
         name=metainfo.name,
-        trackers=plain(trackers_of(torrent)),
+        trackers=plain_urls(trackers_of(torrent)),
         torrent=torrent,
     )
 
 
-def plain(urls: Iterable[str]) -> tuple[str, ...]:
+def parse_endpoint(peer: str) -> Endpoint:
+    """Read `HOST:PORT`, or `[ADDRESS]:PORT` for IPv6.
+
+    Raises:
+        UsageError: It is something else.
+    """
+    with suppress(ValueError):
+        parts = urlsplit(f"//{peer}")
+        if parts.hostname and parts.port and parts.netloc == peer and not parts.username:
+            return parts.hostname, parts.port
+    raise UsageError(f"peer {peer!r}: expected HOST:PORT", "--peer 203.0.113.7:6881")
+
+
+def find_mirror(name: str) -> Mirror:
+    """A built-in mirror by its name, or the mirror at an address."""
+    return MIRRORS.get(name) or Mirror.at(name if name.endswith("/") else f"{name}/")
+
+
+def resolve(peers: Sequence[Endpoint]) -> list[Endpoint]:
+    """The IP addresses of peers.
+
+    Raises:
+        FetchError: A host name does not resolve.
+    """
+    endpoints = []
+    for host, port in peers:
+        try:
+            answers = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        except OSError as error:
+            raise FetchError(f"peer {host}:{port}: {reason_of(error)}") from error
+        except UnicodeError as error:
+            raise FetchError(f"peer {host}:{port}: is not a valid host name") from error
+        endpoints += [(str(address[0]), port) for *_, address in answers]
+    return list(dict.fromkeys(endpoints))
+
+
+def plain_urls(urls: Iterable[str]) -> tuple[str, ...]:
     """URLs that cannot smuggle a second line into a request."""
     return tuple(url for url in urls if _PLAIN.fullmatch(url))
 
 
-def resolve(peers: Sequence[Endpoint]) -> list[Endpoint]:
-    """Addresses of named peers.
+def _is_address(text: str) -> bool:
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    return True
 
-    Raises:
-        FetchError: A name has none.
-    """
-    found = []
-    for host, port in peers:
-        try:
-            answers = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-        except (OSError, UnicodeError) as error:
-            reason = getattr(error, "strerror", None) or "no computer has such a name"
-            raise FetchError(f"peer {host}:{port}: {reason}") from error
-        found += [(str(address[0]), port) for *_, address in answers]
-    return list(dict.fromkeys(found))
+
+def _expect_url(
+    noun: str,
+    url: str,
+    schemes: set[str],
+    *,
+    needs_port: bool = False,
+    or_one_of: Collection[str] = (),
+) -> None:
+    with suppress(ValueError):
+        parts = urlsplit(url)
+        has_host = parts.hostname and (parts.port or not needs_port)
+        if parts.scheme in schemes and has_host and _PLAIN.fullmatch(url):
+            return
+    port = ":port" if needs_port else ""
+    names = "".join(f"{name} or " for name in or_one_of)
+    raise UsageError(f"{noun} {url!r}: expected {names}{' or '.join(sorted(schemes))}://host{port}")

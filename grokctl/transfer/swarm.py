@@ -1,4 +1,4 @@
-"""The only importer of libtorrent: one session, one torrent, measured settings, our errors."""
+"""One libtorrent session with one torrent: its alerts become snapshots, notes and our errors."""
 
 import time
 from collections.abc import Collection, Sequence
@@ -17,33 +17,35 @@ from grokctl.text import printable
 from grokctl.transfer.resume_data import infohash_of
 from grokctl.transfer.sources import Endpoint
 from grokctl.transfer.swarm_settings import settings_pack
-from grokctl.transfer.swarm_types import Network, Snapshot, Transfer
+from grokctl.transfer.swarm_types import NetworkOptions, Snapshot, Transfer
 
 _FLAGS = lt.torrent_flags
 
 _WANTED: Final = 4
-"""libtorrent's priority for what is wanted."""
+"""libtorrent's priority of wanted files and pieces."""
 _REQUESTED: Final = 1
-"""libtorrent's state for a block that was asked for; above it, the block is here."""
+"""libtorrent's state of a requested block; a block in a higher state has arrived."""
 _QUIET_S: Final = 60.0
+"""Seconds with few peers after which uTP is tried."""
 _FEW_PEERS: Final = 5
 _DISK_S: Final = 600.0
+"""Seconds that a flush may take."""
 
 
 class Swarm:
     """One libtorrent session with at most one torrent, as a context manager.
 
-    Nothing runs between calls but libtorrent's own threads: `poll` is where alerts become
-    snapshots, notes and errors, on the caller's thread.
+    Between calls only libtorrent's own threads run: `poll` turns alerts into snapshots, notes and
+    errors on the caller's thread.
 
     Raises:
         FetchError: The address or port that the user named cannot be listened on.
     """
 
-    def __init__(self, network: Network) -> None:
+    def __init__(self, network: NetworkOptions) -> None:
         find_certificates()
         self.trackers: dict[str, str] = {}
-        """Announce URL -> what it answered last."""
+        """Announce URL -> its last answer."""
         self.banned: list[str] = []
         """Addresses of peers that sent bad data."""
         self._network = network
@@ -51,11 +53,11 @@ class Swarm:
         self._failure: GrokctlError | None = None
         self._notes: list[str] = []
         self._resume: bytes | None = None
-        self._is_resume_wanted = False
+        self._is_resume_requested = False
         self._seen: set[type[lt.alert]] = set()
         self._reserved: set[int] = set()
         self._quiet_since = time.monotonic()
-        self._speaks_utp = False
+        self._uses_utp = False
         self._session: lt.session | None = lt.session(settings_pack(network))
 
     def __enter__(self) -> Self:
@@ -87,7 +89,7 @@ class Swarm:
         """The port that the session listens on.
 
         Raises:
-            FetchError: It listens on none within `timeout_s` seconds.
+            FetchError: It does not listen on any within `timeout_s` seconds.
         """
         deadline = time.monotonic() + timeout_s
         while not (port := self.session.listen_port()):
@@ -96,16 +98,18 @@ class Swarm:
             self.poll(0.1)
         return port
 
-    def ask_for_metadata(
+    # --- the torrent
+
+    def join_for_metadata(
         self, infohash: str, *, trackers: Sequence[str], peers: Sequence[Endpoint], folder: Path
     ) -> None:
-        """Join a swarm of which only the infohash is known, and download nothing else from it.
+        """Join a swarm by its infohash alone, to receive the metadata and no payload.
 
         Args:
             infohash: 40 hexadecimal digits.
             trackers: Announce URLs.
-            peers: Addresses to begin with.
-            folder: An empty one; libtorrent wants a place even for what it does not write.
+            peers: The first peers to connect to.
+            folder: An empty one; libtorrent wants a path even though it writes nothing.
         """
         params = lt.add_torrent_params()
         params.info_hashes = lt.info_hash_t(lt.sha1_hash(bytes.fromhex(infohash)))
@@ -116,27 +120,12 @@ class Swarm:
         self._add(params)
 
     def metadata(self) -> bytes | None:
-        """The raw info dictionary, once some peer has sent it."""
+        """The raw info dictionary, once a peer has sent it."""
         info = self.handle.torrent_file()
         return None if info is None else bytes(info.info_section())
 
-    def leave(self) -> list[Endpoint]:
-        """Leave the torrent; its files stay.
-
-        Returns:
-            Peers that answered, to begin with the next time.
-        """
-        peers = [
-            peer.ip for peer in self.handle.get_peer_info() if peer.flags & peer.local_connection
-        ]
-        self._seen.discard(lt.torrent_removed_alert)
-        self.session.remove_torrent(self.handle)
-        self._wait_for(lt.torrent_removed_alert, timeout_s=5)
-        self._handle = None
-        return peers
-
     def add(self, transfer: Transfer) -> None:
-        """Begin a transfer; every file goes to its place, none under the torrent's own name.
+        """Begin a transfer, with our own path for every file.
 
         Raises:
             FetchError: libtorrent refuses the torrent, or reads other files in it than we do.
@@ -146,9 +135,9 @@ class Swarm:
         except RuntimeError as error:
             raise FetchError(f"torrent {transfer.metainfo.infohash}: {error}") from error
         assert params.ti is not None
-        _agree(params.ti, transfer.metainfo)
+        _refuse_disagreement(params.ti, transfer.metainfo)
         params.save_path = str(transfer.root)
-        # below save_path, also when it looks absolute
+        # relative to save_path, even if it looks absolute
         params.part_file_dir = PRIVATE
         params.renamed_files = dict(transfer.places)
         params.trackers = list(transfer.trackers)
@@ -168,86 +157,144 @@ class Swarm:
         for peer in transfer.peers:
             self.handle.connect_peer(peer)
 
+    def leave(self) -> list[Endpoint]:
+        """Leave the torrent; its files stay.
+
+        Returns:
+            Peers that answered: the first to connect to the next time.
+        """
+        peers = [
+            peer.ip for peer in self.handle.get_peer_info() if peer.flags & peer.local_connection
+        ]
+        self._seen.discard(lt.torrent_removed_alert)
+        self.session.remove_torrent(self.handle)
+        self._wait_for(lt.torrent_removed_alert, timeout_s=5)
+        self._handle = None
+        return peers
+
+    def _add(self, params: lt.add_torrent_params) -> None:
+        try:
+            self._handle = self.session.add_torrent(params)
+        except RuntimeError as error:
+            raise FetchError(f"torrent: refused by libtorrent: {error}") from error
+
+    # --- progress
+
     def poll(self, timeout_s: float) -> Snapshot:
-        """Wait for news, and say how far things are.
+        """Wait for alerts, and return the progress.
 
         Args:
             timeout_s: Seconds to wait at most.
 
         Raises:
-            DiskFullError: A file could not be written for lack of space.
+            DiskFullError: The disk is full.
             FetchError: A file could not be read or written for another reason, or libtorrent
-                has given the torrent up.
+                has given up.
         """
-        self._digest(timeout_s)
+        self._process_alerts(timeout_s)
         if self._failure is not None:
             raise self._failure
         snapshot = self._snapshot()
         self._try_utp(snapshot)
         return snapshot
 
+    def take_notes(self) -> list[str]:
+        """News for the user since the last call, a line each."""
+        notes, self._notes = self._notes, []
+        return notes
+
+    def limit_download(self, rate: float | None) -> None:
+        """Receive at most this many bytes per second from the swarm."""
+        self.handle.set_download_limit(-1 if rate is None else max(1, int(rate)))
+
+    def _snapshot(self) -> Snapshot:
+        if self._handle is None:
+            return Snapshot()
+        status = self._handle.status()
+        states = lt.torrent_status.states
+        is_checking = status.state in {states.checking_files, states.checking_resume_data}
+        return Snapshot(
+            done=status.total_wanted_done,
+            downloaded=status.total_payload_download,
+            uploaded=status.all_time_upload,
+            rate=status.download_payload_rate,
+            upload_rate=status.upload_payload_rate,
+            peers=status.num_peers,
+            seeders=status.num_seeds,
+            is_checking=is_checking,
+            has_wanted=status.is_finished and not is_checking and not self._reserved,
+            has_everything=status.is_seeding,
+        )
+
+    def _try_utp(self, snapshot: Snapshot) -> None:
+        """Connect by uTP too when TCP finds few peers: those behind NAT may need it.
+
+        It is off at first because libtorrent prefers it, at a fifteenth of the speed.
+        """
+        now = time.monotonic()
+        if snapshot.peers >= _FEW_PEERS or self._uses_utp or self._network.proxy:
+            self._quiet_since = now
+        elif now - self._quiet_since > _QUIET_S:
+            self._uses_utp = True
+            self.session.apply_settings({"enable_outgoing_utp": True})
+
+    # --- pieces that mirrors bring
+
     @property
     def reserved(self) -> frozenset[int]:
-        """Pieces that the swarm is not asked for."""
+        """Pieces that are not requested from the swarm."""
         return frozenset(self._reserved)
 
     def have(self) -> list[bool]:
-        """Which pieces are here."""
+        """Whether each piece is on disk."""
         return self.handle.status(lt.torrent_handle.query_pieces).pieces
 
-    def underway(self) -> dict[int, int]:
-        """Pieces of which the swarm was asked for something, and how many blocks are here."""
+    def requested_blocks(self) -> dict[int, int]:
+        """Piece that was requested from the swarm -> number of its blocks that have arrived."""
         return {
             piece["piece_index"]: sum(block["state"] > _REQUESTED for block in piece["blocks"])
             for piece in self.handle.get_download_queue()
         }
 
     def reserve(self, pieces: Collection[int]) -> None:
-        """Ask the swarm no more for pieces that come from elsewhere."""
+        """Stop requesting pieces from the swarm."""
         for piece in pieces:
             self.handle.piece_priority(piece, 0)
         self._reserved.update(pieces)
 
-    def release(self, pieces: Collection[int]) -> None:
-        """Pieces that were reserved are the swarm's again, or have arrived."""
+    def unreserve(self, pieces: Collection[int]) -> None:
+        """Request pieces from the swarm again, unless they have arrived."""
         for piece in pieces:
             self.handle.piece_priority(piece, _WANTED)
         self._reserved.difference_update(pieces)
 
-    def deliver(self, piece: int, data: bytes) -> None:
-        """Have a piece that came from elsewhere written; it is there when `have` says so."""
+    def write_piece(self, piece: int, data: bytes) -> None:
+        """Write a piece that came from a mirror; `have` tells when it is on disk."""
         self.handle.add_piece(piece, data, lt.add_piece_flags_t.overwrite_existing)
 
-    def limit_download(self, rate: float | None) -> None:
-        """Receive no more bytes per second from the swarm."""
-        self.handle.set_download_limit(-1 if rate is None else max(1, int(rate)))
-
-    def take_notes(self) -> list[str]:
-        """What happened since the last call that the user should know, a line each."""
-        notes, self._notes = self._notes, []
-        return notes
+    # --- disk and resume data
 
     def flush(self) -> None:
-        """Hand everything that was received to the operating system.
+        """Write everything that was received to the operating system.
 
         Raises:
-            DiskFullError: There was no space for it.
+            DiskFullError: The disk is full.
             FetchError: It could not be written, or not within ten minutes.
         """
-        if self._is_resume_wanted:
-            # its flush was asked for earlier, and must not pass for this one
-            self._insist_on(lt.cache_flushed_alert, timeout_s=_DISK_S)
+        if self._is_resume_requested:
+            # its flush was requested earlier, and must not be taken for this one
+            self._require(lt.cache_flushed_alert, timeout_s=_DISK_S)
         self._seen.discard(lt.cache_flushed_alert)
         self.handle.flush_cache()
-        self._insist_on(lt.cache_flushed_alert, timeout_s=_DISK_S)
+        self._require(lt.cache_flushed_alert, timeout_s=_DISK_S)
 
-    def ask_for_resume_data(self) -> None:
-        """Begin to gather resume data that claims what is on disk, down to single blocks.
+    def request_resume_data(self) -> None:
+        """Begin to gather resume data that includes the blocks of incomplete pieces.
 
-        libtorrent's own flag flushes no piece that is incomplete, and then claims nothing of it:
-        with pieces of 16 MB and many peers, an interrupt would cost gigabytes.
+        libtorrent's own flag does not flush incomplete pieces, and then claims nothing of them:
+        with pieces of 16 MB and many peers, an interruption would cost gigabytes.
         """
-        self._is_resume_wanted = True
+        self._is_resume_requested = True
         self._seen.discard(lt.cache_flushed_alert)
         self.handle.flush_cache()
 
@@ -257,23 +304,19 @@ class Swarm:
         return data
 
     def resume_data(self, *, timeout_s: float) -> bytes | None:
-        """Resume data as of now; None if the torrent is being checked or time runs out."""
+        """Resume data as of now; None while the torrent is being checked, or after a timeout."""
         if self._handle is None or self._snapshot().is_checking:
             return None
         self._seen -= {lt.save_resume_data_alert, lt.save_resume_data_failed_alert}
-        self.ask_for_resume_data()
+        self.request_resume_data()
         self._wait_for(
             lt.save_resume_data_alert, lt.save_resume_data_failed_alert, timeout_s=timeout_s
         )
         return self.take_resume_data()
 
-    def _add(self, params: lt.add_torrent_params) -> None:
-        try:
-            self._handle = self.session.add_torrent(params)
-        except RuntimeError as error:
-            raise FetchError(f"torrent: libtorrent refuses it, {error}") from error
+    # --- alerts
 
-    def _insist_on(self, kind: type[lt.alert], *, timeout_s: float) -> None:
+    def _require(self, kind: type[lt.alert], *, timeout_s: float) -> None:
         deadline = time.monotonic() + timeout_s
         while not self._wait_for(kind, timeout_s=0.2) and self._failure is None:
             if time.monotonic() > deadline:
@@ -287,19 +330,19 @@ class Swarm:
             left = deadline - time.monotonic()
             if left <= 0:
                 return False
-            self._digest(min(left, 0.2))
+            self._process_alerts(min(left, 0.2))
         return True
 
-    def _digest(self, timeout_s: float) -> None:
+    def _process_alerts(self, timeout_s: float) -> None:
         self.session.wait_for_alert(int(timeout_s * 1000))
         for alert in self.session.pop_alerts():
             self._seen.add(type(alert))
-            self._note(alert)
+            self._process(alert)
 
-    def _note(self, alert: lt.alert) -> None:
+    def _process(self, alert: lt.alert) -> None:
         match alert:
-            case lt.cache_flushed_alert() if self._is_resume_wanted:
-                self._is_resume_wanted = False
+            case lt.cache_flushed_alert() if self._is_resume_requested:
+                self._is_resume_requested = False
                 self.handle.save_resume_data()
             case lt.save_resume_data_alert():
                 self._resume = lt.write_resume_data_buf(alert.params)
@@ -319,40 +362,9 @@ class Swarm:
                 self._failure = _failure_in(alert) or self._failure
                 self._notes.extend(_notes_in(alert))
 
-    def _snapshot(self) -> Snapshot:
-        if self._handle is None:
-            return Snapshot()
-        status = self._handle.status()
-        states = lt.torrent_status.states
-        is_checking = status.state in {states.checking_files, states.checking_resume_data}
-        return Snapshot(
-            done=status.total_wanted_done,
-            downloaded=status.total_payload_download,
-            uploaded=status.all_time_upload,
-            rate=status.download_payload_rate,
-            upload_rate=status.upload_payload_rate,
-            peers=status.num_peers,
-            seeds=status.num_seeds,
-            is_checking=is_checking,
-            has_wanted=status.is_finished and not is_checking and not self._reserved,
-            has_everything=status.is_seeding,
-        )
 
-    def _try_utp(self, snapshot: Snapshot) -> None:
-        """Connect by uTP too where TCP finds nobody: peers behind NAT may need it.
-
-        It is off at first because libtorrent prefers it, at a fifteenth of the speed.
-        """
-        now = time.monotonic()
-        if snapshot.peers >= _FEW_PEERS or self._speaks_utp or self._network.proxy:
-            self._quiet_since = now
-        elif now - self._quiet_since > _QUIET_S:
-            self._speaks_utp = True
-            self.session.apply_settings({"enable_outgoing_utp": True})
-
-
-def _agree(info: lt.torrent_info, metainfo: Metainfo) -> None:
-    """Refuse a torrent in which libtorrent sees other bytes in other files than we checked."""
+def _refuse_disagreement(info: lt.torrent_info, metainfo: Metainfo) -> None:
+    """Refuse a torrent that libtorrent and our own checks read differently."""
     layout = info.layout()
     theirs = [
         (layout.file_size(index), bool(layout.file_flags(index) & layout.flag_pad_file))
@@ -362,13 +374,13 @@ def _agree(info: lt.torrent_info, metainfo: Metainfo) -> None:
     same_hash = infohash_of(info.info_hashes(), metainfo) == metainfo.infohash
     if theirs != ours or info.piece_length() != metainfo.piece_length or not same_hash:
         raise FetchError(
-            f"torrent {metainfo.infohash}: libtorrent reads {len(theirs)} files in it, "
-            f"grokctl {len(ours)}, and they are not the same"
+            f"torrent {metainfo.infohash}: libtorrent reads {len(theirs)} files, grokctl reads "
+            f"{len(ours)} different ones"
         )
 
 
 def _priorities(transfer: Transfer) -> list[int]:
-    """One number a file; pads count as wanted only when all is, or their pieces would come too."""
+    """The priority of each file; pads have one only when every file is wanted."""
     wanted, files = set(transfer.wanted), transfer.metainfo.files
     if all(file.is_pad or file.index in wanted for file in files):
         return [_WANTED] * len(files)
@@ -376,7 +388,7 @@ def _priorities(transfer: Transfer) -> list[int]:
 
 
 def _failure_in(alert: lt.alert) -> GrokctlError | None:
-    """What ends a transfer: libtorrent only pauses it, or stops asking for more."""
+    """The error that ends a transfer; libtorrent itself only pauses, or stops requesting."""
     match alert:
         case lt.torrent_error_alert():
             return FetchError(f"torrent: {printable(alert.error.message())}")
@@ -391,10 +403,10 @@ def _disk_failure(file: str, code: int, reason: str) -> GrokctlError:
 
 
 def _notes_in(alert: lt.alert) -> list[str]:
-    """What goes on without harm, but not as the user may think."""
+    """Harmless surprises that the user should know about."""
     match alert:
         case lt.fastresume_rejected_alert():
-            return ["files on disk are not as they were left, so they are checked"]
+            return ["files changed since the last fetch: checking them"]
         case lt.url_seed_alert():
             reason = alert.error_message() or alert.error.message()
             return [f"web seed {printable(alert.server_url())}: {printable(reason)}"]

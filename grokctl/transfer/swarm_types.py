@@ -1,4 +1,4 @@
-"""What a swarm needs to know, and what it reports: values only."""
+"""Values that go into a swarm session, and the progress that comes out."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -9,43 +9,44 @@ from grokctl.transfer.sources import Endpoint
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Network:
-    """What a session may do on the network."""
+class NetworkOptions:
+    """How a session may use the network."""
 
     bind: str | None = None
     """The only local address to listen on and to connect from."""
     port: int | None = None
-    """The only port to listen on; 0 takes any free one, None prefers 6881."""
+    """The only port to listen on; 0 means any free port, None prefers 6881."""
     proxy: str | None = None
-    """`socks5://` or `http://` URL; with one, nothing listens and nothing goes around it."""
+    """`socks5://` or `http://` URL; all traffic goes through it, and nothing listens."""
     dht: bool = True
     lsd: bool = True
     connections: int | None = None
-    shares_addresses: bool = False
-    """Whether several peers behind one address are welcome."""
-    keeps_seeds: bool = False
-    """Whether seeds are kept while nothing is wanted of them: mirrors may fail, and then it is."""
+    """Peers at a time, at most."""
+    allows_shared_addresses: bool = False
+    """Whether several peers may have the same address."""
+    keeps_seeders: bool = False
+    """Whether to stay connected to seeders while mirrors bring everything: mirrors may fail."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Claims:
-    """What resume data says, or somebody has found out, about what lies on disk."""
+    """Which parts of a torrent are on disk, by resume data or by a check."""
 
     have: frozenset[int] = frozenset()
-    """Pieces that are whole."""
+    """Complete pieces."""
     unfinished: Mapping[int, list[bool]] = field(default_factory=dict)
-    """Blocks of 16 KiB that are here of pieces that are not whole."""
+    """Incomplete piece -> which of its blocks of 16 KiB are on disk."""
     uploaded: int = 0
     """Payload bytes sent in earlier sessions."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Transfer:
-    """A torrent to download to, or serve from, the places that grokctl chose."""
+    """A torrent to download or to seed, with our own path for each of its files."""
 
     metainfo: Metainfo
     torrent: bytes
-    """What `metainfo` was read from; peers, trackers and web seeds in it are not used."""
+    """The bytes that `metainfo` was parsed from; their trackers, web seeds and peers are ignored."""
     root: Path
     places: Mapping[int, str]
     """File index -> path below `root`; the torrent's own names are never used."""
@@ -55,9 +56,9 @@ class Transfer:
     web_seeds: Sequence[str] = ()
     peers: Sequence[Endpoint] = ()
     claims: Claims = field(default_factory=Claims)
-    """What lies there already: it is believed, nothing is hashed."""
+    """Data on disk; libtorrent believes this and hashes nothing."""
     is_complete: bool = False
-    """Serve only: believe that every file is whole until a peer asks for a piece."""
+    """Seed only: trust every file until a peer requests a piece of it."""
     max_download: int | None = None
     """Bytes per second."""
     max_upload: int | None = None
@@ -66,22 +67,23 @@ class Transfer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Snapshot:
-    """How far a session has come."""
+    """The progress of a session at one moment."""
 
     done: int = 0
-    """Wanted bytes that are here, in whole blocks."""
+    """Wanted bytes on disk, in complete blocks."""
     downloaded: int = 0
-    """Payload bytes received in this session, wasted ones included."""
+    """Payload bytes received in this session, including wasted ones."""
     uploaded: int = 0
-    """Payload bytes sent, in this session and those before it."""
+    """Payload bytes sent, in this and in earlier sessions."""
     rate: int = 0
     """Payload bytes received per second."""
     upload_rate: int = 0
     """Payload bytes sent per second."""
     peers: int = 0
-    seeds: int = 0
+    seeders: int = 0
     is_checking: bool = False
-    """Whether libtorrent still looks at the files."""
+    """Whether libtorrent is still checking the files."""
     has_wanted: bool = False
-    """Whether every wanted file is here."""
+    """Whether every wanted file is complete."""
     has_everything: bool = False
+    """Whether every file is complete."""

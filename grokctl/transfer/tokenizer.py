@@ -1,4 +1,4 @@
-"""The tokenizer beside a release: fetched over https or given as a file, and checked either way."""
+"""The tokenizer of a release: downloaded over https or given as a file, and checked."""
 
 import time
 from pathlib import Path
@@ -18,15 +18,15 @@ _WITHIN_S: Final = 120.0
 
 
 def has_tokenizer(root: Path) -> bool:
-    """Whether a release can take and give text."""
+    """Whether a release has a tokenizer, so that it can read and write text."""
     return (root / TOKENIZER).is_file()
 
 
 def fetch_tokenizer(root: Path, pinned: PinnedFile, web: Web) -> None:
-    """Fetch a release's tokenizer.
+    """Download a release's tokenizer.
 
     Raises:
-        FetchError: It cannot be had within two minutes, or is not the one that was published.
+        FetchError: It does not arrive within two minutes, or is not the published one.
     """
     hint = "grokctl fetch --tokenizer FILE"
     deadline = time.monotonic() + _WITHIN_S
@@ -40,17 +40,17 @@ def fetch_tokenizer(root: Path, pinned: PinnedFile, web: Web) -> None:
     except WebError as error:
         raise FetchError(f"{pinned.url}: {error}", hint) from error
     if len(data) < pinned.nbytes:
-        raise FetchError(f"{pinned.url}: took more than {_WITHIN_S:.0f} s", hint)
+        raise FetchError(f"{pinned.url}: download took more than {_WITHIN_S:.0f} s", hint)
     pinned.refuse_other(data, pinned.url)
     write_atomically(root / TOKENIZER, bytes(data))
 
 
 def read_tokenizer(path: Path, pinned: PinnedFile | None) -> bytes:
-    """Read what the user gives for a tokenizer.
+    """Read a tokenizer that the user gives.
 
     Raises:
         UsageError: It cannot be read.
-        FetchError: It is not the pinned one, or, where none is pinned, no sentencepiece model.
+        FetchError: It is not the pinned one or, without a pinned one, not a sentencepiece model.
     """
     try:
         with path.open("rb") as file:
@@ -58,7 +58,7 @@ def read_tokenizer(path: Path, pinned: PinnedFile | None) -> bytes:
     except OSError as error:
         raise refusal(error, path) from error
     if len(data) > _LARGEST:
-        raise UsageError(f"{path}: has more than {_LARGEST:,} bytes, so it is no tokenizer")
+        raise UsageError(f"{path}: expected a tokenizer of at most {_LARGEST:,} bytes, found more")
     if pinned is not None:
         pinned.refuse_other(data, str(path))
     else:
@@ -67,16 +67,16 @@ def read_tokenizer(path: Path, pinned: PinnedFile | None) -> bytes:
 
 
 def put_tokenizer(root: Path, data: bytes, given: Path, *, force: bool) -> None:
-    """Put a tokenizer that the user has given beside a release whose files are here.
+    """Write the user's tokenizer into a release whose files have been downloaded.
 
     Args:
         root: The release.
         data: From `read_tokenizer`.
-        given: Where the user has it.
-        force: Whether another one that lies there may be replaced.
+        given: The file that it was read from.
+        force: Whether to replace a different tokenizer.
 
     Raises:
-        UsageError: Another one is there.
+        UsageError: The release has a different tokenizer.
         FetchError: It has more pieces than the model's vocabulary.
     """
     _refuse_unfit(data, given, vocab_size=read_config(root).vocab_size)
@@ -85,15 +85,15 @@ def put_tokenizer(root: Path, data: bytes, given: Path, *, force: bool) -> None:
 
 
 def refuse_other(root: Path, data: bytes, given: Path, *, force: bool) -> None:
-    """Replace no tokenizer that is another one.
+    """Refuse to replace a different tokenizer.
 
     Raises:
-        UsageError: Another one is there.
+        UsageError: The release has a different tokenizer, and `force` is not set.
     """
     place = root / TOKENIZER
     if place.is_file() and place.read_bytes() != data and not force:
         raise UsageError(
-            f"{place}: is there, and is not {given}", f"ls -l {quoted(place)} {quoted(given)}"
+            f"{place}: exists and differs from {given}", f"ls -l {quoted(place)} {quoted(given)}"
         )
 
 

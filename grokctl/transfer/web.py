@@ -1,4 +1,4 @@
-"""The only importer of httpx: ranges of files over HTTP, through redirects that can be trusted."""
+"""Ranges of files over HTTP, through safe redirects; the only importer of httpx."""
 
 import ipaddress
 import re
@@ -25,32 +25,32 @@ _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
 _ABSENT: Final = frozenset({404, 410, 416})
 _GLOBAL_UNICAST: Final = ipaddress.ip_network("2000::/3")
 _NAT64: Final = ipaddress.ip_network("64:ff9b::/96")
-"""Ends in an IPv4 address, which a gateway connects to."""
+"""Ends in an IPv4 address, to which a gateway connects."""
 _SIX_TO_FOUR: Final = ipaddress.ip_network("2002::/16")
-"""Wraps an IPv4 address, also a private one."""
+"""Contains an IPv4 address, possibly a private one."""
 _FORBIDDEN: Final = frozenset({401, 403, 407, 451})
 _STALE: Final = frozenset({400, 401, 403, 404, 410})
-"""What a signed address answers when its time is over."""
+"""Answers of a signed address that has expired."""
 
 
 class WebError(Exception):
-    """A request that brought nothing usable; the text says why, in a few words."""
+    """A request that brought nothing usable; the text gives the reason in a few words."""
 
 
 class AbsentError(WebError):
-    """The server does not have this file, or one of another size."""
+    """The server does not have this file, or one of a different size."""
 
 
 class RefusedError(WebError):
-    """The server will not give this, now or later: asking again is no use."""
+    """The server refuses for good: another request would fail too."""
 
 
 class Web:
     """HTTP client for several threads, as a context manager.
 
     It follows redirects itself: to http and https only, never from https to http, and never from
-    a public server into a private network. Where a file was found in the end is remembered, so
-    that the next range of it costs no redirect; a signed address that ran out is asked for anew.
+    a public server into a private network. It remembers the final address of each file, so that
+    the next range costs no redirect; an expired signed address is requested again.
     """
 
     def __init__(
@@ -60,13 +60,13 @@ class Web:
 
         Args:
             bind: The only local address to connect from.
-            proxy: `socks5://` or `http://` URL that everything goes through; without one, the
-                usual environment variables count.
-            connections: At most so many at a time.
+            proxy: `socks5://` or `http://` URL for all requests; without one, the usual
+                environment variables apply.
+            connections: At a time, at most.
         """
         self._is_proxied = proxy is not None
         self._uses_environment = proxy is None and bind is None
-        self._found: dict[str, httpx.URL] = {}
+        self._final: dict[str, httpx.URL] = {}
         self._lock = Lock()
         self._sockets: set[socket.socket] = set()
         limits = httpx.Limits(max_connections=connections, max_keepalive_connections=connections)
@@ -96,7 +96,7 @@ class Web:
         self.close()
 
     def close(self) -> None:
-        """Close all connections, and wake threads that wait for the rest of an answer."""
+        """Close all connections, and wake threads that wait for the rest of a response."""
         with self._lock:
             waiting = tuple(self._sockets)
         for wire in waiting:
@@ -108,37 +108,38 @@ class Web:
     def open_range(
         self, url: str, start: int, length: int, *, total: int
     ) -> Iterator[Iterator[bytes]]:
-        """Ask for a part of a file.
+        """Request a part of a file.
 
         Args:
-            url: Where the file is said to be.
+            url: Address of the file; may redirect.
             start: First byte.
-            length: How many bytes.
+            length: Number of bytes.
             total: Bytes of the whole file.
 
         Yields:
             The bytes in chunks, exactly `length` in all.
 
         Raises:
-            AbsentError: There is no such file, or it has another size.
-            RefusedError: The server refuses, knows no ranges, or redirects where it may not.
-            WebError: It cannot be reached, breaks off, or is out of order; also while iterating.
+            AbsentError: There is no such file, or it has a different size.
+            RefusedError: The server refuses, supports no ranges, or redirects unsafely.
+            WebError: The server cannot be reached, fails, or closes the connection; also while
+                iterating.
         """
         try:
-            with self._answer(url, start, length) as response:
+            with self._response(url, start, length) as response:
                 _check(response, start, length, total, is_first=response.url == url)
-                with self._shown(response):
+                with self._closable(response):
                     yield _body(response, length)
         except httpx.HTTPError as error:
             raise WebError(_reason(error)) from error
         except (httpx.InvalidURL, httpx.StreamError, UnicodeError) as error:
-            raise RefusedError(f"leads to no web address ({_short(error)})") from error
-        except RuntimeError as error:  # httpx's word for a client that was closed meanwhile
+            raise RefusedError(f"has an invalid address ({_short(error)})") from error
+        except RuntimeError as error:  # httpx raises it when the client was closed meanwhile
             raise WebError("was interrupted") from error
 
     @contextmanager
-    def _shown(self, response: httpx.Response) -> Iterator[None]:
-        """Let `close` find the socket that an answer comes from."""
+    def _closable(self, response: httpx.Response) -> Iterator[None]:
+        """Let `close` find the socket of a response."""
         stream = response.extensions.get("network_stream")
         wire = stream.get_extra_info("socket") if stream is not None else None
         with self._lock:
@@ -150,10 +151,10 @@ class Web:
                 self._sockets.discard(wire)
 
     @contextmanager
-    def _answer(self, url: str, start: int, length: int) -> Iterator[httpx.Response]:
+    def _response(self, url: str, start: int, length: int) -> Iterator[httpx.Response]:
         headers = {"Range": f"bytes={start}-{start + length - 1}"}
         with self._lock:
-            known = self._found.get(url)
+            known = self._final.get(url)
         if known is not None:
             with self._client.stream("GET", known, headers=headers) as response:
                 if response.status_code not in _STALE | _REDIRECTS:
@@ -167,7 +168,7 @@ class Web:
                 if response.status_code not in _REDIRECTS:
                     if response.is_success:
                         with self._lock:
-                            self._found[url] = place
+                            self._final[url] = place
                     yield response
                     return
                 place = _next(place, response, is_local=is_local)
@@ -175,7 +176,7 @@ class Web:
 
 
 def parse_content_range(header: str) -> tuple[int, int, int] | None:
-    """Read `bytes FIRST-LAST/TOTAL`; None if it says anything else."""
+    """Read `bytes FIRST-LAST/TOTAL`; None for anything else."""
     match = _CONTENT_RANGE.fullmatch(header.strip())
     if match is None:
         return None
@@ -186,9 +187,9 @@ def parse_content_range(header: str) -> tuple[int, int, int] | None:
 def _check(
     response: httpx.Response, start: int, length: int, total: int, *, is_first: bool
 ) -> None:
-    """Refuse an answer that is not exactly the range that was asked for.
+    """Refuse a response that is not exactly the requested range.
 
-    Where a redirect led to, a refusal only means that its signature has run out.
+    After a redirect, a refusal only means that the signed address has expired.
     """
     status = response.status_code
     answer = f"answers {status} {_short(response.reason_phrase)}".rstrip()
@@ -199,25 +200,25 @@ def _check(
     if status not in {httpx.codes.OK, httpx.codes.PARTIAL_CONTENT}:
         raise WebError(answer)
     if "content-encoding" in response.headers:
-        raise RefusedError("sends something encoded")
-    found = _range_in(response)
-    if found[2] != total:
-        raise AbsentError(f"has {found[2]:,} bytes, expected {total:,}")
-    if found[:2] != (start, start + length - 1):
-        what = "knows no ranges" if status == httpx.codes.OK else "answers another range"
-        raise RefusedError(what)
+        raise RefusedError("sends an encoded body")
+    first, last, size = _range_of(response)
+    if size != total:
+        raise AbsentError(f"has {size:,} bytes, expected {total:,}")
+    if (first, last) != (start, start + length - 1):
+        is_whole = status == httpx.codes.OK
+        raise RefusedError("does not support ranges" if is_whole else "sends a different range")
 
 
-def _range_in(response: httpx.Response) -> tuple[int, int, int]:
-    """First and last byte of an answer, and the size of the whole file."""
+def _range_of(response: httpx.Response) -> tuple[int, int, int]:
+    """First and last byte of a response, and the size of the whole file."""
     if response.status_code == httpx.codes.PARTIAL_CONTENT:
-        found = parse_content_range(response.headers.get("content-range", ""))
-        if found is None:
-            raise RefusedError("answers a range without saying which")
-        return found
+        content_range = parse_content_range(response.headers.get("content-range", ""))
+        if content_range is None:
+            raise RefusedError("sends a range without a valid Content-Range")
+        return content_range
     size = response.headers.get("content-length", "")
     if not _LENGTH.fullmatch(size):
-        raise RefusedError("does not say how large its files are")
+        raise RefusedError("does not send the size of the file")
     return 0, int(size) - 1, int(size)
 
 
@@ -226,62 +227,60 @@ def _body(response: httpx.Response, length: int) -> Iterator[bytes]:
     try:
         for chunk in response.iter_raw():
             if len(chunk) > left:
-                raise RefusedError("sends more than it was asked for")
+                raise RefusedError("sends more than requested")
             left -= len(chunk)
             yield chunk
     except (httpx.HTTPError, httpx.StreamError, OSError, RuntimeError) as error:
         raise WebError(_reason(error)) from error
     if left:
-        raise WebError(f"broke off {left:,} bytes early")
+        raise WebError(f"closed the connection {left:,} bytes early")
 
 
 def _next(place: httpx.URL, response: httpx.Response, *, is_local: bool) -> httpx.URL:
-    """Where a redirect leads, if it may lead there."""
+    """The target of a redirect, if it is safe."""
     target = place.join(response.headers.get("location", ""))
     if target.scheme not in {"http", "https"} or not target.host:
-        raise RefusedError("redirects to something that is no web address")
+        raise RefusedError("redirects to an invalid address")
     if place.scheme == "https" and target.scheme != "https":
         raise RefusedError(f"redirects from https to http ({_short(target.host)})")
     if target.userinfo:
-        raise RefusedError("redirects with a password")
+        raise RefusedError("redirects to an address with a password")
     if not is_local and not _is_public(target):
         raise RefusedError(f"redirects into a private network ({_short(target.host)})")
     return target
 
 
 def _has_proxy(url: httpx.URL) -> bool:
-    """Whether the usual variables send a request through a proxy, which finds hosts itself."""
+    """Whether the environment names a proxy for a request; the proxy resolves the host."""
     return bool({url.scheme, "all"} & getproxies().keys()) and not proxy_bypass(url.host)
 
 
 def _is_public(url: httpx.URL) -> bool:
-    """Whether every address of a host is one of the public Internet."""
+    """Whether every address of a host is on the public Internet."""
     try:
         port = url.port or (443 if url.scheme == "https" else 80)
-        found = socket.getaddrinfo(url.host, port, type=socket.SOCK_STREAM)
+        addresses = socket.getaddrinfo(url.host, port, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError) as error:
         raise WebError(
             f"{_short(url.host)}: {getattr(error, 'strerror', None) or error}"
         ) from error
-    return all(_is_global(str(address[0])) for *_, address in found)
+    return all(_is_global(str(address[0])) for *_, address in addresses)
 
 
 def _is_global(address: str) -> bool:
     try:
-        found = ipaddress.ip_address(address.partition("%")[0])
+        ip = ipaddress.ip_address(address.partition("%")[0])
     except ValueError:
         return False
-    if found in _NAT64:
-        found = ipaddress.ip_address(int(found) & 0xFFFFFFFF)
-    if isinstance(found, ipaddress.IPv6Address) and (
-        found not in _GLOBAL_UNICAST or found in _SIX_TO_FOUR
-    ):
+    if ip in _NAT64:
+        ip = ipaddress.ip_address(int(ip) & 0xFFFFFFFF)
+    if isinstance(ip, ipaddress.IPv6Address) and (ip not in _GLOBAL_UNICAST or ip in _SIX_TO_FOUR):
         return False
-    return found.is_global and not found.is_multicast
+    return ip.is_global and not ip.is_multicast
 
 
 def _certificates() -> ssl.SSLContext:
-    """The system's certificate authorities; where it has none, those that httpx brings along."""
+    """The system's certificate authorities; without any, those of the certifi package."""
     context = ssl.create_default_context()
     if not context.cert_store_stats()["x509_ca"]:
         context.load_verify_locations(certifi.where())
@@ -291,15 +290,15 @@ def _certificates() -> ssl.SSLContext:
 def _reason(error: Exception) -> str:
     match error:
         case httpx.ConnectTimeout():
-            return "cannot be reached in time"
+            return "connection timed out"
         case httpx.TimeoutException():
-            return "fell silent"
+            return "stopped sending"
         case httpx.RemoteProtocolError():
-            return "broke off, or speaks no proper HTTP"
+            return "closed the connection, or does not speak HTTP"
         case _:
             return _short(error) or type(error).__name__
 
 
 def _short(text: object) -> str:
-    """What a stranger's server said, as far as a line has room for it."""
+    """Text from an untrusted server, shortened to a part of a line."""
     return printable(str(text), limit=80)

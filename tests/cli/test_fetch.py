@@ -580,4 +580,4 @@ def test_a_terminal_shows_what_it_waits_for(process, seeded, tmp_path, loopback)
     )
 
     assert code == 130
-    assert re.search(r"waits for +peers", said)
+    assert re.search(r"waiting for +peers", said)

@@ -27,9 +27,9 @@ from grokctl.checkpoint.receipt import read_source, trusted_metainfo
 from grokctl.checkpoint.torrent import GROK_1_MAGNET, build_metainfo, read_metainfo
 from grokctl.errors import DiskFullError, FetchError, StalledError, UsageError
 from grokctl.events import Advanced, Finished, Noted, Stage, Started
-from grokctl.fetch import FetchOptions, default_root, fetch, plan, seeding
+from grokctl.fetch import FetchOptions, default_root, fetch, plan_fetch, seeding
 from grokctl.transfer.swarm import Swarm
-from grokctl.transfer.swarm_types import Network
+from grokctl.transfer.swarm_types import NetworkOptions
 
 PIECE = 16384
 LOOPBACK = {"bind": "127.0.0.1", "port": 0, "dht": False, "lsd": False, "stall_timeout_s": 20}
@@ -326,13 +326,19 @@ fetch({swarm.magnet!r}, Path({str(root)!r}), options,
     assert fetched.downloaded < swarm.metainfo.total
 
 
-def test_recheck_fetches_exactly_the_flipped_piece(swarm, tmp_path):
+def believe_nothing(root):
+    """Make the next fetch hash every byte on disk."""
+    (root / ".grokctl/resume").unlink()
+
+
+def test_a_flipped_byte_costs_one_piece_once_nothing_is_believed(swarm, tmp_path):
     root = tmp_path / "got"
     fetch(swarm.magnet, root, swarm.options())
     flip_byte(root / "ckpt-0/tensor00003_000", 100_000)
 
     believed = fetch(swarm.magnet, root, swarm.options())
-    repaired = fetch(swarm.magnet, root, swarm.options(recheck=True))
+    believe_nothing(root)
+    repaired = fetch(swarm.magnet, root, swarm.options())
 
     assert believed.downloaded == 0
     assert repaired.downloaded == PIECE
@@ -365,30 +371,34 @@ def test_broken_resume_data_is_worth_no_more_than_none(swarm, resume, tmp_path):
     assert fetched.downloaded == 0
 
 
-def test_recheck_restores_missing_short_and_long_files(swarm, tmp_path):
+def test_missing_short_and_long_files_are_restored(swarm, tmp_path):
     root = tmp_path / "got"
     fetch(swarm.magnet, root, swarm.options())
     (root / "ckpt-0/tensor00002_000").unlink()
     os.truncate(root / "ckpt-0/tensor00003_000", 1000)
     with (root / "ckpt-0/tensor00004_000").open("ab") as file:
         file.write(b"more")
+    believe_nothing(root)
 
-    repaired = fetch(swarm.magnet, root, swarm.options(recheck=True))
+    repaired = fetch(swarm.magnet, root, swarm.options())
 
     swarm.assert_arrived(root)
     assert repaired.downloaded < swarm.metainfo.total
 
 
-def test_an_interrupted_recheck_leaves_no_claim_behind(swarm, tmp_path):
+def test_an_interrupted_repair_leaves_no_claim_behind(swarm, tmp_path):
     root = tmp_path / "got"
     fetch(swarm.magnet, root, swarm.options())
     flip_byte(root / "ckpt-0/tensor00003_000", 100_000)
+    good = frozenset(range(swarm.metainfo.num_pieces)) - set(
+        swarm.metainfo.pieces_of(swarm.metainfo.files[3])
+    )
 
     def interrupt(event):
         raise KeyboardInterrupt(event)
 
     with pytest.raises(KeyboardInterrupt):
-        fetch(swarm.magnet, root, swarm.options(recheck=True), observe=interrupt)
+        fetch(swarm.magnet, root, swarm.options(), have=good, observe=interrupt)
     fetch(swarm.magnet, root, swarm.options())
 
     swarm.assert_arrived(root)
@@ -399,7 +409,7 @@ def test_a_folder_without_resume_data_is_adopted_by_force(swarm, tmp_path):
     shutil.copytree(swarm.root, root)
     flip_byte(root / "ckpt-0/tensor00000_000", 5)
 
-    with pytest.raises(FetchError, match="holds a ckpt-0 that grokctl did not fetch"):
+    with pytest.raises(FetchError, match="contains a ckpt-0 that grokctl did not fetch"):
         fetch(swarm.magnet, root, swarm.options())
     adopted = fetch(swarm.magnet, root, swarm.options(force=True))
 
@@ -410,7 +420,7 @@ def test_a_folder_without_resume_data_is_adopted_by_force(swarm, tmp_path):
 def test_a_foreign_folder_is_refused_and_left_alone(swarm, tmp_path):
     (tmp_path / "thesis.tex").write_text("years of work")
 
-    with pytest.raises(FetchError, match="is not empty") as caught:
+    with pytest.raises(FetchError, match="expected an empty folder") as caught:
         fetch(swarm.magnet, tmp_path, ALONE)
 
     assert caught.value.hint is not None
@@ -634,7 +644,7 @@ def test_a_planted_file_link_is_refused_and_its_target_untouched(swarm, place, t
     (root / place).symlink_to(victim)
 
     with pytest.raises(FetchError, match="found a symbolic link"):
-        fetch(swarm.magnet, root, swarm.options(recheck=True))
+        fetch(swarm.magnet, root, swarm.options())
 
     assert victim.read_bytes() == b"precious"
 
@@ -717,7 +727,7 @@ def test_a_destination_that_cannot_be_written_is_an_error(swarm, tmp_path):
 
 
 def test_a_plan_writes_nothing_and_tells_what_a_fetch_would_take(swarm, tmp_path):
-    planned = plan(swarm.magnet, tmp_path / "got", swarm.options(only=("config.json",)))
+    planned = plan_fetch(swarm.magnet, tmp_path / "got", swarm.options(only=("config.json",)))
 
     assert planned.infohash == swarm.metainfo.infohash
     assert planned.wanted_nbytes == (swarm.root / "config.json").stat().st_size
@@ -739,7 +749,7 @@ def test_seeding_ends_with_an_interrupt_and_the_download_is_whole(swarm, tmp_pat
     fetched = fetch(swarm.magnet, tmp_path / "got", swarm.options(seed=True), observe=observe)
 
     assert fetched.is_complete
-    assert notes == ["seeding ended, the download is complete"]
+    assert notes == ["seeding stopped; the download is complete"]
 
 
 def test_seeding_ends_when_the_ratio_is_reached(swarm, tmp_path):
@@ -834,7 +844,7 @@ def test_a_seed_does_not_send_what_was_damaged(swarm, tmp_path):
 
 
 def test_outgoing_utp_waits_for_a_quiet_minute_with_few_peers(monkeypatch):
-    with Swarm(Network(bind="127.0.0.1", port=0, dht=False, lsd=False)) as session:
+    with Swarm(NetworkOptions(bind="127.0.0.1", port=0, dht=False, lsd=False)) as session:
         session.poll(0)
         at_first = session.session.get_settings()["enable_outgoing_utp"]
         monkeypatch.setattr("grokctl.transfer.swarm._QUIET_S", 0.0)
@@ -846,7 +856,7 @@ def test_outgoing_utp_waits_for_a_quiet_minute_with_few_peers(monkeypatch):
 
 
 def test_a_proxied_session_listens_nowhere():
-    network = Network(proxy="socks5://127.0.0.1:1")
+    network = NetworkOptions(proxy="socks5://127.0.0.1:1")
 
     with Swarm(network) as session, pytest.raises(FetchError, match="no port to listen on"):
         session.port(timeout_s=0.3)
@@ -862,7 +872,7 @@ def test_certificates_are_found_where_libtorrent_does_not_look(monkeypatch, tmp_
         "grokctl.machine.network.ssl.get_default_verify_paths", lambda: SimpleNamespace(cafile=None)
     )
 
-    with Swarm(Network(bind="127.0.0.1", port=0, dht=False, lsd=False)):
+    with Swarm(NetworkOptions(bind="127.0.0.1", port=0, dht=False, lsd=False)):
         found = os.environ.pop("SSL_CERT_FILE", None)
 
     assert found == str(bundle)

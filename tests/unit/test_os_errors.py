@@ -12,7 +12,7 @@ from grokctl.errors import DiskFullError, ExitCode, FetchError, GrokctlError, Us
 from grokctl.integrity.backup import set_aside
 from grokctl.os_errors import reason_of, refusal
 from grokctl.resharding.publish import writing
-from grokctl.transfer.destination import alone
+from grokctl.transfer.destination import fetch_lock
 from grokctl.transfer.download import _sync
 from grokctl.transfer.swarm import _disk_failure
 
@@ -94,7 +94,7 @@ def through_a_sync_of_a_download(_error: OSError, folder: Path) -> None:
 
 
 def through_the_lock_of_a_fetch(_error: OSError, folder: Path) -> None:
-    with alone(folder):
+    with fetch_lock(folder):
         pass
 
 

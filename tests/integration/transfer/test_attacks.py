@@ -14,7 +14,7 @@ from servers import libtorrent_seeder
 
 from grokctl.errors import FetchError, StalledError, UsageError
 from grokctl.events import Noted
-from grokctl.fetch import FetchOptions, fetch, plan
+from grokctl.fetch import FetchOptions, fetch, plan_fetch
 
 LOOPBACK = {"bind": "127.0.0.1", "port": 0, "dht": False, "lsd": False, "stall_timeout_s": 20}
 ALONE = FetchOptions(**{**LOOPBACK, "stall_timeout_s": 0.5})
@@ -93,7 +93,7 @@ FOLDERS = ("ckpt-0", ".grokctl")
 
 
 @pytest.mark.timeout(120)
-@pytest.mark.parametrize("verb", [fetch, plan], ids=["fetch", "plan"])
+@pytest.mark.parametrize("verb", [fetch, plan_fetch], ids=["fetch", "plan"])
 @pytest.mark.parametrize("plant", [plant for plant in PLANTS if plant != "file"])
 @pytest.mark.parametrize("place", FILES)
 def test_what_is_planted_for_a_file_is_refused(swarm, root, victim, place, plant, verb):
@@ -106,7 +106,7 @@ def test_what_is_planted_for_a_file_is_refused(swarm, root, victim, place, plant
     source = root.parent / "given.torrent"
     source.write_bytes(swarm.torrent)
     with pytest.raises(FetchError, match="expected a file") as caught:
-        verb(str(source), root, swarm.options(recheck=True))
+        verb(str(source), root, swarm.options())
 
     assert caught.type is FetchError
     assert str(planted) in str(caught.value)
@@ -122,7 +122,7 @@ def test_what_is_planted_for_a_folder_is_refused(swarm, root, torrent_file, vict
     before = tree(root), tree(victim)
 
     with pytest.raises(FetchError, match="expected a folder"):
-        fetch(str(torrent_file), root, swarm.options(recheck=True, force=True))
+        fetch(str(torrent_file), root, swarm.options(force=True))
 
     assert (tree(root), tree(victim)) == before
 
@@ -136,7 +136,7 @@ def test_links_for_what_grokctl_writes_itself_are_replaced_and_not_followed(
     PLANTS[plant](root / ".grokctl" / name, victim)
     before = tree(victim)
 
-    fetched = fetch(swarm.magnet, root, swarm.options(recheck=True))
+    fetched = fetch(swarm.magnet, root, swarm.options())
 
     assert fetched.is_complete
     assert not fetched.is_proven
@@ -151,7 +151,7 @@ def test_nobody_waits_for_a_pipe_among_what_grokctl_reads(swarm, root, victim, n
     PLANTS[plant](root / ".grokctl" / name, victim)
 
     try:
-        fetched = fetch(swarm.magnet, root, swarm.options(recheck=True))
+        fetched = fetch(swarm.magnet, root, swarm.options())
     except FetchError as error:
         assert name in str(error)  # noqa: PT017 (either is fine, waiting is not)
     else:

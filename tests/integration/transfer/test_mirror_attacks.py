@@ -90,7 +90,7 @@ def test_a_mirror_that_trickles_is_a_stall_and_the_error_says_how_slow(
     del impatient
     with (
         serving(Trickling, swarm.root) as server,
-        pytest.raises(StalledError, match=r"127\.0\.0\.1:\d+: sends almost nothing"),
+        pytest.raises(StalledError, match=r"127\.0\.0\.1:\d+: is too slow"),
     ):
         fetch(str(torrent_file), tmp_path / "got", options_for(server, stall_timeout_s=2))
 

@@ -11,7 +11,7 @@ from mounts import mounted, remount, tmpfs
 
 from grokctl.checks import Status
 from grokctl.errors import DiskFullError, FetchError
-from grokctl.fetch import FetchOptions, fetch, plan
+from grokctl.fetch import FetchOptions, fetch, plan_fetch
 from grokctl.machine.disks import file_system
 
 ROOM = 4 * 2**20
@@ -35,9 +35,9 @@ def content(root):
 
 def test_a_disk_without_names_left_is_found_out_before_a_byte_moves(swarm, torrent_file, tmp_path):
     with tmpfs(tmp_path / "disk", f"size={ROOM},nr_inodes=12") as disk:
-        planned = plan(str(torrent_file), disk / "got", swarm.options())
+        planned = plan_fetch(str(torrent_file), disk / "got", swarm.options())
         with pytest.raises(
-            DiskFullError, match=r"expected \d+ more files, found room for \d+"
+            DiskFullError, match=r"expected room for \d+ more files, found \d+"
         ) as e:
             fetch(str(torrent_file), disk / "got", swarm.options())
         left_behind = content(disk)
@@ -91,7 +91,7 @@ def test_a_limit_on_the_size_of_files_is_found_out_before_a_byte_moves(
     largest = max(file.length for file in swarm.metainfo.files)
 
     with largest_file(largest - 1):
-        planned = plan(str(torrent_file), tmp_path / "got", swarm.options())
+        planned = plan_fetch(str(torrent_file), tmp_path / "got", swarm.options())
         with pytest.raises(DiskFullError, match=f"files of {largest:,} bytes.*ulimit -f") as caught:
             fetch(str(torrent_file), tmp_path / "got", swarm.options())
     left_behind = content(tmp_path / "got")
@@ -124,7 +124,7 @@ def test_a_folder_that_became_read_only_is_an_error_and_not_touched(swarm, torre
         fetch(str(torrent_file), disk / "got", swarm.options(only=("tensor00001*",)))
         remount(disk, "ro")
         before = {path: path.stat().st_mtime_ns for path in disk.rglob("*")}
-        planned = plan(str(torrent_file), disk / "got", swarm.options())
+        planned = plan_fetch(str(torrent_file), disk / "got", swarm.options())
         with pytest.raises(FetchError, match="cannot be written to") as caught:
             fetch(str(torrent_file), disk / "got", swarm.options())
 
@@ -146,7 +146,7 @@ def test_a_read_only_view_of_a_folder_is_one_too(swarm, torrent_file, tmp_path):
 def test_a_plan_lists_every_check_and_what_each_found(swarm, torrent_file, tmp_path):
     options = swarm.options(trackers=("udp://127.0.0.1:1", "http://no.such.name.invalid/a"))
 
-    planned = plan(str(torrent_file), tmp_path / "got", options)
+    planned = plan_fetch(str(torrent_file), tmp_path / "got", options)
 
     named = {found.name: found for found in planned.checks}
     assert {"disk", "file size", "destination", "certificates", "trackers"} <= named.keys()
@@ -162,7 +162,7 @@ def test_trackers_and_mirrors_that_cannot_be_found_are_a_warning(swarm, torrent_
         trackers=("http://no.such.name.invalid/a",), mirrors=("http://nor.this.invalid/",)
     )
 
-    planned = plan(str(torrent_file), tmp_path / "got", options)
+    planned = plan_fetch(str(torrent_file), tmp_path / "got", options)
 
     assert check(planned, "trackers").status is Status.WARN
     assert check(planned, "mirrors").status is Status.WARN
@@ -178,7 +178,7 @@ def test_behind_a_proxy_no_name_is_looked_up_here(torrent_file, tmp_path, monkey
         mirrors=("http://secret.invalid/",),
     )
 
-    plan(str(torrent_file), tmp_path / "got", options)
+    plan_fetch(str(torrent_file), tmp_path / "got", options)
 
     assert asked == []
 
@@ -186,7 +186,7 @@ def test_behind_a_proxy_no_name_is_looked_up_here(torrent_file, tmp_path, monkey
 def test_certificates_that_are_not_there_are_a_warning(swarm, torrent_file, tmp_path, monkeypatch):
     monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "nothing.pem"))
 
-    planned = plan(str(torrent_file), tmp_path / "got", swarm.options())
+    planned = plan_fetch(str(torrent_file), tmp_path / "got", swarm.options())
 
     assert check(planned, "certificates").status is Status.WARN
     assert "nothing.pem" in check(planned, "certificates").detail
@@ -201,9 +201,9 @@ def test_what_takes_no_room_on_disk_counts_as_missing(swarm, torrent_file, tmp_p
     with largest.open("wb") as file:
         file.truncate(size)
 
-    planned = plan(str(torrent_file), root, swarm.options())
+    planned = plan_fetch(str(torrent_file), root, swarm.options())
 
-    assert planned.needed_nbytes == size
+    assert planned.wanted_nbytes - planned.present_nbytes == size
 
 
 def test_a_dry_look_changes_nothing_in_a_folder_that_is_half_full(swarm, torrent_file, tmp_path):
@@ -212,7 +212,7 @@ def test_a_dry_look_changes_nothing_in_a_folder_that_is_half_full(swarm, torrent
     before = {path: (path.lstat().st_mtime_ns, stat.S_IMODE(path.lstat().st_mode))
               for path in tmp_path.rglob("*")}  # fmt: skip
 
-    planned = plan(str(torrent_file), root, swarm.options())
+    planned = plan_fetch(str(torrent_file), root, swarm.options())
 
     after = {path: (path.lstat().st_mtime_ns, stat.S_IMODE(path.lstat().st_mode))
              for path in tmp_path.rglob("*")}  # fmt: skip

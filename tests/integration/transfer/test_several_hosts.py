@@ -19,7 +19,7 @@ from grokctl.checkpoint.torrent import build_metainfo, parse_metainfo
 from grokctl.events import Advanced, Noted, Stage, Started
 from grokctl.fetch import FetchOptions, fetch
 from grokctl.transfer.swarm import Swarm
-from grokctl.transfer.swarm_types import Network
+from grokctl.transfer.swarm_types import NetworkOptions
 
 LOOPBACK = {"bind": "127.0.0.1", "port": 0, "dht": False, "lsd": False, "stall_timeout_s": 20}
 PIECE = 16384
@@ -265,7 +265,7 @@ def test_behind_a_proxy_nothing_listens_or_answers(scheme):
     proxy = {"proxy": f"{scheme}://127.0.0.1:9"} if scheme else {"bind": "127.0.0.1"}
 
     with (
-        Swarm(Network(**proxy, dht=True, lsd=True, port=0)) as swarm,
+        Swarm(NetworkOptions(**proxy, dht=True, lsd=True, port=0)) as swarm,
         socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as caller,
     ):
         caller.settimeout(0.5)

@@ -1,8 +1,11 @@
-"""When a mirror is left alone, when it is dropped, and what users hear of it."""
+"""When a mirror is paused, when it is dropped, and the notes for users."""
+
+import threading
+from contextlib import suppress
 
 import pytest
 
-from grokctl.transfer.mirror_health import Standing
+from grokctl.transfer.mirror_health import MirrorHealth
 
 
 class Clock:
@@ -20,110 +23,137 @@ def clock(monkeypatch):
     return clock
 
 
-def seconds_of_rest(standing, clock):
-    """How long it may not be asked from now on; afterwards that time is over."""
+def seconds_of_pause(health, clock):
+    """How long it is not available from now on; afterwards that time is over."""
     began = clock.now
-    while not standing.may_be_asked:
+    while not health.is_available:
         clock.now += 0.25
     return clock.now - began
 
 
-def test_a_mirror_rests_longer_each_time_but_never_more_than_a_minute(clock):
-    standing = Standing("x")
-    rests = []
+def test_a_mirror_pauses_longer_each_time_but_never_more_than_a_minute(clock):
+    health = MirrorHealth("x")
+    pauses = []
 
     for _ in range(10):
         began = clock.now
         clock.now += 1
-        standing.rest("broke off", began=began)
-        rests.append(seconds_of_rest(standing, clock))
+        health.pause("broke off", began=began)
+        pauses.append(seconds_of_pause(health, clock))
 
-    assert rests == [0.5, 1, 2, 4, 8, 16, 32, 60, 60, 60]
-    assert standing.take_notes() == ["mirror x: broke off; it is asked again in a moment"]
+    assert pauses == [0.5, 1, 2, 4, 8, 16, 32, 60, 60, 60]
+    assert health.take_notes() == ["mirror x: broke off; trying again soon"]
 
 
-def test_requests_that_fail_together_are_one_reason_to_rest(clock):
-    standing = Standing("x")
+def test_requests_that_fail_together_are_one_failure(clock):
+    health = MirrorHealth("x")
     began = clock.now
     clock.now += 1
 
     for trouble in ("broke off", "fell silent", "answers 503"):
-        standing.rest(trouble, began=began)
+        health.pause(trouble, began=began)
 
-    assert seconds_of_rest(standing, clock) == 0.5
-    assert standing.state().trouble == "answers 503"
+    assert seconds_of_pause(health, clock) == 0.5
+    assert health.state().trouble == "answers 503"
 
 
-def test_a_success_makes_the_next_rest_short_again(clock):
-    standing = Standing("x")
+def test_a_success_makes_the_next_pause_short_again(clock):
+    health = MirrorHealth("x")
     for _ in range(3):
         began = clock.now
         clock.now += 1
-        standing.rest("broke off", began=began)
-    seconds_of_rest(standing, clock)
+        health.pause("broke off", began=began)
+    seconds_of_pause(health, clock)
 
-    standing.succeed()
+    health.succeed()
     clock.now += 1
-    standing.rest("broke off", began=clock.now - 1)
+    health.pause("broke off", began=clock.now - 1)
 
-    assert seconds_of_rest(standing, clock) == 0.5
+    assert seconds_of_pause(health, clock) == 0.5
 
 
-def test_one_that_is_dropped_is_not_asked_again(clock):
-    standing = Standing("x")
+def test_a_dropped_mirror_stays_dropped(clock):
+    health = MirrorHealth("x")
 
-    standing.drop("sent wrong bytes")
+    health.drop("sent wrong bytes")
     clock.now += 1e6
 
-    assert not standing.may_be_asked
-    assert standing.state().is_dropped
-    assert standing.take_notes() == ["mirror x: sent wrong bytes, so it is not asked again"]
-    assert standing.take_notes() == []
+    assert not health.is_available
+    assert health.state().is_dropped
+    assert health.take_notes() == ["mirror x: dropped: sent wrong bytes"]
+    assert health.take_notes() == []
 
 
-def test_one_that_lacks_many_files_and_brought_none_holds_something_else():
-    standing = Standing("x")
+def test_a_mirror_that_lacks_many_files_and_delivered_nothing_is_dropped():
+    health = MirrorHealth("x")
 
     for file in range(7):
-        standing.miss(file, range(file, file + 2), "is not there")
-    was_dropped = standing.is_dropped
-    standing.miss(7, range(7, 9), "is not there")
+        health.miss(file, range(file, file + 2), "is not there")
+    was_dropped = health.is_dropped
+    health.miss(7, range(7, 9), "is not there")
 
     assert not was_dropped
-    assert standing.is_dropped
-    assert standing.state().trouble == "does not hold this release: is not there"
-    assert standing.lacking == set(range(9))
+    assert health.is_dropped
+    assert health.state().trouble == "does not hold this release: is not there"
+    assert health.missing == set(range(9))
 
 
-def test_one_that_brought_something_may_lack_whatever_it_likes():
-    standing = Standing("x")
-    standing.succeed()
+def test_a_mirror_that_delivered_something_may_lack_any_files():
+    health = MirrorHealth("x")
+    health.succeed()
 
     for file in range(100):
-        standing.miss(file, range(file, file + 1), "is not there")
-    standing.doubt()
+        health.miss(file, range(file, file + 1), "is not there")
+    health.drop_if_useless()
 
-    assert not standing.is_dropped
-    assert standing.take_notes() == ["mirror x: lacks a file: is not there"]
-
-
-def test_one_that_nothing_was_asked_of_is_not_doubted():
-    standing = Standing("x")
-
-    standing.doubt()
-
-    assert not standing.is_dropped
+    assert not health.is_dropped
+    assert health.take_notes() == ["mirror x: a file is missing: is not there"]
 
 
-def test_the_rate_is_that_of_the_last_seconds(clock):
-    standing = Standing("x")
+def test_a_mirror_without_requests_is_not_dropped():
+    health = MirrorHealth("x")
+
+    health.drop_if_useless()
+
+    assert not health.is_dropped
+
+
+def test_the_rate_is_over_the_last_seconds(clock):
+    health = MirrorHealth("x")
 
     rates = []
     for _ in range(6):
-        rates.append(standing.state().rate)
-        standing.nbytes += 1000
+        rates.append(health.state().rate)
+        health.receive(1000)
         clock.now += 1
     clock.now += 10
 
     assert rates == [0, 1000, 1000, 1000, 1000, 1000]
-    assert standing.state().rate == 0
+    assert health.state().rate == 0
+
+
+class Interrupted(int):
+    """A count whose addition another thread can overtake, as Python allows between bytecodes."""
+
+    def __new__(cls, value, meeting):
+        count = super().__new__(cls, value)
+        count.meeting = meeting
+        return count
+
+    def __add__(self, other):
+        with suppress(threading.BrokenBarrierError):
+            self.meeting.wait(timeout=0.2)
+        return Interrupted(int(self) + other, self.meeting)
+
+
+def test_no_byte_is_lost_when_workers_count_at_the_same_time():
+    health = MirrorHealth("x")
+    health._nbytes = Interrupted(0, threading.Barrier(2))
+    workers = [threading.Thread(target=health.receive, args=(1000,)) for _ in range(2)]
+
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+
+    assert health.nbytes == 2000
