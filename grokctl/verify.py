@@ -1,4 +1,4 @@
-"""Decide whether the files on disk are the files the torrent promised, and return the proof."""
+"""Decide whether files on disk are the ones that the torrent promises; the proof is a receipt."""
 
 from collections.abc import Iterable
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
@@ -21,13 +21,7 @@ from grokctl.checkpoint.release import (
     scan_file,
     survey,
 )
-from grokctl.errors import (
-    CorruptCheckpointError,
-    Damage,
-    Reason,
-    UnsafePickleError,
-    UsageError,
-)
+from grokctl.errors import CorruptCheckpointError, Damage, Reason, UnsafePickleError, UsageError
 from grokctl.events import Advanced, Finished, Noted, Observer, Stage, Started, ignore
 from grokctl.integrity.content_check import ContentCheck
 from grokctl.integrity.damage import Findings, find_damage, known_bytes
@@ -39,33 +33,32 @@ from grokctl.paths import CKPT, CONFIG, TORRENT, quoted
 from grokctl.system import usable_cores
 
 _MOST_JOBS: Final = 64
-_GLANCE_S: Final = 0.1
-"""Seconds between two looks at how far the workers are."""
+_PROGRESS_EVERY_S: Final = 0.1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    """What a verification found."""
+    """The result of a verification."""
 
     name: str
     files: int
     nbytes: int
-    """Bytes that the verdict covers."""
+    """Bytes of all files."""
     hashed: int
-    """Bytes read and hashed now; the rest is covered by an earlier receipt."""
+    """Bytes read and hashed now; an earlier receipt covers the rest."""
     damage: tuple[Damage, ...]
     verified: VerifiedRelease | None
-    """The proof; None when something is damaged or only the structure was looked at."""
+    """The proof; None if something is damaged, or only the structure was checked."""
     bad_pieces: frozenset[int] = frozenset()
-    """Pieces of the torrent that a repair has to fetch; all others are good."""
+    """Pieces that a repair must fetch; all others are good."""
     mend_nbytes: int = 0
     """Bytes of those pieces."""
     spared: int = 0
-    """Files that were not hashed: a receipt covers them, and nobody touched them since."""
+    """Files that were not hashed: a receipt covers them, and they are unchanged since."""
     since: str | None = None
-    """When the first of those was proven."""
+    """When the first of those files was proven."""
     remedy: str | None = None
-    """The command that mends it, where that is no repair."""
+    """The command that replaces a checkpoint that cannot be repaired."""
 
 
 def verify(
@@ -76,22 +69,22 @@ def verify(
     jobs: int | None = None,
     observe: Observer = ignore,
 ) -> Verdict:
-    """Hash every piece of every file against the torrent, and look at every tensor's structure.
+    """Prove every piece of every file against the torrent, and check every tensor's structure.
 
-    Goes on after the first damaged file, because a repair needs the whole list. Files that an
-    earlier receipt covers and nobody touched since are not hashed again. The receipt is kept up
-    to date on the way: what is stopped, even by a kill, goes on there.
+    Continues after the first damaged file, because a repair needs the whole list. Files that an
+    earlier receipt covers and that are unchanged since are not hashed again. The receipt is saved
+    every few seconds, so that a stopped or killed verification continues from there.
 
     Args:
         root: A release.
-        quick: Only look at the structure; proves nothing about the content.
+        quick: Check only the structure; proves nothing about the content.
         rehash: Ignore the receipt.
-        jobs: Hashing threads; as many as cores by default.
+        jobs: Hashing threads; one per core by default.
         observe: Receives progress in bytes.
 
     Raises:
-        CorruptCheckpointError: The torrent or `config.json` is not what it should be.
-        UsageError: There is no release, or no torrent to prove it by.
+        CorruptCheckpointError: The torrent or `config.json` is malformed.
+        UsageError: There is no release, or no torrent to prove it against.
     """
     metainfo = None if quick else trusted_metainfo(root)
     if metainfo is None:
@@ -107,18 +100,18 @@ def verify(
         if quick or structure.damage:
             return verdict
         raise UsageError(
-            f"{root}: holds no {TORRENT}, so its content cannot be proven; its structure is sound",
+            f"{root}: the structure is sound, the content cannot be proven without {TORRENT}",
             f"grokctl verify {quoted(root)} --quick",
         )
     if not rehash and (reason := unread_receipt(root)) is not None:
-        observe(Noted(message=f"{reason}; hashes every file"))
+        observe(Noted(message=f"{reason}; hashing every file"))
     check = ContentCheck(root, metainfo, read_receipt(root), observe, rehash=rehash)
     check.run(_threads(jobs))
     return _conclude(check, observe)
 
 
 def raise_for(verdict: Verdict, root: Path) -> None:
-    """Turn damage into the error that carries it.
+    """Raise the error for a damaged checkpoint.
 
     Raises:
         CorruptCheckpointError: Something is damaged.
@@ -134,9 +127,9 @@ def _threads(jobs: int | None) -> int:
 
 
 def _conclude(check: ContentCheck, observe: Observer) -> Verdict:
-    """Put content and structure together."""
+    """Combine content and structure into a verdict."""
     root, metainfo = check.root, check.metainfo
-    structure, config_damage = _look_at_structure(check, observe)
+    structure, config_damage = _survey(check, observe)
     known = (*config_damage, *(structure.damage if structure else ()))
     damage = find_damage(
         Findings(
@@ -145,7 +138,7 @@ def _conclude(check: ContentCheck, observe: Observer) -> Verdict:
             places=check.places,
             bad=frozenset(check.bad),
             stamps=check.stamps,
-            refused=check.refused,
+            unreadable=check.unreadable,
             trusted=check.trusted,
             structure={item.file: item for item in known},
             known=_known(check, structure.config) if structure and check.bad else {},
@@ -154,11 +147,11 @@ def _conclude(check: ContentCheck, observe: Observer) -> Verdict:
     _add(damage, known)
     _add(damage, check.changed())
     if structure is None:
-        # nobody knows which model this should be; what is unsafe is unsafe in any
+        # the model is unknown, but an unsafe pickle is unsafe in any model
         _add(damage, (item for name in sorted(check.files) if (item := _unsafe(root, name))))
     else:
         _add(damage, _unpromised(check, structure))
-    receipt = check.keep()
+    receipt = check.save()
     verified = None
     if structure is not None and not damage:
         release = Release(root=root, config=structure.config, tensors=structure.tensors)
@@ -177,10 +170,8 @@ def _conclude(check: ContentCheck, observe: Observer) -> Verdict:
     )
 
 
-def _look_at_structure(
-    check: ContentCheck, observe: Observer
-) -> tuple[Survey | None, tuple[Damage, ...]]:
-    """What the structure is, and what is wrong with a configuration that cannot be believed."""
+def _survey(check: ContentCheck, observe: Observer) -> tuple[Survey | None, tuple[Damage, ...]]:
+    """The structure of a release, or the damage to its configuration."""
     root = check.root
     if not (root / CKPT).is_dir():
         return None, ()
@@ -200,7 +191,7 @@ def _look_at_structure(
 
 
 def _known(check: ContentCheck, config: GrokConfig) -> dict[str, tuple[tuple[int, bytes], ...]]:
-    """What the structure of each tensor's file says about its bytes."""
+    """Bytes of each tensor's file that follow from the structure."""
     names = {f"{CKPT}/{spec.file}": spec for spec in tensor_specs(config)}
     return {
         name: known_bytes(names[name], file.length)
@@ -217,17 +208,17 @@ def _fits(check: ContentCheck, config: GrokConfig) -> bool:
 
 
 def _unpromised(check: ContentCheck, structure: Survey) -> Iterable[Damage]:
-    """What belongs to the release, and to no torrent."""
+    """Files of the release that the torrent does not contain."""
     present = [f"{CKPT}/{tensor.spec.file}" for tensor in structure.tensors]
     present += [CONFIG] if (check.root / CONFIG).is_file() else []
     for name in present:
         if name not in check.files:
-            yield Damage(name, Reason.UNPROVEN, "the torrent says nothing about it")
+            yield Damage(name, Reason.UNPROVEN, "is not in the torrent")
 
 
-def _add(damage: dict[str, Damage], found: Iterable[Damage]) -> None:
-    """Content says more than structure, but for what is unsafe."""
-    for item in found:
+def _add(damage: dict[str, Damage], items: Iterable[Damage]) -> None:
+    """Add damage to files; where there is some already, only an unsafe pickle replaces it."""
+    for item in items:
         known = damage.get(item.file)
         if known is None:
             damage[item.file] = item
@@ -243,7 +234,7 @@ def _unsafe(root: Path, name: str) -> Damage | None:
     except UnsafePickleError as error:
         return error.damage[0]
     except (CorruptCheckpointError, OSError):
-        pass  # the pieces have said so already
+        pass  # the pieces show it
     return None
 
 
@@ -258,8 +249,8 @@ def verify_ready(
 
     Args:
         checkpoint: From its manifest; its files may be damaged or missing.
-        quick: Look only whether they are there and have their sizes.
-        jobs: Hashing threads; as many as cores by default.
+        quick: Check only that they exist and have their sizes.
+        jobs: Hashing threads; one per core by default.
         observe: Receives progress in bytes.
     """
     damage = {item.file: item for item in missing_files(checkpoint)}
@@ -274,15 +265,16 @@ def verify_ready(
                 for record in (() if quick else records.values())
             }
             while waiting:
-                done, _ = wait(waiting, timeout=_GLANCE_S, return_when=FIRST_COMPLETED)
+                done, _ = wait(waiting, timeout=_PROGRESS_EVERY_S, return_when=FIRST_COMPLETED)
                 observe(Advanced(stage=Stage.VERIFY, done=hashing.done))
                 for future in done:
                     record = waiting.pop(future)
                     whole = ((0, record.nbytes),)
                     try:
-                        if future.result() == record.sha256:
+                        sha256 = future.result()
+                        if sha256 == record.sha256:
                             continue
-                        detail = f"its sha256 is not {record.sha256[:16]}…, the manifest's"
+                        detail = f"expected sha256 {record.sha256[:16]}…, found {sha256[:16]}…"
                         item = Damage(record.name, Reason.ALTERED, detail, whole)
                     except OSError as error:
                         item = Damage(record.name, Reason.UNREADABLE, reason_of(error), whole)

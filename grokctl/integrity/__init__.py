@@ -1,1 +1,1 @@
-"""Whether the bytes are the promised ones, which are not, and what to keep of those."""
+"""Whether files have the promised bytes: hashing, damage reports, and backups before a repair."""

@@ -1,4 +1,4 @@
-"""Keep the damaged originals of files until what mends them is proven."""
+"""Back up damaged files until their repair is proven."""
 
 import errno
 import os
@@ -20,22 +20,22 @@ from grokctl.paths import PRIVATE, quoted
 
 _DAMAGED: Final = "damaged"
 _AT_ONCE: Final = 64 * 2**20
-"""Bytes copied in one call, which nothing interrupts."""
+"""Bytes per copy, which cannot be interrupted."""
 _SECTOR: Final = 4096
 _ELSEWHERE: Final = frozenset({errno.EXDEV, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL})
-"""What file systems say that cannot copy within themselves."""
+"""Errors of file systems that do not support `copy_file_range`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Original:
-    """What there is to keep of one file."""
+    """The parts of one file to back up."""
 
     place: str
     size: int
     extents: tuple[tuple[int, int], ...]
-    """Ranges that hold data and will be overwritten or cut off."""
+    """Ranges with data that will be overwritten or cut off."""
     is_moved: bool = False
-    """Whether it goes as a whole: what cannot be read, or is no regular file, cannot be mended."""
+    """Whether to move the file: unreadable or not a regular file, it cannot be repaired."""
 
 
 def set_aside(
@@ -46,22 +46,22 @@ def set_aside(
     *,
     observe: Observer = ignore,
 ) -> Path | None:
-    """Copy what a repair will overwrite or cut off, and move out of its way what it cannot mend.
+    """Copy the data that a repair will overwrite or cut off; move away what it cannot repair.
 
     Args:
         root: The release.
         metainfo: Its torrent.
         places: File index -> path below the release.
         pieces: The pieces that will be fetched.
-        observe: Is told how much is kept.
+        observe: Receives a note with the size of the backup.
 
     Returns:
-        A folder of sparse files by their paths in the release, in which what was kept stands at
-        its own offset; None if there is nothing to keep.
+        A folder of sparse files with the same paths as in the release, and with all copied data
+        at its own offset; None if there is nothing to back up.
 
     Raises:
-        DiskFullError: There is no room for it and for what will be fetched. Nothing was changed.
-        FetchError: A link leads elsewhere, or the disk refuses.
+        DiskFullError: There is no room for the backup and the repair. Nothing was changed.
+        FetchError: A link leads elsewhere, or the disk cannot be read or written.
     """
     wanted = _wanted(metainfo, places, pieces)
     lengths = {places[file.index]: file.length for file in metainfo.files if file.index in places}
@@ -76,18 +76,18 @@ def set_aside(
             min(sum(high - low for low, high in ranges), _unstored(root / place, lengths[place]))
             for place, ranges in wanted.items()
         )
-        _demand(root, kept + growth)
+        _check_space(root, kept + growth)
         if not originals:
             return None
         if kept:
-            observe(Noted(message=f"keeping {kept:,} damaged bytes until they are mended"))
+            observe(Noted(message=f"keeping {kept:,} damaged bytes until the repair is proven"))
         return _keep(root, originals)
     except OSError as error:
         raise refusal(error, root, kind=FetchError, hint=f"ls -la {quoted(root)}") from error
 
 
 def forget(root: Path) -> None:
-    """Remove what this and earlier repairs set aside: the release is proven whole."""
+    """Delete the backups of this and earlier repairs: the release is proven."""
     with suppress(OSError), ExitStack() as stack:
         private = _reach(stack, root, (PRIVATE,))
         shutil.rmtree(_DAMAGED, dir_fd=private)
@@ -96,19 +96,19 @@ def forget(root: Path) -> None:
 def _wanted(
     metainfo: Metainfo, places: Mapping[int, str], pieces: Collection[int]
 ) -> dict[str, tuple[tuple[int, int], ...]]:
-    """The ranges of each file that pieces cover."""
-    found: dict[str, list[tuple[int, int]]] = {}
+    """The ranges of each file that the pieces cover."""
+    ranges: dict[str, list[tuple[int, int]]] = {}
     for piece in sorted(pieces):
         for file, offset, length in metainfo.spans(piece):
             if file.index in places:
-                found.setdefault(places[file.index], []).append((offset, offset + length))
-    return {place: tuple(merged(ranges)) for place, ranges in found.items()}
+                ranges.setdefault(places[file.index], []).append((offset, offset + length))
+    return {place: tuple(merged(several)) for place, several in ranges.items()}
 
 
 def _look(
     root: Path, place: str, length: int, ranges: tuple[tuple[int, int], ...]
 ) -> _Original | None:
-    """What is to be kept of a file; None if nothing is."""
+    """The parts of a file to back up; None if there are none."""
     with ExitStack() as stack:
         try:
             folder, name = _folder_of(stack, root, place)
@@ -139,7 +139,7 @@ def _look(
 
 
 def _data(handle: int, low: int, high: int) -> Iterator[tuple[int, int]]:
-    """The parts of a range that a disk stores."""
+    """The parts of a range that are not holes."""
     while low < high:
         try:
             start = os.lseek(handle, low, os.SEEK_DATA)
@@ -154,7 +154,7 @@ def _data(handle: int, low: int, high: int) -> Iterator[tuple[int, int]]:
 
 
 def _unstored(path: Path, length: int) -> int:
-    """Bytes of a file that take up no space yet."""
+    """Bytes of a file that use no disk space yet."""
     try:
         status = path.lstat()
     except OSError:
@@ -162,13 +162,12 @@ def _unstored(path: Path, length: int) -> int:
     return max(0, length - status.st_blocks * 512) if stat.S_ISREG(status.st_mode) else length
 
 
-def _demand(root: Path, needed: int) -> None:
-    """Refuse before anything changes what would not fit."""
+def _check_space(root: Path, required: int) -> None:
+    """Refuse, before anything changes, a backup and repair that do not fit."""
     free = shutil.disk_usage(root).free
-    if needed > free:
+    if required > free:
         raise DiskFullError(
-            f"{root}: expected {needed:,} bytes free to keep and mend what is damaged, "
-            f"found {free:,}",
+            f"{root}: expected {required:,} bytes free for backup and repair, found {free:,}",
             f"df -h {quoted(root)}",
         )
 
@@ -178,7 +177,7 @@ def _keep(root: Path, originals: Collection[_Original]) -> Path:
         parent = _reach(stack, root, (PRIVATE, _DAMAGED), make=True)
         name = _new_name(parent)
         try:
-            # copies first: until the last of them is safe, nothing has changed
+            # copies first: nothing changes until the last of them is safe
             for original in sorted(originals, key=lambda original: original.is_moved):
                 _keep_one(root, name, original)
         except BaseException:
@@ -208,7 +207,7 @@ def _keep_one(root: Path, name: str, original: _Original) -> None:
 
 
 def _copy(source: int, target: int, low: int, high: int) -> None:
-    """Copy a range to the same place in another file, but for what the disk refuses."""
+    """Copy a range to the same offset of another file, except for unreadable sectors."""
     while low < high:
         try:
             try:
@@ -227,10 +226,10 @@ def _copy(source: int, target: int, low: int, high: int) -> None:
 
 
 def _new_name(parent: int) -> str:
-    """Make a folder that is named for this moment."""
+    """Create a folder with the time in its name."""
     now = time.strftime("%Y-%m-%dT%H%M%SZ", time.gmtime())
-    for number in range(1, 1000):
-        name = now if number == 1 else f"{now}-{number}"
+    for attempt in range(1, 1000):
+        name = now if attempt == 1 else f"{now}-{attempt}"
         with suppress(FileExistsError):
             os.mkdir(name, 0o700, dir_fd=parent)
             return name
@@ -243,7 +242,7 @@ def _folder_of(stack: ExitStack, root: Path, place: str) -> tuple[int, str]:
 
 
 def _reach(stack: ExitStack, root: Path, names: tuple[str, ...], *, make: bool = False) -> int:
-    """Open a folder below the release, and follow no link on the way."""
+    """Open a folder below the release without following links."""
     flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
     handle = os.open(root, flags)
     stack.callback(os.close, handle)

@@ -1,4 +1,4 @@
-"""Prove the files of a release piece by piece, resuming from a receipt."""
+"""Prove the files of a release piece by piece, continuing from a receipt."""
 
 import time
 from collections.abc import Iterator
@@ -6,24 +6,15 @@ from contextlib import closing
 from pathlib import Path
 from typing import Final
 
-from grokctl.checkpoint.receipt import (
-    Receipt,
-    Stamp,
-    now,
-)
-from grokctl.checkpoint.release import (
-    release_paths,
-)
+from grokctl.checkpoint.receipt import Receipt, Stamp, now
+from grokctl.checkpoint.release import release_paths
 from grokctl.checkpoint.torrent import Metainfo
-from grokctl.errors import (
-    Damage,
-    Reason,
-)
+from grokctl.errors import Damage, Reason
 from grokctl.events import Advanced, Finished, Noted, Observer, Stage, Started
 from grokctl.integrity.pieces import Checked, check_pieces
 from grokctl.os_errors import reason_of
 
-_KEEP_EVERY_S: Final = 5.0
+_SAVE_EVERY_S: Final = 5.0
 """Seconds of work that a killed verification loses at most."""
 
 
@@ -34,22 +25,35 @@ class ContentCheck:
         self,
         root: Path,
         metainfo: Metainfo,
-        kept: Receipt | None,
+        saved: Receipt | None,
         observe: Observer,
         *,
         rehash: bool,
     ) -> None:
+        """Look at the stamps of the files, and hash nothing yet.
+
+        Args:
+            root: The release.
+            metainfo: Holds the hashes.
+            saved: The receipt on disk.
+            observe: Receives progress in bytes.
+            rehash: Whether to ignore the receipt.
+        """
         self.root = root
         self.metainfo = metainfo
-        is_ours = kept is not None and kept.infohash == metainfo.infohash
-        self.receipt = receipt = kept if is_ours and not rehash else None
         self.observe = observe
+        is_usable = saved is not None and saved.infohash == metainfo.infohash and not rehash
+        self.receipt = receipt = saved if is_usable else None
         self.places = release_paths(metainfo)
         self.stamps = {name: Stamp.of(root / name) for name in self.places.values()}
         self.trusted = frozenset(receipt.untouched(root) if receipt else ()) & self.stamps.keys()
+        """Files that the receipt covers, unchanged since."""
         self.bad: set[int] = set()
-        self.refused: dict[int, dict[str, str]] = {}
+        """Pieces that do not have their hashes."""
+        self.unreadable: dict[int, dict[str, str]] = {}
+        """Piece -> file -> why it could not be read."""
         self.hashed = 0
+        """Bytes."""
         self.files = {
             self.places[file.index]: file for file in metainfo.files if file.index in self.places
         }
@@ -58,21 +62,24 @@ class ContentCheck:
             for name, file in self.files.items()
             if name not in self.trusted
         }
+        """Untrusted file -> number of its pieces that are not proven yet."""
         self._proven: dict[str, Stamp] = {}
         self._doubted: set[str] = set()
-        # an old receipt that claims more than is believed now must not stay
-        self._is_kept = kept is None or kept.stamps.keys() == self.trusted
-        self._is_refused = False
-        self._keep_at = time.monotonic() + _KEEP_EVERY_S
+        """Trusted files with a bad piece."""
+        # an old receipt that claims more than is trusted now must be replaced
+        self._is_saved = saved is None or saved.stamps.keys() == self.trusted
+        self._cannot_save = False
+        self._save_at = time.monotonic() + _SAVE_EVERY_S
 
     def run(self, jobs: int) -> None:
-        """Hash what no receipt covers; whatever happens, keep a receipt of what was proven."""
+        """Hash every file that the receipt does not cover; save a receipt however this ends."""
         pieces = sorted(
             {piece for name in self._left for piece in self.metainfo.pieces_of(self.files[name])}
         )
         if self.receipt is not None and self.trusted:
-            many = f"{len(self.trusted)} of {len(self.places)} files are untouched"
-            self.observe(Noted(message=f"{many} since their last proof, {self.receipt.since}"))
+            count = f"{len(self.trusted)} of {len(self.places)} files"
+            since = self.receipt.since
+            self.observe(Noted(message=f"{count} are unchanged since they were proven, {since}"))
         for name, left in self._left.items():
             if not left:
                 self._prove(name)
@@ -85,28 +92,29 @@ class ContentCheck:
                     self._take(checked)
                     self.observe(Advanced(stage=Stage.VERIFY, done=self.hashed))
             except BaseException:
-                if proven := len(self.keep().stamps):
-                    kept = f"{proven} of {len(self.places)} files are proven"
-                    self.observe(Noted(message=f"{kept}, the next verify goes on from there"))
+                if proven := len(self.save().stamps):
+                    count = f"{proven} of {len(self.places)} files"
+                    message = f"{count} are proven; the next verify continues from there"
+                    self.observe(Noted(message=message))
                 raise
-        self.keep()
+        self.save()
         self.observe(Finished(stage=Stage.VERIFY))
 
-    def keep(self) -> Receipt:
-        """Write down what is proven by now."""
-        receipt = self._receipt()
-        if not self._is_kept and not self._is_refused:
-            self._is_kept = True
+    def save(self) -> Receipt:
+        """Write the receipt of everything that is proven by now."""
+        receipt = self._new_receipt()
+        if not self._is_saved and not self._cannot_save:
+            self._is_saved = True
             try:
                 receipt.write(self.root)
             except OSError as error:
-                self._is_refused = True
-                self.observe(Noted(message=f"the receipt could not be kept ({reason_of(error)})"))
-        self._keep_at = time.monotonic() + _KEEP_EVERY_S
+                self._cannot_save = True
+                self.observe(Noted(message=f"receipt: cannot be written ({reason_of(error)})"))
+        self._save_at = time.monotonic() + _SAVE_EVERY_S
         return receipt
 
     def changed(self) -> Iterator[Damage]:
-        """Files whose pieces were good, and that somebody touched meanwhile."""
+        """Files whose pieces were good, but which changed during the check."""
         for name, file in self.files.items():
             stamp = self.stamps[name]
             is_good = stamp is not None and stamp.size == file.length and not self._left.get(name)
@@ -122,41 +130,41 @@ class ContentCheck:
             if file.index in self.places
         ]
         if checked.unreadable:
-            self.refused[checked.piece] = dict(checked.unreadable)
+            self.unreadable[checked.piece] = dict(checked.unreadable)
         if not checked.is_good:
             self.bad.add(checked.piece)
             if doubted := self.trusted.intersection(names):
                 self._doubted |= doubted
-                self._is_kept = False
+                self._is_saved = False
             return
         for name in names:
             if name not in self.trusted:
                 self._left[name] -= 1
                 if not self._left[name]:
                     self._prove(name)
-        if time.monotonic() > self._keep_at:
-            self.keep()
+        if time.monotonic() > self._save_at:
+            self.save()
 
     def _prove(self, name: str) -> None:
-        """All pieces of a file are good: believe it, unless it changed while they were read."""
+        """Every piece of a file is good: it is proven, unless it changed during the check."""
         stamp = self.stamps[name]
-        is_right = stamp is not None and stamp.size == self.files[name].length
-        if stamp is not None and is_right and stamp == Stamp.of(self.root / name):
+        has_size = stamp is not None and stamp.size == self.files[name].length
+        if stamp is not None and has_size and stamp == Stamp.of(self.root / name):
             self._proven[name] = stamp
-            self._is_kept = False
+            self._is_saved = False
 
-    def _receipt(self) -> Receipt:
-        believed = self.trusted - self._doubted
+    def _new_receipt(self) -> Receipt:
+        trusted = self.trusted - self._doubted
         if self.receipt is None:
             return Receipt(
                 infohash=self.metainfo.infohash, verified_at=now(), stamps=dict(self._proven)
             )
-        if not self._proven and believed == self.receipt.stamps.keys():
+        if not self._proven and trusted == self.receipt.stamps.keys():
             return self.receipt
-        times = {name: self.receipt.proven_at(name) for name in believed}
+        times = {name: self.receipt.proven_at(name) for name in trusted}
         return Receipt(
             infohash=self.metainfo.infohash,
             verified_at=now() if self._proven else max(times.values(), default=now()),
-            stamps={name: self.receipt.stamps[name] for name in believed} | self._proven,
+            stamps={name: self.receipt.stamps[name] for name in trusted} | self._proven,
             earlier=times,
         )

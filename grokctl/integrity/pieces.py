@@ -1,4 +1,4 @@
-"""Hash the pieces of a release where they lie, as fast as the disk or the processor goes."""
+"""Hash the pieces of a release on disk, as fast as disk or processor allow."""
 
 import errno
 import os
@@ -22,27 +22,27 @@ from grokctl.os_errors import reason_of
 _BUFFER: Final = 2**20
 """Bytes that a thread reads at a time; measured: 64 KiB to 4 MiB hash at the same rate."""
 _BUFFERS: Final = 32 * 2**20
-"""Bytes that the buffers of all threads may take together."""
+"""Bytes for the buffers of all threads together."""
 AHEAD: Final = 16 * 2**20
-"""Bytes that the disk is asked for before they are read: few large requests, in order, spare a
-disk that seeks most of its seeks, whatever the other threads do."""
-_ASKED: Final = 2**18
-"""Bytes asked for at a time: the kernel cuts off what is longer than its readahead."""
+"""Bytes requested from the disk before they are read: few large requests, in order, save a hard
+disk most of its seeks, whatever the other threads do."""
+_ADVICE: Final = 2**18
+"""Bytes per request: the kernel truncates longer ones to its readahead."""
 _MOST_OPEN: Final = 8
 """Files that one thread keeps open: a piece may cover many small ones."""
-_NOT_THERE: Final = frozenset({errno.ENOENT, errno.ENOTDIR})
+_MISSING: Final = frozenset({errno.ENOENT, errno.ENOTDIR})
 
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """What a look at one piece found."""
+    """The result of checking one piece."""
 
     piece: int
     is_good: bool
     nbytes: int
-    """Size of the piece, however much of it could be read."""
+    """Size of the piece, even if parts of it are missing."""
     unreadable: tuple[tuple[str, str], ...] = ()
-    """Files that refused to be read: path in the release, and why."""
+    """Files that could not be read: path in the release, and the reason."""
 
 
 def check_pieces(
@@ -53,22 +53,22 @@ def check_pieces(
     *,
     jobs: int,
 ) -> Generator[Checked, None, None]:
-    """Compare pieces on disk with what a torrent promises.
+    """Compare pieces on disk with the hashes of a torrent.
 
     Files that are missing or too short make bad pieces, not errors. Files that `places` leaves
-    out count as zeros, as pads do. Holes are not read. The page cache is left as it was found:
-    what a check brings in it takes out again, and what others put there stays.
+    out count as zeros, as pads do. Holes are not read. The page cache stays as it was: pages that
+    a check reads are dropped again, and all others stay.
 
     Args:
         root: The folder that `places` are relative to.
-        metainfo: The promise.
+        metainfo: Holds the hashes.
         places: File index -> `/`-separated path.
-        pieces: Which pieces; they are taken in ascending order, which is the order of the files.
+        pieces: Checked in ascending order, which is the order of the files.
         jobs: Threads.
 
     Yields:
-        Every piece once, on the caller's thread, in the order in which they are done. Closing
-        the iterator ends the threads after the milliseconds that one read takes.
+        Every piece once, on the caller's thread, in order of completion. Closing the iterator
+        ends the threads after one read, in milliseconds.
     """
     jobs = max(1, min(jobs, len(pieces)))
     work = _Work(root, metainfo, places, sorted(set(pieces)), jobs=jobs)
@@ -90,7 +90,7 @@ def check_pieces(
 
 
 class _Work:
-    """What the threads share."""
+    """The queue of pieces and the state that the threads share."""
 
     def __init__(
         self,
@@ -111,15 +111,15 @@ class _Work:
         self._zeros: bytes | None = None
 
     def run(self, results: "SimpleQueue[Checked | Future[None]]") -> None:
-        """Check pieces until none is left; a thread's whole job."""
-        with _Reader(self) as reader:
+        """Check pieces until none is left: the whole life of a thread."""
+        with _PieceReader(self) as reader:
             while not self.is_cancelled.is_set():
                 with self._lock:
                     piece = next(self._pieces, None)
                 if piece is None:
                     return
                 checked = reader.check(piece)
-                if not self.is_cancelled.is_set():  # or else it was not read to its end
+                if not self.is_cancelled.is_set():  # else it was not read to the end
                     results.put(checked)
 
     def zeros(self) -> bytes:
@@ -140,12 +140,12 @@ class _Opened:
     """Whether it may have holes."""
 
 
-class _Reader:
-    """One thread's buffer and open files."""
+class _PieceReader:
+    """The buffer and the open files of one thread."""
 
     def __init__(self, work: _Work) -> None:
         self._work = work
-        self._buffer = memoryview(bytearray(work.buffer))
+        self._feeder = Feeder(work.buffer, work.is_cancelled)
         self._files: OrderedDict[str, _Opened] = OrderedDict()
 
     def __enter__(self) -> Self:
@@ -161,7 +161,7 @@ class _Reader:
             os.close(file.handle)
 
     def check(self, piece: int) -> Checked:
-        """Compare one piece with its promise."""
+        """Compare one piece with its hash."""
         metainfo = self._work.metainfo
         size, spans = metainfo.piece_size(piece), metainfo.spans(piece)
         promised = metainfo.piece_hash(piece)
@@ -183,12 +183,12 @@ class _Reader:
 
     def _feed(self, hasher: Hasher, name: str, offset: int, length: int) -> bool:
         opened = self._open(name)
-        return opened is not None and feed(
-            hasher, opened.handle, offset, offset + length, self._buffer, self._work.is_cancelled
+        return opened is not None and self._feeder.feed(
+            hasher, opened.handle, offset, offset + length
         )
 
     def _is_hole(self, file: TorrentFile, offset: int, length: int) -> bool:
-        """Whether a range holds only zeros that no disk stores."""
+        """Whether a range is a hole in a sparse file: zeros that the disk does not store."""
         name = self._work.places.get(file.index)
         if name is None:
             return True
@@ -199,21 +199,21 @@ class _Reader:
             try:
                 data = os.lseek(opened.handle, offset, os.SEEK_DATA)
             except OSError as error:
-                # ENXIO: no data from there on; anything else: a file system that cannot tell
+                # ENXIO: no data up to the end; anything else: the file system does not know
                 data = offset + length if error.errno == errno.ENXIO else offset
             return data >= offset + length <= os.fstat(opened.handle).st_size
         except OSError:
             return False
 
     def _open(self, name: str) -> _Opened | None:
-        """Open a file, or find it among the open ones; None if there is none."""
+        """Open a file, unless it is open already; None if it is missing."""
         if name in self._files:
             self._files.move_to_end(name)
             return self._files[name]
         try:
             handle = open_regular(self._work.root / name)
         except OSError as error:
-            if error.errno in _NOT_THERE:
+            if error.errno in _MISSING:
                 return None
             raise
         status = os.fstat(handle)
@@ -226,10 +226,10 @@ class _Reader:
 
 
 def open_regular(path: Path) -> int:
-    """Open a file to read it with `feed`; a link to one is as good.
+    """Open a file for a `Feeder`; follows links.
 
     Raises:
-        OSError: It cannot be opened, or is no regular file; a pipe makes nobody wait.
+        OSError: It cannot be opened, or is no regular file; opening a pipe does not block.
     """
     handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
     if not stat.S_ISREG(os.fstat(handle).st_mode):
@@ -239,64 +239,63 @@ def open_regular(path: Path) -> int:
     return handle
 
 
-def feed(
-    hasher: Hasher, handle: int, offset: int, end: int, buffer: memoryview, is_cancelled: Event
-) -> bool:
-    """Feed a range of a file to a hasher, and leave the page cache as it was found.
+class Feeder:
+    """Feeds ranges of files to hashers through one buffer: one for each thread."""
 
-    Args:
-        hasher: Receives the bytes in order.
-        handle: From `open_regular`.
-        offset: Where the range begins.
-        end: Where it ends.
-        buffer: What is read into.
-        is_cancelled: Ends it early.
+    def __init__(self, nbytes: int, is_cancelled: Event) -> None:
+        """Allocate the buffer.
 
-    Returns:
-        False if the file has less, or nobody waits any more.
+        Args:
+            nbytes: Bytes to read at a time.
+            is_cancelled: Ends `feed` early when set.
+        """
+        self._buffer = memoryview(bytearray(nbytes))
+        self._is_cancelled = is_cancelled
 
-    Raises:
-        OSError: The disk refuses.
-    """
-    if _is_cached(handle, offset, end):
-        return _read(hasher, handle, offset, end, buffer, is_cancelled, asked=end)
-    try:
-        return _read(hasher, handle, offset, end, buffer, is_cancelled, asked=offset)
-    finally:
-        # the page that the range begins in was kept for it by the range before
-        start = offset // PAGESIZE * PAGESIZE
-        _advise(handle, start, end - start, os.POSIX_FADV_DONTNEED)
+    def feed(self, hasher: Hasher, handle: int, offset: int, end: int) -> bool:
+        """Feed a range of a file to a hasher, and leave the page cache as it was.
 
+        Args:
+            hasher: Receives the bytes in order.
+            handle: From `open_regular`.
+            offset: First byte.
+            end: Behind the last byte.
 
-def _read(
-    hasher: Hasher,
-    handle: int,
-    offset: int,
-    end: int,
-    buffer: memoryview,
-    is_cancelled: Event,
-    *,
-    asked: int,
-) -> bool:
-    while offset < end:
-        if is_cancelled.is_set():
-            return False
-        while asked < min(end, offset + AHEAD):
-            _advise(handle, asked, min(_ASKED, end - asked), os.POSIX_FADV_WILLNEED)
-            asked += _ASKED
-        count = os.preadv(handle, [buffer[: end - offset]], offset)
-        if not count:
-            return False
-        hasher.update(buffer[:count])
-        offset += count
-    return True
+        Returns:
+            False if the file is shorter, or after a cancellation.
+
+        Raises:
+            OSError: The disk cannot read it.
+        """
+        if _is_cached(handle, offset, end):
+            return self._read(hasher, handle, offset, end, advised=end)
+        try:
+            return self._read(hasher, handle, offset, end, advised=offset)
+        finally:
+            # the range before kept its last page for this one, which may begin in it
+            start = offset // PAGESIZE * PAGESIZE
+            _advise(handle, start, end - start, os.POSIX_FADV_DONTNEED)
+
+    def _read(self, hasher: Hasher, handle: int, offset: int, end: int, *, advised: int) -> bool:
+        while offset < end:
+            if self._is_cancelled.is_set():
+                return False
+            while advised < min(end, offset + AHEAD):
+                _advise(handle, advised, min(_ADVICE, end - advised), os.POSIX_FADV_WILLNEED)
+                advised += _ADVICE
+            count = os.preadv(handle, [self._buffer[: end - offset]], offset)
+            if not count:
+                return False
+            hasher.update(self._buffer[:count])
+            offset += count
+        return True
 
 
 def _is_cached(handle: int, offset: int, end: int) -> bool:
-    """Whether a range was in the page cache before it is read.
+    """Whether a range is in the page cache before it is read.
 
-    Goes by two pages: others may have left the first when they took out the rest. Readahead by
-    the kernel is off, so that nothing is there but what somebody else wanted.
+    Judges by two pages: the first may remain from a range before this one. The kernel's own
+    readahead is off, so that cached pages are there because another process read them.
     """
     first = -(-offset // PAGESIZE) * PAGESIZE
     byte = bytearray(1)
@@ -307,16 +306,16 @@ def _is_cached(handle: int, offset: int, end: int) -> bool:
     except BlockingIOError:
         return False
     except OSError:
-        pass  # a file system in memory, or one that cannot tell
+        pass  # a file system in memory, or one that does not know
     return True
 
 
 def _advise(handle: int, offset: int, length: int, advice: int) -> None:
-    with suppress(OSError):  # advice is optional, for the kernel as well
+    with suppress(OSError):  # advice is optional for the kernel too
         os.posix_fadvise(handle, offset, length, advice)
 
 
 def _feed_zeros(hasher: Hasher, length: int) -> None:
-    zeros = memoryview(bytes(min(length, _ASKED)))
-    for start in range(0, length, _ASKED):
+    zeros = memoryview(bytes(min(length, _ADVICE)))
+    for start in range(0, length, _ADVICE):
         hasher.update(zeros[: length - start])

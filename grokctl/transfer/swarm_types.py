@@ -46,7 +46,7 @@ class Transfer:
 
     metainfo: Metainfo
     torrent: bytes
-    """The bytes that `metainfo` was parsed from; their trackers, web seeds and peers are ignored."""
+    """Parsed as `metainfo`; trackers, web seeds and peers in it are ignored."""
     root: Path
     places: Mapping[int, str]
     """File index -> path below `root`; the torrent's own names are never used."""

@@ -354,8 +354,8 @@ def test_a_stopped_download_ends_soon_with_resume_data_and_only_the_rest_comes_l
 def test_a_kill_while_files_are_checked_costs_nothing(process, grokctl, seeded, command, root):
     slow = (
         "import time, grokctl.integrity.pieces as pieces\n"
-        "check = pieces._Reader.check\n"
-        "pieces._Reader.check = lambda self, piece: time.sleep(0.01) or check(self, piece)\n"
+        "check = pieces._PieceReader.check\n"
+        "pieces._PieceReader.check = lambda self, piece: time.sleep(0.01) or check(self, piece)\n"
         "from grokctl.cli.app import main; main()"
     )
     first = grokctl(*command)

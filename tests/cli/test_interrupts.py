@@ -108,8 +108,8 @@ def endless(verified):
 def test_a_verify_can_be_stopped(interrupt, stop_signal, process, endless):
     slow = (
         "import time, grokctl.integrity.pieces as pieces\n"
-        "check = pieces._Reader.check\n"
-        "pieces._Reader.check = lambda self, piece: time.sleep(0.01) or check(self, piece)\n"
+        "check = pieces._PieceReader.check\n"
+        "pieces._PieceReader.check = lambda self, piece: time.sleep(0.01) or check(self, piece)\n"
         "from grokctl.cli.app import main; main()"
     )
 
@@ -128,8 +128,8 @@ def test_a_verify_of_a_ready_checkpoint_can_be_stopped_inside_a_file(interrupt, 
     slow = (
         "import time, grokctl.integrity.file_hashing as stage\n"
         "stage.AHEAD = 4096\n"
-        "feed = stage.feed\n"
-        "stage.feed = lambda *arguments: time.sleep(0.2) or feed(*arguments)\n"
+        "feed = stage.Feeder.feed\n"
+        "stage.Feeder.feed = lambda *arguments: time.sleep(0.2) or feed(*arguments)\n"
         "from grokctl.cli.app import main; main()"
     )
 

@@ -108,7 +108,7 @@ def test_a_terminal_gets_colour_and_no_color_takes_it_away(process, release):
     assert (coloured[0], plain[0]) == (2, 2)
     assert any(code in coloured[1] for code in colours)
     assert not any(code in plain[1] for code in colours)
-    assert "holds no release.torrent" in plain[1].replace("\r\n", " ")
+    assert "cannot be proven without release.torrent" in plain[1].replace("\r\n", " ")
 
 
 def test_a_dumb_terminal_gets_no_codes(process, release):

@@ -25,7 +25,7 @@ def test_a_second_verify_hashes_nothing_and_says_so(grokctl, verified):
     assert outcome.exit_code == 0
     assert outcome.result["hashed_bytes"] == 0
     assert outcome.result["ok"] is True
-    assert "untouched since their last proof" in said.stderr
+    assert "unchanged since they were proven" in said.stderr
     assert "every byte is right" in said.stdout
     assert "0 B" in said.stdout
 
@@ -267,7 +267,7 @@ def test_a_repair_that_needs_more_room_than_there_is_changes_nothing(
     outcome = process.run("verify", verified, *repair(seeded, loopback), code=full)
 
     assert outcome.exit_code == 12
-    assert "bytes free to keep and mend" in outcome.error
+    assert "bytes free for backup and repair" in outcome.error
     assert (verified / TENSOR).read_bytes() == damaged
     assert not (verified / ".grokctl" / "damaged").exists()
 
@@ -364,7 +364,7 @@ def test_a_killed_verification_goes_on_where_it_was(grokctl, process, large_with
     waiting = (
         "import threading; from grokctl.cli.app import main\n"
         "from grokctl.integrity import content_check as check\n"
-        "check._KEEP_EVERY_S = 0\n"
+        "check._SAVE_EVERY_S = 0\n"
         "real = check.Receipt.write\n"
         "def write(self, root):\n"
         "    real(self, root)\n"

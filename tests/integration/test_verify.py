@@ -211,8 +211,8 @@ def test_a_piece_of_two_files_names_both_candidates(seeded):
     damage = found(verify(seeded.root))
 
     assert set(damage) == {GATE, DOWN}
-    assert f"or the piece's other file {DOWN}" in damage[GATE].detail
-    assert f"or the piece's other file {GATE}" in damage[DOWN].detail
+    assert f"or {DOWN}, which shares the piece" in damage[GATE].detail
+    assert f"or {GATE}, which shares the piece" in damage[DOWN].detail
 
 
 def test_damage_in_many_places_is_listed_whole_and_touching_ranges_are_joined(seeded):
@@ -241,7 +241,7 @@ def test_a_file_with_a_bad_piece_of_its_own_accuses_no_neighbour(seeded):
 
     damage = found(verify(seeded.root))
 
-    assert "other file" not in damage[GATE].detail
+    assert "which shares" not in damage[GATE].detail
     assert len(damage[GATE].ranges) == 2
 
 
@@ -458,7 +458,7 @@ def test_a_scale_that_no_model_can_have_tells_whose_fault_a_shared_piece_is(seed
     damage = found(verify(seeded.root))
 
     assert damage[GATE].reason is Reason.ALTERED
-    assert "other file" not in damage[GATE].detail
+    assert "which shares" not in damage[GATE].detail
     assert damage[DOWN].reason is Reason.UNPROVEN
 
 
@@ -484,7 +484,7 @@ def test_a_file_that_an_earlier_proof_covers_is_not_blamed(seeded):
     damage = found(verify(seeded.root))
 
     assert damage[GATE].reason is Reason.ALTERED
-    assert "other file" not in damage[GATE].detail
+    assert "which shares" not in damage[GATE].detail
     assert damage[DOWN].reason is Reason.UNPROVEN
     assert not {GATE, DOWN} & read_receipt(seeded.root).stamps.keys()
 
@@ -616,7 +616,7 @@ def test_a_second_verification_hashes_nothing(root):
     assert again.hashed == 0
     assert again.verified == first.verified
     since = first.verified.receipt.verified_at
-    message = f"15 of 15 files are untouched since their last proof, {since}"
+    message = f"15 of 15 files are unchanged since they were proven, {since}"
     assert Noted(message=message) in events
     assert (again.spared, again.since) == (15, since)
     assert Started(stage=Stage.VERIFY, total=0) in events
@@ -782,7 +782,7 @@ def test_a_torrent_of_junk_is_refused(root):
 def test_without_a_torrent_nothing_can_be_proven(root):
     (root / "release.torrent").unlink()
 
-    with pytest.raises(UsageError, match="cannot be proven; its structure is sound") as caught:
+    with pytest.raises(UsageError, match=r"cannot be proven without release\.torrent") as caught:
         verify(root)
 
     assert caught.value.hint == f"grokctl verify {root} --quick"
@@ -946,9 +946,9 @@ def test_an_interrupted_rehash_takes_back_what_it_did_not_prove(root):
 
 
 def test_a_receipt_tells_when_each_file_was_proven(seeded, monkeypatch):
-    monkeypatch.setattr("grokctl.verify.now", lambda: "2024-03-17T12:00:00Z")
+    monkeypatch.setattr("grokctl.integrity.content_check.now", lambda: "2024-03-17T12:00:00Z")
     verify(seeded.root)
-    monkeypatch.setattr("grokctl.verify.now", lambda: "2025-01-01T00:00:00Z")
+    monkeypatch.setattr("grokctl.integrity.content_check.now", lambda: "2025-01-01T00:00:00Z")
     os.utime(seeded.root / DOWN, ns=(1, 1))
 
     again = verify(seeded.root)
@@ -966,7 +966,7 @@ def test_a_receipt_that_cannot_be_kept_is_no_reason_to_stop(root):
     verdict = verify(root, observe=events.append)
 
     assert verdict.verified is not None
-    assert any(isinstance(e, Noted) and "receipt could not be kept" in e.message for e in events)
+    assert any(isinstance(e, Noted) and "receipt: cannot be written" in e.message for e in events)
 
 
 # --- ready checkpoints

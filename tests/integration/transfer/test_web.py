@@ -255,7 +255,10 @@ def test_headers_without_end_are_cut_off_and_take_no_memory(web, folder):
 
     tracemalloc.start()
     try:
-        with serving(Talkative, folder) as server, pytest.raises(WebError, match="does not speak HTTP"):
+        with (
+            serving(Talkative, folder) as server,
+            pytest.raises(WebError, match="does not speak HTTP"),
+        ):
             read(web, server)
         _, peak = tracemalloc.get_traced_memory()
     finally:

@@ -65,7 +65,9 @@ def test_the_ranges_of_bad_pieces_are_kept_at_their_own_offsets(root, metainfo):
     assert not any(kept[:PIECE] + kept[2 * PIECE : 4 * PIECE])
     assert (folder / "ckpt-0/b").read_bytes()[: PIECE - 100] == before["ckpt-0/b"][: PIECE - 100]
     assert content(root) == before
-    assert events == [Noted(message=f"keeping {2 * PIECE:,} damaged bytes until they are mended")]
+    assert events == [
+        Noted(message=f"keeping {2 * PIECE:,} damaged bytes until the repair is proven")
+    ]
 
 
 def test_what_is_kept_takes_the_space_of_what_was_damaged(root, metainfo):
@@ -195,7 +197,9 @@ def test_no_room_is_found_before_anything_changes(root, metainfo, monkeypatch):
     monkeypatch.setattr(os, "statvfs", statvfs)
     before = content(root)
 
-    with pytest.raises(DiskFullError, match=rf"expected {3 * PIECE:,} bytes free to keep and mend"):
+    with pytest.raises(
+        DiskFullError, match=rf"expected {3 * PIECE:,} bytes free for backup and repair"
+    ):
         keep(root, metainfo, {0, 1, 2})
 
     assert content(root) == before
