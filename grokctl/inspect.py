@@ -1,4 +1,4 @@
-"""List the tensors of a checkpoint: names, shapes, sizes, how they are stored, and their values."""
+"""List the tensors of a checkpoint: name, shape, size, dtype, and statistics of the values."""
 
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -14,7 +14,7 @@ from grokctl.checkpoint.pickles import ArrayRef
 from grokctl.checkpoint.ready import ReadyCheckpoint, open_ready
 from grokctl.checkpoint.release import StoredTensor, file_nbytes, open_release
 from grokctl.checkpoint.tensor_source import LogicalTensor, extent
-from grokctl.checkpoint.value_stats import Part, Spread, StoredValues
+from grokctl.checkpoint.value_stats import Part, StoredValues, ValueStats
 from grokctl.errors import Reason, UsageError, corrupt
 from grokctl.events import Advanced, Finished, Observer, Stage, Started, ignore
 from grokctl.model.config import GrokConfig
@@ -24,36 +24,36 @@ from grokctl.paths import kind_of
 from grokctl.system import usable_cores
 
 _AHEAD = 4
-"""Parts queued for each worker."""
+"""Parts queued per worker."""
 _MOST_JOBS = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Row:
+class TensorRow:
     """One stored tensor."""
 
     index: int | None
-    """Its number in the release; None in a ready checkpoint."""
+    """Its index in the release; None in a ready checkpoint."""
     file: str
     name: str
     kind: str
-    """Which part of the model: embedding, attention, experts, router or norms."""
+    """The part of the model: embedding, attention, experts, router or norms."""
     shape: tuple[int, ...]
-    """As stored: inputs before outputs in a release, outputs first in a ready checkpoint."""
+    """As stored, inputs before outputs; of packed int4, the shape of its values."""
     dtype: str
     scale_groups: int
-    """Rows of scales along the inputs; 0 without scales."""
+    """Scale groups along the inputs; 0 without scales."""
     parameters: int
-    """Of the model; scales are none."""
+    """Parameters of the model; scales do not count."""
     nbytes: int
-    """Of the file in a release, of the tensor on all devices in a ready checkpoint."""
-    spread: Spread | None = None
-    """How its values are spread, if that was asked for."""
+    """Bytes of the file in a release, of the tensor on all devices in a ready checkpoint."""
+    stats: ValueStats | None = None
+    """Statistics of its values, if requested."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Total:
-    """What some tensors come to."""
+    """The sum over the tensors of one kind."""
 
     kind: str
     tensors: int
@@ -63,18 +63,18 @@ class Total:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Inspection:
-    """What a checkpoint holds."""
+    """The tensors of a checkpoint."""
 
     root: Path
     kind: str
     config: GrokConfig
-    rows: tuple[Row, ...]
+    rows: tuple[TensorRow, ...]
     total_nbytes: int
-    """Of the whole checkpoint, whatever was asked for."""
+    """Bytes of the whole checkpoint, whatever the pattern."""
 
     @property
     def totals(self) -> tuple[Total, ...]:
-        """The rows by kind, in the order in which kinds appear."""
+        """The sums by kind, in order of appearance."""
         return tuple(
             Total(
                 kind=kind,
@@ -89,9 +89,9 @@ class Inspection:
 
 @dataclass(frozen=True, slots=True)
 class _Entry:
-    """A row, and where its values lie."""
+    """A row, and the place of its values."""
 
-    row: Row
+    row: TensorRow
     values: tuple[StoredValues, ...]
 
 
@@ -109,11 +109,11 @@ def inspect(
         root: A release or a ready checkpoint.
         pattern: Glob on tensor names or file names; all tensors by default.
         stats: Also read every value of these tensors, in bounded memory.
-        jobs: Threads that read; as many as cores by default.
+        jobs: Threads that read; one per core by default.
         observe: Receives progress in files, then in bytes.
 
     Raises:
-        CorruptCheckpointError: The structure is not sound, or a file cannot be read.
+        CorruptCheckpointError: The structure is damaged, or a file cannot be read.
         UsageError: There is no checkpoint, or nothing matches.
     """
     if kind_of(root) == "ready":
@@ -135,8 +135,8 @@ def inspect(
     rows = [entry.row for entry in chosen]
     if stats:
         workers = min(jobs or usable_cores(), _MOST_JOBS)
-        spreads = _spreads(root, [entry.values for entry in chosen], workers, observe)
-        rows = [replace(row, spread=spread) for row, spread in zip(rows, spreads, strict=True)]
+        found = _stats(root, [entry.values for entry in chosen], workers, observe)
+        rows = [replace(row, stats=own) for row, own in zip(rows, found, strict=True)]
     return Inspection(
         root=root,
         kind=kind_of(root) or "release",
@@ -147,7 +147,7 @@ def inspect(
 
 
 def _kind(name: str) -> str:
-    """Which part of the model a parameter belongs to."""
+    """The part of the model that a parameter belongs to."""
     parts = name.split(".")
     part = parts[2] if parts[0] == "layers" else parts[0]
     return {"moe": "experts", "final_norm": "norms"}.get(part, part)
@@ -155,7 +155,7 @@ def _kind(name: str) -> str:
 
 def _of_release(tensor: StoredTensor) -> _Entry:
     spec = tensor.spec
-    row = Row(
+    row = TensorRow(
         index=spec.index,
         file=spec.file,
         name=spec.name,
@@ -171,15 +171,14 @@ def _of_release(tensor: StoredTensor) -> _Entry:
 
 def _of_ready(checkpoint: ReadyCheckpoint) -> list[_Entry]:
     devices = len(checkpoint.manifest.devices)
-    held = {
-        item.tensor.key: item.nbytes for item in checkpoint.layouts[0].tensors
-    }  # every device holds equally much
+    # the same on every device
+    nbytes = {item.tensor.key: item.nbytes for item in checkpoint.layouts[0].tensors}
     names = [checkpoint.manifest.record_of(device).name for device in checkpoint.manifest.devices]
     files = names[0] if devices == 1 else f"{names[0]} … {names[-1].split('-')[1]}"
     values = _stored_in(checkpoint)
     return [
         _Entry(
-            Row(
+            TensorRow(
                 index=None,
                 file=files,
                 name=tensor.key,
@@ -188,7 +187,7 @@ def _of_ready(checkpoint: ReadyCheckpoint) -> list[_Entry]:
                 dtype="int4" if _is_packed(tensor) else str(tensor.dtype),
                 scale_groups=tensor.groups,
                 parameters=0 if tensor.is_scales else prod(tensor.spec.shape),
-                nbytes=held[tensor.key] * devices,
+                nbytes=nbytes[tensor.key] * devices,
             ),
             tuple(values[tensor.key]),
         )
@@ -201,12 +200,12 @@ def _is_packed(tensor: LogicalTensor) -> bool:
 
 
 def _stored_in(checkpoint: ReadyCheckpoint) -> dict[str, list[StoredValues]]:
-    """Where the values of each tensor lie; what several devices hold is counted once."""
-    found: dict[str, list[StoredValues]] = {}
+    """The place of each tensor's values; parts that several devices have count once."""
+    values: dict[str, list[StoredValues]] = {}
     seen = set()
     for device in checkpoint.manifest.devices:
         layout = checkpoint.layouts[device]
-        checkpoint.data(device, 0, len(layout.header))  # opening it compares the header
+        checkpoint.data(device, 0, len(layout.header))  # opening the file compares its header
         refs = {
             item.tensor.key: ArrayRef(
                 offset=item.offset, shape=extent(item.slices), dtype=item.tensor.dtype
@@ -218,7 +217,7 @@ def _stored_in(checkpoint: ReadyCheckpoint) -> dict[str, list[StoredValues]]:
                 continue
             seen.add((item.tensor.key, item.slices))
             has_scales = item.tensor.groups and not item.tensor.is_scales
-            found.setdefault(item.tensor.key, []).append(
+            values.setdefault(item.tensor.key, []).append(
                 StoredValues(
                     path=checkpoint.root / checkpoint.manifest.record_of(device).name,
                     array=refs[item.tensor.key],
@@ -226,50 +225,50 @@ def _stored_in(checkpoint: ReadyCheckpoint) -> dict[str, list[StoredValues]]:
                     read=None if checkpoint.is_mapped else partial(checkpoint.data, device),
                 )
             )
-    return found
+    return values
 
 
-def _spreads(
+def _stats(
     root: Path, tensors: Sequence[Sequence[StoredValues]], jobs: int, observe: Observer
-) -> list[Spread]:
-    """Look at every value of every tensor: in threads, put together in one order."""
+) -> list[ValueStats]:
+    """Read every value of every tensor in threads; combine statistics in a fixed order."""
     parts = (
         (index, part)
         for index, tensor in enumerate(tensors)
         for values in tensor
         for part in values.parts()
     )
-    spreads = [Spread()] * len(tensors)
+    stats = [ValueStats()] * len(tensors)
     total, done = sum(values.array.nbytes for tensor in tensors for values in tensor), 0
     observe(Started(stage=Stage.VALUES, total=total))
-    for index, part, spread in _looked_at(root, parts, jobs):
-        spreads[index] += spread
+    for index, part, own in _stats_of_parts(root, parts, jobs):
+        stats[index] += own
         done += part.nbytes
         observe(Advanced(stage=Stage.VALUES, done=done))
     observe(Finished(stage=Stage.VALUES))
-    return spreads
+    return stats
 
 
-def _looked_at(
+def _stats_of_parts(
     root: Path, parts: Iterable[tuple[int, Part]], jobs: int
-) -> Iterator[tuple[int, Part, Spread]]:
-    """Spreads in the order of the parts, with a bounded number of parts under way."""
+) -> Iterator[tuple[int, Part, ValueStats]]:
+    """Statistics in the order of the parts, with a bounded number of parts in memory."""
     is_cancelled = Event()
 
-    def look(part: Part) -> Spread:
+    def read(part: Part) -> ValueStats:
         if is_cancelled.is_set():
-            return Spread()
+            return ValueStats()
         try:
-            return part.spread()
+            return part.stats()
         except OSError as error:
             name = part.of.path.relative_to(root).as_posix()
             raise corrupt(name, Reason.UNREADABLE, reason_of(error)) from error
 
-    waiting: deque[tuple[int, Part, Future[Spread]]] = deque()
+    waiting: deque[tuple[int, Part, Future[ValueStats]]] = deque()
     with ThreadPoolExecutor(jobs) as pool:
         try:
             for index, part in parts:
-                waiting.append((index, part, pool.submit(look, part)))
+                waiting.append((index, part, pool.submit(read, part)))
                 if len(waiting) >= _AHEAD * jobs:
                     first, its, future = waiting.popleft()
                     yield first, its, future.result()

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
-from grokctl.checkpoint.ready import ReadyCheckpoint, cut_again, missing_files
+from grokctl.checkpoint.ready import ReadyCheckpoint, missing_files, reshard_again
 from grokctl.checkpoint.receipt import (
     VerifiedRelease,
     read_receipt,
@@ -290,5 +290,5 @@ def verify_ready(
         hashed=hashing.done,
         damage=tuple(damage[name] for name in sorted(damage)),
         verified=None,
-        remedy=cut_again(checkpoint),
+        remedy=reshard_again(checkpoint),
     )

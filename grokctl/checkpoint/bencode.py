@@ -1,4 +1,4 @@
-"""Bencoding, read strictly: what a stranger encoded is refused before it can take long."""
+"""Bencoding, decoded strictly: untrusted data is refused before it can take long."""
 
 import re
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ _LENGTH = re.compile(rb"(0|[1-9][0-9]{0,9}):")
 
 
 class MalformedError(Exception):
-    """What is wrong with untrusted bencoding, as the end of a sentence about it."""
+    """Invalid bencoding; the message is the end of a sentence, such as `has a duplicate key`."""
 
 
 def decode(
@@ -23,7 +23,7 @@ def decode(
         most_depth: How deep lists and dictionaries may be nested.
 
     Returns:
-        The dictionary, and between which bytes each of its own values lies.
+        The dictionary, and the byte range of each of its own values.
 
     Raises:
         MalformedError: It is something else, or larger than any torrent.
@@ -31,7 +31,7 @@ def decode(
     decoder = _Decoder(data, most_depth)
     top = decoder.value(0)
     if not isinstance(top, dict) or decoder.position != len(data):
-        raise MalformedError("is no bencoded dictionary")
+        raise MalformedError("is not a bencoded dictionary")
     return top, decoder.top_spans
 
 
@@ -112,7 +112,7 @@ class _Decoder:
         while not self.at_end():
             key = self.string()
             if key in values:
-                raise MalformedError("has a key twice")
+                raise MalformedError("has a duplicate key")
             start = self.position
             values[key] = self.value(depth + 1)
             if depth == 0:

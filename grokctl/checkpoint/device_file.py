@@ -1,4 +1,4 @@
-"""One device's file of a ready checkpoint: any bytes of it, mapped, read or decompressed."""
+"""One device file of a ready checkpoint: any bytes of it, mapped, read or decompressed."""
 
 import mmap
 import os
@@ -15,7 +15,7 @@ from grokctl.checkpoint.rows import read_into
 
 
 class DeviceFile:
-    """An open device file whose header is the one that it should have; safe among threads."""
+    """An open device file with the expected header; safe among threads."""
 
     def __init__(
         self,
@@ -30,13 +30,13 @@ class DeviceFile:
         """Open it.
 
         Args:
-            path: Where it is.
-            record: What the manifest says about it.
-            layout: What it holds.
-            owner: Whose it is, for errors.
+            path: The file.
+            record: Its entry in the manifest.
+            layout: Its tensors.
+            owner: Device and mesh, for errors.
             is_mapped: Whether plain bytes are views of the mapped file, whose pages then count as
-                this process's memory; else they are read.
-            unpacker: Decompresses.
+                this process's memory; otherwise they are read.
+            unpacker: Decompresses frames.
 
         Raises:
             ValueError: It is not the file that the manifest describes.
@@ -50,13 +50,13 @@ class DeviceFile:
         if is_mapped and record.frames is None:
             self._mapped = mmap.mmap(self._handle, 0, access=mmap.ACCESS_READ)
         if self.data(0, len(layout.header)).tobytes() != layout.header:
-            raise ValueError(f"its header is not that of {owner}")
+            raise ValueError(f"the header is not that of {owner}")
 
     def data(self, start: int, nbytes: int) -> NDArray[np.uint8]:
         """Bytes of the safetensors file.
 
         Raises:
-            ValueError: A frame is not what the manifest says.
+            ValueError: A frame does not match the manifest.
             OSError: It cannot be read, or ends early.
         """
         if self._mapped is not None:
@@ -69,7 +69,7 @@ class DeviceFile:
         """Fill memory with bytes of the safetensors file.
 
         Raises:
-            ValueError: A frame is not what the manifest says.
+            ValueError: A frame does not match the manifest.
             OSError: It cannot be read, or ends early.
         """
         if self._frames is not None:
@@ -79,7 +79,7 @@ class DeviceFile:
 
 
 def _aligned(nbytes: int) -> NDArray[np.uint8]:
-    """Memory that JAX on the CPU uses without a copy."""
+    """Memory that JAX on the CPU can use without a copy."""
     room: NDArray[np.uint8] = np.empty(nbytes + ALIGNMENT, np.uint8)
     begin = -room.ctypes.data % ALIGNMENT
     return room[begin : begin + nbytes]

@@ -34,7 +34,7 @@ def file_damage(root: Path, name: str, *, expected: int, size: int | None) -> Da
     """
     path = root / name
     if size is None and (path.exists() or path.is_symlink()):
-        return Damage(name, Reason.UNREADABLE, "is no regular file", _whole(expected))
+        return Damage(name, Reason.UNREADABLE, "is not a regular file", _whole(expected))
     return size_damage(name, expected=expected, size=size)
 
 

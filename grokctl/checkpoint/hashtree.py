@@ -10,20 +10,20 @@ LEAF: Final = 2**14
 
 
 class Hasher(Protocol):
-    """What the bytes of one piece are fed to."""
+    """Hashes the bytes of one piece."""
 
     def update(self, data: bytes | bytearray | memoryview, /) -> None:
         """Take the next bytes."""
 
     def digest(self) -> bytes:
-        """What to compare with `Metainfo.piece_hash`."""
+        """The hash to compare with `Metainfo.piece_hash`."""
         ...
 
 
 class TreeHasher:
-    """The root of a piece's tree, with zero hashes in place of leaves that the file has not.
+    """The root of a piece's tree; leaves beyond the end of the file count as zero hashes.
 
-    Fed with buffers of many leaves, it is as fast as SHA-256 and leaves other threads alone.
+    With buffers of many leaves, it is as fast as SHA-256 and does not slow other threads.
     """
 
     def __init__(self, piece_length: int) -> None:
@@ -46,7 +46,7 @@ class TreeHasher:
             self._room = LEAF - (len(view) - end)
 
     def _fill(self, view: memoryview) -> memoryview:
-        """Go on with the leaf that is begun, and return what is behind it."""
+        """Complete the open leaf, and return the rest."""
         taken = min(self._room, len(view))
         self._open.update(view[:taken])
         self._room -= taken
@@ -56,24 +56,24 @@ class TreeHasher:
         return view[taken:]
 
     def digest(self) -> bytes:
-        """The root over what was taken so far, at most a piece."""
+        """The root over all bytes so far, at most a piece."""
         is_open = self._room < LEAF
         leaves = [*self._leaves, self._open.digest()] if is_open else self._leaves
         return root_above(leaves, self._levels)
 
 
 def levels_above(nodes: int) -> int:
-    """How many levels a binary tree has above so many nodes."""
+    """Levels of a binary tree above this many nodes."""
     return (nodes - 1).bit_length()
 
 
 def root_above(nodes: Sequence[bytes], levels: int, *, below: int = 0) -> bytes:
-    """The one node `levels` above some nodes.
+    """The root of a binary tree.
 
     Args:
-        nodes: From the left; the tree ends in zero leaves.
-        levels: Enough for so many nodes.
-        below: How many levels the nodes themselves have below them.
+        nodes: One level of the tree, from the left; zero leaves fill the rest.
+        levels: Levels above the nodes.
+        below: Levels below the nodes.
     """
     filler = bytes(32)
     for _ in range(below):

@@ -1,4 +1,4 @@
-"""Device files as arithmetic: which tensor lies where in which file of a mesh."""
+"""The layout of device files: which tensor is where in the file of each device of a mesh."""
 
 import json
 from collections import Counter
@@ -16,14 +16,14 @@ from grokctl.model.tensors import Axis
 
 FORMAT: Final = "grokctl-ready"
 ALIGNMENT: Final = 64
-"""Bytes; JAX maps arrays on the CPU without a copy from such addresses."""
+"""Bytes; JAX on the CPU uses arrays at such addresses without a copy."""
 CODES: Final[Mapping[np.dtype[Any], str]] = {
     np.dtype(np.int8): "I8",
     np.dtype(np.uint8): "U8",
     BFLOAT16: "BF16",
     np.dtype("<f4"): "F32",
 }
-"""What safetensors calls the types."""
+"""The dtype codes of safetensors."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,7 +33,7 @@ class DeviceTensor:
     tensor: LogicalTensor
     slices: Slices
     offset: int
-    """In the file, bytes."""
+    """Bytes from the start of the file."""
 
     @property
     def nbytes(self) -> int:
@@ -42,40 +42,40 @@ class DeviceTensor:
 
     @property
     def end(self) -> int:
-        """Where the next tensor begins, or the file ends."""
+        """Offset of the next tensor, or the end of the file."""
         return self.offset + self.nbytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceLayout:
-    """What a device's file holds, and where; of a compressed one, of what it decompresses to."""
+    """The tensors of a device file and their offsets, before compression."""
 
     device: int
     name: str
-    """Without a suffix for compression."""
+    """File name, without the suffix of compressed files."""
     header: bytes
-    """The safetensors header with its length, padded so that tensors are aligned."""
+    """The safetensors header with its length prefix, padded to align the tensors."""
     tensors: tuple[DeviceTensor, ...]
-    """By offset."""
+    """In the order of their offsets."""
 
     @property
     def nbytes(self) -> int:
-        """Size of the file."""
+        """Bytes of the file."""
         return self.tensors[-1].end
 
 
 def device_layout(storage: Storage, *, mesh: MeshShape, device: int) -> DeviceLayout:
-    """Lay out a device's file: the same bytes for the same weights, whatever they are cut from.
+    """Lay out a device file: the same bytes for the same weights, whatever the source.
 
-    Tensors whose size keeps the next one aligned come first, each group in the order of the
-    release: safetensors files have no holes.
+    Tensors whose size keeps the next one aligned come first, the others last, both in the order
+    of the release: safetensors files have no holes.
 
     Raises:
         PlacementError: The model does not divide over the mesh.
     """
     check_mesh(mesh, storage.config)
-    cut = [(tensor, tensor.slices(mesh, device, storage.config)) for tensor in storage.tensors]
-    cut.sort(key=lambda item: prod(extent(item[1])) * item[0].dtype.itemsize % ALIGNMENT != 0)
+    parts = [(tensor, tensor.slices(mesh, device, storage.config)) for tensor in storage.tensors]
+    parts.sort(key=lambda item: prod(extent(item[1])) * item[0].dtype.itemsize % ALIGNMENT != 0)
     entries: dict[str, Any] = {
         "__metadata__": {
             "format": FORMAT,
@@ -85,7 +85,7 @@ def device_layout(storage: Storage, *, mesh: MeshShape, device: int) -> DeviceLa
         }
     }
     begin = 0
-    for tensor, slices in cut:
+    for tensor, slices in parts:
         shape = extent(slices)
         end = begin + prod(shape) * tensor.dtype.itemsize
         entries[tensor.key] = {
@@ -107,13 +107,13 @@ def device_layout(storage: Storage, *, mesh: MeshShape, device: int) -> DeviceLa
                 slices=slices,
                 offset=len(header) + entries[tensor.key]["data_offsets"][0],
             )
-            for tensor, slices in cut
+            for tensor, slices in parts
         ),
     )
 
 
 def device_layouts(storage: Storage, mesh: MeshShape) -> tuple[DeviceLayout, ...]:
-    """Every device's file.
+    """The layout of every device file.
 
     Raises:
         PlacementError: The model does not divide over the mesh.
@@ -122,20 +122,21 @@ def device_layouts(storage: Storage, mesh: MeshShape) -> tuple[DeviceLayout, ...
 
 
 @dataclass(frozen=True, slots=True)
-class Share:
-    """Bytes of tensors that one device holds."""
+class DeviceWeights:
+    """Bytes of weights on one device."""
 
     nbytes: int
     experts: int
-    """Of those, of experts."""
+    """Bytes of experts among them."""
     read: int
-    """For one token of one stream: everything, the embedding being the head too, but of experts
-    only as many as a token chooses. Where devices share out the experts, this is the average, so
-    that the sum is right; a token whose experts all lie on one device keeps that one longer."""
+    """Bytes that decoding one token of one sequence reads: all weights (the embedding is also the
+    head), but only the experts that a token selects. Where experts are distributed over devices,
+    this is the average, so that the sum is right; a token whose experts are all on one device
+    takes longer there."""
 
 
-def shares(storage: Storage, mesh: MeshShape) -> tuple[Share, ...]:
-    """What each device holds, as `device_layout` would say, but at once: layers are alike.
+def device_weights(storage: Storage, mesh: MeshShape) -> tuple[DeviceWeights, ...]:
+    """The weights of each device: like the sizes in `device_layout`, but fast, as layers are alike.
 
     Raises:
         PlacementError: The model does not divide over the mesh.
@@ -147,32 +148,33 @@ def shares(storage: Storage, mesh: MeshShape) -> tuple[Share, ...]:
         kind = (*tensor.spec.axes, tensor.precision, tensor.groups, tensor.is_scales)
         first.setdefault(kind, tensor)
         times[kind] += 1
-    chosen, of = storage.config.num_selected_experts, storage.config.num_experts
-    found = []
+    selected = storage.config.num_selected_experts
+    weights = []
     for device in range(mesh.size):
         nbytes = experts = 0
         for kind, tensor in first.items():
-            held = prod(extent(tensor.slices(mesh, device, storage.config)))
-            held *= times[kind] * tensor.dtype.itemsize
-            nbytes += held
-            experts += held if Axis.EXPERTS in tensor.spec.axes else 0
-        found.append(Share(nbytes, experts, nbytes - experts + experts * chosen // of))
-    return tuple(found)
+            part = prod(extent(tensor.slices(mesh, device, storage.config)))
+            part *= times[kind] * tensor.dtype.itemsize
+            nbytes += part
+            experts += part if Axis.EXPERTS in tensor.spec.axes else 0
+        read = nbytes - experts + experts * selected // storage.config.num_experts
+        weights.append(DeviceWeights(nbytes, experts, read))
+    return tuple(weights)
 
 
 def weight_bytes(storage: Storage, mesh: MeshShape) -> tuple[int, ...]:
-    """Bytes of tensors for each device: what its file holds behind the header.
+    """Bytes of tensors on each device: its file without the header.
 
     Raises:
         PlacementError: The model does not divide over the mesh.
     """
-    return tuple(share.nbytes for share in shares(storage, mesh))
+    return tuple(weights.nbytes for weights in device_weights(storage, mesh))
 
 
 def bytes_per_token(storage: Storage, mesh: MeshShape) -> tuple[int, ...]:
-    """Bytes of weights that each device reads to decode one token of one stream; see `Share`.
+    """Bytes that each device reads to decode one token of one sequence; see `DeviceWeights`.
 
     Raises:
         PlacementError: The model does not divide over the mesh.
     """
-    return tuple(share.read for share in shares(storage, mesh))
+    return tuple(weights.read for weights in device_weights(storage, mesh))

@@ -1,4 +1,4 @@
-"""The manifest of a ready checkpoint: what it holds, as values, as JSON, and back with mistrust."""
+"""The manifest of a ready checkpoint: typed values, JSON, and strict parsing of untrusted input."""
 
 import json
 import math
@@ -26,8 +26,8 @@ from grokctl.model.tensors import tensor_specs
 from grokctl.paths import MANIFEST
 from grokctl.text import printable
 
-VERSION: Final = 1
-UNTRUSTED: Final = (
+_VERSION: Final = 1
+_UNTRUSTED: Final = (
     LookupError,
     TypeError,
     ValueError,
@@ -35,12 +35,12 @@ UNTRUSTED: Final = (
     ArithmeticError,
     RecursionError,
 )
-"""What reading a stranger's JSON as if it were a manifest may raise."""
+"""Exceptions that untrusted JSON may raise when it is read as a manifest."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Source:
-    """Where the weights of a ready checkpoint came from."""
+    """The source of a ready checkpoint's weights."""
 
     name: str
     infohash: str | None
@@ -48,11 +48,11 @@ class Source:
     """Whether every byte was verified against the infohash."""
     verified_at: str | None
     precision: Precision = Precision.INT8
-    """Of what it was cut from: a release, or another ready checkpoint."""
+    """The precision of the source: a release, or another ready checkpoint."""
 
     @property
     def folder(self) -> str:
-        """The name as a folder can have it, and as no option reads: it may be a stranger's."""
+        """The name as a safe folder name, as it may be untrusted; never looks like an option."""
         return re.sub(r"[^\w.+-]", "_", self.name)[:100].lstrip(".-") or "checkpoint"
 
 
@@ -64,27 +64,26 @@ class FileRecord:
     nbytes: int
     sha256: str
     frames: Frames | None = None
-    """Of a compressed device file."""
+    """The frames of a compressed device file."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """What a ready checkpoint holds."""
+    """The contents of a ready checkpoint."""
 
     storage: Storage
     mesh: MeshShape
     source: Source
     devices: tuple[int, ...]
-    """Whose files are here: all of the mesh, or those of one host of a cluster."""
+    """Devices whose files the folder contains: all of the mesh, or those of one host."""
     compression: Compression | None
     errors: Mapping[str, float]
-    """Relative root mean square error of each weight that was stored in another precision,
-    against what it was cut from."""
+    """Relative root mean square error against the source of each weight that changed precision."""
     files: tuple[FileRecord, ...]
 
     @cached_property
     def layouts(self) -> tuple[DeviceLayout, ...]:
-        """What each device's file holds, also of those that are elsewhere."""
+        """The layout of every device file, including those on other hosts."""
         return device_layouts(self.storage, self.mesh)
 
     @cached_property
@@ -93,23 +92,23 @@ class Manifest:
         return {record.name: record for record in self.files}
 
     def record_of(self, device: int) -> FileRecord:
-        """A device's file."""
+        """The entry of a device file."""
         return self.records[file_name(self.layouts[device], self.compression)]
 
 
 def file_name(layout: DeviceLayout, compression: Compression | None) -> str:
-    """Name of a device's file."""
+    """The name of a device file."""
     return layout.name if compression is None else layout.name + SUFFIX
 
 
 def manifest_bytes(manifest: Manifest) -> bytes:
     """A manifest as JSON; its presence makes the folder a ready checkpoint."""
-    held = [
+    by_device = [
         {item.tensor.key: item.slices for item in layout.tensors} for layout in manifest.layouts
     ]
     values = {
         "format": FORMAT,
-        "version": VERSION,
+        "version": _VERSION,
         "created_by": f"grokctl {__version__}",
         "source": asdict(manifest.source),
         "config": manifest.storage.config.to_dict(),
@@ -121,7 +120,7 @@ def manifest_bytes(manifest: Manifest) -> bytes:
             tensor.key: {
                 "shape": tensor.shape,
                 "dtype": CODES[tensor.dtype],
-                "slices": [slices[tensor.key] for slices in held],
+                "slices": [slices[tensor.key] for slices in by_device],
             }
             | (
                 {"relative_rms_error": manifest.errors[tensor.key]}
@@ -141,27 +140,27 @@ def _file_values(file: FileRecord) -> dict[str, Any]:
 
 
 def parse_manifest(data: bytes, *, is_checked: bool = True) -> Manifest:
-    """Read a manifest; nothing in it is believed that follows from something else in it.
+    """Read a manifest; redundant entries are recomputed and compared.
 
     Args:
-        data: As it lies on disk.
-        is_checked: Whether it must say of every file what follows, which takes as long as laying
-            out all of them.
+        data: The bytes of the file.
+        is_checked: Whether to compare tensors and files with the layouts, which takes as long as
+            computing all of those.
 
     Raises:
         CorruptCheckpointError: It is malformed, of another version, or contradicts itself.
     """
     try:
         return _parse(json.loads(data.decode()), is_checked=is_checked)
-    except UNTRUSTED as error:
-        raise malformed(f"is no manifest ({type(error).__name__}: {error})") from error
+    except _UNTRUSTED as error:
+        raise malformed(f"is not a manifest ({type(error).__name__}: {error})") from error
 
 
 def _parse(values: Any, *, is_checked: bool) -> Manifest:
-    if values["format"] != FORMAT or values["version"] != VERSION:
-        found = f"{values['format']} version {values['version']}"
+    if values["format"] != FORMAT or values["version"] != _VERSION:
+        actual = f"{values['format']} version {values['version']}"
         raise malformed(
-            f"expected {FORMAT} version {VERSION}, found {found}",
+            f"expected {FORMAT} version {_VERSION}, found {actual}",
             "install the grokctl that wrote it, or reshard again",
         )
     config = GrokConfig.from_dict(values["config"], file=MANIFEST)
@@ -195,7 +194,7 @@ def _parse(values: Any, *, is_checked: bool) -> Manifest:
 
 
 def _storage(config: GrokConfig, precision: Precision, tensors: Any) -> Storage:
-    """Scale rows by parameter, read from the shapes of the scales."""
+    """The storage, with the number of scale groups from the shapes of the scales."""
     is_grouped = precision in {Precision.INT8, Precision.INT4}
     groups = {}
     for spec in tensor_specs(config):
@@ -212,14 +211,14 @@ def _storage(config: GrokConfig, precision: Precision, tensors: Any) -> Storage:
     return Storage(config=config, precision=precision, groups=groups)
 
 
-def _devices(found: Any, mesh: MeshShape) -> tuple[int, ...]:
-    devices = tuple(found)
+def _devices(entry: Any, mesh: MeshShape) -> tuple[int, ...]:
+    devices = tuple(entry)
     if (
         not devices
         or any(type(device) is not int for device in devices)
         or devices != tuple(sorted(set(devices) & set(range(mesh.size))))
     ):
-        raise malformed(f"names the devices {found!r} of {mesh}")
+        raise malformed(f"expected devices of {mesh} in ascending order, found {entry!r}")
     return devices
 
 
@@ -230,28 +229,28 @@ def _errors(tensors: Any) -> dict[str, float]:
         if error is None:
             continue
         if type(error) not in {int, float} or not 0 <= error < math.inf:
-            raise malformed(f"{key} has an error of {error!r}")
+            raise malformed(f"{key}: expected an error of 0 or more, found {error!r}")
         errors[key] = float(error)
     return errors
 
 
 def _compare_tensors(manifest: Manifest, tensors: Any) -> None:
-    """The slices follow from mesh and config; the manifest must say the same."""
+    """Compare shapes and slices with those that follow from mesh and config."""
     expected = {
         tensor.key: [list(tensor.shape), CODES[tensor.dtype]] for tensor in manifest.storage.tensors
     }
-    found = {key: [entry["shape"], entry["dtype"]] for key, entry in tensors.items()}
-    if expected != found:
-        wrong = sorted(set(expected) ^ set(found)) or [
-            key for key in expected if expected[key] != found[key]
+    actual = {key: [entry["shape"], entry["dtype"]] for key, entry in tensors.items()}
+    if expected != actual:
+        wrong = sorted(set(expected) ^ set(actual)) or [
+            key for key in expected if expected[key] != actual[key]
         ]
         key = wrong[0]
-        raise malformed(f"{key}: expected {expected.get(key)}, found {found.get(key)}")
+        raise malformed(f"{key}: expected {expected.get(key)}, found {actual.get(key)}")
     for layout in manifest.layouts:
-        for held in layout.tensors:
-            slices = [list(bounds) for bounds in held.slices]
-            if tensors[held.tensor.key]["slices"][layout.device] != slices:
-                raise malformed(f"{held.tensor.key}: expected {slices} on {layout.name}")
+        for item in layout.tensors:
+            slices = [list(bounds) for bounds in item.slices]
+            if tensors[item.tensor.key]["slices"][layout.device] != slices:
+                raise malformed(f"{item.tensor.key}: expected {slices} on {layout.name}")
 
 
 def _check_files(manifest: Manifest) -> None:
@@ -260,17 +259,17 @@ def _check_files(manifest: Manifest) -> None:
         name = file_name(layout, manifest.compression)
         record = manifest.records.get(name)
         if record is None:
-            raise malformed(f"says nothing about {name}")
+            raise malformed(f"has no entry for {name}")
         if (record.frames is None) != (manifest.compression is None):
             raise malformed(f"{name}: frames and compression contradict each other")
         if record.frames is None:
             continue
         starts = set(record.frames.plain_starts)
-        begins = {len(layout.header), layout.nbytes, *(held.offset for held in layout.tensors)}
+        begins = {len(layout.header), layout.nbytes, *(item.offset for item in layout.tensors)}
         if record.frames.plain_starts[-1] != layout.nbytes or not begins <= starts:
-            raise malformed(f"{name}: its frames do not fit its tensors")
+            raise malformed(f"{name}: the frames do not match the tensors")
         if record.frames.packed_starts[-1] != record.nbytes:
-            raise malformed(f"{name}: its frames are not {record.nbytes} bytes")
+            raise malformed(f"{name}: the frames do not add up to {record.nbytes} bytes")
 
 
 def _file_record(entry: Any) -> FileRecord:
@@ -282,9 +281,9 @@ def _file_record(entry: Any) -> FileRecord:
         frames=None if frames is None else _frames(frames),
     )
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", record.name):
-        raise malformed(f"names the file {record.name!r}")
+        raise malformed(f"has the invalid file name {record.name!r}")
     if not re.fullmatch(r"[0-9a-f]{64}", record.sha256):
-        raise malformed(f"{record.name} has no sha256")
+        raise malformed(f"{record.name} has no valid sha256")
     return record
 
 
@@ -292,9 +291,9 @@ def _frames(entries: Any) -> Frames:
     sizes = tuple((plain, packed) for plain, packed in entries)
     for plain, packed in sizes:
         if type(plain) is not int or type(packed) is not int:
-            raise malformed("has frames without a size")
+            raise malformed("has a frame without a size")
         if not (0 < plain <= LARGEST_FRAME and 0 < packed <= 2 * LARGEST_FRAME):
-            raise malformed(f"has a frame of {packed} bytes that holds {plain}")
+            raise malformed(f"has a frame of {packed} bytes that decompresses to {plain}")
     return Frames(sizes)
 
 

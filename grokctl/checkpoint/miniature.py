@@ -29,14 +29,14 @@ MINIATURE = replace(
     num_q_heads=16,
     num_layers=3,
 )
-"""A model that every mesh of 1 to 16 devices can hold, 5 MB."""
+"""A model of 5 MB that fits every mesh of 1 to 16 devices."""
 
 _SMALLEST_VOCABULARY = 400
-"""256 bytes, and the characters of the text that the tokenizer is trained on."""
+"""The 256 bytes, and the characters of the training text."""
 _BYTES = slice(4, 260)
-"""Tokens of single bytes; small rows make them rare, so that even random text is made of words."""
+"""Tokens of single bytes; small rows make them rare, so that random text consists of words."""
 _BLOCK = 16 * 2**20
-"""Random bytes drawn once and repeated, so that a full-width layer takes seconds."""
+"""Random bytes, generated once and repeated: a full-width layer takes seconds."""
 
 
 def write_miniature(
@@ -47,27 +47,27 @@ def write_miniature(
     tokenizer: bool = True,
     observe: Observer = ignore,
 ) -> list[str]:
-    """Write a release of random weights that behave: logits of order one, no layer that dies.
+    """Write a release of random weights with logits of order one, in which every layer matters.
 
     Args:
-        root: A folder that does not exist yet, or is empty.
+        root: A new or empty folder.
         config: Any size; `dataclasses.replace(GROK_1, num_layers=1)` is one layer of full width.
-        seed: Same seed, same bytes.
-        tokenizer: Whether to train a tokenizer; needs a vocabulary of at least 400.
+        seed: The same seed gives the same bytes.
+        tokenizer: Whether to train a tokenizer, which needs a vocabulary of at least 400.
         observe: Receives progress in bytes.
 
     Returns:
         The files written, `/`-separated and relative to `root`.
 
     Raises:
-        UsageError: The folder holds something.
+        UsageError: The folder is not empty.
     """
     if tokenizer and config.vocab_size < _SMALLEST_VOCABULARY:
         raise UsageError(
-            f"vocabulary of {config.vocab_size}: at least {_SMALLEST_VOCABULARY} for a tokenizer"
+            f"vocabulary of {config.vocab_size}: a tokenizer needs at least {_SMALLEST_VOCABULARY}"
         )
     if root.exists() and (not root.is_dir() or any(root.iterdir())):
-        raise UsageError(f"{root}: is not empty, so no miniature is written there")
+        raise UsageError(f"{root}: expected an empty folder for a miniature, found files")
     (root / CKPT).mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(seed)
     block = rng.integers(-127, 128, _BLOCK, dtype=np.int8)
@@ -93,7 +93,7 @@ def train_tokenizer(config: GrokConfig) -> bytes:
     """Train a sentencepiece model with byte fallback on Python's own language reference.
 
     Returns:
-        A serialised model of exactly `config.vocab_size` pieces with Grok-1's special ids.
+        A serialized model of exactly `config.vocab_size` pieces, with Grok-1's special ids.
     """
     import sentencepiece  # noqa: PLC0415 (only miniatures with text need it)
 
@@ -129,7 +129,7 @@ def _tensor(
     if scales is None:
         return _float_tensor(spec, rng), None
     *_, inputs, _ = spec.shape
-    # int8 uniform in ±127 has a deviation of 73; unit inputs then give unit outputs
+    # int8 uniform in ±127 has a deviation of 73; unit inputs give unit outputs
     mean = 1.0 / (73.3 * np.sqrt(inputs))
     values = rng.uniform(0.8 * mean, 1.2 * mean, scales.shape).astype(pickles.BFLOAT16)
     start = int(rng.integers(block.size))
@@ -138,15 +138,17 @@ def _tensor(
 
 def _float_tensor(spec: TensorSpec, rng: np.random.Generator) -> NDArray[np.float32]:
     if spec.name == "embedding":
-        spread, centre = 0.0127, 0.0
+        deviation, center = 0.0127, 0.0
     elif spec.name == "final_norm":
-        spread, centre = 0.5, 8.0
+        deviation, center = 0.5, 8.0
     elif spec.name.endswith("router"):
-        spread, centre = 1.0 / np.sqrt(spec.shape[0]), 0.0
+        deviation, center = 1.0 / np.sqrt(spec.shape[0]), 0.0
     else:
-        spread, centre = 0.1, 1.0
+        deviation, center = 0.1, 1.0
     count = min(prod(spec.shape), _BLOCK // 4)
-    values = rng.standard_normal(count, dtype=np.float32) * np.float32(spread) + np.float32(centre)
+    values = rng.standard_normal(count, dtype=np.float32) * np.float32(deviation) + np.float32(
+        center
+    )
     tensor = np.resize(values, spec.shape)
     if spec.name == "embedding" and spec.shape[0] > _SMALLEST_VOCABULARY:
         tensor[_BYTES] *= np.float32(0.1)

@@ -1,10 +1,11 @@
-"""Pickled tensors read without unpickling: an opcode scan that builds nothing, and its writer.
+"""Pickled tensors, read without unpickling: a scan of opcodes that builds nothing, and a writer.
 
-The release stores every tensor as a protocol-4 pickle. Unpickling runs whatever the file names, so
-nothing here unpickles. `scan` walks the opcodes with a machine that knows the two shapes a tensor
-can take (a float32 array, or a `QuantizedWeight8bit` of int8 weight and bfloat16 scales) and
-returns where the payloads lie. Every other opcode, global, argument or attribute is refused before
-any object exists. `write` produces the same bytes as the C pickler of Python 3.8 to 3.13.
+The release stores every tensor as a protocol-4 pickle. Unpickling executes any code that a file
+names, so nothing here unpickles. `scan` interprets the opcodes with a machine that knows only the
+two forms of a tensor (a float32 array, or a `QuantizedWeight8bit` of int8 weight and bfloat16
+scales), and returns the offsets of the payloads. It refuses every other opcode, global, argument
+and attribute before any object exists. `write` produces the same bytes as the C pickler of Python
+3.8 to 3.13.
 """
 
 import io
@@ -29,23 +30,23 @@ _DTYPE = ("numpy", "dtype")
 _QUANTIZED = ("__main__", "QuantizedWeight8bit")
 _BFLOAT16 = ("ml_dtypes", "bfloat16")
 _ALLOWED: Final = frozenset({_RECONSTRUCT, _NDARRAY, _DTYPE, _QUANTIZED, _BFLOAT16})
-"""The five globals that the released files name. Nothing else exists."""
+"""The five globals in the released files. Nothing else exists."""
 
 _SCALAR_FLAGS = 0x70
-"""What versions of ml_dtypes ask of numpy: none of it makes a reader take bytes for objects."""
+"""Flags that versions of ml_dtypes set: none of them makes a reader take bytes for objects."""
 _MOST_OPCODES = 256
-"""The longest released pickle takes 148."""
+"""The longest released pickle has 148."""
 _LARGEST_RANK = 3
 _FRAME_TARGET = 64 * 1024
-"""The C pickler closes a frame at this size and leaves larger payloads outside of frames."""
+"""The C pickler closes a frame at this size, and writes larger payloads outside of frames."""
 
-Buffer = bytes | memoryview
+_Buffer = bytes | memoryview
 _T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ArrayRef:
-    """Where an array lies in its file: C order, little endian."""
+    """The place of an array in its file: C order, little endian."""
 
     offset: int
     shape: tuple[int, ...]
@@ -59,7 +60,7 @@ class ArrayRef:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PickledTensor:
-    """What one released file holds."""
+    """The arrays of one released file."""
 
     weight: ArrayRef
     """float32, or int8 when there are scales."""
@@ -105,25 +106,25 @@ class _Mark:
 _MARK: Final = _Mark()
 
 
-def scan(buffer: Buffer, *, file: str) -> PickledTensor:
-    """Find the arrays in a pickled tensor, and execute nothing.
+def scan(buffer: _Buffer, *, file: str) -> PickledTensor:
+    """Find the arrays of a pickled tensor; executes nothing.
 
     Args:
         buffer: The whole file, best as a view of its mapping: only the pages of the opcodes are
-            touched, whatever the size of the payloads.
+            read, whatever the size of the payloads.
         file: Name for errors.
 
     Raises:
-        UnsafePickleError: An opcode, global, call or attribute that no released tensor has.
-        CorruptCheckpointError: The file ends early or late, or its numbers contradict each other.
+        UnsafePickleError: It has an opcode, global, call or attribute that no released tensor has.
+        CorruptCheckpointError: It is too short or too long, or its numbers contradict each other.
     """
     return _Machine(buffer, file).run()
 
 
 class _Machine:
-    """The part of the pickle machine that released tensors need, over symbols."""
+    """The part of the pickle machine that released tensors need; objects are symbols."""
 
-    def __init__(self, buffer: Buffer, file: str) -> None:
+    def __init__(self, buffer: _Buffer, file: str) -> None:
         self.buffer = buffer
         self.size = len(buffer)
         self.file = file
@@ -132,16 +133,18 @@ class _Machine:
         self.stack: list[Any] = []
         self.memo: list[Any] = []
         self.used: set[int] = set()
-        """Offsets of the payloads that are some array's."""
+        """Offsets of the payloads of all arrays so far."""
 
     def run(self) -> PickledTensor:
         if self.size == 0:
             raise self.bad(Reason.SHORT, "is empty")
         begin = bytes(self.take(2))
         if begin == b"\0\0":
-            raise self.bad(Reason.MALFORMED, "begins with zeros, as if it was never written")
+            raise self.bad(
+                Reason.MALFORMED, "begins with zeros, like a file that was never written"
+            )
         if begin != pickle.PROTO + b"\x04":
-            raise self.unsafe("does not begin as a protocol-4 pickle")
+            raise self.unsafe("is not a protocol-4 pickle")
         for _ in range(_MOST_OPCODES):
             opcode = bytes(self.take(1))
             if opcode == pickle.STOP:
@@ -243,7 +246,7 @@ class _Machine:
                 module_name == _DTYPE and (scalar.module, scalar.name) == _BFLOAT16
             ):
                 return _Dtype("bfloat16")
-        raise self.unsafe(f"calls {function} with other arguments than numpy's own")
+        raise self.unsafe(f"calls {function} with arguments that numpy never writes")
 
     def build(self, target: object, state: Any) -> None:
         match target, state:
@@ -271,20 +274,20 @@ class _Machine:
                 raise self.unsafe("sets state that no released tensor has")
 
     def array(self, shape: tuple[Any, ...], dtype: _Dtype, payload: _Payload) -> ArrayRef:
-        # nothing of a shape goes into a message before it is known to be a few numbers
+        # a message shows a shape only once it is known to be a few numbers
         if not 1 <= len(shape) <= _LARGEST_RANK or not all(type(n) is int for n in shape):
-            raise self.bad(Reason.MALFORMED, "an array has a shape that is not 1 to 3 numbers")
+            raise self.bad(Reason.MALFORMED, "has an array whose shape is not 1 to 3 numbers")
         if min(shape) < 1:
-            raise self.bad(Reason.MALFORMED, f"an array has shape {shape}")
-        kind = {"f4": np.dtype("<f4"), "i1": np.dtype("i1"), "bfloat16": BFLOAT16}[dtype.code]
-        ref = ArrayRef(offset=payload.offset, shape=shape, dtype=kind)
+            raise self.bad(Reason.MALFORMED, f"has an array of shape {shape}")
+        known = {"f4": np.dtype("<f4"), "i1": np.dtype("i1"), "bfloat16": BFLOAT16}[dtype.code]
+        ref = ArrayRef(offset=payload.offset, shape=shape, dtype=known)
         if ref.nbytes != payload.length:
             raise self.bad(
                 Reason.MALFORMED,
-                f"{kind} {shape} takes {ref.nbytes} bytes, the pickle holds {payload.length}",
+                f"expected {ref.nbytes} bytes for {known} {shape}, found {payload.length}",
             )
         if ref.offset in self.used:
-            raise self.unsafe("has two arrays of the same bytes")
+            raise self.unsafe("has two arrays with the same bytes")
         self.used.add(ref.offset)
         return ref
 
@@ -292,29 +295,31 @@ class _Machine:
         items = self.pop_to_mark()
         target = self.peek()
         if not isinstance(target, dict) or len(items) % 2:
-            raise self.unsafe("sets items of something else than a dictionary")
+            raise self.unsafe("sets items of something that is not a dictionary")
         for key, value in zip(items[::2], items[1::2], strict=True):
             if not isinstance(key, str) or key in target:
-                raise self.unsafe("sets a key that is no new name")
+                raise self.unsafe("sets a key that is a duplicate or not text")
             target[key] = value
 
     def begin_frame(self) -> None:
         if self.position <= self.frame_end:
-            raise self.unsafe("begins a frame within a frame")
+            raise self.unsafe("has a frame inside a frame")
         (length,) = self.unpack("<Q")
         if length > self.size - self.position:
-            raise self.bad(Reason.SHORT, f"a frame of {length} bytes reaches past the end")
+            raise self.bad(
+                Reason.SHORT, f"has a frame of {length} bytes that extends beyond the end"
+            )
         self.frame_end = self.position + length
 
-    def take(self, count: int) -> Buffer:
+    def take(self, count: int) -> _Buffer:
         if count > self.size - self.position:
             raise self.bad(
                 Reason.SHORT,
                 f"expected at least {self.position + count} bytes, found {self.size}",
             )
         if self.position < self.frame_end < self.position + count:
-            # unpicklers read frames apart, and would take other bytes than these
-            raise self.unsafe("has a value that reaches past its frame")
+            # unpicklers read frames separately, and would take different bytes
+            raise self.unsafe("has a value that extends beyond its frame")
         start = self.position
         self.position += count
         return self.buffer[start : self.position]
@@ -335,12 +340,12 @@ class _Machine:
 
     def recall(self, index: int) -> object:
         if index >= len(self.memo):
-            raise self.unsafe(f"recalls memo {index} of {len(self.memo)}")
+            raise self.unsafe(f"recalls memo entry {index} of {len(self.memo)}")
         return self.memo[index]
 
     def peek(self) -> object:
         if not self.stack or self.stack[-1] is _MARK:
-            raise self.unsafe("takes from an empty stack")
+            raise self.unsafe("pops from an empty stack")
         return self.stack[-1]
 
     def pop(self, kind: type[_T] | None = None) -> _T:
@@ -361,7 +366,7 @@ class _Machine:
         raise self.unsafe("closes a tuple or dictionary that it never opened")
 
     def unsafe(self, detail: str) -> CorruptCheckpointError:
-        return corrupt(self.file, Reason.UNSAFE, detail, "nothing of the file was executed")
+        return corrupt(self.file, Reason.UNSAFE, detail, "nothing in the file was executed")
 
     def bad(self, reason: Reason, detail: str) -> CorruptCheckpointError:
         return corrupt(self.file, reason, detail)
@@ -369,7 +374,7 @@ class _Machine:
 
 @dataclass(frozen=True, slots=True)
 class Hole:
-    """Stands for an array of zeros that is skipped over, not written: a hole in a sparse file."""
+    """Shape and dtype of an array that is skipped, not written: a hole in a sparse file."""
 
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
@@ -387,7 +392,7 @@ def write(file: BinaryIO, weight: Payload, scales: Payload | None = None) -> Pic
         scales: bfloat16 `(*lead, groups, outputs)`.
 
     Returns:
-        Where the payloads were written.
+        The offsets of the payloads.
     """
     out = _Framer(file)
     out.raw(pickle.PROTO + b"\x04")
@@ -466,7 +471,7 @@ _BEGINS_OBJECT: Final = frozenset(
 
 
 class _Framer:
-    """The C pickler's framing: payloads of 64 KiB and more stand outside of frames."""
+    """The framing of the C pickler: payloads of 64 KiB and more are outside of frames."""
 
     def __init__(self, file: BinaryIO) -> None:
         self.file = file
@@ -484,12 +489,12 @@ class _Framer:
             self.frame += part
 
     def boundary(self) -> None:
-        """Close a frame that is full; the C pickler looks before each object, and only there."""
+        """Close a full frame; the C pickler checks before each object, and only there."""
         if len(self.frame) >= _FRAME_TARGET:
             self.close()
 
     def payload(self, header: bytes, array: Payload, nbytes: int) -> int:
-        """Write one bytes object and its memo mark; return where its content begins."""
+        """Write one bytes object and its memo mark; return the offset of its content."""
         self.boundary()
         if nbytes < _FRAME_TARGET:
             frame_header = 9
@@ -518,7 +523,7 @@ class _Framer:
 def _write_array(
     out: _Framer, array: Payload, *, numpy_memo: int = 3, is_second: bool = False
 ) -> ArrayRef:
-    """Write one array; the second of a file recalls what the first put in the memo."""
+    """Write one array; the second of a file recalls memo entries of the first."""
     m = pickle.MEMOIZE
     if is_second:
         out.op(_recall(8), _recall(11), _integer(0), pickle.TUPLE1, m, _recall(13))
@@ -548,7 +553,7 @@ def _bytes(array: NDArray[Any]) -> memoryview:
 
 
 def _dtype(dtype: np.dtype[Any]) -> Iterator[bytes]:
-    """The arguments and the state of a numpy dtype, after its class."""
+    """Arguments and state of a numpy dtype, which follow its class."""
     m = pickle.MEMOIZE
     if dtype == BFLOAT16:
         yield from (_text(_BFLOAT16[0]), _text(_BFLOAT16[1]), pickle.STACK_GLOBAL, m)
@@ -556,7 +561,7 @@ def _dtype(dtype: np.dtype[Any]) -> Iterator[bytes]:
         yield _text({np.dtype("f4"): "f4", np.dtype("i1"): "i1"}[dtype])
     yield from (pickle.NEWFALSE, pickle.NEWTRUE, pickle.TUPLE3, m, pickle.REDUCE, m)
     yield from (pickle.MARK, _integer(3), _text("|" if dtype.itemsize == 1 else "<"))
-    # size, alignment and flags as ml_dtypes' bfloat16 has, and -1, -1, 0 for built-in types
+    # size, alignment and flags of ml_dtypes' bfloat16; -1, -1, 0 for built-in types
     state = (2, 2, 64) if dtype == BFLOAT16 else (-1, -1, 0)
     yield from (pickle.NONE, pickle.NONE, pickle.NONE, *map(_integer, state))
     yield from (pickle.TUPLE, m, pickle.BUILD)

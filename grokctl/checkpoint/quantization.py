@@ -1,4 +1,4 @@
-"""Arithmetic of a conversion: values dequantised, rounded, and quantised to four bits."""
+"""Arithmetic between precisions: dequantize, round to bfloat16, quantize to int4."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,25 +10,25 @@ from numpy.typing import NDArray
 from grokctl.checkpoint.pickles import BFLOAT16
 
 _INTEGERS: Final = 2**19
-"""Integers of int16 that are quantised at a time: they stay in the L2 cache, and numpy's calls are
-long enough for threads not to wait for each other between them."""
+"""Integers of int16 that are quantized at a time: they stay in the L2 cache, and each numpy call is
+long enough for threads not to wait for each other."""
 
 _LARGEST: Final = 7
-"""Codes of int4 are symmetric, so that 0 is one of them and -8 is not."""
+"""The largest code of int4: codes are symmetric, so -8 is not used."""
 _FACTORS: Final = (1.0, 0.9)
-"""Parts of a group's largest magnitude that code 7 is tried for. Relative RMS error of normal
+"""Candidates for code 7, as fractions of a group's largest magnitude. Relative RMS error of normal
 values in groups of 64: 10.8 % with 1.0 and no fit, 10.1 with these two, 10.0 with any."""
 _BITS: Final = 11
-"""Fraction bits of a code before it is rounded: 7 / 0.9 in them, and a half, fit int16."""
+"""Fraction bits of a code before rounding: 7 / 0.9 plus a half fits int16."""
 _HALF: Final = np.int16(1 << _BITS - 1)
 _ROWS: Final = 64
-"""Products of 128 and 7 that can be summed in uint16."""
+"""Products of 128 and 7 that fit uint16 as a sum."""
 _INVERSES: Final = (
     np.array([[0, *(_LARGEST << _BITS) / (np.arange(1, 129) * factor)] for factor in _FACTORS])
     .round()
     .astype(np.int16)
 )
-"""`(factors, 129)`: what an integer is multiplied with to be a code, by largest magnitude."""
+"""`(factors, 129)`: the factor from integers to codes, by largest magnitude of the group."""
 
 
 # --- floats
@@ -37,12 +37,12 @@ _INVERSES: Final = (
 def dequantised(
     weight: NDArray[np.int8], scales: NDArray[Any], *, out: NDArray[np.float32] | None = None
 ) -> NDArray[np.float32]:
-    """Multiply integers with the scales of their outputs; exact for scales of bfloat16.
+    """Multiply integers by the scales of their outputs; exact for bfloat16 scales.
 
     Args:
-        weight: `(*lead, inputs, outputs)` int8, the inputs of one scale group.
+        weight: `(*lead, inputs, outputs)` int8; all inputs are in one scale group.
         scales: `(*lead, outputs)` bfloat16 or float32.
-        out: Where to put it; else a new array.
+        out: Receives the result; a new array by default.
 
     Returns:
         `(*lead, inputs, outputs)` float32.
@@ -50,24 +50,24 @@ def dequantised(
     if out is None:
         out = np.empty(weight.shape, np.float32)
     assert out.shape == weight.shape
-    np.copyto(out, weight)  # numpy is slower at int8 * float32
+    np.copyto(out, weight)  # int8 * float32 is slower in numpy
     out *= scales.astype(np.float32)[..., None, :]
     return out
 
 
 def rounded(values: NDArray[np.float32]) -> NDArray[Any]:
-    """The nearest bfloat16 of each float32, or the even one of two; for finite values."""
-    return values.astype(BFLOAT16)  # integer arithmetic takes as long
+    """Round finite float32 to the nearest bfloat16, ties to even."""
+    return values.astype(BFLOAT16)  # integer arithmetic is no faster
 
 
 def to_int8_groups(
     values: NDArray[np.float32], group: int
 ) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
-    """Quantise floats by the largest magnitude of each group, as a step on the way to int4.
+    """Quantize floats by the largest magnitude of each group: the step before `to_int4`.
 
     Args:
         values: `(inputs, outputs)` float32, finite.
-        group: Consecutive inputs with a scale; divides the inputs.
+        group: Inputs per scale; divides the inputs.
 
     Returns:
         int8 values `(inputs, outputs)` in [-127, 127] and float32 scales `(groups, outputs)`.
@@ -77,9 +77,9 @@ def to_int8_groups(
     integers = np.empty(groups.shape, np.int8)
     largest = np.maximum(groups.max(axis=1), -groups.min(axis=1))
     scales = largest / np.float32(127)
-    divisors = np.where(scales > 0, largest, np.float32(np.inf))  # too small for a scale: all is 0
+    divisors = np.where(scales > 0, largest, np.float32(np.inf))  # a scale of 0 makes all values 0
     for block, result, divisor in zip(groups, integers, divisors, strict=True):
-        ratios = block / divisor  # no inverse: that of a tiny number is infinite
+        ratios = block / divisor  # not times an inverse, which is infinite for tiny numbers
         ratios *= np.float32(127)
         np.rint(ratios, out=ratios)
         result[...] = ratios.astype(np.int8)
@@ -91,9 +91,9 @@ def to_int8_groups(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Int4:
-    """Integers in four bits, and the sums from which the error of any step follows.
+    """Integers in four bits, and sums that give the error for any step.
 
-    With the integers' scale s and a step S that is stored for a group,
+    With the scale s of the integers and the stored step S of a group,
     `sum((q * s - r * S) ** 2) == qq * s * s - 2 * qr * s * S + rr * S * S`.
     """
 
@@ -101,27 +101,26 @@ class Int4:
     """`(inputs // 2, outputs)`: row r holds the code of input 2r plus 8 in its low nibbles and that
     of input 2r + 1 in its high ones."""
     steps: NDArray[np.float32]
-    """`(groups, outputs)`: value of code 1 in units of the integers; 0 where all are 0."""
+    """`(groups, outputs)`: the value of code 1 in units of the integers; 0 if all are 0."""
     qq: NDArray[np.float32]
-    """`(groups, outputs)`: sums of the squares of the integers; float32 that are exact integers,
-    as the next two."""
+    """`(groups, outputs)`: sums of squared integers; these three are exact integers."""
     qr: NDArray[np.float32]
-    """`(groups, outputs)`: sums of the products of integers and codes."""
+    """`(groups, outputs)`: sums of integers times codes."""
     rr: NDArray[np.float32]
-    """`(groups, outputs)`: sums of the squares of the codes."""
+    """`(groups, outputs)`: sums of squared codes."""
 
 
 def to_int4(values: NDArray[np.int8], *, group: int) -> Int4:
-    """Quantise int8 to int4 with the step of the least squared error among several.
+    """Quantize int8 to int4 with the step of least squared error among several candidates.
 
-    Every candidate maps a part of the group's largest magnitude to code 7, rounds, saturates and
-    then takes the step that fits its codes best. The first saturates nothing, so that the error
-    is that of quantising by the largest magnitude or less; in a single group it may be one
-    hundredth more, as the rounding is in fixed point.
+    Every candidate maps a fraction of the group's largest magnitude to code 7, rounds, saturates,
+    and then takes the step that fits its codes best. The first candidate saturates nothing, so
+    that the error is at most that of quantizing by the largest magnitude; in a single group it
+    may be one hundredth larger, because rounding is in fixed point.
 
     Args:
         values: `(inputs, outputs)` int8; may be a view with any strides.
-        group: Consecutive inputs that share a step: even, at most 1024, divides the inputs.
+        group: Inputs per step: even, at most 1024, divides the inputs.
 
     Returns:
         Codes in [-7, 7], steps, and sums for the error.
@@ -129,7 +128,7 @@ def to_int4(values: NDArray[np.int8], *, group: int) -> Int4:
     inputs, outputs = values.shape
     assert group % 2 == 0
     assert inputs % group == 0
-    assert group <= 1024  # noqa: PLR2004 (float32 counts to 128 ** 2 * 1024)
+    assert group <= 1024  # noqa: PLR2004 (float32 is exact up to 128 ** 2 * 1024)
     count = inputs // group
     shape = (count, outputs)
     packed = np.empty((inputs // 2, outputs), np.uint8)
@@ -169,7 +168,7 @@ def unpacked(codes: NDArray[np.uint8]) -> NDArray[np.int8]:
 
 
 def _best(integers: NDArray[np.int16], largest: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """`(3, groups, outputs)`: the inverse whose codes fit best, and their `qr` and `rr`."""
+    """`(3, groups, outputs)`: the factor whose codes fit best, and their `qr` and `rr`."""
     places = largest.astype(np.intp)
     codes = np.empty_like(integers)
     best: NDArray[np.float32] = np.empty((3, *largest.shape), np.float32)
@@ -192,7 +191,7 @@ def _try(
     codes: NDArray[np.int16],
     into: NDArray[np.float32],
 ) -> None:
-    """Put a candidate's inverse, `qr` and `rr` into `(3, groups, outputs)`."""
+    """Write a candidate's factor, `qr` and `rr` into `(3, groups, outputs)`."""
     _round(integers, inverses, codes)
     into[0] = inverses
     into[1] = _products(integers, codes)
@@ -200,7 +199,7 @@ def _try(
 
 
 def _steps(best: NDArray[np.float32]) -> NDArray[np.float32]:
-    """The steps that fit; times `qr`, what they take off the sums of squares."""
+    """The steps of best fit; times `qr`, the reduction of the squared error."""
     steps: NDArray[np.float32] = best[1] / np.maximum(best[2], np.float32(1))
     return steps
 
@@ -208,7 +207,7 @@ def _steps(best: NDArray[np.float32]) -> NDArray[np.float32]:
 def _round(
     integers: NDArray[np.int16], inverses: NDArray[np.int16], codes: NDArray[np.int16]
 ) -> None:
-    """Codes of `(groups, group, outputs)` integers by the inverse of each group and output."""
+    """Codes of `(groups, group, outputs)` integers, by the factor of each group and output."""
     np.multiply(integers, inverses[:, None, :], out=codes)
     codes += _HALF
     codes >>= _BITS
@@ -216,17 +215,17 @@ def _round(
 
 
 def _products(left: NDArray[np.int16], right: NDArray[np.int16]) -> NDArray[np.float32]:
-    """Sums over each group of products that are never negative: of an integer and its code."""
+    """Sums over each group of nonnegative products: of an integer and its code."""
     sums: NDArray[np.float32] = np.zeros((left.shape[0], left.shape[2]), np.float32)
     for low in range(0, left.shape[1], _ROWS):
         rows = slice(low, low + _ROWS)
-        # in 16 bits, twice as fast as in 32: what wraps in int16 is right in uint16
+        # 16 bits are twice as fast as 32: a sum that overflows int16 is right in uint16
         sums += np.einsum("gij,gij->gj", left[:, rows], right[:, rows]).view(np.uint16)
     return sums
 
 
 def _squares(integers: NDArray[np.int16]) -> NDArray[np.float32]:
-    """Sums over each group of the squares, of which no more than three fit 16 bits."""
+    """Sums over each group of squares; no more than three of them fit 16 bits."""
     half = integers.shape[1] // 2
     squares = (integers * integers).view(np.uint16)
     pairs = squares[:, :half] + squares[:, half:]

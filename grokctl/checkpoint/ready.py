@@ -1,4 +1,4 @@
-"""Ready checkpoints: opened by their manifest, read by logical slices whatever the mesh."""
+"""Ready checkpoints: opened by their manifest, read by logical slices from any mesh."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -19,7 +19,7 @@ from grokctl.checkpoint.layout import DeviceLayout, DeviceTensor
 from grokctl.checkpoint.manifest import FileRecord, Manifest, Source, malformed, parse_manifest
 from grokctl.checkpoint.tensor_source import (
     LogicalTensor,
-    Reader,
+    RowReader,
     Slices,
     Storage,
     extent,
@@ -35,22 +35,22 @@ from grokctl.paths import MANIFEST, TOKENIZER, quoted
 
 SUMS: Final = "SHA256SUMS"
 _AT_A_TIME: Final = 4 * 2**20
-"""Bytes of rows that are read to take a part of each."""
+"""Bytes of rows that are read at a time when only a part of each is wanted."""
 _LARGEST_MANIFEST: Final = 32 * 2**20
-"""Grok-1's takes half a MB, cut for 16 devices: this is a model of four thousand layers."""
+"""Grok-1's is half a MB for 16 devices; this is enough for four thousand layers."""
 
 
 @dataclass(frozen=True)
 class ReadyCheckpoint:
-    """A resharded checkpoint whose files are all there and have the size they should have.
+    """A resharded checkpoint in which every file exists and has its size.
 
-    It is a `TensorSource`: any part of any tensor can be read, whatever the mesh it was cut for.
+    It is a `TensorSource`: any part of any tensor can be read, whatever its mesh.
     """
 
     root: Path
     manifest: Manifest
     is_streamed: bool = False
-    """Whether parts of files are read into memory, which is bounded, instead of mapped."""
+    """Whether parts of files are read into bounded memory instead of mapped."""
 
     @property
     def name(self) -> str:
@@ -59,7 +59,7 @@ class ReadyCheckpoint:
 
     @property
     def storage(self) -> Storage:
-        """What it stores."""
+        """How its tensors are stored."""
         return self.manifest.storage
 
     @property
@@ -69,41 +69,41 @@ class ReadyCheckpoint:
 
     @property
     def precision(self) -> Precision:
-        """How weights are stored."""
+        """The precision of its weights."""
         return self.manifest.storage.precision
 
     @property
     def mesh(self) -> MeshShape:
-        """What it was cut for."""
+        """The mesh that it is sharded for."""
         return self.manifest.mesh
 
     @property
     def source(self) -> Source:
-        """What it was cut from."""
+        """The checkpoint that it was made from."""
         return self.manifest.source
 
     @property
     def files(self) -> tuple[FileRecord, ...]:
-        """Every file beside the manifest and the sums."""
+        """Every file except the manifest and the checksums."""
         return self.manifest.files
 
     @property
     def layouts(self) -> tuple[DeviceLayout, ...]:
-        """What each device's file holds."""
+        """The layout of every device file."""
         return self.manifest.layouts
 
     def part(self, devices: Sequence[int]) -> "ReadyCheckpoint":
-        """The same with the files of some devices only.
+        """The same checkpoint, restricted to the files of some devices.
 
         Raises:
-            UsageError: Not all of them are here.
+            UsageError: Some of those files are on other hosts.
         """
         if not set(devices) <= set(self.manifest.devices):
-            here = ", ".join(map(str, self.manifest.devices))
+            present = ", ".join(map(str, self.manifest.devices))
             wanted = ",".join(map(str, devices))
             raise UsageError(
-                f"{self.name}: holds device {here} of {self.mesh.size}, this process needs "
-                f"{wanted.replace(',', ', ')}",
+                f"{self.name}: expected the files of devices {wanted.replace(',', ', ')}, found "
+                f"{present} of {self.mesh.size}",
                 f"{_command(self)} --only-devices {wanted} --out {quoted(self.root)} --force",
             )
         if tuple(devices) == self.manifest.devices:
@@ -112,17 +112,17 @@ class ReadyCheckpoint:
 
     @property
     def is_whole(self) -> bool:
-        """Whether every device's file is here, and not only those of one host."""
+        """Whether it has the files of all devices, and not only those of one host."""
         return len(self.manifest.devices) == self.mesh.size
 
     @property
     def is_mapped(self) -> bool:
-        """Whether tensors are views of files, and take no memory of their own."""
+        """Whether tensors are views of files, without memory of their own."""
         return self.manifest.compression is None and not self.is_streamed
 
     @property
     def tokenizer(self) -> Path | None:
-        """The sentencepiece model, if it is there."""
+        """The sentencepiece model, if there is one."""
         path = self.root / TOKENIZER
         return path if path.is_file() else None
 
@@ -133,12 +133,12 @@ class ReadyCheckpoint:
 
     @cached_property
     def _holdings(self) -> dict[str, list[tuple[int, DeviceTensor]]]:
-        """Who holds which parts of a tensor; of devices that hold the same, the first."""
+        """Tensor -> its distinct parts, each with the first device that has it."""
         holdings: dict[str, dict[Slices, tuple[int, DeviceTensor]]] = {}
         for device in self.manifest.devices:
-            for held in self.layouts[device].tensors:
-                parts = holdings.setdefault(held.tensor.key, {})
-                parts.setdefault(held.slices, (device, held))
+            for item in self.layouts[device].tensors:
+                parts = holdings.setdefault(item.tensor.key, {})
+                parts.setdefault(item.slices, (device, item))
         return {key: list(parts.values()) for key, parts in holdings.items()}
 
     @cached_property
@@ -157,54 +157,54 @@ class ReadyCheckpoint:
         """One part of a tensor.
 
         Returns:
-            A view of a mapped device file when one holds all of this part, else a copy put
-            together from all files that hold some of it.
+            A view of a mapped device file if one contains all of this part; otherwise a copy,
+            combined from several device files.
 
         Raises:
-            CorruptCheckpointError: A device file is not the one that the manifest describes.
-            UsageError: A device file that holds some of it is on another host.
+            CorruptCheckpointError: A device file does not match the manifest.
+            UsageError: A device file that is needed is on another host.
         """
         common = []
-        for device, held in self._holdings[tensor.key]:
-            both = overlap(slices, held.slices)
+        for device, item in self._holdings[tensor.key]:
+            both = overlap(slices, item.slices)
             if both == slices:
-                return self._part(device, held, slices)
+                return self._part(device, item, slices)
             if all(low < high for low, high in both):
-                common.append((device, held, both))
+                common.append((device, item, both))
         out: NDArray[Any] = np.empty(extent(slices), tensor.dtype)
         if sum(prod(extent(both)) for _, _, both in common) < out.size:
             self.check_whole()
-        for device, held, both in common:
-            out[index_of(within(both, slices))] = self._part(device, held, both)
+        for device, item, both in common:
+            out[index_of(within(both, slices))] = self._part(device, item, both)
         return out
 
     @contextmanager
     def reading(
         self, tensor: LogicalTensor, lead: tuple[int, ...], outputs: Slice
-    ) -> Iterator[Reader]:
-        """Some outputs of a matrix's rows, from all files that hold some of them."""
-        stack = tuple((number, number + 1) for number in lead)
+    ) -> Iterator[RowReader]:
+        """Read some outputs of a matrix, row by row, from all files that have a part of them."""
+        stack = tuple((index, index + 1) for index in lead)
         count = outputs[1] - outputs[0]
         yield lambda low, high: self.read(tensor, (*stack, (low, high), outputs)).reshape(-1, count)
 
     def check_whole(self) -> None:
-        """Refuse what needs all devices' files.
+        """Refuse a checkpoint that does not have the files of all devices.
 
         Raises:
-            UsageError: Only those of some devices are here.
+            UsageError: Some of them are on other hosts.
         """
         if not self.is_whole:
-            here = ", ".join(map(str, self.manifest.devices))
+            present = ", ".join(map(str, self.manifest.devices))
             raise UsageError(
-                f"{self.name}: holds device {here} of {self.mesh.size}, all are needed",
+                f"{self.name}: expected the files of all {self.mesh.size} devices, found {present}",
                 f"{_command(self)} --out {quoted(f'{self.root}-whole')}",
             )
 
-    def _part(self, device: int, held: DeviceTensor, slices: Slices) -> NDArray[Any]:
-        """What a device holds of `slices`, all of which it holds."""
-        inner = within(slices, held.slices)
-        shape = extent(held.slices)
-        # the leading axes of which one index is wanted, then one of which some are, then the rest
+    def _part(self, device: int, item: DeviceTensor, slices: Slices) -> NDArray[Any]:
+        """A part of a tensor that one device file contains entirely."""
+        inner = within(slices, item.slices)
+        shape = extent(item.slices)
+        # leading axes with one index, then one axis with a range of indices, then all others
         apart = (axis for axis, (low, high) in enumerate(inner) if high - low > 1)
         axis = next(apart, len(shape) - 1)
         row = prod(shape[axis + 1 :])
@@ -215,52 +215,52 @@ class ReadyCheckpoint:
         wanted = (slice(None), *index_of(inner[axis + 1 :]))
 
         def rows(low: int, high: int) -> NDArray[Any]:
-            flat = self._elements(device, held, (first + low) * row, (high - low) * row)
+            flat = self._elements(device, item, (first + low) * row, (high - low) * row)
             return flat.reshape(high - low, *shape[axis + 1 :])[wanted]
 
-        step = max(1, _AT_A_TIME // (row * held.tensor.dtype.itemsize))
+        step = max(1, _AT_A_TIME // (row * item.tensor.dtype.itemsize))
         if self.is_mapped or step >= count or prod(extent(slices)) == count * row:
             return rows(0, count).reshape(extent(slices))
-        out: NDArray[Any] = np.empty((count, *extent(inner[axis + 1 :])), held.tensor.dtype)
+        out: NDArray[Any] = np.empty((count, *extent(inner[axis + 1 :])), item.tensor.dtype)
         for low in range(0, count, step):
             high = min(low + step, count)
             out[low:high] = rows(low, high)
         return out.reshape(extent(slices))
 
-    def _elements(self, device: int, held: DeviceTensor, first: int, count: int) -> NDArray[Any]:
-        """Some of a tensor's elements that follow each other in its file."""
-        dtype = held.tensor.dtype
-        start, nbytes = held.offset + first * dtype.itemsize, count * dtype.itemsize
+    def _elements(self, device: int, item: DeviceTensor, first: int, count: int) -> NDArray[Any]:
+        """Consecutive elements of a tensor in its device file."""
+        dtype = item.tensor.dtype
+        start, nbytes = item.offset + first * dtype.itemsize, count * dtype.itemsize
         return self.data(device, start, nbytes).view(dtype)
 
     def data(self, device: int, start: int, nbytes: int) -> NDArray[np.uint8]:
-        """Bytes of a device's safetensors file, decompressed.
+        """Bytes of a device file, decompressed.
 
         Raises:
-            CorruptCheckpointError: It is not the file that the manifest describes.
+            CorruptCheckpointError: The file does not match the manifest.
         """
         with self._blaming(device):
             return self._open(device).data(start, nbytes)
 
     def read_into(self, memory: NDArray[np.uint8], device: int, start: int) -> None:
-        """Fill memory with bytes of a device's safetensors file, decompressed.
+        """Fill memory with bytes of a device file, decompressed.
 
         Raises:
-            CorruptCheckpointError: It is not the file that the manifest describes.
+            CorruptCheckpointError: The file does not match the manifest.
         """
         with self._blaming(device):
             self._open(device).read_into(memory, start)
 
     @contextmanager
     def _blaming(self, device: int) -> Iterator[None]:
-        """Say of what a device's file is not that it is damaged."""
+        """Report errors of a device file as damage."""
         try:
             yield
         except (ValueError, OSError) as error:
-            look = f"grokctl verify {quoted(self.root)}"
+            command = f"grokctl verify {quoted(self.root)}"
             name = self.manifest.record_of(device).name
             reason = Reason.UNREADABLE if isinstance(error, OSError) else Reason.ALTERED
-            raise corrupt(name, reason, str(error), look) from error
+            raise corrupt(name, reason, str(error), command) from error
 
     def _open(self, device: int) -> DeviceFile:
         with self._opening:
@@ -279,47 +279,49 @@ class ReadyCheckpoint:
 
 
 def open_ready(root: Path, *, is_streamed: bool = False) -> ReadyCheckpoint:
-    """Read a manifest, and check that every file it names is there with its size.
+    """Read a manifest, and check that every file in it exists and has its size.
 
     Args:
         root: The folder.
-        is_streamed: For readers that take everything once and must not grow with it.
+        is_streamed: For readers of the whole checkpoint that need bounded memory.
 
     Raises:
         CorruptCheckpointError: The manifest is malformed or of another version, or a file is
-            missing or has another size.
-        UsageError: There is no ready checkpoint here.
+            missing or has the wrong size.
+        UsageError: The folder is not a ready checkpoint.
     """
     checkpoint = read_manifest(root)
     for damage in missing_files(checkpoint):
-        raise corrupt(damage.file, damage.reason, damage.detail, cut_again(checkpoint))
+        raise corrupt(damage.file, damage.reason, damage.detail, reshard_again(checkpoint))
     return replace(checkpoint, is_streamed=is_streamed)
 
 
 def read_manifest(root: Path, *, is_checked: bool = True) -> ReadyCheckpoint:
-    """Read a manifest, and look at no file that it names.
+    """Read a manifest, and none of the files in it.
 
     Args:
         root: The folder.
-        is_checked: Whether it must say of every file what follows from its mesh; without that,
-            it is only good for choosing.
+        is_checked: Whether to compare its entries with the layouts; without that, it is only good
+            for selecting a checkpoint.
 
     Raises:
         CorruptCheckpointError: It is malformed or of another version.
-        UsageError: There is no ready checkpoint here.
+        UsageError: The folder is not a ready checkpoint.
     """
     path = root / MANIFEST
     if not path.is_file():
         raise UsageError(
-            f"{root}: holds no {MANIFEST}, so no ready checkpoint", "grokctl reshard --devices 8"
+            f"{root}: expected a ready checkpoint, found no {MANIFEST}",
+            "grokctl reshard --devices 8",
         )
-    if path.stat().st_size > _LARGEST_MANIFEST:
-        raise malformed(f"is {path.stat().st_size} bytes")
+    size = path.stat().st_size
+    if size > _LARGEST_MANIFEST:
+        raise malformed(f"expected at most {_LARGEST_MANIFEST} bytes, found {size}")
     return ReadyCheckpoint(root, parse_manifest(path.read_bytes(), is_checked=is_checked))
 
 
 def missing_files(checkpoint: ReadyCheckpoint) -> Iterator[Damage]:
-    """Files that the manifest names and that are not there, or have another size."""
+    """Files of the manifest that are missing or have the wrong size."""
     manifest = checkpoint.manifest
     expected = {record.name: record.nbytes for record in manifest.files}
     if manifest.compression is None:
@@ -335,15 +337,15 @@ def missing_files(checkpoint: ReadyCheckpoint) -> Iterator[Damage]:
             yield damage
 
 
-def cut_again(checkpoint: ReadyCheckpoint) -> str:
-    """The command that makes a checkpoint anew."""
+def reshard_again(checkpoint: ReadyCheckpoint) -> str:
+    """The command that makes a checkpoint again."""
     devices = ",".join(map(str, checkpoint.manifest.devices))
     some = "" if checkpoint.is_whole else f" --only-devices {devices}"
     return f"{_command(checkpoint)}{some} --out {quoted(checkpoint.root)} --force"
 
 
 def _command(checkpoint: ReadyCheckpoint) -> str:
-    """How it was cut."""
+    """The command that made a checkpoint, without its destination."""
     manifest = checkpoint.manifest
     command = f"grokctl reshard {quoted(checkpoint.source.folder)} --mesh {checkpoint.mesh}"
     if checkpoint.precision is not Precision.INT8:

@@ -1,4 +1,4 @@
-"""What fetch and verify leave behind: where a release came from, and what was proven about it."""
+"""Records of fetch and verify in a release: its infohash, and the receipt of its proof."""
 
 import json
 import re
@@ -24,7 +24,7 @@ _TIME = re.compile("[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z")
 
 @dataclass(frozen=True, slots=True)
 class Stamp:
-    """What tells that a file was not touched since it was proven."""
+    """File metadata that shows whether a file changed since it was proven."""
 
     size: int
     mtime_ns: int
@@ -33,10 +33,10 @@ class Stamp:
 
     @classmethod
     def of(cls, path: Path) -> Self | None:
-        """The stamp of a file as it is now; None if there is no regular file."""
+        """The stamp of a file now; None if it is not a regular file."""
         try:
             status = path.stat()
-        except (OSError, ValueError):  # ValueError: a name that no file can have
+        except (OSError, ValueError):  # ValueError: an impossible file name
             return None
         if not stat.S_ISREG(status.st_mode):
             return None
@@ -51,12 +51,12 @@ class Receipt:
     verified_at: str
     """When the last of the files was proven; ISO 8601, UTC."""
     stamps: Mapping[str, Stamp]
-    """Path below the release -> how the file was when it was proven."""
+    """Path below the release -> the file's stamp when it was proven."""
     earlier: Mapping[str, str] = field(default_factory=dict)
-    """Path of a file that was proven before `verified_at` -> when."""
+    """Path of a file that was proven before `verified_at` -> the time."""
 
     def untouched(self, root: Path) -> set[str]:
-        """Which files are still as they were when they were proven."""
+        """Files that are unchanged since they were proven."""
         return {name for name, stamp in self.stamps.items() if Stamp.of(root / name) == stamp}
 
     def proven_at(self, name: str) -> str:
@@ -69,7 +69,7 @@ class Receipt:
         return min(map(self.proven_at, self.stamps), default=self.verified_at)
 
     def write(self, root: Path) -> None:
-        """Keep it with the release."""
+        """Write it into the release."""
         values = {
             "version": _VERSION,
             "infohash": self.infohash,
@@ -85,19 +85,19 @@ class Receipt:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VerifiedRelease:
-    """A release whose every byte was proven against the torrent that its magnet named."""
+    """A release of which every byte was proven against the torrent of its magnet."""
 
     release: Release
     receipt: Receipt
 
 
 def now() -> str:
-    """The time for a receipt."""
+    """The current time, for a receipt."""
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 
 def read_receipt(root: Path) -> Receipt | None:
-    """The receipt that lies with a release; None when there is none that can be read."""
+    """The receipt of a release; None if there is none, or it is malformed."""
     values = _read_json(root / PRIVATE / _RECEIPT)
     try:
         if values["version"] != _VERSION:
@@ -136,7 +136,7 @@ def _integer(value: object) -> int:
 
 
 def proof_of(release: Release) -> Receipt | None:
-    """The receipt of a release, if it covers every tensor as the files are now."""
+    """The receipt of a release, if it covers every tensor file as it is now."""
     receipt = read_receipt(release.root)
     if receipt is None:
         return None
@@ -145,25 +145,25 @@ def proof_of(release: Release) -> Receipt | None:
 
 
 def write_source(root: Path, *, infohash: str) -> None:
-    """Record which infohash the user asked for."""
+    """Record the infohash that the user requested."""
     values = {"version": 1, "infohash": infohash}
     write_atomically(root / PRIVATE / _SOURCE, json.dumps(values).encode())
 
 
 def read_source(root: Path) -> str | None:
-    """The infohash that the user asked for; None if no download was begun here."""
+    """The infohash that the user requested; None if no download has begun."""
     infohash = _read_json(root / PRIVATE / _SOURCE).get("infohash")
     return infohash if isinstance(infohash, str) and _INFOHASH.fullmatch(infohash) else None
 
 
 def trusted_metainfo(root: Path) -> Metainfo | None:
-    """The torrent that lies with a release, if it is the one that was asked for.
+    """The torrent in a release, checked against the requested infohash.
 
     Returns:
         None if there is no torrent.
 
     Raises:
-        CorruptCheckpointError: It is malformed, or not the one that the magnet named.
+        CorruptCheckpointError: It is malformed, or not the requested one.
     """
     path = root / TORRENT
     if not path.is_file():
@@ -172,15 +172,15 @@ def trusted_metainfo(root: Path) -> Metainfo | None:
         metainfo = read_metainfo(path)
     except FetchError as error:
         raise corrupt(TORRENT, Reason.MALFORMED, str(error)) from error
-    asked = read_source(root)
-    if asked is not None and asked != metainfo.infohash:
-        detail = f"its infohash is {metainfo.infohash}, the magnet named {asked}"
+    requested = read_source(root)
+    if requested is not None and requested != metainfo.infohash:
+        detail = f"expected infohash {requested}, found {metainfo.infohash}"
         raise corrupt(TORRENT, Reason.ALTERED, detail, f"rm {quoted(path)} && grokctl fetch")
     return metainfo
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    if not path.is_file():  # a pipe would make us wait
+    if not path.is_file():  # reading a pipe would block
         return {}
     try:
         values = json.loads(path.read_bytes().decode())

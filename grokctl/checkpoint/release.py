@@ -1,4 +1,4 @@
-"""A release on disk: which file is which tensor, read as views of the mapped files."""
+"""A release on disk: the file of each tensor, checked by its structure and read as mapped views."""
 
 import mmap
 import os
@@ -42,7 +42,7 @@ from grokctl.text import printable
 _OWN = frozenset({PRIVATE, TORRENT, MANIFEST, CKPT})
 _LARGEST_EXTRA = 64 * 2**20
 _HEADERS = 4096
-"""Bytes, more than the opcodes of a released file take."""
+"""Bytes, more than the opcodes of any released file."""
 _TENSOR_FILE = re.compile(r"tensor[0-9]{5}_[0-9]{3}")
 _SIZES = {
     Axis.VOCAB: "vocab_size",
@@ -53,12 +53,12 @@ _SIZES = {
     Axis.EXPERTS: "num_experts",
     Axis.ROUTES: "num_experts",
 }
-"""What `config.json` says about each axis."""
+"""The size of each axis, by its name in `config.json`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredTensor:
-    """One parameter and the file it lies in; holds no data and no open file."""
+    """One parameter and its file; holds no data and no open file."""
 
     spec: TensorSpec
     path: Path
@@ -70,8 +70,8 @@ class StoredTensor:
     def map(self) -> tuple[NDArray[Any], NDArray[Any] | None]:
         """Map the file and return its weight and scales as read-only views.
 
-        Nothing is copied and nothing read before it is touched; the mapping lives as long as the
-        views do. Payloads begin at odd offsets, so the views may be unaligned.
+        Nothing is copied, and pages are read on first use; the mapping lives as long as the views.
+        Payloads begin at odd offsets, so the views may be unaligned.
         """
         name = f"{CKPT}/{self.spec.file}"
         try:
@@ -79,26 +79,26 @@ class StoredTensor:
             weight = _view(mapped, self.weight)
             return weight, None if self.scales is None else _view(mapped, self.scales)
         except (OSError, ValueError) as error:
-            raise corrupt(name, Reason.ALTERED, "changed since it was looked at") from error
+            raise corrupt(name, Reason.ALTERED, "changed since it was opened") from error
 
     @contextmanager
     def opened(self) -> Iterator[Rows]:
-        """Open the file to read rows of its weight, whose axes but the last are taken together.
+        """Open the file to read rows of its weight; all axes except the last are one.
 
         Raises:
-            CorruptCheckpointError: It is not the file any more that it was.
+            CorruptCheckpointError: The file changed since it was scanned.
         """
         try:
             with opened(self.path, self.weight) as rows:
                 yield rows
         except OSError as error:
             name = f"{CKPT}/{self.spec.file}"
-            raise corrupt(name, Reason.ALTERED, "changed since it was looked at") from error
+            raise corrupt(name, Reason.ALTERED, "changed since it was opened") from error
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Release:
-    """A release whose every file has the structure it should have."""
+    """A release in which every file has the expected structure."""
 
     root: Path
     config: GrokConfig
@@ -112,7 +112,7 @@ class Release:
 
     @property
     def tokenizer(self) -> Path | None:
-        """The sentencepiece model, if it is there."""
+        """The sentencepiece model, if there is one."""
         path = self.root / TOKENIZER
         return path if path.is_file() else None
 
@@ -124,7 +124,7 @@ class Release:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Survey:
-    """What a look at every file's structure found."""
+    """The structure of every file of a release."""
 
     config: GrokConfig
     tensors: tuple[StoredTensor, ...]
@@ -132,37 +132,38 @@ class Survey:
 
 
 def open_release(root: Path, *, observe: Observer = ignore) -> Release:
-    """Look at the structure of every file of a release; see `survey`.
+    """Check the structure of every file of a release; see `survey`.
 
     Args:
         root: The folder that holds `ckpt-0`.
         observe: Receives progress in files.
 
     Raises:
-        UnsafePickleError: A file asks for more than a tensor needs. Nothing was executed.
-        CorruptCheckpointError: Files are missing, short, long or of the wrong shape. All of them
+        UnsafePickleError: A file contains more than a tensor. Nothing was executed.
+        CorruptCheckpointError: Files are missing, short, long or of the wrong shape; all of them
             are listed.
-        UsageError: There is no release here.
+        UsageError: The folder is not a release.
     """
-    found = survey(root, observe=observe)
-    if found.damage:
-        raise damage_error(found.damage, checked=len(tensor_specs(found.config)), root=root)
-    return Release(root=root, config=found.config, tensors=found.tensors)
+    structure = survey(root, observe=observe)
+    if structure.damage:
+        num_files = len(tensor_specs(structure.config))
+        raise damage_error(structure.damage, checked=num_files, root=root)
+    return Release(root=root, config=structure.config, tensors=structure.tensors)
 
 
 def survey(root: Path, *, observe: Observer = ignore) -> Survey:
-    """Look at the structure of every file, also after the first damaged one.
+    """Check the structure of every file, and continue after the first damaged one.
 
-    Every tensor's file is there, is a pickle of exactly the bytes, shapes and types that it should
-    have, and its scales, norms and router are numbers that a model can have. That reads 140 MB of
-    Grok-1's 318 GB, and proves nothing about the rest.
+    Every tensor's file must exist, be a pickle of the expected size, shapes and dtypes, and have
+    valid numbers in its scales, norms and routers. This reads 140 MB of Grok-1's 318 GB, and
+    proves nothing about the rest.
 
     Raises:
         CorruptCheckpointError: `config.json` is malformed.
-        UsageError: There is no release here.
+        UsageError: The folder is not a release.
     """
     if not (root / CKPT).is_dir():
-        raise UsageError(f"{root}: holds no {CKPT} folder, so no release", "grokctl fetch")
+        raise UsageError(f"{root}: expected a release, found no {CKPT} folder", "grokctl fetch")
     config = read_config(root)
     specs = tensor_specs(config)
     tensors: list[StoredTensor] = []
@@ -182,13 +183,13 @@ def survey(root: Path, *, observe: Observer = ignore) -> Survey:
 
 
 def read_config(root: Path) -> GrokConfig:
-    """The model that a release holds: `config.json`, or Grok-1 where there is none."""
+    """The model of a release: from `config.json`, or Grok-1 if there is none."""
     path = root / CONFIG
     return GrokConfig.read(path) if path.is_file() else GROK_1
 
 
 def damage_error(damage: Sequence[Damage], *, checked: int, root: Path) -> GrokctlError:
-    """One error for all damaged files; an unsafe one decides its class and exit code."""
+    """One error for all damaged files; of the class of an unsafe pickle, if there is one."""
     has_torrent = (root / TORRENT).is_file()
     repair = f"grokctl verify {quoted(root)} --repair" if has_torrent else None
     unsafe = [item for item in damage if item.reason is Reason.UNSAFE]
@@ -202,7 +203,7 @@ def damage_error(damage: Sequence[Damage], *, checked: int, root: Path) -> Grokc
 
 
 def released_payloads(spec: TensorSpec) -> tuple[Hole, Hole | None]:
-    """Shapes and dtypes of the weight and the scales that a file of the release holds."""
+    """Shapes and dtypes of the weight and the scales in a tensor's file."""
     if not spec.is_quantized:
         return Hole(spec.shape, np.dtype("<f4")), None
     return Hole(spec.shape, np.dtype("i1")), Hole(spec.scales_shape, pickles.BFLOAT16)
@@ -215,17 +216,17 @@ def file_nbytes(spec: TensorSpec) -> int:
 
 
 def release_paths(metainfo: Metainfo) -> dict[int, str]:
-    """Where the files of a torrent go in a release.
+    """The place of each file of a torrent in a release.
 
-    A torrent may call its folders as it likes; tensors are known by their own names and land in
-    `ckpt-0`. Every other file keeps its name, is proven like the rest, and never opened.
+    The folder names of a torrent do not matter: tensors are recognized by their own names, and
+    placed in `ckpt-0`. Every other file keeps its path, is proven like the rest, and never opened.
 
     Returns:
         File index -> `/`-separated path below the release; pads are left out.
 
     Raises:
-        FetchError: There is no tensor, two files have one place, or a file is larger than 64 MB
-            without being a tensor or wants a place that is grokctl's own.
+        FetchError: There is no tensor, two files have the same place, a file other than a tensor
+            is larger than 64 MB, or a file has the name of one of grokctl's own files.
     """
     places: dict[int, str] = {}
     for file in metainfo.files:
@@ -234,9 +235,11 @@ def release_paths(metainfo: Metainfo) -> dict[int, str]:
     names = [place.casefold() for place in places.values()]
     folders = {name[:end] for name in names for end in range(len(name)) if name[end] == "/"}
     if not any(place.startswith(f"{CKPT}/") for place in places.values()):
-        raise FetchError(f"torrent {printable(metainfo.name)!r} holds no tensorNNNNN_000 file")
+        torrent = f"torrent {printable(metainfo.name)!r}"
+        raise FetchError(f"{torrent}: expected tensorNNNNN_000 files, found none")
     if len(set(names)) != len(names) or folders & set(names):
-        raise FetchError(f"torrent {printable(metainfo.name)!r} has two files for one place")
+        torrent = f"torrent {printable(metainfo.name)!r}"
+        raise FetchError(f"{torrent}: has two files for the same place in a release")
     return places
 
 
@@ -246,9 +249,12 @@ def _place(file: TorrentFile) -> str:
     place = "/".join(file.path)
     own = {PRIVATE, TORRENT, MANIFEST} if file.path[0] == CKPT and len(file.path) > 1 else _OWN
     if file.path[0].casefold() in own:
-        raise FetchError(f"torrent file {place!r} wants a place that is grokctl's own")
+        raise FetchError(f"torrent file {place!r}: has the name of one of grokctl's own files")
     if file.length > _LARGEST_EXTRA:
-        raise FetchError(f"torrent file {place!r} is no tensor and has {file.length} bytes")
+        raise FetchError(
+            f"torrent file {place!r}: expected a tensor or at most {_LARGEST_EXTRA:,} bytes, "
+            f"found {file.length:,}"
+        )
     return place
 
 
@@ -260,14 +266,14 @@ def scan_file(root: Path, name: str) -> pickles.PickledTensor:
         name: Path below it, `/`-separated.
 
     Raises:
-        UnsafePickleError: It asks for more than a tensor needs.
-        CorruptCheckpointError: It is malformed, or no regular file.
+        UnsafePickleError: It contains more than a tensor.
+        CorruptCheckpointError: It is malformed, or not a regular file.
         OSError: It cannot be read.
     """
     path = root / name
     status = path.stat()
     if not stat.S_ISREG(status.st_mode):
-        raise corrupt(name, Reason.UNREADABLE, "is no regular file")
+        raise corrupt(name, Reason.UNREADABLE, "is not a regular file")
     if status.st_size == 0:
         return pickles.scan(b"", file=name)
     mapped = _map(path)
@@ -276,20 +282,20 @@ def scan_file(root: Path, name: str) -> pickles.PickledTensor:
 
 
 def _read_ahead(root: Path, specs: Sequence[TensorSpec]) -> None:
-    """Ask at once for all that a survey reads: one by one, a cold disk takes ten times as long."""
+    """Request all that a survey reads at once: file by file, a cold disk is ten times slower."""
     for spec in specs:
         weight, scales = released_payloads(spec)
         checked = scales or weight
         values = 0 if Axis.VOCAB in spec.axes else prod(checked.shape) * checked.dtype.itemsize
         wanted = _HEADERS + values
-        with suppress(OSError):  # which will be said when the file is looked at
-            number = os.open(root / CKPT / spec.file, os.O_RDONLY | os.O_NONBLOCK)
+        with suppress(OSError):  # reported when the file is scanned
+            handle = os.open(root / CKPT / spec.file, os.O_RDONLY | os.O_NONBLOCK)
             try:
-                tail = max(0, os.fstat(number).st_size - wanted)
-                os.posix_fadvise(number, 0, _HEADERS, os.POSIX_FADV_WILLNEED)
-                os.posix_fadvise(number, tail, wanted, os.POSIX_FADV_WILLNEED)
+                tail = max(0, os.fstat(handle).st_size - wanted)
+                os.posix_fadvise(handle, 0, _HEADERS, os.POSIX_FADV_WILLNEED)
+                os.posix_fadvise(handle, tail, wanted, os.POSIX_FADV_WILLNEED)
             finally:
-                os.close(number)
+                os.close(handle)
 
 
 def _locate(root: Path, spec: TensorSpec) -> StoredTensor:
@@ -322,32 +328,33 @@ def _locate(root: Path, spec: TensorSpec) -> StoredTensor:
     return StoredTensor(spec=spec, path=path, weight=tensor.weight, scales=tensor.scales)
 
 
-def _compare(name: str, spec: TensorSpec, found: pickles.PickledTensor) -> None:
+def _compare(name: str, spec: TensorSpec, tensor: pickles.PickledTensor) -> None:
+    """Refuse shapes and dtypes that differ from the specification."""
     weight, _ = released_payloads(spec)
-    if found.weight.shape != weight.shape or found.weight.dtype != weight.dtype:
+    if tensor.weight.shape != weight.shape or tensor.weight.dtype != weight.dtype:
         raise corrupt(
             name,
             Reason.MALFORMED,
             f"expected {weight.shape} {weight.dtype}, "
-            f"found {found.weight.shape} {found.weight.dtype}",
+            f"found {tensor.weight.shape} {tensor.weight.dtype}",
         )
-    if found.scales is None:
+    if tensor.scales is None:
         return
-    # The number of scale rows is the release's to say, as long as the inputs divide into them.
+    # the release may have any number of scale groups that divides the inputs
     *lead, inputs, outputs = spec.shape
-    shape = found.scales.shape
+    shape = tensor.scales.shape
     fits = len(shape) == len(spec.shape) and (*lead, outputs) == (*shape[:-2], shape[-1])
     if not fits or inputs % shape[-2]:
         raise corrupt(name, Reason.MALFORMED, f"expected scales {spec.scales_shape}, found {shape}")
 
 
-def _check_values(name: str, spec: TensorSpec, path: Path, found: pickles.PickledTensor) -> None:
-    """Refuse scales that are not above zero, and norms and routers that are no numbers."""
+def _check_values(name: str, spec: TensorSpec, path: Path, tensor: pickles.PickledTensor) -> None:
+    """Refuse scales that are not positive, and norms and routers that are not finite."""
     if Axis.VOCAB in spec.axes:
-        return  # 3 GB; nothing less than all of it would say anything
-    scales = found.scales
+        return  # 3 GB, and a part of it would show nothing
+    scales = tensor.scales
     try:
-        bad = find_bad(path, scales or found.weight, positive=scales is not None)
+        bad = find_bad(path, scales or tensor.weight, positive=scales is not None)
     except OSError as error:
         raise corrupt(name, Reason.UNREADABLE, reason_of(error)) from error
     if bad is None:
@@ -361,15 +368,15 @@ def _check_values(name: str, spec: TensorSpec, path: Path, found: pickles.Pickle
 
 
 def _blame_config(root: Path, specs: Sequence[TensorSpec], damage: list[Damage]) -> list[Damage]:
-    """Where most files agree with each other and not with `config.json`, that is what is wrong."""
+    """If most files agree with each other and not with `config.json`, blame `config.json`."""
     by_file = {item.file: item.reason for item in damage}
-    said: dict[str, int] = {}
-    found: dict[str, Counter[int]] = {}
+    configured: dict[str, int] = {}
+    sizes: dict[str, Counter[int]] = {}
     others: dict[str, tuple[tuple[str, ...], tuple[int, ...]]] = {}
     for spec in specs:
         name = f"{CKPT}/{spec.file}"
         labels, shape = tuple(_SIZES[axis] for axis in spec.axes), spec.shape
-        said.update(zip(labels, shape, strict=True))
+        configured.update(zip(labels, shape, strict=True))
         if by_file.get(name) is Reason.MALFORMED:
             shape = _shape_of(root, name)
         elif name in by_file:
@@ -377,20 +384,20 @@ def _blame_config(root: Path, specs: Sequence[TensorSpec], damage: list[Damage])
         if shape != spec.shape:
             others[name] = labels, shape
         for label, size in zip(labels, shape, strict=False):
-            found.setdefault(label, Counter())[size] += 1
-    most = {label: sizes.most_common(1)[0] for label, sizes in found.items()}
-    agreed = {label: size for label, (size, n) in most.items() if 2 * n > found[label].total()}
+            sizes.setdefault(label, Counter())[size] += 1
+    most = {label: counts.most_common(1)[0] for label, counts in sizes.items()}
+    agreed = {label: size for label, (size, n) in most.items() if 2 * n > sizes[label].total()}
     explained = {
         name
         for name, (labels, shape) in others.items()
         if shape == tuple(agreed.get(label) for label in labels)
     }
     details = [
-        f"{label} is {said[label]}, the files say {size}"
+        f"{label} is {configured[label]}, the tensors have {size}"
         for label, size in agreed.items()
-        if size != said[label]
+        if size != configured[label]
     ]
-    details += _too_many(root, specs)
+    details += _extra_tensors(root, specs)
     blame = [Damage(CONFIG, Reason.MALFORMED, "; ".join(details))] if details else []
     return blame + [item for item in damage if item.file not in explained]
 
@@ -402,12 +409,12 @@ def _shape_of(root: Path, name: str) -> tuple[int, ...]:
         return ()
 
 
-def _too_many(root: Path, specs: Sequence[TensorSpec]) -> Iterator[str]:
+def _extra_tensors(root: Path, specs: Sequence[TensorSpec]) -> Iterator[str]:
     known = {spec.file for spec in specs}
     names = (path.name for path in (root / CKPT).iterdir())
     more = sorted(name for name in names if _TENSOR_FILE.fullmatch(name) and name not in known)
     if more:
-        yield f"describes {len(specs)} tensors, {CKPT} holds {len(more)} more, first {more[0]}"
+        yield f"describes {len(specs)} tensors, {CKPT} contains {len(more)} more, first {more[0]}"
 
 
 def _size_error(name: str, *, expected: int, size: int | None) -> CorruptCheckpointError:

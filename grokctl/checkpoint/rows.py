@@ -1,4 +1,4 @@
-"""Rows of a released matrix, read in order into memory that is used again."""
+"""Rows of a released matrix, read in order into a buffer that is reused."""
 
 import os
 from collections.abc import Iterator
@@ -13,11 +13,11 @@ from grokctl.checkpoint.pickles import ArrayRef
 from grokctl.model.placement import Slice
 
 _NARROW: Final = 2
-"""Rows of which less than one part in so many is wanted are read in pieces."""
+"""Rows are read in parts if less than one in this many columns is wanted."""
 
 
 class Rows:
-    """Reads rows of one array of an open file; nothing is mapped, so no page of it is counted."""
+    """Reads rows of one array of an open file; nothing is mapped, so no page counts as memory."""
 
     def __init__(self, handle: int, array: ArrayRef) -> None:
         self._handle = handle
@@ -35,7 +35,7 @@ class Rows:
             `(rows, columns)`, valid until the next call.
 
         Raises:
-            OSError: They cannot be read, or the file ends before them.
+            OSError: The file cannot be read, or ends early.
         """
         dtype = self._array.dtype
         length, count = self._array.shape[-1], rows[1] - rows[0]
@@ -53,15 +53,15 @@ class Rows:
                 )
         else:
             read_into(memory, self._handle, start)
-        found: NDArray[Any] = memory.view(dtype).reshape(count, last - first)
-        return found[:, columns[0] - first : columns[1] - first]
+        block: NDArray[Any] = memory.view(dtype).reshape(count, last - first)
+        return block[:, columns[0] - first : columns[1] - first]
 
 
 def read_into(memory: NDArray[np.uint8], handle: int, offset: int) -> None:
-    """Fill memory with what a file holds from an offset on.
+    """Fill memory with the bytes of a file from an offset on.
 
     Raises:
-        OSError: It cannot be read, or ends before that.
+        OSError: The file cannot be read, or ends early.
     """
     view = memoryview(memory.data)
     while view:

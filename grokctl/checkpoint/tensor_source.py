@@ -1,4 +1,4 @@
-"""Tensors as the ready format knows them, cut by logical slices from any source."""
+"""Tensors as the ready format stores them, and sources that they can be sliced from."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -31,22 +31,22 @@ _WEIGHTS: Final[Mapping[Precision, np.dtype[Any]]] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LogicalTensor:
-    """A weight or its scales as they are stored: in the orientation of the release.
+    """A weight or its scales as stored: in the orientation of the release.
 
     | weight | shape |
     | --- | --- |
     | int8, bf16, float32 | `(*lead, inputs, outputs)` |
     | int4 | `(*lead, inputs / 2, outputs)`, inputs 2r and 2r + 1 in the nibbles of row r |
 
-    int8 and int4 have scales `(*lead, groups, outputs)`, each for inputs that follow each other.
-    Why in this order: docs/adr/0003.
+    int8 and int4 have scales `(*lead, groups, outputs)`, each for consecutive inputs.
+    The reason for this order is in docs/adr/0003.
     """
 
     spec: TensorSpec
     precision: Precision
-    """Of this parameter: float32 for those that the release does not quantise."""
+    """Of this parameter: float32 if the release does not quantize it."""
     groups: int
-    """Scale rows of the parameter; 0 without scales."""
+    """Scale groups of the parameter; 0 without scales."""
     is_scales: bool = False
 
     @property
@@ -63,32 +63,32 @@ class LogicalTensor:
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """Type of an element; an int4 one is a byte that holds two."""
+        """The dtype of an element; for int4, a byte with two of them."""
         return BFLOAT16 if self.is_scales else _WEIGHTS[self.precision]
 
     @property
     def width(self) -> int:
-        """Inputs of a scale group."""
+        """Inputs per scale group."""
         return self.spec.shape[-2] // self.groups
 
     @property
     def is_matrix(self) -> bool:
-        """Whether this is a weight of inputs and outputs, which can be stored in any precision."""
+        """Whether this is a weight with inputs and outputs, which can have any precision."""
         return (
             not self.is_scales and len(self.spec.shape) > 1 and self.spec.axes[0] is not Axis.VOCAB
         )
 
     def slices(self, mesh: MeshShape, device: int, config: GrokConfig) -> Slices:
-        """What a device of a mesh holds of it.
+        """The slices of this tensor on one device of a mesh.
 
         Raises:
-            PlacementError: The device's inputs are no whole int4 groups.
+            PlacementError: The device's inputs are not whole int4 groups.
         """
         placed = place(self.spec, scale_groups=self.groups, mesh=mesh, device=device, config=config)
         if self.precision is Precision.INT4 and any(end % self.width for end in placed.weight[-2]):
             start, stop = placed.weight[-2]
             raise PlacementError(
-                f"{self.spec.name}: inputs {start} to {stop} of a device are no whole int4 groups "
+                f"{self.spec.name}: inputs {start} to {stop} of a device are not whole int4 groups "
                 f"of {self.width}"
             )
         if self.is_scales:
@@ -97,7 +97,7 @@ class LogicalTensor:
         return self.stored(placed.weight)
 
     def stored(self, released: Slices) -> Slices:
-        """Where a part of the parameter lies in this weight: the same place, but for int4."""
+        """Slices of the parameter as slices of this weight: the same, except for int4."""
         if self.precision is not Precision.INT4:
             return released
         *lead, (start, stop), outputs = released
@@ -106,12 +106,12 @@ class LogicalTensor:
 
 @dataclass(frozen=True, kw_only=True)
 class Storage:
-    """How a model's parameters are stored; with a mesh, all of a device file follows from it."""
+    """How a model's parameters are stored; with a mesh, it determines every device file."""
 
     config: GrokConfig
     precision: Precision
     groups: Mapping[str, int]
-    """Scale rows by parameter name; 0 without scales."""
+    """Scale groups by parameter name; 0 without scales."""
 
     def weight(self, spec: TensorSpec) -> LogicalTensor:
         """A parameter's weight."""
@@ -119,7 +119,7 @@ class Storage:
         return LogicalTensor(spec=spec, precision=precision, groups=self.groups[spec.name])
 
     def scales(self, spec: TensorSpec) -> LogicalTensor:
-        """A parameter's scales, if it has groups."""
+        """A parameter's scales; only if it has groups."""
         return LogicalTensor(
             spec=spec, precision=self.precision, groups=self.groups[spec.name], is_scales=True
         )
@@ -127,24 +127,24 @@ class Storage:
     @cached_property
     def tensors(self) -> tuple[LogicalTensor, ...]:
         """Every weight and every scales tensor, in the order of the release."""
-        found = []
+        tensors = []
         for spec in tensor_specs(self.config):
-            found.append(self.weight(spec))
+            tensors.append(self.weight(spec))
             if self.groups[spec.name]:
-                found.append(self.scales(spec))
-        return tuple(found)
+                tensors.append(self.scales(spec))
+        return tuple(tensors)
 
 
-Reader = Callable[[int, int], NDArray[Any]]
-"""Reads a range of stored rows, `(rows, outputs)`, valid until it is called again."""
+RowReader = Callable[[int, int], NDArray[Any]]
+"""Reads a range of stored rows, `(rows, outputs)`, valid until the next call."""
 
 
 class TensorSource(Protocol):
-    """Something that tensors can be cut from: a release, or a ready checkpoint of any mesh."""
+    """A source of tensors: a release, or a ready checkpoint of any mesh."""
 
     @property
     def storage(self) -> Storage:
-        """What it stores."""
+        """How its tensors are stored."""
         ...
 
     @property
@@ -153,22 +153,22 @@ class TensorSource(Protocol):
         ...
 
     def read(self, tensor: LogicalTensor, slices: Slices) -> NDArray[Any]:
-        """One part of a stored tensor; a view of the mapped file where that is possible."""
+        """Read a part of a stored tensor; a view of the mapped file if possible."""
         ...
 
     def reading(
         self, tensor: LogicalTensor, lead: tuple[int, ...], outputs: Slice
-    ) -> AbstractContextManager[Reader]:
+    ) -> AbstractContextManager[RowReader]:
         """Open one matrix of a stored weight, to read some outputs of its rows in order.
 
         Raises:
-            CorruptCheckpointError: There or while reading: the source is not what it was.
+            CorruptCheckpointError: The source changed; also while reading.
         """
         ...
 
 
 def digest_of_small(source: TensorSource) -> str:
-    """Sum of a model's norms and routers, of which every device has all."""
+    """A digest of a model's norms and routers, which every device has."""
     digest = sha256()
     for tensor in source.storage.tensors:
         if not tensor.spec.is_quantized and tensor.spec.axes[0] is not Axis.VOCAB:
@@ -178,7 +178,7 @@ def digest_of_small(source: TensorSource) -> str:
 
 
 class ReleaseSource:
-    """Cuts tensors out of a release, reading no more than it is asked for."""
+    """Slices of the tensors of a release; reads no other bytes."""
 
     def __init__(self, release: Release) -> None:
         self.release = release
@@ -200,7 +200,7 @@ class ReleaseSource:
         return self.release.config
 
     def read(self, tensor: LogicalTensor, slices: Slices) -> NDArray[Any]:
-        """One part of a tensor, copied out of the mapped file."""
+        """Copy a part of a tensor out of the mapped file."""
         weight, scales = self._tensors[tensor.spec.name].map()
         array = scales if tensor.is_scales else weight
         assert array is not None
@@ -209,42 +209,42 @@ class ReleaseSource:
     @contextmanager
     def reading(
         self, tensor: LogicalTensor, lead: tuple[int, ...], outputs: Slice
-    ) -> Iterator[Reader]:
+    ) -> Iterator[RowReader]:
         """Open the file, to read some outputs of its rows in order."""
         first = 0
-        for number, length in zip(lead, tensor.spec.shape, strict=False):
-            first = first * length + number
+        for index, length in zip(lead, tensor.spec.shape, strict=False):
+            first = first * length + index
         first *= tensor.spec.shape[-2]
         with self._tensors[tensor.spec.name].opened() as rows:
             yield lambda low, high: rows.read((first + low, first + high), outputs)
 
 
 def index_of(slices: Slices) -> tuple[slice, ...]:
-    """Slices as numpy takes them."""
+    """Slices as a numpy index."""
     return tuple(slice(*bounds) for bounds in slices)
 
 
 def overlap(slices: Slices, others: Slices) -> Slices:
-    """What two parts have in common; empty axes where that is nothing."""
+    """The intersection of two parts; has an empty axis if they are disjoint."""
     return tuple((max(a, c), min(b, d)) for (a, b), (c, d) in zip(slices, others, strict=True))
 
 
 def within(slices: Slices, whole: Slices) -> Slices:
-    """Where a part lies in another that holds it."""
+    """The slices of a part relative to a whole that contains it."""
     return tuple(
         (low - start, high - start) for (low, high), (start, _) in zip(slices, whole, strict=True)
     )
 
 
 def extent(slices: Slices) -> tuple[int, ...]:
-    """Shape of what slices cut out."""
+    """The shape of slices."""
     return tuple(stop - start for start, stop in slices)
 
 
 def chunks(slices: Slices, *, itemsize: int, limit: int) -> Sequence[Slices]:
-    """Cut slices into parts of at most `limit` bytes that follow each other in C order.
+    """Divide slices into consecutive parts of at most `limit` bytes, in C order.
 
-    A single row may be larger than the limit; it is then a part of its own.
+    A single row that is larger than the limit is a part of its own.
     """
     if len(slices) == 1 or prod(extent(slices)) * itemsize <= limit:
         return [slices]

@@ -1,4 +1,4 @@
-"""Torrents and magnets as values: metainfo, pieces <-> files, safe names. Needs no libtorrent."""
+"""Torrents and magnet links as values: metainfo, pieces <-> files, safe names; no libtorrent."""
 
 import base64
 import hashlib
@@ -32,7 +32,7 @@ _MOST_DEPTH = 16
 _SMALLEST_PIECE, _LARGEST_PIECE = 2**14, 2**28
 _V1_DIGITS = 40
 V2: Final = 2
-"""The version of a torrent without v1 pieces: BEP 52."""
+"""The version of a torrent without v1 pieces (BEP 52)."""
 _TRACKER_SCHEMES = frozenset({"http", "https", "udp"})
 
 
@@ -42,30 +42,30 @@ class TorrentFile:
 
     index: int
     path: tuple[str, ...]
-    """Below the torrent's own folder; every part is a harmless file name."""
+    """Below the torrent's own folder; every part is a safe file name."""
     length: int
     offset: int
-    """In the concatenation of all files, which the pieces cut."""
+    """In the concatenation of all files, which the pieces divide."""
     is_pad: bool = False
-    """Zeros between files (BEP 47), stored nowhere."""
+    """Zeros between files (BEP 47), which are not stored."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Metainfo:
-    """What a torrent promises, by its v1 pieces or, if it has none, by its v2 hash trees (BEP 52).
+    """The files and hashes of a torrent: v1 pieces or, without those, v2 hash trees (BEP 52).
 
-    In v2 every file begins a piece of its own: the pads that make it so stand among the files, as
+    In v2 every file begins with a new piece. The pads between files are listed like files, as
     libtorrent counts them too, but no piece covers them.
     """
 
     version: int = 1
-    """`V2` for a torrent without v1 pieces; a hybrid is proven by those it has."""
+    """`V2` for a torrent without v1 pieces; a hybrid torrent is proven by its v1 pieces."""
     infohash: str
-    """Hexadecimal digits: of the info dictionary the SHA-1, 40, or in v2 the SHA-256, 64."""
+    """The hash of the info dictionary in hexadecimal: SHA-1, or SHA-256 in v2."""
     name: str
     piece_length: int
     piece_hashes: bytes
-    """SHA-1 of every piece, 20 bytes each; in v2 the root of its tree, 32 bytes."""
+    """SHA-1 of every piece, 20 bytes each; in v2 the root of its hash tree, 32 bytes."""
     files: tuple[TorrentFile, ...]
 
     @property
@@ -76,7 +76,7 @@ class Metainfo:
 
     @property
     def num_pieces(self) -> int:
-        """How many pieces cut `total`."""
+        """The number of pieces."""
         return len(self.piece_hashes) // self._hash_nbytes
 
     @property
@@ -84,7 +84,7 @@ class Metainfo:
         return 32 if self.version == V2 else 20
 
     def piece_hash(self, piece: int) -> bytes:
-        """The promised hash of a piece, to compare with the digest of a `hasher`."""
+        """The hash of a piece, to compare with the digest of a `hasher`."""
         start = self._hash_nbytes * piece
         return self.piece_hashes[start : start + self._hash_nbytes]
 
@@ -95,7 +95,7 @@ class Metainfo:
         return hashlib.sha1(usedforsecurity=False)
 
     def piece_size(self, piece: int) -> int:
-        """Bytes of a piece: the last one is shorter, in v2 the last one of every file."""
+        """Bytes of a piece: the last one is shorter; in v2, the last one of every file."""
         start = piece * self.piece_length
         end = self.total
         if self.version == V2:
@@ -104,38 +104,38 @@ class Metainfo:
         return min(self.piece_length, end - start)
 
     def spans(self, piece: int) -> list[tuple[TorrentFile, int, int]]:
-        """Which bytes a piece covers: `(file, offset in the file, length)`, none empty."""
+        """The bytes that a piece covers: `(file, offset in the file, length)`, none empty."""
         start = piece * self.piece_length
         end = start + self.piece_size(piece)
-        found = []
+        spans = []
         for file in islice(self.files, self._file_at(start), None):
             if file.offset >= end:
                 break
             low, high = max(start, file.offset), min(end, file.offset + file.length)
             if low < high:
-                found.append((file, low - file.offset, high - low))
-        return found
+                spans.append((file, low - file.offset, high - low))
+        return spans
 
     def pieces_of(self, file: TorrentFile) -> range:
-        """Which pieces touch a file."""
+        """The pieces that touch a file."""
         if file.length == 0 or (file.is_pad and self.version == V2):
             return range(0)
         first = file.offset // self.piece_length
         return range(first, (file.offset + file.length - 1) // self.piece_length + 1)
 
     def _file_at(self, start: int) -> int:
-        """Index of the file that a byte lies in."""
+        """Index of the file that contains a byte."""
         return bisect_right(self.files, start, key=lambda file: file.offset) - 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Magnet:
-    """A magnet link, stripped of what a stranger may not decide: peers and web seeds."""
+    """A magnet link without the parts that an untrusted link may not set: peers and web seeds."""
 
     infohash: str
-    """40 hexadecimal digits, or 64 where it names no v1 infohash."""
+    """40 hexadecimal digits, or 64 without a v1 infohash."""
     name: str
-    """For people to read; never a path."""
+    """For display; never a path."""
     trackers: tuple[str, ...]
 
     def __str__(self) -> str:
@@ -148,13 +148,13 @@ class Magnet:
 def parse_magnet(link: str) -> Magnet:
     """Read an untrusted magnet link.
 
-    Peers (`x.pe`) and web seeds (`ws`) in it are dropped: they would make this machine connect
-    wherever the link's author likes. Name them with `--peer` and `--web-seed` instead.
+    Peers (`x.pe`) and web seeds (`ws`) in it are dropped: the author of the link could make this
+    machine connect to any host. The user can name them with `--peer` and `--web-seed`.
 
-    The v1 infohash of a hybrid torrent covers all that the v2 one does, and is the one taken.
+    Of a hybrid torrent, the v1 infohash is used, which covers everything that the v2 one does.
 
     Raises:
-        FetchError: It does not name exactly one infohash.
+        FetchError: It does not have exactly one infohash.
     """
     try:
         parts = urlsplit(link)
@@ -162,15 +162,16 @@ def parse_magnet(link: str) -> Magnet:
     except ValueError:
         values = []
     topics = [value for key, value in values if key == "xt"]
-    found = [infohash for topic in topics if (infohash := _v1_infohash(topic))]
-    found = found or [infohash for topic in topics if (infohash := _v2_infohash(topic))]
-    if len(found) != 1:
+    infohashes = [infohash for topic in topics if (infohash := _v1_infohash(topic))]
+    infohashes = infohashes or [infohash for topic in topics if (infohash := _v2_infohash(topic))]
+    if len(infohashes) != 1:
         raise FetchError(
-            f"magnet link {printable(link)!r} names {len(found) or 'no'} BitTorrent infohashes",
-            "grokctl fetch 'magnet:?xt=urn:btih:…' (quote it: & means something to the shell)",
+            f"magnet link {printable(link)!r}: expected one BitTorrent infohash, "
+            f"found {len(infohashes) or 'none'}",
+            "grokctl fetch 'magnet:?xt=urn:btih:…'  # in quotes, because of the &",
         )
     return Magnet(
-        infohash=found[0],
+        infohash=infohashes[0],
         name=printable(next((value for key, value in values if key == "dn"), "")),
         trackers=tuple(value for key, value in values if key == "tr" and _is_tracker(value)),
     )
@@ -187,7 +188,7 @@ def _is_tracker(url: str) -> bool:
 
 
 def _v1_infohash(topic: str) -> str:
-    """The infohash of a magnet's exact topic in hexadecimal; empty if it is of another kind."""
+    """The v1 infohash of a magnet's exact topic in hexadecimal; empty for any other topic."""
     if match := re.fullmatch(r"urn:btih:([0-9a-fA-F]{40})", topic):
         return match[1].lower()
     if match := re.fullmatch(r"urn:btih:([A-Za-z2-7]{32})", topic):
@@ -201,14 +202,17 @@ def _v2_infohash(topic: str) -> str:
 
 
 def folder_name(name: str, infohash: str) -> str:
-    """A harmless folder name for a download: the stranger's own if it is one."""
+    """A safe folder name for a download: its own name if that is safe, else from the infohash."""
     return name if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", name) else infohash[:16]
 
 
 def read_metainfo(path: Path) -> Metainfo:
     """Read a `.torrent` file; see `parse_metainfo`."""
     if path.stat().st_size > _MOST_METAINFO:
-        raise FetchError(f"{path.name}: {path.stat().st_size} bytes is too large for a torrent")
+        size = path.stat().st_size
+        raise FetchError(
+            f"{path.name}: expected a torrent of at most {_MOST_METAINFO:,} bytes, found {size:,}"
+        )
     return parse_metainfo(path.read_bytes(), source=path.name)
 
 
@@ -220,8 +224,8 @@ def parse_metainfo(data: bytes, *, source: str) -> Metainfo:
         source: Name for errors.
 
     Raises:
-        FetchError: It is malformed, contradicts itself, is larger than any release, promises no
-            hash for some piece, or names a link, an executable or a path that leaves its folder.
+        FetchError: It is malformed, contradicts itself, is larger than any release, has no hash
+            for some piece, or contains a link, an executable or a path that leaves its folder.
     """
     try:
         top, spans = decode(data, most_depth=_MOST_DEPTH)
@@ -229,7 +233,7 @@ def parse_metainfo(data: bytes, *, source: str) -> Metainfo:
         start, end = spans[b"info"]
         return _metainfo(info, data[start:end], top.get(b"piece layers", {}))
     except MalformedError as error:
-        raise FetchError(f"{source}: {error}, so it is no torrent to download") from error
+        raise FetchError(f"{source}: invalid torrent: {error}") from error
 
 
 def build_metainfo(
@@ -238,7 +242,7 @@ def build_metainfo(
     """Make a v1 torrent of existing files.
 
     Args:
-        root: Folder that the file names are relative to.
+        root: The folder that the file names are relative to.
         files: `/`-separated names, in the order of the torrent.
         name: The torrent's own folder name.
         piece_length: Bytes, a power of two.
@@ -281,7 +285,7 @@ def trackers_of(data: bytes) -> tuple[str, ...]:
     try:
         top, _ = decode(data, most_depth=_MOST_DEPTH)
     except MalformedError as error:
-        raise FetchError(f"torrent {error}") from error
+        raise FetchError(f"invalid torrent: {error}") from error
     tiers = top.get(b"announce-list")
     tiers = tiers if isinstance(tiers, list) else []
     urls = [top.get(b"announce")]
@@ -291,15 +295,15 @@ def trackers_of(data: bytes) -> tuple[str, ...]:
 
 
 def raw_values(data: bytes) -> dict[bytes, bytes]:
-    """The values of a torrent's top level as they stand there: encoded anew they could differ.
+    """The raw values of a torrent's top level: encoding them again could change them.
 
     Raises:
-        FetchError: It is no torrent.
+        FetchError: It is not a torrent.
     """
     try:
         _, spans = decode(data, most_depth=_MOST_DEPTH)
     except MalformedError as error:
-        raise FetchError(f"torrent {error}") from error
+        raise FetchError(f"invalid torrent: {error}") from error
     return {key: data[start:end] for key, (start, end) in spans.items()}
 
 
@@ -310,7 +314,7 @@ def _metainfo(info: dict[bytes, Any], raw: bytes, layers: Any) -> Metainfo:
         raise MalformedError(f"has pieces of {piece_length} bytes")
     has_tree = _has_tree(info)
     if has_tree and piece_length.bit_count() != 1:
-        raise MalformedError(f"has v2 pieces of {piece_length} bytes")
+        raise MalformedError(f"has v2 pieces of {piece_length} bytes, which is not a power of two")
     leaves = list(_leaves(info[b"file tree"], ())) if has_tree else []
     padded = tuple(_padded(leaves, piece_length))
     if has_tree and b"pieces" not in info:
@@ -327,13 +331,13 @@ def _metainfo(info: dict[bytes, Any], raw: bytes, layers: Any) -> Metainfo:
         )
     hashes = _entry(info, b"pieces", bytes)
     if b"length" in info and b"files" in info:
-        raise MalformedError("is of one file and of several")
+        raise MalformedError("has both a length and a list of files")
     files = tuple(_files(info, name))
     wanted = _refuse_sizes(files, piece_length)
     if len(hashes) != 20 * wanted:
         raise MalformedError(f"has {len(hashes) / 20:g} piece hashes for {wanted} pieces")
     if has_tree and not (padded and _agree(files, padded)):
-        raise MalformedError("has other files in its v2 file tree than in its v1 list")
+        raise MalformedError("has different files in its v2 file tree and its v1 list")
     return Metainfo(
         infohash=hashlib.sha1(raw, usedforsecurity=False).hexdigest(),
         name=name,
@@ -344,7 +348,7 @@ def _metainfo(info: dict[bytes, Any], raw: bytes, layers: Any) -> Metainfo:
 
 
 def _refuse_sizes(files: Sequence[TorrentFile], piece_length: int) -> int:
-    """Refuse what no release holds, and return the number of pieces of what one can."""
+    """Refuse sizes that no release has; return the number of pieces."""
     if not 1 <= len(files) <= _MOST_FILES:
         raise MalformedError(f"has {len(files)} files")
     total = files[-1].offset + files[-1].length
@@ -385,7 +389,7 @@ class _Leaf:
 
 
 def _has_tree(info: dict[bytes, Any]) -> bool:
-    """Whether there is a v2 file tree, which libtorrent then follows before any v1 list."""
+    """Whether there is a v2 file tree, which libtorrent prefers to a v1 list."""
     version = info.get(b"meta version", 1)
     has_tree = b"file tree" in info
     if type(version) is not int or version != (V2 if has_tree else 1):
@@ -396,7 +400,7 @@ def _has_tree(info: dict[bytes, Any]) -> bool:
 
 def _leaves(tree: Any, parents: tuple[str, ...]) -> Iterator[_Leaf]:
     if not isinstance(tree, dict):
-        raise MalformedError("has a v2 file tree that is no dictionary")
+        raise MalformedError("has a v2 file tree that is not a dictionary")
     for name, branch in tree.items():
         path = (*parents, _safe_part(name))
         if not isinstance(branch, dict) or b"" not in branch:
@@ -404,7 +408,7 @@ def _leaves(tree: Any, parents: tuple[str, ...]) -> Iterator[_Leaf]:
         elif len(branch) == 1:
             yield _leaf(path, branch[b""])
         else:
-            raise MalformedError(f"{_shown(path)} is a file and a folder")
+            raise MalformedError(f"{_shown(path)} is both a file and a folder")
 
 
 def _leaf(path: tuple[str, ...], entry: Any) -> _Leaf:
@@ -418,7 +422,7 @@ def _leaf(path: tuple[str, ...], entry: Any) -> _Leaf:
 
 
 def _padded(leaves: Iterable[_Leaf], piece_length: int) -> Iterator[TorrentFile]:
-    """The files of a v2 file tree, and behind each the pad that fills its last piece."""
+    """The files of a v2 file tree, each followed by the pad that fills its last piece."""
     index = offset = 0
     for leaf in leaves:
         for path, length, is_pad in (
@@ -434,34 +438,36 @@ def _padded(leaves: Iterable[_Leaf], piece_length: int) -> Iterator[TorrentFile]
 
 
 def _tree_hashes(leaves: Sequence[_Leaf], layers: Any, piece_length: int) -> bytes:
-    """The root of every piece's hash tree, proven by the roots of the files'."""
+    """The root of every piece's hash tree, checked against the roots of the files."""
     levels = levels_above(piece_length // LEAF)
     cut = {leaf.root for leaf in leaves if leaf.length > piece_length}
     if not isinstance(layers, dict) or layers.keys() != cut:
-        raise MalformedError("has other v2 piece layers than files of several pieces")
+        raise MalformedError("has v2 piece layers that do not match its files")
     hashes = bytearray()
     for leaf in leaves:
         if not leaf.length:
             continue
         if leaf.length <= piece_length:
-            # the torrent promises the root of the file's own small tree
+            # the file's own root is that of a smaller tree
             own = levels_above(-(-leaf.length // LEAF))
             hashes += root_above([leaf.root], levels - own, below=own)
             continue
         layer, pieces = layers[leaf.root], -(-leaf.length // piece_length)
         if not isinstance(layer, bytes) or len(layer) != 32 * pieces:
-            raise MalformedError(f"{_shown(leaf.path)} has a v2 piece layer of another length")
+            raise MalformedError(f"{_shown(leaf.path)} has a v2 piece layer of the wrong length")
         nodes = [layer[start : start + 32] for start in range(0, len(layer), 32)]
         if leaf.root != root_above(nodes, levels_above(pieces), below=levels):
-            raise MalformedError(f"{_shown(leaf.path)} has a false v2 piece layer")
+            raise MalformedError(
+                f"{_shown(leaf.path)} has a v2 piece layer that does not match its root"
+            )
         hashes += layer
     return bytes(hashes)
 
 
 def _agree(files: Sequence[TorrentFile], padded: Sequence[TorrentFile]) -> bool:
-    """Whether the v1 list of a hybrid torrent and its v2 file tree put the same bytes in one place.
+    """Whether the v1 list and the v2 file tree of a hybrid torrent place every file identically.
 
-    The last pad may be missing: it is from torrents of libtorrent 2.0.0 to 2.0.7.
+    The last pad may be missing, as in torrents by libtorrent 2.0.0 to 2.0.7.
     """
 
     def placed(several: Sequence[TorrentFile]) -> list[tuple[tuple[str, ...], int, int]]:
@@ -479,12 +485,12 @@ def _agree(files: Sequence[TorrentFile], padded: Sequence[TorrentFile]) -> bool:
 
 
 def _attributes(path: tuple[str, ...], entry: Any) -> bytes:
-    """The attributes of a file that is neither a link nor executable."""
+    """The attributes of a file; refuses links and executables."""
     if not isinstance(entry, dict):
-        raise MalformedError("has a file that is no dictionary")
+        raise MalformedError("has a file entry that is not a dictionary")
     attributes = entry.get(b"attr", b"")
     if not isinstance(attributes, bytes):
-        raise MalformedError("has file attributes that are no text")
+        raise MalformedError("has file attributes that are not text")
     if b"l" in attributes or b"symlink path" in entry:
         raise MalformedError(f"{_shown(path)} is a symbolic link")
     if b"x" in attributes:
@@ -501,17 +507,17 @@ def _length(entry: Any) -> int:
 
 def _safe_part(part: object) -> str:
     if not isinstance(part, bytes):
-        raise MalformedError("has a file name that is no text")
+        raise MalformedError("has a file name that is not text")
     text = _text(part)
-    harmless = (
+    is_safe = (
         text == printable(text, limit=10_000)
         and text not in {"", ".", ".."}
         and not set(text) & set("/\\")
         and len(part) <= 240  # noqa: PLR2004 (file systems allow 255 bytes)
         and text == text.strip()
     )
-    if not harmless:
-        raise MalformedError(f"has the file name {printable(text)!r}")
+    if not is_safe:
+        raise MalformedError(f"has the unsafe file name {printable(text)!r}")
     return text
 
 
@@ -523,18 +529,18 @@ def _refuse_clashes(files: Sequence[TorrentFile]) -> None:
     names = [tuple(part.casefold() for part in file.path) for file in files if not file.is_pad]
     folders = {name[:depth] for name in names for depth in range(1, len(name))}
     if len(set(names)) != len(names) or folders & set(names):
-        raise MalformedError("names a file twice")
+        raise MalformedError("has two files with the same path")
 
 
 def _text(data: bytes) -> str:
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError:
-        raise MalformedError("has a name that is no UTF-8") from None
+        raise MalformedError("has a name that is not UTF-8") from None
 
 
 def _entry(values: Any, key: bytes, kind: type) -> Any:
     value = values.get(key) if isinstance(values, dict) else None
     if type(value) is not kind:
-        raise MalformedError(f"has no {key.decode()} or one of the wrong type")
+        raise MalformedError(f"has no valid {key.decode()}")
     return value

@@ -1,4 +1,4 @@
-"""Values of stored tensors, read a block at a time: what none may hold, and how they are spread."""
+"""Statistics of stored tensors, read block by block; and a search for values that are not valid."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -15,41 +15,41 @@ from grokctl.checkpoint.quantization import unpacked
 from grokctl.checkpoint.rows import read_into
 
 CELLS: Final = 16
-"""Bins of |q|, eight integers each: 0 to 7, …, 120 to 127 and the -128 that no quantiser writes."""
+"""Bins of |q|, eight integers each: 0 to 7, …, 120 to 127; -128, never written, is in the last."""
 _LARGEST_INTEGER: Final = 127
 _BLOCK: Final = 4 * 2**20
 """Bytes read at a time."""
 _CACHED: Final = 2**20
-"""Bytes looked at at a time; measured: a histogram of four times as many takes a third longer."""
+"""Bytes per histogram; measured: with four times as many it takes a third longer."""
 _TILE: Final = (128, 1024)
-"""Rows and columns widened at a time: small enough for a cache, and for float32 to add up squares
-of integers up to 128 without rounding."""
+"""Rows and columns converted to float32 at a time: small enough for a cache, and for exact float32
+sums of squares of integers up to 128."""
 _MOST_RANGES: Final = 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BadValues:
-    """Values that no sound tensor holds."""
+    """Invalid values of a tensor."""
 
     index: tuple[int, ...]
-    """Of the first one, in its array."""
+    """Index of the first one in its array."""
     value: float
-    """The first one itself."""
+    """The first one."""
     count: int
     ranges: tuple[tuple[int, int], ...]
-    """Bytes of the file that hold them, half open; one for all where they are strewn about."""
+    """Byte ranges of the file, half open; a single range if they are scattered."""
 
 
 def find_bad(path: Path, ref: ArrayRef, *, positive: bool) -> BadValues | None:
-    """Look for infinities and NaN and, in scales, for what is zero or below.
+    """Find infinities and NaN and, in scales, zeros and negative numbers.
 
-    Reads the array's own bytes and no others, in blocks; nothing is mapped, so that a file that
-    shrinks meanwhile, or a bad sector, is an error and no signal.
+    Reads only the bytes of the array, in blocks; nothing is mapped, so that a shrinking file or a
+    bad sector is an error and not a signal.
 
     Args:
         path: The tensor's file.
         ref: A float32 or bfloat16 array in it.
-        positive: Whether only numbers above zero are sound.
+        positive: Whether only positive numbers are valid.
 
     Raises:
         OSError: The file cannot be read, or ends early.
@@ -61,7 +61,7 @@ def find_bad(path: Path, ref: ArrayRef, *, positive: bool) -> BadValues | None:
     with path.open("rb", buffering=0) as file:
         for offset, nbytes in _spans(ref.offset, ref.nbytes):
             block = _read(file.fileno(), offset, nbytes).view(bits)
-            # a sign or a zero wraps around and stands above infinity
+            # zero and negative numbers wrap around to above infinity
             is_bad = block - 1 >= infinity - 1 if positive else block & infinity == infinity
             places = np.flatnonzero(is_bad)
             if not places.size:
@@ -69,22 +69,22 @@ def find_bad(path: Path, ref: ArrayRef, *, positive: bool) -> BadValues | None:
             if first is None:
                 place = int(places[0])
                 first = (offset - ref.offset) // size + place
-                with np.errstate(invalid="ignore"):  # a NaN may be a signalling one
+                with np.errstate(invalid="ignore"):  # a NaN may be signaling
                     value = float(block.view(ref.dtype)[place])
             count += places.size
             ranges.add(places, offset, size)
     if first is None:
         return None
     index = tuple(map(int, np.unravel_index(first, ref.shape)))
-    return BadValues(index=index, value=value, count=count, ranges=tuple(ranges.found))
+    return BadValues(index=index, value=value, count=count, ranges=tuple(ranges.joined))
 
 
 class _Ranges:
-    """Byte ranges, joined where they touch and, when there are too many, all in one."""
+    """Byte ranges, joined if they touch; too many of them become one."""
 
     def __init__(self) -> None:
-        self.found: list[tuple[int, int]] = []
-        self._is_strewn = False
+        self.joined: list[tuple[int, int]] = []
+        self._is_scattered = False
 
     def add(self, places: NDArray[np.intp], offset: int, size: int) -> None:
         breaks = np.flatnonzero(np.diff(places) != 1)
@@ -92,37 +92,37 @@ class _Ranges:
         highs = [*map(int, places[breaks[:_MOST_RANGES]]), int(places[-1])]
         for low, high in zip(lows, highs, strict=True):
             start, stop = offset + low * size, offset + (high + 1) * size
-            if self.found and self.found[-1][1] == start:
-                self.found[-1] = (self.found[-1][0], stop)
+            if self.joined and self.joined[-1][1] == start:
+                self.joined[-1] = (self.joined[-1][0], stop)
             else:
-                self.found.append((start, stop))
-        self._is_strewn |= len(self.found) > _MOST_RANGES
-        if self._is_strewn:
-            self.found = [(self.found[0][0], self.found[-1][1])]
+                self.joined.append((start, stop))
+        self._is_scattered |= len(self.joined) > _MOST_RANGES
+        if self._is_scattered:
+            self.joined = [(self.joined[0][0], self.joined[-1][1])]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Spread:
-    """How the values of a tensor, or of several, are spread; `+` puts two together."""
+class ValueStats:
+    """Statistics of the values of one or several tensors; `+` combines two."""
 
     count: int = 0
     nonfinite: int = 0
-    """Infinities and NaN, which the numbers below leave out."""
+    """Infinities and NaN, which are not in the statistics below."""
     minimum: float = float("inf")
     maximum: float = float("-inf")
     squares: float = 0.0
-    """Sum of the squares of the dequantised values."""
+    """Sum of squares of the dequantized values."""
     integers: int = 0
-    """How many of the values are stored as int8."""
+    """Number of values that are stored as int8."""
     zeros: int = 0
     """Integers that are 0."""
     saturated: int = 0
-    """Integers at the end of their range."""
+    """Integers at the ends of their range."""
     cells: tuple[int, ...] = field(default=(0,) * CELLS)
     """Integers by magnitude, see `CELLS`."""
 
-    def __add__(self, other: "Spread") -> "Spread":
-        return Spread(
+    def __add__(self, other: "ValueStats") -> "ValueStats":
+        return ValueStats(
             count=self.count + other.count,
             nonfinite=self.nonfinite + other.nonfinite,
             minimum=min(self.minimum, other.minimum),
@@ -136,30 +136,30 @@ class Spread:
 
     @property
     def rms(self) -> float:
-        """Root of the mean square of the finite values."""
+        """Root mean square of the finite values."""
         finite = self.count - self.nonfinite
         return sqrt(self.squares / finite) if finite else 0.0
 
 
-Read = Callable[[int, int], NDArray[np.uint8]]
-"""Reads so many bytes from an offset on."""
+_Read = Callable[[int, int], NDArray[np.uint8]]
+"""Reads bytes: offset, count."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredValues:
-    """Where a tensor's values lie: plain, int8 or packed int4 with scales."""
+    """The place of a tensor's values: plain, int8 or packed int4 with scales."""
 
     path: Path
     array: ArrayRef
-    """`(*lead, inputs, outputs)`; uint8 holds two inputs in a byte, see `conversion.unpacked`."""
+    """`(*lead, inputs, outputs)`; uint8 has two inputs per byte, see `quantization.unpacked`."""
     scales: ArrayRef | None = None
     """`(*lead, groups, outputs)`."""
-    read: Read | None = None
-    """How to read the file, if it is not simply one."""
+    read: _Read | None = None
+    """Reads the file; None to read it directly."""
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """`(scale vectors, rows, columns)`, in the order of the file."""
+        """`(scale vectors, rows, columns)` in the order of the file."""
         if self.scales is None:
             return 1, 1, prod(self.array.shape)
         *lead, outputs = self.scales.shape
@@ -167,7 +167,7 @@ class StoredValues:
         return vectors, prod(self.array.shape) // (vectors * outputs), outputs
 
     def parts(self) -> "Iterator[Part]":
-        """Cut into parts of a few megabytes that can be looked at on their own."""
+        """Divide into parts of a few megabytes that can be read independently."""
         vectors, rows, columns = self.shape
         limit = _BLOCK // self.array.dtype.itemsize
         height, width = max(1, limit // columns), min(columns, limit)
@@ -184,11 +184,11 @@ class StoredValues:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Part:
-    """Neighbouring values of one tensor: whole rows, or a piece of one."""
+    """Consecutive values of one tensor: whole rows, or a part of one."""
 
     of: StoredValues
     vector: int
-    """Which vector of scales they are multiplied with."""
+    """Index of the vector of scales."""
     rows: tuple[int, int]
     columns: tuple[int, int]
 
@@ -201,18 +201,18 @@ class Part:
     def _itemsize(self) -> int:
         return self.of.array.dtype.itemsize
 
-    def spread(self) -> Spread:
-        """Read it and look at every value.
+    def stats(self) -> ValueStats:
+        """Read every value.
 
         Raises:
             OSError: The file cannot be read, or ends early.
         """
         if self.of.read is not None:
-            return self._spread(self.of.read)
+            return self._stats(self.of.read)
         with self.of.path.open("rb", buffering=0) as file:
-            return self._spread(partial(_read, file.fileno()))
+            return self._stats(partial(_read, file.fileno()))
 
-    def _spread(self, read: Read) -> Spread:
+    def _stats(self, read: _Read) -> ValueStats:
         _, rows, columns = self.of.shape
         (top, bottom), (left, right) = self.rows, self.columns
         start = ((self.vector * rows + top) * columns + left) * self._itemsize
@@ -220,31 +220,30 @@ class Part:
         block = data.view(self.of.array.dtype).reshape(bottom - top, right - left)
         scales = self.of.scales
         if scales is None:
-            return _spread_of_floats(block.reshape(-1))
+            return _stats_of_floats(block.reshape(-1))
         size = scales.dtype.itemsize
         place = scales.offset + (self.vector * columns + left) * size
         factors = read(place, (right - left) * size).view(scales.dtype)
-        with np.errstate(invalid="ignore"):  # a NaN may be a signalling one
+        with np.errstate(invalid="ignore"):  # a NaN may be signaling
             wide = factors.astype(np.float64)
         if block.dtype == np.uint8:
-            found = _spread_of_integers(unpacked(block), wide)
-            nothing = Spread()  # how int8 is used says nothing about four bits
-            return replace(
-                found,
-                integers=nothing.integers,
-                zeros=nothing.zeros,
-                saturated=nothing.saturated,
-                cells=nothing.cells,
+            stats, empty = _stats_of_integers(unpacked(block), wide), ValueStats()
+            return replace(  # the use of int8's range does not apply to four bits
+                stats,
+                integers=empty.integers,
+                zeros=empty.zeros,
+                saturated=empty.saturated,
+                cells=empty.cells,
             )
-        return _spread_of_integers(block, wide)
+        return _stats_of_integers(block, wide)
 
 
-def _spread_of_floats(values: NDArray[Any]) -> Spread:
+def _stats_of_floats(values: NDArray[Any]) -> ValueStats:
     finite = values[np.isfinite(values)]
     if not finite.size:
-        return Spread(count=values.size, nonfinite=values.size)
+        return ValueStats(count=values.size, nonfinite=values.size)
     wide = finite.astype(np.float64)
-    return Spread(
+    return ValueStats(
         count=values.size,
         nonfinite=values.size - finite.size,
         minimum=float(finite.min()),
@@ -253,18 +252,18 @@ def _spread_of_floats(values: NDArray[Any]) -> Spread:
     )
 
 
-def _spread_of_integers(block: NDArray[np.int8], scales: NDArray[Any]) -> Spread:
-    """Spread of `block * scales`, one scale for each column."""
-    is_finite = np.isfinite(scales)  # a ready checkpoint's may be anything
+def _stats_of_integers(block: NDArray[np.int8], scales: NDArray[Any]) -> ValueStats:
+    """Statistics of `block * scales`, with one scale for each column."""
+    is_finite = np.isfinite(scales)  # those of a ready checkpoint are not checked
     factors = np.where(is_finite, scales, 0.0)
     ends = np.stack([block.min(axis=0), block.max(axis=0)])[:, is_finite] * scales[is_finite]
     saturated, cells = _use(block.reshape(-1))
-    return Spread(
+    return ValueStats(
         count=block.size,
         nonfinite=block.size // scales.size * int(np.count_nonzero(~is_finite)),
         minimum=float(ends.min(initial=np.inf)),
         maximum=float(ends.max(initial=-np.inf)),
-        # not np.dot: BLAS would start threads for it, which take twice the time of all the rest
+        # not np.dot: the threads of BLAS would take twice the time of all the rest
         squares=float((_square_sums(block) * factors * factors).sum()),
         integers=block.size,
         zeros=block.size - int(np.count_nonzero(block)),
@@ -274,9 +273,9 @@ def _spread_of_integers(block: NDArray[np.int8], scales: NDArray[Any]) -> Spread
 
 
 def _use(integers: NDArray[np.int8]) -> tuple[int, tuple[int, ...]]:
-    """How many integers are saturated, and how many there are in each cell.
+    """The number of saturated integers, and the number in each cell.
 
-    Four are counted at a time: two cells make a byte, and two bytes an index.
+    Counts four at a time: two cells make a byte, and two bytes an index.
     """
     saturated = 0
     counts: NDArray[np.int64] = np.zeros(CELLS**4, np.int64)
@@ -284,7 +283,7 @@ def _use(integers: NDArray[np.int8]) -> tuple[int, tuple[int, ...]]:
     for start in range(0, integers.size, _CACHED):
         size = np.abs(integers[start : start + _CACHED]).view(np.uint8)  # 128 stays 128
         largest = size.max()
-        if largest == 0:  # a hole: counting in one place again and again is what takes longest
+        if largest == 0:  # a hole: counting the same cell again and again is slowest
             rest[0] += size.size
             continue
         if largest > _LARGEST_INTEGER:
@@ -296,12 +295,12 @@ def _use(integers: NDArray[np.int8]) -> tuple[int, tuple[int, ...]]:
         counts += np.bincount((pairs | pairs >> 4).astype(np.uint8).view(np.uint16), None, CELLS**4)
         rest += np.bincount(size[whole:], None, CELLS)
     fours = counts.reshape((CELLS,) * 4)
-    found = rest + sum(fours.sum(axis=tuple({0, 1, 2, 3} - {axis})) for axis in range(4))
-    return saturated, tuple(found.tolist())
+    totals = rest + sum(fours.sum(axis=tuple({0, 1, 2, 3} - {axis})) for axis in range(4))
+    return saturated, tuple(totals.tolist())
 
 
 def _square_sums(block: NDArray[np.int8]) -> NDArray[np.float64]:
-    """Exact sums of squares of each column, a tile at a time."""
+    """Exact sums of squares of each column, tile by tile."""
     rows, columns = block.shape
     sums: NDArray[np.float64] = np.zeros(columns)
     height, width = _TILE

@@ -18,7 +18,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from numpy.typing import NDArray
 
-from grokctl.checkpoint.layout import Share, shares
+from grokctl.checkpoint.layout import DeviceWeights, device_weights
 from grokctl.checkpoint.pickles import BFLOAT16
 from grokctl.checkpoint.ready import ReadyCheckpoint
 from grokctl.checkpoint.tensor_source import LogicalTensor, Slices, TensorSource, extent
@@ -209,14 +209,14 @@ class Loader:
         return _tree(storage.config, arrays)
 
 
-def _shares(source: TensorSource, mesh: MeshShape) -> tuple[Share, ...]:
+def _shares(source: TensorSource, mesh: MeshShape) -> tuple[DeviceWeights, ...]:
     """What each device gets.
 
     Raises:
         PlacementError: The mesh would cut int4 groups; the hint is one that does not.
     """
     try:
-        return shares(source.storage, mesh)
+        return device_weights(source.storage, mesh)
     except PlacementError as error:
         if not isinstance(source, ReadyCheckpoint):
             raise

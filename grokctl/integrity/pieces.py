@@ -234,7 +234,7 @@ def open_regular(path: Path) -> int:
     handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
     if not stat.S_ISREG(os.fstat(handle).st_mode):
         os.close(handle)
-        raise OSError(errno.EINVAL, "is no regular file")
+        raise OSError(errno.EINVAL, "is not a regular file")
     _advise(handle, 0, 0, os.POSIX_FADV_RANDOM)
     return handle
 

@@ -16,7 +16,7 @@ from grokctl.checkpoint.quantization import (
     to_int8_groups,
     unpacked,
 )
-from grokctl.checkpoint.tensor_source import LogicalTensor, Reader, TensorSource
+from grokctl.checkpoint.tensor_source import LogicalTensor, RowReader, TensorSource
 from grokctl.model.placement import Slice
 from grokctl.model.precision import Precision
 
@@ -131,7 +131,7 @@ def _scales(source: TensorSource, own: LogicalTensor, region: Region) -> NDArray
 def _blocks(
     own: LogicalTensor,
     region: Region,
-    read: Reader,
+    read: RowReader,
     scales: NDArray[Any] | None,
     *,
     align: int,
@@ -180,7 +180,7 @@ def _floats(block: _Block) -> NDArray[np.float32]:
 def _widen(
     own: LogicalTensor,
     region: Region,
-    read: Reader,
+    read: RowReader,
     scales: NDArray[Any] | None,
     sink: Sink,
 ) -> Squares:
@@ -196,7 +196,7 @@ def _widen(
 def _round(
     own: LogicalTensor,
     region: Region,
-    read: Reader,
+    read: RowReader,
     scales: NDArray[Any] | None,
     sink: Sink,
 ) -> Squares:
@@ -219,7 +219,7 @@ def _sum_of_squares(values: NDArray[np.float32]) -> float:
 def _quantise(
     own: LogicalTensor,
     region: Region,
-    read: Reader,
+    read: RowReader,
     scales: NDArray[Any] | None,
     sink: Sink,
     out: NDArray[Any],

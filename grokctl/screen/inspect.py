@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 from grokctl.text import format_bytes
 
 if TYPE_CHECKING:  # a verb pays for its own stage only
-    from grokctl.checkpoint.value_stats import Spread
-    from grokctl.inspect import Inspection, Row
+    from grokctl.checkpoint.value_stats import ValueStats
+    from grokctl.inspect import Inspection, TensorRow
     from grokctl.screen.console import Console
 
 
@@ -35,7 +35,7 @@ def inspection(console: Console, found: Inspection, *, one_by_one: bool) -> None
     groups = [[row] for row in found.rows] if one_by_one else _alike(found.rows)
     named = [(_name_of(rows, found.config.num_layers), rows) for rows in groups]
     title = f"{found.root.name}: {found.kind} checkpoint, {format_bytes(found.total_nbytes)}"
-    if all(row.spread is None for row in found.rows):
+    if all(row.stats is None for row in found.rows):
         _tensors(console, title, named)
     else:
         _spreads(console, title, named)
@@ -58,12 +58,11 @@ def inspection(console: Console, found: Inspection, *, one_by_one: bool) -> None
     )
 
 
-def _row_values(row: Row) -> dict[str, Any]:
+def _row_values(row: TensorRow) -> dict[str, Any]:
     values = asdict(row)
-    del values["spread"]
-    spread = row.spread
+    spread = row.stats
     if spread is None:
-        return {**values, "stats": None}
+        return values
     is_finite = spread.count > spread.nonfinite
     shares = [count / max(1, spread.integers) for count in spread.cells]
     stats = {
@@ -78,9 +77,9 @@ def _row_values(row: Row) -> dict[str, Any]:
     return {**values, "stats": stats}
 
 
-def _alike(rows: Sequence[Row]) -> list[list[Row]]:
+def _alike(rows: Sequence[TensorRow]) -> list[list[TensorRow]]:
     """Put the same parameter of all layers together, where it is stored alike."""
-    groups: dict[tuple[object, ...], list[Row]] = {}
+    groups: dict[tuple[object, ...], list[TensorRow]] = {}
     for row in rows:
         name = re.sub(r"^layers\.[0-9]+\.", "", row.name)
         key = (name, row.shape, row.dtype, row.scale_groups, row.nbytes)
@@ -88,7 +87,7 @@ def _alike(rows: Sequence[Row]) -> list[list[Row]]:
     return list(groups.values())
 
 
-def _name_of(rows: Sequence[Row], num_layers: int) -> str:
+def _name_of(rows: Sequence[TensorRow], num_layers: int) -> str:
     """`layers.*.moe.gate` for all layers' gates, `layers.0-3,5.moe.gate` for those of some."""
     if len(rows) == 1:
         return rows[0].name
@@ -105,7 +104,9 @@ def _name_of(rows: Sequence[Row], num_layers: int) -> str:
     return f"layers.{','.join(spans)}.{part}"
 
 
-def _tensors(console: Console, title: str, groups: Sequence[tuple[str, Sequence[Row]]]) -> None:
+def _tensors(
+    console: Console, title: str, groups: Sequence[tuple[str, Sequence[TensorRow]]]
+) -> None:
     cells = [
         {
             "index": _index(rows),
@@ -130,7 +131,9 @@ def _tensors(console: Console, title: str, groups: Sequence[tuple[str, Sequence[
     )
 
 
-def _spreads(console: Console, title: str, groups: Sequence[tuple[str, Sequence[Row]]]) -> None:
+def _spreads(
+    console: Console, title: str, groups: Sequence[tuple[str, Sequence[TensorRow]]]
+) -> None:
     found = [_sum(rows) for _, rows in groups]
     cells = []
     for (name, rows), spread in zip(groups, found, strict=True):
@@ -163,7 +166,7 @@ def _spreads(console: Console, title: str, groups: Sequence[tuple[str, Sequence[
             console.note(f"{name}: {many} are no finite numbers")
 
 
-def _index(rows: Sequence[Row]) -> str:
+def _index(rows: Sequence[TensorRow]) -> str:
     return "" if rows[0].index is None else str(rows[0].index)
 
 
@@ -187,8 +190,8 @@ def _table(
     )
 
 
-def _sum(rows: Sequence[Row]) -> Spread:
-    return reduce(add, [row.spread for row in rows if row.spread is not None])
+def _sum(rows: Sequence[TensorRow]) -> ValueStats:
+    return reduce(add, [row.stats for row in rows if row.stats is not None])
 
 
 def _strip(cells: Sequence[int], bars: str) -> str:

@@ -172,7 +172,7 @@ def test_a_config_of_another_model_is_damage_and_no_crash(grokctl, two_layers):
     assert outcome.exit_code == 20
     (damage,) = outcome.result["damage"]
     assert (damage["file"], damage["reason"]) == ("config.json", "malformed")
-    assert "emb_size is 128, the files say 64" in damage["detail"]
+    assert "emb_size is 128, the tensors have 64" in damage["detail"]
 
 
 @pytest.mark.parametrize("verb", ["run", "score"])

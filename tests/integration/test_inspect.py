@@ -52,7 +52,7 @@ def expected_of(tensor) -> tuple[np.ndarray, np.ndarray]:
 
 def assert_values(row, tensor) -> None:
     weight, wide = expected_of(tensor)
-    spread = row.spread
+    spread = row.stats
     assert (spread.count, spread.nonfinite) == (wide.size, 0)
     assert (spread.minimum, spread.maximum) == (wide.min(), wide.max())
     assert spread.rms == pytest.approx(np.sqrt(np.mean(wide**2)), rel=1e-12)
@@ -84,7 +84,7 @@ def test_the_values_of_a_ready_checkpoint_are_those_of_its_release(ready, mesh):
         if tensor.scales is not None:
             _, scales = tensor.map()
             wide = scales.astype(np.float64)
-            spread = found.pop(f"{tensor.spec.name}.scales").spread
+            spread = found.pop(f"{tensor.spec.name}.scales").stats
             assert (spread.minimum, spread.maximum) == (wide.min(), wide.max())
             assert spread.rms == pytest.approx(np.sqrt(np.mean(wide**2)), rel=1e-12)
     assert found == {}
@@ -99,9 +99,9 @@ def test_the_number_of_threads_and_the_size_of_blocks_change_no_number(monkeypat
 
     assert cut == again
     for ours, theirs in zip(whole, cut, strict=True):
-        assert ours.spread.cells == theirs.spread.cells
-        assert ours.spread.maximum == theirs.spread.maximum
-        assert ours.spread.rms == pytest.approx(theirs.spread.rms, rel=1e-12)
+        assert ours.stats.cells == theirs.stats.cells
+        assert ours.stats.maximum == theirs.stats.maximum
+        assert ours.stats.rms == pytest.approx(theirs.stats.rms, rel=1e-12)
 
 
 def test_parameters_are_counted_once_whatever_the_mesh(ready):
@@ -147,9 +147,9 @@ def test_numbers_in_the_embedding_that_are_none_are_counted(two_layers):
 
     (row,) = inspect(two_layers, pattern="embedding", stats=True).rows
 
-    assert row.spread.nonfinite == 1 + damaged.shape[1]
+    assert row.stats.nonfinite == 1 + damaged.shape[1]
     finite = damaged[np.isfinite(damaged)].astype(np.float64)
-    assert (row.spread.minimum, row.spread.maximum) == (finite.min(), finite.max())
+    assert (row.stats.minimum, row.stats.maximum) == (finite.min(), finite.max())
 
 
 def test_a_file_that_shrinks_while_it_is_read_is_unreadable(two_layers):
@@ -205,7 +205,7 @@ def test_the_values_of_another_precision_are_those_that_it_stores(tmp_path, prec
         assert row.dtype == (
             {"bf16": "bfloat16"}.get(precision, precision) if is_rounded else "float32"
         )
-        assert row.spread.count == wide.size
-        assert row.spread.integers == 0
+        assert row.stats.count == wide.size
+        assert row.stats.integers == 0
         lost = ready.manifest.errors.get(f"{tensor.spec.name}.weight", 0.0)
-        assert abs(row.spread.rms - rms) <= rms * (1.01 * lost + 1e-6)
+        assert abs(row.stats.rms - rms) <= rms * (1.01 * lost + 1e-6)

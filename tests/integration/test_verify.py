@@ -802,7 +802,7 @@ def test_without_a_torrent_structural_damage_is_still_found(root):
 
 
 def test_a_release_is_something_with_tensors(tmp_path):
-    with pytest.raises(UsageError, match="no release"):
+    with pytest.raises(UsageError, match="expected a release"):
         verify(tmp_path)
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from grokctl.checkpoint.pickles import BFLOAT16
-from grokctl.checkpoint.tensor_source import LogicalTensor, Reader, Slices, Storage, index_of
+from grokctl.checkpoint.tensor_source import LogicalTensor, RowReader, Slices, Storage, index_of
 from grokctl.errors import PlacementError
 from grokctl.model.config import GrokConfig
 from grokctl.model.placement import MESH_SIZES, MeshShape, Slice, check_mesh
@@ -137,7 +137,7 @@ class Arrays:
     @contextmanager
     def reading(
         self, tensor: LogicalTensor, lead: tuple[int, ...], outputs: Slice
-    ) -> Iterator[Reader]:
+    ) -> Iterator[RowReader]:
         stack = tuple((number, number + 1) for number in lead)
         count = outputs[1] - outputs[0]
         yield lambda low, high: self.read(tensor, (*stack, (low, high), outputs)).reshape(-1, count)

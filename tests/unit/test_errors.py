@@ -92,7 +92,7 @@ def test_an_error_comes_out_of_a_worker_process_as_it_went_in():
         error = pool.submit(scan, b"cposix\nsystem\n.", file="tensor00005_000").exception()
 
     assert type(error) is UnsafePickleError
-    assert error.hint == "nothing of the file was executed"
+    assert error.hint == "nothing in the file was executed"
     assert error.damage[0].file == "tensor00005_000"
 
 

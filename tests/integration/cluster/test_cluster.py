@@ -844,7 +844,7 @@ def test_hosts_with_each_others_files_are_told_which_they_need(by_hand, parts):
     codes = sorted((first.wait().code, second.wait().code))
     said = first.stderr + second.stderr
     assert codes in ([ExitCode.USAGE, ExitCode.PEER], [ExitCode.USAGE, ExitCode.USAGE])
-    assert "this process needs" in said
+    assert "expected the files of devices" in said
     assert "--only-devices" in said
 
 

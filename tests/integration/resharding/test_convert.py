@@ -373,7 +373,9 @@ def test_groups_that_do_not_fit_a_device_are_refused_with_the_nearest_that_do(
 
 
 def test_a_group_size_is_for_int4_alone(release, tmp_path):
-    with pytest.raises(UsageError, match="group size 64 is for int4, not bf16") as caught:
+    with pytest.raises(
+        UsageError, match="group size 64: expected precision int4, found bf16"
+    ) as caught:
         plan(release, mesh=ONE, out=tmp_path, precision=Precision.BFLOAT16, group_size=64)
 
     assert caught.value.hint == "--precision int4"
@@ -386,7 +388,7 @@ def test_an_odd_number_of_inputs_cannot_be_int4(tmp_path):
     release = open_release(root)
     assert config.ffn_size // 16 == 3
 
-    with pytest.raises(PlacementError, match="needs an even number of inputs") as caught:
+    with pytest.raises(PlacementError, match="expected an even number of inputs") as caught:
         plan(release, mesh=SIXTEEN, out=tmp_path, precision=Precision.INT4)
     planned = plan(release, mesh=EIGHT, out=tmp_path, precision=Precision.INT4)
 
@@ -438,7 +440,9 @@ def test_devices_that_lie_apart_are_cut_together(direct, tmp_path):
 def test_a_part_is_no_source_of_another_cut(release, tmp_path):
     part = cut(release, FOUR, tmp_path / "part", devices=frozenset({1, 2}))
 
-    with pytest.raises(UsageError, match="holds device 1, 2 of 4, all are needed") as caught:
+    with pytest.raises(
+        UsageError, match="expected the files of all 4 devices, found 1, 2"
+    ) as caught:
         plan(part, mesh=ONE, out=tmp_path / "out")
 
     assert caught.value.hint.startswith("grokctl reshard ")

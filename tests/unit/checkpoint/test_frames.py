@@ -83,7 +83,7 @@ def test_compression_is_read_and_printed_so_that_it_reads_the_same(text, level):
     ],
 )  # fmt: skip
 def test_no_other_compression_is_known(text):
-    with pytest.raises(UsageError, match="is not zstd or zstd:1 to zstd:19") as caught:
+    with pytest.raises(UsageError, match="expected zstd or zstd:1 to zstd:19") as caught:
         Compression.parse(text)
 
     assert caught.value.hint == "--compress zstd"
@@ -204,7 +204,7 @@ def test_frames_of_other_sizes_that_changed_places_are_noticed(unpacker, tmp_pat
 
     error = refused(unpacker, tmp_path, data[1] + data[0] + data[2], sizes)
 
-    assert error == "frame 0 does not hold 100 bytes"
+    assert error == "frame 0 does not decompress to 100 bytes"
 
 
 # --- strangers
@@ -274,7 +274,7 @@ def test_a_frame_that_does_not_say_its_size_is_refused(unpacker, tmp_path):
 
     error = refused(unpacker, tmp_path, data, [(1000, len(data))])
 
-    assert error == "frame 0 does not hold 1000 bytes"
+    assert error == "frame 0 does not decompress to 1000 bytes"
 
 
 def test_a_skippable_frame_holds_nothing(unpacker, tmp_path):

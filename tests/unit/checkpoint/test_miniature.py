@@ -125,7 +125,7 @@ def test_config_json_uses_the_reference_codes_names(miniature):
 def test_a_folder_that_holds_something_is_refused_and_left_alone(tmp_path):
     (tmp_path / "precious").write_text("x")
 
-    with pytest.raises(UsageError, match="not empty"):
+    with pytest.raises(UsageError, match="expected an empty folder"):
         write_miniature(tmp_path, SMALL)
 
     assert list(digests(tmp_path)) == ["precious"]

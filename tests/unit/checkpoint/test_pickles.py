@@ -531,7 +531,7 @@ def test_what_no_released_tensor_has_is_unsafe(body):
     found = verdict(pickled(body))
 
     assert isinstance(found, UnsafePickleError), found
-    assert found.hint == "nothing of the file was executed"
+    assert found.hint == "nothing in the file was executed"
 
 
 @pytest.mark.parametrize(
@@ -788,9 +788,7 @@ def test_the_error_names_the_file_and_both_sides():
 
     found = verdict(data)
 
-    assert str(found) == (
-        "tensor00000_000: malformed, float32 (3,) takes 12 bytes, the pickle holds 8"
-    )
+    assert str(found) == ("tensor00000_000: malformed, expected 12 bytes for float32 (3,), found 8")
 
 
 @pytest.mark.parametrize(

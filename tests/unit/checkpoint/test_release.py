@@ -197,7 +197,7 @@ def test_a_release_of_full_size_opens_without_reading_it(tmp_path):
         pytest.param(
             lambda path: (path.unlink(), path.mkdir()),
             Reason.UNREADABLE,
-            "is no regular file",
+            "is not a regular file",
             id="directory",
         ),
         pytest.param(
@@ -407,7 +407,7 @@ def test_where_there_is_no_release_it_is_a_usage_error(tmp_path, make):
     root = tmp_path / "nothing"
     make(root)
 
-    with pytest.raises(UsageError, match="no release") as caught:
+    with pytest.raises(UsageError, match="expected a release") as caught:
         open_release(root)
 
     assert caught.value.hint == "grokctl fetch"
@@ -470,17 +470,21 @@ def test_thousands_of_layers_are_reported_in_good_time(release):
     [
         pytest.param(
             {"emb_size": 128},
-            "emb_size is 128, the files say 64; the width of an expert is 688, the files say 344",
+            "emb_size is 128, the tensors have 64; the width of an expert is 688, the tensors have 344",
             id="emb_size",
         ),
-        pytest.param({"vocab_size": 512}, "vocab_size is 512, the files say 256", id="vocabulary"),
-        pytest.param({"num_experts": 4}, "num_experts is 4, the files say 8", id="experts"),
         pytest.param(
-            {"widening_factor": 4}, "the width of an expert is 176, the files say 344", id="width"
+            {"vocab_size": 512}, "vocab_size is 512, the tensors have 256", id="vocabulary"
+        ),
+        pytest.param({"num_experts": 4}, "num_experts is 4, the tensors have 8", id="experts"),
+        pytest.param(
+            {"widening_factor": 4},
+            "the width of an expert is 176, the tensors have 344",
+            id="width",
         ),
         pytest.param(
             {"num_layers": 1},
-            "describes 14 tensors, ckpt-0 holds 12 more, first tensor00014_000",
+            "describes 14 tensors, ckpt-0 contains 12 more, first tensor00014_000",
             id="layers",
         ),
     ],

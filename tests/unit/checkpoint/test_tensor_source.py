@@ -141,7 +141,7 @@ def test_int4_groups_that_a_split_would_cut_are_refused(mesh):
     storage = stored_in(Precision.INT4, group=SMALL.q_size)
     spec = next(spec for spec in tensor_specs(SMALL) if spec.name.endswith("attention.out"))
 
-    with pytest.raises(PlacementError, match=f"no whole int4 groups of {SMALL.q_size}") as caught:
+    with pytest.raises(PlacementError, match=f"not whole int4 groups of {SMALL.q_size}") as caught:
         storage.weight(spec).slices(mesh, 0, SMALL)
 
     assert str(caught.value).startswith(spec.name)

@@ -968,7 +968,7 @@ def test_a_hostile_name_of_a_single_file_is_refused(name):
 def test_two_files_for_one_name_are_refused(paths):
     error = refusal(torrent_of(*(entry(5, *path) for path in paths)))
 
-    assert "twice" in str(error)
+    assert "two files with the same path" in str(error)
 
 
 @pytest.mark.parametrize(
@@ -1129,7 +1129,7 @@ def test_a_torrent_cut_anywhere_is_refused():
 def test_a_key_that_stands_twice_is_refused(data):
     error = refusal(data)
 
-    assert "twice" in str(error)
+    assert "duplicate key" in str(error)
 
 
 @pytest.mark.parametrize("filler", [b"0:", b"le", b"de", b"i0e"])
@@ -1148,7 +1148,7 @@ def test_a_file_too_large_for_a_torrent_is_not_read(tmp_path):
     with path.open("wb") as file:
         file.truncate(2**40)
 
-    with pytest.raises(FetchError, match="too large"):
+    with pytest.raises(FetchError, match="at most 33,554,432 bytes"):
         read_metainfo(path)
 
 
@@ -1423,7 +1423,7 @@ def test_two_files_for_one_place_are_refused(files):
 
 
 def test_a_torrent_without_a_tensor_is_refused():
-    with pytest.raises(FetchError, match="holds no tensor"):
+    with pytest.raises(FetchError, match="expected tensorNNNNN_000 files, found none"):
         places(entry(5, b"README.md"), name=b"\x1b[2J")
 
 
@@ -1440,7 +1440,7 @@ def test_a_torrent_without_a_tensor_is_refused():
 def test_a_large_file_that_is_no_tensor_is_refused(name):
     large = 64 * 2**20 + 1
 
-    with pytest.raises(FetchError, match=str(large)):
+    with pytest.raises(FetchError, match=f"{large:,}"):
         places(entry(5, b"tensor00000_000"), entry(large, name.encode()))
 
 

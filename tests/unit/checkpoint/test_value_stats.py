@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from grokctl.checkpoint import value_stats as values
 from grokctl.checkpoint.pickles import BFLOAT16, ArrayRef
-from grokctl.checkpoint.value_stats import CELLS, Spread, StoredValues, find_bad
+from grokctl.checkpoint.value_stats import CELLS, StoredValues, ValueStats, find_bad
 
 SEEDS = st.integers(0, 2**32 - 1)
 
@@ -28,8 +28,8 @@ def store(path: Path, *arrays: np.ndarray) -> list[ArrayRef]:
     return refs
 
 
-def spread_of(stored: StoredValues) -> Spread:
-    return sum((part.spread() for part in stored.parts()), Spread())
+def stats_of(stored: StoredValues) -> ValueStats:
+    return sum((part.stats() for part in stored.parts()), ValueStats())
 
 
 def dequantised(weight: np.ndarray, scales: np.ndarray) -> np.ndarray:
@@ -40,7 +40,7 @@ def dequantised(weight: np.ndarray, scales: np.ndarray) -> np.ndarray:
     return (grouped * scales.astype(np.float64)[..., :, None, :]).reshape(weight.shape)
 
 
-def assert_spread(found: Spread, weight: np.ndarray, expected: np.ndarray) -> None:
+def assert_stats(found: ValueStats, weight: np.ndarray, expected: np.ndarray) -> None:
     """It is what numpy says of the integers and of the dequantised values."""
     magnitudes = np.abs(weight.astype(int)).reshape(-1)
     assert found.count == found.integers == weight.size
@@ -83,12 +83,12 @@ def test_any_shape_cut_into_any_blocks_gives_numpys_numbers(
         patch.setattr(values, "_BLOCK", block)
         patch.setattr(values, "_CACHED", cached)
         parts = list(released.parts())
-        found = [spread_of(released), spread_of(other)]
+        found = [stats_of(released), stats_of(other)]
 
     assert max(part.nbytes for part in parts) <= block
     assert sum(part.nbytes for part in parts) == weight.nbytes
     for spread in found:
-        assert_spread(spread, weight, expected)
+        assert_stats(spread, weight, expected)
 
 
 def test_long_sums_of_the_largest_squares_are_exact(tmp_path):
@@ -96,7 +96,7 @@ def test_long_sums_of_the_largest_squares_are_exact(tmp_path):
     scales = np.ones((1, 5), BFLOAT16)
     refs = store(tmp_path / "file", weight, scales)
 
-    found = spread_of(StoredValues(path=tmp_path / "file", array=refs[0], scales=refs[1]))
+    found = stats_of(StoredValues(path=tmp_path / "file", array=refs[0], scales=refs[1]))
 
     assert found.squares == weight.size * 128**2
 
@@ -110,7 +110,7 @@ def test_packed_integers_are_looked_at_two_a_byte(tmp_path, lead):
     pairs = (codes + 8).astype(np.uint8)
     refs = store(tmp_path / "file", pairs[..., ::2, :] | pairs[..., 1::2, :] << 4, scales)
 
-    found = spread_of(StoredValues(path=tmp_path / "file", array=refs[0], scales=refs[1]))
+    found = stats_of(StoredValues(path=tmp_path / "file", array=refs[0], scales=refs[1]))
 
     expected = dequantised(codes, scales)
     assert (found.count, found.nonfinite) == (codes.size, 0)
@@ -124,7 +124,7 @@ def test_plain_numbers_have_a_range_and_no_integers(tmp_path, dtype):
     array = np.random.default_rng(0).standard_normal((30, 7)).astype(dtype)
     (ref,) = store(tmp_path / "file", array)
 
-    found = spread_of(StoredValues(path=tmp_path / "file", array=ref))
+    found = stats_of(StoredValues(path=tmp_path / "file", array=ref))
 
     wide = array.astype(np.float64)
     assert (found.minimum, found.maximum) == (wide.min(), wide.max())
@@ -136,7 +136,7 @@ def test_what_is_no_number_is_counted_and_left_out(tmp_path):
     array = np.array([3, np.nan, -4, np.inf, -np.inf, np.nan], np.float32)
     (ref,) = store(tmp_path / "file", array)
 
-    found = spread_of(StoredValues(path=tmp_path / "file", array=ref))
+    found = stats_of(StoredValues(path=tmp_path / "file", array=ref))
 
     assert (found.count, found.nonfinite) == (6, 4)
     assert (found.minimum, found.maximum) == (-4, 3)
@@ -146,7 +146,7 @@ def test_what_is_no_number_is_counted_and_left_out(tmp_path):
 def test_nothing_but_nan_has_no_range(tmp_path):
     (ref,) = store(tmp_path / "file", np.full(5, np.nan, np.float32))
 
-    found = spread_of(StoredValues(path=tmp_path / "file", array=ref))
+    found = stats_of(StoredValues(path=tmp_path / "file", array=ref))
 
     assert (found.count, found.nonfinite, found.rms) == (5, 5, 0)
     assert found.minimum > found.maximum
@@ -158,7 +158,7 @@ def test_a_file_that_ends_early_is_an_error_and_no_signal(tmp_path):
         file.truncate(100)
 
     with pytest.raises(OSError, match="ends before byte 100"):
-        spread_of(StoredValues(path=tmp_path / "file", array=ref))
+        stats_of(StoredValues(path=tmp_path / "file", array=ref))
     with pytest.raises(OSError, match="ends before byte 100"):
         find_bad(tmp_path / "file", ref, positive=False)
 
@@ -169,7 +169,7 @@ def test_values_whose_scale_is_no_number_are_counted_and_left_out(tmp_path):
     scales[0, 1] = np.uint16(0x7F81).view(BFLOAT16)  # a signalling NaN
     refs = store(tmp_path / "file", weight, scales)
 
-    found = spread_of(
+    found = stats_of(
         StoredValues(
             path=tmp_path / "file",
             array=refs[0],

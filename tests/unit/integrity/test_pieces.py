@@ -154,7 +154,7 @@ def test_what_is_no_regular_file_is_unreadable_and_blocks_nobody(root, metainfo,
     results = check(root, metainfo)
 
     assert bad(results) == {3}
-    assert results[3].unreadable == (("d", "is no regular file"),)
+    assert results[3].unreadable == (("d", "is not a regular file"),)
 
 
 def test_a_link_that_leads_nowhere_is_a_missing_file_and_one_in_a_circle_unreadable(root, metainfo):
