@@ -21,7 +21,7 @@ from grokctl.model.placement import MeshShape
 from grokctl.model.precision import Compute
 from grokctl.planning.plans import Spread, Terms, hardware_of, plan_for
 from grokctl.reshard import reshard
-from grokctl.resharding.plan import plan
+from grokctl.resharding.plan import ReshardOptions, plan_reshard
 
 GROKCTL = Path(sys.executable).with_name("grokctl")
 CONFIG = replace(GROK_1, num_layers=2, vocab_size=8192)
@@ -71,7 +71,7 @@ def speeds(folder: Path) -> tuple[float, float]:
     """Tokens a second of two layers: as doctor estimates them, and as bench measures them."""
     root, out = folder / "release", folder / "ready" / "two-layers"
     write_miniature(root, CONFIG, tokenizer=False)
-    ready = reshard(plan(open_release(root), mesh=ONE, out=out))
+    ready = reshard(plan_reshard(open_release(root), ReshardOptions(mesh=ONE, out=out)))
     shutil.rmtree(root)
     options = ("--prompt-tokens", 64, "--batch", 1, "-n", 16, "--context", 512)
     grokctl("bench", out, *options)  # brings the file into memory

@@ -44,7 +44,7 @@ from grokctl.model.placement import MeshShape
 from grokctl.model.precision import Precision
 from grokctl.model.step_spec import StepShape
 from grokctl.reshard import reshard
-from grokctl.resharding.plan import plan
+from grokctl.resharding.plan import ReshardOptions, plan_reshard
 
 ONE = MeshShape(1, 1)
 CONFIG = replace(GROK_1, num_layers=1, vocab_size=1024)
@@ -75,7 +75,11 @@ class QuantizedWeight8bit:
 def make(folder: Path, precision: str) -> dict[str, Any]:
     write_miniature(folder / "release", CONFIG, tokenizer=False)
     release = open_release(folder / "release")
-    reshard(plan(release, mesh=ONE, out=folder / "ready", precision=Precision(precision)))
+    reshard(
+        plan_reshard(
+            release, ReshardOptions(mesh=ONE, out=folder / "ready", precision=Precision(precision))
+        )
+    )
     return {}
 
 
@@ -388,7 +392,11 @@ def report_prefill(many: Streams, peer: Peer) -> None:
 def report_start(folder: Path) -> None:
     """A two-layer miniature from the shell, without compiled programs and with them."""
     write_miniature(folder / "small", replace(MINIATURE, num_layers=2))
-    reshard(plan(open_release(folder / "small"), mesh=ONE, out=folder / "ready-small"))
+    reshard(
+        plan_reshard(
+            open_release(folder / "small"), ReshardOptions(mesh=ONE, out=folder / "ready-small")
+        )
+    )
     command = [sys.executable, "-m", "grokctl", "run", str(folder / "ready-small")]
     command += ["-p", "The", "-n", "1", "--json", "-q", "--home", str(folder / "home")]
     rows = []

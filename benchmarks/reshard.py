@@ -140,16 +140,18 @@ def cut(source: Path, out: Path, case: Case) -> dict[str, Any]:
     from grokctl.model.placement import MeshShape  # noqa: PLC0415
     from grokctl.model.precision import Precision  # noqa: PLC0415
     from grokctl.reshard import reshard  # noqa: PLC0415
-    from grokctl.resharding.plan import plan  # noqa: PLC0415
+    from grokctl.resharding.plan import ReshardOptions, plan_reshard  # noqa: PLC0415
 
     is_ready = (source / "grokctl.json").exists()
-    planned = plan(
+    planned = plan_reshard(
         open_ready(source, is_streamed=True) if is_ready else open_release(source),
-        mesh=MeshShape(1, case.devices),
-        out=out,
-        precision=Precision(case.precision),
-        compression=Compression(case.level) if case.level else None,
-        max_memory=case.max_memory,
+        ReshardOptions(
+            mesh=MeshShape(1, case.devices),
+            out=out,
+            precision=Precision(case.precision),
+            compression=Compression(case.level) if case.level else None,
+            max_memory=case.max_memory,
+        ),
     )
     ready = reshard(planned)
     return {

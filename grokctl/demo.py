@@ -22,7 +22,7 @@ from grokctl.model.precision import Compute
 from grokctl.model.sampling import Sampling
 from grokctl.paths import Home
 from grokctl.reshard import reshard
-from grokctl.resharding.plan import plan
+from grokctl.resharding.plan import ReshardOptions, plan_reshard
 from grokctl.transfer.sources import FetchOptions
 from grokctl.verify import raise_for, verify
 
@@ -131,7 +131,11 @@ def _reshard(
 ) -> ReadyCheckpoint:
     mesh = mesh_for(devices, release.config)
     out = home.ready / f"{release.name}-int8-{mesh.slug}"
-    return reshard(plan(release, mesh=mesh, out=out), proof=verified.receipt, observe=observe)
+    return reshard(
+        plan_reshard(release, ReshardOptions(mesh=mesh, out=out)),
+        proof=verified.receipt,
+        observe=observe,
+    )
 
 
 def _run(ready: ReadyCheckpoint, observe: Observer) -> Generation:

@@ -1,4 +1,4 @@
-"""Plan, then execute, the rewrite of a checkpoint for a mesh: bounded memory, resumable, atomic."""
+"""Execute a planned reshard: in bounded memory, resumable, published atomically."""
 
 import math
 import shutil
@@ -18,8 +18,8 @@ from grokctl.resharding.publish import (
     check_destination,
     check_space,
     check_unchanged,
-    digest,
-    left_over,
+    leftovers,
+    partial_folder,
     publish,
     stamps_of,
     write_rest,
@@ -36,37 +36,38 @@ def reshard(
     force: bool = False,
     observe: Observer = ignore,
 ) -> ReadyCheckpoint:
-    """Write a ready checkpoint; its name appears when every byte of it is on disk, not before.
+    """Write a ready checkpoint; its folder appears only once every byte of it is on disk.
 
-    Device files grow side by side in a hidden sibling folder, hashed as they are written. A killed
-    run goes on behind the last tensor that all of them hold, after hashing again what it keeps.
+    Device files grow side by side in a hidden sibling folder, and are hashed as they are written.
+    A killed run continues after the last tensor that all of them contain, once the files so far
+    have been hashed again.
 
     Args:
-        plan: From `plan`.
-        proof: The receipt that covers a release, if there is one; the manifest records it.
+        plan: From `plan_reshard`.
+        proof: The receipt of a proven release; the manifest records it.
         force: Whether to replace a ready checkpoint of the same name.
         observe: Receives progress in bytes written, before compression.
 
     Raises:
-        UsageError: The name is taken, or the destination cannot be written.
-        DiskFullError: It does not fit; what was written is kept for the next run.
-        CorruptCheckpointError: The source changed under our hands.
+        UsageError: The destination exists, or cannot be written.
+        DiskFullError: The disk is full; the partial folder is kept for the next run.
+        CorruptCheckpointError: The source changed.
     """
     stamps = stamps_of(plan.source)
-    partial = plan.out.parent / f".{plan.out.name}.{digest(plan, stamps)[:12]}.partial"
+    partial = partial_folder(plan, stamps)
     with writing(plan.out):
         check_destination(plan, force=force)
         partial.mkdir(parents=True, exist_ok=True)
-        for other in left_over(partial, plan.out):
-            message = "another run left it, or is at work there"
-            observe(Noted(message=f"{other}: {message}; to remove it: rm -r {quoted(other)}"))
-        busy = UsageError(f"{partial}: another grokctl is writing there")
+        for other in leftovers(partial, plan.out):
+            message = "left by another reshard, or in use by one"
+            observe(Noted(message=f"{other}: {message}; to delete it: rm -r {quoted(other)}"))
+        busy = UsageError(f"{partial}: another grokctl is writing to it")
         with locked(partial, busy=busy, is_folder=True):
-            check_destination(plan, force=force)  # another run may have ended just now
+            check_destination(plan, force=force)  # another run may have published it just now
             records, errors = _write_devices(plan, partial, observe)
             write_rest(plan, partial, proof, records, errors)
             check_unchanged(plan.source, stamps, partial)
-            check_destination(plan, force=force)  # somebody may have put something there
+            check_destination(plan, force=force)  # another program may have written it
             publish(partial, plan.out)
     return open_ready(plan.out)
 
@@ -74,8 +75,8 @@ def reshard(
 def _write_devices(
     plan: ReshardPlan, partial: Path, observe: Observer
 ) -> tuple[list[FileRecord], dict[str, float]]:
-    """Every device's file, synced, and what converting did to each weight."""
-    if plan.compression is None:  # else nobody knows how much it will be
+    """Write and sync every device file; returns their records, and the error of each weight."""
+    if plan.compression is None:  # the size of compressed files is unknown
         kept = sum(file.stat().st_size for file in partial.iterdir())
         check_space(plan, plan.bytes_out - kept, shutil.disk_usage(partial).free)
     writers: list[DeviceWriter] = []
@@ -87,11 +88,12 @@ def _write_devices(
         done = resume(writers, journal, observe)
         count = len(plan.layouts[0].tensors)
         if done:
-            observe(Noted(message=f"goes on after {done} of {count} tensors of an interrupted run"))
-        elif is_begun:
-            message = "begins again: the journal of an interrupted run does not fit its files"
+            message = f"continuing after {done} of {count} tensors of an interrupted run"
             observe(Noted(message=message))
-        _cut_tensors(plan, writers, journal, observe)
+        elif is_begun:
+            message = "starting again: the journal of an interrupted run does not match its files"
+            observe(Noted(message=message))
+        _write_tensors(plan, writers, journal, observe)
         observe(Finished(stage=Stage.RESHARD))
         return [writer.record() for writer in writers], _errors(plan, journal)
     finally:
@@ -99,33 +101,33 @@ def _write_devices(
             writer.close()
 
 
-def _cut_tensors(
+def _write_tensors(
     plan: ReshardPlan, writers: list[DeviceWriter], journal: Journal, observe: Observer
 ) -> None:
-    """Make what the journal does not have yet."""
+    """Write the tensors that are not in the journal yet."""
     done = len(journal.entries)
     written = sum(writer.plain_nbytes for writer in writers)
     squares: dict[str, Squares] = {}
     flusher = Flusher(writers)
 
-    def note(progress: Progress) -> None:
+    def record(progress: Progress) -> None:
         nonlocal written
         key = progress.tensor.key
         written += progress.nbytes
         squares[key] = squares.get(key, NOTHING) + progress.squares
         observe(Advanced(stage=Stage.RESHARD, done=written, detail=key))
-        if progress.marks:
+        if progress.states:
             if not math.isfinite(squares[key].error + squares[key].total):
                 raise corrupt(
                     key,
                     Reason.ALTERED,
-                    f"holds values that are no numbers, or too large for {plan.precision}",
+                    f"has values that are not finite, or too large for {plan.precision}",
                     f"grokctl inspect {quoted(plan.source.root)} --stats",
                 )
-            journal.note(Entry(progress.marks, squares.pop(key)))
-            flusher.poke(sum(writer.nbytes for writer in writers))
+            journal.append(Entry(progress.states, squares.pop(key)))
+            flusher.advance(sum(writer.nbytes for writer in writers))
 
-    tensors = [held.tensor for held in plan.layouts[0].tensors]
+    tensors = [item.tensor for item in plan.layouts[0].tensors]
     with (
         flusher,
         Pipeline(
@@ -137,27 +139,27 @@ def _cut_tensors(
             array_nbytes=plan.array_nbytes,
         ) as pipeline,
     ):
-        made = set()
+        with_scales = set()
         for index in range(done, len(tensors)):
             tensor = tensors[index]
-            if tensor.is_scales and tensor.spec in made:
+            if tensor.is_scales and tensor.spec in with_scales:
                 pipeline.add_scales(tensor)
             else:
                 for cut in cuts_of(plan.layouts, index, limit=plan.array_nbytes):
                     for progress in pipeline.add(cut):
-                        note(progress)
+                        record(progress)
                 if tensor.is_matrix and not is_stored_alike(plan.tensors, tensor):
-                    made.add(tensor.spec)
-            pipeline.mark(tensor)
+                    with_scales.add(tensor.spec)
+            pipeline.end_tensor(tensor)
         for progress in pipeline.drain():
-            note(progress)
+            record(progress)
         flusher.finish()
 
 
 def _errors(plan: ReshardPlan, journal: Journal) -> dict[str, float]:
-    """Relative root mean square error of every weight that the release quantises."""
+    """Relative root mean square error of every weight that the release quantizes."""
     return {
-        held.tensor.key: entry.squares.relative_rms
-        for held, entry in zip(plan.layouts[0].tensors, journal.entries, strict=True)
-        if held.tensor.spec.is_quantized and not held.tensor.is_scales
+        item.tensor.key: entry.squares.relative_rms
+        for item, entry in zip(plan.layouts[0].tensors, journal.entries, strict=True)
+        if item.tensor.spec.is_quantized and not item.tensor.is_scales
     }

@@ -79,8 +79,7 @@ def reshard(
         from grokctl.checkpoint.release import open_release
         from grokctl.paths import kind_of
         from grokctl.resharding.estimate import estimate
-        from grokctl.resharding.plan import plan as plan_reshard
-        from grokctl.resharding.plan import usual_name
+        from grokctl.resharding.plan import ReshardOptions, plan_reshard, usual_name
         from grokctl.resharding.publish import check_destination, check_space
         from grokctl.screen import reshard as screen
         from grokctl.screen.verify import proof as proof_line
@@ -103,8 +102,7 @@ def reshard(
         if chosen is None:
             raise UsageError("how many devices to cut for is not said", "--devices 8")
         name = usual_name(source, mesh=chosen, precision=precision, compression=compression)
-        plan = plan_reshard(
-            source,
+        options = ReshardOptions(
             mesh=chosen,
             out=(out or where.ready / name).absolute(),
             precision=precision,
@@ -114,6 +112,7 @@ def reshard(
             jobs=jobs,
             max_memory=read_size(max_memory),
         )
+        plan = plan_reshard(source, options)
         if dry_run:
             found = estimate(plan)
             screen.reshard_plan(console, plan, found)

@@ -1,1 +1,1 @@
-"""From a release, or another ready checkpoint, to one file for each device."""
+"""From a release, or another ready checkpoint, to one file per device."""

@@ -1,4 +1,4 @@
-"""Rows of a matrix in the precision that is wanted, from whatever they are stored in."""
+"""Convert rows of a matrix from the stored to the wanted precision."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -21,17 +21,17 @@ from grokctl.model.placement import Slice
 from grokctl.model.precision import Precision
 
 _STORED: Final = 2**20
-"""Elements that are copied as they are at a time."""
+"""Elements that are copied at a time, without conversion."""
 _CONVERTED: Final = 2**19
-"""Elements that are converted at a time, so that their floats stay in the cache."""
+"""Elements that are converted at a time: their floats stay in the cache."""
 
-Sink = Callable[[Slice, NDArray[Any]], None]
-"""Takes a range of stored rows, and those rows, valid only meanwhile."""
+_Sink = Callable[[Slice, NDArray[Any]], None]
+"""Receives a range of stored rows and the rows, which are valid only during the call."""
 
 
 @dataclass(frozen=True, slots=True)
 class Squares:
-    """Sums over values: what rounding changed, and what was there."""
+    """Sums of squares over values: of the rounding error, and of the values."""
 
     error: float = 0.0
     total: float = 0.0
@@ -41,7 +41,7 @@ class Squares:
 
     @property
     def relative_rms(self) -> float:
-        """Root mean square error as a part of the root mean square value, to three digits."""
+        """Root mean square error relative to the root mean square value, to three digits."""
         if not self.total:
             return 0.0
         return float(f"{np.sqrt(self.error / self.total):.3g}")
@@ -52,13 +52,13 @@ NOTHING: Final = Squares()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Region:
-    """Rows of one matrix of a weight as it will be stored."""
+    """Rows of one matrix of a weight, in its new storage."""
 
     tensor: LogicalTensor
     lead: tuple[int, ...]
-    """Which matrix: the number of an expert, or nothing."""
+    """The index of the matrix: of an expert, or empty."""
     rows: Slice
-    """Inputs; of int4, pairs of them, in whole groups."""
+    """Inputs; in int4, pairs of inputs, in whole groups."""
     outputs: Slice
 
 
@@ -70,31 +70,31 @@ class _Block:
     weight: NDArray[Any]
     """int8 or float32 `(inputs, outputs)`."""
     scale: NDArray[np.float32] | None
-    """`(outputs,)`, of all these inputs; None for float32."""
+    """`(outputs,)`, for all these inputs; None for float32."""
 
 
 def is_stored_alike(source: TensorSource, target: LogicalTensor) -> bool:
-    """Whether the source holds a weight in just the form that is wanted."""
+    """Whether the source stores a weight exactly as the target does."""
     return source.storage.weight(target.spec) == target
 
 
 def convert(
-    source: TensorSource, region: Region, sink: Sink, *, scales: NDArray[Any] | None = None
+    source: TensorSource, region: Region, sink: _Sink, *, scales: NDArray[Any] | None = None
 ) -> Squares:
-    """Make rows of a matrix, some at a time and in order.
+    """Convert rows of a matrix, block by block and in order.
 
     Args:
-        source: Where the values are.
-        region: What to make.
-        sink: Receives the rows as they will be stored.
-        scales: Filled with the scales of weights that are quantised now, bfloat16
+        source: Has the values.
+        region: The rows to make.
+        sink: Receives the rows in their new storage.
+        scales: Filled with the scales of a weight that is being quantized: bfloat16
             `(groups of the rows, outputs)`.
 
     Returns:
-        What that changed; not finite where values are not, or are too large for their precision.
+        The rounding error; not finite if a value is not, or is too large for its precision.
 
     Raises:
-        CorruptCheckpointError: The source is not what it was.
+        CorruptCheckpointError: The source changed.
     """
     own = source.storage.weight(region.tensor.spec)
     with source.reading(own, region.lead, region.outputs) as read:
@@ -104,28 +104,28 @@ def convert(
                 rows = (low, min(low + step, region.rows[1]))
                 sink(rows, read(*rows))
             return NOTHING
-        found = _scales(source, own, region)
-        with np.errstate(all="ignore"):  # what is not finite shows in the sums
+        own_scales = _scales(source, own, region)
+        with np.errstate(all="ignore"):  # values that are not finite show in the sums
             match region.tensor.precision:
                 case Precision.INT4:
                     assert scales is not None
-                    return _quantise(own, region, read, found, sink, scales)
+                    return _quantize(own, region, read, own_scales, sink, scales)
                 case Precision.BFLOAT16:
-                    return _round(own, region, read, found, sink)
+                    return _round(own, region, read, own_scales, sink)
                 case Precision.FLOAT32:
-                    return _widen(own, region, read, found, sink)
+                    return _widen(own, region, read, own_scales, sink)
                 case Precision.INT8:
                     raise AssertionError("int8 is only ever copied")
 
 
 def _scales(source: TensorSource, own: LogicalTensor, region: Region) -> NDArray[Any] | None:
-    """All groups of the source's own scales, for the region's outputs."""
+    """The source's scales for the region's outputs, all groups."""
     if not own.groups:
         return None
-    stack = tuple((number, number + 1) for number in region.lead)
+    stack = tuple((index, index + 1) for index in region.lead)
     tensor = source.storage.scales(own.spec)
-    found = source.read(tensor, (*stack, (0, own.groups), region.outputs))
-    return found.reshape(own.groups, -1)
+    scales = source.read(tensor, (*stack, (0, own.groups), region.outputs))
+    return scales.reshape(own.groups, -1)
 
 
 def _blocks(
@@ -136,26 +136,26 @@ def _blocks(
     *,
     align: int,
 ) -> Iterator[_Block]:
-    """Values of a region, in order.
+    """The values of a region, in order.
 
-    Blocks begin and end at inputs that are multiples of `align`, and lie in one scale group of the
-    source. Where its groups do not allow that, values come as float32.
+    Blocks begin and end at multiples of `align` inputs, and are in one scale group of the source.
+    If its groups do not allow that, the values are float32.
     """
     is_packed = own.precision is Precision.INT4
     align = max(align, 2) if is_packed else align
     width = own.width if own.groups else own.spec.shape[-2]
-    is_apart = width % align == 0
+    is_aligned = width % align == 0
     step = _CONVERTED // (region.outputs[1] - region.outputs[0])
     step = max(align, step // align * align)
     low, end = _inputs(region)
     while low < end:
-        high = min(low + step, end, (low // width + 1) * width if is_apart else end)
-        if is_packed:  # a range may begin or end within a pair
+        high = min(low + step, end, (low // width + 1) * width if is_aligned else end)
+        if is_packed:  # a range may begin or end inside a pair
             weight = unpacked(read(low // 2, (high + 1) // 2))[low % 2 :][: high - low]
         else:
             weight = read(low, high)
         scale = None
-        if scales is not None and is_apart:
+        if scales is not None and is_aligned:
             scale = scales[low // width].astype(np.float32)
         elif scales is not None:
             weight = weight * scales[np.arange(low, high) // width].astype(np.float32)
@@ -182,9 +182,9 @@ def _widen(
     region: Region,
     read: RowReader,
     scales: NDArray[Any] | None,
-    sink: Sink,
+    sink: _Sink,
 ) -> Squares:
-    """float32 holds every int8, int4 and bfloat16 value exactly."""
+    """float32 represents every int8, int4 and bfloat16 value exactly."""
     total = 0.0
     for block in _blocks(own, region, read, scales, align=1):
         values = _floats(block)
@@ -198,7 +198,7 @@ def _round(
     region: Region,
     read: RowReader,
     scales: NDArray[Any] | None,
-    sink: Sink,
+    sink: _Sink,
 ) -> Squares:
     squares = NOTHING
     for block in _blocks(own, region, read, scales, align=1):
@@ -212,19 +212,19 @@ def _round(
 
 
 def _sum_of_squares(values: NDArray[np.float32]) -> float:
-    """Not with BLAS, which would start threads of its own."""
+    """Without BLAS, which would start its own threads."""
     return float(np.einsum("io,io->", values, values))
 
 
-def _quantise(
+def _quantize(
     own: LogicalTensor,
     region: Region,
     read: RowReader,
     scales: NDArray[Any] | None,
-    sink: Sink,
+    sink: _Sink,
     out: NDArray[Any],
 ) -> Squares:
-    """Four bits a weight, with the scale of every group of inputs."""
+    """Four bits per weight, and a scale for every group of inputs."""
     group = region.tensor.width
     first = 2 * region.rows[0] // group
     squares = NOTHING
@@ -232,23 +232,23 @@ def _quantise(
         integers, steps = block.weight, block.scale
         if steps is None:
             integers, steps = to_int8_groups(block.weight, group)
-        found = to_int4(integers, group=group)
-        stored = (found.steps * steps).astype(BFLOAT16)
-        sink((block.inputs[0] // 2, block.inputs[1] // 2), found.codes)
+        int4 = to_int4(integers, group=group)
+        stored = (int4.steps * steps).astype(BFLOAT16)
+        sink((block.inputs[0] // 2, block.inputs[1] // 2), int4.codes)
         out[block.inputs[0] // group - first : block.inputs[1] // group - first] = stored
-        if block.scale is None:  # the int8 on the way was rounded too
-            change = unpacked(found.codes).astype(np.float32)
+        if block.scale is None:  # the intermediate int8 was rounded too
+            change = unpacked(int4.codes).astype(np.float32)
             change *= np.repeat(stored.astype(np.float32), group, axis=0)
             change -= block.weight
             squares += Squares(_sum_of_squares(change), _sum_of_squares(block.weight))
         else:
-            squares += _lost(found, steps, stored)
+            squares += _rounding_error(int4, steps, stored)
     return squares
 
 
-def _lost(found: Int4, steps: NDArray[np.float32], stored: NDArray[Any]) -> Squares:
-    """What quantising integers with a scale changed, from sums that are there already."""
+def _rounding_error(int4: Int4, steps: NDArray[np.float32], stored: NDArray[Any]) -> Squares:
+    """The error of quantizing integers with a scale, from the sums in `Int4`."""
     step, wide = steps.astype(np.float64), stored.astype(np.float64)
-    total = found.qq * step * step
-    error = total - 2 * found.qr * step * wide + found.rr * wide * wide
+    total = int4.qq * step * step
+    error = total - 2 * int4.qr * step * wide + int4.rr * wide * wide
     return Squares(max(float(error.sum()), 0.0), float(total.sum()))  # a NaN stays one

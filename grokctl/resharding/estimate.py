@@ -1,4 +1,4 @@
-"""How long a reshard will take: a short try of its work and of the disk it writes to."""
+"""Estimate the time of a reshard from a short trial of its work and of the disk."""
 
 import hashlib
 import shutil
@@ -19,68 +19,68 @@ from grokctl.resharding.plan import ReshardPlan
 from grokctl.resharding.slices import Cut, cuts_of
 
 _DISK_S: Final = 2.0
-_LARGEST_TRY: Final = 2**31
-"""Bytes that are written to try a disk."""
+_LARGEST_TRIAL: Final = 2**31
+"""Bytes that are written to measure a disk."""
 _SAMPLES: Final = 12
-"""Arrays that are made to try the work, from all over the model."""
+"""Arrays, from all over the model, that are made to measure the work."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Estimate:
-    """What a plan will take here."""
+    """Measured rates, and the space of a reshard."""
 
     work_rate: float
-    """Bytes a second that are read, converted, hashed and compressed, as they are written plain."""
+    """Bytes a second that are read, converted, hashed and compressed, counted uncompressed."""
     disk_rate: float | None
-    """Bytes a second that reach the disk; None where nothing can be written."""
+    """Bytes a second that reach the disk; None if it cannot be written."""
     nbytes: int
-    """Of all device files, compressed."""
+    """Bytes of all device files, after compression."""
     free_nbytes: int
-    """Where they will be written."""
+    """Free bytes on the destination's disk."""
 
     def seconds(self, plan: ReshardPlan) -> float:
-        """For all of it: the slower of work and disk, which go on side by side."""
+        """The time of the whole plan: work and disk overlap, and the slower one decides."""
         disk = self.nbytes / self.disk_rate if self.disk_rate else 0.0
         return max(plan.bytes_out / self.work_rate, disk)
 
 
 def estimate(plan: ReshardPlan) -> Estimate:
-    """Try a little of a plan; nothing stays.
+    """Measure a small part of a plan; leaves no files.
 
     Raises:
-        CorruptCheckpointError: The source is not what it was.
+        CorruptCheckpointError: The source changed.
     """
     folder = plan.out.parent
     while not folder.is_dir():
         folder = folder.parent
-    work_rate, ratio = _try_work(plan)
+    work_rate, ratio = _measure_work(plan)
     nbytes = round(plan.bytes_out * ratio)
     free = shutil.disk_usage(folder).free
     return Estimate(
         work_rate=work_rate,
-        disk_rate=_try_disk(folder, min(nbytes, free // 4, _LARGEST_TRY)),
+        disk_rate=_measure_disk(folder, min(nbytes, free // 4, _LARGEST_TRIAL)),
         nbytes=nbytes,
         free_nbytes=free,
     )
 
 
-def _try_work(plan: ReshardPlan) -> tuple[float, float]:
-    """Bytes a second, and what is left of a byte by compression."""
+def _measure_work(plan: ReshardPlan) -> tuple[float, float]:
+    """Bytes a second, and the compression ratio."""
     tensors = plan.layouts[0].tensors
-    matrices = [place for place, held in enumerate(tensors) if held.tensor.is_matrix]
-    places = sorted({matrices[n * len(matrices) // _SAMPLES] for n in range(_SAMPLES)})
-    cuts = [next(cuts_of(plan.layouts, place, limit=plan.array_nbytes)) for place in places]
+    matrices = [index for index, item in enumerate(tensors) if item.tensor.is_matrix]
+    samples = sorted({matrices[n * len(matrices) // _SAMPLES] for n in range(_SAMPLES)})
+    cuts = [next(cuts_of(plan.layouts, index, limit=plan.array_nbytes)) for index in samples]
 
     arrays = [np.empty(plan.array_nbytes, np.uint8) for _ in range(plan.jobs)]
     free: SimpleQueue[int] = SimpleQueue()
-    for number, array in enumerate(arrays):
-        array.fill(1)  # its pages would cost time
-        free.put(number)
+    for index, array in enumerate(arrays):
+        array.fill(1)  # page faults would cost time
+        free.put(index)
 
     def make(cut: Cut) -> tuple[int, int]:
-        number = free.get()
+        index = free.get()
         try:
-            memory = arrays[number][: cut.nbytes]
+            memory = arrays[index][: cut.nbytes]
             cut.make(plan.tensors, memory)
             written = 0
             for frames in frames_by_outputs(cut, memory.data, plan.compression).values():
@@ -89,7 +89,7 @@ def _try_work(plan: ReshardPlan) -> tuple[float, float]:
                     written += len(frame)
             return cut.nbytes, written
         finally:
-            free.put(number)
+            free.put(index)
 
     started = time.perf_counter()
     with ThreadPoolExecutor(plan.jobs) as pool:
@@ -98,8 +98,8 @@ def _try_work(plan: ReshardPlan) -> tuple[float, float]:
     return plain / (time.perf_counter() - started), written / plain
 
 
-def _try_disk(folder: Path, nbytes: int) -> float | None:
-    """Write, sync and forget a file for two seconds at most."""
+def _measure_disk(folder: Path, nbytes: int) -> float | None:
+    """Write and sync a temporary file for two seconds at most."""
     with suppress(OSError), tempfile.TemporaryFile(dir=folder, buffering=0) as file:
         return write_rate(file, nbytes, seconds=_DISK_S)[0]
     return None

@@ -1,8 +1,8 @@
 """Arrays made by some threads and appended to device files by others, in order, in bounded memory.
 
-Workers make one array each; every device file has a thread of its own that waits for the arrays
-in the order of the file, hashes and writes them. There is a fixed number of arrays: who wants to
-make another waits until all devices have what they get of one.
+Each worker makes one array at a time. Every device file has its own thread, which waits for the
+arrays in the order of the file, hashes and writes them. The number of arrays is fixed: a new one
+is made when all devices have taken their parts of an old one.
 """
 
 from collections import deque
@@ -19,15 +19,15 @@ from grokctl.checkpoint.frames import Compression
 from grokctl.checkpoint.tensor_source import LogicalTensor, TensorSource
 from grokctl.model.placement import Slice
 from grokctl.resharding.convert import NOTHING, Squares
-from grokctl.resharding.slices import Cut, Made
-from grokctl.resharding.writers import DeviceWriter, Frame, Mark, frames_of
+from grokctl.resharding.slices import Cut, CutResult
+from grokctl.resharding.writers import DeviceWriter, FileState, Frame, frames_of
 
-_GLANCE_S: Final = 0.1
-"""How long to wait for an array before looking whether something failed."""
+_POLL_S: Final = 0.1
+"""Seconds to wait for an array before checking for failures."""
 
 
 class _Array:
-    """Memory that is used again and again."""
+    """Memory that is reused."""
 
     def __init__(self, nbytes: int, free: "SimpleQueue[_Array]") -> None:
         self.memory = np.empty(nbytes, np.uint8)
@@ -36,11 +36,11 @@ class _Array:
         self._users = 0
 
     def lend(self, users: int) -> None:
-        """To so many devices."""
+        """Lend it to this many devices."""
         self._users = users
 
     def give_back(self) -> None:
-        """One of them has what it gets."""
+        """One of them has taken its part."""
         with self._lock:
             self._users -= 1
             is_free = not self._users
@@ -49,22 +49,22 @@ class _Array:
 
 
 @dataclass(frozen=True, slots=True)
-class _Made:
+class _Filled:
     frames: dict[int, list[Frame]]
-    """What is written, by device."""
-    made: Made
+    """Device -> frames to write."""
+    result: CutResult
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Progress:
-    """Something that came to its end; these come in the order of the files."""
+    """A completed step, in the order of the files."""
 
     tensor: LogicalTensor
     nbytes: int = 0
-    """That device files grew, decompressed."""
+    """Bytes added to device files, before compression."""
     squares: Squares = NOTHING
-    marks: tuple[Mark, ...] = ()
-    """Of every device, when the tensor is whole."""
+    states: tuple[FileState, ...] = ()
+    """Of every device file, when the tensor is complete."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +74,7 @@ class _Pending:
 
 
 class Pipeline:
-    """The threads and arrays of one run; a context manager, so that none outlives it."""
+    """The threads and arrays of one run, as a context manager that ends them."""
 
     def __init__(
         self,
@@ -86,15 +86,15 @@ class Pipeline:
         arrays: int,
         array_nbytes: int,
     ) -> None:
-        """Make the arrays and no thread yet.
+        """Allocate the arrays, and start no thread yet.
 
         Args:
-            source: What arrays are cut from.
-            writers: Of the devices' files, each where it goes on.
-            compression: Of what is written.
+            source: Has the values.
+            writers: Of the device files, each at its position.
+            compression: Of the device files.
             jobs: Arrays that are made at a time.
-            arrays: How many there are.
-            array_nbytes: Bytes of each.
+            arrays: Number of arrays.
+            array_nbytes: Bytes of each array.
         """
         self._source = source
         self._writers = {writer.layout.device: writer for writer in writers}
@@ -118,39 +118,39 @@ class Pipeline:
             appender.shutdown(cancel_futures=True)
 
     def add(self, cut: Cut) -> Iterator[Progress]:
-        """Have an array made and given to its devices; waits until there is memory for it.
+        """Schedule an array for its devices; waits until there is memory for it.
 
         Yields:
-            What came to its end meanwhile.
+            Steps that completed meanwhile.
 
         Raises:
-            GrokctlError: The source is not what it was.
-            OSError: A device's file cannot be written.
+            GrokctlError: The source changed.
+            OSError: A device file cannot be written.
         """
         while True:
-            yield from self.settled()
+            yield from self.finished()
             try:
-                array = self._free.get(timeout=_GLANCE_S)
+                array = self._free.get(timeout=_POLL_S)
                 break
             except Empty:
                 continue
         array.lend(len(cut.devices))
-        promised = self._workers.submit(self._make, cut, array)
+        filled = self._workers.submit(self._make, cut, array)
         appended = [
-            self._appenders[device].submit(self._append, device, cut, promised, array)
+            self._appenders[device].submit(self._append, device, cut, filled, array)
             for device in cut.devices
         ]
         self._pending.append(
             _Pending(
                 appended,
                 lambda counts: Progress(
-                    tensor=cut.tensor, nbytes=sum(counts), squares=promised.result().made.squares
+                    tensor=cut.tensor, nbytes=sum(counts), squares=filled.result().result.squares
                 ),
             )
         )
 
     def add_scales(self, tensor: LogicalTensor) -> None:
-        """Have every device's file continued with the scales that were made with its weight."""
+        """Append the scales that were made with their weight to every device file."""
         appended = [
             appender.submit(self._writers[device].append_scales, tensor.key)
             for device, appender in self._appenders.items()
@@ -159,42 +159,42 @@ class Pipeline:
             _Pending(appended, lambda counts: Progress(tensor=tensor, nbytes=sum(counts)))
         )
 
-    def mark(self, tensor: LogicalTensor) -> None:
-        """Have every device's file marked behind a tensor."""
-        marks: list[Future[Any]] = [
-            appender.submit(self._writers[device].mark)
+    def end_tensor(self, tensor: LogicalTensor) -> None:
+        """Record the state of every device file at the end of a tensor."""
+        states: list[Future[Any]] = [
+            appender.submit(self._writers[device].end_tensor)
             for device, appender in self._appenders.items()
         ]
         self._pending.append(
-            _Pending(marks, lambda found: Progress(tensor=tensor, marks=tuple(found)))
+            _Pending(states, lambda ended: Progress(tensor=tensor, states=tuple(ended)))
         )
 
-    def settled(self) -> Iterator[Progress]:
-        """What has come to its end since the last time."""
+    def finished(self) -> Iterator[Progress]:
+        """Steps that completed since the last call."""
         while self._pending and all(future.done() for future in self._pending[0].futures):
-            yield self._settle()
+            yield self._finish()
 
     def drain(self) -> Iterator[Progress]:
-        """What comes to its end until nothing is left."""
+        """All remaining steps; waits for them."""
         while self._pending:
-            yield self._settle()
+            yield self._finish()
 
-    def _settle(self) -> Progress:
+    def _finish(self) -> Progress:
         first = self._pending.popleft()
         return first.finish([future.result() for future in first.futures])
 
-    def _make(self, cut: Cut, array: _Array) -> _Made:
+    def _make(self, cut: Cut, array: _Array) -> _Filled:
         memory = array.memory[: cut.nbytes]
-        made = cut.make(self._source, memory)
+        result = cut.make(self._source, memory)
         frames = frames_by_outputs(cut, memory.data, self._compression)
-        return _Made({device: frames[outputs] for device, outputs in cut.devices.items()}, made)
+        return _Filled({device: frames[outputs] for device, outputs in cut.devices.items()}, result)
 
-    def _append(self, device: int, cut: Cut, promised: "Future[_Made]", array: _Array) -> int:
+    def _append(self, device: int, cut: Cut, future: "Future[_Filled]", array: _Array) -> int:
         try:
-            found, writer = promised.result(), self._writers[device]
-            count = writer.append(found.frames.pop(device))  # nobody needs them after this
-            if found.made.scales is not None:
-                writer.keep_scales(cut.tensor, cut.scales_slices, found.made.scales)
+            filled, writer = future.result(), self._writers[device]
+            count = writer.append(filled.frames.pop(device))  # freed once written
+            if filled.result.scales is not None:
+                writer.keep_scales(cut.tensor, cut.scales_slices, filled.result.scales)
             return count
         finally:
             array.give_back()
@@ -203,7 +203,7 @@ class Pipeline:
 def frames_by_outputs(
     cut: Cut, memory: memoryview, compression: Compression | None
 ) -> dict[Slice, list[Frame]]:
-    """What is written of a finished array, for each range of outputs that some device gets."""
+    """Outputs of some device -> the frames of a filled array that are written for them."""
     return {
         outputs: frames_of(memory[begin:end], cut.frame_nbytes(outputs), compression)
         for outputs, (begin, end) in cut.places.items()

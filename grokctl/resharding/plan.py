@@ -1,4 +1,4 @@
-"""Plan a reshard: its files and its memory; `--dry-run` prints the plan, the execution obeys it."""
+"""Plan a reshard: its files and its memory. `--dry-run` prints the plan, execution follows it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,44 +21,62 @@ from grokctl.resharding.slices import cuts_of
 from grokctl.system import usable_cores
 
 _LARGEST_ARRAY: Final = 2**24
-
 _SMALLEST_ARRAY: Final = 2**20
-
 _MOST_WAITING: Final = 8
-
 _FEWEST_WAITING: Final = 2
-"""Finished arrays that wait for their writers, beside those that workers make: a tenth faster with
-eight than with two, where there is memory for them."""
-
+"""Finished arrays that wait for their writers, in addition to those that workers fill: with eight,
+a reshard is a tenth faster than with two, if there is memory for them."""
 _SCRATCH: Final = 16 * 2**20
-"""Bytes that a worker needs beside its array: rows as they were read, floats, integers."""
+"""Bytes per worker in addition to its array: rows as read, floats, integers."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReshardOptions:
+    """Options of a reshard."""
+
+    mesh: MeshShape
+    """The devices to shard for."""
+    out: Path
+    """The folder to publish; must not exist when the plan is executed, unless forced."""
+    precision: Precision | None = None
+    """Of the weights; by default that of the source."""
+    group_size: int | None = None
+    """Inputs per int4 scale; by default 64, or the most that the mesh allows."""
+    compression: Compression | None = None
+    """Of the device files."""
+    devices: frozenset[int] | None = None
+    """Devices whose files are written; all by default."""
+    jobs: int | None = None
+    """Worker threads; one per core by default."""
+    max_memory: int | None = None
+    """Bytes of memory for arrays; a quarter of free memory by default."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReshardPlan:
-    """What a reshard will read and write."""
+    """Everything that a reshard will read and write."""
 
     source: Release | ReadyCheckpoint
     out: Path
     mesh: MeshShape
     storage: Storage
     layouts: tuple[DeviceLayout, ...]
-    """Of the devices whose files are written."""
+    """Of the device files that are written."""
     compression: Compression | None
     jobs: int
     arrays: int
-    """How many there are at a time: made, waiting, or being written."""
+    """Arrays in memory at a time: being filled, waiting, or being written."""
     array_nbytes: int
-    """Bytes of an array that a worker makes at a time, at most."""
+    """Bytes of an array at most."""
 
     @cached_property
     def tensors(self) -> TensorSource:
-        """The source as what tensors are cut from."""
+        """The source as a source of tensors."""
         return ReleaseSource(self.source) if isinstance(self.source, Release) else self.source
 
     @property
     def precision(self) -> Precision:
-        """How weights will be stored."""
+        """The precision of the new weights."""
         return self.storage.precision
 
     @property
@@ -71,9 +89,9 @@ class ReshardPlan:
         """Bytes of the source's tensors that are read."""
         wanted: dict[str, set[Slices]] = {}
         for layout in self.layouts:
-            for held in layout.tensors:
-                if not held.tensor.is_scales:
-                    wanted.setdefault(held.tensor.spec.name, set()).add(held.slices)
+            for item in layout.tensors:
+                if not item.tensor.is_scales:
+                    wanted.setdefault(item.tensor.spec.name, set()).add(item.slices)
         total = 0
         for own in self.tensors.storage.tensors:
             name = own.spec.name
@@ -84,65 +102,40 @@ class ReshardPlan:
 
     @property
     def peak_bytes(self) -> int:
-        """Bytes that reading, converting and writing hold at most."""
-        frames = 2 if self.compression else 1
-        return self.arrays * self.array_nbytes * frames + self.jobs * _SCRATCH
+        """Bytes of memory for reading, converting and writing, at most."""
+        copies = 2 if self.compression else 1
+        return self.arrays * self.array_nbytes * copies + self.jobs * _SCRATCH
 
 
-def plan(
-    source: Release | ReadyCheckpoint,
-    *,
-    mesh: MeshShape,
-    out: Path,
-    precision: Precision | None = None,
-    group_size: int | None = None,
-    compression: Compression | None = None,
-    devices: frozenset[int] | None = None,
-    jobs: int | None = None,
-    max_memory: int | None = None,
-) -> ReshardPlan:
-    """Decide every byte that will be written; touch nothing.
+def plan_reshard(source: Release | ReadyCheckpoint, options: ReshardOptions) -> ReshardPlan:
+    """Decide every byte that will be written; reads and writes no file.
 
     Args:
         source: Opened, so its structure is sound; ready checkpoints should be streamed.
-        mesh: Which devices to cut for.
-        out: Folder to publish; must not exist when the plan is executed, unless forced.
-        precision: How to store weights; as the source does by default.
-        group_size: Inputs that share an int4 scale; by default 64, or what the mesh allows.
-        compression: Of the device files.
-        devices: Whose files to write; all by default.
-        jobs: Worker threads; as many as cores by default.
-        max_memory: Bytes for all that is under way; a quarter of free memory by default.
+        options: Mesh, destination, precision and limits.
 
     Raises:
-        PlacementError: The model does not divide over the mesh, or the precision cannot be had.
-        UsageError: The source holds only a part of the model, or there is no such device.
+        PlacementError: The model does not divide over the mesh, or the precision is impossible.
+        UsageError: The source has only a part of the model, or a device does not exist.
     """
     if isinstance(source, ReadyCheckpoint):
         source.check_whole()
     tensors = ReleaseSource(source) if isinstance(source, Release) else source
-    own = tensors.storage
-    wanted = own.precision if precision is None else precision
-    check_conversion(own.precision, wanted)
+    own, mesh = tensors.storage, options.mesh
+    precision = own.precision if options.precision is None else options.precision
+    check_conversion(own.precision, precision)
     check_mesh(mesh, own.config)
-    storage = storage_in(own, wanted, mesh, group_size=group_size)
-    layouts = device_layouts(storage, mesh)
-    if devices is not None:
-        layouts = tuple(layout for layout in layouts if layout.device in devices)
-        if len(layouts) != len(devices) or not devices:
-            raise UsageError(
-                f"devices {_ranges(devices)} are not all of the {mesh.size} of {mesh}",
-                f"--only-devices 0-{mesh.size - 1}",
-            )
-    threads, arrays, array_nbytes = _threads_and_arrays(layouts, compression, jobs, max_memory)
+    storage = storage_in(own, precision, mesh, group_size=options.group_size)
+    layouts = _layouts(storage, options)
+    jobs, arrays, array_nbytes = _memory_limits(layouts, options)
     return ReshardPlan(
         source=source,
-        out=out,
+        out=options.out,
         mesh=mesh,
         storage=storage,
         layouts=layouts,
-        compression=compression,
-        jobs=threads,
+        compression=options.compression,
+        jobs=jobs,
         arrays=arrays,
         array_nbytes=array_nbytes,
     )
@@ -155,7 +148,7 @@ def usual_name(
     precision: Precision | None,
     compression: Compression | None,
 ) -> str:
-    """Name of the folder under home: `NAME-PRECISION-MESH`, with `-zst` if compressed."""
+    """The default folder name: `NAME-PRECISION-MESH`, with `-zst` if compressed."""
     if isinstance(source, ReadyCheckpoint):
         name, own = source.source.folder, source.precision
     else:
@@ -163,36 +156,43 @@ def usual_name(
     return f"{name}-{precision or own}-{mesh.slug}" + ("-zst" if compression else "")
 
 
-def _ranges(devices: frozenset[int]) -> str:
-    return ", ".join(map(str, sorted(devices)[:8])) or "none"
+def _layouts(storage: Storage, options: ReshardOptions) -> tuple[DeviceLayout, ...]:
+    layouts, devices, mesh = device_layouts(storage, options.mesh), options.devices, options.mesh
+    if devices is None:
+        return layouts
+    layouts = tuple(layout for layout in layouts if layout.device in devices)
+    if len(layouts) != len(devices) or not devices:
+        some = ", ".join(map(str, sorted(devices)[:8])) or "none"
+        raise UsageError(
+            f"devices {some}: expected devices 0 to {mesh.size - 1} of {mesh}",
+            f"--only-devices 0-{mesh.size - 1}",
+        )
+    return layouts
 
 
-def _threads_and_arrays(
-    layouts: Sequence[DeviceLayout],
-    compression: Compression | None,
-    jobs: int | None,
-    max_memory: int | None,
+def _memory_limits(
+    layouts: Sequence[DeviceLayout], options: ReshardOptions
 ) -> tuple[int, int, int]:
-    """How many threads work, how many arrays there are, and bytes of one: all in the memory."""
-    budget = memory().usable // 4 if max_memory is None else max_memory
-    copies = 2 if compression else 1
-    smallest = FRAME if compression else _SMALLEST_ARRAY
-    least = copies * _largest(layouts, smallest)
+    """Threads, arrays and bytes per array that fit the memory."""
+    budget = memory().usable // 4 if options.max_memory is None else options.max_memory
+    copies = 2 if options.compression else 1
+    smallest = FRAME if options.compression else _SMALLEST_ARRAY
+    least = copies * _largest_cut(layouts, smallest)
     room = (budget - _FEWEST_WAITING * least) // (_SCRATCH + least)
-    threads = max(1, min(jobs or usable_cores(), room))
+    threads = max(1, min(options.jobs or usable_cores(), room))
     rest = budget - threads * _SCRATCH
     waiting = max(_FEWEST_WAITING, min(_MOST_WAITING, rest // (2 * least) - threads))
     share = rest // (copies * (threads + waiting))
-    largest = _largest(layouts, max(smallest, min(share, _LARGEST_ARRAY)))
+    largest = _largest_cut(layouts, max(smallest, min(share, _LARGEST_ARRAY)))
     return threads, threads + waiting, largest
 
 
-def _largest(layouts: Sequence[DeviceLayout], limit: int) -> int:
-    """Bytes of the largest array that is made under a limit."""
-    unlike: dict[tuple[object, ...], int] = {}  # layers are alike: one of them tells
-    for index, held in enumerate(layouts[0].tensors):
+def _largest_cut(layouts: Sequence[DeviceLayout], limit: int) -> int:
+    """Bytes of the largest array under a limit."""
+    distinct: dict[tuple[object, ...], int] = {}  # layers are alike: one of them is enough
+    for index, item in enumerate(layouts[0].tensors):
         slices = tuple(layout.tensors[index].slices for layout in layouts)
-        unlike.setdefault((held.tensor.dtype, held.tensor.groups, slices), index)
+        distinct.setdefault((item.tensor.dtype, item.tensor.groups, slices), index)
     return max(
-        cut.nbytes for index in unlike.values() for cut in cuts_of(layouts, index, limit=limit)
+        cut.nbytes for index in distinct.values() for cut in cuts_of(layouts, index, limit=limit)
     )

@@ -1,4 +1,4 @@
-"""The destination of a reshard: what may be there, the partial folder, the final rename."""
+"""The destination of a reshard: checks, the partial folder, and the final rename."""
 
 import glob
 import hashlib
@@ -22,71 +22,80 @@ from grokctl.paths import MANIFEST, TOKENIZER, fsync_folder, kind_of, quoted
 from grokctl.resharding.plan import ReshardPlan
 
 JOURNAL: Final = "journal"
-
+_ELSEWHERE: Final = "--out DIR  # another destination"
 _OURS: Final = re.compile(
     rf"device-\d\d-of-\d\d\.safetensors({re.escape(SUFFIX)})?|"
     + "|".join(map(re.escape, (MANIFEST, SUMS, TOKENIZER, JOURNAL)))
 )
-"""What a ready checkpoint's folder holds."""
+"""The files of a ready checkpoint."""
 
 
-def left_over(partial: Path, out: Path) -> list[Path]:
-    """Hidden folders of other runs to the same name, or of one that was killed at its very end."""
-    name = glob.escape(out.name)
-    found = [*out.parent.glob(f".{name}.*.partial"), *out.parent.glob(f".{name}.*.replaced")]
-    return sorted(set(found) - {partial})
+# --- before
 
 
 def check_destination(plan: ReshardPlan, *, force: bool) -> None:
-    """Refuse to write where something is that this may not replace.
+    """Refuse a destination that this reshard may not replace.
 
     Raises:
-        UsageError: The name is taken, and not forced or not by a ready checkpoint alone.
+        UsageError: It exists, and either `force` is not set or it is not just a ready checkpoint.
     """
     out = plan.out
-    elsewhere = "--out DIR writes elsewhere"
     if not os.path.lexists(out):
         return
     if out.is_symlink() or kind_of(out) != "ready":
-        raise UsageError(
-            f"{out}: exists and is no ready checkpoint, so nothing replaces it", elsewhere
-        )
+        raise UsageError(f"{out}: exists, and is not a ready checkpoint", _ELSEWHERE)
     if plan.source.root.resolve().is_relative_to(out.resolve()):
-        raise UsageError(f"{out}: is or holds what would be cut", elsewhere)
+        raise UsageError(f"{out}: contains the source of this reshard", _ELSEWHERE)
     foreign = sorted(path.name for path in out.iterdir() if not _OURS.fullmatch(path.name))
     if foreign:
-        raise UsageError(
-            f"{out}: holds {foreign[0]!r}, which is not grokctl's, so nothing replaces it",
-            elsewhere,
-        )
+        raise UsageError(f"{out}: contains {foreign[0]!r}, which grokctl did not write", _ELSEWHERE)
     if not force:
-        raise UsageError(f"{out}: exists", f"--force replaces it, {elsewhere}")
+        raise UsageError(f"{out}: exists", "--force  # replaces it; or --out DIR")
 
 
 def check_space(plan: ReshardPlan, nbytes: int, free: int) -> None:
-    """Refuse what does not fit.
+    """Refuse a reshard that does not fit.
 
     Raises:
         DiskFullError: Fewer bytes are free than will be written.
     """
     if nbytes > free:
         raise DiskFullError(
-            f"{plan.out.parent}: {nbytes:,} bytes are needed, {free:,} are free",
-            "--out DIR writes elsewhere",
+            f"{plan.out.parent}: expected {nbytes:,} bytes free, found {free:,}", _ELSEWHERE
         )
 
 
 @contextmanager
 def writing(out: Path) -> Iterator[None]:
-    """Translate what the file system refuses while `out` is made."""
+    """Translate errors of the file system while `out` is made."""
     try:
         yield
     except OSError as error:
-        raise refusal(error, out.parent, hint="--out DIR writes elsewhere") from error
+        raise refusal(error, out.parent, hint=_ELSEWHERE) from error
+
+
+# --- the partial folder
+
+
+def partial_folder(plan: ReshardPlan, stamps: Mapping[Path, Stamp | None]) -> Path:
+    """The hidden folder that grows beside the destination: one for each source and output."""
+    hasher = hashlib.sha256(str(plan.compression).encode())
+    for layout in plan.layouts:
+        hasher.update(layout.header)
+    for path, stamp in stamps.items():
+        hasher.update(repr((str(path), stamp)).encode())
+    return plan.out.parent / f".{plan.out.name}.{hasher.hexdigest()[:12]}.partial"
+
+
+def leftovers(partial: Path, out: Path) -> list[Path]:
+    """Hidden folders of other runs with the same destination, or of one killed at its very end."""
+    name = glob.escape(out.name)
+    folders = [*out.parent.glob(f".{name}.*.partial"), *out.parent.glob(f".{name}.*.replaced")]
+    return sorted(set(folders) - {partial})
 
 
 def stamps_of(source: Release | ReadyCheckpoint) -> dict[Path, Stamp | None]:
-    """Of every file of the source, by which a change of it shows."""
+    """The stamps of all files of the source, to detect changes."""
     if isinstance(source, Release):
         paths = [tensor.path for tensor in source.tensors]
     else:
@@ -94,30 +103,22 @@ def stamps_of(source: Release | ReadyCheckpoint) -> dict[Path, Stamp | None]:
     return {path.resolve(): Stamp.of(path) for path in paths}
 
 
-def digest(plan: ReshardPlan, stamps: Mapping[Path, Stamp | None]) -> str:
-    """What a partial folder is for: these inputs, this output."""
-    hasher = hashlib.sha256(str(plan.compression).encode())
-    for layout in plan.layouts:
-        hasher.update(layout.header)
-    for path, stamp in stamps.items():
-        hasher.update(repr((str(path), stamp)).encode())
-    return hasher.hexdigest()
-
-
 def check_unchanged(
     source: Release | ReadyCheckpoint, stamps: Mapping[Path, Stamp | None], partial: Path
 ) -> None:
-    """Refuse to publish what was cut from files that changed meanwhile.
+    """Refuse to publish if the source changed; the partial folder is then deleted.
 
     Raises:
-        CorruptCheckpointError: One did; what was made of it is gone.
+        CorruptCheckpointError: A file of the source changed.
     """
     changed = [path for path, stamp in stamps_of(source).items() if stamps.get(path) != stamp]
     if changed:
         shutil.rmtree(partial)
-        look = f"grokctl verify {quoted(source.root)}"
-        name = changed[0].name
-        raise corrupt(name, Reason.ALTERED, "changed while it was read", look)
+        command = f"grokctl verify {quoted(source.root)}"
+        raise corrupt(changed[0].name, Reason.ALTERED, "changed while it was read", command)
+
+
+# --- the last files, and the name
 
 
 def write_rest(
@@ -127,7 +128,7 @@ def write_rest(
     records: list[FileRecord],
     errors: Mapping[str, float],
 ) -> None:
-    """The tokenizer, the sums, and last the manifest."""
+    """Write the tokenizer, the checksums and, last, the manifest."""
     source = plan.source
     if source.tokenizer is not None:
         data = source.tokenizer.read_bytes()
@@ -162,7 +163,7 @@ def write_rest(
 
 
 def _write_synced(path: Path, data: bytes) -> None:
-    path.unlink(missing_ok=True)  # and whatever it may link to stays as it is
+    path.unlink(missing_ok=True)  # a planted link is removed, not followed
     with path.open("xb") as file:
         file.write(data)
         file.flush()
@@ -170,7 +171,7 @@ def _write_synced(path: Path, data: bytes) -> None:
 
 
 def publish(partial: Path, out: Path) -> None:
-    """Give a folder its name; a run that is killed anywhere here goes on where it was."""
+    """Rename the partial folder; a run that is killed during this can continue."""
     fsync_folder(partial)
     replaced = partial.with_suffix(".replaced")
     if out.exists():

@@ -1,4 +1,4 @@
-"""Which arrays a reshard makes, in which order, and to which device files parts of them go."""
+"""The arrays that a reshard makes, their order, and the device files that get parts of them."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -19,27 +19,27 @@ from grokctl.resharding.convert import NOTHING, Region, Squares, convert, is_sto
 
 
 @dataclass(frozen=True, slots=True)
-class Made:
-    """What comes with an array."""
+class CutResult:
+    """The results of making an array, in addition to the array."""
 
     squares: Squares = NOTHING
     scales: NDArray[Any] | None = None
-    """bfloat16 `(groups, outputs)` of all outputs, of a weight that is quantised now."""
+    """bfloat16 `(groups, outputs)` of all outputs, if the weight was quantized."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cut:
-    """An array that is made once: rows of one matrix, or any part that is copied as it is.
+    """An array that is made once: rows of one matrix, or any part that is copied unchanged.
 
-    The outputs of each device follow each other, `(rows, its outputs)`, so that what a device gets
-    continues its file: cuts of a tensor come in the order of every file.
+    The outputs of each device are contiguous, `(rows, its outputs)`, so that they can be appended
+    to its file: the cuts of a tensor are in the order of every file.
     """
 
     tensor: LogicalTensor
     slices: Slices
-    """Of the tensor as it is stored, with the outputs of all devices."""
+    """Of the tensor as stored, with the outputs of all devices."""
     devices: Mapping[int, Slice]
-    """Which outputs each device gets; of a part that is copied as it is, all."""
+    """Device -> the outputs that it gets; all of them if the part is copied unchanged."""
 
     @property
     def nbytes(self) -> int:
@@ -48,49 +48,49 @@ class Cut:
 
     @property
     def places(self) -> Mapping[Slice, Slice]:
-        """Where in the array the outputs of each device begin and end, bytes."""
+        """Outputs of some device -> where they begin and end in the array, in bytes."""
         wanted = sorted(set(self.devices.values()))
         row = self.nbytes // (self.slices[-1][1] - self.slices[-1][0])
-        found, begin = {}, 0
+        places, begin = {}, 0
         for outputs in wanted:
             end = begin + row * (outputs[1] - outputs[0])
-            found[outputs] = (begin, end)
+            places[outputs] = (begin, end)
             begin = end
-        return found
+        return places
 
     def frame_nbytes(self, outputs: Slice) -> int:
-        """Bytes of a frame of what a device gets."""
+        """Bytes per frame of a device that gets these outputs."""
         if not self.tensor.is_matrix:
             return self.nbytes
-        rows = unit_of(self.tensor, self.devices.values())
+        rows = frame_rows(self.tensor, self.devices.values())
         return rows * (outputs[1] - outputs[0]) * self.tensor.dtype.itemsize
 
     @property
     def scales_slices(self) -> Slices:
-        """Of a weight that is quantised now: which part of its scales comes with it."""
+        """The part of its scales that a weight comes with when it is quantized."""
         *lead, (first, last), outputs = self.slices
         half = self.tensor.width // 2
         return (*lead, (first // half, last // half), outputs)
 
-    def make(self, source: TensorSource, memory: NDArray[np.uint8]) -> Made:
+    def make(self, source: TensorSource, memory: NDArray[np.uint8]) -> CutResult:
         """Fill an array.
 
         Args:
-            source: Where the values are.
-            memory: As many bytes as it has.
+            source: Has the values.
+            memory: The bytes of the array.
         """
         if self.tensor.is_matrix:
             return self._convert(source, memory)
         out = memory.view(self.tensor.dtype).reshape(extent(self.slices))
-        if are_made_together(source, self.tensor):
-            self._quantised_scales(source, out)
+        if is_scales_of_quantized(source, self.tensor):
+            self._quantize_scales(source, out)
         else:
             out[...] = source.read(self.tensor, self.slices)
-        with np.errstate(all="ignore"):  # a sum is finite only if all of it is
-            sound = float(np.abs(out).sum(dtype=np.float64))
-        return Made(Squares(0.0, sound))
+        with np.errstate(all="ignore"):  # the sum is finite only if every value is
+            total = float(np.abs(out).sum(dtype=np.float64))
+        return CutResult(Squares(0.0, total))
 
-    def _convert(self, source: TensorSource, memory: NDArray[np.uint8]) -> Made:
+    def _convert(self, source: TensorSource, memory: NDArray[np.uint8]) -> CutResult:
         *lead, rows, outputs = self.slices
         region = Region(
             tensor=self.tensor, lead=tuple(low for low, _ in lead), rows=rows, outputs=outputs
@@ -103,33 +103,33 @@ class Cut:
             for (low, high), (begin, end) in self.places.items()
         }
 
-        def put(some: Slice, found: NDArray[Any]) -> None:
+        def put(done: Slice, block: NDArray[Any]) -> None:
             for (low, high), out in places.items():
-                out[some[0] - rows[0] : some[1] - rows[0]] = found[:, low:high]
+                out[done[0] - rows[0] : done[1] - rows[0]] = block[:, low:high]
 
         scales = None
         if self.tensor.groups and not is_stored_alike(source, self.tensor):
             scales = np.empty(extent(self.scales_slices)[-2:], BFLOAT16)
-        return Made(convert(source, region, put, scales=scales), scales)
+        return CutResult(convert(source, region, put, scales=scales), scales)
 
-    def _quantised_scales(self, source: TensorSource, out: NDArray[Any]) -> None:
-        """Scales alone, where a run goes on between a weight and them."""
+    def _quantize_scales(self, source: TensorSource, out: NDArray[Any]) -> None:
+        """Make scales alone, when a run continues between a weight and its scales."""
         weight = _weight_of(self.tensor)
         *lead, (first, last), outputs = self.slices
         half = weight.width // 2
         for index in np.ndindex(out.shape[:-2]):
-            numbers = (low + number for (low, _), number in zip(lead, index, strict=True))
+            matrix = tuple(low + place for (low, _), place in zip(lead, index, strict=True))
             region = Region(
                 tensor=weight,
-                lead=tuple(numbers),
+                lead=matrix,
                 rows=(first * half, last * half),
                 outputs=outputs,
             )
-            convert(source, region, lambda _rows, _found: None, scales=out[index])
+            convert(source, region, lambda _rows, _block: None, scales=out[index])
 
 
-def are_made_together(source: TensorSource, scales: LogicalTensor) -> bool:
-    """Whether these are scales that come from quantising their weight, not from the source."""
+def is_scales_of_quantized(source: TensorSource, scales: LogicalTensor) -> bool:
+    """Whether these scales come from quantizing their weight, not from the source."""
     return scales.is_scales and not is_stored_alike(source, _weight_of(scales))
 
 
@@ -138,60 +138,60 @@ def _weight_of(scales: LogicalTensor) -> LogicalTensor:
 
 
 def cuts_of(layouts: Sequence[DeviceLayout], index: int, *, limit: int) -> Iterator[Cut]:
-    """What is made of one tensor.
+    """The cuts of one tensor.
 
     Args:
-        layouts: Of the devices whose files are written; all hold the same tensors in one order.
-        index: The tensor's place in them.
-        limit: Bytes of an array; what has to be made at once may be more: a row, a frame of
-            every device's, an int4 group.
+        layouts: Of the device files that are written; all have the same tensors in one order.
+        index: The tensor's place in that order.
+        limit: Bytes of an array; more if one row, one frame of every device or one int4 group is
+            larger.
     """
     tensor = layouts[0].tensors[index].tensor
-    held = {layout.device: layout.tensors[index].slices for layout in layouts}
+    parts = {layout.device: layout.tensors[index].slices for layout in layouts}
     if tensor.is_matrix:
-        yield from _matrices(tensor, held, limit)
+        yield from _matrix_cuts(tensor, parts, limit)
     else:
-        yield from _parts(tensor, held, limit)
+        yield from _copied_cuts(tensor, parts, limit)
 
 
-def _parts(tensor: LogicalTensor, held: Mapping[int, Slices], limit: int) -> Iterator[Cut]:
-    """Parts that are copied as they are, the devices taking turns; equal ones are made once."""
+def _copied_cuts(tensor: LogicalTensor, parts: Mapping[int, Slices], limit: int) -> Iterator[Cut]:
+    """Parts that are copied unchanged, devices taking turns; equal parts are made once."""
     sharing: dict[Slices, list[int]] = {}
-    for device, slices in held.items():
+    for device, slices in parts.items():
         sharing.setdefault(slices, []).append(device)
     size = min(limit, FRAME)
     queues = [
         (devices, list(chunks(slices, itemsize=tensor.dtype.itemsize, limit=size)))
         for slices, devices in sharing.items()
     ]
-    for turn in range(max(len(parts) for _, parts in queues)):
-        for devices, parts in queues:
-            if turn < len(parts):
-                part = parts[turn]
+    for turn in range(max(len(queue) for _, queue in queues)):
+        for devices, queue in queues:
+            if turn < len(queue):
+                part = queue[turn]
                 yield Cut(tensor=tensor, slices=part, devices=dict.fromkeys(devices, part[-1]))
 
 
-def _matrices(tensor: LogicalTensor, held: Mapping[int, Slices], limit: int) -> Iterator[Cut]:
-    """Rows of one matrix of the stack after the other, for all devices that want these rows."""
+def _matrix_cuts(tensor: LogicalTensor, parts: Mapping[int, Slices], limit: int) -> Iterator[Cut]:
+    """Rows of one matrix after the other, for all devices that need these rows."""
     stack = [
         range(min(low for low, _ in axis), max(high for _, high in axis))
-        for axis in zip(*(slices[:-2] for slices in held.values()), strict=True)
+        for axis in zip(*(slices[:-2] for slices in parts.values()), strict=True)
     ]
     for index in product(*stack):
         sharing: dict[Slice, dict[int, Slice]] = {}
-        for device, (*lead, rows, outputs) in held.items():
+        for device, (*lead, rows, outputs) in parts.items():
             if all(low <= at < high for at, (low, high) in zip(index, lead, strict=True)):
                 sharing.setdefault(rows, {})[device] = outputs
         at_index = [(at, at + 1) for at in index]
         for rows, wanted in sharing.items():
             for outputs, devices in _touching(wanted):
-                for part in _runs(tensor, rows, outputs, devices, limit):
-                    slices = (*at_index, part, outputs)
+                for run in _runs(tensor, rows, outputs, devices, limit):
+                    slices = (*at_index, run, outputs)
                     yield Cut(tensor=tensor, slices=slices, devices=devices)
 
 
 def _touching(wanted: Mapping[int, Slice]) -> Iterator[tuple[Slice, dict[int, Slice]]]:
-    """Ranges of outputs without a gap, and who wants some of each."""
+    """Contiguous ranges of outputs, each with the outputs of every device in it."""
     begin = end = -1
     devices: dict[int, Slice] = {}
     for device, (low, high) in sorted(wanted.items(), key=lambda item: item[1]):
@@ -207,16 +207,16 @@ def _touching(wanted: Mapping[int, Slice]) -> Iterator[tuple[Slice, dict[int, Sl
 def _runs(
     tensor: LogicalTensor, rows: Slice, outputs: Slice, devices: Mapping[int, Slice], limit: int
 ) -> Iterator[Slice]:
-    """Ranges of rows, each a whole number of frames of every device's file and of int4 groups."""
-    unit = unit_of(tensor, devices.values())
+    """Ranges of rows, each a whole number of frames of every device file and of int4 groups."""
+    unit = frame_rows(tensor, devices.values())
     row = (outputs[1] - outputs[0]) * tensor.dtype.itemsize
     step = max(1, limit // row // unit) * unit
     for low in range(*rows, step):
         yield low, min(low + step, rows[1])
 
 
-def unit_of(tensor: LogicalTensor, outputs: Iterable[Slice]) -> int:
-    """Rows of a frame of a device's file: whole int4 groups; the same however work is cut."""
+def frame_rows(tensor: LogicalTensor, outputs: Iterable[Slice]) -> int:
+    """Rows per frame of a device file: whole int4 groups; the same for any limit."""
     row = max(high - low for low, high in outputs) * tensor.dtype.itemsize
     group = tensor.width // 2 if tensor.precision is Precision.INT4 else 1
     return max(1, FRAME // row // group) * group

@@ -1,4 +1,4 @@
-"""Device files while they grow: hashed on the way, with a journal for a run that is killed."""
+"""Device files while they grow: hashed as they are written, with a journal to resume from."""
 
 import hashlib
 import json
@@ -32,62 +32,62 @@ from grokctl.resharding.convert import Squares
 from grokctl.system import usable_cores
 
 _BUFFER: Final = 4 * 2**20
-_GLANCE_S: Final = 0.2
+_PROGRESS_EVERY_S: Final = 0.2
 _FLUSH_EVERY: Final = 2**30
-"""Bytes between two passes that hand files to the disk while more is made."""
+"""Bytes written between two background syncs."""
 
 Frame = tuple[int, bytes | memoryview]
-"""Bytes that it decompresses to, and what is written."""
+"""Bytes before compression, and the data to write."""
 
 
 @dataclass(frozen=True, slots=True)
-class Mark:
-    """How far a device's file has come at the end of a tensor."""
+class FileState:
+    """A device file at the end of a tensor."""
 
     nbytes: int
     sha256: str
-    """Of all of it so far: what a later run believes, and not the size."""
+    """Of all bytes so far: a later run trusts this, and not the size."""
     frames: tuple[tuple[int, int], ...]
-    """Those since the mark before; none in a plain file."""
+    """Frames since the previous state; none in an uncompressed file."""
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One line of the journal: a tensor that all device files hold."""
+    """One line of the journal: a tensor that all device files contain."""
 
-    marks: tuple[Mark, ...]
-    """A mark for each device."""
+    states: tuple[FileState, ...]
+    """One for each device file."""
     squares: Squares
-    """What converting did to it."""
+    """The error of its conversion."""
 
     def line(self) -> str:
-        """As JSON."""
-        marks = [[mark.nbytes, mark.sha256, mark.frames] for mark in self.marks]
+        """The line, as JSON."""
+        states = [[state.nbytes, state.sha256, state.frames] for state in self.states]
         squares = [self.squares.error, self.squares.total]
-        return json.dumps([marks, squares], separators=(",", ":")) + "\n"
+        return json.dumps([states, squares], separators=(",", ":")) + "\n"
 
     @classmethod
     def parse(cls, line: bytes, devices: int) -> Self | None:
-        """Read a line; None if it is not whole."""
+        """Read a line; None if it is incomplete or invalid."""
         try:
-            marks, (error, total) = json.loads(line)
-            found = cls(
+            states, (error, total) = json.loads(line)
+            entry = cls(
                 tuple(
-                    Mark(int(nbytes), str(digest), tuple((int(a), int(b)) for a, b in frames))
-                    for nbytes, digest, frames in marks
+                    FileState(int(nbytes), str(digest), tuple((int(a), int(b)) for a, b in frames))
+                    for nbytes, digest, frames in states
                 ),
                 Squares(float(error), float(total)),
             )
         except (ArithmeticError, AttributeError, RecursionError, TypeError, ValueError):
             return None
-        is_sound = all(
-            0 <= value < math.inf for value in (found.squares.error, found.squares.total)
+        is_valid = all(
+            0 <= value < math.inf for value in (entry.squares.error, entry.squares.total)
         )
-        return found if is_sound and len(found.marks) == devices else None
+        return entry if is_valid and len(entry.states) == devices else None
 
 
 class Journal:
-    """One line a tensor, in the order of the device files."""
+    """A file with one line per tensor, in the order of the device files."""
 
     def __init__(self, path: Path, devices: int) -> None:
         self.path = path
@@ -101,14 +101,14 @@ class Journal:
                 self.entries.append(entry)
                 self._lengths.append(len(line))
 
-    def keep(self, count: int) -> None:
-        """Forget all but the first entries; a kill on the way forgets none of these."""
+    def truncate(self, count: int) -> None:
+        """Delete all entries after the first `count`; a kill meanwhile loses none of those."""
         del self.entries[count:], self._lengths[count:]
         if self.path.exists():
             os.truncate(self.path, sum(self._lengths))
 
-    def note(self, entry: Entry) -> None:
-        """Add a tensor. Not synced: a line that outlives what it speaks of is found out."""
+    def append(self, entry: Entry) -> None:
+        """Add a tensor. Not synced: a line without its data does not match the hashes."""
         line = entry.line()
         self.entries.append(entry)
         self._lengths.append(len(line))
@@ -117,7 +117,7 @@ class Journal:
 
 
 class DeviceWriter:
-    """One device's file: appended in order by one thread, hashed on the way."""
+    """One device file: appended in order by one thread, and hashed as it is written."""
 
     def __init__(self, layout: DeviceLayout, folder: Path, compression: Compression | None) -> None:
         self.layout = layout
@@ -125,71 +125,71 @@ class DeviceWriter:
         self._compression = compression
         self._hasher = hashlib.sha256()
         self._frames: list[tuple[int, int]] = []
-        self._slices = {held.tensor.key: held.slices for held in layout.tensors}
-        self._marked = 0
-        """Frames before the last mark."""
+        self._slices = {item.tensor.key: item.slices for item in layout.tensors}
+        self._recorded = 0
+        """Frames before the end of the last tensor."""
         self._scales: dict[str, NDArray[Any]] = {}
         self.nbytes = 0
-        """Written so far."""
+        """Bytes written so far."""
         self.plain_nbytes = 0
-        """The same, decompressed."""
+        """The same before compression."""
         flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
         self._handle = os.open(folder / self.name, flags, 0o666)
 
-    def believable(self, marks: Sequence[Mark]) -> Sequence[Mark]:
-        """Marks as far as they are where tensors end."""
+    def plausible(self, states: Sequence[FileState]) -> Sequence[FileState]:
+        """The first states of a journal, up to one that does not match the layout."""
         plain = packed = 0
-        for number, (mark, held) in enumerate(zip(marks, self.layout.tensors, strict=False)):
+        for count, (state, item) in enumerate(zip(states, self.layout.tensors, strict=False)):
             if self._compression is None:
-                is_sound = mark.nbytes == held.end and not mark.frames
+                matches = state.nbytes == item.end and not state.frames
             else:
-                plain += sum(size for size, _ in mark.frames)
-                packed += sum(size for _, size in mark.frames)
-                is_sound = (plain, packed) == (held.end, mark.nbytes)
-            if not is_sound:
-                return marks[:number]
-        return marks[: len(self.layout.tensors)]
+                plain += sum(size for size, _ in state.frames)
+                packed += sum(size for _, size in state.frames)
+                matches = (plain, packed) == (item.end, state.nbytes)
+            if not matches:
+                return states[:count]
+        return states[: len(self.layout.tensors)]
 
-    def hash_again(self, marks: Sequence[Mark], is_cancelled: Event) -> list[Any]:
-        """Hash what an earlier run left, as far as it is what the journal says.
+    def rehash(self, states: Sequence[FileState], is_cancelled: Event) -> list[Any]:
+        """Hash the file of an earlier run, as far as it matches the journal.
 
         Returns:
-            The hasher as it was at every mark that holds.
+            The hasher at every state that matches.
         """
         hashers: list[Any] = []
         hasher = hashlib.sha256()
         buffer = memoryview(bytearray(_BUFFER))
         position = 0
-        for mark in marks:
-            while position < mark.nbytes:
+        for state in states:
+            while position < state.nbytes:
                 if is_cancelled.is_set():
                     return hashers
-                count = os.preadv(self._handle, [buffer[: mark.nbytes - position]], position)
+                count = os.preadv(self._handle, [buffer[: state.nbytes - position]], position)
                 if not count:
                     return hashers
                 hasher.update(buffer[:count])
                 position += count
                 self.nbytes = position
-            if hasher.hexdigest() != mark.sha256:
+            if hasher.hexdigest() != state.sha256:
                 break
             hashers.append(hasher.copy())
         return hashers
 
-    def go_on(self, hasher: Any, marks: Sequence[Mark]) -> None:
-        """Drop everything behind the last mark, or begin; `hasher` is the one at that mark."""
-        self._frames = [frame for mark in marks for frame in mark.frames]
-        self._marked = len(self._frames)
-        self.nbytes = marks[-1].nbytes if marks else 0
-        self.plain_nbytes = self.layout.tensors[len(marks) - 1].end if marks else 0
+    def resume(self, hasher: Any, states: Sequence[FileState]) -> None:
+        """Truncate the file to the last state, or begin it; `hasher` is the one at that state."""
+        self._frames = [frame for state in states for frame in state.frames]
+        self._recorded = len(self._frames)
+        self.nbytes = states[-1].nbytes if states else 0
+        self.plain_nbytes = self.layout.tensors[len(states) - 1].end if states else 0
         os.ftruncate(self._handle, self.nbytes)
-        if marks:
+        if states:
             self._hasher = hasher
         else:
             header = self.layout.header
             self.append(frames_of(header, len(header), self._compression))
 
     def append(self, frames: Iterable[Frame]) -> int:
-        """Write and hash; return how many bytes that is, decompressed."""
+        """Write and hash frames; return their bytes before compression."""
         before = self.plain_nbytes
         for plain, data in frames:
             rest = memoryview(data)
@@ -204,12 +204,12 @@ class DeviceWriter:
         return self.plain_nbytes - before
 
     def keep_scales(self, weight: LogicalTensor, slices: Slices, scales: NDArray[Any]) -> None:
-        """Remember scales that were made with a weight, until their own place comes.
+        """Keep scales that were made with their weight until it is their turn in the file.
 
         Args:
-            weight: Which weight.
-            slices: Which part of its scales.
-            scales: Of that extent.
+            weight: The weight.
+            slices: The part of its scales.
+            scales: The scales of that part.
         """
         key = replace(weight, is_scales=True).key
         own = self._slices[key]
@@ -221,7 +221,7 @@ class DeviceWriter:
         kept[index_of(within(both, own))] = part
 
     def append_scales(self, key: str) -> int:
-        """Write scales that were kept."""
+        """Write the scales of `keep_scales`."""
         scales = self._scales.pop(key)
         whole = tuple((0, length) for length in scales.shape)
         parts = (
@@ -230,18 +230,18 @@ class DeviceWriter:
         )
         return sum(self.append(frames_of(part, len(part), self._compression)) for part in parts)
 
-    def mark(self) -> Mark:
-        """How far it is, at the end of a tensor."""
-        frames = tuple(self._frames[self._marked :])
-        self._marked = len(self._frames)
-        return Mark(self.nbytes, self._hasher.hexdigest(), frames)
+    def end_tensor(self) -> FileState:
+        """The state of the file at the end of a tensor."""
+        frames = tuple(self._frames[self._recorded :])
+        self._recorded = len(self._frames)
+        return FileState(self.nbytes, self._hasher.hexdigest(), frames)
 
     def sync(self) -> None:
-        """Wait until the disk has it."""
+        """Wait until the file is on disk."""
         os.fdatasync(self._handle)
 
     def record(self) -> FileRecord:
-        """What the manifest says of it."""
+        """Its entry in the manifest."""
         frames = Frames(tuple(self._frames)) if self._compression is not None else None
         return FileRecord(
             name=self.name, nbytes=self.nbytes, sha256=self._hasher.hexdigest(), frames=frames
@@ -253,7 +253,7 @@ class DeviceWriter:
 
 
 def frames_of(data: bytes | memoryview, size: int, compression: Compression | None) -> list[Frame]:
-    """What is written of some bytes: themselves, or frames of `size` of them each."""
+    """The frames of some bytes: one as it is, or compressed ones of `size` bytes each."""
     whole = memoryview(data)
     if compression is None:
         return [(len(whole), whole)]
@@ -262,44 +262,44 @@ def frames_of(data: bytes | memoryview, size: int, compression: Compression | No
 
 
 def resume(writers: Sequence[DeviceWriter], journal: Journal, observe: Observer) -> int:
-    """Go on behind the last tensor that all files hold, byte for byte, or begin.
+    """Continue after the last tensor that all files contain, byte for byte, or begin.
 
     Args:
         writers: Just opened.
-        journal: Of an earlier run, or empty; forgets what does not hold.
-        observe: Receives progress in bytes while what is kept is hashed.
+        journal: Of an earlier run, or empty; entries that do not match are deleted.
+        observe: Receives progress in bytes while the files are hashed.
 
     Returns:
-        How many tensors are done.
+        The number of tensors that are done.
     """
-    marks = [
-        writer.believable([entry.marks[place] for entry in journal.entries])
+    states = [
+        writer.plausible([entry.states[place] for entry in journal.entries])
         for place, writer in enumerate(writers)
     ]
     is_cancelled = Event()
     with ThreadPoolExecutor(min(len(writers), usable_cores())) as pool:
         try:
             jobs = [
-                pool.submit(writer.hash_again, own, is_cancelled)
-                for writer, own in zip(writers, marks, strict=True)
+                pool.submit(writer.rehash, own, is_cancelled)
+                for writer, own in zip(writers, states, strict=True)
             ]
-            while wait(jobs, timeout=_GLANCE_S).not_done:
+            while wait(jobs, timeout=_PROGRESS_EVERY_S).not_done:
                 done = sum(writer.nbytes for writer in writers)
-                detail = "hashes what is there already"
+                detail = "hashing existing files"
                 observe(Advanced(stage=Stage.RESHARD, done=done, detail=detail))
         except BaseException:
             is_cancelled.set()
             raise
     hashers = [job.result() for job in jobs]
     done = min(map(len, hashers))
-    journal.keep(done)
-    for writer, own, found in zip(writers, marks, hashers, strict=True):
-        writer.go_on(found[done - 1] if done else None, own[:done])
+    journal.truncate(done)
+    for writer, own, known in zip(writers, states, hashers, strict=True):
+        writer.resume(known[done - 1] if done else None, own[:done])
     return done
 
 
 class Flusher:
-    """Hands files to the disk while more is made, so that the last sync is short."""
+    """Syncs files in the background, so that the last sync is short."""
 
     def __init__(self, writers: Sequence[DeviceWriter]) -> None:
         self._writers = writers
@@ -307,8 +307,8 @@ class Flusher:
         self._busy: Future[None] | None = None
         self._flushed = 0
 
-    def poke(self, written: int) -> None:
-        """Begin a pass if enough was written since the last.
+    def advance(self, written: int) -> None:
+        """Begin a sync if enough was written since the last one.
 
         Raises:
             OSError: The last one failed.
@@ -321,10 +321,10 @@ class Flusher:
             self._busy = self._pool.submit(self._pass)
 
     def finish(self) -> None:
-        """Wait until the disk has everything.
+        """Wait until everything is on disk.
 
         Raises:
-            OSError: It does not take it. Systems say so once, so no pass goes unasked.
+            OSError: A sync failed. The system reports this only once, so every result is checked.
         """
         if self._busy is not None:
             self._busy.result()

@@ -349,7 +349,7 @@ def test_nothing_is_cut_into_itself(grokctl, release, tmp_path):
 
     outcome = grokctl("reshard", out, "--devices", 4, "--out", out, "--force")
 
-    assert_failed(outcome, 2, "what would be cut", hint="--out")
+    assert_failed(outcome, 2, "source of this reshard", hint="--out")
     assert grokctl("verify", out).exit_code == 0
 
 

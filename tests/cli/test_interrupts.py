@@ -166,7 +166,7 @@ def test_a_stopped_reshard_goes_on(interrupt, stop_signal, process, large, tmp_p
     assert_interrupted(ended, goes_on=True)
     assert not published
     assert rest.exit_code == 0
-    assert "goes on after" in rest.stderr
+    assert "continuing after" in rest.stderr
     assert checked.exit_code == 0
     assert [path.name for path in tmp_path.iterdir()] == ["ready"]
 

@@ -19,7 +19,7 @@ from grokctl.model.placement import MeshShape
 from grokctl.model.precision import Precision
 from grokctl.model.tensors import tensor_specs
 from grokctl.reshard import reshard
-from grokctl.resharding.plan import plan
+from grokctl.resharding.plan import ReshardOptions, plan_reshard
 
 EMBEDDING, GATE = "ckpt-0/tensor00000_000", "ckpt-0/tensor00002_000"
 
@@ -33,7 +33,9 @@ def ready(tmp_path_factory):
         if mesh not in made:
             release = open_release(TWO_LAYERS)
             out = tmp_path_factory.mktemp("ready") / mesh.replace(",", "-")
-            made[mesh] = reshard(plan(release, mesh=MeshShape.parse(mesh), out=out)).root
+            made[mesh] = reshard(
+                plan_reshard(release, ReshardOptions(mesh=MeshShape.parse(mesh), out=out))
+            ).root
         return made[mesh]
 
     return cut
@@ -185,12 +187,14 @@ def test_the_values_of_another_precision_are_those_that_it_stores(tmp_path, prec
     release = open_release(TWO_LAYERS)
     compression = Compression(1) if compressed else None
     ready = reshard(
-        plan(
+        plan_reshard(
             release,
-            mesh=MeshShape(1, 4),
-            out=tmp_path / "ready",
-            precision=Precision(precision),
-            compression=compression,
+            ReshardOptions(
+                mesh=MeshShape(1, 4),
+                out=tmp_path / "ready",
+                precision=Precision(precision),
+                compression=compression,
+            ),
         )
     )
 

@@ -40,7 +40,7 @@ from grokctl.events import Advanced, Noted, Stage
 from grokctl.model.placement import MeshShape
 from grokctl.model.precision import Precision
 from grokctl.reshard import reshard
-from grokctl.resharding.plan import plan
+from grokctl.resharding.plan import ReshardOptions, plan_reshard
 from grokctl.verify import verify_ready
 
 MESHES = [MeshShape(1, 1), MeshShape(1, 2), MeshShape(1, 4), MeshShape(1, 8), MeshShape(2, 8)]
@@ -113,7 +113,7 @@ def test_tensors_are_aligned_wherever_those_before_them_leave_room(ready, mesh):
 
 @pytest.mark.parametrize("mesh", ALL_MESHES)
 def test_the_bytes_on_disk_are_those_planned(ready, release, mesh):
-    planned = plan(release, mesh=mesh, out=Path("unused"))
+    planned = plan_reshard(release, ReshardOptions(mesh=mesh, out=Path("unused")))
     checkpoint = ready[mesh]
     on_disk = sum(path.stat().st_size for path in checkpoint.root.glob("device-*"))
 
@@ -276,7 +276,7 @@ def test_two_devices_files_that_changed_places_are_noticed_when_read(ready, rele
     checkpoint = open_ready(root)
     tensor = checkpoint.storage.tensors[0]
 
-    with pytest.raises(CorruptCheckpointError, match="its header is not that of device 0") as error:
+    with pytest.raises(CorruptCheckpointError, match="the header is not that of device 0") as error:
         checkpoint.read(tensor, tensor.slices(checkpoint.mesh, 0, release.config))
 
     assert error.value.damage[0].file == first.name
@@ -360,14 +360,16 @@ def test_force_replaces_also_after_a_run_that_died_between_its_renames(
     events = []
     cut(release, MeshShape(1, 4), out, force=True, observe=events.append)
 
-    assert kept_by(events) == len(plan(release, mesh=MeshShape(1, 4), out=out).storage.tensors)
+    assert kept_by(events) == len(
+        plan_reshard(release, ReshardOptions(mesh=MeshShape(1, 4), out=out)).storage.tensors
+    )
     assert contents(out) == contents(ready[MeshShape(1, 4)].root)
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 def test_an_impossible_mesh_is_refused_before_anything_is_written(release, tmp_path):
     with pytest.raises(PlacementError):
-        plan(release, mesh=MeshShape(1, 16), out=tmp_path / "out")
+        plan_reshard(release, ReshardOptions(mesh=MeshShape(1, 16), out=tmp_path / "out"))
 
     assert list(tmp_path.iterdir()) == []
 
@@ -409,18 +411,20 @@ def with_free(monkeypatch, nbytes: int) -> None:
 def test_what_does_not_fit_is_refused_before_a_byte_of_it_is_written(
     release, tmp_path, monkeypatch
 ):
-    planned = plan(release, mesh=MeshShape(1, 2), out=tmp_path / "out")
+    planned = plan_reshard(release, ReshardOptions(mesh=MeshShape(1, 2), out=tmp_path / "out"))
     free = planned.bytes_out - 1
     with_free(monkeypatch, free)
 
-    with pytest.raises(DiskFullError, match=f"{planned.bytes_out:,} bytes are needed, {free:,}"):
+    with pytest.raises(
+        DiskFullError, match=f"expected {planned.bytes_out:,} bytes free, found {free:,}"
+    ):
         reshard(planned)
 
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
 def test_what_was_written_counts_when_a_run_goes_on(release, tmp_path, monkeypatch):
-    planned = plan(release, mesh=MeshShape(1, 2), out=tmp_path / "out")
+    planned = plan_reshard(release, ReshardOptions(mesh=MeshShape(1, 2), out=tmp_path / "out"))
     with pytest.raises(KeyboardInterrupt):
         reshard(planned, observe=interrupt_at(40))
     assert journal_of(planned.out)
@@ -435,7 +439,7 @@ def test_what_was_written_counts_when_a_run_goes_on(release, tmp_path, monkeypat
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
 def test_a_disk_that_fills_up_keeps_what_was_written(ready, release, tmp_path, monkeypatch, code):
     mesh, out = MeshShape(1, 2), tmp_path / "out"
-    planned = plan(release, mesh=mesh, out=out)
+    planned = plan_reshard(release, ReshardOptions(mesh=mesh, out=out))
     write, written = os.pwrite, []
 
     def full(handle, data, offset):
@@ -463,13 +467,15 @@ def test_a_small_disk_really_fills_up_and_with_more_room_it_goes_on(
     release, tmp_path, small_disk, compression
 ):
     mesh = MeshShape(1, 2)
-    planned = plan(release, mesh=mesh, out=small_disk / "out", compression=compression)
+    planned = plan_reshard(
+        release, ReshardOptions(mesh=mesh, out=small_disk / "out", compression=compression)
+    )
 
     with pytest.raises(DiskFullError) as caught:
         reshard(planned)
     assert not planned.out.exists()
     if compression is None:
-        assert "bytes are needed" in str(caught.value)
+        assert "bytes free, found" in str(caught.value)
         assert not list(partial_of(planned.out).iterdir())
     else:
         assert journal_of(planned.out)
@@ -497,7 +503,7 @@ def test_a_folder_that_cannot_be_written_is_a_usage_error(release, tmp_path, mon
     with pytest.raises(UsageError, match=os.strerror(code)) as caught:
         cut(release, MeshShape(1, 1), tmp_path / "out")
 
-    assert caught.value.hint == "--out DIR writes elsewhere"
+    assert caught.value.hint == "--out DIR  # another destination"
 
 
 def test_a_file_is_no_folder_to_write_in(release, tmp_path):
@@ -678,7 +684,7 @@ def test_an_altered_header_is_noticed_before_anything_is_read(damaged, offset):
     (damaged / FIRST).write_bytes(data)
     checkpoint = open_ready(damaged)
 
-    with pytest.raises(CorruptCheckpointError, match="its header is not that of device 0 of"):
+    with pytest.raises(CorruptCheckpointError, match="the header is not that of device 0 of"):
         read_everything(checkpoint)
 
 

@@ -23,7 +23,7 @@ from grokctl.errors import CorruptCheckpointError, Reason, UnsafePickleError, Us
 from grokctl.events import Advanced, Noted, Stage, Started
 from grokctl.model.placement import MeshShape
 from grokctl.reshard import reshard
-from grokctl.resharding.plan import plan
+from grokctl.resharding.plan import ReshardOptions, plan_reshard
 from grokctl.verify import raise_for, verify, verify_ready
 
 PIECE = 16384
@@ -976,7 +976,7 @@ def test_a_receipt_that_cannot_be_kept_is_no_reason_to_stop(root):
 def ready_pristine(pristine, tmp_path_factory) -> Path:
     release = open_release(pristine.root)
     out = tmp_path_factory.mktemp("ready") / "ready"
-    reshard(plan(release, mesh=MeshShape(2, 2), out=out))
+    reshard(plan_reshard(release, ReshardOptions(mesh=MeshShape(2, 2), out=out)))
     return out
 
 

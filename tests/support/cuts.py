@@ -12,7 +12,7 @@ from grokctl.checkpoint.release import Release
 from grokctl.events import Advanced, Event, Noted, Observer, Stage, ignore
 from grokctl.model.placement import MeshShape
 from grokctl.reshard import reshard
-from grokctl.resharding.plan import plan
+from grokctl.resharding.plan import ReshardOptions, plan_reshard
 
 
 def cut(
@@ -26,7 +26,7 @@ def cut(
     **options: Any,
 ) -> ReadyCheckpoint:
     """Plan and execute; `options` are the plan's."""
-    planned = plan(source, mesh=mesh, out=out, **options)
+    planned = plan_reshard(source, ReshardOptions(mesh=mesh, out=out, **options))
     return reshard(planned, proof=proof, force=force, observe=observe)
 
 
@@ -86,5 +86,5 @@ def journal_of(out: Path) -> list[Any]:
 def kept_by(events: list[Event]) -> int:
     """How many tensors a run said that it kept of an earlier one."""
     notes = [event.message for event in events if isinstance(event, Noted)]
-    found = [int(note.split()[3]) for note in notes if note.startswith("goes on after ")]
+    found = [int(note.split()[2]) for note in notes if note.startswith("continuing after ")]
     return sum(found)

@@ -15,7 +15,7 @@ from grokctl.model.placement import MeshShape
 from grokctl.model.precision import Compute, Precision
 from grokctl.model.sampling import Sampling
 from grokctl.reshard import reshard
-from grokctl.resharding.plan import plan
+from grokctl.resharding.plan import ReshardOptions, plan_reshard
 
 MESHES = [
     pytest.param(name, mesh, id=f"{name}-{mesh}")
@@ -30,7 +30,11 @@ MESHES = [
 
 def cut(name: str, mesh: str, folder: Path, **options: Any) -> ReadyCheckpoint:
     release = load_golden(name).release
-    return reshard(plan(release, mesh=MeshShape.parse(mesh), out=folder / "ready", **options))
+    return reshard(
+        plan_reshard(
+            release, ReshardOptions(mesh=MeshShape.parse(mesh), out=folder / "ready", **options)
+        )
+    )
 
 
 @pytest.mark.parametrize(("name", "mesh"), MESHES)

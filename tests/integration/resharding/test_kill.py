@@ -21,7 +21,7 @@ from grokctl.checkpoint.miniature import MINIATURE, write_miniature
 from grokctl.checkpoint.release import open_release
 from grokctl.model.placement import MeshShape
 from grokctl.model.precision import Precision
-from grokctl.resharding.plan import plan
+from grokctl.resharding.plan import ReshardOptions, plan_reshard
 
 MB = 1_000_000
 LARGE = replace(MINIATURE, emb_size=480, key_size=32)
@@ -152,8 +152,9 @@ def is_whole_if_there(job: Job, whole: Whole) -> bool:
 
 def not_journalled(job: Job, form: str) -> int:
     """How many tensors are whole in every plain file, and not in the journal."""
-    planned = plan(
-        open_release(job.release), mesh=MeshShape(1, 8), out=job.out, jobs=JOBS, **FORMS[form][1]
+    planned = plan_reshard(
+        open_release(job.release),
+        ReshardOptions(mesh=MeshShape(1, 8), out=job.out, jobs=JOBS, **FORMS[form][1]),
     )
     (partial,) = job.out.parent.glob(".out.*.partial")
     sizes = [(partial / layout.name).stat().st_size for layout in planned.layouts]
@@ -165,7 +166,7 @@ def not_journalled(job: Job, form: str) -> int:
 
 
 def kept_according_to(text: str) -> int:
-    found = re.search(r"goes on after (\d+) of \d+ tensors", text)
+    found = re.search(r"continuing after (\d+) of \d+ tensors", text)
     return int(found[1]) if found else 0
 
 
@@ -190,7 +191,7 @@ def test_kills_at_any_moment_cost_what_was_in_flight_and_change_no_byte(release,
         assert process.returncode == -signal.SIGKILL, (history, job.log)
         assert not job.out.exists(), history
         history.append(f"{mark / MB:.0f} MB: killed at {job.written / MB:.0f} MB: {job.log}")
-        if "goes on after" in job.log:
+        if "continuing after" in job.log:
             assert kept_according_to(job.log) == journalled, history
         if any(job.out.parent.glob(".out.*.partial")):
             before, journalled = journalled, len(journal_of(job.out))
@@ -223,7 +224,7 @@ def test_of_two_processes_at_once_one_writes_and_the_other_says_so(release, room
 
     assert sorted(codes) == [0, 2]
     said = one.log if codes[0] else errors.read_text()
-    assert re.search(r"another grokctl is writing there|out: exists", said)
+    assert re.search(r"another grokctl is writing to it|out: exists", said)
     subprocess.run(["sha256sum", "-c", "--quiet", "SHA256SUMS"], cwd=one.out, check=True)
     assert [path.name for path in one.out.parent.iterdir()] == ["out"]
 

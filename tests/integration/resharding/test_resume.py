@@ -21,7 +21,7 @@ from grokctl.events import Advanced, Finished, Stage, Started
 from grokctl.model.placement import MeshShape
 from grokctl.model.precision import Precision
 from grokctl.reshard import reshard
-from grokctl.resharding.plan import ReshardPlan, plan
+from grokctl.resharding.plan import ReshardOptions, ReshardPlan, plan_reshard
 
 MB = 2**20
 MESH = MeshShape(1, 2)
@@ -113,7 +113,9 @@ def stopped_in(folder, release, wholes, nearly, form) -> Stopped:
     folder.mkdir(exist_ok=True)
     out = folder / "out"
     shutil.copytree(nearly[form], folder / nearly[form].name)
-    return Stopped(out, plan(release, mesh=MESH, out=out, **FORMS[form]), wholes[form])
+    return Stopped(
+        out, plan_reshard(release, ReshardOptions(mesh=MESH, out=out, **FORMS[form])), wholes[form]
+    )
 
 
 def lines_of(path: Path) -> list[bytes]:
@@ -155,7 +157,7 @@ def test_interrupted_at_any_event_it_goes_on_from_its_journal_to_the_same_bytes(
 
     for number, stop in enumerate([*stops, 1, moments]):
         out = tmp_path / str(number) / "out"
-        planned = plan(release, mesh=mesh, out=out, jobs=2)
+        planned = plan_reshard(release, ReshardOptions(mesh=mesh, out=out, jobs=2))
         with pytest.raises(KeyboardInterrupt):
             reshard(planned, observe=interrupt_at(stop))
         assert not out.exists()
@@ -174,7 +176,9 @@ def test_interrupted_at_any_event_it_goes_on_from_its_journal_to_the_same_bytes(
 def test_a_run_interrupted_again_and_again_ends_with_the_same_bytes(
     release, wholes, form, tmp_path
 ):
-    planned = plan(release, mesh=MESH, out=tmp_path / "out", jobs=1, **FORMS[form])
+    planned = plan_reshard(
+        release, ReshardOptions(mesh=MESH, out=tmp_path / "out", jobs=1, **FORMS[form])
+    )
     done = [0]
     for stop in (17, 9, 5, 12, 1, 3):
         events = []
@@ -194,7 +198,9 @@ def test_another_number_of_threads_or_less_memory_goes_on_too(release, wholes, n
     for number, options in enumerate([{"jobs": 1}, {"jobs": 5}, {"max_memory": 1}]):
         stopped = stopped_in(tmp_path / str(number), release, wholes, nearly, "int4-zstd")
         stopped.journal.write_bytes(b"".join(lines_of(stopped.journal)[:9]))
-        other = plan(release, mesh=MESH, out=stopped.out, **FORMS["int4-zstd"], **options)
+        other = plan_reshard(
+            release, ReshardOptions(mesh=MESH, out=stopped.out, **FORMS["int4-zstd"], **options)
+        )
 
         assert replace(stopped, planned=other).go_on() == 9
 
@@ -471,8 +477,8 @@ def test_a_link_in_the_place_of_a_file_is_not_followed(stopped, tmp_path_factory
 @pytest.mark.parametrize("jobs", [1, 3])
 def test_neither_threads_nor_memory_change_a_byte(release, wholes, tmp_path, form, jobs):
     options = {"mesh": MESH, "jobs": jobs, **FORMS[form]}
-    usual = plan(release, out=tmp_path / "usual", **options)
-    little = plan(release, out=tmp_path / "little", max_memory=1, **options)
+    usual = plan_reshard(release, ReshardOptions(out=tmp_path / "usual", **options))
+    little = plan_reshard(release, ReshardOptions(out=tmp_path / "little", max_memory=1, **options))
 
     for planned in (usual, little):
         reshard(planned)
@@ -488,7 +494,9 @@ def test_arrays_are_as_small_as_memory_asks_for(tmp_path):
     release = open_release(root)
     budgets = (1, 48 * MB, 2**30)
     plans = [
-        plan(release, mesh=MESH, out=tmp_path / "out", jobs=2, max_memory=nbytes)
+        plan_reshard(
+            release, ReshardOptions(mesh=MESH, out=tmp_path / "out", jobs=2, max_memory=nbytes)
+        )
         for nbytes in budgets
     ]
 
@@ -500,13 +508,15 @@ def test_arrays_are_as_small_as_memory_asks_for(tmp_path):
 @pytest.mark.parametrize("compression", [None, Compression(1)], ids=str)
 @pytest.mark.parametrize("jobs", [1, 16, 64])
 def test_many_threads_do_not_take_more_than_was_allowed(release, tmp_path, jobs, compression):
-    planned = plan(
+    planned = plan_reshard(
         release,
-        mesh=MeshShape(2, 8),
-        out=tmp_path / "out",
-        jobs=jobs,
-        max_memory=64 * MB,
-        compression=compression,
+        ReshardOptions(
+            mesh=MeshShape(2, 8),
+            out=tmp_path / "out",
+            jobs=jobs,
+            max_memory=64 * MB,
+            compression=compression,
+        ),
     )
 
     assert planned.peak_bytes <= (64 + 100) * MB
@@ -517,8 +527,10 @@ def test_small_arrays_change_no_byte(tmp_path, monkeypatch):
     monkeypatch.setattr("grokctl.resharding.slices.FRAME", 100)
     release = load_golden("two-layers").release
     mesh = MeshShape(1, 4)
-    planned = plan(release, mesh=mesh, out=tmp_path / "out", max_memory=1, jobs=2)
-    usual = plan(release, mesh=mesh, out=tmp_path / "out", jobs=2)
+    planned = plan_reshard(
+        release, ReshardOptions(mesh=mesh, out=tmp_path / "out", max_memory=1, jobs=2)
+    )
+    usual = plan_reshard(release, ReshardOptions(mesh=mesh, out=tmp_path / "out", jobs=2))
     assert planned.array_nbytes < usual.array_nbytes / 10
 
     reshard(planned)
@@ -527,6 +539,6 @@ def test_small_arrays_change_no_byte(tmp_path, monkeypatch):
 
 
 def test_a_plan_touches_nothing(release, tmp_path):
-    plan(release, mesh=MeshShape(2, 8), out=tmp_path / "not" / "yet")
+    plan_reshard(release, ReshardOptions(mesh=MeshShape(2, 8), out=tmp_path / "not" / "yet"))
 
     assert list(tmp_path.iterdir()) == []

@@ -470,7 +470,8 @@ def test_thousands_of_layers_are_reported_in_good_time(release):
     [
         pytest.param(
             {"emb_size": 128},
-            "emb_size is 128, the tensors have 64; the width of an expert is 688, the tensors have 344",
+            "emb_size is 128, the tensors have 64; "
+            "the width of an expert is 688, the tensors have 344",
             id="emb_size",
         ),
         pytest.param(

@@ -18,7 +18,7 @@ from grokctl.model.placement import MeshShape
 from grokctl.model.precision import Precision, check_conversion
 from grokctl.model.tensors import tensor_specs
 from grokctl.resharding.convert import NOTHING, Squares, is_stored_alike
-from grokctl.resharding.slices import are_made_together, cuts_of
+from grokctl.resharding.slices import cuts_of, is_scales_of_quantized
 
 SMALL_FRAME = 300
 """Bytes: less than most of these small tensors, more than most of their rows."""
@@ -311,7 +311,7 @@ def test_scales_that_come_with_a_weight_are_those_that_are_made_alone(data):
         if not tensor.is_scales:
             continue
         weight = wanted.weight(tensor.spec)
-        assert are_made_together(source, tensor) == (weight.key in along)
+        assert is_scales_of_quantized(source, tensor) == (weight.key in along)
         if weight.key not in along:
             continue
         whole = np.zeros(tensor.shape, BFLOAT16)
