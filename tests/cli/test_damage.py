@@ -227,7 +227,7 @@ def test_a_torrent_of_junk_is_corrupt(grokctl, verified):
         pytest.param(remove, "missing", id="missing"),
         pytest.param(truncate, "short", id="truncated"),
         pytest.param(extend, "long", id="extended"),
-        pytest.param(replace_by_folder, "no regular file", id="a folder"),
+        pytest.param(replace_by_folder, "not a regular file", id="a folder"),
     ],
 )
 def test_every_verb_refuses_a_damaged_device_file(grokctl, ready, tmp_path, verb, damage, word):

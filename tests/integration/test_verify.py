@@ -764,7 +764,7 @@ def test_a_file_beside_the_release_is_nobody_s_business(root):
 def test_another_torrent_than_the_one_asked_for_is_refused(root):
     write_source(root, infohash="0123456789" * 4)
 
-    with pytest.raises(CorruptCheckpointError, match="the magnet named 0123456789") as caught:
+    with pytest.raises(CorruptCheckpointError, match="expected infohash 0123456789") as caught:
         verify(root)
 
     assert caught.value.damage[0].file == "release.torrent"

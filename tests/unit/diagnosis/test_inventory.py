@@ -216,7 +216,7 @@ def test_a_folder_in_the_way_of_a_file_is_damage(home):
     (root / "device-03-of-08.safetensors").unlink()
     (root / "device-03-of-08.safetensors").mkdir()
 
-    assert "no regular file" in take_stock(home).ready[0].damage
+    assert "not a regular file" in take_stock(home).ready[0].damage
 
 
 def test_a_folder_that_cannot_be_looked_at_is_said_so(tmp_path):
