@@ -196,7 +196,8 @@ class ReadyCheckpoint:
         if not self.is_whole:
             present = ", ".join(map(str, self.manifest.devices))
             raise UsageError(
-                f"{self.name}: expected the files of all devices, found {present} of {self.mesh.size}",
+                f"{self.name}: expected the files of all devices, found {present} of "
+                f"{self.mesh.size}",
                 f"{_command(self)} --out {quoted(f'{self.root}-whole')}",
             )
 

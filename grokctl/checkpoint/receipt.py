@@ -113,14 +113,14 @@ def read_receipt(root: Path) -> Receipt | None:
 
 
 def unread_receipt(root: Path) -> str | None:
-    """Why a release's receipt cannot be read; None if it can, or if there is none."""
+    """The reason why a receipt cannot be read; None if it can, or if there is none."""
     path = root / PRIVATE / _RECEIPT
     if not path.is_file() or read_receipt(root) is not None:
         return None
     version = _read_json(path).get("version")
     is_other = isinstance(version, int | str) and version != _VERSION
-    found = f"version {printable(str(version), limit=40)}" if is_other else "a damaged one"
-    return f"{PRIVATE}/{_RECEIPT}: expected a receipt of version {_VERSION}, found {found}"
+    actual = f"version {printable(str(version), limit=40)}" if is_other else "a damaged one"
+    return f"{PRIVATE}/{_RECEIPT}: expected a receipt of version {_VERSION}, found {actual}"
 
 
 def _text(value: object, pattern: re.Pattern[str]) -> str:

@@ -255,7 +255,9 @@ def test_a_killed_reshard_goes_on_and_ends_as_if_it_had_not_been(grokctl, killed
 
     assert outcome.exit_code == 0
     tensors = json.loads((killed.like / "grokctl.json").read_bytes())["tensors"]
-    assert f"goes on after {done} of {len(tensors)} tensors of an interrupted run" in notes(outcome)
+    assert f"continuing after {done} of {len(tensors)} tensors of an interrupted run" in notes(
+        outcome
+    )
     assert [path.name for path in killed.out.parent.iterdir()] == [killed.out.name]
     for path in killed.out.glob("device-*"):
         assert path.stat().st_ino == inodes[path.name]
@@ -276,7 +278,7 @@ def test_a_killed_reshard_of_other_files_is_named_and_left_alone(grokctl, killed
     outcome = grokctl(*killed.arguments)
 
     assert outcome.exit_code == 0
-    assert any(note.startswith(f"{other}: another run left it") for note in notes(outcome))
+    assert any(note.startswith(f"{other}: left by another reshard") for note in notes(outcome))
     assert contents(other) == before
 
 
@@ -289,7 +291,7 @@ def test_a_journal_of_the_future_is_not_believed(grokctl, killed):
     outcome = grokctl(*killed.arguments)
 
     assert outcome.exit_code == 0
-    assert "begins again: the journal of an interrupted run does not fit its files" in (
+    assert "starting again: the journal of an interrupted run does not match its files" in (
         notes(outcome)
     )
     for path in killed.out.glob("device-*"):
