@@ -149,7 +149,7 @@ def take_stock(home: Home, *, timeout_s: float = 20.0) -> Inventory:
     why = f"{home.root}: was not looked through in {timeout_s:.0f} s"
     silent = Inventory(home=home.root, is_default=_is_default(home), error=why)
     look = partial(_take_stock, home, is_default=silent.is_default)
-    return Waiting(look, timeout_s=timeout_s, otherwise=silent).answer()
+    return Waiting(look, timeout_s=timeout_s, default=silent).answer()
 
 
 def _take_stock(home: Home, *, is_default: bool) -> Inventory:

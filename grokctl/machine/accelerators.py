@@ -1,4 +1,4 @@
-"""What the NVIDIA driver and JAX say about accelerators, if they answer at all."""
+"""Accelerators by the NVIDIA driver and by JAX, with timeouts for both."""
 
 import json
 import os
@@ -28,39 +28,31 @@ from grokctl.text import printable
 _CHILD: Final = Path(__file__).with_name("jax_report.py")
 _LARGEST_REPORT: Final = 2**20
 _LAST_COMPLAINTS: Final = 2**14
-"""Bytes of what it says to stderr that are kept."""
+"""Bytes of its stderr that are kept."""
 _LARGEST_MEMORY: Final = 2**60
 _GPU_SHARE: Final = 0.75
-"""Of a GPU, what JAX takes unless it is told otherwise: its limit says no more than that."""
+"""The share of GPU memory that JAX takes by default: it only reports this part."""
 _LONGEST_TEXT: Final = 300
 _GRACE_S: Final = 5
-"""Seconds after which it ends itself, where nobody is left to do it."""
+"""Seconds after the timeout at which it ends itself, if its parent is gone."""
 _LEAVE_S: Final = 2.0
-_GLANCE_S: Final = 0.1
+_POLL_S: Final = 0.1
 _ASIDES: Final = re.compile(r"\s|-{8}|={8}|\*{3}|For simplicity, JAX")
-"""How lines begin that say nothing alone, such as those of a traceback."""
+"""Beginnings of lines that mean nothing alone, such as those of a traceback."""
 _PREFIXES: Final = re.compile(r"[A-Z]+:[-\d: ,]+:[\w.]+:\d+: |[IWEF]\d{4} \S+ +\d+ \S+\] ")
-"""What loggers of Python and XLA put in front of a line."""
+"""Line prefixes of the loggers of Python and XLA."""
 
 _Value = TypeVar("_Value")
 
 
-def ask_driver(*, timeout_s: float = 5.0) -> Nvml:
-    """Ask the NVIDIA driver for its GPUs.
+def probe_driver(*, timeout_s: float) -> Waiting[Nvml]:
+    """Begin to ask the NVIDIA driver for its GPUs.
 
     Args:
-        timeout_s: A driver that hangs is left alone after so many seconds.
-
-    Returns:
-        What it said, even if that is not all that it was asked.
+        timeout_s: Seconds to wait for the driver.
     """
-    return asking_driver(timeout_s=timeout_s).answer()
-
-
-def asking_driver(*, timeout_s: float) -> Waiting[Nvml]:
-    """Begin to ask the NVIDIA driver; see `ask_driver`."""
     silent = Nvml(found=Found.SILENT, error=f"the driver did not answer in {timeout_s:.0f} s")
-    return Waiting(_nvml, timeout_s=timeout_s, otherwise=silent)
+    return Waiting(_nvml, timeout_s=timeout_s, default=silent)
 
 
 def _nvml() -> Nvml:
@@ -73,13 +65,13 @@ def _nvml() -> Nvml:
     try:
         return _nvml_report()
     finally:
-        _told(pynvml.nvmlShutdown)
+        _value(pynvml.nvmlShutdown)
 
 
 def _nvml_report() -> Nvml:
-    driver = printable(str(_told(pynvml.nvmlSystemGetDriverVersion) or ""))
-    number = _told(pynvml.nvmlSystemGetCudaDriverVersion_v2)
-    cuda = f"{number // 1000}.{number % 1000 // 10}" if number else ""
+    driver = printable(str(_value(pynvml.nvmlSystemGetDriverVersion) or ""))
+    version = _value(pynvml.nvmlSystemGetCudaDriverVersion_v2)
+    cuda = f"{version // 1000}.{version % 1000 // 10}" if version else ""
     try:
         handles = [
             pynvml.nvmlDeviceGetHandleByIndex(index) for index in range(pynvml.nvmlDeviceGetCount())
@@ -95,23 +87,23 @@ def _nvml_report() -> Nvml:
 
 
 def _parts(handle: Any) -> list[Any]:
-    """A GPU, or what it was split into (MIG): nobody can use the whole of it then."""
-    mode = _told(lambda: pynvml.nvmlDeviceGetMigMode(handle))
+    """A GPU, or its MIG instances: a GPU in MIG mode cannot be used as a whole."""
+    mode = _value(lambda: pynvml.nvmlDeviceGetMigMode(handle))
     if mode is None or mode[0] != pynvml.NVML_DEVICE_MIG_ENABLE:
         return [handle]
-    most = _told(lambda: pynvml.nvmlDeviceGetMaxMigDeviceCount(handle)) or 0
+    most = _value(lambda: pynvml.nvmlDeviceGetMaxMigDeviceCount(handle)) or 0
     parts = [
-        _told(partial(pynvml.nvmlDeviceGetMigDeviceHandleByIndex, handle, index))
+        _value(partial(pynvml.nvmlDeviceGetMigDeviceHandleByIndex, handle, index))
         for index in range(most)
     ]
     return [part for part in parts if part is not None]
 
 
 def _gpu(handle: Any, driver: str) -> Accelerator:
-    memory = _told(lambda: pynvml.nvmlDeviceGetMemoryInfo(handle))
-    capability = _told(lambda: pynvml.nvmlDeviceGetCudaComputeCapability(handle))
+    memory = _value(lambda: pynvml.nvmlDeviceGetMemoryInfo(handle))
+    capability = _value(lambda: pynvml.nvmlDeviceGetCudaComputeCapability(handle))
     return Accelerator(
-        name=printable(str(_told(lambda: pynvml.nvmlDeviceGetName(handle)) or "NVIDIA GPU")),
+        name=printable(str(_value(lambda: pynvml.nvmlDeviceGetName(handle)) or "NVIDIA GPU")),
         platform="gpu",
         memory=None if memory is None else int(memory.total),
         free=None if memory is None else int(memory.free),
@@ -122,32 +114,40 @@ def _gpu(handle: Any, driver: str) -> Accelerator:
 
 
 def _has_nvlink(handle: Any) -> bool | None:
-    """Whether one link is active; GPUs without any refuse the question."""
-    says = None
+    """Whether at least one link is active; GPUs without links refuse the query."""
+    has_link = None
     for link in range(pynvml.NVML_NVLINK_MAX_LINKS):
         try:
             if pynvml.nvmlDeviceGetNvLinkState(handle, link) == pynvml.NVML_FEATURE_ENABLED:
                 return True
-            says = False
+            has_link = False
         except (pynvml.NVMLError_NotSupported, pynvml.NVMLError_InvalidArgument):
             return False
         except pynvml.NVMLError:
-            return says
-    return says
+            return has_link
+    return has_link
 
 
-def _told(ask: Callable[[], _Value]) -> _Value | None:
-    """One answer of the driver, or nothing: each may be refused alone."""
+def _value(ask: Callable[[], _Value]) -> _Value | None:
+    """One value from the driver, or None: each query may be refused."""
     try:
         return ask()
-    except (pynvml.NVMLError, ValueError):  # a name that is no text is a ValueError
+    except (pynvml.NVMLError, ValueError):  # ValueError: a name that is not text
         return None
 
 
-class AskingJax:
-    """JAX, asked in a process of its own, as a context manager that leaves none of it behind."""
+class JaxProbe:
+    """A process that asks JAX for its devices, as a context manager that kills it.
+
+    It takes no memory of them, joins no job, and ends with all of its children.
+    """
 
     def __init__(self, *, timeout_s: float) -> None:
+        """Start the process.
+
+        Args:
+            timeout_s: Seconds to wait for it.
+        """
         self._timeout_s = timeout_s
         self._started = time.monotonic()
         self._process: subprocess.Popen[bytes] | None = None
@@ -159,7 +159,7 @@ class AskingJax:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 bufsize=0,
-                cwd=os.sep,  # with -P, no file of the user's folder is taken for a module
+                cwd=os.sep,  # with -P, no file of the user's folder is imported
                 env=_environment(os.environ),
                 start_new_session=True,
             )
@@ -177,54 +177,54 @@ class AskingJax:
     ) -> None:
         if self._process is None:
             return
-        with suppress(OSError):  # it is gone, and so are all that it started
+        with suppress(OSError):  # it has ended, with all of its children
             os.killpg(self._process.pid, signal.SIGKILL)
-        with suppress(subprocess.TimeoutExpired):  # held by a driver: it dies when that lets go
+        with suppress(subprocess.TimeoutExpired):  # stuck in a driver: it dies when that returns
             self._process.wait(_LEAVE_S)
         for pipe in (self._process.stdout, self._process.stderr):
             assert pipe is not None
             pipe.close()
 
     def report(self) -> JaxReport:
-        """What it says; waits until its time is over."""
+        """Its report, or the reason why there is none; waits until the timeout."""
         if self._process is None:
             return JaxReport(found=Found.FAILED, error=self._refusal)
-        answer, complaints = self._listen(self._process)
+        answer, complaints = self._read(self._process)
         seconds = time.monotonic() - self._started
-        words = _last_words(complaints)
+        words = _last_line(complaints)
         is_over = answer.endswith(b"\n") or seconds < self._timeout_s
         if is_over:
-            with suppress(subprocess.TimeoutExpired):  # it gives devices back by itself
+            with suppress(subprocess.TimeoutExpired):  # it releases the devices
                 self._process.wait(_LEAVE_S)
         if answer.endswith(b"\n"):
             with suppress(ValueError):
                 report = _parsed(answer, os.environ, words)
                 return replace(report, seconds=min(report.seconds or seconds, seconds))
         if not is_over and self._process.poll() is None:
-            found, why = Found.SILENT, f"JAX did not answer in {self._timeout_s:.0f} s"
+            found, reason = Found.SILENT, f"JAX did not answer in {self._timeout_s:.0f} s"
         else:
-            found, why = Found.FAILED, _ending(self._process.poll())
+            found, reason = Found.FAILED, _ending(self._process.poll())
         return JaxReport(
             found=found,
-            error=f"{why}; its last words: {words}" if words else why,
+            error=f"{reason}; its last line: {words}" if words else reason,
             seconds=seconds,
         )
 
-    def _listen(self, process: subprocess.Popen[bytes]) -> tuple[bytes, bytes]:
-        """What it prints, until there is a line, it is gone or its time is over."""
+    def _read(self, process: subprocess.Popen[bytes]) -> tuple[bytes, bytes]:
+        """Its stdout and stderr, until there is a line, the process ends or the time is over."""
         assert process.stdout is not None
         assert process.stderr is not None
         answer, complaints = b"", b""
-        # what it said in time is heard, also if nobody listened then
-        until = max(self._started + self._timeout_s, time.monotonic() + _GLANCE_S)
+        # output in time counts, even if it is read late
+        until = max(self._started + self._timeout_s, time.monotonic() + _POLL_S)
         with selectors.DefaultSelector() as selector:
             selector.register(process.stdout, selectors.EVENT_READ)
             selector.register(process.stderr, selectors.EVENT_READ)
             while selector.get_map() and len(answer) < _LARGEST_REPORT:
                 left = until - time.monotonic()
-                ready = selector.select(min(left, _GLANCE_S)) if left > 0 else []
+                ready = selector.select(min(left, _POLL_S)) if left > 0 else []
                 if left <= 0 or (not ready and process.poll() is not None):
-                    break  # what it started may hold its pipes open
+                    break  # its children may keep the pipes open
                 for key, _ in ready:
                     block = os.read(key.fd, 2**16)
                     if not block:
@@ -238,23 +238,11 @@ class AskingJax:
         return answer, complaints
 
 
-def ask_jax(*, timeout_s: float) -> JaxReport:
-    """Ask JAX which devices it finds, without starting it here.
-
-    It takes no memory of them, joins no job, and is gone with all it started when this returns.
-
-    Args:
-        timeout_s: It is killed after so many seconds.
-    """
-    with AskingJax(timeout_s=timeout_s) as asking:
-        return asking.report()
-
-
 def _environment(environ: Mapping[str, str]) -> dict[str, str]:
     folders = environ.get("PYTHONPATH", "").split(os.pathsep)
     return {
         **environ,
-        # an empty entry would be the folder that it is started in
+        # an empty entry would mean the current folder
         "PYTHONPATH": os.pathsep.join(str(Path(each).absolute()) for each in folders if each),
         "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
         "TF_CPP_MIN_LOG_LEVEL": "3",
@@ -262,21 +250,21 @@ def _environment(environ: Mapping[str, str]) -> dict[str, str]:
 
 
 def _parsed(answer: bytes, environ: Mapping[str, str], words: str) -> JaxReport:
-    """The answer as values.
+    """Parse a report.
 
     Raises:
-        ValueError: It is none of ours.
+        ValueError: It is not a report.
     """
     try:
-        said = json.loads(answer)
-        if "error" in said:
-            found = Found.ABSENT if said.get("is_absent") is True else Found.FAILED
-            return JaxReport(found=found, error=_text(said["error"]))
-        platform = _text(said["platform"])
+        values = json.loads(answer)
+        if "error" in values:
+            found = Found.ABSENT if values.get("is_absent") is True else Found.FAILED
+            return JaxReport(found=found, error=_text(values["error"]))
+        platform = _text(values["platform"])
         platform = {"cuda": "gpu", "rocm": "gpu"}.get(platform, platform)
-        devices = said["devices"] if platform != "cpu" else []
+        devices = values["devices"] if platform != "cpu" else []
         accelerators = tuple(_accelerator(each, platform, environ) for each in devices)
-        seconds = float(said["seconds"])
+        seconds = float(values["seconds"])
     except (LookupError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise ValueError("not a report") from error
     return JaxReport(
@@ -288,36 +276,38 @@ def _parsed(answer: bytes, environ: Mapping[str, str], words: str) -> JaxReport:
     )
 
 
-def _accelerator(said: Any, platform: str, environ: Mapping[str, str]) -> Accelerator:
-    limit = said["limit"]
+def _accelerator(values: Any, platform: str, environ: Mapping[str, str]) -> Accelerator:
+    limit = values["limit"]
     memory = None
     if type(limit) is int and 0 < limit < _LARGEST_MEMORY:
         share = (told_share(environ) or _GPU_SHARE) if platform == "gpu" else 1
         memory = round(limit / share)
-    capability = re.fullmatch(r"(\d{1,3})\.(\d{1,3})", _text(said["capability"]), re.ASCII)
+    capability = re.fullmatch(r"(\d{1,3})\.(\d{1,3})", _text(values["capability"]), re.ASCII)
     return Accelerator(
-        name=_text(said["kind"]),
+        name=_text(values["kind"]),
         platform=platform,
         memory=memory,
         compute_capability=(int(capability[1]), int(capability[2])) if capability else None,
     )
 
 
-def _text(said: Any) -> str:
-    if not isinstance(said, str):
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
         raise TypeError("not a text")
-    return printable(said, limit=_LONGEST_TEXT)
+    return printable(value, limit=_LONGEST_TEXT)
 
 
-def _last_words(complaints: bytes) -> str:
-    """The last line that says something, without what loggers put in front of it."""
+def _last_line(complaints: bytes) -> str:
+    """The last meaningful line of stderr, without the prefix of a logger."""
     lines = complaints.decode(errors="replace").splitlines()
-    said = [line for line in lines if line.strip() and not _ASIDES.match(line)]
-    return printable(_PREFIXES.sub("", said[-1]), limit=_LONGEST_TEXT) if said else ""
+    meaningful = [line for line in lines if line.strip() and not _ASIDES.match(line)]
+    if not meaningful:
+        return ""
+    return printable(_PREFIXES.sub("", meaningful[-1]), limit=_LONGEST_TEXT)
 
 
 def _ending(status: int | None) -> str:
     if status is not None and status < 0:
         with suppress(ValueError):
             return f"JAX was ended by {signal.Signals(-status).name}"
-    return f"JAX ended with status {status}" if status is not None else "JAX says nothing sensible"
+    return f"JAX ended with status {status}" if status is not None else "JAX printed no report"

@@ -1,4 +1,4 @@
-"""What a folder lies on: room, type of file system, and how fast it writes and reads, tried now."""
+"""The disk of a folder: space, type of file system, and measured speed."""
 
 import fcntl
 import mmap
@@ -20,10 +20,10 @@ from grokctl.machine.waiting import Waiting
 from grokctl.os_errors import reason_of
 
 _MOUNTS: Final = Path("/proc/self/mountinfo")
-_TRY_S: Final = 0.7
-_LARGEST_TRY: Final = 2**29
+_TRIAL_S: Final = 0.7
+_LARGEST_TRIAL: Final = 2**29
 _FREE_PARTS: Final = 100
-"""Of so many parts of what is free, one is written at most."""
+"""A trial writes at most one of this many parts of the free space."""
 _SMALLEST_BLOCK: Final = 2**20
 _LARGEST_BLOCK: Final = 2**24
 _REMOTE: Final = re.compile(
@@ -31,150 +31,148 @@ _REMOTE: Final = re.compile(
     r"|panfs|pvfs2|smb3|smbfs|wekafs"
 )
 _SMALL_FILES: Final = frozenset({"vfat", "msdos"})
-"""File systems that count the bytes of a file in 32 bits."""
-_NUMBER_S: Final = 1.0
-"""Seconds that a folder has to say which device it lies on, before it is looked at alone."""
+"""File systems with 32-bit file sizes."""
+_DEVICE_S: Final = 1.0
+"""Seconds to find the device of a folder; after that, the folder is probed on its own."""
 
 
-def disks(folders: Sequence[tuple[str, Path]], *, tries: bool, timeout_s: float) -> list[Disk]:
-    """Look at folders side by side; a disk that several lie on is tried once.
+def probe_disks(
+    folders: Sequence[tuple[str, Path]], *, tries: bool, timeout_s: float
+) -> Callable[[], list[Disk]]:
+    """Begin to inspect folders in parallel; a disk with several of them is measured once.
 
     Args:
         folders: Purpose and path of each.
         tries: Whether to measure.
-        timeout_s: A disk that hangs is left alone after so many seconds.
+        timeout_s: Seconds to wait for a disk.
+
+    Returns:
+        A function that waits for the results.
     """
-    return asking_disks(folders, tries=tries, timeout_s=timeout_s)()
-
-
-def asking_disks(
-    folders: Sequence[tuple[str, Path]], *, tries: bool, timeout_s: float
-) -> Callable[[], list[Disk]]:
-    """Begin to look at folders; what is returned waits for that. See `disks`."""
-    asked = [
-        Waiting(partial(_device, path), timeout_s=_NUMBER_S, otherwise=None) for _, path in folders
+    devices = [
+        Waiting(partial(_device, path), timeout_s=_DEVICE_S, default=None) for _, path in folders
     ]
     groups: dict[object, list[int]] = {}
-    for index, waiting in enumerate(asked):
+    for index, waiting in enumerate(devices):
         device = waiting.answer()
-        groups.setdefault(("nobody knows", index) if device is None else device, []).append(index)
+        groups.setdefault(("unknown", index) if device is None else device, []).append(index)
 
-    def looking(indices: list[int]) -> Waiting[list[Disk]]:
-        mine = [folders[index] for index in indices]
-        why = f"it did not answer in {timeout_s:.0f} s"
-        silent = [Disk(purpose=purpose, path=path, error=why) for purpose, path in mine]
-        look = partial(_on_one_disk, mine, tries=tries)
-        return Waiting(look, timeout_s=timeout_s, otherwise=silent)
+    def probe(indices: list[int]) -> Waiting[list[Disk]]:
+        own = [folders[index] for index in indices]
+        error = f"it did not answer in {timeout_s:.0f} s"
+        silent = [Disk(purpose=purpose, path=path, error=error) for purpose, path in own]
+        look = partial(_on_one_disk, own, tries=tries)
+        return Waiting(look, timeout_s=timeout_s, default=silent)
 
-    answers = [(indices, looking(indices)) for indices in groups.values()]
+    probes = [(indices, probe(indices)) for indices in groups.values()]
 
-    def answer() -> list[Disk]:
-        found: dict[int, Disk] = {}
-        for indices, waiting in answers:
-            found.update(zip(indices, waiting.answer(), strict=True))
-        return [found[index] for index in range(len(folders))]
+    def results() -> list[Disk]:
+        disks: dict[int, Disk] = {}
+        for indices, waiting in probes:
+            disks.update(zip(indices, waiting.answer(), strict=True))
+        return [disks[index] for index in range(len(folders))]
 
-    return answer
+    return results
 
 
 def _on_one_disk(folders: Sequence[tuple[str, Path]], *, tries: bool) -> list[Disk]:
-    found: list[Disk] = []
-    tried: Disk | None = None
+    disks: list[Disk] = []
+    measured: Disk | None = None
     for purpose, path in folders:
-        each = disk(purpose, path, tries=tries and tried is None)
+        each = disk(purpose, path, tries=tries and measured is None)
         if each.write_rate is not None:
-            tried = each
-        elif tried is not None and each.is_writable:
-            each = replace(each, write_rate=tried.write_rate, read_rate=tried.read_rate)
-        found.append(each)
-    return found
+            measured = each
+        elif measured is not None and each.is_writable:
+            each = replace(each, write_rate=measured.write_rate, read_rate=measured.read_rate)
+        disks.append(each)
+    return disks
 
 
 def disk(purpose: str, path: Path, *, tries: bool) -> Disk:
-    """Look at what a folder lies on, or will lie on.
+    """Inspect the disk of a folder.
 
     Args:
         purpose: `home` or `destination`.
-        path: Need not exist.
-        tries: Whether to write a file that has no name and read it back, for about a second.
+        path: The folder, which need not exist.
+        tries: Whether to measure with an unnamed file, for about a second.
     """
     found = Disk(purpose=purpose, path=path)
     try:
-        there = existing(path)
-        usage = shutil.disk_usage(there)
-        kind, device = file_system(there), there.stat().st_dev
-        is_read_only = bool(os.statvfs(there).f_flag & os.ST_RDONLY)
+        folder = existing(path)
+        usage = shutil.disk_usage(folder)
+        system, device = file_system(folder), folder.stat().st_dev
+        is_read_only = bool(os.statvfs(folder).f_flag & os.ST_RDONLY)
     except OSError as error:
         return replace(found, error=reason_of(error))
     found = replace(
         found,
         total=usage.total,
         free=usage.free,
-        file_system=kind,
-        is_remote=_REMOTE.fullmatch(kind) is not None,
+        file_system=system,
+        is_remote=_REMOTE.fullmatch(system) is not None,
         device=device,
     )
-    if not there.is_dir():
-        return replace(found, error=f"{there} is not a folder")
+    if not folder.is_dir():
+        return replace(found, error=f"{folder} is not a folder")
     if is_read_only:
         return replace(found, error="it is mounted read-only")
-    if not os.access(there, os.W_OK | os.X_OK):
-        return replace(found, error=f"no permission for {there}")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        return replace(found, error=f"no permission for {folder}")
     found = replace(found, is_writable=True)
-    return _tried(found, there, usage.free) if tries else found
+    return _measured(found, folder, usage.free) if tries else found
 
 
-def file_system(there: Path, *, table: Path = _MOUNTS) -> str:
-    """The type of the file system that a folder lies on, as Linux calls it; empty elsewhere.
+def file_system(folder: Path, *, table: Path = _MOUNTS) -> str:
+    """Linux's name of the type of a folder's file system; empty on other systems.
 
     Args:
-        there: The folder.
-        table: What is mounted where.
+        folder: The folder.
+        table: The table of mounts.
 
     Raises:
-        OSError: The folder cannot be looked at.
+        OSError: The folder cannot be read.
     """
     if not table.exists():
         return ""
-    device = there.stat().st_dev
+    device = folder.stat().st_dev
     wanted = f"{os.major(device)}:{os.minor(device)}"
-    best, place = "", there.resolve()
+    best, place = "", folder.resolve()
     longest = -1
     for line in table.read_text(errors="replace").splitlines():
         fields, _, rest = line.partition(" - ")
-        names, kind = fields.split(), rest.split()
-        if len(names) < 5 or not kind:  # noqa: PLR2004 (the fifth is where it is mounted)
+        names, system = fields.split(), rest.split()
+        if len(names) < 5 or not system:  # noqa: PLR2004 (the fifth is the mount point)
             continue
         if names[2] == wanted:
-            return kind[0]
-        # parts of a btrfs have numbers that are not in the table
+            return system[0]
+        # subvolumes of btrfs have device numbers that are not in the table
         point = Path(re.sub(r"\\([0-7]{3})", lambda octal: chr(int(octal[1], 8)), names[4]))
         if place.is_relative_to(point) and len(point.parts) >= longest:
-            best, longest = kind[0], len(point.parts)
+            best, longest = system[0], len(point.parts)
     return best
 
 
-def file_limit(kind: str) -> int | None:
-    """Bytes that a file may not reach on a type of file system; None if there is no such limit."""
-    return 2**32 if kind in _SMALL_FILES else None
+def file_limit(system: str) -> int | None:
+    """Bytes that a file cannot reach on a type of file system; None without such a limit."""
+    return 2**32 if system in _SMALL_FILES else None
 
 
 def existing(path: Path) -> Path:
-    """The folder itself, or the nearest above it that is there."""
+    """The folder itself, or its nearest ancestor that exists."""
     whole = path.absolute()
     return next(each for each in (whole, *whole.parents) if each.exists())
 
 
 def write_rate(file: FileIO, nbytes: int, *, seconds: float) -> tuple[float | None, str]:
-    """Write random bytes and wait until they are on the disk, as long as there is time.
+    """Write and sync random bytes until the time is over.
 
     Args:
-        file: An empty one without a buffer.
-        nbytes: How much at most.
-        seconds: After which no more is written.
+        file: An empty file without a buffer.
+        nbytes: Bytes to write at most.
+        seconds: Time limit.
 
     Returns:
-        Bytes a second, None if there was no room for any; and why it ended early.
+        Bytes a second, None if nothing could be written; and the error that ended it early.
     """
     data = memoryview(random.Random(0).randbytes(min(_LARGEST_BLOCK, max(1, nbytes))))  # noqa: S311
 
@@ -187,9 +185,9 @@ def write_rate(file: FileIO, nbytes: int, *, seconds: float) -> tuple[float | No
 
 
 def _read_rate(file: FileIO, nbytes: int, *, seconds: float) -> float | None:
-    """Bytes a second that come from the disk and not from memory; None where nothing tells."""
-    memory = memoryview(mmap.mmap(-1, _LARGEST_BLOCK))  # at the start of a page, as O_DIRECT wants
-    for forget in (_around_memory, _out_of_memory):
+    """Bytes a second from the disk, not from the page cache; None if that is impossible."""
+    memory = memoryview(mmap.mmap(-1, _LARGEST_BLOCK))  # aligned to a page for O_DIRECT
+    for forget in (_bypass_cache, _drop_cache):
         try:
             forget(file)
             file.seek(0)
@@ -201,33 +199,33 @@ def _read_rate(file: FileIO, nbytes: int, *, seconds: float) -> float | None:
     return None
 
 
-def _around_memory(file: FileIO) -> None:
-    """Have a file read without the page cache, where its file system can do that."""
+def _bypass_cache(file: FileIO) -> None:
+    """Read a file without the page cache, if its file system supports that."""
     if not hasattr(os, "O_DIRECT"):
-        raise OSError("there is no such thing here")
+        raise OSError("not supported by this system")
     flags = fcntl.fcntl(file, fcntl.F_GETFL)
     fcntl.fcntl(file, fcntl.F_SETFL, flags | os.O_DIRECT)
 
 
-def _out_of_memory(file: FileIO) -> None:
-    """Have the page cache forget a file."""
+def _drop_cache(file: FileIO) -> None:
+    """Drop a file from the page cache."""
     if not hasattr(os, "posix_fadvise"):
-        raise OSError("there is no such thing here")
+        raise OSError("not supported by this system")
     flags = fcntl.fcntl(file, fcntl.F_GETFL)
     fcntl.fcntl(file, fcntl.F_SETFL, flags & ~os.O_DIRECT)
     os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def _rate(move: Callable[[int], int], nbytes: int, *, seconds: float) -> tuple[float | None, str]:
-    """Move blocks as long as there is time; they grow while they are quick."""
-    moved, size, why = 0, _SMALLEST_BLOCK, ""
+    """Move blocks until the time is over; block sizes grow while they are fast."""
+    moved, size, failure = 0, _SMALLEST_BLOCK, ""
     begun = now = time.perf_counter()
     while moved < nbytes and now - begun < seconds:
         before = now
         try:
             count = move(min(size, nbytes - moved))
         except OSError as error:
-            why = reason_of(error)
+            failure = reason_of(error)
             break
         now = time.perf_counter()
         moved += count
@@ -237,21 +235,23 @@ def _rate(move: Callable[[int], int], nbytes: int, *, seconds: float) -> tuple[f
             size = min(2 * size, _LARGEST_BLOCK)
         elif now - before > seconds / 4:
             size = max(size // 2, _SMALLEST_BLOCK)
-    return (moved / (now - begun) if moved else None), why
+    return (moved / (now - begun) if moved else None), failure
 
 
-def _tried(found: Disk, there: Path, free: int) -> Disk:
-    nbytes = min(_LARGEST_TRY, free // _FREE_PARTS) // _SMALLEST_BLOCK * _SMALLEST_BLOCK
+def _measured(found: Disk, folder: Path, free: int) -> Disk:
+    nbytes = min(_LARGEST_TRIAL, free // _FREE_PARTS) // _SMALLEST_BLOCK * _SMALLEST_BLOCK
     try:
-        with tempfile.TemporaryFile(dir=there, buffering=0) as file:
+        with tempfile.TemporaryFile(dir=folder, buffering=0) as file:
             if not nbytes:
-                return replace(found, error=f"{free:,} bytes are free, too few to try it")
-            writes, why = write_rate(file, nbytes, seconds=_TRY_S)
-            reads = None if writes is None else _read_rate(file, nbytes, seconds=_TRY_S)
+                return replace(found, error=f"{free:,} bytes are free, too few to measure")
+            writes, failure = write_rate(file, nbytes, seconds=_TRIAL_S)
+            reads = None if writes is None else _read_rate(file, nbytes, seconds=_TRIAL_S)
     except OSError as error:
         return replace(found, is_writable=False, error=reason_of(error))
     is_writable = writes is not None
-    return replace(found, is_writable=is_writable, write_rate=writes, read_rate=reads, error=why)
+    return replace(
+        found, is_writable=is_writable, write_rate=writes, read_rate=reads, error=failure
+    )
 
 
 def _device(path: Path) -> int | None:

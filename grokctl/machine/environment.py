@@ -1,4 +1,4 @@
-"""What this process was started by, what it was told, and which software it has."""
+"""The launcher of this process, its environment variables, and installed software."""
 
 import platform
 import re
@@ -19,7 +19,7 @@ _SLURM: Final = (
     "SLURM_PROCID",
     "SLURM_LOCALID",
 )
-"""All of them make JAX join a job; the script of a job and `salloc` have not all."""
+"""JAX joins a job if all of these are set; a job script and `salloc` do not set all."""
 _TPU: Final = ("TPU_WORKER_HOSTNAMES", "TPU_PROCESS_ADDRESSES", "TPU_WORKER_ID", "TPU_NAME")
 _NAMES: Final = re.compile(
     r"(XLA|JAX|NCCL|RCCL|TPU|LIBTPU|MEGASCALE|GROKCTL)_\w+|TF_CPP_MIN_LOG_LEVEL"
@@ -31,7 +31,7 @@ _NAMES: Final = re.compile(
 _SECRET: Final = re.compile(r"TOKEN|KEY|SECRET|PASS|CREDENTIAL|AUTH", re.IGNORECASE)
 _LOGIN: Final = re.compile(r"\A([a-z][a-z0-9+.-]*://)?.*@", re.IGNORECASE | re.DOTALL)
 _PASSWORD: Final = re.compile(r"(?<=//)[^/@\s]*@")
-"""User name and password in front of a host, within other text."""
+"""User name and password before a host, inside other text."""
 _PACKAGES: Final = re.compile(
     r"(jax|jaxlib|jax[-_](cuda|rocm|metal|tpu)[-_\w]*|libtpu[-_\w]*|numpy|ml[-_]dtypes|scipy"
     r"|libtorrent|nvidia[-_](nccl|cudnn|cublas|cuda[-_]runtime|cuda[-_]nvcc)[-_\w]*|nvidia-ml-py"
@@ -41,10 +41,10 @@ _PACKAGES: Final = re.compile(
 
 
 def surroundings(environ: Mapping[str, str]) -> Surroundings:
-    """Look at the environment, as JAX does before it joins a job.
+    """Inspect the environment, as JAX does before it joins a job.
 
     Args:
-        environ: Whatever it holds, secrets in it are not kept.
+        environ: Secrets in it are dropped.
     """
     cluster, processes, local_processes = _cluster(environ)
     return Surroundings(
@@ -60,18 +60,18 @@ def surroundings(environ: Mapping[str, str]) -> Surroundings:
 
 
 def without_password(proxy: str) -> str:
-    """A proxy's address without user name and password, whatever signs are in those."""
+    """A proxy's address without user name and password, whatever characters those have."""
     return _LOGIN.sub(r"\1", proxy)
 
 
 def _harmless(name: str, value: str) -> str:
-    """A value that can be shown, also where it is no text."""
+    """A value that can be shown, even if it is not text."""
     text = value.encode(errors="surrogateescape").decode(errors="replace")
     return without_password(text) if "proxy" in name.lower() else _PASSWORD.sub("", text)
 
 
 def _cluster(environ: Mapping[str, str]) -> tuple[str, int, int]:
-    """Name, processes, and those of this host, in the order in which JAX looks."""
+    """The launcher, its processes, and those on this host; checked in the order of JAX."""
     if "OMPI_MCA_orte_hnp_uri" in environ or "OMPI_COMM_WORLD_SIZE" in environ:
         here = _count(environ, "OMPI_COMM_WORLD_LOCAL_SIZE")
         return "Open MPI", _count(environ, "OMPI_COMM_WORLD_SIZE"), here
@@ -86,16 +86,16 @@ def _cluster(environ: Mapping[str, str]) -> tuple[str, int, int]:
 
 
 def _slurm_local(environ: Mapping[str, str]) -> int:
-    """Tasks of this step on this host, from such as `2(x3),1`."""
+    """Tasks of this step on this host, from a list such as `2(x3),1`."""
     node = _number(environ.get("SLURM_NODEID", "")) or 0
-    said = environ.get("SLURM_STEP_TASKS_PER_NODE") or environ.get("SLURM_TASKS_PER_NODE", "")
-    for part in said.split(","):
-        told = re.fullmatch(r"(\d{1,9})(?:\(x(\d{1,9})\))?", part, re.ASCII)
-        if told is None:
+    tasks = environ.get("SLURM_STEP_TASKS_PER_NODE") or environ.get("SLURM_TASKS_PER_NODE", "")
+    for part in tasks.split(","):
+        match = re.fullmatch(r"(\d{1,9})(?:\(x(\d{1,9})\))?", part, re.ASCII)
+        if match is None:
             break
-        node -= int(told[2] or 1)
+        node -= int(match[2] or 1)
         if node < 0:
-            return max(1, int(told[1]))
+            return max(1, int(match[1]))
     if each := _number(environ.get("SLURM_NTASKS_PER_NODE", "")):
         return each
     nodes = _count(environ, "SLURM_STEP_NUM_NODES")
@@ -111,7 +111,7 @@ def _number(text: str) -> int | None:
 
 
 def software() -> Software:
-    """Look at versions; nothing is imported."""
+    """Versions of installed software; nothing is imported."""
     library = " ".join(platform.libc_ver())
     system = f"{platform.system()} {platform.release()}" + (
         f", {library}" if library.strip() else ""
@@ -125,10 +125,10 @@ def software() -> Software:
 
 
 def _packages() -> Iterator[tuple[str, str]]:
-    """Name and version of what matters; the first of a name is the one that is imported."""
+    """Name and version of relevant packages; the first of a name is the one that Python imports."""
     seen: set[str] = set()
     for distribution in metadata.distributions():
-        with suppress(KeyError, OSError, ValueError, TypeError):  # whatever a broken one has
+        with suppress(KeyError, OSError, ValueError, TypeError):  # broken metadata
             about = distribution.metadata
             if "Name" not in about or "Version" not in about:
                 continue

@@ -1,4 +1,4 @@
-"""What was found out about a machine; what could not be found out is None, and says why."""
+"""Facts about a machine; unknown ones are None, with the reason."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,54 +11,54 @@ class Found(StrEnum):
 
     OK = "ok"
     ABSENT = "absent"
-    """What it asks is not there."""
+    """The driver or library is not installed."""
     FAILED = "failed"
     SILENT = "silent"
-    """It did not answer in time."""
+    """It timed out."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Accelerator:
-    """One accelerator, as its driver or JAX tells of it."""
+    """One accelerator, by its driver or by JAX."""
 
     name: str
-    """Such as `NVIDIA H100 80GB HBM3`, or JAX's kind of device."""
+    """Such as `NVIDIA H100 80GB HBM3`, or JAX's device kind."""
     platform: str
     """`gpu` or `tpu`."""
     memory: int | None
-    """Bytes that it has, whoever uses them."""
+    """Total bytes."""
     free: int | None = None
-    """Bytes that nobody uses."""
+    """Free bytes."""
     compute_capability: tuple[int, int] | None = None
     """Of an NVIDIA GPU."""
     driver: str = ""
     has_nvlink: bool | None = None
-    """Whether it has an active link that is faster than PCIe; None where nobody says."""
+    """Whether it has an active link that is faster than PCIe; None if unknown."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Nvml:
-    """What the NVIDIA driver says."""
+    """The report of the NVIDIA driver."""
 
     found: Found
     error: str = ""
     driver: str = ""
     cuda: str = ""
-    """Newest CUDA version that the driver runs, such as `12.8`."""
+    """The newest CUDA version that the driver supports, such as `12.8`."""
     gpus: tuple[Accelerator, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JaxReport:
-    """What JAX says in a process of its own."""
+    """The report of JAX in a process of its own."""
 
     found: Found
     error: str = ""
-    """Why it did not start, one line; where it did, what it complained of last."""
+    """One line: why it did not start, or the last line that it printed to stderr."""
     platform: str = ""
     """`cpu`, `gpu` or `tpu`."""
     accelerators: tuple[Accelerator, ...] = ()
-    """None for a CPU."""
+    """Empty for a CPU."""
     seconds: float = 0.0
 
 
@@ -70,11 +70,11 @@ class Cpu:
     architecture: str
     """Such as `x86_64`."""
     cores: int
-    """That this process may use, after affinity and cgroup quota; at least 1."""
+    """Usable by this process, after affinity and cgroup quota; at least 1."""
     flags: tuple[str, ...]
-    """Of those that matter here, such as `avx2`, `avx512f`, `amx_bf16`, `sve`."""
+    """Relevant instruction sets, such as `avx2`, `avx512f`, `amx_bf16`, `sve`."""
     bandwidth: float | None
-    """Bytes a second that all cores read from memory together, measured in half a second."""
+    """Measured bytes a second that all cores read from memory together."""
 
     @property
     def has_fast_bfloat16(self) -> bool:
@@ -89,15 +89,15 @@ class Memory:
     total: int
     available: int
     limit: int | None
-    """What the cgroup allows, if that is less than the total."""
+    """The limit of the cgroup, if it is less than the total."""
     used: int = 0
-    """By the cgroup, where there is a limit; without what the kernel can take back."""
+    """Used by the cgroup, if there is a limit; without memory that the kernel can reclaim."""
     shm: int | None = None
-    """Size of /dev/shm; None where there is none."""
+    """Size of /dev/shm; None if it does not exist."""
 
     @property
     def usable(self) -> int:
-        """What this process can still take."""
+        """Memory that this process can still allocate."""
         if self.limit is None:
             return self.available
         return max(0, min(self.available, self.limit - self.used))
@@ -105,28 +105,28 @@ class Memory:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Disk:
-    """The file system that a folder lies on, or will lie on."""
+    """The file system of a folder, which need not exist yet."""
 
     purpose: str
     """`home` or `destination`."""
     path: Path
-    """The folder as it was named; need not exist."""
+    """The folder as the user named it."""
     total: int | None = None
     free: int | None = None
-    """For us."""
+    """Free for this user."""
     file_system: str = ""
-    """Type, as Linux calls it; empty where that cannot be known."""
+    """Linux's name of its type; empty if unknown."""
     is_remote: bool = False
-    """Reached over a network, or through FUSE."""
+    """Whether it is on a network, or uses FUSE."""
     device: int | None = None
-    """Number of the device, which all folders on it share."""
+    """Number of the device, the same for all folders on it."""
     is_writable: bool = False
     write_rate: float | None = None
-    """Bytes a second, synced; None where it was not tried."""
+    """Bytes a second, synced; None if not measured."""
     read_rate: float | None = None
-    """Bytes a second, not from memory."""
+    """Bytes a second, not from the page cache."""
     error: str = ""
-    """Why it cannot be used, or was not tried."""
+    """Why it cannot be used, or was not measured."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,40 +138,40 @@ class Software:
     system: str
     """Such as `Linux 6.8.0, glibc 2.39`."""
     packages: Mapping[str, str]
-    """Of those that matter, by distribution name, such as `jax`, `jaxlib`, `jax-cuda12-plugin`."""
+    """Relevant packages by distribution name, such as `jax`, `jaxlib`, `jax-cuda12-plugin`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Surroundings:
-    """What started this process, and what it was told."""
+    """The launcher of this process, and its environment variables."""
 
     cluster: str
-    """`Slurm`, `Open MPI`, `Kubernetes`, `Cloud TPU`, or nothing."""
+    """`Slurm`, `Open MPI`, `Kubernetes`, `Cloud TPU`, or empty."""
     processes: int
-    """Of this job, all hosts together; 1 outside of one."""
+    """Processes of this job on all hosts; 1 without a job."""
     local_processes: int
-    """Of this job on this host."""
+    """Processes of this job on this host."""
     variables: Mapping[str, str]
-    """Of the environment, those that change what JAX, XLA, CUDA, libtorrent or grokctl do."""
+    """Environment variables that affect JAX, XLA, CUDA, libtorrent or grokctl."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Network:
-    """What a download would go through."""
+    """The network of a download."""
 
     proxy: str
-    """From the environment, without user name and password; empty if there is none."""
+    """From the environment, without user name and password; empty without a proxy."""
     certificates: str
     """The bundle of certificate authorities."""
     has_certificates: bool
     port: int | None
-    """That a torrent session was bound to, for TCP and UDP; None if it could not be."""
+    """A port that a torrent session can bind, TCP and UDP; None if there is none."""
     error: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Machine:
-    """All of it."""
+    """All facts about a machine."""
 
     nvml: Nvml
     jax: JaxReport
@@ -183,15 +183,15 @@ class Machine:
     surroundings: Surroundings
     network: Network
     open_files: int
-    """How many files this process may have open (soft limit)."""
+    """Soft limit of open files of this process."""
     open_files_most: int
-    """How many it could allow itself (hard limit)."""
+    """Hard limit of open files."""
     address_space: int | None = None
-    """Bytes that this process may map; None without a limit."""
+    """Bytes of address space; None without a limit."""
 
     @property
     def accelerators(self) -> tuple[Accelerator, ...]:
-        """Those that JAX can use; where the driver knows more of them, with that."""
+        """The accelerators that JAX can use; with the driver's facts, if it reports as many."""
         gpus = self.nvml.gpus
         if self.jax.platform == "gpu" and len(gpus) == len(self.jax.accelerators):
             return gpus

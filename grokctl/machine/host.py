@@ -1,4 +1,4 @@
-"""The processor: what it is, how much of it is ours, and how fast it reads its memory."""
+"""The processor: model, usable cores, instruction sets, and memory bandwidth."""
 
 import platform
 import re
@@ -16,25 +16,25 @@ from grokctl.text import printable
 
 _PROBE_BYTES: Final = 2**28
 _PROBE_BYTES_A_CORE: Final = 2**24
-"""More than a core has of all caches, on processors with the largest."""
+"""More than the caches of one core, on any processor."""
 _SMALLEST_PROBE: Final = 2**26
-"""Less would be read from caches."""
+"""Less would be read from the caches."""
 _MEMORY_PARTS: Final = 4
-"""Of so many parts of free memory, the probe takes one at most."""
+"""The probe takes at most one of this many parts of free memory."""
 _ROUNDS: Final = 3
 _FLAGS: Final = re.compile(
     r"amx_\w+|avx(2|512f|512_(bf16|fp16|vnni)|_vnni)?|f16c|fma|asimd|bf16|i8mm|sve2?"
 )
 _MODEL: Final = ("model name", "cpu model", "cpu", "uarch")
-"""What architectures call it in `/proc/cpuinfo`; on ARM, there are only numbers."""
+"""Its names in `/proc/cpuinfo` by architecture; ARM only has numbers."""
 
 
 def cpu(root: Path = Path("/"), *, available: int | None = None) -> Cpu:
-    """Look at the processor.
+    """Inspect the processor.
 
     Args:
-        root: Where `proc` and `sys` are looked for.
-        available: Bytes of memory that are free for a measurement; None measures nothing.
+        root: Where `proc` and `sys` are.
+        available: Bytes of free memory for a measurement; None measures nothing.
     """
     fields = _cpuinfo(root)
     numbers = [fields[name] for name in ("CPU implementer", "CPU part") if name in fields]
@@ -51,13 +51,13 @@ def cpu(root: Path = Path("/"), *, available: int | None = None) -> Cpu:
 
 
 def bandwidth(*, nbytes: int = _PROBE_BYTES, rounds: int = _ROUNDS) -> float:
-    """Bytes a second that all cores read from memory together, measured now.
+    """Measure the bytes a second that all cores read from memory together.
 
-    Every core fills and reads its part of an array that no cache holds.
+    Every core fills and reads its part of an array that is larger than the caches.
 
     Args:
-        nbytes: Of the array.
-        rounds: The fastest counts.
+        nbytes: Bytes of the array.
+        rounds: Number of measurements; the fastest counts.
     """
     threads = usable_cores()
     parts = np.array_split(np.empty(nbytes // 8, np.int64), threads)
@@ -80,7 +80,7 @@ def _bandwidth_within(room: int) -> float | None:
 
 
 def _cpuinfo(root: Path) -> dict[str, str]:
-    """What is said of the first core."""
+    """The entries of the first core."""
     fields: dict[str, str] = {}
     with suppress(OSError):
         for line in (root / "proc/cpuinfo").read_text(errors="replace").splitlines():

@@ -1,4 +1,4 @@
-"""Look at this machine: every probe that may wait at once, and the one that measures alone."""
+"""Inspect this machine: probes that may wait run at once, the measurement of memory alone."""
 
 import os
 import resource
@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Final
 
 from grokctl.events import Advanced, Finished, Observer, Stage, Started, Unit, ignore
-from grokctl.machine.accelerators import AskingJax, asking_driver
-from grokctl.machine.disks import asking_disks
+from grokctl.machine.accelerators import JaxProbe, probe_driver
+from grokctl.machine.disks import probe_disks
 from grokctl.machine.environment import software, surroundings
 from grokctl.machine.facts import Machine
 from grokctl.machine.host import cpu
@@ -16,7 +16,7 @@ from grokctl.machine.memory import memory
 from grokctl.machine.network import network
 
 _DRIVER_S: Final = 2.0
-"""Seconds that the driver has before JAX takes memory of its GPUs, and it counts that as used."""
+"""Seconds for the driver before JAX allocates GPU memory, which would count as used."""
 
 
 def look(
@@ -27,14 +27,14 @@ def look(
     is_measured: bool = True,
     observe: Observer = ignore,
 ) -> Machine:
-    """Find out what this machine is; whatever it is, that is an answer and no error.
+    """Inspect this machine; anything that fails is a fact, not an error.
 
     Args:
-        home: Where checkpoints are kept.
-        destination: Where one would be written, if that is elsewhere.
-        timeout_s: How long anything that does not answer is waited for.
-        is_measured: Whether memory and disks are tried, which takes two seconds.
-        observe: Told what is waited for.
+        home: The folder of checkpoints.
+        destination: The folder of a download, if it is elsewhere.
+        timeout_s: Seconds to wait for each probe.
+        is_measured: Whether to measure memory and disks, which takes two seconds.
+        observe: Receives the names of the running probes.
     """
     folders = [("home", home)]
     if destination is not None:
@@ -42,25 +42,27 @@ def look(
     observe(Started(stage=Stage.LOOK, unit=Unit.NOTHING))
 
     observe(Advanced(stage=Stage.LOOK, detail="memory, NVIDIA driver"))
-    driver = asking_driver(timeout_s=timeout_s)
+    driver = probe_driver(timeout_s=timeout_s)
     room = memory()
-    processor = cpu(available=room.usable if is_measured else None)  # before others disturb it
+    processor = cpu(
+        available=room.usable if is_measured else None
+    )  # before other probes disturb it
 
     driver.wait(_DRIVER_S)
     observe(Advanced(stage=Stage.LOOK, detail="disks, JAX"))
-    with AskingJax(timeout_s=timeout_s) as asking:
-        disks = asking_disks(folders, tries=is_measured, timeout_s=timeout_s)
-        told = surroundings(os.environ)
+    with JaxProbe(timeout_s=timeout_s) as jax_probe:
+        disks = probe_disks(folders, tries=is_measured, timeout_s=timeout_s)
+        environment = surroundings(os.environ)
         programs = software()
         net = network(os.environ, timeout_s=timeout_s)
         found = tuple(disks())
         observe(Advanced(stage=Stage.LOOK, detail="NVIDIA driver"))
         nvml = driver.answer()
         observe(Advanced(stage=Stage.LOOK, detail="JAX"))
-        jax = asking.report()
+        jax = jax_probe.report()
     observe(Finished(stage=Stage.LOOK))
 
-    soft, hard = (_limit(number) for number in resource.getrlimit(resource.RLIMIT_NOFILE))
+    soft, hard = (_limit(value) for value in resource.getrlimit(resource.RLIMIT_NOFILE))
     space, _ = resource.getrlimit(resource.RLIMIT_AS)
     return Machine(
         nvml=nvml,
@@ -69,7 +71,7 @@ def look(
         memory=room,
         disks=found,
         software=programs,
-        surroundings=told,
+        surroundings=environment,
         network=net,
         open_files=soft,
         open_files_most=hard,
@@ -77,5 +79,5 @@ def look(
     )
 
 
-def _limit(number: int) -> int:
-    return sys.maxsize if number == resource.RLIM_INFINITY else number
+def _limit(value: int) -> int:
+    return sys.maxsize if value == resource.RLIM_INFINITY else value

@@ -1,4 +1,4 @@
-"""Main memory: what the machine has, and what the cgroup that we are in leaves of it."""
+"""Main memory: total, available, and the limit of our cgroup."""
 
 import os
 from collections.abc import Iterator
@@ -14,15 +14,15 @@ from grokctl.system import cgroup_folders
 
 @dataclass(frozen=True, slots=True)
 class _Version:
-    """Where a version of cgroups keeps what we read."""
+    """The files of one version of cgroups."""
 
     controllers: str
-    """In `/proc/self/cgroup`, of the line that says which group is ours."""
+    """In the line of `/proc/self/cgroup` that names our cgroup."""
     mount: str
     limit: str
     current: str
     caches: tuple[str, ...]
-    """In `memory.stat`: pages of files, which the kernel takes back when memory runs out."""
+    """Entries of `memory.stat` for cached file pages, which the kernel can reclaim."""
 
 
 _VERSIONS = (
@@ -38,15 +38,15 @@ _VERSIONS = (
 
 
 def memory(root: Path = Path("/")) -> Memory:
-    """Read it now.
+    """Memory as of now.
 
     Args:
-        root: Where `proc`, `sys` and `dev` are looked for.
+        root: Where `proc`, `sys` and `dev` are.
     """
     total, available = _machine()
-    limits = [found for found in _limits(root) if found[0] < total]
-    # of groups within groups, the one that leaves least
-    limit, used = min(limits, key=lambda found: found[0] - found[1], default=(None, 0))
+    limits = [(limit, used) for limit, used in _limits(root) if limit < total]
+    # of nested cgroups, the one with the least memory left
+    limit, used = min(limits, key=lambda pair: pair[0] - pair[1], default=(None, 0))
     shm = None
     with suppress(OSError):
         status = os.statvfs(root / "dev/shm")
@@ -55,7 +55,7 @@ def memory(root: Path = Path("/")) -> Memory:
 
 
 def _machine() -> tuple[int, int]:
-    """Total and available; where there is no `/proc`, only what is free counts as available."""
+    """Total and available memory; without `/proc`, only free memory counts as available."""
     try:
         machine = psutil.virtual_memory()
     except (OSError, ValueError, LookupError, psutil.Error):
@@ -65,7 +65,7 @@ def _machine() -> tuple[int, int]:
 
 
 def _limits(root: Path) -> Iterator[tuple[int, int]]:
-    """Limit of every group that we are in, and what it uses; nothing of those without limits."""
+    """Limit and usage of each of our cgroups that has a limit."""
     for version in _VERSIONS:
         mount = root / version.mount
         for folder in cgroup_folders(root, version.controllers, mount):
@@ -78,7 +78,7 @@ def _limits(root: Path) -> Iterator[tuple[int, int]]:
 def _number(path: Path) -> int | None:
     with suppress(OSError, ValueError):
         return int(path.read_text())
-    return None  # not there, or `max`
+    return None  # missing, or `max`
 
 
 def _cached(path: Path, names: tuple[str, ...]) -> int:

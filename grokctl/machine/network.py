@@ -1,4 +1,4 @@
-"""What a download would go through: a proxy, certificate authorities, and a port of our own."""
+"""The network of a download: proxy, certificate authorities, and a port to listen on."""
 
 import os
 import socket
@@ -18,7 +18,7 @@ from grokctl.os_errors import reason_of
 from grokctl.text import printable
 
 _PORT: Final = 6881
-"""That a session prefers."""
+"""The port that a session prefers."""
 _PROXIES: Final = (
     "HTTPS_PROXY",
     "https_proxy",
@@ -31,7 +31,7 @@ _BUILT_IN_CA_BUNDLES: Final = (
     "/etc/ssl/certs/ca-certificates.crt",
     "/etc/pki/tls/certs/ca-bundle.crt",
 )
-"""That libtorrent finds by itself."""
+"""The bundles that libtorrent finds by itself."""
 _OTHER_CA_BUNDLES: Final = (
     "/etc/ssl/cert.pem",
     "/etc/ssl/ca-bundle.pem",
@@ -40,19 +40,19 @@ _OTHER_CA_BUNDLES: Final = (
 
 
 def network(environ: Mapping[str, str], *, timeout_s: float = 20.0) -> Network:
-    """Look at what a download would go through; sends nothing.
+    """Inspect the network of a download; sends nothing.
 
     Args:
-        environ: Where a proxy, and a list of certificate authorities, may be named.
-        timeout_s: How long the disk of that list is waited for.
+        environ: May name a proxy and a bundle of certificate authorities.
+        timeout_s: Seconds to wait for the disk of that bundle.
     """
     bundle = certificates(environ)
-    is_there = Waiting(partial(_is_file, bundle), timeout_s=timeout_s, otherwise=False)
+    has_bundle = Waiting(partial(_is_file, bundle), timeout_s=timeout_s, default=False)
     port, error = _port()
     return Network(
         proxy=_proxy(environ),
         certificates=bundle,
-        has_certificates=is_there.answer(),
+        has_certificates=has_bundle.answer(),
         port=port,
         error=error,
     )
@@ -64,8 +64,8 @@ def _proxy(environ: Mapping[str, str]) -> str:
 
 
 def _port() -> tuple[int | None, str]:
-    """A port that TCP and UDP can be bound to: the usual one, or any."""
-    why = ""
+    """A port that TCP and UDP can bind: the usual one, or any free one; and any error."""
+    failure = ""
     for port in (_PORT, 0):
         try:
             with (
@@ -73,18 +73,18 @@ def _port() -> tuple[int | None, str]:
                 closing(socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) as packets,
             ):
                 stream.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                stream.bind(("0.0.0.0", port))  # noqa: S104 (what a session does, but for a moment)
+                stream.bind(("0.0.0.0", port))  # noqa: S104 (as a session does, for a moment)
                 stream.listen(1)
                 number: int = stream.getsockname()[1]
                 packets.bind(("0.0.0.0", number))  # noqa: S104 (likewise)
-                return number, why
+                return number, failure
         except OSError as error:
-            why = f"port {port or 'of any number'}: {reason_of(error)}"
-    return None, why
+            failure = f"port {port or 'any'}: {reason_of(error)}"
+    return None, failure
 
 
 def certificates(environ: Mapping[str, str]) -> str:
-    """Where certificate authorities are listed."""
+    """The bundle of certificate authorities."""
     if named := environ.get("SSL_CERT_FILE"):
         return named
     for bundle in (
@@ -98,10 +98,10 @@ def certificates(environ: Mapping[str, str]) -> str:
 
 
 def find_certificates() -> str:
-    """Tell libtorrent's own OpenSSL where certificate authorities are listed, and return it.
+    """Tell libtorrent's OpenSSL which bundle of certificate authorities to use, and return it.
 
-    It knows the two usual places; on other systems every HTTPS tracker would fail, and the first
-    of Grok-1's trackers is one. The variable is all that it listens to.
+    It only knows the two usual paths. On other systems every HTTPS tracker would fail, and the
+    first of Grok-1's trackers is one. It can only be told by an environment variable.
     """
     bundle = certificates(os.environ)
     if bundle not in _BUILT_IN_CA_BUNDLES:

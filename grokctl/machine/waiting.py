@@ -1,4 +1,4 @@
-"""Questions that may never be answered, asked in threads that nobody has to wait for."""
+"""Calls that may never return, in threads that need not be waited for."""
 
 import threading
 import time
@@ -9,45 +9,45 @@ _Answer = TypeVar("_Answer")
 
 
 class Waiting(Generic[_Answer]):
-    """A question that is being asked: a driver or a network disk may take it and never return.
+    """A call in a thread of its own: a driver or a network disk may never return from it.
 
-    The thread dies with the process. What it raises is raised where the answer is asked for.
+    The thread dies with the process. Its exception is raised by `answer`.
     """
 
-    def __init__(self, ask: Callable[[], _Answer], *, timeout_s: float, otherwise: _Answer) -> None:
-        """Begin to ask.
+    def __init__(self, call: Callable[[], _Answer], *, timeout_s: float, default: _Answer) -> None:
+        """Begin the call.
 
         Args:
-            ask: Run in a thread.
+            call: Run in a thread.
             timeout_s: Seconds from now.
-            otherwise: The answer if there is none by then.
+            default: The answer if the call has not returned by then.
         """
-        self._otherwise = otherwise
+        self._default = default
         self._deadline = time.monotonic() + timeout_s
         self._answers: list[_Answer] = []
         self._errors: list[BaseException] = []
-        self._thread = threading.Thread(target=self._run, args=(ask,), daemon=True)
+        self._thread = threading.Thread(target=self._run, args=(call,), daemon=True)
         self._has_thread = True
         try:
             self._thread.start()
-        except RuntimeError:  # no more threads are allowed: whoever asks has to wait
+        except RuntimeError:  # the limit of threads is reached: call it here, and wait
             self._has_thread = False
-            self._run(ask)
+            self._run(call)
 
-    def _run(self, ask: Callable[[], _Answer]) -> None:
+    def _run(self, call: Callable[[], _Answer]) -> None:
         try:
-            self._answers.append(ask())
-        except BaseException as error:  # noqa: BLE001 (raised again in the thread that asked)
+            self._answers.append(call())
+        except BaseException as error:  # noqa: BLE001 (raised again by `answer`)
             self._errors.append(error)
 
     def wait(self, seconds: float) -> None:
-        """Give it some time before something else is begun."""
+        """Wait for the call, at most this long."""
         if self._has_thread:
             self._thread.join(max(0.0, min(seconds, self._deadline - time.monotonic())))
 
     def answer(self) -> _Answer:
-        """What came back, waited for until its time is over."""
+        """The result of the call, or the default after the timeout."""
         self.wait(threading.TIMEOUT_MAX)
         if self._errors:
             raise self._errors[0]
-        return self._answers[0] if self._answers else self._otherwise
+        return self._answers[0] if self._answers else self._default

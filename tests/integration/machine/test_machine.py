@@ -18,16 +18,22 @@ from mounts import mounted, remount, tmpfs
 
 from grokctl.events import Advanced, Finished, Started
 from grokctl.machine import jax_report
-from grokctl.machine.accelerators import AskingJax, ask_jax
-from grokctl.machine.disks import _around_memory, _read_rate, disk, disks, write_rate
+from grokctl.machine.accelerators import JaxProbe
+from grokctl.machine.disks import _bypass_cache, _read_rate, disk, probe_disks, write_rate
 from grokctl.machine.facts import Found
 from grokctl.machine.look import look
+
+
+def ask_jax(*, timeout_s):
+    with JaxProbe(timeout_s=timeout_s) as probe:
+        return probe.report()
+
 
 ASK_DRIVER = """
 import json
 from dataclasses import asdict
-from grokctl.machine.accelerators import ask_driver
-print(json.dumps(asdict(ask_driver(timeout_s={}))))
+from grokctl.machine.accelerators import probe_driver
+print(json.dumps(asdict(probe_driver(timeout_s={}).answer())))
 """
 DRIVER = """
 #include <stdlib.h>
@@ -199,14 +205,14 @@ def test_a_plugin_that_hangs_is_killed_with_all_that_it_started(plugin, tmp_path
 
     assert time.monotonic() - started < 4 + 20
     assert report.found is Found.SILENT
-    assert report.error == "JAX did not answer in 4 s; its last words: still looking"
+    assert report.error == "JAX did not answer in 4 s; its last line: still looking"
     pids = (tmp_path / "pids").read_text().split()
     assert len(pids) == 2
     assert not any(is_alive(pid) for pid in pids)
 
 
 def test_what_was_said_in_time_is_heard_also_if_nobody_listened_then():
-    with AskingJax(timeout_s=3.0) as asking:
+    with JaxProbe(timeout_s=3.0) as asking:
         asking._process.wait(30)
         asking._started -= 100
         report = asking.report()
@@ -223,7 +229,7 @@ def test_one_that_never_stops_talking_is_not_listened_to_for_ever(tmp_path, monk
     report = ask_jax(timeout_s=1.0)
 
     assert report.found is Found.SILENT
-    assert "; its last words: " in report.error
+    assert "; its last line: " in report.error
     assert report.seconds < 3
 
 
@@ -234,7 +240,7 @@ def test_jax_is_killed_when_nobody_waits_for_it_any_more(plugin):
         assert is_alive(asking._process.pid)
         raise KeyboardInterrupt
 
-    asking = AskingJax(timeout_s=60)
+    asking = JaxProbe(timeout_s=60)
     pid = asking._process.pid
     with pytest.raises(KeyboardInterrupt), asking:
         interrupted(asking)
@@ -248,7 +254,7 @@ def test_a_plugin_that_crashes_is_named_by_its_signal(plugin):
     report = ask_jax(timeout_s=30)
 
     assert report.found is Found.FAILED
-    assert report.error == "JAX was ended by SIGABRT; its last words: the end"
+    assert report.error == "JAX was ended by SIGABRT; its last line: the end"
 
 
 def test_a_plugin_that_ends_the_process_leaves_one_that_it_started(plugin):
@@ -397,11 +403,11 @@ def test_one_disk_is_tried_once(tmp_path):
     (tmp_path / "file").touch()
     purposes = ("home", "destination", "a", "b", "c")
 
-    found = disks(
+    found = probe_disks(
         [*((purpose, tmp_path / purpose) for purpose in purposes), ("d", tmp_path / "file/d")],
         tries=True,
         timeout_s=30,
-    )
+    )()
 
     assert [each.purpose for each in found] == [*purposes, "d"]
     assert len({(each.write_rate, each.read_rate) for each in found[:5]}) == 1
@@ -416,7 +422,7 @@ def test_a_disk_that_is_full_is_not_tried(tmp_path):
         found = disk("home", full / "grokctl", tries=True)
 
     assert (found.total, found.free, found.file_system) == (2**20, 0, "tmpfs")
-    assert found.error == "0 bytes are free, too few to try it"
+    assert found.error == "0 bytes are free, too few to measure"
     assert found.write_rate is None
 
 
@@ -491,7 +497,7 @@ def test_where_the_page_cache_cannot_be_gone_around_it_forgets(tmp_path):
         tempfile.TemporaryFile(dir=plain, buffering=0) as file,
     ):
         with pytest.raises(OSError, match="Invalid argument"):
-            _around_memory(file)
+            _bypass_cache(file)
         rate, why = write_rate(file, 2**22, seconds=5)
 
         assert rate > 0
@@ -521,9 +527,9 @@ def test_a_disk_that_hangs_is_left_alone(tmp_path):
     with mounted(tmp_path / "disk", "mount", "-o", "loop", image) as frozen:
         subprocess.run(["fsfreeze", "-f", frozen], check=True)
         try:
-            stuck, other = disks(
+            stuck, other = probe_disks(
                 [("home", frozen), ("destination", tmp_path)], tries=True, timeout_s=2
-            )
+            )()
         finally:
             subprocess.run(["fsfreeze", "-u", frozen], check=True)
 

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from grokctl.machine import network as network_module
-from grokctl.machine.accelerators import _last_words, _parsed
+from grokctl.machine.accelerators import _last_line, _parsed
 from grokctl.machine.disks import _REMOTE, _rate, file_system
 from grokctl.machine.environment import software, surroundings, without_password
 from grokctl.machine.facts import Found
@@ -311,8 +311,8 @@ def test_no_answer_is_too_odd(answer):
         (b"\x1b[2J\xff\n", "?[2J�"),
     ],
 )
-def test_the_last_words_are_those_that_say_something(complaints, expected):
-    assert _last_words(complaints) == expected
+def test_the_last_line_are_those_that_say_something(complaints, expected):
+    assert _last_line(complaints) == expected
 
 
 def test_nobody_waits_longer_than_allowed_and_errors_come_back():
@@ -321,13 +321,13 @@ def test_nobody_waits_longer_than_allowed_and_errors_come_back():
     def fail() -> None:
         raise LookupError("lost")
 
-    silent = Waiting(blocked.wait, timeout_s=0.05, otherwise=None)
-    failing = Waiting(fail, timeout_s=5, otherwise=None)
+    silent = Waiting(blocked.wait, timeout_s=0.05, default=None)
+    failing = Waiting(fail, timeout_s=5, default=None)
 
     assert silent.answer() is None
     with pytest.raises(LookupError, match="lost"):
         failing.answer()
-    assert Waiting(lambda: 7, timeout_s=5, otherwise=0).answer() == 7
+    assert Waiting(lambda: 7, timeout_s=5, default=0).answer() == 7
     blocked.set()
 
 
@@ -337,7 +337,7 @@ def test_where_no_thread_can_be_had_questions_are_answered_all_the_same():
     usual = threading.stack_size(2**28)  # none of the stacks that ended threads left is as large
     resource.setrlimit(resource.RLIMIT_AS, (used + 2**25, hard))
     try:
-        asked = Waiting(lambda: 7, timeout_s=5, otherwise=0)
+        asked = Waiting(lambda: 7, timeout_s=5, default=0)
     finally:
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
         threading.stack_size(usual)
