@@ -1,25 +1,25 @@
-"""A check and how it ended: what `doctor` and `fetch --dry-run` are made of."""
+"""The result of a check, for `doctor` and `fetch --dry-run`."""
 
 from dataclasses import dataclass
 from enum import StrEnum
 
 
 class Status(StrEnum):
-    """How a check ended."""
+    """The outcome of a check."""
 
     OK = "ok"
     WARN = "warn"
     FAIL = "fail"
     SKIP = "skip"
-    """It does not apply here, or could not be made."""
+    """It does not apply, or could not be run."""
 
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One thing that somebody needs."""
+    """One check of a requirement."""
 
     name: str
     status: Status
     detail: str
     fix: str = ""
-    """A line that can be pasted, where something can be done."""
+    """A command that can be pasted; empty if there is none."""

@@ -1,4 +1,4 @@
-"""Say what a machine can do with Grok-1, and the one line that mends what it cannot."""
+"""What a machine can do with Grok-1, and a command to fix each problem."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -37,17 +37,17 @@ _TABLE: Final[tuple[tuple[str, tuple[Callable[[Machine], Iterable[Check]], ...]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Question:
-    """What is asked; hardware that is named is taken for not being here."""
+    """The question; named hardware is treated as not being on this machine."""
 
     accelerator: str | None = None
-    """A published one, or `cpu`."""
+    """A published accelerator, or `cpu`."""
     devices: int | None = None
     memory: int | None = None
     """Bytes of each device."""
     context: int | None = None
-    """Tokens; by default as many as the model knows, or as fit."""
+    """Tokens; by default those of the model, or as many as fit."""
     batch: int = 1
-    """Sequences at a time."""
+    """Sequences decoded at a time."""
     kv: KvType = KvType.COMPUTE
 
     @property
@@ -66,23 +66,23 @@ class Group:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Diagnosis:
-    """What was found, what would fit, and what to do next."""
+    """Checks, plans, and what to do next."""
 
     groups: tuple[Group, ...]
     hardware: Hardware
-    """What plans are for: this machine's, or what was asked about."""
+    """The hardware of the plans: this machine's, or the question's."""
     is_here: bool
-    """Whether that is this machine's."""
+    """Whether it is this machine's."""
     plans: tuple[Plan, ...]
-    """For it; behind them, where that is a CPU or too small, those for accelerators that nobody
-    has, which know of no memory."""
+    """For this hardware; if it is a CPU or too small, then also for published accelerators, without
+    memory."""
     abilities: tuple[Ability, ...]
     best: Plan | None = None
-    """What would be run; of a shorter context than the others where only that fits."""
+    """The best plan; with a shorter context than the others if only that fits."""
 
     @property
     def is_ok(self) -> bool:
-        """Whether no check failed, and hardware that was asked about can run something."""
+        """Whether no check failed and, for other hardware, something can be run."""
         fails = any(c.status is Status.FAIL for group in self.groups for c in group.checks)
         can_run = self.best is not None or any(plan.fits for plan in self.plans)
         return not fails and (self.is_here or can_run)
@@ -91,16 +91,16 @@ class Diagnosis:
 def doctor(
     machine: Machine | None, inventory: Inventory | None = None, *, question: Question
 ) -> Diagnosis:
-    """Say what can be done, and what stands in its way.
+    """Diagnose a machine.
 
     Args:
-        machine: What was found; not looked at where the question is about other hardware.
-        inventory: What lies under home; likewise.
-        question: What is asked.
+        machine: Its facts; not used if the question is about other hardware.
+        inventory: The checkpoints under home; likewise.
+        question: Hardware, context and batch.
 
     Raises:
         UsageError: The question names an accelerator or a context that does not exist.
-        PlacementError: No mesh has so many devices.
+        PlacementError: No mesh has this many devices.
     """
     if machine is None or inventory is None or not question.is_here:
         return _elsewhere(question)
@@ -121,7 +121,7 @@ def doctor(
 
 
 def _here(machine: Machine, inventory: Inventory, question: Question) -> Prospect:
-    """What would be run on this machine, once JAX uses what there is."""
+    """The best plan for this machine, once JAX uses all of its accelerators."""
     unused = accelerated(accelerators.idle(machine), is_whole=True)
     prospect = _prospect(unused or hardware_of(machine), question, inventory)
     if prospect.best is None and prospect.hardware.platform != "cpu":
@@ -132,7 +132,7 @@ def _here(machine: Machine, inventory: Inventory, question: Question) -> Prospec
 
 
 def _elsewhere(question: Question) -> Diagnosis:
-    """About hardware that is not here: nothing is known but its numbers."""
+    """Diagnose other hardware by its numbers."""
     hardware = hardware_for(
         accelerator=question.accelerator, devices=question.devices, memory=question.memory
     )
@@ -149,7 +149,7 @@ def _elsewhere(question: Question) -> Diagnosis:
 
 
 def _examine(machine: Machine, inventory: Inventory, best: Plan | None) -> tuple[Group, ...]:
-    """Make every check."""
+    """Run every check."""
     wanted = disks.USUAL if best is None else (best.precision, best.mesh)
     groups = []
     for title, checks in _TABLE:
@@ -235,7 +235,7 @@ def _best(found: Sequence[Plan], question: Question, inventory: Inventory | None
 def _on_cpu(
     machine: Machine, question: Question, inventory: Inventory, small: Prospect
 ) -> Prospect:
-    """What the processor would do where accelerators are too small, if it can."""
+    """The best plan for the CPU, if accelerators are too small and the CPU is not."""
     without = replace(machine, jax=replace(machine.jax, platform="cpu", accelerators=()))
     prospect = _prospect(hardware_of(without), question, inventory)
     if prospect.best is None:
@@ -245,7 +245,7 @@ def _on_cpu(
 
 
 def _shown(prospect: Prospect) -> tuple[Plan, ...]:
-    """Plans for the screen."""
+    """The plans to show."""
     if prospect.best is not None and prospect.hardware.platform != "cpu":
         return prospect.plans
     return (*prospect.plans, *prospect.elsewhere)

@@ -1,4 +1,4 @@
-"""Where things live: home, names for checkpoints, writes that are whole or absent, and locks."""
+"""Paths: home, checkpoint names and file names; atomic writes, and locks."""
 
 import fcntl
 import os
@@ -20,23 +20,23 @@ CONFIG = "config.json"
 TORRENT = "release.torrent"
 MANIFEST = "grokctl.json"
 PRIVATE = ".grokctl"
-"""Folder in a release for what grokctl keeps for itself."""
+"""The folder of grokctl's own files in a release."""
 
 
 @dataclass(frozen=True, slots=True)
 class Home:
-    """The folder with everything that grokctl keeps."""
+    """The folder of all checkpoints and caches."""
 
     root: Path
 
     @property
     def releases(self) -> Path:
-        """Downloads, a folder each."""
+        """The folder of downloads."""
         return self.root / "releases"
 
     @property
     def ready(self) -> Path:
-        """Resharded checkpoints, a folder each."""
+        """The folder of ready checkpoints."""
         return self.root / "ready"
 
     @property
@@ -45,36 +45,37 @@ class Home:
         return self.root / "cache" / "xla"
 
     def ready_checkpoints(self) -> list[Path]:
-        """Folders of all that were resharded, by name."""
+        """All ready checkpoints, by name."""
         return sorted(path for path in _folders(self.ready) if kind_of(path) == "ready")
 
     def find(self, name: str | None, *, releases: bool = True, ready: bool = True) -> Path:
-        """Find the checkpoint that a user means.
+        """Find a checkpoint.
 
         Args:
-            name: A name under home, a path, or nothing for the only candidate.
-            releases: Whether a release will do.
-            ready: Whether a ready checkpoint will do.
+            name: A name under home, a path, or None for the only candidate.
+            releases: Whether a release is acceptable.
+            ready: Whether a ready checkpoint is acceptable.
 
         Returns:
-            A folder that holds a checkpoint of a wanted kind.
+            The folder of the checkpoint.
 
         Raises:
-            UsageError: There is none, there are several, or it is of the other kind.
+            UsageError: There is none, there are several, or it is of the wrong kind.
         """
         kinds = [kind for kind, wanted in (("ready", ready), ("release", releases)) if wanted]
         if name is not None:
             return self._named(name, kinds)
         for kind in kinds:
             folder = self.ready if kind == "ready" else self.releases
-            found = sorted(path for path in _folders(folder) if kind_of(path) == kind)
-            if len(found) > 1:
-                names = ", ".join(path.name for path in found)
+            candidates = sorted(path for path in _folders(folder) if kind_of(path) == kind)
+            if len(candidates) > 1:
+                names = ", ".join(path.name for path in candidates)
                 raise UsageError(
-                    f"several checkpoints under {folder}: {names}", f"name one, such as {found[0]}"
+                    f"several checkpoints under {folder}: {names}",
+                    f"name one, such as {candidates[0]}",
                 )
-            if found:
-                return found[0]
+            if candidates:
+                return candidates[0]
         raise UsageError(
             f"no checkpoint under {self.root}",
             "grokctl fetch" if releases else "grokctl reshard --devices 8",
@@ -88,10 +89,10 @@ class Home:
         for path in [*candidates, Path(name)]:
             if kind_of(path) is not None:
                 raise UsageError(
-                    f"{name}: is a {kind_of(path)} checkpoint, expected a {kinds[0]} one"
+                    f"{name}: expected a {kinds[0]} checkpoint, found a {kind_of(path)} one"
                 )
         if _is_folder(Path(name)):
-            raise UsageError(f"{name}: holds neither {CKPT}/ nor {MANIFEST}, so no checkpoint")
+            raise UsageError(f"{name}: expected a checkpoint, found neither {CKPT}/ nor {MANIFEST}")
         raise UsageError(
             f"{name}: no such checkpoint", f"ls {quoted(self.releases)} {quoted(self.ready)}"
         )
@@ -101,7 +102,7 @@ def default_home() -> Path:
     """`$GROKCTL_HOME`, or the platform's folder for user data.
 
     Raises:
-        UsageError: The user has no home, as in a container that is run under any number.
+        UsageError: The user has no home, as in a container with an arbitrary user id.
     """
     named = os.environ.get("GROKCTL_HOME")
     if named:
@@ -110,23 +111,23 @@ def default_home() -> Path:
         return platformdirs.user_data_path("grokctl", appauthor=False)
     except RuntimeError as error:
         raise UsageError(
-            "home: this user has none, so there is no folder for checkpoints",
+            "home: this user has no home folder for checkpoints",
             "export GROKCTL_HOME=/a/folder",
         ) from error
 
 
 def kind_of(path: Path) -> str | None:
-    """`ready`, `release`, or nothing: what kind of checkpoint a folder holds."""
+    """The kind of checkpoint in a folder: `ready`, `release`, or None."""
     try:
         if (path / MANIFEST).is_file():
             return "ready"
         return "release" if (path / CKPT).is_dir() else None
-    except OSError:  # a name that no file can have
+    except OSError:  # an impossible file name
         return None
 
 
 def quoted(value: Path | str) -> str:
-    """A path or a word as it is pasted into a shell."""
+    """A path or a word, quoted for a shell."""
     return shlex.quote(str(value))
 
 
@@ -142,7 +143,7 @@ def _folders(path: Path) -> list[Path]:
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file so that its name holds either the old content or all of the new, on disk."""
+    """Write a file so that its name has either the old content or all of the new one, on disk."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     temporary = Path(name)
@@ -170,12 +171,12 @@ def fsync_folder(path: Path) -> None:
 
 @contextmanager
 def locked(path: Path, *, busy: GrokctlError, is_folder: bool = False) -> Iterator[None]:
-    """Hold the lock of a file or a folder, which the system gives back however we end.
+    """Lock a file or a folder; the system releases the lock however this process ends.
 
     Args:
-        path: A file, made if it is not there, or a folder that is there.
-        busy: Raised if somebody else holds it.
-        is_folder: Which of the two.
+        path: A file, created if needed, or an existing folder.
+        busy: Raised if another process has the lock.
+        is_folder: Whether it is a folder.
 
     Raises:
         GrokctlError: `busy`.
@@ -184,7 +185,7 @@ def locked(path: Path, *, busy: GrokctlError, is_folder: bool = False) -> Iterat
     makes = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW
     handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY if is_folder else makes, 0o644)
     try:
-        with suppress(OSError):  # some file systems know no locks
+        with suppress(OSError):  # some file systems have no locks
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
@@ -195,10 +196,10 @@ def locked(path: Path, *, busy: GrokctlError, is_folder: bool = False) -> Iterat
 
 
 RESUME: Final = "resume"
-"""libtorrent's resume data, in the release's private folder, as of the end of a fetch."""
+"""Resume data from the end of a fetch, in the release's private folder."""
 
 BEGUN: Final = "resume.begun"
-"""The same, as of some moment of a fetch that goes on, or was killed."""
+"""Resume data from a fetch that is running, or was killed."""
 
 LOCK: Final = "lock"
-"""Held while somebody fetches; it stays, because to remove it would be a race."""
+"""Locked by a running fetch; it is never deleted, because that would be a race."""

@@ -1,1 +1,1 @@
-"""What `doctor` is made of: what lies under home, a function for each check, what can be done."""
+"""The parts of `doctor`: the inventory of home, one function per check, and what can be done."""

@@ -1,4 +1,4 @@
-"""Checks of accelerators: whether they are found, free, fast enough, and linked."""
+"""Checks of accelerators: found by JAX, free, fast enough, and linked."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -17,47 +17,50 @@ _VIRTUAL: Final = "JAX_NUM_CPU_DEVICES"
 _OLDEST_CUDA: Final = 12
 """Major version: JAX has no older plugin."""
 _FAST_BFLOAT16: Final = (8, 0)
-"""Compute capability from which GPUs multiply bfloat16."""
+"""The first compute capability of GPUs that multiply bfloat16."""
 _OWN_SHARE: Final = 0.04
-"""Of the memory, what a driver takes before anybody asks; a display takes about as much."""
+"""The share of memory that an idle driver uses; a display uses about as much."""
 _SUMS: Final = 2 * GROK_1.num_layers
-"""Over all devices, for every token: after attention and after the experts of each layer."""
+"""Sums over all devices per token: after attention and after the experts of each layer."""
 
 
 def driver(machine: Machine) -> Iterator[Check]:
     """Whether the NVIDIA driver answers, and is new enough."""
     nvml, name = machine.nvml, "NVIDIA driver"
     if nvml.found is Found.ABSENT:
-        yield Check(name, Status.SKIP, "none here")
+        yield Check(name, Status.SKIP, "not installed")
         return
     if nvml.found is not Found.OK:
         detail = "does not answer" if nvml.found is Found.SILENT else f"fails: {_line(nvml.error)}"
         status = Status.WARN if machine.jax.accelerators else Status.FAIL
-        yield Check(name, status, detail, "nvidia-smi  # must answer; sudo reboot if it does not")
+        yield Check(name, status, detail, "nvidia-smi  # if it fails: sudo reboot")
         return
     cuda = numbers(nvml.cuda)[:1]
-    told = f"{nvml.driver or 'of an unknown version'}, runs CUDA {nvml.cuda or 'of some version'}"
+    version = (
+        f"{nvml.driver or 'unknown version'}, supports CUDA {nvml.cuda or '(unknown version)'}"
+    )
     if cuda and cuda[0] < _OLDEST_CUDA:
-        detail = f"{told}, JAX needs {_OLDEST_CUDA} or newer: a newer driver has to be installed"
+        detail = f"{version}, JAX needs {_OLDEST_CUDA} or newer: install a newer driver"
         yield Check(name, Status.FAIL, detail)
         return
-    needed = {number for plugin in plugins(machine) if (number := _cuda_of(plugin)) is not None}
+    needed = {major for plugin in plugins(machine) if (major := _cuda_of(plugin)) is not None}
     if cuda and needed and min(needed) > cuda[0]:
-        detail = f"{told}, the plugin of JAX needs {min(needed)}"
+        detail = f"{version}, JAX's plugin needs CUDA {min(needed)}"
         yield Check(name, Status.FAIL, detail, INSTALL)
         return
-    yield Check(name, Status.OK, told)
+    yield Check(name, Status.OK, version)
 
 
 def _cuda_of(plugin: str) -> int | None:
+    """The major version of CUDA that a plugin is for."""
     digits = plugin.removeprefix("jax-cuda").partition("-")[0]
     return int(digits) if digits.isdecimal() and digits.isascii() else None
 
 
 def jax(machine: Machine) -> Iterator[Check]:
     """Whether JAX starts."""
-    report, known = machine.jax, machine.surroundings.variables
-    told = known.get("JAX_PLATFORMS", "")
+    report, variables = machine.jax, machine.surroundings.variables
+    platforms = variables.get("JAX_PLATFORMS", "")
     match report.found:
         case Found.OK:
             platform = report.platform or "an unknown platform"
@@ -66,41 +69,41 @@ def jax(machine: Machine) -> Iterator[Check]:
             yield Check("JAX", Status.FAIL, "is not installed", INSTALL)
         case Found.SILENT:
             detail = f"did not answer in {report.seconds:.0f} s"
-            fix = f"unset JAX_PLATFORMS; {ON_CPU}" if told == "cpu" else ON_CPU
-            if _VIRTUAL in known:  # of very many it makes one after the other
+            fix = f"unset JAX_PLATFORMS; {ON_CPU}" if platforms == "cpu" else ON_CPU
+            if _VIRTUAL in variables:  # JAX creates a large number of them one by one
                 fix = f"unset {_VIRTUAL}"
             yield Check("JAX", Status.FAIL, detail, fix)
         case Found.FAILED:
-            said = report.error.upper()  # JAX writes names of its own in small letters
-            blamed = next((name for name in known if name.upper() in said), "")
-            blamed = blamed or ("JAX_PLATFORMS" if told else "")
+            error = report.error.upper()  # JAX may write its own names in lower case
+            blamed = next((name for name in variables if name.upper() in error), "")
+            blamed = blamed or ("JAX_PLATFORMS" if platforms else "")
             detail = f"does not start: {_line(report.error)}"
             yield Check("JAX", Status.FAIL, detail, f"unset {blamed}" if blamed else ON_CPU)
 
 
 def idle(machine: Machine) -> tuple[Accelerator, ...]:
-    """GPUs that the driver sees, and that JAX would use if nothing was broken."""
+    """GPUs that the driver sees and JAX cannot use, because something is broken."""
     if machine.accelerators or _hiding(machine):
         return ()
     return machine.nvml.gpus
 
 
 def _hiding(machine: Machine) -> str:
-    """The variable that keeps all GPUs from JAX, if there is one."""
+    """The environment variable that hides all GPUs from JAX, if there is one."""
     variables = machine.surroundings.variables
-    told = variables.get("JAX_PLATFORMS", "")
-    if told and not {"cuda", "gpu"} & set(told.split(",")):
+    platforms = variables.get("JAX_PLATFORMS", "")
+    if platforms and not {"cuda", "gpu"} & set(platforms.split(",")):
         return "JAX_PLATFORMS"
     return VISIBLE if variables.get(VISIBLE) in {"", "-1", "NoDevFiles"} else ""
 
 
 def accelerators(machine: Machine) -> Iterator[Check]:
-    """What JAX can use, or why it can use less than there is."""
+    """The accelerators that JAX can use, or why it cannot use those of the driver."""
     found, gpus = machine.accelerators, machine.nvml.gpus
     name = "accelerators"
     if machine.jax.found is not Found.OK:
         seen = f"{_kinds(gpus)} seen by the driver; " if gpus else ""
-        yield Check(name, Status.SKIP, f"{seen}JAX cannot say which it would use")
+        yield Check(name, Status.SKIP, f"{seen}JAX cannot list them")
     elif found:
         total = sum(gpu.memory or 0 for gpu in found)
         memory = f", {format_bytes(total)} of memory together" if total else ""
@@ -108,88 +111,90 @@ def accelerators(machine: Machine) -> Iterator[Check]:
     elif gpus:
         yield _unused(machine, f"{_kinds(gpus)} seen by the driver")
     else:
-        yield Check(name, Status.WARN, "none: runs on the CPU, slowly", IMAGINED)
+        yield Check(name, Status.WARN, "none: inference runs on the CPU, slowly", IMAGINED)
 
 
 def _unused(machine: Machine, seen: str) -> Check:
     """GPUs that the driver sees and JAX does not."""
     name, variable = "accelerators", _hiding(machine)
     if variable:
-        told = f"{variable}={machine.surroundings.variables[variable]}"
-        return Check(name, Status.WARN, f"{seen}, hidden from JAX by {told}", f"unset {variable}")
+        setting = f"{variable}={machine.surroundings.variables[variable]}"
+        return Check(
+            name, Status.WARN, f"{seen}, hidden from JAX by {setting}", f"unset {variable}"
+        )
     if not plugins(machine):
         detail = f"{seen}, none by JAX: it has no plugin for CUDA"
         return Check(name, Status.FAIL, detail, INSTALL)
-    why = f": {_line(machine.jax.error)}" if machine.jax.error else ""
-    look = "python -c \"import jax; print(jax.devices('cuda'))\"  # says why"
-    return Check(name, Status.FAIL, f"{seen}, none by JAX{why}", look)
+    reason = f": {_line(machine.jax.error)}" if machine.jax.error else ""
+    look = "python -c \"import jax; print(jax.devices('cuda'))\"  # shows the error"
+    return Check(name, Status.FAIL, f"{seen}, none by JAX{reason}", look)
 
 
 def hidden(machine: Machine) -> Iterator[Check]:
-    """Whether some are kept from us."""
-    here, there = len(machine.jax.accelerators), len(machine.nvml.gpus)
-    if machine.jax.platform != "gpu" or not 0 < here < there:
+    """Whether some are hidden from this process."""
+    used, seen = len(machine.jax.accelerators), len(machine.nvml.gpus)
+    if machine.jax.platform != "gpu" or not 0 < used < seen:
         return
-    told = machine.surroundings.variables.get(VISIBLE)
-    if told is None:
-        detail = f"JAX uses {here} of {there} GPUs that the driver sees"
+    visible = machine.surroundings.variables.get(VISIBLE)
+    if visible is None:
+        detail = f"JAX uses {used} of {seen} GPUs that the driver sees"
         yield Check("all of them", Status.WARN, detail, "nvidia-smi -L")
         return
-    detail = f"{VISIBLE}={told} leaves {here} of {there} GPUs"
+    detail = f"{VISIBLE}={visible} leaves {used} of {seen} GPUs"
     cluster = machine.surroundings.cluster
     if cluster:
-        yield Check("all of them", Status.OK, f"{detail}, as {cluster} gave them")
+        yield Check("all of them", Status.OK, f"{detail}, as assigned by {cluster}")
     else:
         yield Check("all of them", Status.WARN, detail, f"unset {VISIBLE}")
 
 
 def mixed(machine: Machine) -> Iterator[Check]:
-    """Whether they are of one kind: the least of them decides for all."""
+    """Whether they are all of one model: the smallest and slowest limits the mesh."""
     kinds = Counter(gpu.name for gpu in machine.accelerators)
     if len(kinds) < 2:  # noqa: PLR2004 (one kind, or none)
         return
     most = kinds.most_common(1)[0][0]
-    numbered = [str(number) for number in range(len(machine.accelerators))]
+    numbered = [str(index) for index in range(len(machine.accelerators))]
     visible = machine.surroundings.variables.get(VISIBLE, "").split(",")
     names = visible if len(visible) == len(numbered) else numbered
-    kept = zip(names, machine.accelerators, strict=True)
-    chosen = [name.strip() for name, gpu in kept if gpu.name == most]
+    named = zip(names, machine.accelerators, strict=True)
+    chosen = [name.strip() for name, gpu in named if gpu.name == most]
     platform = machine.jax.platform
     fix = f"export {VISIBLE}={','.join(chosen)}" if platform == "gpu" else ""
-    detail = f"{_kinds(machine.accelerators)}: a mesh is as fast, and holds as much, as the least"
+    detail = f"{_kinds(machine.accelerators)}: the smallest and slowest of them limits a mesh"
     yield Check("one kind", Status.WARN, detail, fix)
 
 
 def in_use(machine: Machine) -> Iterator[Check]:
-    """Whether somebody else has some of their memory."""
+    """Whether other processes use their memory."""
     known = [
-        (number, gpu.memory, gpu.memory - gpu.free)
-        for number, gpu in enumerate(machine.accelerators)
+        (index, gpu.memory, gpu.memory - gpu.free)
+        for index, gpu in enumerate(machine.accelerators)
         if gpu.memory and gpu.free is not None
     ]
     taken = [item for item in known if item[2] > item[1] * _OWN_SHARE]
     if not known:
         return
     if not taken:
-        yield Check("free memory", Status.OK, "used by nobody else")
+        yield Check("free memory", Status.OK, "no other process uses it")
         return
-    number, memory, used = max(taken, key=lambda item: item[2])
+    index, memory, used = max(taken, key=lambda item: item[2])
     detail = (
-        f"device {number}: {format_bytes(used)} of {format_bytes(memory)} are used by others"
+        f"device {index}: other processes use {format_bytes(used)} of {format_bytes(memory)}"
         + (f", and {len(taken) - 1} more devices" if len(taken) > 1 else "")
     )
-    yield Check("free memory", Status.WARN, detail, "nvidia-smi  # lists who uses them")
+    yield Check("free memory", Status.WARN, detail, "nvidia-smi  # lists the processes")
 
 
 def capability(machine: Machine) -> Iterator[Check]:
-    """Whether they multiply bfloat16."""
+    """Whether they support bfloat16."""
     known = [gpu.compute_capability for gpu in machine.accelerators if gpu.compute_capability]
     if not known:
         return
     least = min(known)
     version = f"compute capability {least[0]}.{least[1]}"
     if least >= _FAST_BFLOAT16:
-        yield Check("bfloat16", Status.OK, f"{version} has it")
+        yield Check("bfloat16", Status.OK, f"{version} supports it")
         return
     wanted = f"{_FAST_BFLOAT16[0]}.{_FAST_BFLOAT16[1]}"
     detail = f"{version}, expected {wanted} or newer: float32 is as fast and more exact"
@@ -198,9 +203,9 @@ def capability(machine: Machine) -> Iterator[Check]:
 
 
 def links(machine: Machine) -> Iterator[Check]:
-    """How they reach each other."""
+    """How they are linked."""
     found = machine.accelerators
-    if len(found) < 2:  # noqa: PLR2004 (nobody to reach)
+    if len(found) < 2:  # noqa: PLR2004 (nothing to link)
         return
     known = {gpu.has_nvlink for gpu in found}
     if known == {True}:
@@ -208,28 +213,27 @@ def links(machine: Machine) -> Iterator[Check]:
     elif False in known:
         traffic = _SUMS * GROK_1.emb_size * 4
         detail = (
-            f"PCIe only: {_SUMS} sums over all devices a token, "
-            f"{format_bytes(traffic)} for each token of a prompt"
+            f"PCIe only: {_SUMS} sums over all devices per token, "
+            f"{format_bytes(traffic)} per prompt token"
         )
-        yield Check("links", Status.WARN, detail, "nvidia-smi topo -m  # shows who is near whom")
+        yield Check("links", Status.WARN, detail, "nvidia-smi topo -m  # shows the topology")
     else:
-        yield Check("links", Status.SKIP, "nobody says how they are linked")
+        yield Check("links", Status.SKIP, "unknown")
 
 
 def _kinds(found: tuple[Accelerator, ...]) -> str:
-    """`8 x NVIDIA H100 80GB HBM3 (85.5 GB)`, for each kind."""
+    """`8 x NVIDIA H100 80GB HBM3 (85.5 GB)`, for each model."""
     kinds = Counter((gpu.name, gpu.memory) for gpu in found)
     return ", ".join(
-        f"{count} x {name or 'a device without a name'}"
-        + (f" ({format_bytes(memory)})" if memory else "")
+        f"{count} x {name or 'unnamed device'}" + (f" ({format_bytes(memory)})" if memory else "")
         for (name, memory), count in kinds.items()
     )
 
 
 def _line(error: str) -> str:
-    """The last line of an error, or that there is none."""
+    """The last line of an error."""
     lines = [line.strip() for line in error.splitlines() if line.strip()]
-    return lines[-1] if lines else "it does not say why"
+    return lines[-1] if lines else "no reason given"
 
 
 CHECKS: Final = (driver, jax, accelerators, hidden, mixed, in_use, capability, links)

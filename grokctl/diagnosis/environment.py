@@ -1,4 +1,4 @@
-"""Checks of what started this process, what it was told, and what a download goes through."""
+"""Checks of the launcher, of environment variables, and of the network of a download."""
 
 from collections.abc import Callable, Iterator, Mapping
 from typing import Final
@@ -11,39 +11,39 @@ from grokctl.paths import quoted
 from grokctl.text import format_bytes
 
 _JOINED: Final = frozenset({"Slurm", "Open MPI"})
-"""Launchers that tell processes of each other."""
+"""Launchers that tell processes about each other."""
 _PROMPT: Final = "grokctl run -p 'Once upon a time'"
-_SPOKEN: Final = frozenset({"http", "socks5", "socks5h"})
-"""Kinds of proxy that peers can be reached through."""
+_SUPPORTED: Final = frozenset({"http", "socks5", "socks5h"})
+"""Types of proxy that BitTorrent supports."""
 _MOST_TEXT: Final = 60
-"""Characters of a variable that are shown."""
+"""Characters of a variable to show."""
 
 
 def job(machine: Machine) -> Iterator[Check]:
-    """Whether grokctl was started as one process a host: several of a host want the same GPUs."""
-    here = machine.surroundings
-    if not here.cluster:
-        yield Check("job", Status.OK, "started by hand, in one process")
+    """Whether there is one process per host: several would compete for the same GPUs."""
+    launch = machine.surroundings
+    if not launch.cluster:
+        yield Check("job", Status.OK, "one process, without a launcher")
         return
-    if max(here.processes, here.local_processes) <= 1:
-        yield Check("job", Status.OK, f"{here.cluster}, one process")
+    if max(launch.processes, launch.local_processes) <= 1:
+        yield Check("job", Status.OK, f"{launch.cluster}, one process")
         return
-    started = f"{here.cluster} starts {here.processes} processes"
-    if here.cluster in _JOINED and here.local_processes <= 1:
-        detail = f"{started}, one a host: run, score and bench are one run over all of them"
+    started = f"{launch.cluster} starts {launch.processes} processes"
+    if launch.cluster in _JOINED and launch.local_processes <= 1:
+        detail = f"{started}, one per host: run, score and bench use all of them together"
         yield Check("job", Status.OK, detail)
         return
     gpus = max(len(machine.nvml.gpus), len(machine.jax.accelerators))
-    if here.cluster in _JOINED:
-        started += f", {here.local_processes} of them here"
-        detail = f"{started}: they would want the same GPUs, and one a host uses all of them"
+    if launch.cluster in _JOINED:
+        started += f", {launch.local_processes} of them here"
+        detail = f"{started}: they compete for the same GPUs, and one per host uses all of them"
     else:
-        detail = f"{started}: each would load the whole model, unless it is told of the others"
-    yield Check("job", Status.WARN, detail, _one_a_host(here.cluster, gpus))
+        detail = f"{started}: each would load the whole model, unless --coordinator joins them"
+    yield Check("job", Status.WARN, detail, _one_a_host(launch.cluster, gpus))
 
 
 def _one_a_host(cluster: str, gpus: int) -> str:
-    """How to start one process on every host, with everything that is there."""
+    """The command that starts one process on every host, with all GPUs."""
     match cluster:
         case "Slurm":
             devices = f" --gpus-per-node={gpus}" if gpus else ""
@@ -55,7 +55,7 @@ def _one_a_host(cluster: str, gpus: int) -> str:
 
 
 def variables(machine: Machine) -> Iterator[Check]:
-    """What the environment says that changes what happens."""
+    """Environment variables that change the behaviour of grokctl."""
     known = machine.surroundings.variables
     others = []
     for name in sorted(known):
@@ -65,27 +65,27 @@ def variables(machine: Machine) -> Iterator[Check]:
         else:
             yield judge(name, known[name], machine)
     if others:
-        yield Check("environment", Status.OK, f"also has {_short(', '.join(others))}")
+        yield Check("environment", Status.OK, f"also set: {_short(', '.join(others))}")
     elif not known:
-        yield Check("environment", Status.OK, "changes nothing")
+        yield Check("environment", Status.OK, "nothing relevant is set")
 
 
-def _told(name: str, value: str, _machine: Machine, *, meaning: str = "") -> Check:
+def _shown(name: str, value: str, _machine: Machine, *, meaning: str = "") -> Check:
     return Check(name, Status.OK, f"{_short(value)}{f': {meaning}' if meaning else ''}")
 
 
 def _platforms(name: str, value: str, machine: Machine) -> Check:
     has_others = bool(machine.nvml.gpus) and not machine.jax.accelerators
     if has_others and value and not {"cuda", "gpu"} & set(value.split(",")):
-        detail = f"{_short(value)}: JAX looks for no GPU, {len(machine.nvml.gpus)} are here"
+        detail = f"{_short(value)}: JAX ignores {len(machine.nvml.gpus)} GPUs"
         return Check(name, Status.WARN, detail, f"unset {name}")
-    return _told(name, value, machine, meaning="where JAX runs")
+    return _shown(name, value, machine, meaning="the platforms of JAX")
 
 
 def _compiler(name: str, value: str, _machine: Machine) -> Check:
     if not value.strip():
         return Check(name, Status.OK, "is empty")
-    detail = f"{_short(value)}: changes what is compiled, or how fast it is"
+    detail = f"{_short(value)}: changes compilation or speed"
     return Check(name, Status.WARN, detail, f"unset {name}")
 
 
@@ -99,37 +99,37 @@ def _share(name: str, value: str, machine: Machine) -> Check:
         return Check(name, Status.WARN, detail, f"unset {name}")
     sizes = [gpu.memory for gpu in machine.accelerators if gpu.memory]
     each = f", {format_bytes(share * min(sizes))} of each" if sizes else ""
-    return Check(name, Status.OK, f"JAX takes {share:.0%} of the memory of GPUs{each}")
+    return Check(name, Status.OK, f"JAX uses {share:.0%} of the memory of GPUs{each}")
 
 
 def _preallocation(name: str, value: str, machine: Machine) -> Check:
     is_off = value.strip().lower() in {"false", "0"}
-    meaning = "memory is taken as it is needed, in pieces" if is_off else "memory is taken at once"
-    return _told(name, value, machine, meaning=meaning)
+    meaning = "memory is allocated as needed" if is_off else "memory is allocated at start"
+    return _shown(name, value, machine, meaning=meaning)
 
 
 def _collectives(name: str, value: str, _machine: Machine) -> Check:
-    """NCCL's own settings: those that switch something off cost speed."""
+    """Settings of NCCL: disabling a feature costs speed."""
     if name.endswith("_DISABLE") and value.strip() not in {"", "0"}:
-        detail = f"{_short(value)}: GPUs talk over a slower way"
+        detail = f"{_short(value)}: GPUs communicate over a slower path"
         return Check(name, Status.WARN, detail, f"unset {name}")
     return Check(name, Status.OK, _short(value))
 
 
 def _visible(name: str, value: str, machine: Machine) -> Check:
-    return _told(name, value, machine, meaning="the only GPUs that JAX may use")
+    return _shown(name, value, machine, meaning="the only GPUs that JAX may use")
 
 
 def _libraries(name: str, value: str, machine: Machine) -> Check:
-    """CUDA's libraries come with JAX, and others that are found before them break it."""
+    """JAX comes with CUDA's libraries; other versions that are found first break it."""
     if value and plugins(machine) and not machine.accelerators:
-        detail = f"{_short(value)}: libraries in there come before those that JAX brings"
+        detail = f"{_short(value)}: libraries there take precedence over those of JAX"
         return Check(name, Status.WARN, detail, f"env -u {name} {_PROMPT}")
-    return _told(name, value, machine)
+    return _shown(name, value, machine)
 
 
 def _virtual(name: str, value: str, machine: Machine) -> Check:
-    return _told(name, value, machine, meaning="virtual devices where JAX runs on the CPU")
+    return _shown(name, value, machine, meaning="virtual devices when JAX runs on the CPU")
 
 
 _JUDGES: Final[Mapping[str, Callable[[str, str, Machine], Check]]] = {
@@ -143,7 +143,7 @@ _JUDGES: Final[Mapping[str, Callable[[str, str, Machine], Check]]] = {
     "JAX_NUM_CPU_DEVICES": _virtual,
     "LD_LIBRARY_PATH": _libraries,
 }
-"""By how the name begins."""
+"""Beginning of a variable's name -> its check."""
 
 
 def _short(value: str) -> str:
@@ -152,37 +152,37 @@ def _short(value: str) -> str:
 
 
 def proxy(machine: Machine) -> Iterator[Check]:
-    """What the environment's proxy means for a download: peers do not go through it by itself."""
-    told = machine.network.proxy
-    if not told:
-        yield Check("proxy", Status.OK, "none: everything goes out directly")
+    """The proxy of the environment: peers only use it if told to."""
+    address = machine.network.proxy
+    if not address:
+        yield Check("proxy", Status.OK, "none: direct connections")
         return
-    detail = f"{told}: mirrors and the tokenizer go through it, peers only if told"
-    url = told if "://" in told else f"http://{told}"
-    is_spoken = url.partition("://")[0].lower() in _SPOKEN
-    fix = f"grokctl fetch --proxy {quoted(url)}" if is_spoken else "grokctl fetch --mirror hf"
+    detail = f"{address}: used for mirrors and the tokenizer, for peers only with --proxy"
+    url = address if "://" in address else f"http://{address}"
+    is_supported = url.partition("://")[0].lower() in _SUPPORTED
+    fix = f"grokctl fetch --proxy {quoted(url)}" if is_supported else "grokctl fetch --mirror hf"
     yield Check("proxy", Status.WARN, detail, fix)
 
 
 def certificates(machine: Machine) -> Iterator[Check]:
-    """Whether HTTPS trackers and mirrors can be trusted."""
+    """Whether HTTPS trackers and mirrors can be verified."""
     network = machine.network
     if network.has_certificates:
-        yield Check("certificates", Status.OK, f"authorities are listed in {network.certificates}")
+        yield Check("certificates", Status.OK, f"authorities in {network.certificates}")
         return
     detail = f"{network.certificates or 'no bundle of authorities'}: no such file"
     yield Check("certificates", Status.WARN, detail, "unset SSL_CERT_FILE SSL_CERT_DIR")
 
 
 def port(machine: Machine) -> Iterator[Check]:
-    """Whether peers can call."""
+    """Whether peers can connect."""
     network = machine.network
     if network.port is not None:
-        detail = f"{network.port} can be listened on, TCP and UDP"
+        detail = f"can listen on {network.port}, TCP and UDP"
         yield Check("torrent port", Status.OK, detail)
         return
-    why = f": {network.error}" if network.error else ""
-    detail = f"none could be bound{why}"
+    reason = f": {network.error}" if network.error else ""
+    detail = f"cannot listen on any{reason}"
     yield Check("torrent port", Status.WARN, detail, "grokctl fetch --port 0")
 
 

@@ -1,4 +1,4 @@
-"""What lies under home: releases and ready checkpoints, by a look that opens no tensor."""
+"""Releases and ready checkpoints under home, listed without opening a tensor."""
 
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -22,78 +22,78 @@ from grokctl.paths import BEGUN, CKPT, PRIVATE, TOKENIZER, Home, default_home, k
 
 _T = TypeVar("_T")
 _BLOCK: Final = 512
-"""Bytes that `st_blocks` counts in, whatever the file system's own are."""
+"""The unit of `st_blocks`, on every file system."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KeptRelease:
-    """A release, or what there is of one."""
+    """A release, possibly incomplete."""
 
     name: str
     root: Path
     is_grok_1: bool = False
     nbytes: int = 0
-    """That lie on the disk, of those that belong to it."""
+    """Bytes of its files on disk."""
     missing_nbytes: int = 0
-    """That are still to come."""
+    """Bytes that are missing."""
     is_complete: bool = False
-    """Whether every file has its size, and no download is under way; proves no content."""
+    """Whether every file has its size and no download is in progress; proves no content."""
     damage: str = ""
-    """Why it cannot be used, if it was seen."""
+    """Why it cannot be used; empty if nothing is known."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KeptReady:
-    """A ready checkpoint, as its manifest tells of it."""
+    """A ready checkpoint, by its manifest."""
 
     name: str
     root: Path
     is_grok_1: bool = False
     precision: Precision | None = None
-    """None where the manifest cannot be read."""
+    """None if the manifest cannot be read."""
     mesh: MeshShape | None = None
     nbytes: int = 0
     is_whole: bool = False
-    """Whether every device's file is here, with its size."""
+    """Whether the file of every device exists, with its size."""
     is_mapped: bool = True
-    """Whether weights can be read from its files as they are needed: they are not compressed."""
+    """Whether weights can be read as they are needed: the files are not compressed."""
     has_tokenizer: bool = True
-    """Whether it takes text, and not only token ids."""
+    """Whether it accepts text, and not only token ids."""
     damage: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Inventory:
-    """What lies under home."""
+    """The checkpoints under home."""
 
     home: Path
     is_default: bool = True
-    """Whether commands find it without being told."""
+    """Whether it is the default home."""
     releases: tuple[KeptRelease, ...] = ()
     ready: tuple[KeptReady, ...] = ()
     error: str = ""
-    """Why home could not be looked at."""
+    """Why home could not be searched."""
 
     @property
     def grok_1(self) -> KeptRelease | None:
-        """The release of Grok-1 of which there is most."""
-        found = [kept for kept in self.releases if kept.is_grok_1 and not kept.damage]
-        return max(found, key=lambda kept: (kept.is_complete, kept.nbytes), default=None)
+        """The most complete release of Grok-1."""
+        usable = [kept for kept in self.releases if kept.is_grok_1 and not kept.damage]
+        return max(usable, key=lambda kept: (kept.is_complete, kept.nbytes), default=None)
 
     @property
     def ready_grok_1(self) -> tuple[KeptReady, ...]:
-        """Ready checkpoints of Grok-1 that can be run."""
+        """Complete ready checkpoints of Grok-1."""
         return tuple(kept for kept in self.ready if kept.is_grok_1 and kept.is_whole)
 
     @property
     def lossless(self) -> KeptReady | None:
-        """A ready checkpoint of Grok-1 that can be cut for every mesh and precision."""
-        found = (kept for kept in self.ready_grok_1 if kept.precision is Precision.INT8)
-        return next(found, None)
+        """A ready checkpoint of Grok-1 that can be resharded to any mesh and precision."""
+        lossless = (kept for kept in self.ready_grok_1 if kept.precision is Precision.INT8)
+        return next(lossless, None)
 
     @property
     def to_download(self) -> int:
-        """Bytes of Grok-1 that are still to come, for a reshard that is not done."""
+        """Bytes of Grok-1 that must be downloaded before a reshard."""
         if self.lossless is not None:
             return 0
         if self.grok_1 is None:
@@ -138,16 +138,16 @@ def _layouts(precision: Precision, mesh: MeshShape) -> tuple[DeviceLayout, ...]:
 
 
 def take_stock(home: Home, *, timeout_s: float = 20.0) -> Inventory:
-    """Look at what lies under home; a damaged checkpoint is listed as one, and none is opened.
+    """List the checkpoints under home, damaged ones included.
 
-    Reads a manifest for every ready checkpoint, and asks for the size of every file.
+    Reads the manifest of every ready checkpoint, and the size of every file.
 
     Args:
-        home: Where to look.
-        timeout_s: A disk that hangs is left alone after so many seconds.
+        home: The folder to search.
+        timeout_s: Seconds to wait for its disk.
     """
-    why = f"{home.root}: was not looked through in {timeout_s:.0f} s"
-    silent = Inventory(home=home.root, is_default=_is_default(home), error=why)
+    error = f"{home.root}: was not searched within {timeout_s:.0f} s"
+    silent = Inventory(home=home.root, is_default=_is_default(home), error=error)
     look = partial(_take_stock, home, is_default=silent.is_default)
     return Waiting(look, timeout_s=timeout_s, default=silent).answer()
 
@@ -166,7 +166,7 @@ def _take_stock(home: Home, *, is_default: bool) -> Inventory:
 
 
 def _each(folder: Path, kind: str, look: Callable[[Path], _T], errors: list[str]) -> list[_T]:
-    """What a look at every checkpoint of a kind found, by name."""
+    """The checkpoints of one kind in a folder, by name."""
     try:
         entries = sorted(folder.iterdir()) if folder.is_dir() else []
     except OSError as error:
@@ -190,12 +190,12 @@ def _release(root: Path) -> KeptRelease:
         is_grok_1=config == GROK_1,
         nbytes=present,
         missing_nbytes=expected - present,
-        is_complete=not has_begun and all(wanted == found for wanted, found, _ in sizes),
+        is_complete=not has_begun and all(wanted == size for wanted, size, _ in sizes),
     )
 
 
 def _sizes(root: Path, config: GrokConfig) -> Iterator[tuple[int, int, int]]:
-    """Of every file: the bytes that it should have, has, and takes on the disk."""
+    """For every file: its expected size, actual size, and bytes on disk."""
     for spec in tensor_specs(config):
         size = blocks = 0
         with suppress(OSError):
@@ -230,7 +230,7 @@ def _reason(error: GrokctlError | OSError) -> str:
 
 
 def _is_default(home: Home) -> bool:
-    """Whether commands find it without being told."""
+    """Whether it is the default home."""
     try:
         return home.root == default_home()
     except UsageError:

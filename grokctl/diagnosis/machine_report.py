@@ -1,4 +1,4 @@
-"""All that was found out about a machine, as strangers may read it."""
+"""All facts about a machine, without personal data, for public issues."""
 
 import re
 import sys
@@ -13,14 +13,15 @@ from grokctl.machine.facts import Accelerator, Disk, Found, Machine, Memory
 from grokctl.text import format_bytes, format_rate
 
 Facts = list[tuple[str, str]]
+"""Names and values."""
 
 _VERSION: Final = re.compile(r"[0-9][\w.+!-]{0,40}")
 _VERSIONS: Final = frozenset({"driver", "cuda", "grokctl", "python", "packages"})
-"""Fields that hold versions, of which some look like addresses."""
+"""Fields with versions, some of which look like addresses."""
 
 
 def values(value: object, redact: Redaction, name: str = "") -> Any:
-    """What JSON can hold of a value, with nothing private in any of its texts."""
+    """A value as JSON, with all of its texts redacted."""
     if is_dataclass(value):
         named = ((field.name, getattr(value, field.name)) for field in fields(value))
         return {key: values(part, redact, key) for key, part in named}
@@ -30,14 +31,14 @@ def values(value: object, redact: Redaction, name: str = "") -> Any:
         return {redact(key): values(part, redact, name) for key, part in value.items()}
     if isinstance(value, tuple):
         return [values(part, redact, name) for part in value]
-    if isinstance(value, str | Path):  # and what is an enumeration of texts
+    if isinstance(value, str | Path):  # and enumerations of texts
         text = str(value)
         return text if name in _VERSIONS and _VERSION.fullmatch(text) else redact(text)
     return value
 
 
 def facts(machine: Machine, redact: Redaction) -> Iterable[tuple[str, Facts]]:
-    """All that was found, as names and values without anything private."""
+    """All facts by title, as redacted names and values."""
     software, cpu, memory, network = (
         machine.software,
         machine.cpu,
@@ -60,7 +61,7 @@ def facts(machine: Machine, redact: Redaction) -> Iterable[tuple[str, Facts]]:
             ("model", redact(cpu.model)),
             ("architecture", redact(cpu.architecture)),
             ("cores", str(cpu.cores)),
-            ("flags", redact(" ".join(cpu.flags)) or "none that matter"),
+            ("flags", redact(" ".join(cpu.flags)) or "none relevant"),
             ("reads memory at", _rate(cpu.bandwidth)),
         ],
     )
@@ -115,7 +116,7 @@ def _accelerators(machine: Machine, redact: Redaction) -> Facts:
         ("NVIDIA driver", driver if nvml.found is Found.OK else nvml.found.value),
         ("JAX", f"{jax.platform or jax.found} in {jax.seconds:.1f} s"),
     ]
-    errors = (("driver says", nvml.error), ("JAX says", jax.error))
+    errors = (("driver error", nvml.error), ("JAX error", jax.error))
     facts += [(name, redact(error)) for name, error in errors if error]
     place = 0
     for device, alike in groupby(machine.accelerators):

@@ -1,4 +1,4 @@
-"""Checks of the processor and of main memory: what CPU mode would have."""
+"""Checks of the processor and of main memory, for inference on the CPU."""
 
 from collections.abc import Iterator
 from typing import Final
@@ -11,21 +11,21 @@ from grokctl.model.placement import MeshShape
 from grokctl.model.precision import Precision
 from grokctl.text import format_bytes, format_number, format_rate
 
-_SHARED: Final = "/dev/shm"  # noqa: S108  # its name, and nothing is put there
+_SHARED: Final = "/dev/shm"  # noqa: S108  # only its name: nothing is written there
 _ENOUGH_SHARED: Final = 2**30
-"""Bytes of /dev/shm that NVIDIA asks for where GPUs talk through it."""
+"""Bytes of /dev/shm that NVIDIA recommends when GPUs communicate through it."""
 _UNITS: Final = ("amx_bf16", "avx512_bf16", "avx512f", "avx2", "sve2", "sve", "asimd")
-"""What decides how fast a CPU multiplies, best first."""
+"""Instruction sets that decide the speed of products, best first."""
 _ALONE: Final = MeshShape(1, 1)
 
 
 def processor(machine: Machine) -> Iterator[Check]:
-    """What it is."""
+    """Its model, cores and instruction sets."""
     cpu = machine.cpu
-    what = f"{cpu.model or 'unknown'}, {format_number(cpu.cores, 'core')}, {cpu.architecture}"
+    detail = f"{cpu.model or 'unknown'}, {format_number(cpu.cores, 'core')}, {cpu.architecture}"
     decisive = [flag for flag in _UNITS if flag in cpu.flags]
     units = f", {' '.join(decisive)}" if decisive else ""
-    yield Check("processor", Status.OK, f"{what}{units}")
+    yield Check("processor", Status.OK, f"{detail}{units}")
     if machine.accelerators:
         return
     if cpu.has_fast_bfloat16:
@@ -35,52 +35,52 @@ def processor(machine: Machine) -> Iterator[Check]:
 
 
 def bandwidth(machine: Machine) -> Iterator[Check]:
-    """How fast memory is, which is what a token takes."""
+    """The bandwidth of memory, which decides the speed of decoding."""
     rate = machine.cpu.bandwidth
     if rate is None:
-        yield Check("bandwidth", Status.SKIP, "was not measured")
+        yield Check("bandwidth", Status.SKIP, "not measured")
     else:
         yield Check("bandwidth", Status.OK, f"{format_rate(rate)}, measured")
 
 
 def memory(machine: Machine) -> Iterator[Check]:
-    """Whether weights fit into it; accelerators have their own."""
+    """Whether the weights fit; accelerators have their own memory."""
     here = machine.memory
     least, most = (ready_nbytes(kind, _ALONE) for kind in (Precision.INT4, Precision.INT8))
     have = f"{format_bytes(here.usable)} of {format_bytes(here.total)} are free"
-    there = [gpu.memory for gpu in (*machine.accelerators, *idle(machine))]
-    if there and (None in there or sum(filter(None, there)) >= least):
+    gpus = [gpu.memory for gpu in (*machine.accelerators, *idle(machine))]
+    if gpus and (None in gpus or sum(filter(None, gpus)) >= least):
         detail = f"{have}: weights go to the accelerators, files are mapped"
         yield Check("memory", Status.OK, detail)
     elif here.usable >= most:
-        yield Check("memory", Status.OK, f"{have}, Grok-1 takes {format_bytes(most)} at int8")
+        yield Check("memory", Status.OK, f"{have}, Grok-1 needs {format_bytes(most)} at int8")
     else:
-        needs = f"Grok-1 takes {format_bytes(most)} at int8, {format_bytes(least)} at int4"
+        needs = f"Grok-1 needs {format_bytes(most)} at int8, {format_bytes(least)} at int4"
         paged = "" if here.usable >= least else ": the rest is read from the disk for every token"
         fix = "grokctl reshard --devices 1 --precision int4"
         yield Check("memory", Status.WARN, f"{have}, {needs}{paged}", fix)
 
 
 def limit(machine: Machine) -> Iterator[Check]:
-    """Whether a cgroup allows less than there is."""
+    """Whether a cgroup limits memory."""
     here = machine.memory
     if here.limit is None:
         return
-    told = (
+    usage = (
         f"the cgroup allows {format_bytes(here.limit)} of {format_bytes(here.total)}, "
         f"{format_bytes(here.used)} are used"
     )
     least = ready_nbytes(Precision.INT4, _ALONE)
     if machine.accelerators or not _binds(here, least):
-        yield Check("memory limit", Status.OK, told)
+        yield Check("memory limit", Status.OK, usage)
         return
-    wanted = least * 11 // 10  # a tenth beside the weights
+    wanted = least * 11 // 10  # a tenth more than the weights
     fix = _raised(machine.surroundings.cluster, -(-wanted // 2**30))
-    yield Check("memory limit", Status.WARN, f"{told}: int4 needs {format_bytes(least)}", fix)
+    yield Check("memory limit", Status.WARN, f"{usage}: int4 needs {format_bytes(least)}", fix)
 
 
 def _binds(memory: Memory, needed: int) -> bool:
-    """Whether the machine could hold it, and only the limit forbids it."""
+    """Whether the machine has enough memory, and only the limit forbids it."""
     return memory.usable < needed <= memory.total
 
 
@@ -95,11 +95,11 @@ def _raised(cluster: str, gibibytes: int) -> str:
 
 
 def shared(machine: Machine) -> Iterator[Check]:
-    """Whether GPUs that have no links of their own have room to talk."""
+    """Whether GPUs without links have enough shared memory to communicate."""
     size, found = machine.memory.shm, machine.accelerators
     over_memory = len(found) > 1 and any(gpu.has_nvlink is False for gpu in found)
     if size is None:
-        yield Check(_SHARED, Status.SKIP, "none, and grokctl needs none")
+        yield Check(_SHARED, Status.SKIP, "none; grokctl needs none")
     elif over_memory and size < _ENOUGH_SHARED:
         detail = (
             f"{format_bytes(size)}, expected {format_bytes(_ENOUGH_SHARED)}: "

@@ -1,4 +1,4 @@
-"""What would run on some hardware, how fast, and what it takes if nothing does."""
+"""What runs on some hardware, how fast, and what is missing if nothing does."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,44 +16,44 @@ from grokctl.text import format_bytes
 
 _PROMPT: Final = "-p 'The answer to life, the universe and everything is'"
 _FAST: Final = 10
-"""Tokens a second whose fractions do not matter."""
+"""Tokens a second from which fractions are not shown."""
 _MANY: Final = 4
-"""Devices from which an example is worth naming."""
+"""The smallest number of devices in an example."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ability:
-    """Something that can be done now, or why not."""
+    """A command that can be run now, or why it cannot."""
 
     name: str
     """`download`, `reshard` or `run`."""
     status: Status
-    """OK, WARN (yes, but), FAIL (no), SKIP (done, or not to be known)."""
+    """OK, WARN (with a drawback), FAIL (no), SKIP (done, or unknown)."""
     detail: str
-    """Such as `yes, about 9 minutes` or what is missing, with both numbers."""
+    """Such as `yes, about 9 minutes`; if not, what is missing, with both numbers."""
     command: str = ""
     """To paste."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prospect:
-    """Hardware, and what would be run on it."""
+    """Hardware, and the best plan for it."""
 
     hardware: Hardware
     plans: tuple[Plan, ...]
-    """For it."""
+    """All plans for this hardware."""
     best: Plan | None
-    """None if nothing fits."""
+    """None if no plan fits."""
     elsewhere: tuple[Plan, ...]
-    """For accelerators that nobody has."""
+    """Plans for published accelerators."""
     command: str
-    """That runs it."""
+    """The command that runs the best plan."""
     instead_of: Hardware | None = None
-    """Accelerators that are here and too small."""
+    """This machine's accelerators, if they are too small."""
 
 
 def run_elsewhere(prospect: Prospect) -> Ability:
-    """Whether text would come out of some hardware, whatever lies on its disk."""
+    """Whether some hardware can run the model, whatever is on its disk."""
     best, hardware = prospect.best, prospect.hardware
     command = prospect.command
     if best is None:
@@ -66,7 +66,7 @@ def run_elsewhere(prospect: Prospect) -> Ability:
     takes = f"{_devices(hardware, best.mesh)}, {format_bytes(best.needs.total)}{room}{each}"
     if best.context < GROK_1.sequence_len:
         takes += f", context {best.context:,}"
-    pace = _pace(best)
+    pace = _speed(best)
     if best.precision is not Precision.INT4:
         detail = f"yes: {best.precision} on {takes}{pace}"
         return Ability(name="run", status=Status.OK, detail=detail, command=command)
@@ -75,26 +75,26 @@ def run_elsewhere(prospect: Prospect) -> Ability:
 
 
 def _on_cpu(prospect: Prospect, best: Plan, command: str) -> Ability:
-    pace, first = _pace(best), ""
+    pace, first = _speed(best), ""
     if best.context < GROK_1.sequence_len:
         pace = f", context {best.context:,}{pace}"
     if prospect.instead_of is not None:
         small = prospect.instead_of
-        first = f"{small.count} x {small.name} cannot hold it; "
+        first = f"{small.count} x {small.name} are too small; "
     if not best.is_paged:
         taken = f"{format_bytes(best.needs.total)} of {format_bytes(best.memory or 0)} of memory"
         detail = f"yes: {first}{best.precision} on the CPU, {taken}{pace}"
         return Ability(name="run", status=Status.OK, detail=detail, command=command)
     detail = (
-        f"yes, slowly: {first}{best.precision} on the CPU, of whose "
-        f"{format_bytes(best.needs.weights)} most is read from the disk again and again{pace}; "
-        f"all of it is held by {_examples(prospect.elsewhere)}"
+        f"yes, slowly: {first}{best.precision} on the CPU; most of its "
+        f"{format_bytes(best.needs.weights)} is read from the disk for every token{pace}; "
+        f"all of it fits {_examples(prospect.elsewhere)}"
     )
     return Ability(name="run", status=Status.WARN, detail=detail, command=command)
 
 
 def _for_int8(prospect: Prospect) -> str:
-    """What int8 would take that is missing here."""
+    """What int8 would need."""
     known = [plan for plan in prospect.plans if plan.precision is Precision.INT8]
     possible = [plan for plan in known if plan.is_possible]
     nearest = min(possible, key=lambda plan: plan.missing, default=None)
@@ -109,43 +109,43 @@ def _for_int8(prospect: Prospect) -> str:
 
 
 def _too_small(prospect: Prospect) -> str:
-    """That nothing fits, by how much, and what does."""
+    """Why nothing fits, and examples that do."""
     possible = [plan for plan in prospect.plans if plan.is_possible]
     nearest = min(possible, key=lambda plan: plan.missing, default=None)
     detail = "no"
     if nearest is not None and nearest.is_paged:
-        beside = nearest.needs.cache + nearest.needs.workspace
+        others = nearest.needs.cache + nearest.needs.workspace
         detail += (
-            f": the CPU takes {format_bytes(beside)} even where weights stay on the disk, "
-            f"{format_bytes(nearest.memory or 0)} are there"
+            f": the CPU needs {format_bytes(others)} even with the weights on disk, "
+            f"{format_bytes(nearest.memory or 0)} are available"
         )
     elif nearest is not None:
         each = " on each" if nearest.mesh.size > 1 else ""
         detail += (
-            f": {nearest.precision} on {_devices(prospect.hardware, nearest.mesh)} takes "
+            f": {nearest.precision} on {_devices(prospect.hardware, nearest.mesh)} needs "
             f"{format_bytes(nearest.needs.total)}{each}, "
-            f"{format_bytes(nearest.memory or 0)} are there"
+            f"{format_bytes(nearest.memory or 0)} are available"
         )
     enough = [plan for plan in prospect.plans if not plan.missing and not plan.is_possible]
     if enough:
         least = min(enough, key=lambda plan: plan.mesh.size)
         detail += f"; {least.mesh.size} of them hold {least.precision}"
-    return f"{detail}; int8 is held by {_examples(prospect.elsewhere)}"
+    return f"{detail}; int8 fits {_examples(prospect.elsewhere)}"
 
 
 def _examples(plans: Sequence[Plan]) -> str:
-    """`4 x H200 141GB, 8 x L40S 48GB`: the smallest published that hold int8."""
-    found = []
+    """`4 x H200 141GB, 8 x L40S 48GB`: the smallest published accelerators that fit int8."""
+    smallest = []
     for plan in plans:
         is_usual = plan.precision is Precision.INT8 and plan.mesh.expert == 1
-        holding = examples(plan) if is_usual and plan.mesh.size >= _MANY else ()
-        if holding:
-            found.append(f"{plan.mesh.size} x {holding[0].label}")
-    return ", ".join(found) or "no published accelerator"
+        fitting = examples(plan) if is_usual and plan.mesh.size >= _MANY else ()
+        if fitting:
+            smallest.append(f"{plan.mesh.size} x {fitting[0].label}")
+    return ", ".join(smallest) or "no published accelerator"
 
 
 def reshard_elsewhere(best: Plan) -> Ability:
-    """How to cut a release for hardware that is not here."""
+    """How to reshard a release for other hardware."""
     nbytes = ready_nbytes(best.precision, best.mesh)
     return Ability(
         name="reshard",
@@ -156,7 +156,7 @@ def reshard_elsewhere(best: Plan) -> Ability:
 
 
 def run_command(context: int | None, batch: int, kv: KvType) -> str:
-    """The line that runs what was asked for."""
+    """The command that runs the question's settings."""
     many = f" --prompts-file prompts.jsonl --batch {batch}"
     parts = [f"grokctl run{many}" if batch > 1 else f"grokctl run {_PROMPT}"]
     parts += [f"--context {context}"] if context is not None else []
@@ -165,17 +165,17 @@ def run_command(context: int | None, batch: int, kv: KvType) -> str:
 
 
 def _devices(hardware: Hardware, mesh: MeshShape) -> str:
-    return f"{mesh.size} x {hardware.name or 'accelerators without a name'}"
+    return f"{mesh.size} x {hardware.name or 'unnamed accelerators'}"
 
 
-def _pace(plan: Plan) -> str:
-    """`, about 30 tokens/s (estimate)`; nothing where it is not known."""
+def _speed(plan: Plan) -> str:
+    """`, about 30 tokens/s (estimate)`; empty if unknown."""
     rate = plan.tokens_per_s
     if not rate:
         return ""
-    said = (
+    speed = (
         f"{rate:.{0 if rate >= _FAST else 1}f} tokens/s"
         if rate >= 1
-        else f"{about(1 / rate)} a token"
+        else f"{about(1 / rate)} per token"
     )
-    return f", about {said} (estimate)"
+    return f", about {speed} (estimate)"

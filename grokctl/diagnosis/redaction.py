@@ -1,4 +1,4 @@
-"""Take out of a text what says who somebody is, or lets others in as them."""
+"""Remove personal data and credentials from text."""
 
 import ipaddress
 import os
@@ -22,11 +22,11 @@ _KEY_BLOCK: Final = re.compile(
 )
 _LOGIN: Final = re.compile(
     r"(?P<scheme>(?<![A-Za-z0-9+.-])[A-Za-z][A-Za-z0-9+.-]*://)"
-    r"(?:[^\s:/]*:\S*@|[^\s/]*@)"  # a password holds anything
+    r"(?:[^\s:/]*:\S*@|[^\s/]*@)"  # a password may have any character
     r"|(?<![^\s=,;'\"(<\[])[^\s:@/=,;'\"]+:[^\s@]+@(?=[\w\[.-])"
 )
 _ACCOUNT: Final = re.compile(r"(?<![\w.+%-])[\w.+%-]+@(?=[\w\[])")
-"""Of a mail address, or of what ssh is told."""
+"""The user of a mail address or of an ssh target."""
 _NAMES: Final = (
     r"[\w.-]*(?:(?<!max-)(?<!prompt-)token(?!izer|[_-]ids)|secret|passw|passphrase|pwd"
     r"|credential|cookie|signature|session[_-]?(?:id|key)|api[_-]?key|(?:access|private|ssh|signing|license|encryption)[_-]?key|auth(?!or))[\w.-]*"
@@ -34,7 +34,7 @@ _NAMES: Final = (
 _VALUE: Final = r"(?:\"(?:[^\"\\]|\\.)*\"?|'[^']*'?|[^\s&;,\"']+)"
 _ASSIGNED: Final = re.compile(
     rf"(?P<name>(?<![\w.-])(?:{_NAMES}|[\w.-]*key|user(?:name)?|login))(?P<between>\"?'?\s*=\s*){_VALUE}"
-    rf"|(?P<said>(?<![\w.-])(?:{_NAMES}))(?P<colon>\"?'?:\s*){_VALUE}"
+    rf"|(?P<key>(?<![\w.-])(?:{_NAMES}))(?P<colon>\"?'?:\s*){_VALUE}"
     rf"|(?P<option>(?<![\w-])--?{_NAMES})(?P<blank>\s+)(?![-\s]){_VALUE}",
     re.IGNORECASE,
 )
@@ -49,7 +49,7 @@ _PLACES: Final = re.compile(
     r"|ADDRESS|ADDRESSES|HOSTID|COMM_ID|USER|USERNAME|LOGNAME|ACCOUNT|JOB_NAME)=)\S.*",
     re.DOTALL,
 )
-"""Variables of schedulers that name hosts and people."""
+"""Variables of schedulers with names of hosts and people."""
 _TOKENS: Final = re.compile(
     r"(?<![A-Za-z0-9])(?:"
     r"eyJ[\w-]{5,}\.[\w-]+(?:\.[\w-]*)?"  # JSON web tokens
@@ -66,8 +66,8 @@ _RANDOM: Final = re.compile(
     r"(?<![\w+-])(?=[\w+-]*[a-z])(?=[\w+-]*[A-Z])(?=[\w+-]*[0-9])[\w+-]{24,}={0,2}(?![\w+/-])"
     r"|(?<![\w+/])(?=[\w+/]*[a-z])(?=[\w+/]*[A-Z])(?=[\w+/]*[0-9])[\w+/]{40}(?![\w+/=-])"
 )
-"""Long, with capitals, small letters and digits in one piece: no word of ours looks like that."""
-_SOMEBODYS: Final = re.compile(r"(?P<before>/(?:home|Users)/)(?!\[user\])[^/\s:,;'\"]+")
+"""Long words of capitals, small letters and digits: none of our own words looks like that."""
+_HOME_FOLDER: Final = re.compile(r"(?P<before>/(?:home|Users)/)(?!\[user\])[^/\s:,;'\"]+")
 _HARDWARE_ADDRESS: Final = re.compile(r"(?<![\w:-])(?:[0-9A-Fa-f]{2}:){5}[0-9A-Fa-f]{2}(?![\w:-])")
 _NUMBERS: Final = re.compile(
     r"(?<![\w.-])(?<!==)(?<!cu[0-9]{2} )[0-9]{1,3}(?:\.[0-9]{1,3}){3}(?![\w-]|\.[0-9])"
@@ -75,31 +75,31 @@ _NUMBERS: Final = re.compile(
     r"(?:%[\w.-]+)?(?![\w:])"
 )
 _LONGEST: Final = 8192
-"""Characters of one text that are looked at, and shown."""
-_NOBODYS: Final = frozenset({"", "root", "nobody"})
-_ANYBODYS: Final = frozenset({"", "localhost", "cpu", "gpu", "tpu", "jax", "linux"})
-"""Names of hosts that say nothing, and are words of a report."""
+"""Characters of one text that are kept."""
+_COMMON_USERS: Final = frozenset({"", "root", "nobody"})
+_COMMON_HOSTS: Final = frozenset({"", "localhost", "cpu", "gpu", "tpu", "jax", "linux"})
+"""Host names that identify nobody, and occur in reports."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Redaction:
-    """What is private here, so that a text can be read by strangers.
+    """Removes the private data of this machine and its user from text.
 
-    Better too much than too little, but never a part of a word.
+    Removes too much rather than too little, but never a part of a word.
     """
 
     home: Path
-    """Of the user: becomes `~`."""
+    """The user's home folder: becomes `~`."""
     root: Path | None = None
-    """Home of grokctl: becomes `$GROKCTL_HOME`."""
+    """The home of grokctl: becomes `$GROKCTL_HOME`."""
     user: str = ""
-    """Goes where it is a whole component of a path."""
+    """The user's name: removed where it is a whole component of a path."""
     hosts: tuple[str, ...] = ()
-    """This one, and those that it sends its traffic through."""
+    """The names of this host and of its proxies."""
 
     @classmethod
     def here(cls, root: Path) -> "Redaction":
-        """For this process, with the home of grokctl."""
+        """The redaction of this process, with the home of grokctl."""
         try:
             user = pwd.getpwuid(os.getuid()).pw_name
         except KeyError:  # a container's user often has no name
@@ -110,10 +110,10 @@ class Redaction:
         return cls(home=home, root=root.absolute(), user=user, hosts=hosts)
 
     def __call__(self, text: str) -> str:
-        """The text without anything private, and without codes that a terminal would obey."""
+        """The text without private data and without terminal control codes."""
         text = _KEY_BLOCK.sub(GONE, text[:_LONGEST])
         text = _BLANK.sub(" ", _CONTROL.sub("", text))
-        text = _LOGIN.sub(lambda found: f"{found['scheme'] or ''}{GONE}@", text)
+        text = _LOGIN.sub(lambda match: f"{match['scheme'] or ''}{GONE}@", text)
         text = _HEADER.sub(rf"\g<name>{GONE}", text)
         text = _SCHEME.sub(rf"\g<name>{GONE}", text)
         text = _ASSIGNED.sub(_without_value, text)
@@ -126,7 +126,7 @@ class Redaction:
         return self._without_host(_NUMBERS.sub(_without_address, text))
 
     def variable(self, name: str, value: str) -> str:
-        """The value of an environment variable, whose name may say that it is private."""
+        """The value of an environment variable, whose name may show that it is private."""
         if value and (_SECRET.fullmatch(name) or name.lower() == "no_proxy"):
             return GONE
         return self(f"{name}={value}").partition("=")[2]
@@ -139,20 +139,20 @@ class Redaction:
             if folder.startswith("/") and folder != "/":
                 name = folders[folder]
                 text = re.sub(rf"(?<![\w./~-]){re.escape(folder)}(?![\w.-])", lambda _: name, text)  # noqa: B023
-        text = _SOMEBODYS.sub(rf"\g<before>{_USER}", text)
-        if self.user not in _NOBODYS:
+        text = _HOME_FOLDER.sub(rf"\g<before>{_USER}", text)
+        if self.user not in _COMMON_USERS:
             text = re.sub(rf"(?<=[/~]){re.escape(self.user)}(?=[/\s:,;'\")]|$)", _USER, text)
         return text
 
     def _without_host(self, text: str) -> str:
-        for name in sorted(set(self.hosts) - _ANYBODYS, key=len, reverse=True):
+        for name in sorted(set(self.hosts) - _COMMON_HOSTS, key=len, reverse=True):
             whole = rf"(?<![\w.-]){re.escape(name)}(?:\.[\w.-]*\w)?(?![\w-])"
             text = re.sub(whole, _HOST, text, flags=re.IGNORECASE)
         return text
 
 
 def _proxies() -> Iterator[str]:
-    """Hosts that the environment names as proxies, and that say whose they are."""
+    """Proxy hosts of the environment, as far as their names are specific."""
     for name, value in os.environ.items():
         if name.lower() in {"http_proxy", "https_proxy", "all_proxy"}:
             host = value.rpartition("@")[2].rpartition("//")[2].partition("/")[0].partition(":")[0]
@@ -160,14 +160,14 @@ def _proxies() -> Iterator[str]:
                 yield host
 
 
-def _without_value(found: re.Match[str]) -> str:
-    name = found["name"] or found["said"] or found["option"]
-    return f"{name}{found['between'] or found['colon'] or found['blank']}{GONE}"
+def _without_value(match: re.Match[str]) -> str:
+    name = match["name"] or match["key"] or match["option"]
+    return f"{name}{match['between'] or match['colon'] or match['blank']}{GONE}"
 
 
-def _without_address(found: re.Match[str]) -> str:
+def _without_address(match: re.Match[str]) -> str:
     try:
-        address = ipaddress.ip_address(found[0])
+        address = ipaddress.ip_address(match[0])
     except ValueError:  # a time, or a version
-        return found[0]
-    return found[0] if address.is_loopback or address.is_unspecified else _ADDRESS
+        return match[0]
+    return match[0] if address.is_loopback or address.is_unspecified else _ADDRESS

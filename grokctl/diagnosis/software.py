@@ -1,4 +1,4 @@
-"""Checks of software: versions that go together, and what the system allows."""
+"""Checks of software: matching versions, and limits of the system."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -15,20 +15,20 @@ from grokctl.text import format_bytes
 
 INSTALL: Final = "pip install '.[cuda12]'"
 _PYTHONS: Final = ((3, 11), (3, 13))
-"""The oldest and the newest that grokctl runs on."""
+"""The oldest and the newest supported version."""
 _ENOUGH_FILES: Final = 1024
 _WANTED_FILES: Final = 4096
 _UNLIMITED: Final = "ulimit -v unlimited  # unless an administrator set the limit"
 
 
 def numbers(version: str) -> tuple[int, ...]:
-    """`0.10.2.dev1` as `(0, 10, 2)`; nothing where there is no number at the beginning."""
-    found = re.match(r"[0-9]{1,9}(?:\.[0-9]{1,9})*", version)
-    return tuple(map(int, found[0].split("."))) if found else ()
+    """`0.10.2.dev1` as `(0, 10, 2)`; empty if it does not begin with a number."""
+    match = re.match(r"[0-9]{1,9}(?:\.[0-9]{1,9})*", version)
+    return tuple(map(int, match[0].split("."))) if match else ()
 
 
 def packages(machine: Machine) -> Mapping[str, str]:
-    """Versions by distribution name, as the package index spells it."""
+    """Versions by normalized distribution name."""
     known = machine.software.packages
     return {re.sub(r"[-_.]+", "-", name).lower(): version for name, version in known.items()}
 
@@ -39,13 +39,13 @@ def plugins(machine: Machine) -> dict[str, str]:
 
 
 def python(machine: Machine) -> Iterator[Check]:
-    """Whether grokctl runs on this Python."""
+    """Whether this Python is supported."""
     software = machine.software
     oldest, newest = (".".join(map(str, version)) for version in _PYTHONS)
     found = numbers(software.python)[:2]
     on = f" on {software.system}" if software.system else ""
     if not found:
-        yield Check("Python", Status.SKIP, f"of an unknown version{on}")
+        yield Check("Python", Status.SKIP, f"unknown version{on}")
     elif _PYTHONS[0] <= found <= _PYTHONS[1]:
         yield Check("Python", Status.OK, f"{software.python}{on}, grokctl {software.grokctl}")
     else:
@@ -55,7 +55,7 @@ def python(machine: Machine) -> Iterator[Check]:
 
 
 def versions(machine: Machine) -> Iterator[Check]:
-    """Whether JAX, its library and its plugins are of one version: it refuses others."""
+    """Whether JAX, jaxlib and the plugins match: JAX refuses other versions."""
     known = packages(machine)
     jax, jaxlib = known.get("jax", ""), known.get("jaxlib", "")
     if not jax or not jaxlib:
@@ -65,12 +65,12 @@ def versions(machine: Machine) -> Iterator[Check]:
     extra = next((f"[{name.split('-')[1]}]" for name in plugins(machine)), "")
     fix = f"pip install --upgrade 'jax{extra}=={jax}'"
     if numbers(jaxlib)[:2] != numbers(jax)[:2] or numbers(jaxlib) > numbers(jax):
-        detail = f"jaxlib {jaxlib} does not go with jax {jax}"
+        detail = f"jaxlib {jaxlib} does not match jax {jax}"
         yield Check("JAX's parts", Status.FAIL, detail, fix)
         return
     for name, version in sorted(plugins(machine).items()):
         if numbers(version) != numbers(jaxlib):
-            detail = f"{name}: expected {jaxlib} as jaxlib, found {version}: JAX will not use it"
+            detail = f"{name}: expected {jaxlib} like jaxlib, found {version}: JAX ignores it"
             yield Check("JAX's parts", Status.FAIL, detail, fix)
             return
     kinds = sorted({name.split("-")[1] for name in plugins(machine)})
@@ -84,7 +84,7 @@ def versions(machine: Machine) -> Iterator[Check]:
 
 
 def libtorrent(machine: Machine) -> Iterator[Check]:
-    """Whether the swarm can be asked."""
+    """Whether libtorrent is installed."""
     version = packages(machine).get("libtorrent")
     if version:
         yield Check("libtorrent", Status.OK, version)
@@ -93,7 +93,7 @@ def libtorrent(machine: Machine) -> Iterator[Check]:
 
 
 def open_files(machine: Machine) -> Iterator[Check]:
-    """Whether a torrent's files can be open side by side."""
+    """Whether all files of the release can be open at once."""
     soft, hard = machine.open_files, machine.open_files_most
     count = len(tensor_specs(GROK_1))
     if soft >= _ENOUGH_FILES:
@@ -107,7 +107,7 @@ def open_files(machine: Machine) -> Iterator[Check]:
 
 
 def address_space(machine: Machine) -> Iterator[Check]:
-    """Whether weights can be mapped: where a limit is set, it is often that of a login node."""
+    """Whether weights can be mapped: login nodes often set a limit."""
     limit = machine.address_space
     if limit is not None:
         detail = (

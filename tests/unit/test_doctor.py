@@ -210,7 +210,7 @@ SITUATIONS = [
         told(unused(), JAX_PLATFORMS="cpu"),
         "JAX_PLATFORMS",
         "warn",
-        "8 are here",
+        "JAX ignores 8 GPUs",
         "unset JAX_PLATFORMS",
         id="platforms-cpu-in-the-environment",
     ),
@@ -241,7 +241,7 @@ SITUATIONS = [
         ),
         "all of them",
         "ok",
-        "as Slurm gave them",
+        "as assigned by Slurm",
         "",
         id="some-given",
     ),
@@ -265,7 +265,7 @@ SITUATIONS = [
         box(H100, replace(H100, free=60 * GB)),
         "free memory",
         "warn",
-        "device 1: 25.5 GB of 85.5 GB are used by others",
+        "device 1: other processes use 25.5 GB of 85.5 GB",
         "nvidia-smi",
         id="memory-in-use",
     ),
@@ -285,7 +285,7 @@ SITUATIONS = [
         "nvidia-smi topo -m",
         id="pcie",
     ),
-    pytest.param(box(*[RTX_4090] * 2), "links", "skip", "nobody says", "", id="links-unknown"),
+    pytest.param(box(*[RTX_4090] * 2), "links", "skip", "unknown", "", id="links-unknown"),
     pytest.param(
         replace(EIGHT, jax=JaxReport(found=Found.SILENT, seconds=20.0)),
         "JAX",
@@ -374,7 +374,7 @@ SITUATIONS = [
         replace(EIGHT, nvml=replace(EIGHT.nvml, cuda="11.8")),
         "NVIDIA driver",
         "fail",
-        "runs CUDA 11.8, JAX needs 12 or newer",
+        "supports CUDA 11.8, JAX needs 12 or newer",
         "",
         id="old-driver",
     ),
@@ -385,7 +385,7 @@ SITUATIONS = [
         ),
         "NVIDIA driver",
         "fail",
-        "runs CUDA 12.8, the plugin of JAX needs 13",
+        "supports CUDA 12.8, JAX's plugin needs CUDA 13",
         "pip install '.[cuda12]'",
         id="newer-plugin",
     ),
@@ -393,7 +393,7 @@ SITUATIONS = [
         versions(jax_cuda12_plugin="0.9.0"),
         "JAX's parts",
         "fail",
-        "jax-cuda12-plugin: expected 0.10.2 as jaxlib, found 0.9.0",
+        "jax-cuda12-plugin: expected 0.10.2 like jaxlib, found 0.9.0",
         "pip install --upgrade 'jax[cuda12]==0.10.2'",
         id="plugin-of-another-version",
     ),
@@ -401,7 +401,7 @@ SITUATIONS = [
         versions(jaxlib="0.9.2"),
         "JAX's parts",
         "fail",
-        "jaxlib 0.9.2 does not go with jax 0.10.2",
+        "jaxlib 0.9.2 does not match jax 0.10.2",
         "pip install --upgrade 'jax[cuda12]==0.10.2'",
         id="jaxlib-of-another-version",
     ),
@@ -473,7 +473,7 @@ SITUATIONS = [
         laptop(),
         "memory",
         "warn",
-        "24.0 GB of 32.0 GB are free, Grok-1 takes 318.2 GB at int8, 170.5 GB at int4: the rest",
+        "24.0 GB of 32.0 GB are free, Grok-1 needs 318.2 GB at int8, 170.5 GB at int4: the rest",
         "--precision int4",
         id="laptop",
     ),
@@ -481,7 +481,7 @@ SITUATIONS = [
         server(memory=Memory(total=256 * GB, available=250 * GB, limit=None)),
         "memory",
         "warn",
-        "250.0 GB of 256.0 GB are free, Grok-1 takes 318.2 GB at int8, 170.5 GB at int4",
+        "250.0 GB of 256.0 GB are free, Grok-1 needs 318.2 GB at int8, 170.5 GB at int4",
         "--precision int4",
         id="memory-for-int4",
     ),
@@ -565,7 +565,7 @@ SITUATIONS = [
         on_disk(file_system="nfs4", is_remote=True),
         "kind of home",
         "warn",
-        "nfs4: reached over a network",
+        "nfs4: on a network",
         "grokctl fetch --home DIR",
         id="nfs",
     ),
@@ -573,7 +573,7 @@ SITUATIONS = [
         on_disk(file_system="tmpfs"),
         "kind of home",
         "warn",
-        "takes main memory",
+        "uses main memory",
         "grokctl fetch --home DIR",
         id="tmpfs",
     ),
@@ -581,7 +581,7 @@ SITUATIONS = [
         on_disk(file_system="overlay"),
         "kind of home",
         "warn",
-        "goes when the container does",
+        "deleted with the container",
         "grokctl fetch --home DIR",
         id="container",
     ),
@@ -589,7 +589,7 @@ SITUATIONS = [
         on_disk(file_system="vfat"),
         "kind of home",
         "fail",
-        "vfat ends files at 4.3 GB: the largest of the release has 3.2 GB, those of a device 10.7",
+        "vfat limits files to 4.3 GB: the largest released file has 3.2 GB, a device file 10.7",
         "grokctl fetch --home DIR",
         id="vfat",
     ),
@@ -646,7 +646,7 @@ SITUATIONS = [
         told(cluster="Slurm", processes=2, local_processes=1),
         "job",
         "ok",
-        "Slurm starts 2 processes, one a host",
+        "Slurm starts 2 processes, one per host",
         "",
         id="one-task-on-each-of-two-hosts",
     ),
@@ -697,11 +697,11 @@ SITUATIONS = [
         told(unused(), LD_LIBRARY_PATH="/usr/local/cuda-11/lib64"),
         "LD_LIBRARY_PATH",
         "warn",
-        "come before those that JAX brings",
+        "take precedence over those of JAX",
         "env -u LD_LIBRARY_PATH grokctl run",
         id="other-libraries",
     ),
-    pytest.param(told(TMPDIR="/scratch"), "environment", "ok", "also has TMPDIR", "", id="others"),
+    pytest.param(told(TMPDIR="/scratch"), "environment", "ok", "also set: TMPDIR", "", id="others"),
     pytest.param(
         server(network=replace(server().network, proxy="http://proxy:3128")),
         "proxy",
@@ -836,8 +836,8 @@ def test_a_laptop_without_room_is_told_what_it_would_take():
     assert [a.status for a in found.abilities] == ["fail", "fail", "fail"]
     assert "expected 318.2 GB free, found 150.0 GB" in ability(found, "download").detail
     assert ability(found, "download").command == "grokctl fetch --home DIR"
-    assert "seconds a token (estimate)" in ability(found, "run").detail
-    assert " x " in ability(found, "run").detail.partition("is held by")[2]
+    assert "seconds per token (estimate)" in ability(found, "run").detail
+    assert " x " in ability(found, "run").detail.partition("fits ")[2]
 
 
 def test_a_laptop_with_room_reads_int4_from_the_disk():
@@ -861,7 +861,7 @@ def test_a_gpu_that_is_too_small_leaves_the_work_to_the_processor():
     found = doctor(box(RTX_4090), EMPTY, question=HERE)
 
     run = ability(found, "run")
-    assert "1 x NVIDIA GeForce RTX 4090 cannot hold it; int8 on the CPU" in run.detail
+    assert "1 x NVIDIA GeForce RTX 4090 are too small; int8 on the CPU" in run.detail
     assert run.command.startswith("JAX_PLATFORMS=cpu grokctl run ")
     assert found.hardware.platform == "cpu"
 
@@ -877,7 +877,7 @@ def test_plans_are_for_the_gpus_that_jax_should_use(jax):
     assert not found.is_ok
     assert found.hardware.count == 8
     assert ability(found, "run").status is Status.FAIL
-    assert "JAX has to be mended first; then int8 on 8 x" in ability(found, "run").detail
+    assert "JAX must be fixed first; then int8 on 8 x" in ability(found, "run").detail
     assert ability(found, "run").command.startswith("JAX_PLATFORMS=cpu grokctl run")
 
 
@@ -936,9 +936,9 @@ def stock(*found, **changes) -> Inventory:
         pytest.param(
             on_disk(is_writable=False), "no: /data/grokctl cannot be written to", "no: ", id="ro"
         ),
-        pytest.param(on_disk(file_system="vfat"), "yes", "no: a device's file has", id="vfat"),
-        pytest.param(on_disk(free=None), "how much room there is", "how much room", id="unknown"),
-        pytest.param(on_disk(write_rate=None), "yes", "how long is not known", id="no-rates"),
+        pytest.param(on_disk(file_system="vfat"), "yes", "no: a device file has", id="vfat"),
+        pytest.param(on_disk(free=None), "free space is unknown", "free space is unknown", id="unknown"),
+        pytest.param(on_disk(write_rate=None), "yes", "time unknown before the download", id="no-rates"),
         pytest.param(on_disk(write_rate=50e6), "at 50 MB/s", "hours", id="slow"),
     ],
 )
@@ -966,10 +966,10 @@ def test_a_download_that_was_begun_needs_room_for_the_rest():
 
     found = doctor(machine, stock(begun), question=HERE)
 
-    assert "18.0 GB, the rest is here" in ability(found, "download").detail
+    assert "18.0 GB, the rest is on disk" in ability(found, "download").detail
     reshard = ability(found, "reshard")
     assert reshard.status is Status.FAIL
-    assert "expected 318.4 GB free beside the download, found 312.0 GB" in reshard.detail
+    assert "expected 318.4 GB free in addition to the download, found 312.0 GB" in reshard.detail
     assert reshard.command == "grokctl reshard --devices 8 --out DIR"
 
 
@@ -1040,7 +1040,7 @@ def test_gpus_can_run_a_release_for_which_a_ready_checkpoint_has_no_room():
 
     assert ability(found, "reshard").status is Status.FAIL
     assert ability(found, "run").status is Status.WARN
-    assert "cut at every start" in ability(found, "run").detail
+    assert "resharded at every start" in ability(found, "run").detail
 
 
 def test_a_read_only_home_with_a_ready_checkpoint_is_good_enough():
@@ -1161,8 +1161,8 @@ def test_hardware_that_holds_nothing_is_not_ok():
     assert not found.is_ok
     assert not found.groups
     assert run.status is Status.FAIL
-    assert "takes" in run.detail
-    assert re.search("are there; (8|16) of them hold int[48]", run.detail)
+    assert "needs" in run.detail
+    assert re.search("are available; (8|16) of them hold int[48]", run.detail)
 
 
 def test_a_context_that_only_a_small_memory_asks_for_is_said():
@@ -1192,7 +1192,7 @@ def test_a_processor_without_room_for_anything_is_told_what_it_needs_beside_the_
     assert plan.is_paged
     assert not plan.fits
     beside = format_bytes(plan.needs.cache + plan.needs.workspace)
-    assert f"takes {beside} even where weights stay on the disk" in ability(found, "run").detail
+    assert f"needs {beside} even with the weights on disk" in ability(found, "run").detail
 
 
 def every_cut(platform: str) -> list[Candidate]:

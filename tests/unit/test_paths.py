@@ -184,7 +184,7 @@ def test_an_unknown_name_is_a_usage_error(home):
 def test_a_folder_without_a_checkpoint_is_a_usage_error(home, elsewhere):
     (elsewhere / "empty").mkdir()
 
-    with pytest.raises(UsageError, match="so no checkpoint"):
+    with pytest.raises(UsageError, match="expected a checkpoint, found neither"):
         home.find("empty")
 
 
@@ -193,7 +193,7 @@ def test_a_folder_without_a_checkpoint_is_a_usage_error(home, elsewhere):
 def test_a_release_where_a_ready_one_is_wanted_is_called_so(home, as_path):
     made = make_release(home.releases / "grok-1")
 
-    with pytest.raises(UsageError, match="is a release checkpoint, expected a ready one"):
+    with pytest.raises(UsageError, match="expected a ready checkpoint, found a release one"):
         home.find(str(made) if as_path else "grok-1", releases=False)
 
 
@@ -202,7 +202,7 @@ def test_a_release_where_a_ready_one_is_wanted_is_called_so(home, as_path):
 def test_a_ready_checkpoint_where_a_release_is_wanted_is_called_so(home, as_path):
     made = make_ready(home.ready / "x")
 
-    with pytest.raises(UsageError, match="is a ready checkpoint, expected a release one"):
+    with pytest.raises(UsageError, match="expected a release checkpoint, found a ready one"):
         home.find(str(made) if as_path else "x", ready=False)
 
 
@@ -265,7 +265,7 @@ def test_a_user_without_a_home_is_told_to_name_one(monkeypatch):
 
     monkeypatch.setattr(pwd, "getpwuid", unknown)  # as of a container's user
 
-    with pytest.raises(UsageError, match="this user has none") as caught:
+    with pytest.raises(UsageError, match="this user has no home folder") as caught:
         default_home()
 
     assert caught.value.hint == "export GROKCTL_HOME=/a/folder"

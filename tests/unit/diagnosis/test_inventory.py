@@ -232,7 +232,7 @@ def test_a_home_that_takes_too_long_is_said_so(home):
 
     found = take_stock(home, timeout_s=0)
 
-    assert found.error == f"{home.root}: was not looked through in 0 s"
+    assert found.error == f"{home.root}: was not searched within 0 s"
     assert found.releases == found.ready == ()
 
 

@@ -355,7 +355,7 @@ def test_what_is_not_known_of_a_machine_is_called_unknown(capsys):
     text = shown(capsys, diagnosis(), machine=silent, is_full=True)
 
     assert "NVIDIA driver  silent" in text
-    assert "driver says    no answer" in text
-    assert "JAX says       broken" in text
+    assert "driver error   no answer" in text
+    assert "JAX error      broken" in text
     assert "250.0 MB of 500.0 MB used" in text
     assert "reads memory at  an unknown rate" in text
