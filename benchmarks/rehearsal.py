@@ -108,13 +108,13 @@ def rehearse(root: Path, nbytes: int) -> list[Step]:
 
     cut = ("reshard", "--devices", "8", "--compress", "zstd")  # plain, it would need the room
     found = run(*cut, "--dry-run")
-    note(f"would write {found['bytes_per_device']:,} bytes a device, before compression")
+    note(f"would write {found['bytes_per_device']:,} bytes per device, before compression")
 
     found = run(*cut)
     assert found["plain_bytes"] > found["bytes_in"] > 100 * found["bytes"], found
     ready = Path(found["ready"])
     size = (ready / "grokctl.json").stat().st_size
-    note(f"cut for 8 devices: {found['bytes']:,} bytes, and {size:,} that say where what is")
+    note(f"resharded for 8 devices: {found['bytes']:,} bytes, and a manifest of {size:,}")
 
     found = run("verify", at=ready)
     assert found["ok"], found
@@ -197,7 +197,7 @@ def main() -> None:
             f"{count} files that claim {nbytes:,} bytes and take {taken:,} on disk.",
             f"Made, with their torrent, in {seconds:.1f} s.",
             "",
-            "| command | what it found | time | peak memory |",
+            "| command | result | time | peak memory |",
             "| --- | --- | ---: | ---: |",
         ]
         print("\n".join(head), flush=True)
