@@ -20,7 +20,7 @@ from grokctl.fetch import seeding
 from grokctl.model.config import GROK_1
 from grokctl.model.placement import MeshShape
 from grokctl.reshard import reshard
-from grokctl.resharding.plan import plan
+from grokctl.resharding.plan import ReshardOptions, plan_reshard
 
 COLUMNS, LINES = 100, 60
 DONE = "echo picture taken; sleep 60"
@@ -89,7 +89,8 @@ def bench_a_layer() -> None:
         write_miniature(root, config, tokenizer=False)
         name = "one-layer-int8-1"
         ready = Path(folder, "ready", name)
-        reshard(plan(open_release(root), mesh=MeshShape(1, 1), out=ready))
+        options = ReshardOptions(mesh=MeshShape(1, 1), out=ready)
+        reshard(plan_reshard(open_release(root), options))
         options = ["--prompt-tokens", "64,512", "--batch", "1,4", "-n", "16", "--context", "1024"]
         shown = shlex.join(["grokctl", "bench", name, *options])
         command = [GROKCTL, "bench", name, *options, "--home", folder]

@@ -135,8 +135,8 @@ def inspect(
     rows = [entry.row for entry in chosen]
     if stats:
         workers = min(jobs or usable_cores(), _MOST_JOBS)
-        found = _stats(root, [entry.values for entry in chosen], workers, observe)
-        rows = [replace(row, stats=own) for row, own in zip(rows, found, strict=True)]
+        stats_of_rows = _stats(root, [entry.values for entry in chosen], workers, observe)
+        rows = [replace(row, stats=own) for row, own in zip(rows, stats_of_rows, strict=True)]
     return Inspection(
         root=root,
         kind=kind_of(root) or "release",

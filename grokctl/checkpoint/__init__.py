@@ -1,1 +1,1 @@
-"""What lies on disk: the released format, torrents, and the ready format."""
+"""The files on disk: the released format, torrents, and the ready format."""

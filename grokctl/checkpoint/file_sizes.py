@@ -6,7 +6,7 @@ from grokctl.errors import Damage, Reason
 
 
 def size_damage(name: str, *, expected: int, size: int | None) -> Damage | None:
-    """Compare the size of a file with what it should be.
+    """Compare the size of a file with the expected one.
 
     Args:
         name: Path of the file in the checkpoint, `/`-separated.

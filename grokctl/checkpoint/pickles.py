@@ -437,7 +437,7 @@ def measure(weight: Hole, scales: Hole | None = None) -> int:
 
 
 class _Recorder(io.BytesIO):
-    """A file that keeps what was written, and where, instead of its content."""
+    """A file that records every write and its offset."""
 
     def __init__(self) -> None:
         super().__init__()

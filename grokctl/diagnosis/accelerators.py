@@ -99,15 +99,15 @@ def _hiding(machine: Machine) -> str:
 
 def accelerators(machine: Machine) -> Iterator[Check]:
     """The accelerators that JAX can use, or why it cannot use those of the driver."""
-    found, gpus = machine.accelerators, machine.nvml.gpus
+    usable, gpus = machine.accelerators, machine.nvml.gpus
     name = "accelerators"
     if machine.jax.found is not Found.OK:
         seen = f"{_kinds(gpus)} seen by the driver; " if gpus else ""
         yield Check(name, Status.SKIP, f"{seen}JAX cannot list them")
-    elif found:
-        total = sum(gpu.memory or 0 for gpu in found)
+    elif usable:
+        total = sum(gpu.memory or 0 for gpu in usable)
         memory = f", {format_bytes(total)} of memory together" if total else ""
-        yield Check(name, Status.OK, f"{_kinds(found)}{memory}")
+        yield Check(name, Status.OK, f"{_kinds(usable)}{memory}")
     elif gpus:
         yield _unused(machine, f"{_kinds(gpus)} seen by the driver")
     else:
@@ -204,10 +204,10 @@ def capability(machine: Machine) -> Iterator[Check]:
 
 def links(machine: Machine) -> Iterator[Check]:
     """How they are linked."""
-    found = machine.accelerators
-    if len(found) < 2:  # noqa: PLR2004 (nothing to link)
+    gpus = machine.accelerators
+    if len(gpus) < 2:  # noqa: PLR2004 (nothing to link)
         return
-    known = {gpu.has_nvlink for gpu in found}
+    known = {gpu.has_nvlink for gpu in gpus}
     if known == {True}:
         yield Check("links", Status.OK, "NVLink between them")
     elif False in known:
@@ -221,9 +221,9 @@ def links(machine: Machine) -> Iterator[Check]:
         yield Check("links", Status.SKIP, "unknown")
 
 
-def _kinds(found: tuple[Accelerator, ...]) -> str:
+def _kinds(gpus: tuple[Accelerator, ...]) -> str:
     """`8 x NVIDIA H100 80GB HBM3 (85.5 GB)`, for each model."""
-    kinds = Counter((gpu.name, gpu.memory) for gpu in found)
+    kinds = Counter((gpu.name, gpu.memory) for gpu in gpus)
     return ", ".join(
         f"{count} x {name or 'unnamed device'}" + (f" ({format_bytes(memory)})" if memory else "")
         for (name, memory), count in kinds.items()

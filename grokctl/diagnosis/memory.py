@@ -96,8 +96,8 @@ def _raised(cluster: str, gibibytes: int) -> str:
 
 def shared(machine: Machine) -> Iterator[Check]:
     """Whether GPUs without links have enough shared memory to communicate."""
-    size, found = machine.memory.shm, machine.accelerators
-    over_memory = len(found) > 1 and any(gpu.has_nvlink is False for gpu in found)
+    size, gpus = machine.memory.shm, machine.accelerators
+    over_memory = len(gpus) > 1 and any(gpu.has_nvlink is False for gpu in gpus)
     if size is None:
         yield Check(_SHARED, Status.SKIP, "none; grokctl needs none")
     elif over_memory and size < _ENOUGH_SHARED:

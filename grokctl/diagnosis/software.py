@@ -42,11 +42,11 @@ def python(machine: Machine) -> Iterator[Check]:
     """Whether this Python is supported."""
     software = machine.software
     oldest, newest = (".".join(map(str, version)) for version in _PYTHONS)
-    found = numbers(software.python)[:2]
+    version = numbers(software.python)[:2]
     on = f" on {software.system}" if software.system else ""
-    if not found:
+    if not version:
         yield Check("Python", Status.SKIP, f"unknown version{on}")
-    elif _PYTHONS[0] <= found <= _PYTHONS[1]:
+    elif _PYTHONS[0] <= version <= _PYTHONS[1]:
         yield Check("Python", Status.OK, f"{software.python}{on}, grokctl {software.grokctl}")
     else:
         detail = f"expected {oldest} to {newest}, found {software.python}"

@@ -1,1 +1,1 @@
-"""What this machine is, as values: every probe is bounded in time, and none starts JAX here."""
+"""Facts about this machine: every probe has a timeout, and none starts JAX in this process."""

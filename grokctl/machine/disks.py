@@ -96,16 +96,16 @@ def disk(purpose: str, path: Path, *, tries: bool) -> Disk:
         path: The folder, which need not exist.
         tries: Whether to measure with an unnamed file, for about a second.
     """
-    found = Disk(purpose=purpose, path=path)
+    facts = Disk(purpose=purpose, path=path)
     try:
         folder = existing(path)
         usage = shutil.disk_usage(folder)
         system, device = file_system(folder), folder.stat().st_dev
         is_read_only = bool(os.statvfs(folder).f_flag & os.ST_RDONLY)
     except OSError as error:
-        return replace(found, error=reason_of(error))
-    found = replace(
-        found,
+        return replace(facts, error=reason_of(error))
+    facts = replace(
+        facts,
         total=usage.total,
         free=usage.free,
         file_system=system,
@@ -113,13 +113,13 @@ def disk(purpose: str, path: Path, *, tries: bool) -> Disk:
         device=device,
     )
     if not folder.is_dir():
-        return replace(found, error=f"{folder} is not a folder")
+        return replace(facts, error=f"{folder} is not a folder")
     if is_read_only:
-        return replace(found, error="it is mounted read-only")
+        return replace(facts, error="it is mounted read-only")
     if not os.access(folder, os.W_OK | os.X_OK):
-        return replace(found, error=f"no permission for {folder}")
-    found = replace(found, is_writable=True)
-    return _measured(found, folder, usage.free) if tries else found
+        return replace(facts, error=f"no permission for {folder}")
+    facts = replace(facts, is_writable=True)
+    return _measured(facts, folder, usage.free) if tries else facts
 
 
 def file_system(folder: Path, *, table: Path = _MOUNTS) -> str:
@@ -238,19 +238,19 @@ def _rate(move: Callable[[int], int], nbytes: int, *, seconds: float) -> tuple[f
     return (moved / (now - begun) if moved else None), failure
 
 
-def _measured(found: Disk, folder: Path, free: int) -> Disk:
+def _measured(facts: Disk, folder: Path, free: int) -> Disk:
     nbytes = min(_LARGEST_TRIAL, free // _FREE_PARTS) // _SMALLEST_BLOCK * _SMALLEST_BLOCK
     try:
         with tempfile.TemporaryFile(dir=folder, buffering=0) as file:
             if not nbytes:
-                return replace(found, error=f"{free:,} bytes are free, too few to measure")
+                return replace(facts, error=f"{free:,} bytes are free, too few to measure")
             writes, failure = write_rate(file, nbytes, seconds=_TRIAL_S)
             reads = None if writes is None else _read_rate(file, nbytes, seconds=_TRIAL_S)
     except OSError as error:
-        return replace(found, is_writable=False, error=reason_of(error))
+        return replace(facts, is_writable=False, error=reason_of(error))
     is_writable = writes is not None
     return replace(
-        found, is_writable=is_writable, write_rate=writes, read_rate=reads, error=failure
+        facts, is_writable=is_writable, write_rate=writes, read_rate=reads, error=failure
     )
 
 

@@ -55,7 +55,7 @@ def look(
         environment = surroundings(os.environ)
         programs = software()
         net = network(os.environ, timeout_s=timeout_s)
-        found = tuple(disks())
+        probed_disks = tuple(disks())
         observe(Advanced(stage=Stage.LOOK, detail="NVIDIA driver"))
         nvml = driver.answer()
         observe(Advanced(stage=Stage.LOOK, detail="JAX"))
@@ -69,7 +69,7 @@ def look(
         jax=jax,
         cpu=processor,
         memory=room,
-        disks=found,
+        disks=probed_disks,
         software=programs,
         surroundings=environment,
         network=net,

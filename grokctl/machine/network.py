@@ -75,9 +75,9 @@ def _port() -> tuple[int | None, str]:
                 stream.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 stream.bind(("0.0.0.0", port))  # noqa: S104 (as a session does, for a moment)
                 stream.listen(1)
-                number: int = stream.getsockname()[1]
-                packets.bind(("0.0.0.0", number))  # noqa: S104 (likewise)
-                return number, failure
+                bound: int = stream.getsockname()[1]
+                packets.bind(("0.0.0.0", bound))  # noqa: S104 (likewise)
+                return bound, failure
         except OSError as error:
             failure = f"port {port or 'any'}: {reason_of(error)}"
     return None, failure

@@ -1,4 +1,4 @@
-"""The folder of a download: which files are selected, who owns it, and its resume data."""
+"""The folder of a download: selected files, ownership, and resume data."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
@@ -141,7 +141,7 @@ def bare_torrent(info: bytes, trackers: Iterable[str], *, layers: bytes = b"") -
 
 
 def refuse_foreign(request: FetchRequest) -> None:
-    """Refuse a folder that holds something else.
+    """Refuse a folder with other files.
 
     Raises:
         FetchError: The folder is not empty, and not of this release.

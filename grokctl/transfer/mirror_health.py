@@ -9,7 +9,7 @@ from typing import Final
 
 _LONGEST_PAUSE_S: Final = 60.0
 _MOST_MISSING: Final = 8
-"""Missing files after which a mirror that has delivered nothing must hold something else."""
+"""Missing files after which a mirror that has delivered nothing is dropped."""
 _RATE_OVER_S: Final = 3.0
 
 

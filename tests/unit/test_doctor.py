@@ -937,8 +937,12 @@ def stock(*found, **changes) -> Inventory:
             on_disk(is_writable=False), "no: /data/grokctl cannot be written to", "no: ", id="ro"
         ),
         pytest.param(on_disk(file_system="vfat"), "yes", "no: a device file has", id="vfat"),
-        pytest.param(on_disk(free=None), "free space is unknown", "free space is unknown", id="unknown"),
-        pytest.param(on_disk(write_rate=None), "yes", "time unknown before the download", id="no-rates"),
+        pytest.param(
+            on_disk(free=None), "free space is unknown", "free space is unknown", id="unknown"
+        ),
+        pytest.param(
+            on_disk(write_rate=None), "yes", "time unknown before the download", id="no-rates"
+        ),
         pytest.param(on_disk(write_rate=50e6), "at 50 MB/s", "hours", id="slow"),
     ],
 )
