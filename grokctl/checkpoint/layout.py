@@ -64,7 +64,7 @@ class DeviceLayout:
         return self.tensors[-1].end
 
 
-def device_layout(storage: Storage, *, mesh: MeshShape, device: int) -> DeviceLayout:
+def _device_layout(storage: Storage, *, mesh: MeshShape, device: int) -> DeviceLayout:
     """Lay out a device file: the same bytes for the same weights, whatever the source.
 
     Tensors whose size keeps the next one aligned come first, the others last, both in the order
@@ -118,7 +118,7 @@ def device_layouts(storage: Storage, mesh: MeshShape) -> tuple[DeviceLayout, ...
     Raises:
         PlacementError: The model does not divide over the mesh.
     """
-    return tuple(device_layout(storage, mesh=mesh, device=device) for device in range(mesh.size))
+    return tuple(_device_layout(storage, mesh=mesh, device=device) for device in range(mesh.size))
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +136,7 @@ class DeviceWeights:
 
 
 def device_weights(storage: Storage, mesh: MeshShape) -> tuple[DeviceWeights, ...]:
-    """The weights of each device: like the sizes in `device_layout`, but fast, as layers are alike.
+    """The weights of each device: like the sizes in `_device_layout`, but fast, as layers are alike.
 
     Raises:
         PlacementError: The model does not divide over the mesh.

@@ -11,7 +11,7 @@ from grokctl.model.config import GROK_1
 from grokctl.text import format_bytes
 
 ON_CPU: Final = "JAX_PLATFORMS=cpu grokctl run -p 'Once upon a time'"
-VISIBLE: Final = "CUDA_VISIBLE_DEVICES"
+_VISIBLE: Final = "CUDA_VISIBLE_DEVICES"
 IMAGINED: Final = "grokctl doctor --accelerator h100-80gb --devices 8"
 _VIRTUAL: Final = "JAX_NUM_CPU_DEVICES"
 _OLDEST_CUDA: Final = 12
@@ -94,7 +94,7 @@ def _hiding(machine: Machine) -> str:
     platforms = variables.get("JAX_PLATFORMS", "")
     if platforms and not {"cuda", "gpu"} & set(platforms.split(",")):
         return "JAX_PLATFORMS"
-    return VISIBLE if variables.get(VISIBLE) in {"", "-1", "NoDevFiles"} else ""
+    return _VISIBLE if variables.get(_VISIBLE) in {"", "-1", "NoDevFiles"} else ""
 
 
 def accelerators(machine: Machine) -> Iterator[Check]:
@@ -135,17 +135,17 @@ def hidden(machine: Machine) -> Iterator[Check]:
     used, seen = len(machine.jax.accelerators), len(machine.nvml.gpus)
     if machine.jax.platform != "gpu" or not 0 < used < seen:
         return
-    visible = machine.surroundings.variables.get(VISIBLE)
+    visible = machine.surroundings.variables.get(_VISIBLE)
     if visible is None:
         detail = f"JAX uses {used} of {seen} GPUs that the driver sees"
         yield Check("all of them", Status.WARN, detail, "nvidia-smi -L")
         return
-    detail = f"{VISIBLE}={visible} leaves {used} of {seen} GPUs"
+    detail = f"{_VISIBLE}={visible} leaves {used} of {seen} GPUs"
     cluster = machine.surroundings.cluster
     if cluster:
         yield Check("all of them", Status.OK, f"{detail}, as assigned by {cluster}")
     else:
-        yield Check("all of them", Status.WARN, detail, f"unset {VISIBLE}")
+        yield Check("all of them", Status.WARN, detail, f"unset {_VISIBLE}")
 
 
 def mixed(machine: Machine) -> Iterator[Check]:
@@ -155,12 +155,12 @@ def mixed(machine: Machine) -> Iterator[Check]:
         return
     most = kinds.most_common(1)[0][0]
     numbered = [str(index) for index in range(len(machine.accelerators))]
-    visible = machine.surroundings.variables.get(VISIBLE, "").split(",")
+    visible = machine.surroundings.variables.get(_VISIBLE, "").split(",")
     names = visible if len(visible) == len(numbered) else numbered
     named = zip(names, machine.accelerators, strict=True)
     chosen = [name.strip() for name, gpu in named if gpu.name == most]
     platform = machine.jax.platform
-    fix = f"export {VISIBLE}={','.join(chosen)}" if platform == "gpu" else ""
+    fix = f"export {_VISIBLE}={','.join(chosen)}" if platform == "gpu" else ""
     detail = f"{_kinds(machine.accelerators)}: the smallest and slowest of them limits a mesh"
     yield Check("one kind", Status.WARN, detail, fix)
 

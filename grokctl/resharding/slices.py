@@ -62,7 +62,7 @@ class Cut:
         """Bytes per frame of a device that gets these outputs."""
         if not self.tensor.is_matrix:
             return self.nbytes
-        rows = frame_rows(self.tensor, self.devices.values())
+        rows = _frame_rows(self.tensor, self.devices.values())
         return rows * (outputs[1] - outputs[0]) * self.tensor.dtype.itemsize
 
     @property
@@ -208,14 +208,14 @@ def _runs(
     tensor: LogicalTensor, rows: Slice, outputs: Slice, devices: Mapping[int, Slice], limit: int
 ) -> Iterator[Slice]:
     """Ranges of rows, each a whole number of frames of every device file and of int4 groups."""
-    unit = frame_rows(tensor, devices.values())
+    unit = _frame_rows(tensor, devices.values())
     row = (outputs[1] - outputs[0]) * tensor.dtype.itemsize
     step = max(1, limit // row // unit) * unit
     for low in range(*rows, step):
         yield low, min(low + step, rows[1])
 
 
-def frame_rows(tensor: LogicalTensor, outputs: Iterable[Slice]) -> int:
+def _frame_rows(tensor: LogicalTensor, outputs: Iterable[Slice]) -> int:
     """Rows per frame of a device file: whole int4 groups; the same for any limit."""
     row = max(high - low for low, high in outputs) * tensor.dtype.itemsize
     group = tensor.width // 2 if tensor.precision is Precision.INT4 else 1

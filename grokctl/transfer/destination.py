@@ -160,7 +160,7 @@ def refuse_foreign(request: FetchRequest) -> None:
     except OSError as error:
         raise refusal(error, root, kind=FetchError) from error
     claimed = read_source(root)
-    if is_empty or claimed == origin.infohash or cached_torrent(root, origin.infohash) is not None:
+    if is_empty or claimed == origin.infohash or _cached_torrent(root, origin.infohash) is not None:
         return
     command = f"grokctl fetch {quoted(origin.source)} --to"
     if claimed is not None:
@@ -184,7 +184,7 @@ def local_torrent(request: FetchRequest) -> bytes | None:
     """
     origin, given = request.origin, request.options.torrent_file
     if given is None:
-        return origin.torrent or cached_torrent(request.root, origin.infohash)
+        return origin.torrent or _cached_torrent(request.root, origin.infohash)
     if not given.is_file():
         raise UsageError(f"torrent file {given}: no such file", f"ls -l {quoted(given)}")
     parsed = parse_source(str(given))
@@ -197,7 +197,7 @@ def local_torrent(request: FetchRequest) -> bytes | None:
     return parsed.torrent
 
 
-def cached_torrent(root: Path, infohash: str) -> bytes | None:
+def _cached_torrent(root: Path, infohash: str) -> bytes | None:
     """The torrent that an earlier fetch wrote, if it has this infohash."""
     path = root / TORRENT
     if not path.is_file():  # reading a pipe would block
