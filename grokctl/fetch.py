@@ -15,6 +15,7 @@ from grokctl.errors import GrokctlError, UsageError
 from grokctl.events import Advanced, Finished, Noted, Observer, Stage, Started, Unit, ignore
 from grokctl.paths import CKPT, TOKENIZER, quoted
 from grokctl.text import format_bytes, format_number
+from grokctl.transfer.data_on_disk import find_claims
 from grokctl.transfer.destination import (
     FileSelection,
     bare_torrent,
@@ -25,7 +26,7 @@ from grokctl.transfer.destination import (
     save_resume_data,
     select_files,
 )
-from grokctl.transfer.download import SAVE_WITHIN_S, Download, find_claims, stalled
+from grokctl.transfer.download import SAVE_WITHIN_S, Download, stalled
 from grokctl.transfer.mirrors import Mirrors
 from grokctl.transfer.preflight import FetchPlan, make_plan, prepare
 from grokctl.transfer.sources import (

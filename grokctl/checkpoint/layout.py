@@ -136,7 +136,7 @@ class DeviceWeights:
 
 
 def device_weights(storage: Storage, mesh: MeshShape) -> tuple[DeviceWeights, ...]:
-    """The weights of each device: like the sizes in `_device_layout`, but fast, as layers are alike.
+    """The weights of each device: the sizes of its layout, but fast, as layers are alike.
 
     Raises:
         PlacementError: The model does not divide over the mesh.

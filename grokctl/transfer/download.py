@@ -1,11 +1,10 @@
-"""A download in progress: pieces already on disk, transfer, resume data, progress and stalls."""
+"""A download in progress: resume data, background syncs, progress and stalls."""
 
-import mmap
 import os
 import threading
 import time
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -14,24 +13,19 @@ from urllib.parse import urlsplit
 
 from grokctl.errors import FetchError, GrokctlError, StalledError
 from grokctl.events import Advanced, Finished, Noted, Observer, Stage, Started
-from grokctl.integrity.pieces import check_pieces
 from grokctl.os_errors import refusal
 from grokctl.paths import quoted
-from grokctl.system import usable_cores
 from grokctl.text import format_bytes, format_clock, format_number, format_rate, printable
 from grokctl.transfer.destination import (
     FileSelection,
-    forget_resume_data,
     save_resume_data,
-    take_resume_data,
 )
 from grokctl.transfer.mirror_health import MirrorState
 from grokctl.transfer.mirrors import Mirrors
 from grokctl.transfer.piece_scheduler import PieceScheduler
-from grokctl.transfer.resume_data import read_claims
 from grokctl.transfer.sources import MIRRORS, FetchRequest
 from grokctl.transfer.swarm import Swarm
-from grokctl.transfer.swarm_types import Claims, Snapshot
+from grokctl.transfer.swarm_types import Snapshot
 
 _TICK_S: Final = 0.25
 _BUSY_TICK_S: Final = 0.05
@@ -48,107 +42,6 @@ _SYNC_EVERY: Final = 2**28
 """Bytes received after which the files are synced in the background."""
 _CELLS: Final = 48
 """Parts of the progress map."""
-_PAGE: Final = max(mmap.PAGESIZE, 4096)
-"""Holes in files consist of file system blocks, which are pages nearly everywhere."""
-_MOST_JOBS: Final = 8
-
-
-# --- data on disk
-
-
-def find_claims(
-    root: Path, selection: FileSelection, have: frozenset[int] | None, observe: Observer
-) -> Claims:
-    """Find the pieces that need not be downloaded.
-
-    Claims of resume data are believed if they can be true. Any other data, left by a killed fetch
-    or copied there, is hashed: nothing is downloaded twice.
-
-    Args:
-        root: The release.
-        selection: The files to download.
-        have: Pieces that were proven just now; then nothing is hashed, and no claim is believed.
-        observe: Receives verify in bytes.
-    """
-    sizes = {index: _size(root / place) for index, place in selection.places.items()}
-    resume, is_final = take_resume_data(root)
-    claims = read_claims(resume, selection.metainfo, sizes)
-    if have is not None:
-        forget_resume_data(root)
-        return Claims(have=have, uploaded=claims.uploaded)
-    if not is_final:
-        # a later block may have replaced one of an incomplete piece
-        claims = Claims(have=claims.have, uploaded=claims.uploaded)
-    unclaimed = [piece for piece in selection.pieces if piece not in claims.have]
-    pieces = _with_data(root, selection, unclaimed)
-    proven = claims.have | _proven(root, selection, pieces, observe)
-    unfinished = {p: blocks for p, blocks in claims.unfinished.items() if p not in proven}
-    return Claims(have=proven, unfinished=unfinished, uploaded=claims.uploaded)
-
-
-def _proven(
-    root: Path, selection: FileSelection, pieces: list[int], observe: Observer
-) -> frozenset[int]:
-    """The pieces that have the promised hashes."""
-    if not pieces:
-        return frozenset()
-    metainfo, proven, done = selection.metainfo, set(), 0
-    observe(Started(stage=Stage.VERIFY, total=sum(map(metainfo.piece_size, pieces))))
-    jobs = min(usable_cores(), _MOST_JOBS)
-    for checked in check_pieces(root, metainfo, selection.places, pieces, jobs=jobs):
-        done += checked.nbytes
-        if checked.is_good:
-            proven.add(checked.piece)
-        observe(Advanced(stage=Stage.VERIFY, done=done, detail="checking data on disk"))
-    observe(Finished(stage=Stage.VERIFY))
-    return frozenset(proven)
-
-
-def _with_data(root: Path, selection: FileSelection, pieces: list[int]) -> list[int]:
-    """The pieces that have data on disk: missing files and holes need no hashing."""
-    handles: dict[int, int | None] = {}
-    with ExitStack() as stack:
-
-        def has_data(index: int, offset: int, length: int) -> bool:
-            if index not in handles:
-                handles[index] = None
-                with suppress(OSError):
-                    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
-                    handles[index] = handle = os.open(root / selection.places[index], flags)
-                    stack.callback(os.close, handle)
-            opened = handles[index]
-            if opened is None:
-                return False
-            # pages at the edges may hold data of the neighbouring pieces
-            low, high = -(-offset // _PAGE) * _PAGE, (offset + length) // _PAGE * _PAGE
-            if low >= high:
-                low, high = offset, offset + length
-            try:
-                return os.lseek(opened, low, os.SEEK_DATA) < high
-            except OSError:  # a hole to the end, or not a regular file
-                return False
-
-        return [piece for piece in pieces if _is_written(selection, piece, has_data)]
-
-
-def _is_written(
-    selection: FileSelection, piece: int, has_data: Callable[[int, int, int], bool]
-) -> bool:
-    return any(
-        has_data(file.index, offset, length)
-        for file, offset, length in selection.metainfo.spans(piece)
-        if file.index in selection.places
-    )
-
-
-def _size(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except OSError:
-        return 0
-
-
-# --- the transfer
 
 
 @dataclass(slots=True, kw_only=True)
