@@ -427,9 +427,9 @@ def test_a_planted_torrent_of_another_release_is_not_believed(swarm, root):
     ("write", "message"),
     [
         pytest.param(lambda swarm: changed(swarm, with_info(name=b"y")), "infohash", id="another"),
-        pytest.param(lambda _: b"garbage", "no torrent", id="garbage"),
-        pytest.param(lambda _: b"", "no torrent", id="empty"),
-        pytest.param(lambda swarm: swarm.torrent[:-1], "no torrent", id="cut-off"),
+        pytest.param(lambda _: b"garbage", "invalid torrent", id="garbage"),
+        pytest.param(lambda _: b"", "invalid torrent", id="empty"),
+        pytest.param(lambda swarm: swarm.torrent[:-1], "invalid torrent", id="cut-off"),
     ],
 )
 def test_a_given_torrent_that_is_not_the_one_is_refused(swarm, write, message, tmp_path):
