@@ -268,7 +268,7 @@ def test_a_dry_reshard_says_that_its_name_is_taken(grokctl, release, tmp_path):
         outcome = grokctl("reshard", release, "--devices", 2, "--out", place, "--dry-run", "--json")
 
         assert outcome.exit_code == 2
-        assert "no ready checkpoint" in outcome.error
+        assert "not a ready checkpoint" in outcome.error
         assert outcome.result["bytes"] > 0
 
 

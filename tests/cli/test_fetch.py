@@ -216,7 +216,7 @@ def test_a_magnets_name_leads_nowhere(grokctl, seeded, tmp_path, loopback, name)
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        pytest.param(b"garbage", "no torrent", id="garbage"),
+        pytest.param(b"garbage", "invalid torrent", id="garbage"),
         pytest.param(None, "infohash", id="another"),
     ],
 )
