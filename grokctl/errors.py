@@ -1,7 +1,8 @@
-"""Everything grokctl raises on purpose: the exception tree, `ExitCode`, and the facts errors carry.
+"""Every error that grokctl raises on purpose, its exit code, and the facts it carries.
 
     GrokctlError
     ├── UsageError                  2
+    │   └── InvalidValueError       2
     ├── FetchError                 10
     │   └── StalledError           11
     ├── DiskFullError              12
@@ -11,17 +12,19 @@
     ├── HardwareError              40
     └── PeerError                  50
 
-`str(error)` is one sentence with the noun first and without advice; `error.hint` is the advice, one
-line that can be pasted. Fields are positional, so that every error survives `pickle`.
+`str(error)` is one sentence, noun first, without advice. `error.hint` is the advice: one line to
+paste. Fields are positional, so that every error survives `pickle`.
 """
 
 from dataclasses import dataclass, fields
 from enum import IntEnum, StrEnum
-from typing import ClassVar
+from typing import ClassVar, Final, Self
+
+_LONGEST_VALUE: Final = 60
 
 
 class ExitCode(IntEnum):
-    """What the shell sees; `docs/exit-codes.md` is tested against this table."""
+    """The exit status of a command; a test holds `docs/exit-codes.md` to this table."""
 
     OK = 0
     """done"""
@@ -58,7 +61,7 @@ class Reason(StrEnum):
     ALTERED = "altered"
     UNREADABLE = "unreadable"
     UNPROVEN = "unproven"
-    """Shares a bad piece with the file whose fault it is, or nothing promises it."""
+    """Shares a bad piece with a damaged file, or is in no torrent."""
     MALFORMED = "malformed"
     UNSAFE = "unsafe"
 
@@ -77,7 +80,7 @@ class Damage:
     pieces: tuple[tuple[int, int], ...] = ()
     """Bad pieces of the torrent that touch the file, half open, ascending."""
     mend_nbytes: int = 0
-    """Bytes of those pieces: what mending the file takes."""
+    """Bytes of those pieces: the download that repairs the file."""
 
     def __str__(self) -> str:
         return f"{self.file}: {self.reason}" + (f", {self.detail}" if self.detail else "")
@@ -85,11 +88,11 @@ class Damage:
 
 @dataclass(eq=False)
 class GrokctlError(Exception):
-    """The only failure that users are expected to meet.
+    """An expected failure; anything else that reaches the user is a bug.
 
     Attributes:
         message: One sentence, noun first.
-        hint: One line of advice that can be pasted, or nothing.
+        hint: One line of advice to paste, or None.
     """
 
     message: str
@@ -105,32 +108,52 @@ class GrokctlError(Exception):
 
 
 class UsageError(GrokctlError):
-    """What was asked cannot be meant."""
+    """The request is invalid."""
 
     exit_code = ExitCode.USAGE
 
 
+@dataclass(eq=False)
+class InvalidValueError(UsageError):
+    """A named value is invalid.
+
+    The library raises it with the name of its own field or argument. The caller that took the
+    value from a user puts the user's name for it in place: `error.renamed("--stall-timeout")`.
+    """
+
+    name: str = ""
+    value: str = ""
+    """As text, short enough for one line; left out where the message describes it."""
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.value}".rstrip() + f": {self.message}"
+
+    def renamed(self, name: str) -> Self:
+        """The same error about the name that the user typed."""
+        return type(self)(self.message, self.hint, name, self.value)
+
+
 class FetchError(GrokctlError):
-    """The download cannot go on: bad source, bad names, refused by the destination."""
+    """The download cannot continue: bad source, bad file names, or an unusable destination."""
 
     exit_code = ExitCode.FETCH
 
 
 class StalledError(FetchError):
-    """Nobody in the swarm sends anything."""
+    """No source has sent anything for too long."""
 
     exit_code = ExitCode.STALLED
 
 
 class DiskFullError(GrokctlError):
-    """Not enough room; found before a byte moves where that is possible."""
+    """Not enough free space; checked before the first byte is written where possible."""
 
     exit_code = ExitCode.DISK_FULL
 
 
 @dataclass(eq=False)
 class CorruptCheckpointError(GrokctlError):
-    """Files on disk are not what they should be."""
+    """Files of a checkpoint are missing or damaged."""
 
     damage: tuple[Damage, ...] = ()
 
@@ -138,27 +161,44 @@ class CorruptCheckpointError(GrokctlError):
 
 
 class UnsafePickleError(CorruptCheckpointError):
-    """A file asks for something that no tensor needs; nothing of it was built or executed."""
+    """A pickle refers to something that no tensor needs; nothing in it was built or executed."""
 
     exit_code = ExitCode.UNSAFE
 
 
 class PlacementError(GrokctlError):
-    """No such mesh or precision for this model."""
+    """The model does not support this mesh or precision."""
 
     exit_code = ExitCode.PLACEMENT
 
 
 class HardwareError(GrokctlError):
-    """This machine cannot hold or run it."""
+    """This hardware cannot hold or run the model."""
 
     exit_code = ExitCode.HARDWARE
 
 
 class PeerError(GrokctlError):
-    """Another process of a run failed, never came, or is about something else."""
+    """Another process of the run failed, was lost, never joined, or runs something else."""
 
     exit_code = ExitCode.PEER
+
+
+def invalid(name: str, value: object, problem: str, hint: str | None = None) -> InvalidValueError:
+    """The error about one value.
+
+    Args:
+        name: Of the field, the argument or the option that holds it.
+        value: Invalid; text is quoted, and cut to a line.
+        problem: Why, such as `expected more than 0`.
+        hint: One line of advice to paste.
+    """
+    text = str(value)
+    if isinstance(value, str):
+        text = repr(value if len(value) <= _LONGEST_VALUE else f"{value[:_LONGEST_VALUE]}…")
+    elif isinstance(value, float):
+        text = text.removesuffix(".0")
+    return InvalidValueError(problem, hint, name, text)
 
 
 def corrupt(
@@ -169,7 +209,7 @@ def corrupt(
     *,
     ranges: tuple[tuple[int, int], ...] = (),
 ) -> CorruptCheckpointError:
-    """The error for one damaged file; an unsafe one is an `UnsafePickleError`."""
+    """The error about one damaged file; an unsafe one is an `UnsafePickleError`."""
     damage = Damage(file, reason, detail, ranges)
     kind = UnsafePickleError if reason is Reason.UNSAFE else CorruptCheckpointError
     return kind(str(damage), hint, (damage,))

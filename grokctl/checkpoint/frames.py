@@ -20,7 +20,7 @@ import numpy as np
 import zstandard
 from numpy.typing import NDArray
 
-from grokctl.errors import UsageError
+from grokctl.errors import invalid
 from grokctl.system import usable_cores
 
 SUFFIX: Final = ".zst"
@@ -47,13 +47,15 @@ class Compression:
         """Read `zstd` or `zstd:LEVEL`.
 
         Raises:
-            UsageError: It is something else.
+            InvalidValueError: It is something else.
         """
         match = re.fullmatch(r"zstd(?::([0-9]{1,2}))?", text.strip())
         level = int(match[1] or _DEFAULT_LEVEL) if match else 0
         if not 1 <= level <= _HIGHEST_LEVEL:
-            raise UsageError(
-                f"compression {text[:60]!r}: expected zstd or zstd:1 to zstd:{_HIGHEST_LEVEL}",
+            raise invalid(
+                "compress",
+                text,
+                f"expected zstd or zstd:1 to zstd:{_HIGHEST_LEVEL}",
                 "--compress zstd",
             )
         return cls(level)

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 from grokctl.checkpoint.tensor_source import Storage
-from grokctl.errors import PlacementError, UsageError
+from grokctl.errors import PlacementError, invalid
 from grokctl.model.config import GrokConfig
 from grokctl.model.placement import MeshShape, place
 from grokctl.model.precision import Precision
@@ -35,11 +35,13 @@ def storage_in(
 
     Raises:
         PlacementError: The mesh does not allow such groups.
-        UsageError: A group size is given for a precision other than int4.
+        InvalidValueError: A group size is given for a precision other than int4.
     """
     if group_size is not None and precision is not Precision.INT4:
-        raise UsageError(
-            f"group size {group_size}: expected precision int4, found {precision}",
+        raise invalid(
+            "group_size",
+            group_size,
+            f"expected precision int4, found {precision}",
             "--precision int4",
         )
     if precision is Precision.INT8:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from grokctl.errors import UsageError
+from grokctl.errors import UsageError, invalid
 
 BOUND_S: Final = 60
 """Seconds after which every process of a run has ended where one is lost, or never comes."""
@@ -64,22 +64,19 @@ def find_launch(
             _BY_HAND,
         )
     if not 0 <= process_id < num_processes:
-        raise UsageError(
-            f"process {process_id} is none of {num_processes}, possible are 0 to "
-            f"{num_processes - 1}",
-            _BY_HAND,
-        )
-    host, port = _address(coordinator)
+        expected = f"expected 0 to {num_processes - 1}"
+        raise invalid("process_id", process_id, expected, _BY_HAND)
+    host, port = _address(coordinator, "coordinator")
     if num_processes == 1:
         return None
     return Launch(host=host, port=port, count=num_processes, rank=process_id, is_by_hand=True)
 
 
-def _address(text: str) -> tuple[str, int]:
+def _address(text: str, name: str) -> tuple[str, int]:
     """Read `HOST:PORT` or `[ADDRESS]:PORT`."""
     match = re.fullmatch(r"(?:\[([0-9a-fA-F:.%\w]+)\]|([^:\[\]\s/]+)):([0-9]{1,5})", text)
     if match is None or not 0 < int(match[3]) < 2**16:
-        raise UsageError(f"coordinator {text[:100]!r} is no HOST:PORT", _BY_HAND)
+        raise invalid(name, text, "expected HOST:PORT", _BY_HAND)
     return match[1] or match[2], int(match[3])
 
 
@@ -90,7 +87,7 @@ def _of_open_mpi(environment: Mapping[str, str]) -> Launch | None:
         return None
     told = environment.get(_ADDRESS_VARIABLE)
     if told is not None:
-        host, port = _address(told)
+        host, port = _address(told, _ADDRESS_VARIABLE)
     else:
         # such as 2416246784.0;tcp://10.0.0.1,192.168.0.1:36823; Open MPI 5 has it no more
         uri = environment.get("OMPI_MCA_orte_hnp_uri", "")
@@ -113,7 +110,7 @@ def _of_slurm(environment: Mapping[str, str]) -> Launch | None:
         return None
     told = environment.get(_ADDRESS_VARIABLE)
     if told is not None:
-        host, port = _address(told)
+        host, port = _address(told, _ADDRESS_VARIABLE)
     else:
         host = first_host(environment.get("SLURM_STEP_NODELIST", ""))
         port = _port(environment, _number(environment, "SLURM_JOB_ID", 0))
@@ -139,9 +136,8 @@ def _port(environment: Mapping[str, str], job: int) -> int:
         return _PORTS[job % len(_PORTS)]
     port = _number(environment, _PORT_VARIABLE, 0)
     if not 0 < port < 2**16:
-        raise UsageError(
-            f"{_PORT_VARIABLE} {told[:100]!r} is no port", f"export {_PORT_VARIABLE}=61500"
-        )
+        hint = f"export {_PORT_VARIABLE}=61500"
+        raise invalid(_PORT_VARIABLE, told, "expected a port, 1 to 65535", hint)
     return port
 
 
@@ -149,9 +145,7 @@ def _rank(environment: Mapping[str, str], name: str, count: int) -> int:
     """Which one this is; who is not told would be a second rank 0."""
     rank = _number(environment, name, count)
     if rank >= count:
-        raise UsageError(
-            f"{name} {environment.get(name, '')[:100]!r} is none of {count} processes", _BY_HAND
-        )
+        raise invalid(name, environment.get(name, ""), f"expected 0 to {count - 1}", _BY_HAND)
     return rank
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from grokctl.cluster.process_group import Cluster
-from grokctl.errors import UsageError
+from grokctl.errors import invalid
 from grokctl.events import Advanced, Finished, Noted, Observer, Stage, Started, Unit
 from grokctl.inference.devices import has_fast_bfloat16, memory_bandwidth
 from grokctl.inference.generation import (
@@ -144,7 +144,7 @@ class Engine:
     def _sequence(self, request: Request) -> Sequence:
         self.plan.check(request.prompt)
         if request.max_tokens < 0:
-            raise UsageError(f"max-tokens is at least 0, not {request.max_tokens}")
+            raise invalid("max_tokens", request.max_tokens, "expected at least 0")
         stats = Stats(load_s=self.load_s, bytes_per_token=self._loader.bytes_per_token)
         return Sequence(
             request,

@@ -7,7 +7,7 @@ from typing import Final
 
 import jax.numpy as jnp
 
-from grokctl.errors import UsageError
+from grokctl.errors import UsageError, invalid
 from grokctl.model.config import GrokConfig
 from grokctl.model.placement import MeshShape, check_mesh
 from grokctl.model.precision import Compute, KvType
@@ -90,16 +90,14 @@ def plan(config: GrokConfig, options: EngineOptions, *, tokenizer: Path | None =
 
     Raises:
         PlacementError: The model does not divide over the mesh.
-        UsageError: The context is not one that the model has, or as many streams as nobody runs.
+        InvalidValueError: The context, or the number of streams, lies outside its range.
         CorruptCheckpointError: The tokenizer is not the model's.
     """
     check_mesh(options.mesh, config)
     context = config.sequence_len if options.context is None else options.context
     if not 0 < context <= config.sequence_len:
-        raise UsageError(f"context is {context} tokens, possible are 1 to {config.sequence_len}")
+        raise invalid("context", context, f"expected 1 to {config.sequence_len}")
     if not 0 < options.streams <= _MOST_STREAMS:
-        raise UsageError(
-            f"{options.streams} sequences at a time, possible are 1 to {_MOST_STREAMS}"
-        )
+        raise invalid("streams", options.streams, f"expected 1 to {_MOST_STREAMS}")
     words = Tokenizer(tokenizer, vocab_size=config.vocab_size) if tokenizer else None
     return RunPlan(config=config, mesh=options.mesh, context=context, tokenizer=words)

@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass
 from typing import Self
 
-from grokctl.errors import PlacementError, UsageError
+from grokctl.errors import PlacementError, invalid
 from grokctl.model.config import GrokConfig
 from grokctl.model.tensors import Axis, TensorSpec
 
@@ -50,11 +50,11 @@ class MeshShape:
         """Read `model=8` or `expert=2,model=8`.
 
         Raises:
-            UsageError: It is something else.
+            InvalidValueError: It is something else.
         """
         match = re.fullmatch(r"(?:expert=([0-9]{1,3}), *)?model=([0-9]{1,3})", text.strip(" "))
         if match is None:
-            raise UsageError(f"mesh {text!r} is not of the form expert=2,model=8", "--mesh model=8")
+            raise invalid("mesh", text, "expected the form expert=2,model=8", "--mesh model=8")
         return cls(int(match[1] or 1), int(match[2]))
 
 
@@ -188,10 +188,14 @@ def _scale_rows(spec: TensorSpec, groups: int, inputs: Slice) -> Slice:
 
 
 def read_mesh(devices: int | None, mesh: str | None) -> MeshShape | None:
-    """The mesh that the options name together; None if they name none."""
+    """The mesh for `--devices` and `--mesh`; None without both.
+
+    Raises:
+        InvalidValueError: The mesh is malformed, or has another number of devices.
+    """
     if mesh is None:
         return None if devices is None else MeshShape(1, devices)
     shape = MeshShape.parse(mesh)
     if devices not in {None, shape.size}:
-        raise UsageError(f"mesh {shape} has {shape.size} devices, --devices says {devices}")
+        raise invalid("mesh", mesh, f"expected {devices} devices, found {shape.size}")
     return shape

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from grokctl.errors import UsageError
+from grokctl.errors import invalid
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -14,7 +14,7 @@ class Sampling:
     """How the next token is chosen; the filters apply in the order of the fields.
 
     Raises:
-        UsageError: A number lies outside its range.
+        InvalidValueError: A number lies outside its range.
     """
 
     temperature: float = 0.0
@@ -29,15 +29,15 @@ class Sampling:
     """Same seed, same draws: token n depends on the seed, n and its logits alone."""
 
     def __post_init__(self) -> None:
-        for is_good, rule, value in (
-            (0 <= self.temperature < float("inf"), "temperature is at least 0", self.temperature),
-            (self.top_k >= 0, "top-k is at least 0", self.top_k),
-            (0 < self.top_p <= 1, "top-p lies above 0 and at most at 1", self.top_p),
-            (0 <= self.min_p <= 1, "min-p lies between 0 and 1", self.min_p),
-            (0 <= self.seed < 2**64, "seed lies between 0 and 2^64", self.seed),
+        for name, is_valid, rule in (
+            ("temperature", 0 <= self.temperature < float("inf"), "expected at least 0"),
+            ("top_k", self.top_k >= 0, "expected at least 0"),
+            ("top_p", 0 < self.top_p <= 1, "expected more than 0 and at most 1"),
+            ("min_p", 0 <= self.min_p <= 1, "expected 0 to 1"),
+            ("seed", 0 <= self.seed < 2**64, "expected 0 to 2^64 - 1"),
         ):
-            if not is_good:
-                raise UsageError(f"{rule}, not {value}")
+            if not is_valid:
+                raise invalid(name, getattr(self, name), rule)
 
     def choose(self, logits: NDArray[np.float32], step: int) -> int:
         """Choose a token.

@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass
 from typing import Final
 
-from grokctl.errors import UsageError
+from grokctl.errors import invalid
 
 _GB: Final = 10**9
 _TERA: Final = 1e12
@@ -188,7 +188,7 @@ def find(name: str) -> Published:
         name: A slug, or the beginning of one of its words, such as `h100` or `4090`.
 
     Raises:
-        UsageError: There is none, or there are several.
+        InvalidValueError: None matches, or several do.
     """
     wanted = re.sub("[^0-9a-z]+", "-", name.casefold()).strip("-")
     same = [kind for kind in PUBLISHED if kind.slug == wanted]
@@ -196,9 +196,11 @@ def find(name: str) -> Published:
     if len(found) == 1:
         return found[0]
     slugs = ", ".join(kind.slug for kind in found or PUBLISHED)
-    problem = "may be any" if found else "is none"
-    raise UsageError(
-        f"accelerator {name[:60]!r} {problem} of {slugs}",
+    problem = "matches several" if found else "expected one"
+    raise invalid(
+        "accelerator",
+        name,
+        f"{problem} of {slugs}",
         f"--accelerator {found[0].slug if found else 'h100-80gb'}",
     )
 

@@ -7,7 +7,7 @@ from typing import Final, Self
 from grokctl.checkpoint.layout import bytes_per_token, weight_bytes
 from grokctl.checkpoint.storage import released_storage, storage_in
 from grokctl.checkpoint.tensor_source import Storage
-from grokctl.errors import PlacementError, UsageError
+from grokctl.errors import PlacementError, UsageError, invalid
 from grokctl.machine.facts import Accelerator, Machine
 from grokctl.model.config import GROK_1, GrokConfig
 from grokctl.model.placement import MESH_SIZES, MeshShape
@@ -164,12 +164,12 @@ def plans(
         compute: Type of computation; by default what suits the hardware.
 
     Raises:
-        UsageError: The model has no such context.
+        InvalidValueError: The context is longer than the model's, or 0.
     """
     longest = config.sequence_len
     context = longest if context is None else context
     if not 0 < context <= longest:
-        raise UsageError(f"context is {context} tokens, possible are 1 to {longest}")
+        raise invalid("context", context, f"expected 1 to {longest}")
     computes = (compute,) if compute else hardware.computes if hardware else (Compute.BFLOAT16,)
     own, found = released_storage(config), []
     for mesh in MESHES[:1] if hardware and hardware.platform == "cpu" else MESHES:

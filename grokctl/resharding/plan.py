@@ -13,7 +13,7 @@ from grokctl.checkpoint.ready import ReadyCheckpoint
 from grokctl.checkpoint.release import Release
 from grokctl.checkpoint.storage import storage_in
 from grokctl.checkpoint.tensor_source import ReleaseSource, Slices, Storage, TensorSource, extent
-from grokctl.errors import UsageError
+from grokctl.errors import invalid
 from grokctl.machine.memory import memory
 from grokctl.model.placement import MeshShape, check_mesh
 from grokctl.model.precision import Precision, check_conversion
@@ -163,10 +163,8 @@ def _layouts(storage: Storage, options: ReshardOptions) -> tuple[DeviceLayout, .
     layouts = tuple(layout for layout in layouts if layout.device in devices)
     if len(layouts) != len(devices) or not devices:
         some = ", ".join(map(str, sorted(devices)[:8])) or "none"
-        raise UsageError(
-            f"devices {some}: expected devices 0 to {mesh.size - 1} of {mesh}",
-            f"--only-devices 0-{mesh.size - 1}",
-        )
+        expected = f"expected devices 0 to {mesh.size - 1} of {mesh}"
+        raise invalid("only_devices", some, expected, f"--only-devices 0-{mesh.size - 1}")
     return layouts
 
 

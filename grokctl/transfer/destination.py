@@ -18,7 +18,7 @@ from grokctl.checkpoint.torrent import (
     read_metainfo,
     trackers_of,
 )
-from grokctl.errors import FetchError, UsageError
+from grokctl.errors import FetchError, invalid
 from grokctl.model.tensors import layer_files
 from grokctl.os_errors import refusal
 from grokctl.paths import (
@@ -84,10 +84,8 @@ def select_files(torrent: bytes, request: FetchRequest) -> FileSelection:
     wanted = _wanted(places, options.only, options.layers)
     if not wanted:
         first, *_ = places.values()
-        raise UsageError(
-            f"only {', '.join(options.only)}: matches none of {len(places)} files",
-            f"--only {first}",
-        )
+        globs, problem = ", ".join(options.only), f"matches none of {len(places)} files"
+        raise invalid("only", globs, problem, f"--only {first}")
     # small, and needed to read any tensor
     wanted |= {index for index, place in places.items() if place in {CONFIG, TOKENIZER}}
     raw = raw_values(torrent)
@@ -119,7 +117,7 @@ def _wanted(
         try:
             files = layer_files(num_tensors, layers)
         except ValueError as error:
-            raise UsageError(f"layers: {error}", "--layers 0-3") from error
+            raise invalid("layers", max(layers), str(error), "--layers 0-3") from error
         wanted |= {
             index for index, place in places.items() if place.removeprefix(f"{CKPT}/") in files
         }
@@ -186,7 +184,7 @@ def local_torrent(request: FetchRequest) -> bytes | None:
     if given is None:
         return origin.torrent or _cached_torrent(request.root, origin.infohash)
     if not given.is_file():
-        raise UsageError(f"torrent file {given}: no such file", f"ls -l {quoted(given)}")
+        raise invalid("torrent_file", given, "no such file", f"ls -l {quoted(given)}")
     parsed = parse_source(str(given))
     if parsed.infohash != origin.infohash:
         name = printable(origin.name) or origin.source

@@ -17,7 +17,7 @@ from grokctl.checkpoint.torrent import (
     read_metainfo,
     trackers_of,
 )
-from grokctl.errors import FetchError, UsageError
+from grokctl.errors import FetchError, UsageError, invalid
 from grokctl.os_errors import reason_of, refusal
 from grokctl.text import printable
 
@@ -83,7 +83,7 @@ class FetchOptions:
     """Options of a download.
 
     Raises:
-        UsageError: A value is invalid.
+        InvalidValueError: A value is invalid.
     """
 
     peers: tuple[str, ...] = ()
@@ -127,32 +127,32 @@ class FetchOptions:
     def __post_init__(self) -> None:
         self._check_addresses()
         if self.port is not None and not 0 <= self.port < 2**16:
-            raise UsageError(f"port {self.port}: expected 0 to 65535")
+            raise invalid("port", self.port, "expected 0 to 65535")
         for name in ("max_download", "max_upload", "connections", "seed_ratio", "stall_timeout_s"):
             value = getattr(self, name)
             if value is not None and not value > 0:
-                raise UsageError(f"{name} {value}: expected more than 0")
+                raise invalid(name, value, "expected more than 0")
         if not all(self.only):
-            raise UsageError("only: expected a pattern, found an empty one")
+            raise invalid("only", "", "expected a pattern that is not empty")
 
     def _check_addresses(self) -> None:
         for peer in self.peers:
             host, _ = parse_endpoint(peer)
             if self.proxy is not None and not _is_address(host):
-                raise UsageError(f"peer {peer}: expected an IP address with a proxy, found a name")
+                raise invalid("peer", peer, "expected an IP address, because a proxy is used")
         for url in self.trackers:
             _expect_url("tracker", url, {"http", "https", "udp"})
         for url in self.web_seeds:
-            _expect_url("web seed", url, {"http", "https"})
+            _expect_url("web_seed", url, {"http", "https"})
         for name in self.mirrors:
             if name not in MIRRORS:
                 _expect_url("mirror", name, {"http", "https"}, or_one_of=MIRRORS)
                 if set(name) & set("?#"):
-                    raise UsageError(f"mirror {name!r}: expected a folder, without ? and #")
+                    raise invalid("mirror", name, "expected a folder, without ? and #")
         if self.proxy is not None:
             _expect_url("proxy", self.proxy, {"socks5", "socks5h", "http"}, needs_port=True)
         if self.bind is not None and not _is_address(self.bind):
-            raise UsageError(f"bind address {self.bind!r}: expected an IP address")
+            raise invalid("bind", self.bind, "expected an IP address")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -230,13 +230,13 @@ def parse_endpoint(peer: str) -> Endpoint:
     """Read `HOST:PORT`, or `[ADDRESS]:PORT` for IPv6.
 
     Raises:
-        UsageError: It is something else.
+        InvalidValueError: It is something else.
     """
     with suppress(ValueError):
         parts = urlsplit(f"//{peer}")
         if parts.hostname and parts.port and parts.netloc == peer and not parts.username:
             return parts.hostname, parts.port
-    raise UsageError(f"peer {peer!r}: expected HOST:PORT", "--peer 203.0.113.7:6881")
+    raise invalid("peer", peer, "expected HOST:PORT", "--peer 203.0.113.7:6881")
 
 
 def find_mirror(name: str) -> Mirror:
@@ -276,7 +276,7 @@ def _is_address(text: str) -> bool:
 
 
 def _expect_url(
-    noun: str,
+    field: str,
     url: str,
     schemes: set[str],
     *,
@@ -290,4 +290,4 @@ def _expect_url(
             return
     port = ":port" if needs_port else ""
     names = "".join(f"{name} or " for name in or_one_of)
-    raise UsageError(f"{noun} {url!r}: expected {names}{' or '.join(sorted(schemes))}://host{port}")
+    raise invalid(field, url, f"expected {names}{' or '.join(sorted(schemes))}://host{port}")

@@ -129,7 +129,7 @@ def test_a_whole_conversation(converse, home):  # one process, because each load
     assert re.search(r"stop +'\\n\\n'", terminal.say('/set stop "\\n\\n"'))
     assert re.search(r"ignore-eos +off", terminal.say("/set ignore-eos off"))
     assert re.search(r"max-tokens +2", terminal.say("/set max-tokens 2"))
-    assert "top-p lies above 0" in terminal.say("/set top-p 7")
+    assert "expected more than 0" in terminal.say("/set top-p 7")
     assert "is a number, not 'hot'" in terminal.say("/set temperature hot")
     assert "the nearest is temperature" in terminal.say("/set temprature 1")
     assert "no such command" in terminal.say("/foo")

@@ -94,7 +94,7 @@ def test_no_tokens_can_be_asked_for(engine, prompt):
 
 
 def test_fewer_than_no_tokens_cannot(engine, prompt):
-    with pytest.raises(UsageError, match="max-tokens is at least 0, not -1"):
+    with pytest.raises(UsageError, match="max_tokens -1: expected at least 0"):
         engine.generate(prompt, sampling=GREEDY, max_tokens=-1)
 
 
@@ -139,7 +139,7 @@ def test_a_prompt_that_cannot_be_read_is_a_usage_error_at_once(engine, prompt, p
 
 @pytest.mark.parametrize("context", [0, -1, 65])
 def test_a_context_that_the_model_does_not_have_is_refused(release, context):
-    with pytest.raises(UsageError, match=f"context is {context} tokens"):
+    with pytest.raises(UsageError, match=f"context {context}: expected 1 to 64"):
         start(release, context=context)
 
 

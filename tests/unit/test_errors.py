@@ -17,6 +17,7 @@ from grokctl.errors import (
     FetchError,
     GrokctlError,
     HardwareError,
+    InvalidValueError,
     PeerError,
     PlacementError,
     Reason,
@@ -24,6 +25,7 @@ from grokctl.errors import (
     UnsafePickleError,
     UsageError,
     corrupt,
+    invalid,
 )
 
 
@@ -35,8 +37,12 @@ KINDS = [kind for kind in subclasses(GrokctlError) if kind.__module__ == errors.
 DAMAGE = Damage(
     "ckpt-0/tensor00005_000", Reason.SHORT, "expected 4519 bytes, found 4000", ((0, 9),)
 )
-TRANSLATED = {("bencode.py", "MalformedError"), ("web.py", "WebError")}
-"""What one module tells another, who always turns it into something users know."""
+TRANSLATED = {
+    ("bencode.py", "MalformedError"),
+    ("context.py", "ReportedError"),
+    ("web.py", "WebError"),
+}
+"""Raised by one module for another, which always turns it into an error for users."""
 
 
 @pytest.mark.parametrize(
@@ -62,10 +68,11 @@ def test_the_exit_codes_are_those_of_the_contract():
     assert {code.value for code in ExitCode} == {0, 1, 2, 10, 11, 12, 20, 21, 30, 40, 50, 130}
 
 
-def test_every_kind_has_a_code_of_its_own():
-    codes = [kind.exit_code for kind in KINDS]
+def test_every_kind_has_a_code_of_its_own_but_for_the_two_of_usage():
+    codes = [kind.exit_code for kind in KINDS if kind is not InvalidValueError]
 
     assert len(codes) == len(set(codes)) == 10
+    assert InvalidValueError.exit_code == UsageError.exit_code
 
 
 def test_a_stall_is_a_failed_fetch_and_an_unsafe_pickle_a_corrupt_checkpoint():
@@ -77,12 +84,13 @@ def test_a_stall_is_a_failed_fetch_and_an_unsafe_pickle_a_corrupt_checkpoint():
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
 def test_every_error_survives_pickling(kind, protocol):
     facts = ((DAMAGE,),) if issubclass(kind, CorruptCheckpointError) else ()
+    facts = ("top_p", "7") if kind is InvalidValueError else facts
     error = kind("tensor00005_000: short", "grokctl fetch", *facts)
 
     again = pickle.loads(pickle.dumps(error, protocol))
 
     assert type(again) is kind
-    assert str(again) == "tensor00005_000: short"
+    assert str(again) == "top_p 7: " * (kind is InvalidValueError) + "tensor00005_000: short"
     assert vars(again) == vars(error)
     assert again.exit_code == error.exit_code
 
@@ -104,6 +112,28 @@ def test_one_damaged_file_becomes_an_error_of_the_class_that_its_reason_calls_fo
     assert str(error) == f"a: {reason.value}, b"
     assert error.hint == "c"
     assert error.damage == (Damage("a", reason, "b"),)
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        (0.0, "0"),
+        (0.5, "0.5"),
+        (float("nan"), "nan"),
+        (2**64, "18446744073709551616"),
+        ("a\nb", r"'a\nb'"),
+        ("", "''"),
+        ("x" * 99, "'" + "x" * 60 + "…'"),
+    ],
+)
+def test_an_invalid_value_is_shown_in_a_line_and_called_as_its_user_calls_it(value, shown):
+    error = invalid("stall_timeout_s", value, "expected more than 0", "a hint")
+
+    typed = error.renamed("--stall-timeout")
+
+    assert str(error) == f"stall_timeout_s {shown}: expected more than 0"
+    assert str(typed) == f"--stall-timeout {shown}: expected more than 0"
+    assert (typed.exit_code, typed.hint) == (2, "a hint")
 
 
 def test_damage_is_one_line_with_the_noun_first():

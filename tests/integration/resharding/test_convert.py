@@ -379,7 +379,7 @@ def test_groups_that_do_not_fit_a_device_are_refused_with_the_nearest_that_do(
 
 def test_a_group_size_is_for_int4_alone(release, tmp_path):
     with pytest.raises(
-        UsageError, match="group size 64: expected precision int4, found bf16"
+        UsageError, match="group_size 64: expected precision int4, found bf16"
     ) as caught:
         plan_reshard(
             release,

@@ -85,7 +85,7 @@ def test_an_mpirun_that_does_not_say_where_rank_0_is_says_what_helps():
 def test_who_is_not_told_which_one_he_is_is_no_second_rank_0(launcher, name, told):
     environment = {key: value for key, value in launcher.items() if key != name}
 
-    with pytest.raises(UsageError, match=f"{name} .* is none of 2 processes"):
+    with pytest.raises(UsageError, match=f"{name} .*: expected 0 to 1"):
         find_launch(environment if told is None else environment | {name: told})
 
 

@@ -239,7 +239,7 @@ def test_a_mesh_is_read(text, mesh):
     ],
 )  # fmt: skip
 def test_anything_else_is_no_mesh(text):
-    with pytest.raises(UsageError, match="is not of the form") as caught:
+    with pytest.raises(UsageError, match="expected the form") as caught:
         MeshShape.parse(text)
 
     assert caught.value.hint == "--mesh model=8"

@@ -255,10 +255,10 @@ def test_a_whole_vocabulary_keeps_its_last_bit_of_probability():
 def test_a_number_outside_its_range_is_a_usage_error_that_says_it(options):
     ((name, value),) = options.items()
 
-    with pytest.raises(UsageError, match=f"^{name.replace('_', '-')} .* not ") as caught:
+    with pytest.raises(UsageError, match=f"^{name} {value}: expected ") as caught:
         Sampling(**options)
 
-    assert str(caught.value).endswith(str(value))
+    assert caught.value.name == name
 
 
 @pytest.mark.parametrize(

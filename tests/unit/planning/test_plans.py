@@ -130,7 +130,7 @@ def test_a_model_that_does_not_divide_over_a_mesh_has_no_plan_for_it():
 
 @pytest.mark.parametrize("context", [0, -1, GROK_1.sequence_len + 1])
 def test_a_context_that_the_model_does_not_have_is_refused(context):
-    with pytest.raises(UsageError, match=f"{context} tokens, possible are 1 to 8192"):
+    with pytest.raises(UsageError, match=f"context {context}: expected 1 to 8192"):
         plans(None, context=context)
 
 
