@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
-from grokctl.checkpoint.ready import ReadyCheckpoint, missing_files, reshard_again
+from grokctl.checkpoint.ready import ReadyCheckpoint, missing_files, read_manifest, reshard_again
 from grokctl.checkpoint.receipt import (
     VerifiedRelease,
     read_receipt,
@@ -29,7 +29,7 @@ from grokctl.integrity.file_hashing import FileHashing
 from grokctl.model.config import GrokConfig
 from grokctl.model.tensors import tensor_specs
 from grokctl.os_errors import reason_of
-from grokctl.paths import CKPT, CONFIG, TORRENT, quoted
+from grokctl.paths import CKPT, CONFIG, TORRENT, kind_of, quoted
 from grokctl.system import usable_cores
 
 _MOST_JOBS: Final = 64
@@ -76,7 +76,7 @@ def verify(
     every few seconds, so that a stopped or killed verification continues from there.
 
     Args:
-        root: A release.
+        root: A release; a ready checkpoint is verified by `verify_ready`.
         quick: Check only the structure; proves nothing about the content.
         rehash: Ignore the receipt.
         jobs: Hashing threads; one per core by default.
@@ -86,6 +86,8 @@ def verify(
         CorruptCheckpointError: The torrent or `config.json` is malformed.
         UsageError: There is no release, or no torrent to prove it against.
     """
+    if kind_of(root) == "ready":
+        return verify_ready(read_manifest(root), quick=quick, jobs=jobs, observe=observe)
     metainfo = None if quick else trusted_metainfo(root)
     if metainfo is None:
         structure = survey(root, observe=observe)

@@ -1,6 +1,7 @@
 """Main memory: total, available, and the limit of our cgroup."""
 
 import os
+import resource
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -52,6 +53,20 @@ def memory(root: Path = Path("/")) -> Memory:
         status = os.statvfs(root / "dev/shm")
         shm = status.f_blocks * status.f_frsize
     return Memory(total=total, available=available, limit=limit, used=used, shm=shm)
+
+
+def peak_rss(root: Path = Path("/")) -> int:
+    """Most main memory that this process has ever had, in bytes.
+
+    Args:
+        root: Where `proc` is mounted.
+    """
+    try:
+        # of this process alone: `ru_maxrss` begins with the memory of the process that forked it
+        status = (root / "proc/self/status").read_text()
+        return int(status.partition("VmHWM:")[2].split()[0]) * 1024
+    except (OSError, LookupError, ValueError):
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def _machine() -> tuple[int, int]:

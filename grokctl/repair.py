@@ -1,0 +1,75 @@
+"""Fetch the damaged pieces of a release again, and prove the result."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from grokctl.checkpoint.receipt import trusted_metainfo
+from grokctl.checkpoint.release import release_paths
+from grokctl.errors import UsageError
+from grokctl.events import Noted, Observer, ignore
+from grokctl.fetch import Fetched, fetch
+from grokctl.integrity.backup import forget, set_aside
+from grokctl.paths import TORRENT
+from grokctl.text import format_number
+from grokctl.transfer.sources import FetchOptions
+from grokctl.verify import Verdict, verify
+
+_DEFAULTS: Final = FetchOptions()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Repaired:
+    """A repair, and the verdict on the release after it."""
+
+    verdict: Verdict
+    fetched: Fetched
+
+
+def repair(
+    root: Path,
+    verdict: Verdict,
+    options: FetchOptions = _DEFAULTS,
+    *,
+    jobs: int | None = None,
+    observe: Observer = ignore,
+) -> Repaired:
+    """Fetch the bad pieces of a release, and verify it again.
+
+    The bytes that a repair overwrites are copied first, and deleted only after every byte of the
+    release is proven.
+
+    Args:
+        root: The release.
+        verdict: A verification of it that found damage.
+        options: Peers, mirrors and limits.
+        jobs: Hashing threads; as many as cores by default.
+        observe: Receives progress in bytes, and a note for each damaged file.
+
+    Raises:
+        UsageError: The checkpoint is a ready one, or has no torrent.
+        DiskFullError: No space for the copies and the download; nothing was changed.
+        GrokctlError: As `fetch` and `verify` do.
+    """
+    damaged = format_number(len(verdict.damage), "damaged file")
+    if verdict.remedy is not None:
+        raise UsageError(f"{root}: {damaged}; a ready checkpoint has no pieces", verdict.remedy)
+    metainfo = trusted_metainfo(root)
+    if metainfo is None:
+        raise UsageError(f"{root}: {damaged}, and no {TORRENT} to fetch from", "grokctl fetch")
+    for damage in verdict.damage:
+        observe(Noted(message=f"damaged: {damage}"))
+    places = release_paths(metainfo)
+    backup = set_aside(root, metainfo, places, verdict.bad_pieces, observe=observe)
+    have = frozenset(range(metainfo.num_pieces)) - verdict.bad_pieces
+    after = verdict
+    try:
+        fetched = fetch(str(root / TORRENT), root, options, have=have, observe=observe)
+        # the receipt covers the good files: only the repaired ones are hashed
+        after = verify(root, jobs=jobs, observe=observe)
+    finally:
+        if backup is not None and after.damage:
+            observe(Noted(message=f"the bytes that the repair overwrote are kept in {backup}"))
+    if not after.damage:
+        forget(root)
+    return Repaired(verdict=after, fetched=fetched)

@@ -1,0 +1,98 @@
+"""A repair by the library: bad pieces from a real swarm, and nothing else changes."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+from cuts import cut
+
+from grokctl.checkpoint.receipt import write_source
+from grokctl.checkpoint.release import open_release
+from grokctl.errors import StalledError, UsageError
+from grokctl.events import Noted, Started
+from grokctl.model.placement import MeshShape
+from grokctl.repair import repair
+from grokctl.verify import verify
+
+TENSOR = "ckpt-0/tensor00003_000"
+
+
+@pytest.fixture
+def root(swarm, tmp_path) -> Path:
+    """A verified release with one flipped bit."""
+    root = shutil.copytree(swarm.root, tmp_path / "small")
+    (root / "release.torrent").write_bytes(swarm.torrent)
+    write_source(root, infohash=swarm.metainfo.infohash)
+    assert verify(root).damage == ()
+    data = bytearray((root / TENSOR).read_bytes())
+    data[len(data) // 2] ^= 1
+    (root / TENSOR).write_bytes(data)
+    return root
+
+
+def notes(events):
+    return [event.message for event in events if isinstance(event, Noted)]
+
+
+def test_a_repair_fetches_the_bad_pieces_and_proves_the_release(swarm, root):
+    events = []
+    verdict = verify(root)
+    assert len(verdict.bad_pieces) == 1
+
+    repaired = repair(root, verdict, swarm.options(), jobs=1, observe=events.append)
+
+    assert repaired.verdict.damage == ()
+    assert repaired.verdict.verified is not None
+    assert repaired.fetched.downloaded == verdict.mend_nbytes
+    assert (root / TENSOR).read_bytes() == (swarm.root / TENSOR).read_bytes()
+    assert not (root / ".grokctl" / "damaged").exists()
+    assert notes(events)[0].startswith(f"damaged: {TENSOR}: altered")
+    # the good files are not hashed again
+    assert repaired.verdict.hashed < repaired.verdict.nbytes
+    assert len([event for event in events if isinstance(event, Started)]) >= 2
+
+
+def test_a_repair_that_fails_keeps_the_overwritten_bytes_and_says_where(swarm, root):
+    events = []
+    options = swarm.options(peers=(), stall_timeout_s=0.5)
+
+    with pytest.raises(StalledError):
+        repair(root, verify(root), options, observe=events.append)
+
+    (backup,) = (root / ".grokctl" / "damaged").iterdir()
+    assert notes(events)[-1] == f"the bytes that the repair overwrote are kept in {backup}"
+    assert (backup / TENSOR).stat().st_size == (root / TENSOR).stat().st_size
+
+
+def test_a_ready_checkpoint_is_resharded_again_instead(swarm, tmp_path):
+    ready = cut(open_release(swarm.root), MeshShape(1, 2), tmp_path / "ready")
+    file = ready.root / "device-01-of-02.safetensors"
+    file.write_bytes(file.read_bytes()[:-1])
+    verdict = verify(ready.root)
+
+    with pytest.raises(UsageError, match=r"1 damaged file; a ready checkpoint") as caught:
+        repair(ready.root, verdict, swarm.options())
+
+    assert caught.value.hint == verdict.remedy
+    assert caught.value.hint.startswith("grokctl reshard ")
+
+
+def test_without_a_torrent_there_is_nothing_to_repair_from(swarm, root):
+    verdict = verify(root)
+    (root / "release.torrent").unlink()
+
+    with pytest.raises(UsageError, match=r"1 damaged file, and no release\.torrent"):
+        repair(root, verdict, swarm.options())
+
+    assert not (root / ".grokctl" / "damaged").exists()
+
+
+def test_verify_takes_a_ready_checkpoint_and_hashes_its_files(swarm, tmp_path):
+    ready = cut(open_release(swarm.root), MeshShape(1, 2), tmp_path / "ready")
+
+    verdict = verify(ready.root)
+    quick = verify(ready.root, quick=True)
+
+    assert (verdict.damage, verdict.hashed) == ((), verdict.nbytes)
+    assert quick.hashed == 0
+    assert verdict.remedy is not None
