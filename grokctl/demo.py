@@ -1,5 +1,6 @@
-"""All of grokctl, for real, on a miniature: write, seed, fetch, verify, reshard, run."""
+"""Run every stage for real on a miniature: write, seed, fetch, verify, reshard, run."""
 
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from grokctl.checkpoint.ready import ReadyCheckpoint
 from grokctl.checkpoint.receipt import VerifiedRelease
 from grokctl.checkpoint.release import Release, open_release
 from grokctl.checkpoint.torrent import Magnet, build_metainfo, parse_metainfo
+from grokctl.errors import GrokctlError, UsageError
 from grokctl.events import Observer, ignore
 from grokctl.fetch import fetch, seeding
 from grokctl.infer import infer
@@ -23,8 +25,10 @@ from grokctl.model.sampling import Sampling
 from grokctl.paths import Home
 from grokctl.reshard import reshard
 from grokctl.resharding.plan import ReshardOptions, plan_reshard
+from grokctl.text import format_bytes
 from grokctl.transfer.sources import FetchOptions
-from grokctl.verify import raise_for, verify
+from grokctl.verify import raise_for as raise_for_damage
+from grokctl.verify import verify
 
 DEVICES: Final = (8, 4, 16)
 PROMPT: Final = "The import statement combines two operations; it searches for the named module,"
@@ -34,45 +38,70 @@ _T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Step:
-    """One thing that the demo did."""
+class DemoStep:
+    """One stage of the demo."""
 
     name: str
     result: str
+    """In a few words."""
     seconds: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Demonstration:
-    """What happened, and what was said."""
+    """All stages of the demo, and the texts."""
 
-    steps: tuple[Step, ...]
+    steps: tuple[DemoStep, ...]
     prompt: str
     texts: dict[int, str]
-    """Continuation by number of devices."""
+    """The continuation on each number of devices."""
 
     @property
     def agrees(self) -> bool:
-        """Whether every mesh said the same."""
+        """Whether the text is the same on every mesh."""
         return len(set(self.texts.values())) == 1
 
 
-def demo(folder: Path, *, observe: Observer = ignore) -> Demonstration:
-    """Run the whole pipeline below a folder, with nothing simulated but the size.
+def demo(folder: Path | None = None, *, observe: Observer = ignore) -> Demonstration:
+    """Run the whole pipeline on a release that is small, and otherwise real.
 
-    A second libtorrent session on 127.0.0.1 seeds what the first one fetches; no packet leaves
+    A second libtorrent session on 127.0.0.1 seeds what the first one fetches. No packet leaves
     this machine.
 
     Args:
-        folder: An empty folder; the caller decides whether to keep it.
-        observe: Receives every stage's progress.
+        folder: A new folder that keeps all files; by default, a temporary one.
+        observe: Receives the progress of every stage.
+
+    Raises:
+        UsageError: The folder exists.
     """
-    steps: list[Step] = []
+    if folder is None:
+        with tempfile.TemporaryDirectory(prefix="grokctl-demo-") as temporary:
+            return _demo(Path(temporary), observe)
+    if folder.exists():
+        raise UsageError(f"{folder}: exists, expected a new folder", "--keep a-new-folder")
+    return _demo(folder, observe)
+
+
+def raise_for(demonstration: Demonstration) -> None:
+    """Turn texts that differ into an error.
+
+    Raises:
+        GrokctlError: They do, which is a bug.
+    """
+    if not demonstration.agrees:
+        devices = ", ".join(map(str, demonstration.texts))
+        raise GrokctlError(f"demo: the texts on {devices} devices differ", "please report this bug")
+
+
+def _demo(folder: Path, observe: Observer) -> Demonstration:
+    steps: list[DemoStep] = []
 
     def timed(name: str, work: Callable[[], _T], describe: Callable[[_T], str]) -> _T:
         started = time.perf_counter()
         value = work()
-        steps.append(Step(name=name, result=describe(value), seconds=time.perf_counter() - started))
+        seconds = time.perf_counter() - started
+        steps.append(DemoStep(name=name, result=describe(value), seconds=seconds))
         return value
 
     home = Home(folder / "home")
@@ -95,7 +124,7 @@ def demo(folder: Path, *, observe: Observer = ignore) -> Demonstration:
         timed(
             "fetch it by magnet",
             lambda: fetch(str(magnet), root, options, observe=observe),
-            lambda fetched: f"{fetched.downloaded / 1e6:.1f} MB from {host}:{port}",
+            lambda fetched: f"{format_bytes(fetched.downloaded)} from {host}:{port}",
         )
     verified = timed(
         "verify every byte",
@@ -109,7 +138,7 @@ def demo(folder: Path, *, observe: Observer = ignore) -> Demonstration:
         ready = timed(
             f"reshard for {count} devices",
             lambda count=count: _reshard(release, verified, home, count, observe),  # type: ignore[misc]
-            lambda ready: f"{ready.mesh.size} files, {ready.nbytes / 1e6:.1f} MB",
+            lambda ready: f"{ready.mesh.size} files, {format_bytes(ready.nbytes)}",
         )
         texts[count] = timed(
             f"run on {count} devices",
@@ -121,7 +150,7 @@ def demo(folder: Path, *, observe: Observer = ignore) -> Demonstration:
 
 def _verified(root: Path, observe: Observer) -> VerifiedRelease:
     verdict = verify(root, observe=observe)
-    raise_for(verdict, root)
+    raise_for_damage(verdict, root)
     assert verdict.verified is not None
     return verdict.verified
 
@@ -153,6 +182,4 @@ def _run(ready: ReadyCheckpoint, observe: Observer) -> Generation:
 
 
 def _size(folder: Path) -> str:
-    return (
-        f"{sum(path.stat().st_size for path in folder.rglob('*') if path.is_file()) / 1e6:.1f} MB"
-    )
+    return format_bytes(sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()))

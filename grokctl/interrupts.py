@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM end every command, soon, with exit code 130."""
+"""End every command soon after Ctrl-C or SIGTERM, with exit code 130."""
 
 import os
 import select
@@ -13,10 +13,11 @@ from typing import Any, Final, NoReturn
 from grokctl.errors import ExitCode
 
 _PATIENCE_S: Final = 4.5
-"""Seconds that a command has to end by itself; saving resume data takes up to 3."""
+"""Seconds that a command has to end by itself. Saving resume data takes up to 3."""
 _AGAIN_S: Final = 0.05
 _NUDGE: Final = signal.SIGURG
-"""Does nothing, but ends a system call that began just after the interrupt: readline's are such."""
+"""Has no effect but to end a blocked system call, such as one that readline began just after the
+interrupt."""
 
 
 _arrived: Final = threading.Event()
@@ -24,16 +25,16 @@ _abrupt: Final = threading.Event()
 
 
 def has_arrived() -> bool:
-    """Whether a signal came: C code may turn the interrupt it raised into a `SystemError`."""
+    """Whether a signal arrived. C code may turn the `KeyboardInterrupt` into a `SystemError`."""
     return _arrived.is_set()
 
 
 def install() -> None:
-    """Turn SIGINT and SIGTERM into `KeyboardInterrupt`, and see to it that it is obeyed.
+    """Turn SIGINT and SIGTERM into `KeyboardInterrupt`, and make sure that the process ends.
 
-    Python delivers signals between two bytecodes, so a long call into XLA is deaf to them, and
-    an interrupt raised in a callback that may not raise is printed and forgotten. Hence a watchdog
-    thread that ends the process when the command does not, and a hook that tries again.
+    Python delivers signals between two bytecodes, so a long call into XLA blocks them. An
+    interrupt raised in a callback that must not raise is printed and dropped. Hence a watchdog
+    thread that ends the process if the command does not, and a hook that raises again.
     """
     signal.signal(signal.SIGTERM, _raise)
     signal.signal(signal.SIGINT, _raise)
@@ -46,44 +47,44 @@ def install() -> None:
     threading.Thread(target=_watchdog.watch, args=(reader,), daemon=True).start()
 
 
-class Asked:
-    """Whether Ctrl-C asked a block to end."""
+class StopRequest:
+    """Whether Ctrl-C has requested that a block ends."""
 
     def __init__(self) -> None:
-        self.to_end = False
+        self.is_made = False
 
 
 @contextmanager
-def deferred() -> Iterator[Asked]:
-    """Let a first Ctrl-C only ask the block to end, which may take its time; a second one ends it.
+def deferred() -> Iterator[StopRequest]:
+    """Turn the first Ctrl-C into a request that the block ends, in its own time.
 
-    An interrupt between any two bytecodes would tear up what is under way on the devices. SIGTERM
-    and the second Ctrl-C raise `KeyboardInterrupt` as ever. The block's end forgets what was asked.
+    An interrupt between any two bytecodes would break off work on the devices. SIGTERM and a
+    second Ctrl-C raise `KeyboardInterrupt` as usual. The end of the block drops the request.
     """
-    asked = Asked()
+    stop = StopRequest()
 
-    def ask(number: int, frame: object) -> None:
-        if asked.to_end:
+    def request(number: int, frame: object) -> None:
+        if stop.is_made:
             _raise(number, frame)
-        asked.to_end = True
+        stop.is_made = True
 
     _watchdog.spare(1)
-    before = signal.signal(signal.SIGINT, ask)
+    before = signal.signal(signal.SIGINT, request)
     try:
-        yield asked
+        yield stop
     except BaseException:
         _watchdog.spare(0)
         raise
     finally:
-        signal.signal(signal.SIGINT, before)  # what is pending still asks, before it changes
+        signal.signal(signal.SIGINT, before)  # a pending Ctrl-C is delivered before this
     _watchdog.forget()
 
 
 def forgive() -> None:
-    """Go on after a `KeyboardInterrupt` that has done all it should.
+    """Continue after a `KeyboardInterrupt` that was handled.
 
     Raises:
-        KeyboardInterrupt: It was SIGTERM's, after which nothing goes on.
+        KeyboardInterrupt: SIGTERM caused it, which always ends the process.
     """
     if not _watchdog.forget():
         raise KeyboardInterrupt
@@ -91,23 +92,23 @@ def forgive() -> None:
 
 
 def leave(code: int = ExitCode.INTERRUPTED) -> NoReturn:
-    """End a process without the clean-up, in which XLA's threads crash or wait for others."""
+    """End the process without cleanup, in which XLA's threads crash or wait for others."""
     flush()
     os._exit(code)
 
 
 def is_abrupt() -> bool:
-    """Whether this process must end like that, however it ends."""
+    """Whether this process must always end with `leave`."""
     return _abrupt.is_set()
 
 
 def be_abrupt() -> None:
-    """End like that from now on: JAX would wait for other processes, which may be gone."""
+    """Always end with `leave` from now on: JAX would wait for processes that may be gone."""
     _abrupt.set()
 
 
 def flush() -> None:
-    """Write out what is buffered; where nobody can read it, forget it without a word."""
+    """Flush stdout and stderr; drop silently what nobody can read."""
     for stream in (sys.stdout, sys.stderr):
         if stream is None or stream.closed:
             continue
@@ -130,7 +131,7 @@ def _do_nothing(number: int, frame: object) -> None:
 def _again(hook: Callable[[Any], object]) -> Callable[[Any], object]:
     def unraisable(event: Any) -> None:
         if event.exc_type is KeyboardInterrupt:
-            # not from here, where it would be forgotten once more
+            # from a timer: raised here it would be dropped again
             again = threading.Timer(_AGAIN_S, os.kill, (os.getpid(), signal.SIGINT))
             again.daemon = True
             again.start()
@@ -141,7 +142,7 @@ def _again(hook: Callable[[Any], object]) -> Callable[[Any], object]:
 
 
 class _Watchdog:
-    """Ends a process that was told to end and does not."""
+    """Ends the process if it does not end by itself after a signal."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -152,7 +153,7 @@ class _Watchdog:
         self._due: float | None = None
 
     def watch(self, reader: int) -> None:
-        """Read the numbers of signals as they come, and wait for what comes of them."""
+        """Read the numbers of arriving signals, and wait for the process to end."""
         self._reader, main = reader, threading.main_thread().ident or 0
         while True:
             wait = None if self._due is None else _AGAIN_S
@@ -163,18 +164,18 @@ class _Watchdog:
                     continue
                 if time.monotonic() >= self._due:
                     break
-            if not readable:  # what it read may be the last nudge
+            if not readable:  # else the byte may be that of the last nudge
                 signal.pthread_kill(main, _NUDGE)
         os.write(2, b"interrupted\n")
         leave()
 
     def spare(self, count: int) -> None:
-        """Take this many Ctrl-C for no order to end."""
+        """Let this many Ctrl-C pass without ending the process."""
         with self._lock:
             self._spared = count
 
     def forget(self) -> bool:
-        """Forget every Ctrl-C until now, also those not yet read; false if there was a SIGTERM."""
+        """Drop every Ctrl-C until now, unread ones included; False after a SIGTERM."""
         with self._lock:
             self._read()
             if not self._is_final:

@@ -1,4 +1,4 @@
-"""Bytes, rates, numbers and times as people read them."""
+"""Format bytes, rates, numbers and times for people, and make strangers' text printable."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ from grokctl.events import Unit
 
 _MINUTE, _SMALL = 60, 10
 _UNITS: Final = ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
+_UNPRINTABLE: Final = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
+"""Unicode categories: controls, directions, surrogates, unassigned, line separators."""
 
 
 def format_bytes(count: float) -> str:
-    """Decimal units, as disks and networks are sold."""
+    """`1.5 GB`; decimal units, as for disks and networks."""
     for size, unit in _UNITS:
         if abs(count) >= size:
             return f"{count / size:.1f} {unit}"
@@ -20,19 +22,19 @@ def format_bytes(count: float) -> str:
 
 
 def format_rate(count: float) -> str:
-    """Bytes per second."""
+    """`1.5 GB/s`."""
     return f"{format_bytes(count)}/s"
 
 
 def format_count(count: float, unit: Unit) -> str:
-    """A number with its unit."""
+    """`1.5 GB` or `1,200 tokens`."""
     if unit is Unit.BYTES:
         return format_bytes(count)
     return f"{count:,.0f} {unit.removesuffix('s') if count == 1 else unit}"
 
 
 def format_number(count: int, noun: str) -> str:
-    """`1 peer`, `3 peers`."""
+    """`1 peer` or `3 peers`."""
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
@@ -44,22 +46,19 @@ def format_seconds(seconds: float) -> str:
 
 
 def format_clock(seconds: float) -> str:
-    """`0:07`, `3:20` or `2:03:20`: for times that run."""
+    """`0:07`, `3:20` or `2:03:20`: a clock that runs."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
-def format_pace(rate: float) -> str:
-    """A rate in about three digits."""
+def format_speed(rate: float) -> str:
+    """`1,234`, `12.3` or `0.12`: a rate in two or three digits."""
     return f"{rate:,.0f}" if rate >= 100 else f"{rate:.1f}" if rate >= 1 else f"{rate:.2g}"  # noqa: PLR2004
 
 
-_UNPRINTABLE = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
-
-
 def printable(text: str, *, limit: int = 120) -> str:
-    """A stranger's text without control or direction characters, and not too long."""
+    """A stranger's text for one line: no control or direction characters, and not too long."""
     clean = "".join(
         "?" if unicodedata.category(character) in _UNPRINTABLE else character for character in text
     )
@@ -67,5 +66,5 @@ def printable(text: str, *, limit: int = 120) -> str:
 
 
 def harmless(text: str) -> str:
-    """Text without control codes, which a terminal would obey."""
+    """Text without the control codes that a terminal would obey."""
     return "".join(c for c in text if c in "\n\t" or unicodedata.category(c) != "Cc")

@@ -1,62 +1,16 @@
-"""Declare commands, call one library function each, and turn errors into exit statuses."""
+"""The `grokctl` command: registers every subcommand, and starts and ends the process."""
 
 import io
 import sys
 import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Annotated, Any, Final, NoReturn
+from typing import Annotated, NoReturn
 
 import typer
-from typer.core import TyperGroup
 
 from grokctl import __version__, interrupts
 from grokctl.cli import bench, demo, doctor, fetch, inspect, reshard, run, score, verify
-from grokctl.errors import ExitCode, GrokctlError, UsageError
-
-_ParseError: Final = typer.BadParameter.__base__
-"""What typer raises for a command line that it cannot read; it exports only the subclass."""
-
-
-class ErrorBoundary(TyperGroup):
-    """The only place where a `GrokctlError` becomes an exit status."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Read what stands before the command."""
-        ctx.obj = "--json" in args
-        if not args:
-            return super().parse_args(ctx, args)  # prints the help
-        with _parse_errors(as_json=ctx.obj):
-            return super().parse_args(ctx, args)
-
-    def invoke(self, ctx: Any) -> Any:
-        """Run a command."""
-        try:
-            with _parse_errors(as_json=ctx.obj):
-                return super().invoke(ctx)
-        except GrokctlError as error:
-            raise typer.Exit(error.exit_code) from error
-        except KeyboardInterrupt as error:
-            typer.echo("interrupted", err=True)
-            raise typer.Exit(ExitCode.INTERRUPTED) from error
-        except BrokenPipeError as error:
-            raise typer.Exit(ExitCode.OK) from error  # whoever read our output has enough
-
-
-@contextmanager
-def _parse_errors(*, as_json: bool) -> Iterator[None]:
-    """Say what is wrong with a command line as every other failure is said."""
-    try:
-        yield
-    except _ParseError as error:  # type: ignore[misc]  # a class of exceptions, found at run time
-        from grokctl.screen.console import Console
-
-        message = error.format_message().replace("Value error, ", "").rstrip(".")
-        where = error.ctx.command_path if error.ctx else "grokctl"
-        failure = UsageError(message[:1].lower() + message[1:], f"{where} --help")
-        Console(as_json=as_json).failure(failure)
-        raise typer.Exit(failure.exit_code) from error
-
+from grokctl.cli.context import ErrorBoundary, exit_code_of
+from grokctl.errors import ExitCode
 
 app = typer.Typer(
     cls=ErrorBoundary,
@@ -76,7 +30,7 @@ def main() -> NoReturn:
         interrupts.install()
         for stream in (sys.stdout, sys.stderr):
             if isinstance(stream, io.TextIOWrapper):
-                stream.reconfigure(errors="replace")  # a narrow locale is no reason to fail
+                stream.reconfigure(errors="replace")  # a narrow locale is no failure
         app()
     except KeyboardInterrupt:
         typer.echo("interrupted", err=True)
@@ -88,11 +42,11 @@ def main() -> NoReturn:
             interrupts.leave(end.code if isinstance(end.code, int) else bool(end.code))
         interrupts.flush()
         raise
-    except Exception:
+    except Exception as error:
         if not interrupts.is_abrupt():
             raise
         traceback.print_exc()
-        interrupts.leave(ExitCode.BUG)
+        interrupts.leave(exit_code_of(error))
     raise AssertionError  # app() exits
 
 

@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from grokctl.cli.context import cluster_of, command, followed, home_of
+from grokctl.cli.environment import gpu_memory_claimed
 from grokctl.cli.options import (
     CheckpointArgument,
     ClusterTimeoutOption,
@@ -22,22 +23,27 @@ from grokctl.cli.options import (
     VerboseOption,
 )
 from grokctl.cluster.launcher import BOUND_S
+from grokctl.model.placement import read_mesh
+from grokctl.model.precision import KvType
 from grokctl.parse import read_counts
 
 
 def bench(
     checkpoint: CheckpointArgument = None,
     prompt_tokens: Annotated[
-        str, typer.Option(metavar="64,512", help="Lengths of prompts.")
+        str, typer.Option(metavar="64,512", help="Lengths of the prompts.")
     ] = "64,512",
     max_tokens: Annotated[
-        int, typer.Option("-n", "--max-tokens", metavar="N", min=2, help="Tokens after each.")
+        int,
+        typer.Option("-n", "--max-tokens", metavar="N", min=2, help="Tokens after each prompt."),
     ] = 32,
-    batch: Annotated[str, typer.Option(metavar="1,4", help="Prompts at a time.")] = "1,4",
+    batch: Annotated[
+        str, typer.Option(metavar="1,4", help="Numbers of prompts at a time.")
+    ] = "1,4",
     devices: DevicesOption = None,
     mesh: MeshOption = None,
     compute: ComputeOption = None,
-    kv: KvOption = "compute",
+    kv: KvOption = KvType.COMPUTE,
     context: ContextOption = None,
     coordinator: CoordinatorOption = None,
     num_processes: NumProcessesOption = None,
@@ -48,10 +54,11 @@ def bench(
     verbose: VerboseOption = False,
     home: HomeOption = None,
 ) -> None:
-    """How fast it reads and writes, beside what this machine's memory allows."""
+    """Measure prefill and decode speed, compared with the memory bandwidth."""
     by_hand = (coordinator, num_processes, process_id)
     with (
         command(as_json=as_json, quiet=quiet, verbose=verbose) as console,
+        gpu_memory_claimed(),
         cluster_of(console, by_hand, timeout_s=cluster_timeout, verbose=verbose) as cluster,
     ):
         lengths = read_counts(prompt_tokens, "--prompt-tokens")
@@ -59,22 +66,23 @@ def bench(
 
         from grokctl import bench as stage
         from grokctl.screen import bench as screen
-        from grokctl.session.job import Wanted, open_job
+        from grokctl.session.job import JobRequest, open_job
 
-        workloads = [stage.Workload(length, many) for length in lengths for many in batches]
-        wanted = Wanted(
-            *(checkpoint, devices, mesh),
+        request = JobRequest(
+            home=home_of(home),
+            checkpoint=checkpoint,
+            mesh=read_mesh(devices, mesh),
             compute=compute,
             kv=kv,
             context=context,
-            streams=max(batches),
+            sequences=max(batches),
         )
-        if followed(console, home_of(home), wanted, cluster):
+        if followed(console, request, cluster):
             return
+        workloads = [stage.Workload(length, size) for length in lengths for size in batches]
         with console.observing() as observe:
-            job = open_job(console, home_of(home), wanted, observe, cluster=cluster)
+            job = open_job(request, cluster=cluster, observe=observe)
             stage.check_workloads(job.plan, workloads, max_tokens)
-            found = stage.bench(
-                job.start(observe), workloads, max_tokens=max_tokens, observe=observe
-            )
-        screen.bench(console, found, job.options)
+            engine = job.start(observe)
+            result = stage.bench(engine, workloads, max_tokens=max_tokens, observe=observe)
+        screen.bench(console, result, job.options)

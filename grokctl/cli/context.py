@@ -1,40 +1,119 @@
-"""How a command begins and ends: the console, the processes of a run, and the exit status."""
+"""How a command begins and ends: its console, the processes of its run, and its exit code.
+
+A command that fails raises, and three places act on that, from the inside out:
+
+1. `cluster_of` ends the other processes of the run.
+2. `command` prints the failure.
+3. `ErrorBoundary` exits with the code that `exit_code_of` chooses, and nothing else does.
+"""
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import typer
+from typer.core import TyperGroup
 
 from grokctl import interrupts
-from grokctl.errors import ExitCode, GrokctlError
+from grokctl.errors import ExitCode, GrokctlError, InvalidValueError, UsageError
 from grokctl.os_errors import refusal
 from grokctl.paths import Home, default_home
 
 if TYPE_CHECKING:
     from grokctl.cluster.process_group import Cluster
     from grokctl.screen.console import Console
-    from grokctl.session.job import Wanted
+    from grokctl.session.job import JobRequest
 
+RESUMES: Final = "interrupted; the same command resumes where it stopped"
 
-GOES_ON: Final = "interrupted; the same command goes on where it stopped"
+_ParseError: Final = typer.BadParameter.__base__
+"""Raised by typer for an invalid command line; typer exports only this subclass of it."""
+_FIELDS: Final = {"stall_timeout_s": "--stall-timeout", "streams": "--batch"}
+"""Fields of the library whose option has another name than theirs."""
 
 
 class ReportedError(Exception):
-    """A failure whose result was rendered in full already."""
+    """A failure that the result, printed already, shows in full."""
 
     def __init__(self, error: GrokctlError) -> None:
         super().__init__(error)
         self.error = error
 
 
+def exit_code_of(end: BaseException) -> ExitCode:
+    """The exit code of a command that ended with an exception."""
+    match end:
+        case GrokctlError():
+            return end.exit_code
+        case BrokenPipeError():
+            return ExitCode.OK  # whoever reads our output has closed it
+        case KeyboardInterrupt():
+            return ExitCode.INTERRUPTED
+        case SystemError() if interrupts.has_arrived():
+            return ExitCode.INTERRUPTED  # C code replaces the exception that it is hit by
+        case _:
+            return ExitCode.BUG
+
+
+class ErrorBoundary(TyperGroup):
+    """Turns what a command raises into the exit code of the process."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse what precedes the command."""
+        ctx.obj = "--json" in args
+        if not args:
+            return super().parse_args(ctx, args)  # prints the help
+        with _parse_errors(as_json=ctx.obj):
+            return super().parse_args(ctx, args)
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command."""
+        try:
+            with _parse_errors(as_json=ctx.obj):
+                return super().invoke(ctx)
+        except (GrokctlError, BrokenPipeError, KeyboardInterrupt) as error:
+            if isinstance(error, KeyboardInterrupt):
+                typer.echo("interrupted", err=True)
+            raise typer.Exit(exit_code_of(error)) from error
+
+
+@contextmanager
+def _parse_errors(*, as_json: bool) -> Iterator[None]:
+    """Report an invalid command line as every other failure is reported."""
+    try:
+        yield
+    except _ParseError as error:  # type: ignore[misc]  # a class of exceptions, found at run time
+        from grokctl.screen.console import Console
+
+        where = error.ctx.command_path if error.ctx else "grokctl"
+        failure = UsageError(_noun_first(error.format_message()), f"{where} --help")
+        Console(as_json=as_json).failure(failure)
+        raise typer.Exit(exit_code_of(failure)) from error
+
+
+def _noun_first(message: str) -> str:
+    """Typer's `Invalid value for '-n' / '--max-tokens': Input …` as `--max-tokens: input …`."""
+    message = message.replace("Value error, ", "").rstrip(".")
+    match = re.fullmatch(r"Invalid value for .*?'([^' ]+)': (.*)", message, re.DOTALL)
+    option, problem = (f"{match[1]}: ", match[2]) if match else ("", message)
+    return option + problem[:1].lower() + problem[1:]
+
+
 @contextmanager
 def command(
     *, as_json: bool, quiet: bool, verbose: bool, interrupted: str = "interrupted"
 ) -> Iterator["Console"]:
-    """A console that says how the command ended."""
+    """The console of a command; prints how the command failed.
+
+    Args:
+        as_json: Print one JSON object on stdout, and events on stderr.
+        quiet: Print results and errors only.
+        verbose: Log to stderr.
+        interrupted: Printed after Ctrl-C or SIGTERM.
+    """
     from grokctl.screen.console import Console
 
     if verbose:
@@ -43,7 +122,8 @@ def command(
         logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s", force=True)
     console = Console(as_json=as_json, quiet=quiet)
     try:
-        yield console
+        with _options_as_typed():
+            yield console
     except ReportedError as reported:
         console.failure(reported.error, has_result=True)
         raise reported.error from None
@@ -57,10 +137,11 @@ def command(
         console.failure(failure)
         raise failure from error
     except (KeyboardInterrupt, SystemError) as error:
-        if isinstance(error, SystemError) and not interrupts.has_arrived():
+        code = exit_code_of(error)
+        if code is not ExitCode.INTERRUPTED:
             raise
         console.note(interrupted)
-        raise typer.Exit(ExitCode.INTERRUPTED) from error
+        raise typer.Exit(code) from error
 
 
 @contextmanager
@@ -71,7 +152,14 @@ def cluster_of(
     timeout_s: int,
     verbose: bool,
 ) -> Iterator["Cluster | None"]:
-    """The processes that this one was started with; None if it is alone."""
+    """The processes of this run; None if this one is alone.
+
+    Args:
+        console: Of this process; prints no results if it has another rank than 0.
+        by_hand: `--coordinator`, `--num-processes` and `--process-id`, instead of a launcher.
+        timeout_s: After the loss of one process, all others end within this many seconds.
+        verbose: Print the notes of every rank.
+    """
     from grokctl.cluster.launcher import find_launch
 
     coordinator, count, rank = by_hand
@@ -83,20 +171,44 @@ def cluster_of(
 
     if launch.rank:
         console.step_back(f"rank {launch.rank}", verbose=verbose)
-    with joined(
-        launch, bound_s=timeout_s, report=console.failure, note=console.note, verbose=verbose
-    ) as cluster:
+    with (
+        joined(
+            launch, bound_s=timeout_s, report=console.failure, note=console.note, verbose=verbose
+        ) as cluster,
+        _options_as_typed(),  # inside, because the other ranks print the failure, too
+    ):
         yield cluster
 
 
-def followed(console: "Console", home: Home, wanted: "Wanted", cluster: "Cluster | None") -> bool:
-    """Do what rank 0 does, unless this is rank 0 or alone; whether that was so."""
+def followed(console: "Console", request: "JobRequest", cluster: "Cluster | None") -> bool:
+    """Run what rank 0 runs, to its end, if this process has another rank.
+
+    Returns:
+        Whether it has; then the command is done.
+    """
     if cluster is None or not cluster.rank:
         return False
     from grokctl.session.complete import follow
 
-    follow(console, home, wanted, cluster)
+    follow(console, request, cluster)
     return True
+
+
+@contextmanager
+def _options_as_typed() -> Iterator[None]:
+    """Name options in errors that the library raises about its fields."""
+    try:
+        yield
+    except InvalidValueError as error:
+        raise error.renamed(option_of(error.name)) from error
+
+
+def option_of(name: str) -> str:
+    """The option for a field of the library; variables and options keep their names."""
+    if name in _FIELDS:
+        return _FIELDS[name]
+    is_field = name.isidentifier() and name.islower()
+    return f"--{name.replace('_', '-')}" if is_field else name
 
 
 def home_of(path: Path | None) -> Home:

@@ -7,38 +7,44 @@ import typer
 
 from grokctl.cli.context import ReportedError, command, home_of
 from grokctl.cli.options import ContextOption, HomeOption, JsonOption, KvOption, QuietOption
-from grokctl.model.precision import read_kv
+from grokctl.model.precision import KvType
 from grokctl.parse import read_size
 
 
 def doctor(
     accelerator: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="One that is not here, such as h100-80gb, or cpu."),
+        typer.Option(metavar="NAME", help="Plan for other hardware: h100-80gb, …, or cpu."),
     ] = None,
     devices: Annotated[
-        int | None, typer.Option(metavar="N", help="How many of them.", show_default=False)
+        int | None,
+        typer.Option(metavar="N", help="Number of such devices.", show_default=False),
     ] = None,
     memory: Annotated[
-        str | None, typer.Option(metavar="SIZE", help="Of each, such as 80GB.")
+        str | None, typer.Option(metavar="SIZE", help="Memory of each, such as 80GB.")
     ] = None,
     context: ContextOption = None,
-    batch: Annotated[int, typer.Option(metavar="N", min=1, help="Prompts at a time.")] = 1,
-    kv: KvOption = "compute",
+    batch: Annotated[
+        int, typer.Option(metavar="N", min=1, help="Number of prompts at a time.")
+    ] = 1,
+    kv: KvOption = KvType.COMPUTE,
     to: Annotated[
-        Path | None, typer.Option(metavar="DIR", parser=Path, help="Folder to download to.")
+        Path | None,
+        typer.Option(metavar="DIR", parser=Path, help="Check this folder for the download."),
     ] = None,
     timeout: Annotated[
-        int, typer.Option(metavar="S", min=1, max=600, help="Wait S seconds for what is silent.")
+        int,
+        typer.Option(metavar="S", min=1, max=600, help="Wait at most S seconds for a disk or GPU."),
     ] = 20,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
     verbose: Annotated[
-        bool, typer.Option("-v", "--verbose", help="All that was found, to paste into an issue.")
+        bool,
+        typer.Option("-v", "--verbose", help="Print all facts, redacted for a bug report."),
     ] = False,
     home: HomeOption = None,
 ) -> None:
-    """What this machine can do, or another, and the line that mends what it cannot."""
+    """Show what this machine can run, and a command to fix each problem."""
     with command(as_json=as_json, quiet=quiet, verbose=False) as console:  # a log is not redacted
         from grokctl import doctor as stage
         from grokctl.diagnosis.inventory import take_stock
@@ -49,10 +55,10 @@ def doctor(
         question = stage.Question(
             accelerator=accelerator,
             devices=devices,
-            memory=read_size(memory),
+            memory=read_size(memory, "--memory"),
             context=context,
             batch=batch,
-            kv=read_kv(kv),
+            kv=kv,
         )
         where = home_of(home)
         machine = inventory = None
@@ -60,12 +66,10 @@ def doctor(
             with console.observing() as observe:
                 machine = look(where.root.absolute(), to, timeout_s=timeout, observe=observe)
             inventory = take_stock(where, timeout_s=timeout)
-        found, redact = (
-            stage.doctor(machine, inventory, question=question),
-            Redaction.here(where.root),
-        )
+        diagnosis = stage.doctor(machine, inventory, question=question)
+        redact = Redaction.here(where.root)
         if verbose:
-            found = screen.redacted(found, redact)
-        screen.show(console, found, machine, redact, is_full=verbose)
-        if not found.is_ok:
-            raise ReportedError(screen.failure(found))
+            diagnosis = screen.redacted(diagnosis, redact)
+        screen.show(console, diagnosis, machine, redact, is_full=verbose)
+        if not diagnosis.is_ok:
+            raise ReportedError(screen.failure(diagnosis))

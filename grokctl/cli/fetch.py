@@ -5,7 +5,8 @@ from typing import Annotated
 
 import typer
 
-from grokctl.cli.context import GOES_ON, ReportedError, command, home_of
+from grokctl.cli.context import RESUMES, ReportedError, command, home_of
+from grokctl.cli.environment import certificates_named
 from grokctl.cli.options import (
     BindOption,
     HomeOption,
@@ -23,7 +24,7 @@ from grokctl.cli.options import (
     WebSeedOption,
 )
 from grokctl.errors import GrokctlError
-from grokctl.parse import read_layers, read_size
+from grokctl.parse import read_ranges, read_size
 
 
 def fetch(
@@ -32,46 +33,59 @@ def fetch(
     ] = "grok-1",
     to: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="Folder to fill.", show_default="releases/NAME"),
+        typer.Option(metavar="DIR", help="Folder for the release.", show_default="releases/NAME"),
     ] = None,
     peer: PeerOption = None,
     mirror: MirrorOption = None,
     web_seed: WebSeedOption = None,
     tracker: TrackerOption = None,
     torrent_file: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Torrent, if the swarm has none to give.")
+        Path | None,
+        typer.Option(metavar="FILE", help="The torrent, if the swarm does not send it."),
     ] = None,
     tokenizer: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="A tokenizer.model you have.")
+        Path | None, typer.Option(metavar="FILE", help="A tokenizer.model to use.")
     ] = None,
     only: Annotated[
-        list[str] | None, typer.Option(metavar="GLOB", help="Only files such as 'tensor0000*'.")
+        list[str] | None,
+        typer.Option(metavar="GLOB", help="Fetch only these files, such as 'tensor0000*'."),
     ] = None,
-    layers: Annotated[str | None, typer.Option(metavar="0-3,7", help="Only these layers.")] = None,
-    max_download: Annotated[str | None, typer.Option(metavar="RATE", help="Such as 20MB.")] = None,
-    max_upload: Annotated[str | None, typer.Option(metavar="RATE", help="Such as 500kB.")] = None,
-    connections: Annotated[int | None, typer.Option(metavar="N", help="At most N peers.")] = None,
+    layers: Annotated[
+        str | None, typer.Option(metavar="0-3,7", help="Fetch only these layers.")
+    ] = None,
+    max_download: Annotated[
+        str | None, typer.Option(metavar="RATE", help="Limit per second, such as 20MB.")
+    ] = None,
+    max_upload: Annotated[
+        str | None, typer.Option(metavar="RATE", help="Limit per second, such as 500kB.")
+    ] = None,
+    connections: Annotated[
+        int | None, typer.Option(metavar="N", help="Maximum number of peers.")
+    ] = None,
     port: PortOption = None,
     bind: BindOption = None,
     proxy: ProxyOption = None,
     no_dht: NoDhtOption = False,
     no_lsd: NoLsdOption = False,
-    seed: Annotated[bool, typer.Option("--seed", help="Then upload until Ctrl-C.")] = False,
+    seed: Annotated[bool, typer.Option("--seed", help="Upload afterwards, until Ctrl-C.")] = False,
     seed_ratio: Annotated[
-        float | None, typer.Option(metavar="X", help="Then upload X times its size.")
+        float | None, typer.Option(metavar="X", help="Upload afterwards, X times the size.")
     ] = None,
     stall_timeout: StallOption = 300.0,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what it would do.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan only.")] = False,
     force: Annotated[
-        bool, typer.Option("--force", help="Adopt files that another program put there.")
+        bool, typer.Option("--force", help="Use files in the folder that grokctl did not make.")
     ] = False,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
     verbose: VerboseOption = False,
     home: HomeOption = None,
 ) -> None:
-    """Download a release from its swarm; goes on where it stopped."""
-    with command(as_json=as_json, quiet=quiet, verbose=verbose, interrupted=GOES_ON) as console:
+    """Download a release from its swarm; resumes after an interruption."""
+    with (
+        command(as_json=as_json, quiet=quiet, verbose=verbose, interrupted=RESUMES) as console,
+        certificates_named(),
+    ):
         from grokctl import fetch as stage
         from grokctl.screen import fetch as screen
         from grokctl.transfer.preflight import raise_failed
@@ -85,9 +99,9 @@ def fetch(
             torrent_file=torrent_file,
             tokenizer=tokenizer,
             only=tuple(only or ()),
-            layers=read_layers(layers),
-            max_download=read_size(max_download),
-            max_upload=read_size(max_upload),
+            layers=read_ranges(layers, "--layers", "0-3,7"),
+            max_download=read_size(max_download, "--max-download"),
+            max_upload=read_size(max_upload, "--max-upload"),
             connections=connections,
             port=port,
             bind=bind,
@@ -110,5 +124,5 @@ def fetch(
                 raise ReportedError(error) from error
             return
         with console.observing() as observe:
-            done = stage.fetch(source, root, options, observe=observe)
-        screen.fetched(console, done)
+            result = stage.fetch(source, root, options, observe=observe)
+        screen.fetched(console, result)

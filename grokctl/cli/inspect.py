@@ -8,6 +8,7 @@ from grokctl.cli.context import command, home_of
 from grokctl.cli.options import (
     CheckpointArgument,
     HomeOption,
+    JobsOption,
     JsonOption,
     QuietOption,
     VerboseOption,
@@ -18,25 +19,23 @@ def inspect(
     checkpoint: CheckpointArgument = None,
     tensor: Annotated[
         str | None,
-        typer.Option(metavar="GLOB", help="Single tensors such as '*.moe.gate', or '*'."),
+        typer.Option(metavar="GLOB", help="List single tensors, such as '*.moe.gate' or '*'."),
     ] = None,
     stats: Annotated[
-        bool, typer.Option("--stats", help="Read every value: range, rms, use of int8.")
+        bool, typer.Option("--stats", help="Read all values: range, rms, use of int8.")
     ] = False,
-    jobs: Annotated[
-        int | None, typer.Option(metavar="N", min=1, help="Threads.", show_default="cores")
-    ] = None,
+    jobs: JobsOption = None,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
     verbose: VerboseOption = False,
     home: HomeOption = None,
 ) -> None:
-    """List the tensors of a checkpoint; reads little of it without --stats."""
+    """List the tensors of a checkpoint. Reads few bytes without --stats."""
     with command(as_json=as_json, quiet=quiet, verbose=verbose) as console:
         from grokctl import inspect as stage
         from grokctl.screen import inspect as screen
 
         root = home_of(home).find(checkpoint).absolute()
         with console.observing() as observe:
-            found = stage.inspect(root, pattern=tensor, stats=stats, jobs=jobs, observe=observe)
-        screen.inspection(console, found, one_by_one=tensor is not None)
+            result = stage.inspect(root, pattern=tensor, stats=stats, jobs=jobs, observe=observe)
+        screen.inspection(console, result, one_by_one=tensor is not None)

@@ -8,6 +8,7 @@ from typing import Annotated, Final
 import typer
 
 from grokctl.cli.context import cluster_of, command, followed, home_of
+from grokctl.cli.environment import gpu_memory_claimed
 from grokctl.cli.options import (
     CheckpointArgument,
     ClusterTimeoutOption,
@@ -26,56 +27,75 @@ from grokctl.cli.options import (
     VerboseOption,
 )
 from grokctl.cluster.launcher import BOUND_S
-from grokctl.errors import ExitCode, UsageError
-from grokctl.parse import read_stdin, read_text, utf8
+from grokctl.errors import UsageError
+from grokctl.model.placement import read_mesh
+from grokctl.model.precision import KvType
+from grokctl.parse import read_stdin, read_text, read_token_ids, require_utf8
 
 _SEEDS: Final = 10**6
-"""One of so many is drawn where none is given: few enough to type again."""
+"""A random seed is below this: short enough to type again."""
 _BATCH: Final = 8
 
 
 def run(
     checkpoint: CheckpointArgument = None,
     prompt: Annotated[
-        str | None, typer.Option("-p", "--prompt", metavar="TEXT", help="Text, or - for stdin.")
+        str | None,
+        typer.Option("-p", "--prompt", metavar="TEXT", help="Text to continue; - reads stdin."),
     ] = None,
     prompt_file: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Text from a file.")
+        Path | None, typer.Option(metavar="FILE", help="File with the text to continue.")
     ] = None,
     token_ids: TokenIdsOption = None,
     prompts_file: Annotated[
         str | None,
-        typer.Option(metavar="FILE", help="Many, as JSON lines; - for stdin."),
+        typer.Option(metavar="FILE", help="Many prompts as JSON lines; - reads stdin."),
     ] = None,
     batch: Annotated[
         int | None,
-        typer.Option(metavar="N", min=1, help="N of these at a time.", show_default="8"),
+        typer.Option(
+            metavar="N", min=1, help="Number of those prompts at a time.", show_default="8"
+        ),
     ] = None,
     max_tokens: Annotated[
         int, typer.Option("-n", "--max-tokens", metavar="N", min=0, help="Stop after N tokens.")
     ] = 128,
-    temperature: Annotated[float, typer.Option(metavar="T", help="0 is greedy.")] = 0.7,
-    top_p: Annotated[float, typer.Option(metavar="P", help="Nucleus; 1 keeps all.")] = 0.95,
-    top_k: Annotated[int, typer.Option(metavar="K", help="0 keeps all.")] = 0,
-    min_p: Annotated[float, typer.Option(metavar="P", help="Against the likeliest.")] = 0.0,
+    temperature: Annotated[
+        float, typer.Option(metavar="T", help="Sampling temperature; 0 is greedy.")
+    ] = 0.7,
+    top_p: Annotated[
+        float, typer.Option(metavar="P", help="Nucleus sampling; 1 keeps all tokens.")
+    ] = 0.95,
+    top_k: Annotated[
+        int, typer.Option(metavar="K", help="Keep the K most likely tokens; 0 keeps all.")
+    ] = 0,
+    min_p: Annotated[
+        float, typer.Option(metavar="P", help="Drop tokens below P times the most likely.")
+    ] = 0.0,
     seed: Annotated[
-        int | None, typer.Option(metavar="N", help="For the draws.", show_default="random")
+        int | None, typer.Option(metavar="N", help="Random seed.", show_default="random")
     ] = None,
-    stop: Annotated[list[str] | None, typer.Option(metavar="TEXT", help="Stop before it.")] = None,
-    ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="Go on after the end.")] = False,
+    stop: Annotated[
+        list[str] | None, typer.Option(metavar="TEXT", help="Stop before this text.")
+    ] = None,
+    ignore_eos: Annotated[
+        bool, typer.Option("--ignore-eos", help="Continue after the end token.")
+    ] = False,
     echo: Annotated[bool, typer.Option("--echo", help="Print the prompt first.")] = False,
-    no_stream: Annotated[bool, typer.Option("--no-stream", help="Print only at the end.")] = False,
+    no_stream: Annotated[
+        bool, typer.Option("--no-stream", help="Print the text at its end only.")
+    ] = False,
     devices: DevicesOption = None,
     mesh: MeshOption = None,
     compute: ComputeOption = None,
-    kv: KvOption = "compute",
+    kv: KvOption = KvType.COMPUTE,
     context: ContextOption = None,
     coordinator: CoordinatorOption = None,
     num_processes: NumProcessesOption = None,
     process_id: ProcessIdOption = None,
     cluster_timeout: ClusterTimeoutOption = BOUND_S,
     stats: Annotated[
-        bool, typer.Option("--stats", help="Measure the memory, and say all of how fast it was.")
+        bool, typer.Option("--stats", help="Measure the memory bandwidth, and print all speeds.")
     ] = False,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
@@ -83,88 +103,101 @@ def run(
     home: HomeOption = None,
 ) -> None:
     """Continue a text. Grok-1 is a base model: it completes, it does not chat."""
-    by_hand, is_cut = (coordinator, num_processes, process_id), False
-    with (
-        command(as_json=as_json, quiet=quiet, verbose=verbose) as console,
-        cluster_of(console, by_hand, timeout_s=cluster_timeout, verbose=verbose) as cluster,
-    ):
-        from grokctl.inference.generation import Request
-        from grokctl.model.sampling import Sampling
-        from grokctl.session import settings
-        from grokctl.session.job import Wanted
-        from grokctl.session.prompts import read_prompts
+    by_hand, is_stopped = (coordinator, num_processes, process_id), False
+    with command(as_json=as_json, quiet=quiet, verbose=verbose) as console:
+        with (
+            gpu_memory_claimed(),
+            cluster_of(console, by_hand, timeout_s=cluster_timeout, verbose=verbose) as cluster,
+        ):
+            from grokctl.inference.generation import Request
+            from grokctl.model.sampling import Sampling
+            from grokctl.session import settings
+            from grokctl.session.job import JobRequest
+            from grokctl.session.prompts import Prompt, read_prompts
 
-        wanted = Wanted(checkpoint, devices, mesh, compute=compute, kv=kv, context=context)
-        where = home_of(home)
-        if followed(console, where, wanted, cluster):
-            return
-        check_prompts(
-            prompt=prompt, prompt_file=prompt_file, token_ids=token_ids, prompts_file=prompts_file
-        )
-        check_many(prompts_file, batch=batch, echo=echo, no_stream=no_stream)
-        drawn = int.from_bytes(os.urandom(4)) % _SEEDS if seed is None else seed
-        sampling = Sampling(
-            temperature=temperature, top_p=top_p, top_k=top_k, min_p=min_p, seed=drawn
-        )
-        request = Request(
-            prompt=(), sampling=sampling, max_tokens=max_tokens, ignore_eos=ignore_eos
-        )
-        request = settings.change(request, "stop", stop or [])
-        many = read_prompts(prompts_file, request) if prompts_file else None
-        text = None if many else read_prompt(prompt, prompt_file, token_ids)
-        is_asked = many is None and text is None and token_ids is None
-        if as_json and is_asked:
-            raise UsageError("there is no prompt", "grokctl run --json -p 'Once upon a time'")
-
-        from grokctl.session.complete import complete, complete_many
-        from grokctl.session.repl import converse
-
-        if many is not None:
-            size = batch or _BATCH
-            complete_many(
-                *(console, where, wanted, many), batch=size, all_stats=stats, cluster=cluster
+            job = JobRequest(
+                home=home_of(home),
+                checkpoint=checkpoint,
+                mesh=read_mesh(devices, mesh),
+                compute=compute,
+                kv=kv,
+                context=context,
+                sequences=1 if prompts_file is None else batch or _BATCH,
             )
-        elif is_asked:
-            converse(console, where, wanted, request, all_stats=stats, cluster=cluster)
-        else:
-            is_cut = complete(
-                *(console, where, wanted, request),
-                text=text,
+            if followed(console, job, cluster):
+                return
+            check_prompts(
+                prompt=prompt,
+                prompt_file=prompt_file,
                 token_ids=token_ids,
-                echo=echo,
-                stream=not no_stream,
-                all_stats=stats,
-                cluster=cluster,
+                prompts_file=prompts_file,
             )
-    if is_cut:  # which is no failure of the other processes
-        console.note("interrupted")
-        raise typer.Exit(ExitCode.INTERRUPTED)
+            check_many(prompts_file, batch=batch, echo=echo, no_stream=no_stream)
+            sampling = Sampling(
+                temperature=temperature,
+                top_p=top_p,
+                top_k=top_k,
+                min_p=min_p,
+                seed=int.from_bytes(os.urandom(4)) % _SEEDS if seed is None else seed,
+            )
+            request = Request(
+                prompt=(), sampling=sampling, max_tokens=max_tokens, ignore_eos=ignore_eos
+            )
+            request = settings.change(request, "stop", stop or [])
+            prompts = read_prompts(prompts_file, request) if prompts_file else None
+            content = None if prompts else read_prompt(prompt, prompt_file, token_ids)
+            if as_json and prompts is None and content is None:
+                raise UsageError("no prompt", "grokctl run --json -p 'Once upon a time'")
+
+            from grokctl.session.complete import Output, complete, complete_many
+            from grokctl.session.repl import converse
+
+            if prompts is not None:
+                complete_many(console, job, prompts, all_stats=stats, cluster=cluster)
+            elif content is None:
+                converse(console, job, request, all_stats=stats, cluster=cluster)
+            else:
+                is_stopped = complete(
+                    console,
+                    job,
+                    Prompt(content=content, settings=request),
+                    output=Output(echo=echo, stream=not no_stream, all_stats=stats),
+                    cluster=cluster,
+                )
+        if is_stopped:  # here, because the other processes have not failed
+            raise KeyboardInterrupt
 
 
 def check_prompts(**given: object) -> None:
-    """Refuse more than one option that says what to continue; what was not given is None."""
+    """Refuse more than one option with a prompt; None is an option that was not given."""
     names = [f"--{name.replace('_', '-')}" for name, value in given.items() if value is not None]
     if len(names) > 1:
-        raise UsageError(f"{', '.join(names)}: only one of them can be meant")
+        raise UsageError(f"{', '.join(names)}: expected only one of them")
 
 
 def check_many(prompts_file: str | None, *, batch: int | None, echo: bool, no_stream: bool) -> None:
-    """Refuse options that mean nothing with, or without, a file of prompts."""
+    """Refuse options that have no effect with, or without, a file of prompts."""
     if prompts_file is None:
         if batch is not None:
-            raise UsageError("--batch: means something only with --prompts-file")
+            raise UsageError("--batch: has an effect with --prompts-file only")
         return
     for name, is_given in (("--echo", echo), ("--no-stream", no_stream)):
         if is_given:
-            raise UsageError(f"{name}: means nothing with --prompts-file, whose results are JSON")
+            raise UsageError(f"{name}: has no effect with --prompts-file, which prints JSON")
 
 
-def read_prompt(prompt: str | None, prompt_file: Path | None, token_ids: str | None) -> str | None:
-    """The text to continue; None if token ids were given or a person is to be asked."""
+def read_prompt(
+    prompt: str | None, prompt_file: Path | None, token_ids: str | None
+) -> str | tuple[int, ...] | None:
+    """The text or the token ids to continue; None for the interactive loop."""
+    if token_ids is not None:
+        return read_token_ids(token_ids, "--token-ids")
     if prompt_file is not None:
         return read_text(prompt_file)
     if prompt == "-":
         return read_stdin()
-    if prompt is None and token_ids is None and not (sys.stdin and sys.stdin.isatty()):
-        raise UsageError("there is no prompt", "grokctl run -p 'Once upon a time'")
-    return utf8(prompt, "prompt")
+    if prompt is None:
+        if not (sys.stdin and sys.stdin.isatty()):
+            raise UsageError("no prompt", "grokctl run -p 'Once upon a time'")
+        return None
+    return require_utf8(prompt, "--prompt")

@@ -1,13 +1,12 @@
 """`grokctl score`."""
 
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
+from grokctl.cli.context import cluster_of, command, followed, home_of
+from grokctl.cli.environment import gpu_memory_claimed
 from grokctl.cli.options import (
     CheckpointArgument,
     ClusterTimeoutOption,
@@ -27,28 +26,25 @@ from grokctl.cli.options import (
 )
 from grokctl.cluster.launcher import BOUND_S
 from grokctl.errors import UsageError
-from grokctl.parse import read_stdin, read_text
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-from grokctl.cli.context import cluster_of, command, followed, home_of
+from grokctl.model.placement import read_mesh
+from grokctl.model.precision import KvType
+from grokctl.parse import read_stdin, read_text, read_token_ids
 
 
 def score(
     checkpoint: CheckpointArgument = None,
     text: Annotated[
-        str | None, typer.Option(metavar="FILE", help="Text to score, or - for stdin.")
+        str | None, typer.Option(metavar="FILE", help="File with the text; - reads stdin.")
     ] = None,
     token_ids: TokenIdsOption = None,
     logits: Annotated[
-        Path | None, typer.Option(metavar="OUT.npy", help="Write float32 (tokens, vocab).")
+        Path | None,
+        typer.Option(metavar="OUT.npy", help="Write the logits: float32 (tokens, vocab)."),
     ] = None,
     devices: DevicesOption = None,
     mesh: MeshOption = None,
     compute: ComputeOption = None,
-    kv: KvOption = "compute",
+    kv: KvOption = KvType.COMPUTE,
     context: ContextOption = None,
     coordinator: CoordinatorOption = None,
     num_processes: NumProcessesOption = None,
@@ -59,50 +55,41 @@ def score(
     verbose: VerboseOption = False,
     home: HomeOption = None,
 ) -> None:
-    """How likely the model finds a text: negative log-likelihood and perplexity."""
+    """Score a text: its negative log-likelihood and perplexity."""
     by_hand = (coordinator, num_processes, process_id)
     with (
         command(as_json=as_json, quiet=quiet, verbose=verbose) as console,
+        gpu_memory_claimed(),
         cluster_of(console, by_hand, timeout_s=cluster_timeout, verbose=verbose) as cluster,
     ):
+        from grokctl.inference.logits_file import logits_file
         from grokctl.screen import score as screen
-        from grokctl.session.job import Wanted, open_job
+        from grokctl.session.job import JobRequest, open_job
 
-        wanted = Wanted(checkpoint, devices, mesh, compute=compute, kv=kv, context=context)
-        if followed(console, home_of(home), wanted, cluster):
+        request = JobRequest(
+            home=home_of(home),
+            checkpoint=checkpoint,
+            mesh=read_mesh(devices, mesh),
+            compute=compute,
+            kv=kv,
+            context=context,
+        )
+        if followed(console, request, cluster):
             return
-        if (text is None) == (token_ids is None):
-            raise UsageError("score takes either --text or --token-ids", "--text essay.txt")
-        content = None
-        if text is not None:
-            content = read_stdin() if text == "-" else read_text(Path(text))
+        content = read_content(text, token_ids)
         with console.observing() as observe:
-            job = open_job(console, home_of(home), wanted, observe, cluster=cluster)
-            ids = job.tokens(content, token_ids)
-            with _logits_file(logits, (len(ids), job.plan.config.vocab_size)) as out:
-                found = job.start(observe).score(ids, logits_out=out)
-        screen.score(console, found, logits)
+            job = open_job(request, cluster=cluster, observe=observe)
+            ids = job.tokens(content)
+            with logits_file(logits, (len(ids), job.plan.config.vocab_size)) as out:
+                result = job.start(observe).score(ids, logits_out=out)
+        screen.score(console, result, logits)
 
 
-@contextmanager
-def _logits_file(
-    path: Path | None, shape: tuple[int, int]
-) -> Iterator["NDArray[np.float32] | None"]:
-    """An array file that appears whole, or not at all."""
-    if path is None:
-        yield None
-        return
-    import numpy as np
-
-    if path.is_dir() or not path.name:
-        raise UsageError(f"{path}: is a folder", "--logits logits.npy")
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        out = np.lib.format.open_memmap(partial, "w+", np.float32, shape)
-        with partial.open("r+b") as file:  # now, because a mapping that runs full kills us
-            os.posix_fallocate(file.fileno(), 0, partial.stat().st_size)
-        yield out
-        out.flush()
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+def read_content(text: str | None, token_ids: str | None) -> str | tuple[int, ...]:
+    """The text or the token ids to score."""
+    if text is not None and token_ids is None:
+        return read_stdin() if text == "-" else read_text(Path(text))
+    if token_ids is not None and text is None:
+        return read_token_ids(token_ids, "--token-ids")
+    found = "neither" if text is None else "both"
+    raise UsageError(f"expected --text or --token-ids, found {found}", "--text essay.txt")

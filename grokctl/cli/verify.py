@@ -1,16 +1,17 @@
 """`grokctl verify`."""
 
 import time
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from grokctl.cli.context import ReportedError, command, home_of
+from grokctl.cli.environment import certificates_named
 from grokctl.cli.options import (
     BindOption,
     CheckpointArgument,
     HomeOption,
+    JobsOption,
     JsonOption,
     MirrorOption,
     NoDhtOption,
@@ -25,27 +26,18 @@ from grokctl.cli.options import (
     WebSeedOption,
 )
 from grokctl.errors import GrokctlError, UsageError
-from grokctl.paths import kind_of
-
-if TYPE_CHECKING:
-    from grokctl.fetch import Fetched
-    from grokctl.screen.console import Console
-    from grokctl.transfer.sources import FetchOptions
-    from grokctl.verify import Verdict
 
 
 def verify(
     checkpoint: CheckpointArgument = None,
     quick: Annotated[
-        bool, typer.Option("--quick", help="Only the structure; proves no content.")
+        bool, typer.Option("--quick", help="Check the structure only; proves no content.")
     ] = False,
-    repair: Annotated[
-        bool, typer.Option("--repair", help="Fetch damaged pieces again; nothing else changes.")
+    repair: Annotated[bool, typer.Option("--repair", help="Fetch damaged pieces again.")] = False,
+    rehash: Annotated[
+        bool, typer.Option("--rehash", help="Hash every file, unchanged ones included.")
     ] = False,
-    rehash: Annotated[bool, typer.Option("--rehash", help="Believe no earlier receipt.")] = False,
-    jobs: Annotated[
-        int | None, typer.Option(metavar="N", min=1, help="Threads.", show_default="cores")
-    ] = None,
+    jobs: JobsOption = None,
     peer: PeerOption = None,
     mirror: MirrorOption = None,
     web_seed: WebSeedOption = None,
@@ -61,21 +53,23 @@ def verify(
     verbose: VerboseOption = False,
     home: HomeOption = None,
 ) -> None:
-    """Prove every byte against the torrent; list all damage, and mend it if asked to."""
+    """Prove every byte of a checkpoint; list all damage, and repair it on request."""
     with command(as_json=as_json, quiet=quiet, verbose=verbose) as console:
+        from grokctl import verify as stage
         from grokctl.screen import verify as screen
-        from grokctl.verify import raise_for
 
         if quick and repair:
             raise UsageError(
-                "--quick --repair: expected one of them; a quick look finds no bad pieces",
+                "--quick --repair: expected one of them; --quick does not look for bad pieces",
                 "grokctl verify --repair",
             )
         root = home_of(home).find(checkpoint).absolute()
         started = time.perf_counter()
-
-        verdict, fetched = _verify(console, root, quick=quick, rehash=rehash, jobs=jobs), None
+        with console.observing() as observe:
+            verdict = stage.verify(root, quick=quick, rehash=rehash, jobs=jobs, observe=observe)
+        fetched = None
         if verdict.damage and repair:
+            from grokctl.repair import repair as repair_stage
             from grokctl.transfer.sources import FetchOptions
 
             options = FetchOptions(
@@ -90,59 +84,13 @@ def verify(
                 lsd=not no_lsd,
                 stall_timeout_s=stall_timeout,
             )
-            verdict, fetched = _repair(console, root, verdict, options, jobs=jobs)
+            with console.observing() as observe, certificates_named():
+                repaired = repair_stage(root, verdict, options, jobs=jobs, observe=observe)
+            verdict = repaired.verdict
+            fetched = repaired.fetched
         seconds = time.perf_counter() - started
         screen.verdict(console, root, verdict, fetched, quick=quick, seconds=seconds)
         try:
-            raise_for(verdict, root)
+            stage.raise_for(verdict, root)
         except GrokctlError as error:
             raise ReportedError(error) from error
-
-
-def _verify(
-    console: "Console", root: Path, *, quick: bool, rehash: bool, jobs: int | None
-) -> "Verdict":
-    from grokctl import verify as stage
-
-    with console.observing() as observe:
-        if kind_of(root) == "ready":
-            from grokctl.checkpoint.ready import read_manifest
-
-            return stage.verify_ready(read_manifest(root), quick=quick, jobs=jobs, observe=observe)
-        return stage.verify(root, quick=quick, rehash=rehash, jobs=jobs, observe=observe)
-
-
-def _repair(
-    console: "Console", root: Path, verdict: "Verdict", options: "FetchOptions", *, jobs: int | None
-) -> tuple["Verdict", "Fetched"]:
-    """Fetch the bad pieces, and look again; the originals are kept until that look is good."""
-    from grokctl.checkpoint.receipt import trusted_metainfo
-    from grokctl.checkpoint.release import release_paths
-    from grokctl.fetch import fetch
-    from grokctl.integrity.backup import forget, set_aside
-    from grokctl.paths import TORRENT
-
-    many = f"{len(verdict.damage)} files are damaged"
-    if verdict.remedy is not None:
-        raise UsageError(f"{root}: {many}; a ready checkpoint is cut again", verdict.remedy)
-    metainfo = trusted_metainfo(root)
-    if metainfo is None:
-        raise UsageError(f"{root}: {many}, and no {TORRENT} to fetch them by", "grokctl fetch")
-    for damage in verdict.damage:
-        console.note(f"damaged: {damage}")
-    places = release_paths(metainfo)
-    with console.observing() as observe:
-        aside = set_aside(root, metainfo, places, verdict.bad_pieces, observe=observe)
-    have = frozenset(range(metainfo.num_pieces)) - verdict.bad_pieces
-    after = verdict
-    try:
-        with console.observing() as observe:
-            fetched = fetch(str(root / TORRENT), root, options, have=have, observe=observe)
-        # what the first look proved has a receipt; only what was mended is hashed again
-        after = _verify(console, root, quick=False, rehash=False, jobs=jobs)
-    finally:
-        if aside is not None and after.damage:
-            console.note(f"what the repair overwrote is kept in {aside}")
-    if not after.damage:
-        forget(root)
-    return after, fetched

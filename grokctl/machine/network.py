@@ -1,6 +1,5 @@
 """The network of a download: proxy, certificate authorities, and a port to listen on."""
 
-import os
 import socket
 import ssl
 from collections.abc import Mapping
@@ -27,7 +26,7 @@ _PROXIES: Final = (
     "HTTP_PROXY",
     "http_proxy",
 )
-_BUILT_IN_CA_BUNDLES: Final = (
+BUILT_IN_CA_BUNDLES: Final = (
     "/etc/ssl/certs/ca-certificates.crt",
     "/etc/pki/tls/certs/ca-bundle.crt",
 )
@@ -88,25 +87,13 @@ def certificates(environ: Mapping[str, str]) -> str:
     if named := environ.get("SSL_CERT_FILE"):
         return named
     for bundle in (
-        *_BUILT_IN_CA_BUNDLES,
+        *BUILT_IN_CA_BUNDLES,
         ssl.get_default_verify_paths().cafile,
         *_OTHER_CA_BUNDLES,
     ):
         if bundle is not None and _is_file(bundle):
             return bundle
     return certifi.where()
-
-
-def find_certificates() -> str:
-    """Tell libtorrent's OpenSSL which bundle of certificate authorities to use, and return it.
-
-    It only knows the two usual paths. On other systems every HTTPS tracker would fail, and the
-    first of Grok-1's trackers is one. It can only be told by an environment variable.
-    """
-    bundle = certificates(os.environ)
-    if bundle not in _BUILT_IN_CA_BUNDLES:
-        os.environ["SSL_CERT_FILE"] = bundle
-    return bundle
 
 
 def _is_file(path: str) -> bool:

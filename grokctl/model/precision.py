@@ -2,7 +2,7 @@
 
 from enum import StrEnum
 
-from grokctl.errors import PlacementError, UsageError
+from grokctl.errors import PlacementError
 
 
 class Precision(StrEnum):
@@ -45,14 +45,3 @@ def check_conversion(source: Precision, target: Precision) -> None:
             f"int8 is the released integers, and {source} weights do not hold them any more",
             "grokctl reshard grok-1 --devices 8  # from the release, or from an int8 checkpoint",
         )
-
-
-def read_kv(text: str) -> KvType:
-    """How keys and values are kept.
-
-    Raises:
-        UsageError: There is no such way.
-    """
-    if text not in set(KvType):
-        raise UsageError(f"type of the cache {text!r} is neither compute nor int8", "--kv int8")
-    return KvType(text)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from grokctl.text import format_bytes, format_pace, format_rate, format_seconds
+from grokctl.text import format_bytes, format_rate, format_seconds, format_speed
 
 if TYPE_CHECKING:  # a verb pays for its own stage only
     from grokctl.bench import Bench
@@ -38,10 +38,10 @@ def bench(console: Console, found: Bench, options: EngineOptions) -> None:
             (
                 f"{row.prompt_tokens:,}",
                 f"{row.batch:,}",
-                f"{format_pace(row.prefill_tokens_per_s)}/s",
-                f"{format_pace(1000 * row.first_token_s)} ms",
-                f"{format_pace(row.decode_tokens_per_s)}/s",
-                f"{format_pace(1000 * row.step_s)} ms",
+                f"{format_speed(row.prefill_tokens_per_s)}/s",
+                f"{format_speed(1000 * row.first_token_s)} ms",
+                f"{format_speed(row.decode_tokens_per_s)}/s",
+                f"{format_speed(1000 * row.step_s)} ms",
                 format_bytes(row.bytes_per_step),
                 f"{console.gauge(row.bandwidth_fraction, 10)} {row.bandwidth_fraction:4.0%}",
             )

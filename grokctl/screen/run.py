@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from grokctl.text import format_bytes, format_number, format_pace, format_rate, format_seconds
+from grokctl.text import format_bytes, format_number, format_rate, format_seconds, format_speed
 
 if TYPE_CHECKING:  # a verb pays for its own stage only
     from grokctl.inference.generation import BatchStats, Generation
@@ -105,8 +105,8 @@ def _times(times: Iterable[tuple[str, float]]) -> list[str]:
 def _speeds(prefill: float, decode: float) -> tuple[list[str], list[str]]:
     """Both rates, as far as there are any, in many words and in few."""
     rates = [("prefill", "in", prefill), ("decode", "out", decode)]
-    wide = [f"{name} {format_pace(rate)} tokens/s" for name, _, rate in rates if rate]
-    narrow = ", ".join(f"{name} {format_pace(rate)}/s" for _, name, rate in rates if rate)
+    wide = [f"{name} {format_speed(rate)} tokens/s" for name, _, rate in rates if rate]
+    narrow = ", ".join(f"{name} {format_speed(rate)}/s" for _, name, rate in rates if rate)
     return wide, [narrow] if narrow else []
 
 
@@ -147,7 +147,7 @@ def stats_many(console: Console, found: BatchStats, prompts: int) -> None:
 
 def _counted(tokens: int, rate: float) -> str:
     many = format_number(tokens, "token")
-    return f"{many} at {format_pace(rate)} tokens/s" if rate else many
+    return f"{many} at {format_speed(rate)} tokens/s" if rate else many
 
 
 def _bandwidth(console: Console, rate: float, share: float | None) -> Facts:

@@ -7,11 +7,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from grokctl.paths import quoted
 from grokctl.text import format_bytes, format_seconds
 
 if TYPE_CHECKING:  # a verb pays for its own stage only
-    from grokctl.checkpoint.receipt import Receipt
     from grokctl.errors import Damage
     from grokctl.fetch import Fetched
     from grokctl.screen.console import Console
@@ -20,16 +18,6 @@ if TYPE_CHECKING:  # a verb pays for its own stage only
 
 _LISTED = 2
 """Ranges that a row of a table names."""
-
-
-def proof(receipt: Receipt | None, root: Path) -> str:
-    """What is known about the content of a release, in one line."""
-    if receipt is not None:
-        since, until = receipt.since, receipt.verified_at
-        when = f"on {until}" if since == until else f"between {since} and {until}"
-        return f"{root.name}: every byte was proven {when}"
-    command = f"grokctl verify {quoted(root)}"
-    return f"{root.name}: its content is not proven ({command})"
 
 
 def verdict(
@@ -121,10 +109,3 @@ def _listed(parts: Iterable[str]) -> str:
     found = list(parts)
     more = len(found) - _LISTED
     return ", ".join(found[:_LISTED]) + (f" +{more:,}" if more > 0 else "")
-
-
-def unhashed(root: Path) -> str:
-    """What is not known about the files of a ready checkpoint, in one line."""
-    return (
-        f"{root.name}: its files are read as they are (grokctl verify {quoted(root)} hashes them)"
-    )

@@ -1,4 +1,4 @@
-"""What was typed before: a file of lines, private and bounded, that need not be writable."""
+"""The history of typed lines: a private file of bounded size; failures to use it are ignored."""
 
 import os
 import stat
@@ -9,22 +9,22 @@ from typing import Any, Final
 
 _MOST_LINES: Final = 1000
 _MOST_BYTES: Final = 2**20
-"""Of a file that is read; a longer one is cut to its last lines."""
+"""Bytes read of the file; a longer one is cut to its last lines."""
 _LONGEST_LINE: Final = 10_000
 _MODE: Final = 0o600
 
 
 class History:
-    """Lines in a file; where it cannot be read or written, there are none, and nothing is said.
+    """Lines in a file; empty where it cannot be read.
 
-    Every line is written when it is typed, so that neither a crash nor a second terminal loses any.
+    Each line is appended when it is entered, so neither a crash nor a second terminal loses any.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
 
     def read(self) -> list[str]:
-        """The last lines; a file that has grown to twice as many is cut to them."""
+        """The last lines; a file with twice as many is cut to them."""
         try:
             if not self._path.is_file():
                 return []
@@ -33,17 +33,17 @@ class History:
                 file.seek(max(0, size - _MOST_BYTES))
                 if size > _MOST_BYTES:
                     file.readline()  # the rest of a line
-                found = file.read(_MOST_BYTES).decode(errors="replace").splitlines()
+                lines = file.read(_MOST_BYTES).decode(errors="replace").splitlines()
         except OSError:
             return []
-        good = [line for line in found if line.isprintable() and len(line) <= _LONGEST_LINE]
-        kept = good[-_MOST_LINES:]
-        if size > _MOST_BYTES or len(found) > 2 * _MOST_LINES:
-            self._cut(kept)
-        return kept
+        valid = [line for line in lines if line.isprintable() and len(line) <= _LONGEST_LINE]
+        last = valid[-_MOST_LINES:]
+        if size > _MOST_BYTES or len(lines) > 2 * _MOST_LINES:
+            self._cut(last)
+        return last
 
     def add(self, line: str) -> None:
-        """Write a line at the end; one that was pasted with line ends becomes one line."""
+        """Append a line; line ends in a pasted text become spaces."""
         line = " ".join(line.split("\n"))
         if not line.strip() or not line.isprintable() or len(line) > _LONGEST_LINE:
             return
@@ -69,19 +69,19 @@ class History:
 
 
 def edit_lines(readline: Any, history: History, complete: Callable[[str, str], list[str]]) -> None:
-    """Give `input` a history, and completions by Tab.
+    """Give `input` a history, and completion by Tab.
 
     Args:
-        readline: The module, of either library.
-        history: What to begin with.
-        complete: Gives what may come for a line and its last word.
+        readline: The module, built with GNU readline or libedit.
+        history: Of earlier sessions.
+        complete: Returns the completions for a line and its last word.
     """
     for line in history.read():
         readline.add_history(line)
 
     def completion(word: str, number: int) -> str | None:
-        found = complete(readline.get_line_buffer(), word)
-        return found[number] if number < len(found) else None
+        words = complete(readline.get_line_buffer(), word)
+        return words[number] if number < len(words) else None
 
     readline.set_completer_delims(" ")
     readline.set_completer(completion)

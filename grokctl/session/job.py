@@ -1,50 +1,48 @@
-"""What `run`, `score` and `bench` begin with: the checkpoint meant, and how to run it."""
+"""Open what `run`, `score` and `bench` work with: a checkpoint, and how an engine runs it."""
 
-from collections.abc import Sequence
-from dataclasses import KW_ONLY, dataclass, replace
-from pathlib import Path
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Final
 
-from grokctl.checkpoint.ready import ReadyCheckpoint, open_ready, read_manifest
-from grokctl.checkpoint.receipt import proof_of
-from grokctl.checkpoint.release import open_release
-from grokctl.checkpoint.tensor_source import ReleaseSource, TensorSource, digest_of_small
+from grokctl.checkpoint.ready import ReadyCheckpoint
+from grokctl.checkpoint.tensor_source import TensorSource, digest_of_small
 from grokctl.cluster.process_group import Cluster
-from grokctl.errors import CorruptCheckpointError, HardwareError, PlacementError, UsageError
-from grokctl.events import Observer
+from grokctl.errors import PlacementError
+from grokctl.events import Noted, Observer, ignore
 from grokctl.infer import start
-from grokctl.inference import devices as hardware
+from grokctl.inference.devices import accelerators
 from grokctl.inference.engine import Engine
 from grokctl.inference.plan import EngineOptions, RunPlan, plan
-from grokctl.machine.memory import memory
-from grokctl.model.config import GrokConfig
-from grokctl.model.placement import MESH_SIZES, MeshShape, read_mesh
-from grokctl.model.precision import Compute, read_kv
-from grokctl.parse import read_token_ids
-from grokctl.paths import TOKENIZER, Home, kind_of
-from grokctl.planning.plans import Hardware, accelerated
-from grokctl.planning.selection import Asked, Candidate, Choice, choose
-from grokctl.screen import verify as screen
-from grokctl.screen.console import Console
+from grokctl.model.placement import MESH_SIZES, MeshShape
+from grokctl.model.precision import Compute, KvType
+from grokctl.paths import TOKENIZER, Home
+from grokctl.planning.selection import Asked
+from grokctl.session.candidates import FoundCheckpoint, find_candidates
+from grokctl.session.choice import mesh_over, settle
+
+_ANY_MESH: Final = MeshShape(1, 1)
 
 
-@dataclass(frozen=True, slots=True)
-class Wanted:
-    """What the options say about the checkpoint, and about how to run it; None is left to us."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobRequest:
+    """Which checkpoint to run, and how; None leaves the choice to us."""
 
-    checkpoint: str | None
-    devices: int | None
-    mesh: str | None
-    _: KW_ONLY
-    compute: str | None
-    kv: str
-    context: int | None
-    streams: int = 1
-    """Sequences that run at a time."""
+    home: Home
+    """Where checkpoints are kept."""
+    checkpoint: str | None = None
+    """A name under home, or a path."""
+    mesh: MeshShape | None = None
+    compute: Compute | None = None
+    kv: KvType = KvType.COMPUTE
+    context: int | None = None
+    """Tokens; by default as many as the model has, or as fit."""
+    sequences: int = 1
+    """Decoded at a time."""
 
 
 @dataclass(frozen=True)
-class Job:
-    """A checkpoint, how to run it, and what is known before its weights are loaded."""
+class EngineJob:
+    """An opened checkpoint and a checked plan; no weights are loaded yet."""
 
     name: str
     source: TensorSource
@@ -53,9 +51,14 @@ class Job:
     cluster: Cluster | None = None
     """The processes that run it, if there are several."""
 
-    def tokens(self, text: str | None, token_ids: str | None) -> list[int]:
-        """Token ids of what was given, checked."""
-        ids = read_token_ids(token_ids) if token_ids is not None else self.plan.encode(text or "")
+    def tokens(self, content: str | tuple[int, ...]) -> tuple[int, ...]:
+        """The token ids of a text, or the same ids.
+
+        Raises:
+            UsageError: There are none, more than the context, or impossible ones; or the
+                checkpoint has no tokenizer for a text.
+        """
+        ids = tuple(self.plan.encode(content)) if isinstance(content, str) else content
         self.plan.check(ids)
         return ids
 
@@ -67,268 +70,136 @@ class Job:
         return engine
 
 
-@dataclass(frozen=True, slots=True)
-class _Found:
-    """A checkpoint that may be meant."""
-
-    root: Path
-    candidate: Candidate
-    source: TensorSource | None
-    """None as long as only its manifest was read, and that not checked."""
-
-    @property
-    def config(self) -> GrokConfig:
-        return self.candidate.storage.config
-
-
 def open_job(
-    console: Console,
-    home: Home,
-    wanted: Wanted,
-    observe: Observer,
-    *,
-    cluster: Cluster | None = None,
-) -> Job:
-    """Open whatever checkpoint is meant, and choose what the options leave open.
+    request: JobRequest, *, cluster: Cluster | None = None, observe: Observer = ignore
+) -> EngineJob:
+    """Open the checkpoint of a request, and choose what the request leaves open.
 
     Args:
-        console: Told what was chosen, unless checkpoint and mesh were given.
-        home: Where checkpoints are.
-        wanted: What the options say.
-        observe: Receives progress.
+        request: What the user has decided.
         cluster: The processes that run it, if there are several: rank 0 chooses for all.
+        observe: Receives progress, and notes about the choice.
 
     Raises:
-        HardwareError: Nothing that is there fits.
-        PeerError: Processes mean different things.
-        GrokctlError: There is no checkpoint, or what is asked of it cannot be.
+        HardwareError: No checkpoint fits.
+        PeerError: Processes have different requests or checkpoints.
+        GrokctlError: There is no checkpoint, or it cannot run like that.
     """
     if cluster is None:
-        return _open_job(console, home, wanted, observe, processes=1)
+        return _open_job(request, processes=1, observe=observe)
     cluster.agree(
         "options",
         {
-            "mesh": wanted.mesh or (wanted.devices and f"model={wanted.devices}"),
-            "compute": wanted.compute,
-            "kv": wanted.kv,
-            "context": wanted.context,
+            "mesh": request.mesh and str(request.mesh),
+            "compute": request.compute,
+            "kv": request.kv,
+            "context": request.context,
         },
     )
-    hardware.accelerators(cluster.count)  # all start JAX together: each tells what it has
+    accelerators(cluster.count)  # starts JAX, which waits until all processes have
     if cluster.rank:
-        told = cluster.share("choice", None)
-        named = wanted.checkpoint or told.pop("checkpoint")
-        wanted = replace(wanted, **{**told, "checkpoint": named})
-    job = _open_job(console, home, wanted, observe, processes=cluster.count)
-    options = job.options
+        request = _adopt(request, cluster.share("choice", None))
+    job = _open_job(request, processes=cluster.count, observe=observe)
     if cluster.rank == 0:
-        chosen = {
-            "checkpoint": job.name,
-            "devices": None,
-            "mesh": str(options.mesh),
-            "compute": str(options.compute),
-            "kv": str(options.kv),
-            "context": job.plan.context,
-            "streams": options.streams,
-        }
-        cluster.share("choice", chosen)
-    if isinstance(job.source, ReadyCheckpoint) and job.source.mesh == options.mesh:
-        own = options.mesh.size // cluster.count
+        cluster.share("choice", _choice_of(job))
+    mesh = job.options.mesh
+    if isinstance(job.source, ReadyCheckpoint) and job.source.mesh == mesh:
+        own = mesh.size // cluster.count
         devices = range(cluster.rank * own, (cluster.rank + 1) * own)
         job = replace(job, source=job.source.part(devices))
-    _agree_on(cluster, job)
+    _agree_on(cluster, job.source)
     return replace(job, cluster=cluster)
 
 
-def _agree_on(cluster: Cluster, job: Job) -> None:
-    """Find out whether all processes have opened parts of the same.
+def _choice_of(job: EngineJob) -> dict[str, object]:
+    """What rank 0 has chosen, for the others."""
+    options = job.options
+    return {
+        "checkpoint": job.name,
+        "mesh": str(options.mesh),
+        "compute": options.compute,
+        "kv": options.kv,
+        "context": job.plan.context,
+        "sequences": options.streams,
+    }
+
+
+def _adopt(request: JobRequest, choice: Mapping[str, Any]) -> JobRequest:
+    """The choice of rank 0; the checkpoint may have another name on this host."""
+    return replace(
+        request,
+        checkpoint=request.checkpoint or choice["checkpoint"],
+        mesh=MeshShape.parse(choice["mesh"]),
+        compute=Compute(choice["compute"]),
+        kv=KvType(choice["kv"]),
+        context=choice["context"],
+        sequences=choice["sequences"],
+    )
+
+
+def _agree_on(cluster: Cluster, source: TensorSource) -> None:
+    """Check that all processes have opened parts of one checkpoint.
 
     Raises:
         PeerError: They have not.
     """
-    source, sums = job.source, {}
+    sums = {}
     facts: dict[str, object] = {**source.config.to_dict()}
     facts["precision"] = str(source.storage.precision)
     if isinstance(source, ReadyCheckpoint):
         facts["source"] = source.source.name
         facts["infohash"] = source.source.infohash
-        facts["cut for"] = str(source.mesh)
+        facts["made for"] = str(source.mesh)
         sums = {record.name: record.sha256 for record in source.files}
-    # what every device has tells apart what was cut from different releases of one name
+    # every device has these: they differ between releases of one name
     facts["norms and routers"] = digest_of_small(source)
     cluster.agree("checkpoint", facts)
     cluster.files("files", sums)
 
 
-def _open_job(
-    console: Console, home: Home, wanted: Wanted, observe: Observer, *, processes: int
-) -> Job:
-    """The same for one of some processes."""
-    if wanted.compute is not None and wanted.compute not in set(Compute):
-        raise UsageError(f"compute type {wanted.compute!r} is neither bfloat16 nor float32")
-    kv, mesh = read_kv(wanted.kv), read_mesh(wanted.devices, wanted.mesh)
+def _open_job(request: JobRequest, *, processes: int, observe: Observer) -> EngineJob:
+    """The same for this process, one of several or alone."""
+    home, mesh = request.home, request.mesh
     if mesh is not None and mesh.size % processes:
         raise PlacementError(
-            f"mesh {mesh} has {mesh.size} devices, which {processes} processes cannot share",
-            f"--mesh {_over(processes, max(MESH_SIZES))}",
+            f"mesh {mesh}: {mesh.size} devices, which {processes} processes cannot share",
+            f"--mesh {mesh_over(processes, max(MESH_SIZES))}",
         )
-    found = _find(console, home, wanted.checkpoint, observe, processes=processes)
+    candidates = find_candidates(home, request.checkpoint, processes=processes, observe=observe)
     asked = Asked(
         mesh=mesh,
-        compute=None if wanted.compute is None else Compute(wanted.compute),
-        context=wanted.context,
-        streams=wanted.streams,
-        kv=kv,
+        compute=request.compute,
+        context=request.context,
+        streams=request.sequences,
+        kv=request.kv,
     )
-    _check(found[0], asked)
-    one, choice = _settle(console, found, asked, processes=processes)
-    if wanted.checkpoint is None or mesh is None:
-        console.note(choice.reason)
-    assert one.source is not None
+    _check_any_hardware(candidates[0], asked)
+    chosen, choice = settle(candidates, asked, processes=processes, observe=observe)
+    if request.checkpoint is None or mesh is None:
+        observe(Noted(message=choice.reason))
+    assert chosen.source is not None
     options = EngineOptions(
         mesh=choice.plan.mesh,
         compute=choice.plan.compute,
         context=choice.plan.context,
         compilation_cache=home.xla_cache,
-        streams=wanted.streams,
-        kv=asked.kv,
+        streams=request.sequences,
+        kv=request.kv,
     )
-    tokenizer = one.root / TOKENIZER if (one.root / TOKENIZER).is_file() else None
-    planned = plan(one.config, options, tokenizer=tokenizer)
+    planned = _plan(chosen, options)
     if choice.is_cut_again:
-        console.note(
-            f"cut for {one.candidate.mesh}, runs on {options.mesh}: slower to load "
-            f"(grokctl reshard --mesh {options.mesh} makes it fast)"
-        )
-    return Job(name=one.root.name, source=one.source, options=options, plan=planned)
+        other = f"resharded for {chosen.candidate.mesh}, runs on {options.mesh}: slower to load"
+        fast = f"grokctl reshard --mesh {options.mesh} makes it fast"
+        observe(Noted(message=f"{other} ({fast})"))
+    return EngineJob(name=chosen.root.name, source=chosen.source, options=options, plan=planned)
 
 
-def _check(found: _Found, asked: Asked) -> None:
-    """Refuse what no hardware makes possible, before it is looked at."""
-    mesh = asked.mesh or found.candidate.mesh or MeshShape(1, 1)
-    options = EngineOptions(mesh=mesh, context=asked.context, streams=asked.streams)
-    plan(found.config, options)
+def _plan(chosen: FoundCheckpoint, options: EngineOptions) -> RunPlan:
+    tokenizer = chosen.root / TOKENIZER
+    return plan(chosen.config, options, tokenizer=tokenizer if tokenizer.is_file() else None)
 
 
-def _find(
-    console: Console, home: Home, name: str | None, observe: Observer, *, processes: int
-) -> list[_Found]:
-    """Every checkpoint that may be meant: the only one, opened, or several of the same model."""
-    ready = home.ready_checkpoints() if name is None else []
-    several = _of_one_model(console, ready, processes=processes) if len(ready) > 1 else []
-    if len(several) > 1:
-        return several
-    root = several[0].root if several else home.find(name)
-    if kind_of(root) == "ready":
-        return [_opened(console, root)]
-    release = open_release(root, observe=observe)
-    console.note(screen.proof(proof_of(release), root))
-    console.note("cuts the release in memory; grokctl reshard --devices N once makes this fast")
-    source = ReleaseSource(release)
-    return [_Found(root, Candidate(name=root.resolve().name, storage=source.storage), source)]
-
-
-def _of_one_model(console: Console, roots: Sequence[Path], *, processes: int) -> list[_Found]:
-    """Those that can run, if they are the same model; else nothing."""
-    usable: list[ReadyCheckpoint] = []
-    for root in roots:
-        try:
-            ready = read_manifest(root, is_checked=False)
-        except (CorruptCheckpointError, OSError) as error:
-            console.note(f"{root.name}: left out, because it is damaged ({error})")
-            continue
-        if ready.is_whole or len(ready.manifest.devices) * processes == ready.mesh.size:
-            usable.append(ready)
-        else:
-            console.note(f"{ready.name}: left out, because it is the part of one host")
-    if len({(ready.source.name, ready.config) for ready in usable}) != 1:
-        return []
-    return [_Found(ready.root, _candidate(ready), None) for ready in usable]
-
-
-def _candidate(ready: ReadyCheckpoint) -> Candidate:
-    return Candidate(
-        name=ready.name,
-        storage=ready.storage,
-        mesh=ready.mesh,
-        is_mapped=ready.manifest.compression is None,
-    )
-
-
-def _opened(console: Console, root: Path) -> _Found:
-    ready = open_ready(root)
-    if not ready.source.proven:
-        console.note(f"{ready.name}: was cut from a release whose content was not proven")
-    return _Found(root, _candidate(ready), ready)
-
-
-def _settle(
-    console: Console, found: list[_Found], asked: Asked, *, processes: int
-) -> tuple[_Found, Choice]:
-    """Choose, and open what was chosen; what turns out to be damaged is left out."""
-    there = accelerated(hardware.accelerators(processes), is_whole=False)
-    if processes > 1:
-        if there is not None:  # the others say themselves if they have less
-            there = replace(there, count=there.count * processes)
-        if asked.mesh is None:
-            asked, found = _shared(asked, found, there, processes)
-    cpu = Hardware(
-        platform="cpu",
-        name="CPU",
-        count=1,
-        memory=memory().usable * processes,
-        bandwidth=None,
-        has_fast_bfloat16=hardware.has_fast_bfloat16(),
-    )
-    while True:
-        choice = _choose(there, cpu, [one.candidate for one in found], asked)
-        one = next(one for one in found if one.candidate is choice.candidate)
-        if one.source is not None:
-            return one, choice
-        try:
-            return replace(_opened(console, one.root), candidate=one.candidate), choice
-        except CorruptCheckpointError as error:
-            if len(found) == 1:
-                raise
-            console.note(f"{one.candidate.name}: left out, because it is damaged ({error})")
-            found = [other for other in found if other is not one]
-
-
-def _shared(
-    asked: Asked, found: list[_Found], there: Hardware | None, processes: int
-) -> tuple[Asked, list[_Found]]:
-    """The mesh where nobody named one, and the checkpoints that suit it.
-
-    Experts are spread over processes, because their sums cross the network once a layer, and
-    everything else stays within a process; unless all that is there was cut in another way.
-    """
-    usual = _over(processes, there.count if there else max(MESH_SIZES))
-    own = [one.candidate.mesh for one in found if one.candidate.mesh]
-    possible = [mesh for mesh in own if mesh.size % processes == 0]
-    mesh = usual if usual in possible or not possible else possible[0]
-    suiting = [one for one in found if one.candidate.mesh == mesh]
-    return replace(asked, mesh=mesh), suiting or found
-
-
-def _over(processes: int, devices: int) -> MeshShape:
-    """Experts over processes, and as many of so many devices as a mesh can have."""
-    size = max((size for size in MESH_SIZES if processes <= size <= devices), default=processes)
-    return MeshShape(processes, size // processes)
-
-
-def _choose(
-    there: Hardware | None, cpu: Hardware, candidates: Sequence[Candidate], asked: Asked
-) -> Choice:
-    """Among accelerators and the CPU: the CPU has as many devices as anybody wants."""
-    if there is None or (asked.mesh is not None and asked.mesh.size > there.count):
-        return choose(cpu, candidates, asked)
-    try:
-        return choose(there, candidates, asked, cpu=cpu)
-    except HardwareError as error:
-        larger = [one for one in candidates if one.mesh and one.mesh.size > there.count]
-        if asked.mesh is not None or not larger:
-            raise
-        try:
-            return choose(cpu, larger, asked)
-        except HardwareError:
-            raise error from None
+def _check_any_hardware(found: FoundCheckpoint, asked: Asked) -> None:
+    """Refuse what no hardware can run, before a look at this machine's."""
+    mesh = asked.mesh or found.candidate.mesh or _ANY_MESH
+    plan(found.config, EngineOptions(mesh=mesh, context=asked.context, streams=asked.streams))

@@ -1,4 +1,4 @@
-"""Read a file of prompts, an object a line, into requests that are known to be possible."""
+"""Read a file of prompts, one JSON object a line, into requests."""
 
 import difflib
 import json
@@ -9,89 +9,98 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Final, NoReturn
 
-from grokctl.errors import UsageError
+from grokctl.errors import UsageError, invalid
 from grokctl.inference.generation import Request
 from grokctl.session import settings
 
-if TYPE_CHECKING:  # what is wrong with a file is said before JAX is loaded
+if TYPE_CHECKING:  # a malformed file is reported before JAX is loaded
     from grokctl.inference.plan import RunPlan
 
 _LONGEST_LINE: Final = 2**20
-"""Bytes, several times what any context holds."""
+"""Bytes; several times what any context holds."""
 _MOST_PROMPTS: Final = 100_000
 _LONGEST_NUMBER: Final = 20
 """Digits of an integer below 2^64."""
-_LONGEST_NAME: Final = 40
+_LONGEST_KEY: Final = 40
 _KEYS: Final = ("prompt", "token_ids", "id", *settings.SETTINGS)
 _EXAMPLE: Final = '{"prompt": "Once upon a time", "max_tokens": 16}'
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prompt:
-    """One line, as far as it can be understood without a checkpoint."""
+    """What to continue and how, before a checkpoint is known."""
 
-    where: str
-    """File and line, for errors."""
-    id: str | int | None
-    """What the line calls itself."""
     content: str | tuple[int, ...]
     """Text, or token ids."""
     settings: Request
-    """How to continue it; has no prompt yet."""
+    """How to continue it; its prompt is empty."""
+    where: str = ""
+    """File and line, for errors."""
+    id: str | int | None = None
+    """The name that a line gives itself."""
 
 
 def read_prompts(file: str, defaults: Request) -> list[Prompt]:
-    """Read every line, before anything else is done.
+    """Read all lines of a file.
 
     Args:
         file: A path, or `-` for stdin.
-        defaults: How to continue where a line says nothing; prompt n has this seed and n more.
+        defaults: Settings that a line leaves out; prompt n has this seed plus n.
 
     Returns:
-        The prompts in the order of the lines; empty lines are none.
+        The prompts in the order of the lines, without empty lines.
 
     Raises:
-        UsageError: A line is not what it should be, or there is none.
+        UsageError: A line is malformed, or there is none.
     """
     name = "stdin" if file == "-" else file
     prompts: list[Prompt] = []
     with _opened(file) as lines:
         for number, line in _lines(lines, name):
             if len(prompts) == _MOST_PROMPTS:
-                raise UsageError(f"{name}: holds more than {_MOST_PROMPTS:,} prompts")
+                raise UsageError(f"{name}: more than {_MOST_PROMPTS:,} prompts")
             seed = (defaults.sampling.seed + len(prompts)) % 2**64
-            started = replace(defaults, sampling=replace(defaults.sampling, seed=seed))
+            seeded = replace(defaults, sampling=replace(defaults.sampling, seed=seed))
             where = f"{name}, line {number}"
-            with _said_of(where):
-                prompts.append(_prompt(where, _parse(line), started))
+            with _errors_at(where):
+                prompts.append(_prompt(where, _parse(line), seeded))
     if not prompts:
-        raise UsageError(f"{name}: holds no prompts, which are lines such as {_EXAMPLE}")
+        raise UsageError(f"{name}: no prompts, expected lines such as {_EXAMPLE}")
     return prompts
 
 
 def to_requests(prompts: list[Prompt], plan: "RunPlan") -> list[Request]:
-    """What the engine is asked for.
+    """The requests for an engine.
 
     Raises:
-        UsageError: A prompt is empty, too long or no text that this model knows.
+        UsageError: A prompt is empty, longer than the context, or no text for this model.
     """
     requests = []
     for prompt in prompts:
-        with _said_of(prompt.where):
+        with _errors_at(prompt.where):
             requests.append(_request(prompt, plan))
     return requests
+
+
+def check_stop(stop: tuple[str, ...], plan: "RunPlan") -> None:
+    """Refuse stop texts for a checkpoint without a tokenizer, which generates no text.
+
+    Raises:
+        InvalidValueError: There are some.
+    """
+    if stop and plan.tokenizer is None:
+        raise invalid("stop", stop[0], "needs a tokenizer.model, this checkpoint has none")
 
 
 def _request(prompt: Prompt, plan: "RunPlan") -> Request:
     content = prompt.content
     if plan.tokenizer is None and isinstance(content, str):
         hint = '{"token_ids": [1, 2, 3]}'
-        raise UsageError("text needs a tokenizer.model, this checkpoint has none", hint)
-    if plan.tokenizer is None and prompt.settings.stop:
-        raise UsageError("stop needs a tokenizer.model, this checkpoint has none")
+        raise UsageError("a text needs a tokenizer.model, this checkpoint has none", hint)
+    check_stop(prompt.settings.stop, plan)
     tokens = plan.encode(content) if isinstance(content, str) else content
     if not tokens:
-        raise UsageError("the prompt is empty: there is nothing to continue", _EXAMPLE)
+        raise UsageError("the prompt is empty", _EXAMPLE)
     plan.check(tokens)
     return replace(prompt.settings, prompt=tuple(tokens))
 
@@ -100,7 +109,7 @@ def _request(prompt: Prompt, plan: "RunPlan") -> Request:
 def _opened(file: str) -> Iterator[BinaryIO]:
     if file == "-":
         if sys.stdin is None:
-            raise UsageError("stdin is closed, so there are no prompts to read")
+            raise UsageError("stdin: closed, expected prompts")
         yield sys.stdin.buffer
         return
     try:
@@ -111,20 +120,21 @@ def _opened(file: str) -> Iterator[BinaryIO]:
 
 
 def _lines(lines: BinaryIO, name: str) -> Iterator[tuple[int, bytes]]:
-    """Lines that hold something, and their numbers."""
+    """The lines that are not empty, and their numbers."""
     number = 0
     while line := lines.readline(_LONGEST_LINE + 1):
         number += 1
         if len(line) > _LONGEST_LINE:
-            raise UsageError(f"{name}, line {number}: is longer than {_LONGEST_LINE:,} bytes")
+            raise UsageError(f"{name}, line {number}: longer than {_LONGEST_LINE:,} bytes")
         if number == 1:
-            line = line.removeprefix(b"\xef\xbb\xbf")  # some editors leave it there
+            line = line.removeprefix(b"\xef\xbb\xbf")  # some editors write it
         if line.strip():
             yield number, line
 
 
 @contextmanager
-def _said_of(where: str) -> Iterator[None]:
+def _errors_at(where: str) -> Iterator[None]:
+    """Put the place in front of errors."""
     try:
         yield
     except UsageError as error:
@@ -137,14 +147,14 @@ def _parse(line: bytes) -> dict[str, object]:
             line.decode(), object_pairs_hook=_unique, parse_int=_integer, parse_constant=_constant
         )
     except UnicodeDecodeError as error:
-        raise UsageError(f"is no UTF-8 text (byte {error.start + 1})") from error
+        raise UsageError(f"not UTF-8 text (byte {error.start + 1})") from error
     except RecursionError as error:
-        raise UsageError("is nested too deeply") from error
+        raise UsageError("nested too deeply") from error
     except json.JSONDecodeError as error:
-        found = f"{error.msg[:1].lower()}{error.msg[1:]}, column {error.colno}"
-        raise UsageError(f"is no JSON ({found})", _EXAMPLE) from error
+        problem = f"{error.msg[:1].lower()}{error.msg[1:]}, column {error.colno}"
+        raise UsageError(f"not JSON ({problem})", _EXAMPLE) from error
     if not isinstance(values, dict):
-        raise UsageError(f"is no object, but {settings.said(values)}", _EXAMPLE)
+        raise UsageError(f"expected an object, found {settings.brief(values)}", _EXAMPLE)
     return values
 
 
@@ -152,33 +162,33 @@ def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
     values: dict[str, object] = {}
     for key, value in pairs:
         if key in values:
-            raise UsageError(f"says {key[:_LONGEST_NAME]!r} twice")
+            raise UsageError(f"key {key[:_LONGEST_KEY]!r} appears twice")
         values[key] = value
     return values
 
 
 def _integer(digits: str) -> int:
     if len(digits) > _LONGEST_NUMBER:
-        raise UsageError(f"holds a number of {len(digits)} digits")
+        raise UsageError(f"a number of {len(digits)} digits, expected at most {_LONGEST_NUMBER}")
     return int(digits)
 
 
 def _constant(name: str) -> NoReturn:
-    raise UsageError(f"holds {name}, which is no number of JSON")
+    raise UsageError(f"not JSON ({name})")
 
 
 def _prompt(where: str, values: dict[str, object], request: Request) -> Prompt:
     given = {key: value for key, value in values.items() if value is not None}
     for key in values:
         if key not in _KEYS:
-            short = key[:_LONGEST_NAME]
+            short = key[:_LONGEST_KEY]
             (nearest,) = difflib.get_close_matches(short, _KEYS, n=1, cutoff=0.0)
             raise UsageError(
-                f"{short!r} is no key, the nearest is {nearest!r}", f"keys: {', '.join(_KEYS)}"
+                f"unknown key {short!r}, the nearest is {nearest!r}", f"keys: {', '.join(_KEYS)}"
             )
     if ("prompt" in given) == ("token_ids" in given):
-        many = "both" if "prompt" in given else "neither"
-        raise UsageError(f'expected "prompt" or "token_ids", found {many}', _EXAMPLE)
+        found = "both" if "prompt" in given else "neither"
+        raise UsageError(f'expected "prompt" or "token_ids", found {found}', _EXAMPLE)
     for name in settings.SETTINGS:
         if name in given:
             request = settings.change(request, name, given[name])
@@ -187,7 +197,7 @@ def _prompt(where: str, values: dict[str, object], request: Request) -> Prompt:
 
 def _id(value: object) -> str | int | None:
     if isinstance(value, bool) or not isinstance(value, str | int | None):
-        raise UsageError(f"id is a text or an integer, not {settings.said(value)}")
+        raise UsageError(f"id: expected a text or an integer, found {settings.brief(value)}")
     return value
 
 
@@ -196,11 +206,13 @@ def _content(given: dict[str, object]) -> str | tuple[int, ...]:
         case {"prompt": str() as text}:
             return settings.check_text("prompt", text)
         case {"prompt": value}:
-            raise UsageError(f"prompt is a text, not {settings.said(value)}")
+            raise UsageError(f"prompt: expected a text, found {settings.brief(value)}")
         case {"token_ids": list() as ids}:
             for token in ids:
                 if isinstance(token, bool) or not isinstance(token, int):
-                    raise UsageError(f"token_ids holds integers, not {settings.said(token)}")
+                    raise UsageError(f"token_ids: expected integers, found {settings.brief(token)}")
             return tuple(ids)
         case _:
-            raise UsageError(f"token_ids is a list, not {settings.said(given['token_ids'])}")
+            raise UsageError(
+                f"token_ids: expected a list, found {settings.brief(given['token_ids'])}"
+            )

@@ -1,4 +1,4 @@
-"""The loop for a person at the keyboard: texts are completed, lines with a slash are commands."""
+"""The interactive loop: completes typed texts, and runs lines with a slash as commands."""
 
 import difflib
 import importlib
@@ -8,66 +8,65 @@ from typing import Any, Final
 
 from grokctl import interrupts
 from grokctl.cluster.process_group import Cluster
-from grokctl.errors import UsageError
+from grokctl.errors import InvalidValueError, UsageError
 from grokctl.events import Event, Observer, ignore
 from grokctl.inference.engine import Engine
 from grokctl.inference.generation import FinishReason, Generation, Request
 from grokctl.parse import read_token_ids
-from grokctl.paths import Home
 from grokctl.screen import run as screen
 from grokctl.screen.console import Console
 from grokctl.session import settings
 from grokctl.session.complete import write
 from grokctl.session.history import History, edit_lines
-from grokctl.session.job import Wanted, open_job
+from grokctl.session.job import JobRequest, open_job
 
 _NAMES: Final = {name.replace("_", "-"): name for name in settings.SETTINGS}
-"""What people type, and what the setting is called."""
+"""Settings by the names that people type."""
 _QUIT: Final = "/quit"
 _COMMANDS: Final = {
-    "/more": "go on from the end of the last text",
-    "/retry": "the last prompt again, with another seed",
-    "/set": "all settings; /set temperature 0.5 changes one",
-    "/stats": "how fast the last text was, and what the memory allows",
-    "/help": "this; a text that begins with / is typed with two",
+    "/more": "continue the last text",
+    "/retry": "repeat the last prompt with another seed",
+    "/set": "show the settings; /set temperature 0.5 changes one",
+    "/stats": "speed of the last text, compared with the memory bandwidth",
+    "/help": "show the commands; begin a text with // for one slash",
     _QUIT: "leave, as Ctrl-D does",
 }
 
 
 def converse(
     console: Console,
-    home: Home,
-    wanted: Wanted,
-    request: Request,
+    request: JobRequest,
+    defaults: Request,
     *,
     all_stats: bool,
     cluster: Cluster | None = None,
 ) -> None:
-    """Load a checkpoint, and complete what a person types until they have enough.
+    """Load a checkpoint, and complete typed texts until the user leaves.
 
     Args:
-        console: Where they are.
-        home: Where checkpoints are, and the history of what was typed.
-        wanted: Which checkpoint, and how to run it.
-        request: How to continue, to begin with; has no prompt.
-        all_stats: Whether to say everything that was measured after every text.
-        cluster: The processes that do it together, if there are several.
+        console: At the user's terminal.
+        request: Which checkpoint, and how to run it; its home has the history of typed lines.
+        defaults: How to continue at first; its prompt is empty.
+        all_stats: Print all measurements after every text.
+        cluster: The processes that run it together, if there are several.
 
     Raises:
         KeyboardInterrupt: Ctrl-C twice, or SIGTERM.
     """
     observer = _Observer()
     with console.observing() as observer.to:
-        engine = open_job(console, home, wanted, observer, cluster=cluster).start(observer)
-    conversation = _Conversation(console, engine, observer, request, all_stats=all_stats)
+        engine = open_job(request, cluster=cluster, observe=observer).start(observer)
+    conversation = _Conversation(console, engine, observer, defaults, all_stats=all_stats)
     conversation.greet()
-    kept, readline = History(home.root / "history"), _readline()
+    history, readline = History(request.home.root / "history"), _readline()
     if readline is not None:
-        edit_lines(readline, kept, _completions)
+        edit_lines(readline, history, _completions)
     while (line := _ask(console, readline)) is not None and line.strip() != _QUIT:
-        kept.add(line)
+        history.add(line)
         try:
             conversation.obey(line)
+        except InvalidValueError as error:
+            console.failure(error.renamed(error.name.replace("_", "-")))
         except UsageError as error:
             console.failure(error)
     if line is None:
@@ -75,18 +74,18 @@ def converse(
 
 
 class _StoppedError(Exception):
-    """Ctrl-C, noticed where the engine is between two steps."""
+    """Ctrl-C, seen between two steps of the engine."""
 
 
 class _Observer:
-    """Passes on to whoever shows the text of the moment, and ends a text that shall end."""
+    """Passes events to the current text's observer, and ends the text at a stop request."""
 
     def __init__(self) -> None:
         self.to: Observer = ignore
-        self.asked = interrupts.Asked()
+        self.stop = interrupts.StopRequest()
 
     def __call__(self, event: Event) -> None:
-        if self.asked.to_end:
+        if self.stop.is_made:
             raise _StoppedError
         self.to(event)
 
@@ -105,22 +104,22 @@ class _Conversation:
         self._engine = engine
         self._observer = observer
         self._request = request
-        """How to continue; its prompt is the last one, its seed the next one."""
+        """The settings, with the last prompt and the next seed."""
         self._all_stats = all_stats
         self._echo: str | None = None
         self._last: Generation | None = None
 
     def greet(self) -> None:
-        """Say what this is."""
-        what = "a text" if self._engine.tokenizer else "a text as token ids, 1,2,3"
-        self._console.note(f"Type the beginning of {what}. A base model completes, no chat.")
-        self._console.note("Ctrl-C stops a text, Ctrl-D ends, /help says more.")
+        """Print the introduction."""
+        kind = "a text" if self._engine.tokenizer else "a text as token ids, 1,2,3"
+        self._console.note(f"Type the beginning of {kind}. A base model completes, no chat.")
+        self._console.note("Ctrl-C stops a text, Ctrl-D leaves, /help shows the commands.")
 
     def obey(self, line: str) -> None:
-        """Complete a line, or do what it commands.
+        """Complete a text, or run a command.
 
         Raises:
-            UsageError: It is neither.
+            UsageError: The text cannot be completed, or there is no such command.
         """
         if not line.strip():
             return
@@ -130,7 +129,7 @@ class _Conversation:
             return
         text = line[1:] if line.startswith("//") else line
         plan = self._engine.plan
-        tokens = plan.encode(text) if plan.tokenizer else read_token_ids(text)
+        tokens = plan.encode(text) if plan.tokenizer else read_token_ids(text, "line")
         self._complete(tuple(tokens), text if plan.tokenizer else None)
 
     def _command(self, name: str, rest: str) -> None:
@@ -146,15 +145,15 @@ class _Conversation:
             case "/help":
                 self._console.asides(list(_COMMANDS.items()))
             case _:
-                raise UsageError(f"{name[:40]}: no such command", ", ".join(_COMMANDS))
+                raise UsageError(f"unknown command {name[:40]}", ", ".join(_COMMANDS))
 
     def _complete(self, prompt: tuple[int, ...], echo: str | None) -> None:
         request = self._request
         with (
-            interrupts.deferred() as asked,
+            interrupts.deferred() as stop,
             self._console.observing() as self._observer.to,
         ):
-            self._observer.asked = asked
+            self._observer.stop = stop
             generation = self._engine.fulfil(replace(request, prompt=prompt))
             try:
                 write(
@@ -163,12 +162,12 @@ class _Conversation:
                     generation,
                     echo=echo,
                     stream=True,
-                    asked=asked,
+                    stop=stop,
                 )
             except _StoppedError:  # before its first token
                 generation.finish_reason = FinishReason.INTERRUPTED
             finally:
-                self._observer.asked = interrupts.Asked()
+                self._observer.stop = interrupts.StopRequest()
         seed = (request.sampling.seed + 1) % 2**64
         self._request = replace(
             request, prompt=prompt, sampling=replace(request.sampling, seed=seed)
@@ -183,7 +182,7 @@ class _Conversation:
     def _retry(self) -> None:
         self._finished()
         if self._request.sampling.temperature == 0:
-            self._console.note("the temperature is 0, so it is the same text again")
+            self._console.note("the temperature is 0: the same text again")
         else:
             self._console.note(f"with seed {self._request.sampling.seed}")
         self._complete(self._request.prompt, self._echo)
@@ -197,8 +196,7 @@ class _Conversation:
         if name not in _NAMES:
             (nearest,) = difflib.get_close_matches(name[:40], _NAMES, n=1, cutoff=0.0)
             raise UsageError(
-                f"{name[:40]!r} is no setting, the nearest is {nearest}",
-                "/set shows them all",
+                f"unknown setting {name[:40]!r}, the nearest is {nearest}", "/set shows all"
             )
         if value.strip():
             parsed = settings.parse(_NAMES[name], value.strip())
@@ -212,7 +210,7 @@ class _Conversation:
             case tuple() as texts:
                 return " ".join(map(repr, texts)) or "nothing"
             case value:
-                return f"{value}, of the next text" if name == "seed" else str(value)
+                return f"{value}, for the next text" if name == "seed" else str(value)
 
     def _stats(self) -> None:
         last = self._finished()
@@ -221,15 +219,15 @@ class _Conversation:
 
     def _finished(self) -> Generation:
         if self._last is None:
-            raise UsageError("there is no text yet: type the beginning of one")
+            raise UsageError("there is no text yet", "type the beginning of one")
         return self._last
 
 
 def _ask(console: Console, readline: Any) -> str | None:
-    """A line; None at the end of the input. Ctrl-C throws away what was typed.
+    """The next line; None at the end of the input. Ctrl-C drops a line that was not entered.
 
     Raises:
-        KeyboardInterrupt: Ctrl-C twice where nothing was typed, or SIGTERM.
+        KeyboardInterrupt: Ctrl-C twice at an empty line, or SIGTERM.
     """
     is_leaving = False
     while True:
@@ -245,20 +243,20 @@ def _ask(console: Console, readline: Any) -> str | None:
                 continue
             if is_leaving:
                 raise
-            console.note("Ctrl-C again, or Ctrl-D, ends")
+            console.note("Ctrl-C again, or Ctrl-D, leaves")
             is_leaving = True
 
 
 def _readline() -> Any:
-    """The module for editing lines, which some builds of Python lack."""
+    """The module for line editing; None in a Python built without it."""
     try:
-        return importlib.import_module("readline")  # not before: it writes to some terminals
+        return importlib.import_module("readline")  # not earlier: it writes to some terminals
     except ImportError:
         return None
 
 
 def _completions(line: str, word: str) -> list[str]:
-    """What Tab offers: commands, and after /set the settings."""
+    """Completions for Tab: commands, or settings after /set."""
     known: Iterable[str] = ()
     if line.startswith("/set "):
         known = _NAMES

@@ -1,15 +1,13 @@
-"""The settings of a generation by name: what JSON or a person says, checked, into a `Request`."""
+"""The settings of a generation by name: parsed from JSON or a typed line, checked, and applied."""
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import fields, replace
-from typing import Any, Final, TypeVar
+from dataclasses import dataclass, fields, replace
+from typing import Any, Final
 
-from grokctl.errors import UsageError
+from grokctl.errors import InvalidValueError
 from grokctl.inference.generation import Request
 from grokctl.model.sampling import Sampling
-
-_Number = TypeVar("_Number", int, float)
 
 _LARGEST: Final = 2**64
 _MOST_STOPS: Final = 64
@@ -24,7 +22,95 @@ _SWITCHES: Final = {
     "false": False,
     "no": False,
 }
-_SHORT: Final = 40
+_LONGEST_VALUE: Final = 40
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setting:
+    """The type of a setting."""
+
+    expected: str
+    """What to type for it, for errors."""
+    parse: Callable[[str], object]
+    """The value of a typed text, as JSON would give it. A `ValueError` refuses the text."""
+    check: Callable[[str, object], Any]
+    """The value for a request, from a name and what JSON gives; an `InvalidValueError` refuses."""
+
+
+def _number(name: str, value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise _invalid(name, value, "a number")
+    if abs(value) >= _LARGEST:
+        raise _invalid(name, value, "a number below 2^64")
+    return float(value)
+
+
+def _integer(name: str, value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise _invalid(name, value, "an integer")
+    if abs(value) >= _LARGEST:
+        raise _invalid(name, value, "an integer below 2^64")
+    return value
+
+
+def _count(name: str, value: object) -> int:
+    count = _integer(name, value)
+    if count < 0:
+        raise _invalid(name, value, "at least 0")
+    return count
+
+
+def _switch(name: str, value: object) -> bool:
+    if not isinstance(value, bool):
+        raise _invalid(name, value, "true or false")
+    return value
+
+
+def _texts(name: str, value: object) -> tuple[str, ...]:
+    texts = [value] if isinstance(value, str) else value
+    if not isinstance(texts, list):
+        raise _invalid(name, value, "a text or a list of texts")
+    if len(texts) > _MOST_STOPS:
+        raise _mismatch(name, f"at most {_MOST_STOPS} texts", f"{len(texts):,}")
+    for text in texts:
+        if not isinstance(text, str):
+            raise _mismatch(name, "a list of texts", f"{brief(text)} in it")
+        if len(text) > _LONGEST_STOP:
+            raise _mismatch(name, f"at most {_LONGEST_STOP:,} characters", f"{len(text):,}")
+        check_text(name, text)
+    return tuple(filter(None, texts))
+
+
+def _parse_switch(text: str) -> object:
+    try:
+        return _SWITCHES[text.lower()]
+    except KeyError as error:
+        raise ValueError(text) from error
+
+
+def _parse_texts(text: str) -> object:
+    try:
+        return json.loads(text) if text[:1] in {'"', "["} else text
+    except RecursionError as error:
+        raise ValueError(text) from error
+
+
+_NUMBER: Final = Setting(expected="a number", parse=float, check=_number)
+_INTEGER: Final = Setting(expected="an integer", parse=int, check=_integer)
+_COUNT: Final = Setting(expected="an integer", parse=int, check=_count)
+_SWITCH: Final = Setting(expected="on or off", parse=_parse_switch, check=_switch)
+_TEXTS: Final = Setting(expected="a text, or JSON", parse=_parse_texts, check=_texts)
+SETTINGS: Final[Mapping[str, Setting]] = {
+    "temperature": _NUMBER,
+    "top_p": _NUMBER,
+    "top_k": _COUNT,
+    "min_p": _NUMBER,
+    "seed": _INTEGER,
+    "max_tokens": _COUNT,
+    "stop": _TEXTS,
+    "ignore_eos": _SWITCH,
+}
+"""By the names of the fields of `Request` and `Sampling`, which are the keys of JSON, too."""
 
 
 def change(request: Request, name: str, value: object) -> Request:
@@ -32,57 +118,51 @@ def change(request: Request, name: str, value: object) -> Request:
 
     Args:
         request: What to change.
-        name: One of `SETTINGS`.
+        name: A key of `SETTINGS`.
         value: As JSON gives it.
 
     Raises:
-        UsageError: The value is of another type, or outside its range.
+        InvalidValueError: The value has another type, or lies outside its range.
     """
-    checked = SETTINGS[name](name, value)
+    checked = SETTINGS[name].check(name, value)
     if name in _OF_SAMPLING:
         return replace(request, sampling=replace(request.sampling, **{name: checked}))
     return replace(request, **{name: checked})
 
 
 def parse(name: str, text: str) -> object:
-    """What a person typed for a setting, as JSON would give it.
+    """The value of a typed text, as JSON would give it.
 
     Raises:
-        UsageError: It is nothing of that setting's type.
+        InvalidValueError: The text has another type than the setting.
     """
-    check = SETTINGS[name]
+    setting = SETTINGS[name]
     try:
-        if check is _stops:
-            return json.loads(text) if text[:1] in {'"', "["} else text
-        if check is _switch:
-            return _SWITCHES[text.lower()]
-        return float(text) if check is _number else int(text)
-    except (ValueError, KeyError, RecursionError):
-        wanted = {_stops: "JSON text", _switch: "on or off", _number: "a number"}
-        rule = next((rule for kind, rule in wanted.items() if kind is check), "an integer")
-        raise UsageError(f"{name} is {rule}, not {said(text)}") from None
+        return setting.parse(text)
+    except ValueError:
+        raise _invalid(name, text, setting.expected) from None
 
 
 def get(request: Request, name: str) -> object:
-    """What a setting is now."""
-    found: object = getattr(request.sampling if name in _OF_SAMPLING else request, name)
-    return found
+    """The value of a setting."""
+    value: object = getattr(request.sampling if name in _OF_SAMPLING else request, name)
+    return value
 
 
 def check_text(name: str, text: str) -> str:
-    """Refuse half characters, which JSON can write and no text holds.
+    """Refuse a lone surrogate, which JSON can write and no text contains.
 
     Raises:
-        UsageError: There is one.
+        InvalidValueError: There is one.
     """
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise UsageError(f"{name} holds half a character, so it is no text") from None
+        raise _mismatch(name, "text", "half a character") from None
     return text
 
 
-def said(value: object) -> str:
+def brief(value: object) -> str:
     """A stranger's value in a few characters, for an error."""
     match value:
         case None:
@@ -91,67 +171,16 @@ def said(value: object) -> str:
             return str(value).lower()
         case str() | int() | float():
             text = repr(value)
-            return text if len(text) <= _SHORT else f"{text[:_SHORT]}…"
+            return text if len(text) <= _LONGEST_VALUE else f"{text[:_LONGEST_VALUE]}…"
         case list():
             return "a list"
         case _:
             return "an object"
 
 
-def _number(name: str, value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise UsageError(f"{name} is a number, not {said(value)}")
-    return float(_bounded(name, value))
+def _invalid(name: str, value: object, expected: str) -> InvalidValueError:
+    return InvalidValueError(f"expected {expected}", None, name, brief(value))
 
 
-def _integer(name: str, value: object) -> int:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise UsageError(f"{name} is an integer, not {said(value)}")
-    return _bounded(name, value)
-
-
-def _bounded(name: str, value: _Number) -> _Number:
-    if abs(value) >= _LARGEST:
-        raise UsageError(f"{name} is a smaller number than {said(value)}")
-    return value
-
-
-def _count(name: str, value: object) -> int:
-    count = _integer(name, value)
-    if count < 0:
-        raise UsageError(f"{name} is at least 0, not {count}")
-    return count
-
-
-def _switch(name: str, value: object) -> bool:
-    if not isinstance(value, bool):
-        raise UsageError(f"{name} is true or false, not {said(value)}")
-    return value
-
-
-def _stops(name: str, value: object) -> tuple[str, ...]:
-    texts = [value] if isinstance(value, str) else value
-    if not isinstance(texts, list):
-        raise UsageError(f"{name} is a text or a list of texts, not {said(value)}")
-    if len(texts) > _MOST_STOPS:
-        raise UsageError(f"{name} is at most {_MOST_STOPS} texts, not {len(texts):,}")
-    for text in texts:
-        if not isinstance(text, str):
-            raise UsageError(f"{name} is a list of texts, not of {said(text)}")
-        if len(text) > _LONGEST_STOP:
-            raise UsageError(f"{name} is at most {_LONGEST_STOP:,} characters, not {len(text):,}")
-        check_text(name, text)
-    return tuple(filter(None, texts))
-
-
-SETTINGS: Final[Mapping[str, Callable[[str, object], Any]]] = {
-    "temperature": _number,
-    "top_p": _number,
-    "top_k": _count,
-    "min_p": _number,
-    "seed": _integer,
-    "max_tokens": _count,
-    "stop": _stops,
-    "ignore_eos": _switch,
-}
-"""Every setting, and what checks its value."""
+def _mismatch(name: str, expected: str, found: str) -> InvalidValueError:
+    return InvalidValueError(f"expected {expected}, found {found}", None, name)

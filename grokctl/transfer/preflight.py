@@ -17,7 +17,7 @@ from grokctl.checkpoint.receipt import write_source
 from grokctl.checks import Check, Status
 from grokctl.errors import DiskFullError, FetchError
 from grokctl.machine.disks import existing, file_limit, file_system
-from grokctl.machine.network import find_certificates
+from grokctl.machine.network import certificates
 from grokctl.os_errors import refusal
 from grokctl.paths import BEGUN, LOCK, PRIVATE, RESUME, TORRENT, quoted, write_atomically
 from grokctl.transfer.destination import FileSelection, bare_torrent
@@ -184,7 +184,7 @@ def _file_size_limit(folder: Path) -> tuple[int | None, str]:
 
 def _network_checks(selection: FileSelection, options: FetchOptions) -> list[Check]:
     """Whether trackers and mirrors can be reached by name."""
-    bundle = find_certificates()
+    bundle = certificates(os.environ)
     has_bundle = Path(bundle).is_file()
     detail = f"authorities in {bundle}" if has_bundle else f"{bundle}: no such file"
     checks = [Check("certificates", Status.OK if has_bundle else Status.WARN, detail)]

@@ -10,7 +10,6 @@ import libtorrent as lt
 
 from grokctl.checkpoint.torrent import Metainfo
 from grokctl.errors import FetchError, GrokctlError
-from grokctl.machine.network import find_certificates
 from grokctl.os_errors import refusal
 from grokctl.paths import PRIVATE
 from grokctl.text import printable
@@ -43,7 +42,6 @@ class Swarm:
     """
 
     def __init__(self, network: NetworkOptions) -> None:
-        find_certificates()
         self.trackers: dict[str, str] = {}
         """Announce URL -> its last answer."""
         self.banned: list[str] = []

@@ -124,7 +124,7 @@ def test_a_release_is_chosen_for_only_where_nothing_was_resharded(grokctl, own):
 
     assert outcome.exit_code == 0
     assert names(outcome) == "words"
-    assert "cuts the release in memory" in outcome.stderr
+    assert "reshards the release in memory" in outcome.stderr
 
 
 @pytest.mark.parametrize("verb", ["run", "score", "bench"])
@@ -193,7 +193,7 @@ def test_a_damaged_checkpoint_does_not_stop_another_one(grokctl, own):
 
     assert outcome.exit_code == 0
     assert names(outcome) == "words-int8-1"
-    assert "words-int8-8: left out, because it is damaged" in outcome.stderr
+    assert "words-int8-8: skipped, because it is damaged" in outcome.stderr
     assert line_of(outcome).endswith("of 4 checkpoints, int4 aside")
 
 
@@ -204,7 +204,7 @@ def test_a_chosen_checkpoint_that_lacks_a_file_is_left_for_the_next_best(grokctl
 
     assert outcome.exit_code == 0
     assert names(outcome) == "words-int8-4"
-    assert "words-int8-1: left out, because it is damaged" in outcome.stderr
+    assert "words-int8-1: skipped, because it is damaged" in outcome.stderr
 
 
 def test_a_manifest_that_contradicts_itself_is_found_when_it_is_chosen(grokctl, own):
@@ -218,7 +218,7 @@ def test_a_manifest_that_contradicts_itself_is_found_when_it_is_chosen(grokctl, 
 
     assert outcome.exit_code == 0
     assert names(outcome) != "words-int8-1"
-    assert "words-int8-1: left out, because it is damaged" in outcome.stderr
+    assert "words-int8-1: skipped, because it is damaged" in outcome.stderr
 
 
 def test_where_all_are_damaged_the_damage_is_said(grokctl, own):
@@ -242,7 +242,7 @@ def test_a_part_for_one_host_is_left_out(grokctl, own):
 
     assert outcome.exit_code == 0
     assert names(outcome) == "words-int8-1"
-    assert "left out, because it is the part of one host" in outcome.stderr
+    assert "skipped, because it is the part of one host" in outcome.stderr
 
 
 # --- JAX

@@ -335,7 +335,7 @@ def test_a_stopped_download_ends_soon_with_resume_data_and_only_the_rest_comes_l
     assert running.returncode == 130, seen + rest
     assert took < 15
     assert stdout == ""
-    assert "goes on where it stopped" in rest
+    assert "resumes where it stopped" in rest
     assert "Traceback" not in seen + rest
     assert has_resume
     assert finished.exit_code == 0
@@ -569,7 +569,7 @@ def test_a_terminal_shows_a_map_and_who_sends_how_much(process, seeded, command,
     assert re.search(rf"pieces +[{MAP}]+", said)
     assert re.search(r"swarm +[\d.]+ [kM]?B/s", said)
     assert re.search(rf"{server.name} +[\d.]+ [kM]?B/s", said)
-    assert "goes on where it stopped" in said
+    assert "resumes where it stopped" in said
     assert max(map(len, said.replace("\r", "\n").splitlines())) <= columns
 
 

@@ -38,14 +38,14 @@ def event(*words):
     return wait
 
 
-def assert_interrupted(ended, *, goes_on=False):
+def assert_interrupted(ended, *, resumes=False):
     code, stdout, stderr, seconds = ended
     assert code == 130, (code, stderr)
     assert seconds < 15
     assert "Traceback" not in stderr
     assert "Exception ignored" not in stderr
     assert "interrupted" in stderr
-    assert ("goes on where it stopped" in stderr) is goes_on
+    assert ("resumes where it stopped" in stderr) is resumes
     assert stdout == ""
 
 
@@ -65,7 +65,7 @@ def test_a_fetch_that_waits_for_a_swarm_can_be_stopped(
         by=stop_signal,
     )
 
-    assert_interrupted(ended, goes_on=True)
+    assert_interrupted(ended, resumes=True)
     assert not (tmp_path / "words" / "ckpt-0").exists()
 
 
@@ -84,7 +84,7 @@ def test_a_stopped_fetch_goes_on(interrupt, grokctl, seeded, tmp_path, loopback)
     ended = interrupt(*arguments, "--max-download", "400kB", until=some_of_it, by=signal.SIGINT)
     rest = grokctl(*arguments)
 
-    assert_interrupted(ended, goes_on=True)
+    assert_interrupted(ended, resumes=True)
     assert rest.exit_code == 0
     assert 0 < rest.result["downloaded_bytes"] < seeded.nbytes
     assert grokctl("verify", root, "--rehash").exit_code == 0
@@ -163,7 +163,7 @@ def test_a_stopped_reshard_goes_on(interrupt, stop_signal, process, large, tmp_p
     rest = process.run(*arguments, code=often)
     checked = process.run("verify", out)
 
-    assert_interrupted(ended, goes_on=True)
+    assert_interrupted(ended, resumes=True)
     assert not published
     assert rest.exit_code == 0
     assert "continuing after" in rest.stderr
@@ -336,10 +336,10 @@ def _deferring(*, block):
         "def press(number=signal.SIGINT):\n"
         "    os.kill(os.getpid(), number)\n"
         "def inspected(*arguments, **options):\n"
-        "    with interrupts.deferred() as asked:\n"
+        "    with interrupts.deferred() as stop:\n"
         f"        {block}\n"
         "    time.sleep(1)\n"
-        "    print(f'went on after {asked.to_end}', flush=True)\n"
+        "    print(f'went on after {stop.is_made}', flush=True)\n"
         "    press()\n"
         "    time.sleep(30)\n"
         "inspect.inspect = inspected\n"

@@ -147,7 +147,7 @@ def test_all_stats_of_many_name_the_memory(say):
 @pytest.mark.parametrize(
     ("line", "why"),
     [
-        pytest.param("nonsense", "no JSON", id="no JSON"),
+        pytest.param("nonsense", "not JSON", id="no JSON"),
         pytest.param('{"token_ids": [512]}', "outside the vocabulary", id="no such token"),
         pytest.param('{"token_ids": [-1]}', "outside the vocabulary", id="a negative token"),
         pytest.param('{"token_ids": [1' + ",1" * 64 + "]}", "65 tokens, the context 64", id="long"),

@@ -129,10 +129,10 @@ def test_a_whole_conversation(converse, home):  # one process, because each load
     assert re.search(r"stop +'\\n\\n'", terminal.say('/set stop "\\n\\n"'))
     assert re.search(r"ignore-eos +off", terminal.say("/set ignore-eos off"))
     assert re.search(r"max-tokens +2", terminal.say("/set max-tokens 2"))
-    assert "expected more than 0" in terminal.say("/set top-p 7")
-    assert "is a number, not 'hot'" in terminal.say("/set temperature hot")
+    assert "top-p 7: expected more than 0" in terminal.say("/set top-p 7")
+    assert "temperature 'hot': expected a number" in terminal.say("/set temperature hot")
     assert "the nearest is temperature" in terminal.say("/set temprature 1")
-    assert "no such command" in terminal.say("/foo")
+    assert "unknown command /foo" in terminal.say("/foo")
     terminal.type("/he\t\r")
     assert "another seed" in terminal.until("as Ctrl-D does", "\n> ")
 
@@ -239,4 +239,4 @@ def test_without_a_tokenizer_token_ids_are_continued(process, home):
 
     assert "token ids" in greeting
     assert re.search(r"\b[0-9]+ [0-9]+ \n", said)
-    assert "no numbers" in wrong
+    assert "line 'a text': expected token ids" in wrong

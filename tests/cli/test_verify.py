@@ -237,7 +237,7 @@ def test_a_repair_that_fails_leaves_the_damaged_original_aside(
 
     assert failed.exit_code == 11
     (folder,) = (verified / ".grokctl" / "damaged").iterdir()
-    assert f"what the repair overwrote is kept in {folder}" in failed.stderr.splitlines()
+    assert f"the bytes that the repair overwrote are kept in {folder}" in failed.stderr.splitlines()
     kept = (folder / TENSOR).read_bytes()
     assert len(kept) == len(damaged)
     shared = [place for place in range(len(kept)) if kept[place] and kept[place] == damaged[place]]

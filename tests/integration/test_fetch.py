@@ -860,19 +860,3 @@ def test_a_proxied_session_listens_nowhere():
 
     with Swarm(network) as session, pytest.raises(FetchError, match="no port to listen on"):
         session.port(timeout_s=0.3)
-
-
-def test_certificates_are_found_where_libtorrent_does_not_look(monkeypatch, tmp_path):
-    bundle = tmp_path / "bundle.pem"
-    bundle.touch()
-    monkeypatch.delenv("SSL_CERT_FILE", raising=False)
-    monkeypatch.setattr("grokctl.machine.network._BUILT_IN_CA_BUNDLES", ())
-    monkeypatch.setattr("grokctl.machine.network._OTHER_CA_BUNDLES", (str(bundle),))
-    monkeypatch.setattr(
-        "grokctl.machine.network.ssl.get_default_verify_paths", lambda: SimpleNamespace(cafile=None)
-    )
-
-    with Swarm(NetworkOptions(bind="127.0.0.1", port=0, dht=False, lsd=False)):
-        found = os.environ.pop("SSL_CERT_FILE", None)
-
-    assert found == str(bundle)

@@ -60,12 +60,12 @@ import json, sys
 from pathlib import Path
 import numpy as np
 from grokctl.cluster.process_group import joined
-from grokctl.screen.console import Console
 from grokctl.events import ignore
 from grokctl.interrupts import leave
 from grokctl.cluster.launcher import find_launch
 from grokctl.model.sampling import Sampling
-from grokctl.session.job import Wanted, open_job
+from grokctl.session.job import JobRequest, open_job
+from grokctl.model.precision import Compute
 from grokctl.paths import Home
 import os
 out, *checkpoints = sys.argv[1:]
@@ -85,8 +85,10 @@ with joined(
     find_launch(os.environ), bound_s=60, report=print, note=ignore, verbose=False
 ) as cluster:
     for number, checkpoint in enumerate(checkpoints):
-        wanted = Wanted(checkpoint, None, None, compute="float32", kv="compute", context=32)
-        job = open_job(Console(quiet=True), Home(Path(".")), wanted, ignore, cluster=cluster)
+        request = JobRequest(
+            home=Home(Path(".")), checkpoint=checkpoint, compute=Compute.FLOAT32, context=32
+        )
+        job = open_job(request, cluster=cluster)
         engine = job.start(ignore)
         if cluster.rank:
             engine.follow()

@@ -18,6 +18,7 @@ from golden import load_golden
 from grokctl.checkpoint.frames import Compression
 from grokctl.checkpoint.ready import open_ready
 from grokctl.checkpoint.tensor_source import ReleaseSource
+from grokctl.cli.environment import gpu_memory_claimed
 from grokctl.errors import CorruptCheckpointError, ExitCode, HardwareError, Reason
 from grokctl.events import Advanced, Finished, Noted, Stage, Started, ignore
 from grokctl.inference.devices import accelerators, find_devices
@@ -284,13 +285,15 @@ def test_jax_takes_the_share_of_a_gpu_that_is_counted_on_or_what_it_was_told(mon
     start = jax.devices
     monkeypatch.setattr(jax, "devices", starting)
 
-    find_devices(1)
-    accelerators()
+    with gpu_memory_claimed():
+        find_devices(1)
+        accelerators()
     assert set(shares) == {MEMORY_SHARE}
-    assert "XLA_CLIENT_MEM_FRACTION" not in os.environ  # nothing that we start inherits it
+    assert "XLA_CLIENT_MEM_FRACTION" not in os.environ
     shares.clear()
     monkeypatch.setenv(name, "0.5")
-    find_devices(1)
+    with gpu_memory_claimed():
+        find_devices(1)
     assert set(shares) == {0.5}
 
 

@@ -9,14 +9,13 @@ from cuts import cut
 from grokctl.checkpoint.miniature import MINIATURE, write_miniature
 from grokctl.checkpoint.release import open_release
 from grokctl.errors import HardwareError
-from grokctl.events import ignore
+from grokctl.events import Noted
 from grokctl.inference.devices import accelerators
 from grokctl.machine.facts import Accelerator
 from grokctl.model.placement import MESH_SIZES, MeshShape
 from grokctl.model.precision import Compute, Precision
 from grokctl.paths import Home
-from grokctl.screen.console import Console
-from grokctl.session.job import Job, Wanted, open_job
+from grokctl.session.job import EngineJob, JobRequest, open_job
 
 WORDS = replace(MINIATURE, sequence_len=2048, num_layers=2, vocab_size=512, emb_size=96, key_size=8)
 H100 = "NVIDIA H100 80GB HBM3"
@@ -62,20 +61,18 @@ def home(tmp_path):
 
 
 @pytest.fixture
-def opened(release, home, capsys):
-    """A way to open whatever was cut like `int8-8`, and what was said."""
+def opened(release, home):
+    """A way to open whatever was resharded like `int8-8`, and the notes about it."""
 
-    def open_it(*names: str, **wanted) -> tuple[Job, str]:
+    def open_it(*names: str, mesh: MeshShape | None = None) -> tuple[EngineJob, str]:
         for name in names:
             precision, _, devices = name.partition("-")
             expert, _, model = devices.rpartition("x")
-            mesh = MeshShape(int(expert or 1), int(model))
-            cut(release, mesh, home.ready / f"words-{name}", precision=Precision(precision))
-        options = {"compute": None, "kv": "compute", "context": None} | wanted
-        job = open_job(
-            Console(), home, Wanted(None, None, options.pop("mesh", None), **options), ignore
-        )
-        return job, capsys.readouterr().err
+            shape = MeshShape(int(expert or 1), int(model))
+            cut(release, shape, home.ready / f"words-{name}", precision=Precision(precision))
+        events = []
+        job = open_job(JobRequest(home=home, mesh=mesh), observe=events.append)
+        return job, "\n".join(event.message for event in events if isinstance(event, Noted))
 
     return open_it
 
@@ -137,7 +134,7 @@ def test_a_checkpoint_for_more_gpus_is_cut_again_for_those_that_are_there(having
 
     assert job.options.mesh.size <= 8
     assert "words-int8-16 on " in said
-    assert f"cut for model=16, runs on {job.options.mesh}: slower to load" in said
+    assert f"resharded for model=16, runs on {job.options.mesh}: slower to load" in said
 
 
 def test_where_that_does_not_fit_it_is_opened_for_virtual_devices(having, opened):
@@ -164,13 +161,13 @@ def test_memory_that_is_in_use_is_not_there(having, opened):
     having(Device(), Device(limit=PLENTY, used=PLENTY - 10**5))
 
     with pytest.raises(HardwareError, match=r"100\.0 kB are free"):
-        opened("int8-2", mesh="model=2")
+        opened("int8-2", mesh=MeshShape(1, 2))
 
 
 def test_a_mesh_for_more_gpus_than_there_are_is_for_virtual_devices(having, opened):
     having(Device())
 
-    job, said = opened("int8-1", mesh="model=4")
+    job, said = opened("int8-1", mesh=MeshShape(1, 4))
 
     assert job.options.mesh == MeshShape(1, 4)
     assert "on the CPU as 4 devices" in said
@@ -190,9 +187,9 @@ def test_a_release_is_cut_for_the_gpus_that_are_there(having, opened, release, h
     (home.releases).mkdir(parents=True)
     (home.releases / "words").symlink_to(release.root)
 
-    job, said = opened(mesh="model=4")
+    job, said = opened(mesh=MeshShape(1, 4))
     chosen, _ = opened()
 
     assert job.options.mesh == MeshShape(1, 4)
-    assert "cuts the release in memory" in said
+    assert "reshards the release in memory" in said
     assert chosen.options.mesh.size <= 4

@@ -18,7 +18,7 @@ from grokctl.machine.disks import _REMOTE, _rate, file_system
 from grokctl.machine.environment import software, surroundings, without_password
 from grokctl.machine.facts import Found
 from grokctl.machine.host import bandwidth, cpu
-from grokctl.machine.network import find_certificates, network
+from grokctl.machine.network import certificates, network
 from grokctl.machine.waiting import Waiting
 
 SLURM = {
@@ -442,20 +442,17 @@ def test_a_proxy_is_read_from_the_usual_variables(environ, expected):
     assert network(environ).proxy == expected
 
 
-def test_looking_at_the_network_tells_nobody_where_certificates_are(monkeypatch, tmp_path):
+def test_certificates_are_found_where_libtorrent_does_not_look(monkeypatch, tmp_path):
     bundle = tmp_path / "bundle.pem"
     bundle.touch()
-    monkeypatch.delenv("SSL_CERT_FILE", raising=False)
-    monkeypatch.setattr(network_module, "_BUILT_IN_CA_BUNDLES", ())
+    monkeypatch.setattr(network_module, "BUILT_IN_CA_BUNDLES", ())
     monkeypatch.setattr(network_module, "_OTHER_CA_BUNDLES", (str(bundle),))
     monkeypatch.setattr(
         network_module.ssl, "get_default_verify_paths", lambda: SimpleNamespace(cafile=None)
     )
 
-    looked = network({})
-    before = "SSL_CERT_FILE" in os.environ
-    told = find_certificates()
+    seen = network({})
 
-    assert (looked.certificates, looked.has_certificates, told) == (str(bundle), True, str(bundle))
-    assert not before
-    assert os.environ.pop("SSL_CERT_FILE") == str(bundle)
+    assert (seen.certificates, seen.has_certificates) == (str(bundle), True)
+    assert certificates({}) == str(bundle)
+    assert certificates({"SSL_CERT_FILE": "another"}) == "another"

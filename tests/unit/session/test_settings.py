@@ -95,9 +95,9 @@ def test_what_people_type_is_what_they_mean(name, text, value):
     ("name", "value", "why"),
     [
         ("temperature", float("nan"), "temperature"),
-        ("temperature", True, "is a number, not true"),
-        ("top_k", 1.0, "is an integer, not 1.0"),
-        ("seed", 10**30, "smaller"),
+        ("temperature", True, "true: expected a number"),
+        ("top_k", 1.0, "1.0: expected an integer"),
+        ("seed", 10**30, "below 2"),
         ("max_tokens", -1, "at least 0"),
         ("stop", [["x"]], "a list"),
         ("stop", ["x"] * 65, "at most 64"),

@@ -1,0 +1,52 @@
+"""Set the environment variables that JAX and OpenSSL read; nothing below `cli` sets any."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+@contextmanager
+def gpu_memory_claimed() -> Iterator[None]:
+    """Let JAX take the share of a GPU that a run is planned for, unless the user chose one.
+
+    JAX reads the variable when it starts (`generate_pjrt_gpu_plugin_options` in
+    `jaxlib/xla_client.py`). It limits what arrays may take even where nothing is preallocated.
+    """
+    from grokctl.model.sizing import MEMORY_SHARE, SHARE_VARIABLES
+
+    if any(os.environ.get(name) for name in SHARE_VARIABLES):
+        yield
+        return
+    with _variable(SHARE_VARIABLES[0], str(MEMORY_SHARE)):
+        yield
+
+
+@contextmanager
+def certificates_named() -> Iterator[None]:
+    """Tell libtorrent's own OpenSSL where the certificate authorities are listed.
+
+    It looks in two usual places only. On other systems every HTTPS tracker would fail, the first
+    tracker of Grok-1 among them.
+    """
+    from grokctl.machine.network import BUILT_IN_CA_BUNDLES, certificates
+
+    bundle = certificates(os.environ)
+    if bundle in BUILT_IN_CA_BUNDLES:
+        yield
+        return
+    with _variable("SSL_CERT_FILE", bundle):
+        yield
+
+
+@contextmanager
+def _variable(name: str, value: str) -> Iterator[None]:
+    """Set a variable in the block."""
+    before = os.environ.get(name)
+    os.environ[name] = value
+    try:
+        yield
+    finally:
+        if before is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = before

@@ -1,0 +1,110 @@
+"""Find the checkpoints that a run may use."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from grokctl.checkpoint.ready import ReadyCheckpoint, open_ready, read_manifest
+from grokctl.checkpoint.receipt import proof_of
+from grokctl.checkpoint.release import open_release
+from grokctl.checkpoint.tensor_source import ReleaseSource, TensorSource
+from grokctl.errors import CorruptCheckpointError
+from grokctl.events import Noted, Observer
+from grokctl.integrity.provenance import describe_proof
+from grokctl.model.config import GrokConfig
+from grokctl.paths import Home, kind_of
+from grokctl.planning.selection import Candidate
+
+
+@dataclass(frozen=True, slots=True)
+class FoundCheckpoint:
+    """A checkpoint on disk, as a candidate for a run."""
+
+    root: Path
+    candidate: Candidate
+    source: TensorSource | None
+    """None while only its manifest was read, and not checked."""
+
+    @property
+    def config(self) -> GrokConfig:
+        """Of the model."""
+        return self.candidate.storage.config
+
+
+def find_candidates(
+    home: Home, name: str | None, *, processes: int, observe: Observer
+) -> list[FoundCheckpoint]:
+    """The named checkpoint, the only one, or several of one model.
+
+    Args:
+        home: Where checkpoints are kept.
+        name: Under home, or a path; None leaves the choice to us.
+        processes: That run it together, each with the device files of its own host.
+        observe: Receives progress, and notes about what was skipped.
+
+    Returns:
+        One, opened; or several, of which only the manifests were read.
+
+    Raises:
+        GrokctlError: There is none, or it cannot be opened.
+    """
+    ready = home.ready_checkpoints() if name is None else []
+    several = _of_one_model(ready, processes=processes, observe=observe) if len(ready) > 1 else []
+    if len(several) > 1:
+        return several
+    root = several[0].root if several else home.find(name)
+    if kind_of(root) == "ready":
+        return [open_found(root, observe=observe)]
+    release = open_release(root, observe=observe)
+    observe(Noted(message=describe_proof(proof_of(release), root)))
+    slow = "reshards the release in memory; to load it fast: grokctl reshard --devices N"
+    observe(Noted(message=slow))
+    source = ReleaseSource(release)
+    candidate = Candidate(name=root.resolve().name, storage=source.storage)
+    return [FoundCheckpoint(root, candidate, source)]
+
+
+def _of_one_model(
+    roots: Sequence[Path], *, processes: int, observe: Observer
+) -> list[FoundCheckpoint]:
+    """Those that can run, if all are the same model; else none."""
+    usable: list[ReadyCheckpoint] = []
+    for root in roots:
+        try:
+            ready = read_manifest(root, is_checked=False)
+        except (CorruptCheckpointError, OSError) as error:
+            observe(damaged(root.name, error))
+            continue
+        if ready.is_whole or len(ready.manifest.devices) * processes == ready.mesh.size:
+            usable.append(ready)
+        else:
+            observe(Noted(message=f"{ready.name}: skipped, because it is the part of one host"))
+    if len({(ready.source.name, ready.config) for ready in usable}) != 1:
+        return []
+    return [FoundCheckpoint(ready.root, _candidate(ready), None) for ready in usable]
+
+
+def open_found(root: Path, *, observe: Observer) -> FoundCheckpoint:
+    """Open a ready checkpoint.
+
+    Raises:
+        CorruptCheckpointError: It is damaged.
+    """
+    ready = open_ready(root)
+    if not ready.source.proven:
+        observe(Noted(message=f"{ready.name}: made from a release that was not proven"))
+    return FoundCheckpoint(root, _candidate(ready), ready)
+
+
+def damaged(name: str, error: Exception) -> Noted:
+    """The note about a damaged checkpoint that is skipped."""
+    return Noted(message=f"{name}: skipped, because it is damaged ({error})")
+
+
+def _candidate(ready: ReadyCheckpoint) -> Candidate:
+    return Candidate(
+        name=ready.name,
+        storage=ready.storage,
+        mesh=ready.mesh,
+        is_mapped=ready.manifest.compression is None,
+    )

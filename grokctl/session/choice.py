@@ -1,0 +1,102 @@
+"""Choose the checkpoint of a run, the devices, and how it runs on them."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from grokctl.errors import CorruptCheckpointError, HardwareError
+from grokctl.events import Observer
+from grokctl.inference.devices import accelerators, has_fast_bfloat16
+from grokctl.machine.memory import memory
+from grokctl.model.placement import MESH_SIZES, MeshShape
+from grokctl.planning.plans import Hardware, accelerated
+from grokctl.planning.selection import Asked, Candidate, Choice, choose
+from grokctl.session.candidates import FoundCheckpoint, damaged, open_found
+
+
+def settle(
+    candidates: Sequence[FoundCheckpoint], asked: Asked, *, processes: int, observe: Observer
+) -> tuple[FoundCheckpoint, Choice]:
+    """Choose among candidates, and open the chosen one; damaged ones are skipped.
+
+    Args:
+        candidates: Of one model.
+        asked: What the user has decided.
+        processes: That run it together.
+        observe: Receives notes about what was skipped.
+
+    Raises:
+        CorruptCheckpointError: All are damaged.
+        HardwareError: None fits.
+        PlacementError: The model does not divide over the mesh.
+    """
+    hardware = accelerated(accelerators(processes), is_whole=False)
+    if processes > 1:
+        if hardware is not None:  # a rank with fewer devices says so itself
+            hardware = replace(hardware, count=hardware.count * processes)
+        if asked.mesh is None:
+            asked, candidates = _over_processes(asked, candidates, hardware, processes)
+    cpu = Hardware(
+        platform="cpu",
+        name="CPU",
+        count=1,
+        memory=memory().usable * processes,
+        bandwidth=None,
+        has_fast_bfloat16=has_fast_bfloat16(),
+    )
+    while True:
+        choice = _choose(hardware, cpu, [found.candidate for found in candidates], asked)
+        chosen = next(found for found in candidates if found.candidate is choice.candidate)
+        if chosen.source is not None:
+            return chosen, choice
+        try:
+            opened = open_found(chosen.root, observe=observe)
+        except CorruptCheckpointError as error:
+            if len(candidates) == 1:
+                raise
+            observe(damaged(chosen.candidate.name, error))
+            candidates = [found for found in candidates if found is not chosen]
+        else:
+            return replace(opened, candidate=chosen.candidate), choice
+
+
+def mesh_over(processes: int, devices: int) -> MeshShape:
+    """Experts over processes, and as many of the devices as a mesh can have."""
+    size = max((size for size in MESH_SIZES if processes <= size <= devices), default=processes)
+    return MeshShape(processes, size // processes)
+
+
+def _over_processes(
+    asked: Asked,
+    candidates: Sequence[FoundCheckpoint],
+    hardware: Hardware | None,
+    processes: int,
+) -> tuple[Asked, Sequence[FoundCheckpoint]]:
+    """The mesh of several processes where the user named none, and the candidates that suit it.
+
+    Experts are divided over processes, because their sums cross the network once a layer, and
+    everything else stays within a process; unless all candidates were resharded otherwise.
+    """
+    usual = mesh_over(processes, hardware.count if hardware else max(MESH_SIZES))
+    own = [found.candidate.mesh for found in candidates if found.candidate.mesh]
+    possible = [mesh for mesh in own if mesh.size % processes == 0]
+    mesh = usual if usual in possible or not possible else possible[0]
+    suiting = [found for found in candidates if found.candidate.mesh == mesh]
+    return replace(asked, mesh=mesh), suiting or candidates
+
+
+def _choose(
+    hardware: Hardware | None, cpu: Hardware, candidates: Sequence[Candidate], asked: Asked
+) -> Choice:
+    """Choose on accelerators or else on the CPU, which has as many devices as any mesh."""
+    if hardware is None or (asked.mesh is not None and asked.mesh.size > hardware.count):
+        return choose(cpu, candidates, asked)
+    try:
+        return choose(hardware, candidates, asked, cpu=cpu)
+    except HardwareError as error:
+        larger = [one for one in candidates if one.mesh and one.mesh.size > hardware.count]
+        if asked.mesh is not None or not larger:
+            raise
+        try:
+            return choose(cpu, larger, asked)
+        except HardwareError:
+            raise error from None

@@ -1,0 +1,118 @@
+"""The command line sets environment variables for JAX and OpenSSL; nothing below it sets any."""
+
+import ast
+import os
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+import grokctl
+from grokctl.cli.environment import certificates_named, gpu_memory_claimed
+from grokctl.machine import network
+from grokctl.model.sizing import MEMORY_SHARE, SHARE_VARIABLES
+
+PACKAGE = Path(grokctl.__file__).parent
+WRITERS = {"putenv", "unsetenv", "setdefault", "update", "pop", "popitem", "clear"}
+
+
+def is_environ(node: ast.AST) -> bool:
+    return isinstance(node, ast.Attribute) and node.attr == "environ"
+
+
+def writes_of(path: Path) -> list[int]:
+    """The lines of a module that change `os.environ`."""
+    lines = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        match node:
+            case ast.Subscript(value=value, ctx=ast.Store() | ast.Del()) if is_environ(value):
+                lines.append(node.lineno)
+            case ast.Call(func=ast.Attribute(value=value, attr=name)) if name in WRITERS:
+                if is_environ(value) or name in {"putenv", "unsetenv"}:
+                    lines.append(node.lineno)
+            case ast.AugAssign(target=target) if is_environ(target):
+                lines.append(node.lineno)
+    return lines
+
+
+def test_one_module_of_the_command_line_sets_variables_and_no_other_module_does():
+    writers = {
+        path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py") if writes_of(path)
+    }
+
+    assert writers == {"cli/environment.py"}
+
+
+@pytest.fixture
+def no_bundle(monkeypatch, tmp_path):
+    """A system whose certificate authorities are where libtorrent does not look."""
+    bundle = tmp_path / "bundle.pem"
+    bundle.touch()
+    monkeypatch.delenv("SSL_CERT_FILE", raising=False)
+    monkeypatch.setattr(network, "BUILT_IN_CA_BUNDLES", ())
+    monkeypatch.setattr(network, "_OTHER_CA_BUNDLES", (str(bundle),))
+    nowhere = SimpleNamespace(cafile=None)
+    monkeypatch.setattr(network.ssl, "get_default_verify_paths", lambda: nowhere)
+    return str(bundle)
+
+
+def test_openssl_is_told_of_certificates_that_it_does_not_find(no_bundle):
+    with certificates_named():
+        assert os.environ["SSL_CERT_FILE"] == no_bundle
+    assert "SSL_CERT_FILE" not in os.environ
+
+
+@pytest.mark.usefixtures("no_bundle")
+def test_certificates_that_the_user_named_are_kept(monkeypatch):
+    monkeypatch.setenv("SSL_CERT_FILE", "/the/users.pem")
+
+    with certificates_named():
+        assert os.environ["SSL_CERT_FILE"] == "/the/users.pem"
+    assert os.environ["SSL_CERT_FILE"] == "/the/users.pem"
+
+
+def test_fetch_names_them_to_the_session(grokctl, no_bundle, tmp_path, loopback, monkeypatch):
+    seen = []
+    monkeypatch.setattr(
+        "grokctl.transfer.sources.FetchOptions.__post_init__",
+        lambda _: seen.append(os.environ.get("SSL_CERT_FILE")),
+    )
+
+    grokctl("fetch", "nothing.torrent", "--to", tmp_path / "x", *loopback)
+
+    assert seen[-1] == no_bundle
+
+
+@pytest.mark.parametrize("name", SHARE_VARIABLES)
+def test_jax_may_take_the_planned_share_of_a_gpu_or_what_the_user_chose(monkeypatch, name):
+    for variable in SHARE_VARIABLES:
+        monkeypatch.delenv(variable, raising=False)
+
+    with gpu_memory_claimed():
+        assert os.environ[SHARE_VARIABLES[0]] == str(MEMORY_SHARE)
+    assert SHARE_VARIABLES[0] not in os.environ  # no process that we start later inherits it
+
+    monkeypatch.setenv(name, "0.5")
+    with gpu_memory_claimed():
+        assert [os.environ.get(variable) for variable in SHARE_VARIABLES].count("0.5") == 1
+        assert str(MEMORY_SHARE) not in os.environ.values()
+
+
+@pytest.mark.parametrize("verb", ["run", "score", "bench"])
+def test_the_commands_that_start_an_engine_claim_it(grokctl, monkeypatch, verb):
+    for variable in SHARE_VARIABLES:
+        monkeypatch.delenv(variable, raising=False)
+    seen = []
+
+    def opened(*_, **__):
+        seen.append(os.environ.get(SHARE_VARIABLES[0]))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("grokctl.session.job._open_job", opened)
+    given = [] if verb == "bench" else ["--token-ids", "1"]
+
+    outcome = grokctl(verb, *given)
+
+    assert outcome.exit_code == 130
+    assert seen == [str(MEMORY_SHARE)]
+    assert SHARE_VARIABLES[0] not in os.environ
