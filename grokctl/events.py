@@ -1,6 +1,7 @@
-"""Frozen progress events, the `Observer` that receives them, and `throttled`.
+"""Progress events of a stage, and the observers that receive them.
 
-Stages emit on the caller's thread; workers only add to counters. The caller cancels by raising.
+A stage emits events on its caller's thread, and its workers only add to counters. An observer
+that raises cancels the stage.
 """
 
 import time
@@ -10,7 +11,7 @@ from enum import StrEnum
 
 
 class Stage(StrEnum):
-    """What a progress bar is about."""
+    """A stage that reports progress."""
 
     LOOK = "look"
     METADATA = "metadata"
@@ -30,7 +31,7 @@ class Stage(StrEnum):
 
 
 class Unit(StrEnum):
-    """What a stage counts."""
+    """The unit of a stage's progress."""
 
     BYTES = "bytes"
     TOKENS = "tokens"
@@ -41,41 +42,41 @@ class Unit(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Started:
-    """A stage begins."""
+    """A stage has begun."""
 
     stage: Stage
     total: int = 0
-    """How much there is to do in `unit`; 0 when nobody can know."""
+    """All of the work, in `unit`; 0 if unknown."""
     unit: Unit = Unit.BYTES
     done: int = 0
-    """How much of it was done before (a resumed download)."""
+    """Done by an earlier run, such as the first part of a resumed download."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Advanced:
-    """A stage has got further."""
+    """A stage has progressed."""
 
     stage: Stage
     done: int = 0
-    """Since the beginning, not since the last event."""
+    """In all, not since the last event."""
     detail: str = ""
-    """What it does or waits for now, in a few words."""
+    """The current work, or what it waits for, in a few words."""
     facts: tuple[tuple[str, str], ...] = ()
-    """More of that for those who have room: names and values."""
+    """The same in more detail: names and values."""
     parts: tuple[float, ...] = ()
-    """How much is done of equal parts of the work, each 0 to 1, in order: a map."""
+    """A map: the share done of each of equal parts of the work, in order, 0 to 1."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finished:
-    """A stage is over, and well."""
+    """A stage has succeeded."""
 
     stage: Stage
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Noted:
-    """A decision taken for the user, said in one line."""
+    """A decision made for the user, in one line."""
 
     message: str
 
@@ -85,36 +86,36 @@ Observer = Callable[[Event], None]
 
 
 def ignore(event: Event) -> None:
-    """Observe nothing; the default of every stage."""
+    """Ignore an event; the default of every stage."""
     del event
 
 
 def throttled(
     observer: Observer, *, every: float, clock: Callable[[], float] = time.monotonic
 ) -> Observer:
-    """Pass on at most one `Advanced` each `every` seconds, and every other event.
+    """An observer that passes on few `Advanced` events, and all others.
 
     Args:
-        observer: Receives what is left.
-        every: Seconds between two `Advanced` events.
-        clock: Seconds, never backwards.
+        observer: Receives the events.
+        every: Least number of seconds between two `Advanced` events.
+        clock: Seconds, monotonic.
 
     Returns:
-        An observer that never loses the last `Advanced` of a stage.
+        It never drops the last `Advanced` event of a stage.
     """
-    held: Advanced | None = None
+    latest: Advanced | None = None
     due = 0.0
 
     def observe(event: Event) -> None:
-        nonlocal held, due
+        nonlocal latest, due
         if isinstance(event, Advanced):
             if clock() < due:
-                held = event
+                latest = event
                 return
             due = clock() + every
-        elif held is not None:
-            observer(held)
-        held = None
+        elif latest is not None:
+            observer(latest)
+        latest = None
         observer(event)
 
     return observe

@@ -1,1 +1,1 @@
-"""The command line: one file a command, and what all of them share."""
+"""The command line: a file for each command, their shared options, and how a command ends."""

@@ -11,6 +11,7 @@ from grokctl.machine.memory import memory
 from grokctl.model.placement import MESH_SIZES
 from grokctl.model.precision import Precision
 from grokctl.model.sizing import MEMORY_SHARE, Needs, told_share
+from grokctl.text import format_bytes
 
 _SHORTEST_CONTEXT: Final = 128
 """Tokens; a cache with less room helps nobody."""
@@ -30,7 +31,8 @@ def check_memory(needed: int, *, purpose: str, hint: str | None = None) -> None:
     usable = memory().usable
     if needed > usable:
         raise HardwareError(
-            f"{purpose} takes {needed / 1e9:.1f} GB of memory, {usable / 1e9:.1f} GB are free", hint
+            f"{purpose} takes {format_bytes(needed)} of memory, {format_bytes(usable)} are free",
+            hint,
         )
 
 
@@ -43,7 +45,7 @@ def note_paging(needed: int, *, observe: Observer) -> None:
     """
     usable = memory().usable
     if needed > usable:
-        sizes = f"{needed / 1e9:.1f} GB of weights, {usable / 1e9:.1f} GB of free memory"
+        sizes = f"{format_bytes(needed)} of weights, {format_bytes(usable)} of free memory"
         observe(Noted(message=f"{sizes}: every token reads what does not fit from the disk"))
 
 
@@ -94,8 +96,8 @@ def check_room(
                 count = size or len(devices)
                 hint = _less(count, needed, context=context, free=free, precision=precision)
             raise HardwareError(
-                f"{needed} take {needed.total / 1e9:.1f} GB on each device, {device} has "
-                f"{free / 1e9:.1f} GB free",
+                f"{needed} take {format_bytes(needed.total)} on each device, {device} has "
+                f"{format_bytes(free)} free",
                 hint,
             )
 
@@ -106,8 +108,8 @@ def _check_main_memory(devices: int, needed: Needs, *, context: int) -> None:
     fitting = _fitting(context, cache=cache, free=memory().usable - workspace)
     check_memory(
         cache + workspace,
-        purpose=f"a context of {context} tokens (cache {cache / 1e9:.1f} GB, workspace "
-        f"{workspace / 1e9:.1f} GB)",
+        purpose=f"a context of {context} tokens (cache {format_bytes(cache)}, workspace "
+        f"{format_bytes(workspace)})",
         hint=f"--context {fitting}" if fitting else None,
     )
 

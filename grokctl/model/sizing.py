@@ -21,6 +21,7 @@ from grokctl.model.config import GrokConfig
 from grokctl.model.placement import MeshShape
 from grokctl.model.precision import Compute, KvType, Precision
 from grokctl.model.tensors import SHARDS
+from grokctl.text import format_bytes
 
 _FLOAT32: Final = 4
 _BFLOAT16: Final = 2
@@ -61,7 +62,7 @@ class Needs:
 
     def __str__(self) -> str:
         parts = {"weights": self.weights, "cache": self.cache, "workspace": self.workspace}
-        sizes = [f"{name} {nbytes / 1e9:.1f} GB" for name, nbytes in parts.items()]
+        sizes = [f"{name} {format_bytes(nbytes)}" for name, nbytes in parts.items()]
         return f"{', '.join(sizes[:-1])} and {sizes[-1]}"
 
 

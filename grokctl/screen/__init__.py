@@ -1,1 +1,1 @@
-"""Results and progress for people: all that touches rich."""
+"""Print results and progress; the only package that imports rich."""

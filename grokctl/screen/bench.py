@@ -1,4 +1,4 @@
-"""A table of speeds beside the memory's limit."""
+"""Print measured speeds, compared with the memory bandwidth."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING
 
 from grokctl.text import format_bytes, format_rate, format_seconds, format_speed
 
-if TYPE_CHECKING:  # a verb pays for its own stage only
+if TYPE_CHECKING:  # a screen imports no stage
     from grokctl.bench import Bench
     from grokctl.inference.plan import EngineOptions
     from grokctl.screen.console import Console
 
 
-def bench(console: Console, found: Bench, options: EngineOptions) -> None:
-    """A table of speeds, each with a bar against what the memory gives."""
+def bench(console: Console, result: Bench, options: EngineOptions) -> None:
+    """Print a table of speeds, each with a bar for its share of the bandwidth."""
     if console.as_json:
         console.emit(
             {
@@ -22,18 +22,18 @@ def bench(console: Console, found: Bench, options: EngineOptions) -> None:
                 "mesh": str(options.mesh),
                 "compute": options.compute,
                 "kv": options.kv,
-                "max_tokens": found.max_tokens,
-                "load_s": found.load_s,
-                "compile_s": found.compile_s,
-                "bandwidth_bytes_per_s": found.bandwidth,
-                "rows": [asdict(row) for row in found.rows],
+                "max_tokens": result.max_tokens,
+                "load_s": result.load_s,
+                "compile_s": result.compile_s,
+                "bandwidth_bytes_per_s": result.bandwidth,
+                "rows": [asdict(row) for row in result.rows],
             }
         )
         return
-    limit = format_rate(found.bandwidth)
+    limit = format_rate(result.bandwidth)
     console.table(
-        f"{found.max_tokens} tokens after each prompt; the limit is this memory's {limit}",
-        ("prompt", "batch", "prefill", "first token", "decode", "a step", "reads", "of the limit"),
+        f"{result.max_tokens} tokens after each prompt; the limit is the memory bandwidth, {limit}",
+        ("prompt", "batch", "prefill", "first token", "decode", "step", "reads", "of the limit"),
         [
             (
                 f"{row.prompt_tokens:,}",
@@ -45,12 +45,12 @@ def bench(console: Console, found: Bench, options: EngineOptions) -> None:
                 format_bytes(row.bytes_per_step),
                 f"{console.gauge(row.bandwidth_fraction, 10)} {row.bandwidth_fraction:4.0%}",
             )
-            for row in found.rows
+            for row in result.rows
         ],
-        right=("prompt", "batch", "prefill", "first token", "decode", "a step", "reads"),
+        right=("prompt", "batch", "prefill", "first token", "decode", "step", "reads"),
         optional=("reads", "first token", "prefill"),
     )
     console.note(
-        f"load {format_seconds(found.load_s)} · compile {format_seconds(found.compile_s)} · "
+        f"load {format_seconds(result.load_s)} · compile {format_seconds(result.compile_s)} · "
         "rates count the tokens of a whole batch"
     )

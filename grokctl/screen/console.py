@@ -1,6 +1,6 @@
-"""Render events and results for people (rich) or programs (JSON lines).
+"""Print results and events for people, or as JSON for programs.
 
-Results go to stdout; progress, notes, hints and errors to stderr.
+Results go to stdout; progress, notes, errors and hints go to stderr.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from grokctl.screen.progress import Bars, Lines
 from grokctl.text import harmless
 
 Facts = Sequence[tuple[str, str]]
-"""Names and values, for a table of two columns."""
+"""Names and values: the rows of a table with two columns."""
 
 _PIPE_WIDTH: Final = 200
 _ENDLESS: Final = 10_000
@@ -41,35 +41,35 @@ _STYLES: Final = {
     Status.FAIL: "bold color(160)",
     Status.SKIP: "default",
 }
-"""Neither light nor dark, so that they are read on either: of a contrast of 3.9 at least."""
+"""Colours with a contrast of at least 3.9 on both a light and a dark background."""
 _LAYERS: Final = "█▓▒░"
 _ASCII_LAYERS: Final = "#=+~"
 _LAYER_STYLES: Final = ("color(33)", "color(165)", "color(130)", "color(28)")
 _NAME_WIDTH: Final = 22
-"""At most, of the names of checks: what is longer takes a second line."""
+"""Widest column for the names of checks; a longer name takes a second line."""
 _STACK_WIDTH: Final = range(8, 41)
-"""Cells of a bar."""
+"""Narrowest and widest bar, in cells."""
 
 
 @dataclass(frozen=True, slots=True)
-class Mark:
-    """A cell of a table that says how something ended, with a symbol beside the words."""
+class StatusCell:
+    """A cell of a table with a status: a symbol and words."""
 
     status: Status
     text: str
     first: str = ""
-    """What stands before it, or above it where there is no room."""
+    """Text before it, or above it in a narrow terminal."""
 
 
 @dataclass(frozen=True, slots=True)
-class Stack:
-    """A bar of parts, of what there is room for."""
+class StackedBar:
+    """A bar of parts, on a scale that ends at a limit."""
 
     label: str
     parts: tuple[float, ...]
-    room: float
+    limit: float
     text: str
-    """Beside it: the same in numbers."""
+    """The same in numbers, printed beside it."""
 
 
 def _table(
@@ -102,24 +102,24 @@ def _grid(facts: Sequence[tuple[str, str]]) -> Table:
 
 
 def _line(text: str) -> str:
-    """The same, in one line."""
+    """The text in one line."""
     return harmless(text).replace("\n", " ").replace("\t", " ")
 
 
 class _Rich(RichConsole):
-    """A console whose reader may go away: then there is nobody left to tell."""
+    """A console that ignores a closed pipe."""
 
     def on_broken_pipe(self) -> None:
-        """Do not end the process, as rich would."""
+        """Continue; rich would exit."""
 
 
 class Console:
-    """What people or programs see of one command."""
+    """The output of one command."""
 
     def __init__(self, *, as_json: bool = False, quiet: bool = False) -> None:
         self.as_json = as_json
         self.quiet = quiet
-        # without a terminal nobody reads columns: let no cell break over lines
+        # a pipe has no width: wide enough that no cell breaks over lines
         width = None if sys.stdout is not None and sys.stdout.isatty() else _PIPE_WIDTH
         self.out = _Rich(highlight=False, width=width)
         self.err = _Rich(stderr=True, highlight=False)
@@ -127,11 +127,11 @@ class Console:
         self._prefix = ""
 
     def step_back(self, name: str, *, verbose: bool) -> None:
-        """Be the console of a process that somebody else speaks for: no results, and no notes.
+        """Print neither results nor notes, because another process prints them.
 
         Args:
-            name: Of the process, for its errors and notes.
-            verbose: Whether to say notes all the same.
+            name: Of this process, for its errors and notes.
+            verbose: Print notes all the same.
         """
         self.as_json = False
         self.quiet = not verbose
@@ -139,13 +139,13 @@ class Console:
 
     @contextmanager
     def observing(self) -> Iterator[Observer]:
-        """An observer that shows progress while the block runs."""
+        """An observer that prints progress while the block runs."""
         if self.quiet:
             yield ignore
         elif self.as_json:
             yield throttled(self._json_line, every=1.0)
         elif self.err.is_terminal:
-            self._live = Bars(self.err)
+            self._live = Bars(self.err, self.note)
             try:
                 yield throttled(self._live.observe, every=0.1)
             finally:
@@ -159,7 +159,7 @@ class Console:
         self.write(json.dumps(values) + "\n")
 
     def write(self, text: str) -> None:
-        """Print text to stdout at once; a terminal gets no control codes from a model."""
+        """Print text to stdout at once, on a terminal without control codes."""
         if sys.stdout is None:
             return
         if not sys.stdout.isatty():
@@ -171,7 +171,7 @@ class Console:
             sys.stdout.flush()
 
     def note(self, message: str) -> None:
-        """Say something to people, on stderr."""
+        """Print a line on stderr."""
         if self.quiet:
             return
         if self.as_json:
@@ -181,20 +181,20 @@ class Console:
             self.err.print(text, soft_wrap=not self.err.is_terminal)
 
     def note_fitting(self, forms: Sequence[str]) -> None:
-        """Say the first form that fits into a line; without a terminal, all of them do."""
+        """Print the first form that fits into a line; without a terminal, every form does."""
         room = self.err.width if self.err.is_terminal else _ENDLESS
         self.note(next((form for form in forms if len(form) <= room), forms[-1]))
 
     def failure(self, error: GrokctlError, *, has_result: bool = False) -> None:
-        """Say what went wrong, and what to do about it.
+        """Print an error and its hint.
 
         Args:
-            error: What was raised.
+            error: Ended the command.
             has_result: Whether the object of `--json` was printed already.
         """
         if self.as_json and not has_result:
             values = {"ok": False, "error": str(error), "hint": error.hint}
-            with suppress(OSError):  # stdout may be what failed
+            with suppress(OSError):  # stdout itself may have failed
                 self.emit({**values, "exit_code": error.exit_code})
         for name, style, text in (("error", "bold red", str(error)), ("hint", "bold", error.hint)):
             if text:
@@ -205,7 +205,7 @@ class Console:
         self,
         title: str,
         columns: Sequence[str],
-        rows: Sequence[Sequence[str | Mark]],
+        rows: Sequence[Sequence[str | StatusCell]],
         *,
         right: Sequence[str] = (),
         optional: Sequence[str] = (),
@@ -213,28 +213,28 @@ class Console:
         """Print a table to stdout.
 
         Args:
-            title: Above it.
+            title: Above the table.
             columns: Headings.
             rows: Cells.
             right: Headings of the columns to align right.
-            optional: Headings of the columns that a narrow terminal does without, first one first.
+            optional: Headings of the columns to omit on a narrow terminal, in this order.
         """
         shown, is_split = list(columns), False
 
-        def made() -> Table:
+        def render() -> Table:
             cells = [[self._cell(cell, is_split=is_split) for cell in row] for row in rows]
             return _table(columns, cells, shown=shown, right=right)
 
-        if self._width_of(made()) > self.out.width:
+        if self._width_of(render()) > self.out.width:
             is_split = True
         for name in optional:
-            if self._width_of(made()) <= self.out.width:
+            if self._width_of(render()) <= self.out.width:
                 break
             shown.remove(name)
         self._print(Text(_line(title), style="bold"))
-        self._print(Padding(made(), (0, 0, 1, 0), expand=False))
+        self._print(Padding(render(), (0, 0, 1, 0), expand=False))
 
-    def _cell(self, cell: str | Mark, *, is_split: bool) -> Text:
+    def _cell(self, cell: str | StatusCell, *, is_split: bool) -> Text:
         if isinstance(cell, str):
             return Text(harmless(cell))
         between = "\n" if is_split else " "
@@ -243,13 +243,13 @@ class Console:
         return text.append(words, _STYLES[cell.status])
 
     def _width_of(self, table: Table) -> int:
-        """Columns that a table takes where there is room."""
+        """The width of a table on an endless terminal."""
         columns = self.out.options.update(max_width=_ENDLESS)
         return self.out.measure(table, options=columns).maximum
 
     @property
     def bars(self) -> str:
-        """Nine characters, from nothing to full, that stdout can show."""
+        """Nine characters from empty to full, in stdout's encoding."""
         try:
             _BARS.encode(self.out.encoding)
         except (LookupError, UnicodeEncodeError):
@@ -258,7 +258,7 @@ class Console:
 
     @property
     def _is_plain(self) -> bool:
-        """Whether stdout shows ASCII only."""
+        """Whether stdout takes ASCII only."""
         return self.bars != _BARS
 
     def _symbol(self, status: Status) -> str:
@@ -270,16 +270,16 @@ class Console:
         *,
         words: Mapping[Status, str] | None = None,
     ) -> None:
-        """Print checks in groups to stdout: symbol, word, name and detail; fixes can be copied.
+        """Print groups of checks to stdout: symbol, word, name, detail, and a fix to copy.
 
         Args:
-            groups: Titles, and what is below them; those without checks are left out.
-            words: What to call how a check ended, where `ok` and `fail` are not it.
+            groups: Titles and checks; groups without checks are omitted.
+            words: For a status, instead of its own name.
         """
-        found = [(title, checks) for title, checks in groups if checks]
-        names = [check.name for _, checks in found for check in checks]
+        filled = [(title, checks) for title, checks in groups if checks]
+        names = [check.name for _, checks in filled for check in checks]
         width = min(max(map(len, names), default=0), _NAME_WIDTH)
-        for title, checks in found:
+        for title, checks in filled:
             self._print(Text(harmless(title), style="bold"))
             for check in checks:
                 word = (words or {}).get(check.status, check.status)
@@ -287,13 +287,13 @@ class Console:
             self._print(Text())
 
     def _check(self, check: Check, word: str, width: int) -> None:
-        """A check; its fix has a line of its own, which no terminal's width breaks."""
+        """A check; its fix has a line of its own, which is never wrapped."""
         style = _STYLES[check.status]
-        is_dull = check.status in {Status.OK, Status.SKIP}
+        is_dim = check.status in {Status.OK, Status.SKIP}
         grid = Table.grid(
             Column(width=6, no_wrap=True),
             Column(width=width, overflow="fold"),
-            Column(overflow="fold", style="dim" if is_dull else ""),
+            Column(overflow="fold", style="dim" if is_dim else ""),
             padding=(0, 2, 0, 0),
         )
         sign = Text(f"{self._symbol(check.status)} {word}", style=style)
@@ -303,18 +303,20 @@ class Console:
             arrow = "->" if self._is_plain else "→"
             self._print(Text(f"          {arrow} {_line(check.fix)}"), is_whole=True)
 
-    def stacked(self, title: str, names: Sequence[str], rest: str, stacks: Sequence[Stack]) -> None:
-        """Print bars to stdout that are made of parts, with a legend below.
+    def stacked(
+        self, title: str, names: Sequence[str], rest: str, stacks: Sequence[StackedBar]
+    ) -> None:
+        """Print stacked bars to stdout, with a legend below.
 
         Args:
-            title: Above them.
-            names: Of the parts, in the order of each stack's.
-            rest: Name of what the parts leave of the room.
-            stacks: The bars; where parts come to more than the room, a line shows its end.
+            title: Above the bars.
+            names: Of the parts, in the order of each bar's.
+            rest: Name of the space between the parts and the limit.
+            stacks: The bars; if the parts exceed the limit, a line marks it.
         """
         label, text = (max(len(getattr(s, name)) for s in stacks) for name in ("label", "text"))
-        room = self.out.width - label - text - 7
-        width = min(max(room, _STACK_WIDTH[0]), _STACK_WIDTH[-1])
+        available = self.out.width - label - text - 7
+        width = min(max(available, _STACK_WIDTH[0]), _STACK_WIDTH[-1])
         grid = Table.grid(
             Column(no_wrap=True),
             Column(no_wrap=True),
@@ -327,23 +329,23 @@ class Console:
         legend = Text()
         for cell, style, name in zip(self._layers, _LAYER_STYLES, names, strict=False):
             legend.append(cell, style).append(f" {name}   ")
-        legend.append(f"{self._nothing} {rest}")
-        if any(sum(stack.parts) > stack.room for stack in stacks):
-            legend.append(f"   {self._end} end of the room")
+        legend.append(f"{self._empty} {rest}")
+        if any(sum(stack.parts) > stack.limit for stack in stacks):
+            legend.append(f"   {self._end} limit")
         self._print(Text(_line(title), style="bold"))
         self._print(Padding(Group(grid, legend), (0, 0, 1, 2), expand=False))
 
-    def _stack(self, stack: Stack, width: int) -> Text:
-        """Cells for each part, one at least where it is not nothing."""
-        scale = max(stack.room, sum(stack.parts)) / width
+    def _stack(self, stack: StackedBar, width: int) -> Text:
+        """The cells of a bar; every part that is not 0 has at least one."""
+        scale = max(stack.limit, sum(stack.parts)) / width
         bar, done, left = Text(), 0.0, sum(part > 0 for part in stack.parts)
         for part, cell, style in zip(stack.parts, self._layers, _LAYER_STYLES, strict=False):
             if part > 0:
                 done, left = done + part, left - 1
                 cells = round(done / scale) - len(bar)
                 bar.append(cell * min(max(cells, 1), width - left - len(bar)), style)
-        bar.append(self._nothing * (width - len(bar)))
-        end = round(stack.room / scale)
+        bar.append(self._empty * (width - len(bar)))
+        end = round(stack.limit / scale)
         return bar if end >= width else bar[:end].append(self._end, "bold").append(bar[end + 1 :])
 
     @property
@@ -351,7 +353,7 @@ class Console:
         return _ASCII_LAYERS if self._is_plain else _LAYERS
 
     @property
-    def _nothing(self) -> str:
+    def _empty(self) -> str:
         return "." if self._is_plain else "·"
 
     @property
@@ -359,7 +361,7 @@ class Console:
         return "|" if self._is_plain else "┃"
 
     def gauge(self, share: float, width: int = 16) -> str:
-        """A bar that is full where the share is 1."""
+        """A bar that is full at a share of 1."""
         done = round(min(max(share, 0.0), 1.0) * width)
         full, rest = ("#", ".") if self._is_plain else ("█", "░")
         return full * done + rest * (width - done)
@@ -369,7 +371,7 @@ class Console:
         self._print(Group(Text(_line(title), style="bold"), Padding(_grid(facts), (0, 0, 1, 1))))
 
     def asides(self, facts: Sequence[tuple[str, str]]) -> None:
-        """Say names and values on stderr, which are not the result."""
+        """Print names and values on stderr: they are not the result."""
         if self.quiet:
             return
         if self.as_json or not self.err.is_terminal:
@@ -379,9 +381,9 @@ class Console:
             self.err.print(_grid(facts))
 
     def _print(self, renderable: RenderableType, *, is_whole: bool = False) -> None:
-        """Print to stdout; without a terminal, without blanks at the ends of lines.
+        """Print to stdout; to a pipe, without trailing blanks.
 
-        `is_whole` leaves it to the terminal to break a line, so that it is copied as one.
+        `is_whole` leaves wrapping to the terminal, so that the line is copied as one.
         """
         if self.out.is_terminal:
             self.out.print(renderable, soft_wrap=is_whole)
@@ -394,17 +396,17 @@ class Console:
         """Read a line; None at the end of the input.
 
         Raises:
-            UsageError: It is no UTF-8 text.
+            UsageError: It is not UTF-8.
         """
         is_shown = sys.stdout is not None and sys.stdout.isatty()
-        if not is_shown and sys.stderr is not None:  # the prompt is no result
+        if not is_shown and sys.stderr is not None:  # the prompt is not a result
             sys.stderr.write(prompt)
             sys.stderr.flush()
         try:
             line = input(prompt if is_shown else "")
             line.encode()
         except UnicodeError as error:
-            raise UsageError("the line is no UTF-8 text") from error
+            raise UsageError("line: not UTF-8 text") from error
         except (EOFError, ValueError):  # ValueError: stdin was closed
             return None
         return line
@@ -412,13 +414,13 @@ class Console:
     def _json_line(self, event: Event) -> None:
         values = {"event": type(event).__name__.lower(), **asdict(event)}
         if sys.stderr is not None:
-            with suppress(OSError):  # nobody has to listen
+            with suppress(OSError):  # nobody has to read it
                 sys.stderr.write(json.dumps(values) + "\n")
                 sys.stderr.flush()
 
 
 def show(console: Console, values: dict[str, Any], title: str, facts: Facts) -> None:
-    """One result: the JSON object that programs rely on, or what people read."""
+    """Print a result: as the JSON object that programs rely on, or for people."""
     if console.as_json:
         console.emit(values)
     else:

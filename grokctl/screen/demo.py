@@ -1,4 +1,4 @@
-"""What the demo did."""
+"""Print what the demo did."""
 
 from __future__ import annotations
 
@@ -8,40 +8,40 @@ from typing import TYPE_CHECKING
 
 from grokctl.text import format_seconds
 
-if TYPE_CHECKING:  # a verb pays for its own stage only
+if TYPE_CHECKING:  # a screen imports no stage
     from grokctl.demo import Demonstration
     from grokctl.screen.console import Console
 
 
-def demonstration(console: Console, found: Demonstration, keep: Path | None) -> None:
-    """What the demo did, how long it took, and how to do the real thing."""
+def demonstration(console: Console, result: Demonstration, keep: Path | None) -> None:
+    """Print the stages and their times, the texts, and the commands for Grok-1."""
     if console.as_json:
         console.emit(
             {
-                "ok": found.agrees,
-                "steps": [asdict(step) for step in found.steps],
-                "prompt": found.prompt,
-                "texts": {str(devices): text for devices, text in found.texts.items()},
+                "ok": result.agrees,
+                "steps": [asdict(step) for step in result.steps],
+                "prompt": result.prompt,
+                "texts": {str(devices): text for devices, text in result.texts.items()},
             }
         )
         return
     console.table(
-        "what happened, for real, on a miniature",
+        "the pipeline on a miniature",
         ("step", "result", "time"),
-        [(step.name, step.result, format_seconds(step.seconds)) for step in found.steps],
+        [(step.name, step.result, format_seconds(step.seconds)) for step in result.steps],
         right=("time",),
     )
-    same = "the same text" if found.agrees else "DIFFERENT TEXTS"
+    agreement = "the same text" if result.agrees else "DIFFERENT TEXTS"
     console.facts(
-        f"{same} on {', '.join(map(str, found.texts))} devices (weights are random, so is it)",
+        f"{agreement} on {', '.join(map(str, result.texts))} devices (random weights, random text)",
         [
-            ("prompt", found.prompt),
-            *((f"{devices} devices", text) for devices, text in found.texts.items()),
+            ("prompt", result.prompt),
+            *((f"{devices} devices", text) for devices, text in result.texts.items()),
             *([("kept", str(keep))] if keep else []),
         ],
     )
     console.facts(
-        "the real thing: 318 GB to fetch, as much again to reshard",
+        "now with Grok-1: a download of 318 GB, and as much again to reshard",
         [
             ("1", "grokctl fetch && grokctl verify"),
             ("2", "grokctl reshard --devices 8"),

@@ -1,4 +1,4 @@
-"""Show what `doctor` found."""
+"""Print a diagnosis: checks, plans, and what can be done now."""
 
 import re
 from collections.abc import Sequence
@@ -6,7 +6,7 @@ from dataclasses import asdict, replace
 from typing import Any, Final
 
 from grokctl.checks import Check, Status
-from grokctl.diagnosis import machine_report as particulars
+from grokctl.diagnosis import machine_report
 from grokctl.diagnosis.outlook import Ability
 from grokctl.diagnosis.redaction import Redaction
 from grokctl.doctor import Diagnosis, Group
@@ -14,7 +14,7 @@ from grokctl.errors import HardwareError
 from grokctl.machine.facts import Machine
 from grokctl.model.placement import MeshShape
 from grokctl.planning.plans import Hardware, Plan, examples
-from grokctl.screen.console import Console, Mark, Stack
+from grokctl.screen.console import Console, StackedBar, StatusCell
 from grokctl.text import format_bytes, format_number, format_seconds
 
 _PARTS: Final = ("weights", "cache", "workspace")
@@ -25,7 +25,7 @@ _VARIABLE: Final = re.compile("[A-Z]+(_[A-Z0-9]+)+")
 
 def show(
     console: Console,
-    found: Diagnosis,
+    diagnosis: Diagnosis,
     machine: Machine | None,
     redact: Redaction,
     *,
@@ -34,26 +34,26 @@ def show(
     """Print a diagnosis.
 
     Args:
-        console: Where.
-        found: What is to be said.
-        machine: What it was made of, never shown without redaction; None if it is about another.
-        redact: Takes out what must not be seen by strangers.
-        is_full: Whether to show the machine, too; `--json` always does.
+        console: Prints it.
+        diagnosis: Of this machine, or of other hardware.
+        machine: All facts about this machine, printed redacted; None for other hardware.
+        redact: Removes private facts.
+        is_full: Print the facts, too; `--json` always does.
     """
     if console.as_json:
-        console.emit(_values(found, machine, redact))
+        console.emit(_values(diagnosis, machine, redact))
         return
     if is_full and machine is not None:
-        for title, facts in particulars.facts(machine, redact):
+        for title, facts in machine_report.facts(machine, redact):
             console.facts(title, facts)
-    console.checks([(group.title, group.checks) for group in found.groups])
-    _plans(console, found)
-    abilities = [_as_check(ability) for ability in found.abilities]
+    console.checks([(group.title, group.checks) for group in diagnosis.groups])
+    _plans(console, diagnosis)
+    abilities = [_as_check(ability) for ability in diagnosis.abilities]
     console.checks([("what you can do now", abilities)], words=_ANSWERS)
 
 
-def redacted(found: Diagnosis, redact: Redaction) -> Diagnosis:
-    """A diagnosis that strangers may read."""
+def redacted(diagnosis: Diagnosis, redact: Redaction) -> Diagnosis:
+    """The diagnosis without private facts, for a bug report."""
     groups = tuple(
         Group(
             group.title,
@@ -62,14 +62,14 @@ def redacted(found: Diagnosis, redact: Redaction) -> Diagnosis:
                 for check in group.checks
             ),
         )
-        for group in found.groups
+        for group in diagnosis.groups
     )
     abilities = tuple(
         replace(ability, detail=redact(ability.detail), command=redact(ability.command))
-        for ability in found.abilities
+        for ability in diagnosis.abilities
     )
-    hardware = replace(found.hardware, name=redact(found.hardware.name))
-    return replace(found, groups=groups, abilities=abilities, hardware=hardware)
+    hardware = replace(diagnosis.hardware, name=redact(diagnosis.hardware.name))
+    return replace(diagnosis, groups=groups, abilities=abilities, hardware=hardware)
 
 
 def _detail(check: Check, redact: Redaction) -> str:
@@ -77,21 +77,21 @@ def _detail(check: Check, redact: Redaction) -> str:
     return redact.variable(check.name, check.detail) if is_variable else redact(check.detail)
 
 
-def failure(found: Diagnosis) -> HardwareError:
-    """The one sentence for a diagnosis that is not ok."""
-    for group in found.groups:
+def failure(diagnosis: Diagnosis) -> HardwareError:
+    """The error for a diagnosis that is not ok: its first failed check, or the missing memory."""
+    for group in diagnosis.groups:
         for check in group.checks:
             if check.status is Status.FAIL:
                 return HardwareError(f"{check.name}: {check.detail}", check.fix or None)
-    plans = [plan for plan in found.plans if plan.is_possible]
+    plans = [plan for plan in diagnosis.plans if plan.is_possible]
     least = min(plans, key=lambda plan: plan.missing, default=None)
-    what = described(found.hardware)
+    name = described(diagnosis.hardware)
     if least is None:
-        return HardwareError(f"{what}: no mesh has that many devices")
-    memory = found.hardware.memory
-    room = "unknown" if memory is None else format_bytes(memory)
+        return HardwareError(f"{name}: no mesh has that many devices")
+    memory = diagnosis.hardware.memory
+    available = "unknown" if memory is None else format_bytes(memory)
     return HardwareError(
-        f"{what}: a run may take {room} of each, and needs at least "
+        f"{name}: {available} available for a run on each, required at least "
         f"{format_bytes(least.needs.total)} ({least.precision} on {least.mesh})",
         "grokctl doctor --accelerator h100-80gb --devices 8",
     )
@@ -105,20 +105,20 @@ def described(hardware: Hardware) -> str:
 
 
 def _as_check(ability: Ability) -> Check:
-    said = _ANSWER.sub("", ability.detail, count=1)  # the word beside it says so
-    return Check(ability.name, ability.status, said, ability.command)
+    detail = _ANSWER.sub("", ability.detail, count=1)  # the status is the answer
+    return Check(ability.name, ability.status, detail, ability.command)
 
 
 # --json
 
 
-def _values(found: Diagnosis, machine: Machine | None, redact: Redaction) -> dict[str, Any]:
-    hardware = found.hardware
+def _values(diagnosis: Diagnosis, machine: Machine | None, redact: Redaction) -> dict[str, Any]:
+    hardware = diagnosis.hardware
     return {
-        "ok": found.is_ok,
+        "ok": diagnosis.is_ok,
         "checks": [
             {"group": group.title, **asdict(check)}
-            for group in found.groups
+            for group in diagnosis.groups
             for check in group.checks
         ],
         "hardware": {
@@ -129,11 +129,11 @@ def _values(found: Diagnosis, machine: Machine | None, redact: Redaction) -> dic
             "bandwidth_bytes_per_s": hardware.bandwidth,
             "is_measured": hardware.is_measured,
         },
-        "is_here": found.is_here,
-        "plans": [_plan_values(plan) for plan in found.plans],
-        "best": None if found.best is None else _plan_values(found.best),
-        "abilities": [asdict(ability) for ability in found.abilities],
-        "machine": None if machine is None else particulars.values(machine, redact),
+        "is_here": diagnosis.is_here,
+        "plans": [_plan_values(plan) for plan in diagnosis.plans],
+        "best": None if diagnosis.best is None else _plan_values(diagnosis.best),
+        "abilities": [asdict(ability) for ability in diagnosis.abilities],
+        "machine": None if machine is None else machine_report.values(machine, redact),
     }
 
 
@@ -162,33 +162,34 @@ def _plan_values(plan: Plan) -> dict[str, Any]:
 # plans
 
 
-def _plans(console: Console, found: Diagnosis) -> None:
-    known = [plan for plan in found.plans if plan.is_possible or plan.memory is not None]
+def _plans(console: Console, diagnosis: Diagnosis) -> None:
+    hardware = diagnosis.hardware
+    known = [plan for plan in diagnosis.plans if plan.is_possible or plan.memory is not None]
     possible = sorted((plan for plan in known if plan.is_possible), key=_rank)
-    best = found.best or next(iter(possible), None)
-    if found.hardware.platform != "cpu":
-        _matrix(console, found.hardware, known)
-    running = [plan for plan in possible if plan.fits]
+    best = diagnosis.best or next(iter(possible), None)
+    if hardware.platform != "cpu":
+        _matrix(console, hardware, known)
+    fitting = [plan for plan in possible if plan.fits]
     if best is not None and best.fits:
-        running = [best, *(plan for plan in running if plan != best)]
-    _speeds(console, found.hardware, running)
+        fitting = [best, *(plan for plan in fitting if plan != best)]
+    _speeds(console, hardware, fitting)
     if best is not None:
-        _bars(console, best, found.hardware)
-    if found.hardware.platform == "cpu":  # of accelerators, the table above says it
-        _elsewhere(console, [plan for plan in found.plans if plan not in known])
+        _bars(console, best, hardware)
+    if hardware.platform == "cpu":  # for accelerators, the matrix shows it
+        _elsewhere(console, [plan for plan in diagnosis.plans if plan not in known])
 
 
 def _rank(plan: Plan) -> tuple[object, ...]:
-    """Smaller is better; where nothing fits, what misses least."""
+    """Smaller is better; if nothing fits, the least missing memory comes first."""
     return plan.missing, *plan.drawbacks, -(plan.tokens_per_s or 0), plan.mesh.size
 
 
 def _matrix(console: Console, hardware: Hardware, plans: Sequence[Plan]) -> None:
-    """What fits: a row for each mesh, a column for each precision."""
+    """Print what fits: a row for each mesh, a column for each precision."""
     precisions = list(dict.fromkeys(plan.precision for plan in plans))
     cells = {(plan.mesh, plan.precision): _fit(plan) for plan in plans}
     console.table(
-        f"what fits on {described(hardware)}, {_room(hardware)}",
+        f"what fits on {described(hardware)}, {_memory(hardware)}",
         ("devices", *precisions),
         [
             (_mesh(mesh), *(cells.get((mesh, precision), "") for precision in precisions))
@@ -198,9 +199,9 @@ def _matrix(console: Console, hardware: Hardware, plans: Sequence[Plan]) -> None
     )
 
 
-def _room(hardware: Hardware) -> str:
+def _memory(hardware: Hardware) -> str:
     if hardware.memory is None:
-        return "of which nobody says how much memory they have"
+        return "of unknown memory"
     memory = format_bytes(hardware.memory)
     if hardware.platform == "cpu":
         return f"with {memory} of memory for a run"
@@ -211,48 +212,48 @@ def _mesh(mesh: MeshShape) -> str:
     return str(mesh.size) if mesh.expert == 1 else f"{mesh.expert} x {mesh.model}"
 
 
-def _fit(plan: Plan) -> Mark:
-    needed = format_bytes(plan.needs.total)
+def _fit(plan: Plan) -> StatusCell:
+    required = format_bytes(plan.needs.total)
     if plan.memory is None:
-        return Mark(Status.SKIP, "may fit", needed)
+        return StatusCell(Status.SKIP, "may fit", required)
     if plan.missing:
-        return Mark(Status.FAIL, f"lacks {format_bytes(plan.missing)}", needed)
+        return StatusCell(Status.FAIL, f"lacks {format_bytes(plan.missing)}", required)
     if plan.is_paged:
-        return Mark(Status.WARN, "from disk", needed)
+        return StatusCell(Status.WARN, "from disk", required)
     if not plan.is_possible:
-        return Mark(Status.SKIP, "would fit", needed)
-    return Mark(Status.OK, "fits", needed)
+        return StatusCell(Status.SKIP, "would fit", required)
+    return StatusCell(Status.OK, "fits", required)
 
 
-def _speeds(console: Console, hardware: Hardware, running: Sequence[Plan]) -> None:
-    """How fast what runs would be, the best first: estimates, and called so."""
-    if not running:
+def _speeds(console: Console, hardware: Hardware, fitting: Sequence[Plan]) -> None:
+    """Print estimated speeds of the plans that fit, the best first."""
+    if not fitting:
         return
     title = f"what runs on {described(hardware)}"
     if hardware.platform == "cpu":
-        title += f", {_room(hardware)}"
-    terms = f"{format_number(running[0].streams, 'stream')} of {running[0].context:,} tokens"
-    columns: dict[str, list[str | Mark]] = {}
+        title += f", {_memory(hardware)}"
+    terms = f"{format_number(fitting[0].streams, 'stream')} of {fitting[0].context:,} tokens"
+    columns: dict[str, list[str | StatusCell]] = {}
     if hardware.platform != "cpu":
-        columns["mesh"] = [str(plan.mesh) for plan in running]
-    columns["precision"] = [plan.precision for plan in running]
-    columns["compute"] = [plan.compute for plan in running]
-    if len({plan.context for plan in running}) > 1:
-        terms = format_number(running[0].streams, "stream")
-        columns["context"] = [f"{plan.context:,}" for plan in running]
-    columns["needed"] = [format_bytes(plan.needs.total) for plan in running]
-    if running[0].streams > 1:
-        terms += ", speeds are those of one alone"
-    columns[""] = [replace(_fit(plan), first="") for plan in running]
-    if any(plan.load_s is not None for plan in running):
-        columns["load, about"] = [_known_seconds(plan.load_s) for plan in running]
-    if any(plan.tokens_per_s is not None for plan in running):
-        columns["tokens/s, about"] = [_pace(plan.tokens_per_s) for plan in running]
+        columns["mesh"] = [str(plan.mesh) for plan in fitting]
+    columns["precision"] = [plan.precision for plan in fitting]
+    columns["compute"] = [plan.compute for plan in fitting]
+    if len({plan.context for plan in fitting}) > 1:
+        terms = format_number(fitting[0].streams, "stream")
+        columns["context"] = [f"{plan.context:,}" for plan in fitting]
+    columns["memory"] = [format_bytes(plan.needs.total) for plan in fitting]
+    if fitting[0].streams > 1:
+        terms += ", speed of one alone"
+    columns[""] = [replace(_fit(plan), first="") for plan in fitting]
+    if any(plan.load_s is not None for plan in fitting):
+        columns["load, about"] = [_known_seconds(plan.load_s) for plan in fitting]
+    if any(plan.tokens_per_s is not None for plan in fitting):
+        columns["tokens/s, about"] = [_two_digits(plan.tokens_per_s) for plan in fitting]
     console.table(
         f"{title}: {terms}",
         tuple(columns),
         list(zip(*columns.values(), strict=True)),
-        right=("context", "needed", "load, about", "tokens/s, about"),
+        right=("context", "memory", "load, about", "tokens/s, about"),
         optional=("compute",),
     )
 
@@ -261,41 +262,40 @@ def _known_seconds(seconds: float | None) -> str:
     return "?" if seconds is None else format_seconds(seconds)
 
 
-def _pace(rate: float | None) -> str:
+def _two_digits(rate: float | None) -> str:
     if rate is None:
         return "?"
-    return f"{rate:.0f}" if rate >= 10 else f"{rate:.2g}"  # noqa: PLR2004  # two digits
+    return f"{rate:.0f}" if rate >= 10 else f"{rate:.2g}"  # noqa: PLR2004
 
 
 def _bars(console: Console, plan: Plan, hardware: Hardware) -> None:
-    """What each device would hold; those that hold the same share a bar."""
-    needs, room = plan.needs, plan.memory
-    if room is None:
+    """Print the memory of a device as a bar; all devices of a mesh need the same."""
+    needs, memory = plan.needs, plan.memory
+    if memory is None:
         return
     parts = (needs.weights, needs.cache, needs.workspace)
-    numbers = " + ".join(f"{part / 1e9:,.1f}" for part in parts)
     label = f"device 0-{plan.mesh.size - 1}" if plan.mesh.size > 1 else "device 0"
-    title = f"what a device holds: {plan.precision} on {plan.mesh}"
+    title = f"memory of a device: {plan.precision} on {plan.mesh}"
     if hardware.platform == "cpu":
-        label, title = "memory", f"what memory holds: {plan.precision} on the CPU"
-    stack = Stack(label, parts, room, f"{numbers} of {room / 1e9:,.1f} GB")
-    console.stacked(title, _PARTS, "free", [stack])
+        label, title = "memory", f"main memory: {plan.precision} on the CPU"
+    text = f"{' + '.join(map(format_bytes, parts))} of {format_bytes(memory)}"
+    console.stacked(title, _PARTS, "free", [StackedBar(label, parts, memory, text)])
 
 
 def _elsewhere(console: Console, plans: Sequence[Plan]) -> None:
-    """What hardware would be needed."""
+    """Print which accelerators would be large enough."""
     if not plans:
         return
     by_place = {(plan.mesh, plan.precision): plan for plan in plans}
     precisions = list(dict.fromkeys(plan.precision for plan in plans))
-    named = [f"such as, for {precision}" for precision in precisions[:2]]
+    named = [f"example for {precision}" for precision in precisions[:2]]
     rows = []
     for mesh in dict.fromkeys(plan.mesh for plan in plans):
         row = [by_place.get((mesh, precision)) for precision in precisions]
-        needed = ("" if plan is None else format_bytes(plan.needs.total) for plan in row)
-        rows.append((_mesh(mesh), *needed, *map(_example, row[: len(named)])))
+        required = ("" if plan is None else format_bytes(plan.needs.total) for plan in row)
+        rows.append((_mesh(mesh), *required, *map(_example, row[: len(named)])))
     console.table(
-        "what accelerators would need, on each",
+        "memory required of each accelerator",
         ("devices", *precisions, *named),
         rows,
         right=precisions,
@@ -304,5 +304,5 @@ def _elsewhere(console: Console, plans: Sequence[Plan]) -> None:
 
 
 def _example(plan: Plan | None) -> str:
-    found = examples(plan) if plan is not None else ()
-    return found[0].label if found else "none"
+    accelerators = examples(plan) if plan is not None else ()
+    return accelerators[0].label if accelerators else "none"

@@ -1,4 +1,4 @@
-"""A plan for a fetch, and a finished download."""
+"""Print a plan for a fetch, or a finished download."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from grokctl.paths import quoted
 from grokctl.screen.console import show
 from grokctl.text import format_bytes, format_seconds
 
-if TYPE_CHECKING:  # a verb pays for its own stage only
+if TYPE_CHECKING:  # a screen imports no stage
     from grokctl.fetch import Fetched
     from grokctl.screen.console import Console
     from grokctl.transfer.preflight import FetchPlan
 
 
 def fetch_plan(console: Console, plan: FetchPlan, root: Path) -> None:
-    """What a fetch would do, and what stands in its way."""
-    wanted = sum(file.is_wanted for file in plan.files)
+    """Print what a fetch would do, and its problems."""
+    count = sum(file.is_wanted for file in plan.files)
     if console.as_json:
         console.emit(
             {
@@ -37,28 +37,28 @@ def fetch_plan(console: Console, plan: FetchPlan, root: Path) -> None:
         [
             ("to", str(root)),
             ("infohash", plan.infohash),
-            ("files", f"{wanted} of {len(plan.files)}"),
+            ("files", f"{count} of {len(plan.files)}"),
             ("bytes", format_bytes(plan.wanted_nbytes)),
-            ("here already", format_bytes(plan.present_nbytes)),
+            ("already here", format_bytes(plan.present_nbytes)),
             ("free on disk", format_bytes(plan.free_nbytes)),
         ],
     )
     console.table(
-        "nothing stands in its way" if plan.fits else "this stands in its way",
-        ("check", "state", "found"),
+        "ready to fetch" if plan.fits else "cannot be fetched",
+        ("check", "status", "detail"),
         [(check.name, check.status, check.detail) for check in plan.checks],
     )
 
 
 def fetched(console: Console, result: Fetched) -> None:
-    """A finished download, what it owes to whom, and whether its verification is owed."""
+    """Print a finished download: its sources, their problems, and what remains to be done."""
     root = quoted(result.root)
-    owed = []
+    remaining = []
     if not result.is_proven:
-        owed.append(("still to do", f"grokctl verify {root}"))
+        remaining.append(("next", f"grokctl verify {root}"))
     if not result.has_tokenizer:
         source = quoted(result.source)
-        owed.append(("for text", f"grokctl fetch {source} --to {root} --tokenizer FILE"))
+        remaining.append(("for text", f"grokctl fetch {source} --to {root} --tokenizer FILE"))
     show(
         console,
         {
@@ -74,7 +74,7 @@ def fetched(console: Console, result: Fetched) -> None:
             "sources": [asdict(each) for each in result.contributions],
             "troubles": [asdict(trouble) for trouble in result.troubles],
         },
-        f"fetched {result.root.name}" + ("" if result.is_complete else ", not all of it"),
+        f"fetched {result.root.name}" + ("" if result.is_complete else " in part"),
         [
             ("release", str(result.root)),
             ("infohash", result.infohash),
@@ -90,7 +90,7 @@ def fetched(console: Console, result: Fetched) -> None:
             ),
             *((trouble.source, trouble.reason) for trouble in result.troubles),
             *([("other files", ", ".join(result.extras))] if result.extras else []),
-            *([("verified", "every byte, and untouched since")] if result.is_proven else []),
-            *owed,
+            *([("verified", "every byte, unchanged since")] if result.is_proven else []),
+            *remaining,
         ],
     )

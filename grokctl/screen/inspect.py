@@ -1,4 +1,4 @@
-"""The tensors of a checkpoint."""
+"""Print the tensors of a checkpoint."""
 
 from __future__ import annotations
 
@@ -11,37 +11,37 @@ from typing import TYPE_CHECKING, Any
 
 from grokctl.text import format_bytes
 
-if TYPE_CHECKING:  # a verb pays for its own stage only
+if TYPE_CHECKING:  # a screen imports no stage
     from grokctl.checkpoint.value_stats import ValueStats
     from grokctl.inspect import Inspection, TensorRow
     from grokctl.screen.console import Console
 
 
-def inspection(console: Console, found: Inspection, *, one_by_one: bool) -> None:
-    """A table of tensors, those of identical layers in one row, and what they come to."""
+def inspection(console: Console, result: Inspection, *, one_by_one: bool) -> None:
+    """Print a table of tensors, those of identical layers in one row, and their totals."""
     if console.as_json:
         console.emit(
             {
-                "checkpoint": str(found.root),
-                "kind": found.kind,
-                "config": found.config.to_dict(),
-                "bytes": found.total_nbytes,
-                "parameters": sum(total.parameters for total in found.totals),
-                "totals": [asdict(total) for total in found.totals],
-                "tensors": [_row_values(row) for row in found.rows],
+                "checkpoint": str(result.root),
+                "kind": result.kind,
+                "config": result.config.to_dict(),
+                "bytes": result.total_nbytes,
+                "parameters": sum(total.parameters for total in result.totals),
+                "totals": [asdict(total) for total in result.totals],
+                "tensors": [_row_values(row) for row in result.rows],
             }
         )
         return
-    groups = [[row] for row in found.rows] if one_by_one else _alike(found.rows)
-    named = [(_name_of(rows, found.config.num_layers), rows) for rows in groups]
-    title = f"{found.root.name}: {found.kind} checkpoint, {format_bytes(found.total_nbytes)}"
-    if all(row.stats is None for row in found.rows):
+    groups = [[row] for row in result.rows] if one_by_one else _alike(result.rows)
+    named = [(_name_of(rows, result.config.num_layers), rows) for rows in groups]
+    title = f"{result.root.name}: {result.kind} checkpoint, {format_bytes(result.total_nbytes)}"
+    if all(row.stats is None for row in result.rows):
         _tensors(console, title, named)
     else:
         _spreads(console, title, named)
-    whole = sum(total.nbytes for total in found.totals)
+    whole = sum(total.nbytes for total in result.totals)
     console.table(
-        f"{sum(total.parameters for total in found.totals):,} parameters",
+        f"{sum(total.parameters for total in result.totals):,} parameters",
         ("part", "tensors", "parameters", "size", "share"),
         [
             (
@@ -51,7 +51,7 @@ def inspection(console: Console, found: Inspection, *, one_by_one: bool) -> None
                 format_bytes(total.nbytes),
                 f"{total.nbytes / whole:.1%}",
             )
-            for total in found.totals
+            for total in result.totals
         ],
         right=("tensors", "parameters", "size", "share"),
         optional=("share", "tensors"),
@@ -78,7 +78,7 @@ def _row_values(row: TensorRow) -> dict[str, Any]:
 
 
 def _alike(rows: Sequence[TensorRow]) -> list[list[TensorRow]]:
-    """Put the same parameter of all layers together, where it is stored alike."""
+    """Group the same parameter of layers that store it alike."""
     groups: dict[tuple[object, ...], list[TensorRow]] = {}
     for row in rows:
         name = re.sub(r"^layers\.[0-9]+\.", "", row.name)
@@ -88,7 +88,7 @@ def _alike(rows: Sequence[TensorRow]) -> list[list[TensorRow]]:
 
 
 def _name_of(rows: Sequence[TensorRow], num_layers: int) -> str:
-    """`layers.*.moe.gate` for all layers' gates, `layers.0-3,5.moe.gate` for those of some."""
+    """`layers.*.moe.gate` for the gates of all layers, `layers.0-3,5.moe.gate` for some."""
     if len(rows) == 1:
         return rows[0].name
     part = rows[0].name.split(".", 2)[2]
@@ -134,9 +134,9 @@ def _tensors(
 def _spreads(
     console: Console, title: str, groups: Sequence[tuple[str, Sequence[TensorRow]]]
 ) -> None:
-    found = [_sum(rows) for _, rows in groups]
+    spreads = [_sum(rows) for _, rows in groups]
     cells = []
-    for (name, rows), spread in zip(groups, found, strict=True):
+    for (name, rows), spread in zip(groups, spreads, strict=True):
         has_range, of = spread.count > spread.nonfinite, spread.integers
         cells.append(
             {
@@ -160,10 +160,10 @@ def _spreads(
         right=("index", "min", "max", "rms", "zero", "at 127"),
         optional=("index", "type", "zero", "at 127", "min", "max"),
     )
-    for (name, _), spread in zip(groups, found, strict=True):
+    for (name, _), spread in zip(groups, spreads, strict=True):
         if spread.nonfinite:
-            many = f"{spread.nonfinite:,} of {spread.count:,} values"
-            console.note(f"{name}: {many} are no finite numbers")
+            count = f"{spread.nonfinite:,} of {spread.count:,} values"
+            console.note(f"{name}: {count} are not finite")
 
 
 def _index(rows: Sequence[TensorRow]) -> str:
@@ -179,7 +179,7 @@ def _table(
     right: Sequence[str],
     optional: Sequence[str],
 ) -> None:
-    """A table without some columns, and without those that are empty."""
+    """Print a table without the named columns, and without empty ones."""
     columns = [name for name in cells[0] if name not in without and any(row[name] for row in cells)]
     console.table(
         title,
@@ -195,7 +195,7 @@ def _sum(rows: Sequence[TensorRow]) -> ValueStats:
 
 
 def _strip(cells: Sequence[int], bars: str) -> str:
-    """A histogram in one line: the tallest cell is full, and any count at all is seen."""
+    """A histogram in one line: the largest count is full, and every count above 0 is visible."""
     tallest = max(cells)
     steps = len(bars) - 1
     return "".join(bars[-(-count * steps // tallest)] for count in cells)

@@ -1,4 +1,4 @@
-"""How far long steps are, how fast they go and how long they will still take: on stderr."""
+"""Show the progress of stages on stderr: how far, how fast, and the time left."""
 
 import time
 from collections import deque
@@ -17,18 +17,18 @@ from grokctl.events import Advanced, Event, Finished, Noted, Stage, Started, Uni
 from grokctl.text import format_bytes, format_clock, format_count, format_seconds, harmless
 
 _TITLES: Final = {
-    Stage.LOOK: "look at machine",
-    Stage.METADATA: "find the torrent",
+    Stage.LOOK: "examine machine",
+    Stage.METADATA: "get the torrent",
     Stage.FETCH: "fetch",
     Stage.SEED: "seed",
     Stage.VERIFY: "verify",
-    Stage.STRUCTURE: "look at files",
-    Stage.VALUES: "look at values",
+    Stage.STRUCTURE: "check structure",
+    Stage.VALUES: "read values",
     Stage.RESHARD: "reshard",
     Stage.LOAD: "load",
     Stage.COMPILE: "compile",
-    Stage.PREFILL: "read prompt",
-    Stage.DECODE: "write",
+    Stage.PREFILL: "prefill",
+    Stage.DECODE: "decode",
     Stage.SCORE: "score",
     Stage.BENCH: "bench",
     Stage.MINIATURE: "write miniature",
@@ -36,16 +36,16 @@ _TITLES: Final = {
 _FLEETING: Final = frozenset(
     {Stage.LOOK, Stage.METADATA, Stage.STRUCTURE, Stage.PREFILL, Stage.COMPILE}
 )
-"""Stages whose bar goes when they are over."""
-_LATELY_S: Final = 20.0
-"""Seconds that a rate looks back on."""
+"""Stages whose bar disappears at their end."""
+_WINDOW_S: Final = 20.0
+"""Seconds over which a rate is measured."""
 _CELLS: Final = "·░▒▓█"
-"""Nothing to all of it."""
+"""From nothing to all of a part."""
 _ASCII_CELLS: Final = ".-=%#"
 
 
-class _Pace:
-    """How far a stage is, how fast, and how long it will still take."""
+class _StageProgress:
+    """How far a stage is, how fast, and the time left."""
 
     def __init__(self, started: Started) -> None:
         self.total = started.total
@@ -53,31 +53,31 @@ class _Pace:
         self.before = started.done
         self.done = started.done
         self.began = time.monotonic()
-        self._lately = deque([(self.began, started.done)])
+        self._window = deque([(self.began, started.done)])
 
     @property
     def elapsed(self) -> float:
         return time.monotonic() - self.began
 
     def advance(self, done: int) -> None:
-        """Take over how much is done."""
+        """Record how much is done."""
         self.done = done
-        self._lately.append((time.monotonic(), done))
-        while self._lately[-1][0] - self._lately[1][0] > _LATELY_S:
-            self._lately.popleft()
+        self._window.append((time.monotonic(), done))
+        while self._window[-1][0] - self._window[1][0] > _WINDOW_S:
+            self._window.popleft()
 
     @property
     def rate(self) -> float:
-        """A second: of late while it goes on, over all when it is over."""
-        then, before = self._lately[0]
+        """Units a second: recently while the stage runs, on average at its end."""
+        then, before = self._window[0]
         if self.total and self.done >= self.total:
             then, before = self.began, self.before
         elapsed = time.monotonic() - then
         return (self.done - before) / elapsed if elapsed > 0 else 0.0
 
     @property
-    def at_the_end(self) -> str:
-        """How much it was, and how long it took."""
+    def summary(self) -> str:
+        """The total and the time it took."""
         took = format_seconds(self.elapsed)
         return took if self.unit is Unit.NOTHING else f"{self} in {took}"
 
@@ -92,20 +92,20 @@ class _Pace:
                 f"{100 * self.done / self.total:.0f}%",
             ]
         rate = self.rate
-        if rate and self.unit is not Unit.PROMPTS:  # of different lengths
+        if rate and self.unit is not Unit.PROMPTS:  # prompts differ in length
             parts.append(f"{format_count(rate, self.unit)}/s")
         if rate and 0 < self.done < self.total:
             parts.append(f"{format_seconds((self.total - self.done) / rate)} left")
         return " · ".join(parts)
 
 
-class _PaceColumn(ProgressColumn):
+class _ProgressColumn(ProgressColumn):
     def render(self, task: Task) -> Text:
-        return Text(str(task.fields["pace"]))
+        return Text(str(task.fields["progress"]))
 
 
 class _Panel(Progress):
-    """Bars, and what is to be said below them."""
+    """Bars, with details below them."""
 
     below: RenderableType | None = None
 
@@ -116,12 +116,13 @@ class _Panel(Progress):
 
 
 class Bars:
-    """Live bars for a terminal."""
+    """Live bars on a terminal."""
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Console, note: Callable[[str], None]) -> None:
         self._console = console
+        self._note = note
         self._progress: _Panel | None = None
-        self._stages: dict[Stage, tuple[Any, _Pace]] = {}
+        self._stages: dict[Stage, tuple[Any, _StageProgress]] = {}
 
     def observe(self, event: Event) -> None:
         """Show an event."""
@@ -133,19 +134,19 @@ class Bars:
             case Finished(stage=stage) if stage in self._stages:
                 self._finish(stage)
             case Noted(message=message):
-                self._console.print(Text(message, style="dim"))
+                self._note(message)
             case _:
                 pass
 
     def stop(self) -> None:
-        """Leave them as they are, and begin others with the next stage."""
+        """Leave the bars as they are; the next stage begins new ones."""
         if self._progress is not None:
             self._progress.stop()
             self._progress = None
 
     @contextmanager
     def away(self) -> Iterator[None]:
-        """Take the bars off the screen while something else is written there."""
+        """Hide the bars while something else is printed."""
         progress = self._progress
         if progress is None:
             yield
@@ -164,38 +165,39 @@ class Bars:
                 SpinnerColumn(finished_text="[green]✓[/green]"),
                 TextColumn("{task.description}", table_column=Column(width=16)),
                 BarColumn(bar_width=16),
-                _PaceColumn(table_column=Column(no_wrap=True)),
+                _ProgressColumn(table_column=Column(no_wrap=True)),
                 TextColumn(
                     "[dim]{task.fields[detail]}[/dim]",
                     table_column=Column(no_wrap=True, overflow="ellipsis", ratio=1),
                 ),
                 console=self._console,
                 expand=True,
-                redirect_stdout=False,  # results are for stdout, whatever is shown on stderr
+                redirect_stdout=False,  # results go to stdout, bars to stderr
             )
             self._progress.start()
-        pace = _Pace(event)
+        progress = _StageProgress(event)
+        is_clock = progress.unit is Unit.NOTHING  # runs by itself, without events
         task = self._progress.add_task(
             _TITLES[stage],
             total=event.total or None,
             completed=event.done,
-            pace=pace if pace.unit is Unit.NOTHING else str(pace),  # time passes by itself
+            progress=progress if is_clock else str(progress),
             detail="",
         )
-        self._stages[stage] = (task, pace)
+        self._stages[stage] = (task, progress)
 
     def _advance(self, stage: Stage, event: Advanced) -> None:
         assert self._progress is not None
-        task, pace = self._stages[stage]
-        pace.advance(event.done)
+        task, progress = self._stages[stage]
+        progress.advance(event.done)
         detail = "" if event.facts else escape(event.detail)
         self._progress.update(task, completed=event.done, detail=detail)
-        if pace.unit is not Unit.NOTHING:
-            self._progress.update(task, pace=str(pace))
+        if progress.unit is not Unit.NOTHING:
+            self._progress.update(task, progress=str(progress))
         self._progress.below = self._below(event)
 
     def _below(self, event: Advanced) -> RenderableType | None:
-        """The map and the facts of a stage that has more to say than a line holds."""
+        """The map and the facts of a stage that reports more than fits into a line."""
         if not event.facts:
             return None
         grid = Table.grid(
@@ -216,17 +218,17 @@ class Bars:
 
     def _finish(self, stage: Stage) -> None:
         assert self._progress is not None
-        task, pace = self._stages.pop(stage)
+        task, progress = self._stages.pop(stage)
         self._progress.below = None
         if stage in _FLEETING:
             self._progress.remove_task(task)
         else:
-            pace.done = pace.total or pace.done
+            progress.done = progress.total or progress.done
             self._progress.update(
                 task,
-                total=max(pace.total, 1),
-                completed=max(pace.total, 1),
-                pace=pace.at_the_end,
+                total=max(progress.total, 1),
+                completed=max(progress.total, 1),
+                progress=progress.summary,
                 detail="",
             )
         if not self._stages:
@@ -234,28 +236,28 @@ class Bars:
 
 
 class Lines:
-    """Plain lines, where there is no terminal."""
+    """Plain lines, without a terminal."""
 
-    def __init__(self, say: Callable[[str], None]) -> None:
-        self._say = say
-        self._stages: dict[Stage, _Pace] = {}
+    def __init__(self, note: Callable[[str], None]) -> None:
+        self._note = note
+        self._stages: dict[Stage, _StageProgress] = {}
 
     def observe(self, event: Event) -> None:
         """Show an event."""
         match event:
             case Started(stage=stage):
-                self._stages[stage] = _Pace(event)
+                self._stages[stage] = _StageProgress(event)
             case Advanced(stage=stage, done=done, detail=detail) if stage in self._stages:
-                pace = self._stages[stage]
-                pace.advance(done)
-                if pace.elapsed >= 1:
-                    self._say(f"{_TITLES[stage]}: {pace}" + (f" · {detail}" if detail else ""))
+                progress = self._stages[stage]
+                progress.advance(done)
+                if progress.elapsed >= 1:
+                    self._note(f"{_TITLES[stage]}: {progress}" + (f" · {detail}" if detail else ""))
             case Finished(stage=stage) if stage in self._stages:
-                pace = self._stages.pop(stage)
-                if stage not in _FLEETING or pace.elapsed >= 1:
-                    pace.done = pace.total or pace.done
-                    self._say(f"{_TITLES[stage]}: {pace.at_the_end}")
+                progress = self._stages.pop(stage)
+                if stage not in _FLEETING or progress.elapsed >= 1:
+                    progress.done = progress.total or progress.done
+                    self._note(f"{_TITLES[stage]}: {progress.summary}")
             case Noted(message=message):
-                self._say(message)
+                self._note(message)
             case _:
                 pass

@@ -1,4 +1,4 @@
-"""A plan for a reshard, and a finished ready checkpoint."""
+"""Print a plan for a reshard, or a finished ready checkpoint."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from grokctl.paths import quoted
 from grokctl.screen.console import show
 from grokctl.text import format_bytes, format_rate, format_seconds
 
-if TYPE_CHECKING:  # a verb pays for its own stage only
+if TYPE_CHECKING:  # a screen imports no stage
     from grokctl.checkpoint.ready import ReadyCheckpoint
     from grokctl.model.placement import MeshShape
     from grokctl.resharding.estimate import Estimate
@@ -17,14 +17,14 @@ if TYPE_CHECKING:  # a verb pays for its own stage only
     from grokctl.screen.console import Console
 
 
-def reshard_plan(console: Console, plan: ReshardPlan, found: Estimate) -> None:
-    """What a reshard would write, and how long that would take here."""
-    seconds = found.seconds(plan)
+def reshard_plan(console: Console, plan: ReshardPlan, estimate: Estimate) -> None:
+    """Print what a reshard would write, and an estimate of its time."""
+    seconds = estimate.seconds(plan)
     written = format_bytes(plan.bytes_out)
     if plan.compression:
-        written = f"about {format_bytes(found.nbytes)}, {written} before {plan.compression}"
-    disk = "cannot be written" if found.disk_rate is None else format_rate(found.disk_rate)
-    fits = "fits" if found.nbytes <= found.free_nbytes else "does NOT fit"
+        written = f"about {format_bytes(estimate.nbytes)}, {written} before {plan.compression}"
+    disk = "not writable" if estimate.disk_rate is None else format_rate(estimate.disk_rate)
+    fits = "fits" if estimate.nbytes <= estimate.free_nbytes else "does NOT fit"
     show(
         console,
         {
@@ -34,14 +34,14 @@ def reshard_plan(console: Console, plan: ReshardPlan, found: Estimate) -> None:
             "precision": plan.precision,
             "compression": None if plan.compression is None else str(plan.compression),
             "bytes_in": plan.bytes_in,
-            "bytes": found.nbytes,
+            "bytes": estimate.nbytes,
             "plain_bytes": plan.bytes_out,
             "bytes_per_device": plan.layouts[0].nbytes,
             "peak_bytes": plan.peak_bytes,
-            "free_bytes": found.free_nbytes,
-            "fits": found.nbytes <= found.free_nbytes,
-            "work_bytes_per_s": found.work_rate,
-            "disk_bytes_per_s": found.disk_rate,
+            "free_bytes": estimate.free_nbytes,
+            "fits": estimate.nbytes <= estimate.free_nbytes,
+            "work_bytes_per_s": estimate.work_rate,
+            "disk_bytes_per_s": estimate.disk_rate,
             "seconds": seconds,
             "jobs": plan.jobs,
         },
@@ -51,10 +51,10 @@ def reshard_plan(console: Console, plan: ReshardPlan, found: Estimate) -> None:
             ("devices", _devices(plan.mesh, len(plan.layouts))),
             ("precision", plan.precision),
             ("reads", format_bytes(plan.bytes_in)),
-            ("writes", f"{written}; {format_bytes(found.free_nbytes)} free: {fits}"),
-            ("a device", format_bytes(plan.layouts[0].nbytes)),
+            ("writes", f"{written}; {format_bytes(estimate.free_nbytes)} free: {fits}"),
+            ("for each device", format_bytes(plan.layouts[0].nbytes)),
             ("memory", f"{format_bytes(plan.peak_bytes)} in {plan.jobs} threads"),
-            ("work", f"{format_rate(found.work_rate)}, tried on a little of it"),
+            ("work", f"{format_rate(estimate.work_rate)}, measured on a sample"),
             ("disk", disk),
             ("time", f"about {format_seconds(seconds)}"),
         ],
@@ -62,14 +62,14 @@ def reshard_plan(console: Console, plan: ReshardPlan, found: Estimate) -> None:
 
 
 def _devices(mesh: MeshShape, count: int) -> str:
-    some = "" if count == mesh.size else f"{count} of "
-    return f"{some}{mesh.size} ({mesh})"
+    part = "" if count == mesh.size else f"{count} of "
+    return f"{part}{mesh.size} ({mesh})"
 
 
 def resharded(
     console: Console, ready: ReadyCheckpoint, plan: ReshardPlan, *, seconds: float, peak_rss: int
 ) -> None:
-    """A finished ready checkpoint."""
+    """Print a finished ready checkpoint."""
     show(
         console,
         {
@@ -102,17 +102,17 @@ def resharded(
 
 
 def _losses(ready: ReadyCheckpoint) -> list[tuple[str, str]]:
-    """The largest relative root mean square error of each kind of weight."""
+    """The largest relative root mean square error of each weight over all layers."""
     worst: dict[str, float] = {}
     for key, error in ready.manifest.errors.items():
-        kind = re.sub(r"^layers\.[0-9]+\.|\.weight$", "", key)
-        worst[kind] = max(worst.get(kind, 0.0), error)
+        name = re.sub(r"^layers\.[0-9]+\.|\.weight$", "", key)
+        worst[name] = max(worst.get(name, 0.0), error)
     if not any(worst.values()):
-        return [("lost", "nothing: every weight is exactly what it was")]
+        return [("error", "none: all weights are exact")]
     width = max(map(len, worst))
     return [
-        ("lost (rms)" if not place else "", f"{kind:{width}}  {error:.2%}")
-        for place, (kind, error) in enumerate(sorted(worst.items(), key=lambda item: -item[1]))
+        ("error (rms)" if not place else "", f"{name:{width}}  {error:.2%}")
+        for place, (name, error) in enumerate(sorted(worst.items(), key=lambda item: -item[1]))
     ]
 
 
@@ -121,4 +121,9 @@ def _compressed(ready: ReadyCheckpoint, plan: ReshardPlan, seconds: float) -> li
         return []
     ratio = ready.nbytes / plan.bytes_out
     rate = format_rate(plan.bytes_out / seconds)
-    return [("compressed", f"to {ratio:.0%} of {format_bytes(plan.bytes_out)}, {rate} before it")]
+    return [
+        (
+            "compressed",
+            f"to {ratio:.0%} of {format_bytes(plan.bytes_out)}, {rate} before compression",
+        )
+    ]

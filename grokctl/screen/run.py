@@ -1,4 +1,4 @@
-"""What a run generated, and how fast it was."""
+"""Print the speed of generated texts, or texts and speeds as JSON."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from grokctl.text import format_bytes, format_number, format_rate, format_seconds, format_speed
 
-if TYPE_CHECKING:  # a verb pays for its own stage only
+if TYPE_CHECKING:  # a screen imports no stage
     from grokctl.inference.generation import BatchStats, Generation
     from grokctl.screen.console import Console, Facts
 
@@ -20,7 +20,7 @@ def generation(
     index: int | None = None,
     name: str | int | None = None,
 ) -> None:
-    """The JSON object of a run, or of one prompt of many; people have read the text already."""
+    """Print the JSON object of a run, or of one prompt of many."""
     console.emit(
         {
             **({} if index is None else {"index": index}),
@@ -36,7 +36,7 @@ def generation(
 
 
 def generations(console: Console, stats: BatchStats, prompts: int) -> None:
-    """The JSON object of a run over many prompts, which had an object each before."""
+    """Print the JSON object of a run over many prompts, after an object for each of them."""
     console.emit(
         {
             "prompts": prompts,
@@ -57,22 +57,22 @@ def generations(console: Console, stats: BatchStats, prompts: int) -> None:
 
 
 def closing(console: Console, result: Generation, *, has_loaded: bool, is_drawn: bool) -> None:
-    """What one text took, in a line on stderr: in fewer words where that is narrow.
+    """Print the times and speeds of a text on one line of stderr, shorter on a narrow terminal.
 
     Args:
-        console: Whose terminal it is.
+        console: Prints the line.
         result: The text.
         has_loaded: Whether the weights were loaded for it.
-        is_drawn: Whether its seed matters.
+        is_drawn: Whether its tokens depend on the seed.
     """
-    found = result.stats
+    stats = result.stats
     start = ["stopped"] if result.finish_reason == "interrupted" else []
     end = [f"seed {result.seed}"] if is_drawn else []
-    load = [("load", found.load_s)] if has_loaded else []
-    compiled = [("compile", found.compile_s)] if found.compile_s else []
-    first = [("first token", found.first_token_s)] if result.ids else []
-    wide, narrow = _speeds(found.prefill_tokens_per_s, found.decode_tokens_per_s)
-    reads = [f"{format_bytes(found.bytes_per_token)}/token"] if result.ids else []
+    load = [("load", stats.load_s)] if has_loaded else []
+    compiled = [("compile", stats.compile_s)] if stats.compile_s else []
+    first = [("first token", stats.first_token_s)] if result.ids else []
+    wide, narrow = _speeds(stats.prefill_tokens_per_s, stats.decode_tokens_per_s)
+    reads = [f"{format_bytes(stats.bytes_per_token)}/token"] if result.ids else []
     forms = [" · ".join([*start, *_times(load + compiled + first), *wide, *reads, *end])]
     for times in (load + compiled + first, compiled + first, first):
         short = ", ".join(_times(times)).replace("first token", "first")
@@ -81,19 +81,19 @@ def closing(console: Console, result: Generation, *, has_loaded: bool, is_drawn:
 
 
 def closing_many(console: Console, stats: BatchStats, prompts: int) -> None:
-    """What many texts took together, in a line on stderr."""
+    """Print the times and speeds of many texts together on one line of stderr."""
     wide, narrow = _speeds(stats.prefill_tokens_per_s, stats.decode_tokens_per_s)
-    many = format_number(prompts, "prompt")
+    count = format_number(prompts, "prompt")
     reads = [f"{format_bytes(stats.bytes_per_step)}/step"] if stats.steps else []
     took = f"{stats.tokens:,} tokens in {format_seconds(stats.seconds)}"
     load = ("load", stats.load_s)
     times = [load, ("compile", stats.compile_s)] if stats.compile_s else [load]
     console.note_fitting(
         [
-            " · ".join([many, *_times(times), took, *wide, *reads]),
-            " · ".join([many, ", ".join(_times(times)), took, *narrow, *reads]),
-            " · ".join([many, took, *narrow, *reads]),
-            " · ".join([many, took, *narrow]),
+            " · ".join([count, *_times(times), took, *wide, *reads]),
+            " · ".join([count, ", ".join(_times(times)), took, *narrow, *reads]),
+            " · ".join([count, took, *narrow, *reads]),
+            " · ".join([count, took, *narrow]),
         ]
     )
 
@@ -103,7 +103,7 @@ def _times(times: Iterable[tuple[str, float]]) -> list[str]:
 
 
 def _speeds(prefill: float, decode: float) -> tuple[list[str], list[str]]:
-    """Both rates, as far as there are any, in many words and in few."""
+    """The rates that are known, in long and in short form."""
     rates = [("prefill", "in", prefill), ("decode", "out", decode)]
     wide = [f"{name} {format_speed(rate)} tokens/s" for name, _, rate in rates if rate]
     narrow = ", ".join(f"{name} {format_speed(rate)}/s" for _, name, rate in rates if rate)
@@ -111,48 +111,48 @@ def _speeds(prefill: float, decode: float) -> tuple[list[str], list[str]]:
 
 
 def stats(console: Console, result: Generation) -> None:
-    """All that was measured of one text, on stderr."""
-    found = result.stats
-    rate = found.decode_tokens_per_s * found.bytes_per_token
+    """Print all measurements of a text on stderr."""
+    measured = result.stats
+    rate = measured.decode_tokens_per_s * measured.bytes_per_token
     console.asides(
         [
-            ("load", format_seconds(found.load_s)),
-            ("compile", format_seconds(found.compile_s)),
-            ("first token", format_seconds(found.first_token_s)),
-            ("prefill", _counted(result.prompt_tokens, found.prefill_tokens_per_s)),
-            ("decode", _counted(max(0, len(result.ids) - 1), found.decode_tokens_per_s)),
-            ("a token reads", format_bytes(found.bytes_per_token)),
-            *_bandwidth(console, rate, found.bandwidth_fraction),
+            ("load", format_seconds(measured.load_s)),
+            ("compile", format_seconds(measured.compile_s)),
+            ("first token", format_seconds(measured.first_token_s)),
+            ("prefill", _counted(result.prompt_tokens, measured.prefill_tokens_per_s)),
+            ("decode", _counted(max(0, len(result.ids) - 1), measured.decode_tokens_per_s)),
+            ("reads per token", format_bytes(measured.bytes_per_token)),
+            *_bandwidth(console, rate, measured.bandwidth_fraction),
             ("ended by", str(result.finish_reason)),
             ("seed", str(result.seed)),
         ]
     )
 
 
-def stats_many(console: Console, found: BatchStats, prompts: int) -> None:
-    """All that was measured of many texts together, on stderr."""
-    rate = found.bytes_read / found.decode_s if found.decode_s else 0.0
+def stats_many(console: Console, measured: BatchStats, prompts: int) -> None:
+    """Print all measurements of many texts together on stderr."""
+    rate = measured.bytes_read / measured.decode_s if measured.decode_s else 0.0
     console.asides(
         [
-            ("prompts", f"{prompts:,} in {format_seconds(found.seconds)}"),
-            ("load", format_seconds(found.load_s)),
-            ("compile", format_seconds(found.compile_s)),
-            ("prefill", _counted(found.prompt_tokens, found.prefill_tokens_per_s)),
-            ("decode", _counted(found.decoded, found.decode_tokens_per_s)),
-            ("a step reads", format_bytes(found.bytes_per_step)),
-            *_bandwidth(console, rate, found.bandwidth_fraction),
+            ("prompts", f"{prompts:,} in {format_seconds(measured.seconds)}"),
+            ("load", format_seconds(measured.load_s)),
+            ("compile", format_seconds(measured.compile_s)),
+            ("prefill", _counted(measured.prompt_tokens, measured.prefill_tokens_per_s)),
+            ("decode", _counted(measured.decoded, measured.decode_tokens_per_s)),
+            ("reads per step", format_bytes(measured.bytes_per_step)),
+            *_bandwidth(console, rate, measured.bandwidth_fraction),
         ]
     )
 
 
 def _counted(tokens: int, rate: float) -> str:
-    many = format_number(tokens, "token")
-    return f"{many} at {format_speed(rate)} tokens/s" if rate else many
+    count = format_number(tokens, "token")
+    return f"{count} at {format_speed(rate)} tokens/s" if rate else count
 
 
 def _bandwidth(console: Console, rate: float, share: float | None) -> Facts:
-    """What was read beside what the memory was measured to give, if it was."""
+    """The share of the measured memory bandwidth that reading took, if it was measured."""
     if not share:
         return []
-    reach = f"{share:.0%} of the {format_rate(rate / share)} measured now"
-    return [("its memory", f"{console.gauge(share)} {reach}")]
+    reached = f"{share:.0%} of the {format_rate(rate / share)} measured now"
+    return [("bandwidth", f"{console.gauge(share)} {reached}")]

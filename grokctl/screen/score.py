@@ -1,4 +1,4 @@
-"""A score."""
+"""Print a score."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ from typing import TYPE_CHECKING
 
 from grokctl.screen.console import show
 
-if TYPE_CHECKING:  # a verb pays for its own stage only
+if TYPE_CHECKING:  # a screen imports no stage
     from grokctl.inference.generation import Score
     from grokctl.screen.console import Console
 
 
-def score(console: Console, found: Score, logits: Path | None) -> None:
-    """A likelihood."""
+def score(console: Console, result: Score, logits: Path | None) -> None:
+    """Print the likelihood of a text, and where its logits are."""
     show(
         console,
-        {"tokens": found.tokens, "nll": found.nll, "perplexity": found.perplexity},
+        {"tokens": result.tokens, "nll": result.nll, "perplexity": result.perplexity},
         "score",
         [
-            ("tokens", f"{found.tokens:,}"),
-            ("nll", f"{found.nll:.4f} nats"),
-            ("perplexity", f"{found.perplexity:.4f}"),
+            ("tokens", f"{result.tokens:,}"),
+            ("nll", f"{result.nll:.4f} nats"),
+            ("perplexity", f"{result.perplexity:.4f}"),
             *([("logits", str(logits))] if logits else []),
         ],
     )

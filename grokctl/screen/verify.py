@@ -1,4 +1,4 @@
-"""What a verification found, and what is known about the content of a checkpoint."""
+"""Print the verdict on a checkpoint."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from grokctl.text import format_bytes, format_seconds
 
-if TYPE_CHECKING:  # a verb pays for its own stage only
+if TYPE_CHECKING:  # a screen imports no stage
     from grokctl.errors import Damage
     from grokctl.fetch import Fetched
     from grokctl.screen.console import Console
@@ -17,51 +17,53 @@ if TYPE_CHECKING:  # a verb pays for its own stage only
 
 
 _LISTED = 2
-"""Ranges that a row of a table names."""
+"""Ranges named in a cell; more are counted."""
 
 
 def verdict(
     console: Console,
     root: Path,
-    found: Verdict,
+    result: Verdict,
     fetched: Fetched | None,
     *,
     quick: bool,
     seconds: float,
 ) -> None:
-    """What a verification found: all damage and what mending it costs, or what is proven."""
-    infohash = found.verified.receipt.infohash if found.verified else None
+    """Print all damage and the download that repairs it, or what is proven."""
+    infohash = result.verified.receipt.infohash if result.verified else None
     if console.as_json:
         console.emit(
             {
                 "checkpoint": str(root),
-                "ok": not found.damage,
-                "files": found.files,
-                "bytes": found.nbytes,
-                "hashed_bytes": found.hashed,
-                "spared_files": found.spared,
-                "spared_since": found.since,
-                "proven": found.verified is not None,
+                "ok": not result.damage,
+                "files": result.files,
+                "bytes": result.nbytes,
+                "hashed_bytes": result.hashed,
+                "spared_files": result.spared,
+                "spared_since": result.since,
+                "proven": result.verified is not None,
                 "infohash": infohash,
-                "damage": [_damage_values(damage) for damage in found.damage],
-                "mend_bytes": found.mend_nbytes,
+                "damage": [_damage_values(damage) for damage in result.damage],
+                "mend_bytes": result.mend_nbytes,
                 "downloaded_bytes": fetched.downloaded if fetched else None,
                 "seconds": seconds,
             }
         )
         return
-    if found.damage:
-        _damages(console, found)
+    if result.damage:
+        _damages(console, result)
         return
-    what = "the structure is sound; no content is proven" if quick else "every byte is right"
-    spared = f"{found.spared:,} files, untouched since they were, from {found.since}"
+    summary = "every byte is proven" if result.verified else "every byte matches the manifest"
+    if quick:
+        summary = "the structure is sound; no content is proven"
+    spared = f"{result.spared:,} files, unchanged since, the first on {result.since}"
     console.facts(
-        f"{found.name}: {what}",
+        f"{result.name}: {summary}",
         [
-            ("files", f"{found.files:,}"),
-            ("bytes", format_bytes(found.nbytes)),
-            ("hashed now", f"{format_bytes(found.hashed)} in {format_seconds(seconds)}"),
-            *([("proven before", spared)] if found.spared else []),
+            ("files", f"{result.files:,}"),
+            ("bytes", format_bytes(result.nbytes)),
+            ("hashed now", f"{format_bytes(result.hashed)} in {format_seconds(seconds)}"),
+            *([("proven before", spared)] if result.spared else []),
             *([("downloaded", format_bytes(fetched.downloaded))] if fetched else []),
             *([("infohash", infohash)] if infohash else []),
         ],
@@ -74,9 +76,9 @@ def _damage_values(damage: Damage) -> dict[str, Any]:
     return values
 
 
-def _damages(console: Console, found: Verdict) -> None:
+def _damages(console: Console, result: Verdict) -> None:
     console.table(
-        f"{len(found.damage)} of {found.files} files are damaged",
+        f"{len(result.damage)} of {result.files} files are damaged",
         ("file", "damage", "pieces", "to fetch"),
         [
             (
@@ -88,14 +90,14 @@ def _damages(console: Console, found: Verdict) -> None:
                 ),
                 format_bytes(damage.mend_nbytes) if damage.pieces else "",
             )
-            for damage in found.damage
+            for damage in result.damage
         ],
         right=("to fetch",),
     )
-    if found.bad_pieces:
-        many = len(found.bad_pieces)
-        pieces = "1 bad piece" if many == 1 else f"{many:,} bad pieces"
-        console.write(f"{pieces}: {format_bytes(found.mend_nbytes)} to download\n")
+    if result.bad_pieces:
+        count = len(result.bad_pieces)
+        pieces = "1 bad piece" if count == 1 else f"{count:,} bad pieces"
+        console.write(f"{pieces}: {format_bytes(result.mend_nbytes)} to download\n")
 
 
 def _described(damage: Damage) -> str:
@@ -105,7 +107,7 @@ def _described(damage: Damage) -> str:
 
 
 def _listed(parts: Iterable[str]) -> str:
-    """Some of many, and how many more there are."""
-    found = list(parts)
-    more = len(found) - _LISTED
-    return ", ".join(found[:_LISTED]) + (f" +{more:,}" if more > 0 else "")
+    """The first parts, and the number of the others."""
+    texts = list(parts)
+    more = len(texts) - _LISTED
+    return ", ".join(texts[:_LISTED]) + (f" +{more:,}" if more > 0 else "")

@@ -1,1 +1,1 @@
-"""What a person or a script does with a model: prompts, settings, text, the loop at a terminal."""
+"""A run for a user: opens the job, reads prompts and settings, prints texts."""

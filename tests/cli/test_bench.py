@@ -62,7 +62,7 @@ def test_people_get_a_table_with_a_bar_and_the_context_may_be_full_to_the_brim(b
 
     title, heads, _, row = outcome.stdout.rstrip().splitlines()
     assert outcome.exit_code == 0
-    assert title.startswith("8 tokens after each prompt; the limit is this memory's ")
+    assert title.startswith("8 tokens after each prompt; the limit is the memory bandwidth, ")
     assert title.endswith("B/s")
     assert heads.split()[:3] == ["prompt", "batch", "prefill"]
     assert row.split()[:2] == ["8", "1"]

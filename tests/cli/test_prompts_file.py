@@ -138,7 +138,7 @@ def test_all_stats_of_many_name_the_memory(say):
     first, second = (json.loads(line)["seed"] for line in outcome.stdout.splitlines())
     assert abs(first - second) == 1
     assert "measured now" in outcome.stderr
-    assert "a step reads: " in outcome.stderr
+    assert "reads per step: " in outcome.stderr
 
 
 # --- errors

@@ -185,7 +185,7 @@ def test_ctrl_c_ends_a_long_prompt_between_two_steps(converse):
 
     terminal.until("\n> ")
     terminal.type("import\r")
-    terminal.until("read prompt")
+    terminal.until("prefill")
     terminal.type("\x03")
     said = terminal.until("stopped", "\n> ")
     terminal.type("/quit\r")

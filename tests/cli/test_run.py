@@ -221,7 +221,7 @@ def test_all_stats_are_lines_on_stderr_and_name_the_memory(say, greedy):
     assert outcome.stdout == greedy["text"] + "\n"
     assert "15 tokens at" in facts["decode"]
     assert f"{greedy['prompt_tokens']} tokens at" in facts["prefill"]
-    assert "B/s measured now" in facts["its memory"]
+    assert "B/s measured now" in facts["bandwidth"]
     assert facts["ended by"] == "length"
 
 

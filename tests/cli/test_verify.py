@@ -26,7 +26,7 @@ def test_a_second_verify_hashes_nothing_and_says_so(grokctl, verified):
     assert outcome.result["hashed_bytes"] == 0
     assert outcome.result["ok"] is True
     assert "unchanged since they were proven" in said.stderr
-    assert "every byte is right" in said.stdout
+    assert "every byte is proven" in said.stdout
     assert "0 B" in said.stdout
 
 
@@ -90,7 +90,7 @@ def test_quick_says_that_it_proves_nothing(grokctl, verified, flip_bit):
 
     assert (said.exit_code, outcome.exit_code) == (0, 0)
     assert "no content is proven" in said.stdout
-    assert "every byte is right" not in said.stdout
+    assert "every byte is proven" not in said.stdout
     assert (outcome.result["proven"], outcome.result["hashed_bytes"]) == (False, 0)
 
 
@@ -281,7 +281,7 @@ def test_repair_says_what_was_damaged_and_that_all_is_well(
 
     assert outcome.exit_code == 0
     assert f"damaged: {TENSOR}: altered" in outcome.stderr
-    assert "every byte is right" in outcome.stdout
+    assert "every byte is proven" in outcome.stdout
 
 
 def test_repair_of_what_is_whole_asks_nobody(grokctl, verified, loopback):

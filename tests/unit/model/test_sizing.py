@@ -208,7 +208,7 @@ def test_what_fits_on_gpus_that_people_have(mesh, precision, gigabytes, fits):
 def test_needs_say_their_parts():
     found = Needs(weights=39_800_000_000, cache=2_100_000_000, workspace=500_000_000)
 
-    assert str(found) == "weights 39.8 GB, cache 2.1 GB and workspace 0.5 GB"
+    assert str(found) == "weights 39.8 GB, cache 2.1 GB and workspace 500.0 MB"
 
 
 # --- how much there is

@@ -34,7 +34,7 @@ from grokctl.model.sizing import Needs
 from grokctl.planning.plans import Hardware, Plan
 from grokctl.screen import console as screen
 from grokctl.screen import doctor as report
-from grokctl.screen.console import Console, Mark, Stack
+from grokctl.screen.console import Console, StackedBar, StatusCell
 
 GB = 10**9
 EIGHT = Hardware(platform="gpu", name="H100", count=8, memory=70 * GB, bandwidth=3e12)
@@ -160,9 +160,9 @@ def test_what_a_terminal_would_obey_is_not_printed(capsys):
 
     hostile = "a\x1b]0;b\x07c\x9bd[bold]e[/bold]"
     console.checks([(hostile, [Check(hostile, Status.OK, f"{hostile}\nnext", f"{hostile}\nrm x")])])
-    console.table(hostile, (hostile,), [(hostile,), (Mark(Status.OK, hostile, hostile),)])
+    console.table(hostile, (hostile,), [(hostile,), (StatusCell(Status.OK, hostile, hostile),)])
     console.facts(hostile, [(hostile, hostile)])
-    console.stacked(hostile, ("x",), "free", [Stack(hostile, (1,), 2, hostile)])
+    console.stacked(hostile, ("x",), "free", [StackedBar(hostile, (1,), 2, hostile)])
 
     out = capsys.readouterr().out
     assert not set(out) & {"\x1b", "\x07", "\x9b"}
@@ -180,7 +180,7 @@ def test_a_bar_is_as_wide_as_it_should_be_and_shows_every_part(parts, room, widt
     console = Console()
     whole = sum(parts)
 
-    bar = console._stack(Stack("", tuple(parts), room, ""), width).plain
+    bar = console._stack(StackedBar("", tuple(parts), room, ""), width).plain
 
     assert len(bar) == width
     if whole <= room:
@@ -210,7 +210,7 @@ def test_a_bar_without_a_full_terminal_is_ascii(monkeypatch):
     assert "-> mend it" in text
     assert "43.0 GB + fits" in text
     assert "90.0 GB x lacks 20.0 GB" in text
-    assert "40.0 + 1.0 + 2.0 of 70.0 GB" in text
+    assert "40.0 GB + 1.0 GB + 2.0 GB of 70.0 GB" in text
 
 
 @pytest.mark.parametrize(
@@ -267,7 +267,7 @@ def test_speeds_of_many_streams_are_called_those_of_one(capsys):
 
     text = shown(capsys, diagnosis(plans=(many,), best=many))
 
-    assert "4 streams of 8,192 tokens, speeds are those of one alone" in text
+    assert "4 streams of 8,192 tokens, speed of one alone" in text
 
 
 def test_a_cpu_that_reads_from_the_disk_says_so_and_what_would_not(capsys):
@@ -280,8 +280,8 @@ def test_a_cpu_that_reads_from_the_disk_says_so_and_what_would_not(capsys):
 
     assert "what runs on EPYC, with 70.0 GB of memory for a run" in text
     assert "! from disk" in text
-    assert "┃ end of the room" in text
-    assert "8        43.0 GB  L40S 48GB" in text.partition("what accelerators would need")[2]
+    assert "┃ limit" in text
+    assert "8        43.0 GB  L40S 48GB" in text.partition("memory required of each accelerator")[2]
 
 
 def test_the_sentence_for_a_failure_is_the_first_check_that_failed():
@@ -300,7 +300,10 @@ def test_the_sentence_for_what_is_too_small_has_both_numbers():
         diagnosis(plans=(needing(200 * GB), needing(100 * GB, precision=Precision.INT4)), best=None)
     )
 
-    assert "may take 70.0 GB of each, and needs at least 100.0 GB (int4 on model=8)" in str(error)
+    assert (
+        "70.0 GB available for a run on each, required at least 100.0 GB (int4 on model=8)"
+        in str(error)
+    )
 
 
 def test_hardware_that_no_mesh_suits_is_said():
