@@ -2,13 +2,14 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Final
 
 from grokctl.checks import Check, Status
 from grokctl.diagnosis import accelerators, disks, memory, software
 from grokctl.diagnosis import environment as surroundings
 from grokctl.diagnosis.abilities import download, reshard, run
-from grokctl.diagnosis.inventory import Inventory
+from grokctl.diagnosis.inventory import Inventory, take_stock
 from grokctl.diagnosis.outlook import (
     Ability,
     Prospect,
@@ -16,11 +17,14 @@ from grokctl.diagnosis.outlook import (
     run_command,
     run_elsewhere,
 )
+from grokctl.events import Observer, ignore
 from grokctl.machine.facts import Found, Machine
+from grokctl.machine.look import look
 from grokctl.model.precision import KvType, Precision
+from grokctl.paths import Home
 from grokctl.planning.plans import Hardware, Plan, accelerated, hardware_for, hardware_of, plans
 
-__all__ = ["Ability", "Diagnosis", "Group", "Question", "doctor"]
+__all__ = ["Ability", "Diagnosis", "Group", "Question", "doctor", "examine"]
 
 _ON_CPU: Final = "JAX_PLATFORMS=cpu"
 _SHORTER: Final = (4096, 2048, 1024, 512)
@@ -88,6 +92,36 @@ class Diagnosis:
         return not fails and (self.is_here or can_run)
 
 
+def examine(
+    home: Home,
+    question: Question,
+    *,
+    download: Path | None = None,
+    timeout_s: int = 20,
+    observe: Observer = ignore,
+) -> tuple[Diagnosis, Machine | None]:
+    """Diagnose this machine as it is now, or other hardware without a look at this machine.
+
+    Args:
+        home: Where checkpoints are kept.
+        question: This machine or other hardware, and how to run on it.
+        download: A folder to check for a download, instead of that under home.
+        timeout_s: Seconds after which a disk or a driver that does not answer is given up.
+        observe: Receives progress.
+
+    Returns:
+        The diagnosis, and all facts about this machine; None for other hardware.
+
+    Raises:
+        GrokctlError: As `doctor` does.
+    """
+    if not question.is_here:
+        return doctor(None, question=question), None
+    machine = look(home.root.absolute(), download, timeout_s=timeout_s, observe=observe)
+    inventory = take_stock(home, timeout_s=timeout_s)
+    return doctor(machine, inventory, question=question), machine
+
+
 def doctor(
     machine: Machine | None, inventory: Inventory | None = None, *, question: Question
 ) -> Diagnosis:
@@ -153,7 +187,7 @@ def _examine(machine: Machine, inventory: Inventory, best: Plan | None) -> tuple
     wanted = disks.USUAL if best is None else (best.precision, best.mesh)
     groups = []
     for title, checks in _TABLE:
-        made = [check for look in checks for check in look(machine)]
+        made = [check for checker in checks for check in checker(machine)]
         if title == "disks":
             made += disks.checks(machine, inventory, wanted)
         groups.append(Group(title, tuple(made)))

@@ -53,7 +53,7 @@ def repair(
     """
     damaged = format_number(len(verdict.damage), "damaged file")
     if verdict.remedy is not None:
-        raise UsageError(f"{root}: {damaged}; a ready checkpoint has no pieces", verdict.remedy)
+        raise UsageError(f"{root}: {damaged}; a ready checkpoint has no torrent", verdict.remedy)
     metainfo = trusted_metainfo(root)
     if metainfo is None:
         raise UsageError(f"{root}: {damaged}, and no {TORRENT} to fetch from", "grokctl fetch")

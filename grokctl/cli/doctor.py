@@ -47,9 +47,7 @@ def doctor(
     """Show what this machine can run, and a command to fix each problem."""
     with command(as_json=as_json, quiet=quiet, verbose=False) as console:  # a log is not redacted
         from grokctl import doctor as stage
-        from grokctl.diagnosis.inventory import take_stock
         from grokctl.diagnosis.redaction import Redaction
-        from grokctl.machine.look import look
         from grokctl.screen import doctor as screen
 
         question = stage.Question(
@@ -61,12 +59,10 @@ def doctor(
             kv=kv,
         )
         where = home_of(home)
-        machine = inventory = None
-        if question.is_here:
-            with console.observing() as observe:
-                machine = look(where.root.absolute(), to, timeout_s=timeout, observe=observe)
-            inventory = take_stock(where, timeout_s=timeout)
-        diagnosis = stage.doctor(machine, inventory, question=question)
+        with console.observing() as observe:
+            diagnosis, machine = stage.examine(
+                where, question, download=to, timeout_s=timeout, observe=observe
+            )
         redact = Redaction.here(where.root)
         if verbose:
             diagnosis = screen.redacted(diagnosis, redact)

@@ -147,7 +147,7 @@ def run(
             prompts = read_prompts(prompts_file, request) if prompts_file else None
             content = None if prompts else read_prompt(prompt, prompt_file, token_ids)
             if as_json and prompts is None and content is None:
-                raise UsageError("no prompt", "grokctl run --json -p 'Once upon a time'")
+                raise UsageError("a prompt is required", "grokctl run --json -p 'Once upon a time'")
 
             from grokctl.session.complete import Output, complete, complete_many
             from grokctl.session.repl import converse
@@ -198,6 +198,6 @@ def read_prompt(
         return read_stdin()
     if prompt is None:
         if not (sys.stdin and sys.stdin.isatty()):
-            raise UsageError("no prompt", "grokctl run -p 'Once upon a time'")
+            raise UsageError("a prompt is required", "grokctl run -p 'Once upon a time'")
         return None
     return require_utf8(prompt, "--prompt")

@@ -17,7 +17,7 @@ from grokctl.planning.selection import Candidate
 
 
 @dataclass(frozen=True, slots=True)
-class FoundCheckpoint:
+class CandidateCheckpoint:
     """A checkpoint on disk, as a candidate for a run."""
 
     root: Path
@@ -33,7 +33,7 @@ class FoundCheckpoint:
 
 def find_candidates(
     home: Home, name: str | None, *, processes: int, observe: Observer
-) -> list[FoundCheckpoint]:
+) -> list[CandidateCheckpoint]:
     """The named checkpoint, the only one, or several of one model.
 
     Args:
@@ -54,19 +54,19 @@ def find_candidates(
         return several
     root = several[0].root if several else home.find(name)
     if kind_of(root) == "ready":
-        return [open_found(root, observe=observe)]
+        return [open_candidate(root, observe=observe)]
     release = open_release(root, observe=observe)
     observe(Noted(message=describe_proof(proof_of(release), root)))
     slow = "reshards the release in memory; to load it fast: grokctl reshard --devices N"
     observe(Noted(message=slow))
     source = ReleaseSource(release)
     candidate = Candidate(name=root.resolve().name, storage=source.storage)
-    return [FoundCheckpoint(root, candidate, source)]
+    return [CandidateCheckpoint(root, candidate, source)]
 
 
 def _of_one_model(
     roots: Sequence[Path], *, processes: int, observe: Observer
-) -> list[FoundCheckpoint]:
+) -> list[CandidateCheckpoint]:
     """Those that can run, if all are the same model; else none."""
     usable: list[ReadyCheckpoint] = []
     for root in roots:
@@ -78,13 +78,15 @@ def _of_one_model(
         if ready.is_whole or len(ready.manifest.devices) * processes == ready.mesh.size:
             usable.append(ready)
         else:
-            observe(Noted(message=f"{ready.name}: skipped, because it is the part of one host"))
+            observe(
+                Noted(message=f"{ready.name}: skipped, because it holds the files of one host only")
+            )
     if len({(ready.source.name, ready.config) for ready in usable}) != 1:
         return []
-    return [FoundCheckpoint(ready.root, _candidate(ready), None) for ready in usable]
+    return [CandidateCheckpoint(ready.root, _candidate(ready), None) for ready in usable]
 
 
-def open_found(root: Path, *, observe: Observer) -> FoundCheckpoint:
+def open_candidate(root: Path, *, observe: Observer) -> CandidateCheckpoint:
     """Open a ready checkpoint.
 
     Raises:
@@ -93,7 +95,7 @@ def open_found(root: Path, *, observe: Observer) -> FoundCheckpoint:
     ready = open_ready(root)
     if not ready.source.proven:
         observe(Noted(message=f"{ready.name}: made from a release that was not proven"))
-    return FoundCheckpoint(root, _candidate(ready), ready)
+    return CandidateCheckpoint(root, _candidate(ready), ready)
 
 
 def damaged(name: str, error: Exception) -> Noted:

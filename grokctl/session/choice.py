@@ -10,16 +10,16 @@ from grokctl.machine.memory import memory
 from grokctl.model.placement import MESH_SIZES, MeshShape
 from grokctl.planning.plans import Hardware, accelerated
 from grokctl.planning.selection import Asked, Candidate, Choice, choose
-from grokctl.session.candidates import FoundCheckpoint, damaged, open_found
+from grokctl.session.candidates import CandidateCheckpoint, damaged, open_candidate
 
 
 def settle(
-    candidates: Sequence[FoundCheckpoint], asked: Asked, *, processes: int, observe: Observer
-) -> tuple[FoundCheckpoint, Choice]:
-    """Choose among candidates, and open the chosen one; damaged ones are skipped.
+    checkpoints: Sequence[CandidateCheckpoint], asked: Asked, *, processes: int, observe: Observer
+) -> tuple[CandidateCheckpoint, Choice]:
+    """Choose a checkpoint, and open it; damaged ones are skipped.
 
     Args:
-        candidates: Of one model.
+        checkpoints: Candidates, all of one model.
         asked: What the user has decided.
         processes: That run it together.
         observe: Receives notes about what was skipped.
@@ -34,7 +34,7 @@ def settle(
         if hardware is not None:  # a rank with fewer devices says so itself
             hardware = replace(hardware, count=hardware.count * processes)
         if asked.mesh is None:
-            asked, candidates = _over_processes(asked, candidates, hardware, processes)
+            asked, checkpoints = _over_processes(asked, checkpoints, hardware, processes)
     cpu = Hardware(
         platform="cpu",
         name="CPU",
@@ -44,17 +44,19 @@ def settle(
         has_fast_bfloat16=has_fast_bfloat16(),
     )
     while True:
-        choice = _choose(hardware, cpu, [found.candidate for found in candidates], asked)
-        chosen = next(found for found in candidates if found.candidate is choice.candidate)
+        choice = _choose(hardware, cpu, [checkpoint.candidate for checkpoint in checkpoints], asked)
+        chosen = next(
+            checkpoint for checkpoint in checkpoints if checkpoint.candidate is choice.candidate
+        )
         if chosen.source is not None:
             return chosen, choice
         try:
-            opened = open_found(chosen.root, observe=observe)
+            opened = open_candidate(chosen.root, observe=observe)
         except CorruptCheckpointError as error:
-            if len(candidates) == 1:
+            if len(checkpoints) == 1:
                 raise
             observe(damaged(chosen.candidate.name, error))
-            candidates = [found for found in candidates if found is not chosen]
+            checkpoints = [checkpoint for checkpoint in checkpoints if checkpoint is not chosen]
         else:
             return replace(opened, candidate=chosen.candidate), choice
 
@@ -67,21 +69,21 @@ def mesh_over(processes: int, devices: int) -> MeshShape:
 
 def _over_processes(
     asked: Asked,
-    candidates: Sequence[FoundCheckpoint],
+    checkpoints: Sequence[CandidateCheckpoint],
     hardware: Hardware | None,
     processes: int,
-) -> tuple[Asked, Sequence[FoundCheckpoint]]:
-    """The mesh of several processes where the user named none, and the candidates that suit it.
+) -> tuple[Asked, Sequence[CandidateCheckpoint]]:
+    """The mesh of several processes where the user named none, and the checkpoints that suit it.
 
     Experts are divided over processes, because their sums cross the network once a layer, and
-    everything else stays within a process; unless all candidates were resharded otherwise.
+    everything else stays within a process; unless all checkpoints were resharded otherwise.
     """
     usual = mesh_over(processes, hardware.count if hardware else max(MESH_SIZES))
-    own = [found.candidate.mesh for found in candidates if found.candidate.mesh]
+    own = [checkpoint.candidate.mesh for checkpoint in checkpoints if checkpoint.candidate.mesh]
     possible = [mesh for mesh in own if mesh.size % processes == 0]
     mesh = usual if usual in possible or not possible else possible[0]
-    suiting = [found for found in candidates if found.candidate.mesh == mesh]
-    return replace(asked, mesh=mesh), suiting or candidates
+    suiting = [checkpoint for checkpoint in checkpoints if checkpoint.candidate.mesh == mesh]
+    return replace(asked, mesh=mesh), suiting or checkpoints
 
 
 def _choose(

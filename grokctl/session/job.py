@@ -17,7 +17,7 @@ from grokctl.model.placement import MESH_SIZES, MeshShape
 from grokctl.model.precision import Compute, KvType
 from grokctl.paths import TOKENIZER, Home
 from grokctl.planning.selection import Asked
-from grokctl.session.candidates import FoundCheckpoint, find_candidates
+from grokctl.session.candidates import CandidateCheckpoint, find_candidates
 from grokctl.session.choice import mesh_over, settle
 
 _ANY_MESH: Final = MeshShape(1, 1)
@@ -165,7 +165,7 @@ def _open_job(request: JobRequest, *, processes: int, observe: Observer) -> Engi
             f"mesh {mesh}: {mesh.size} devices, which {processes} processes cannot share",
             f"--mesh {mesh_over(processes, max(MESH_SIZES))}",
         )
-    candidates = find_candidates(home, request.checkpoint, processes=processes, observe=observe)
+    checkpoints = find_candidates(home, request.checkpoint, processes=processes, observe=observe)
     asked = Asked(
         mesh=mesh,
         compute=request.compute,
@@ -173,8 +173,8 @@ def _open_job(request: JobRequest, *, processes: int, observe: Observer) -> Engi
         streams=request.sequences,
         kv=request.kv,
     )
-    _check_any_hardware(candidates[0], asked)
-    chosen, choice = settle(candidates, asked, processes=processes, observe=observe)
+    _check_any_hardware(checkpoints[0], asked)
+    chosen, choice = settle(checkpoints, asked, processes=processes, observe=observe)
     if request.checkpoint is None or mesh is None:
         observe(Noted(message=choice.reason))
     assert chosen.source is not None
@@ -194,12 +194,12 @@ def _open_job(request: JobRequest, *, processes: int, observe: Observer) -> Engi
     return EngineJob(name=chosen.root.name, source=chosen.source, options=options, plan=planned)
 
 
-def _plan(chosen: FoundCheckpoint, options: EngineOptions) -> RunPlan:
+def _plan(chosen: CandidateCheckpoint, options: EngineOptions) -> RunPlan:
     tokenizer = chosen.root / TOKENIZER
     return plan(chosen.config, options, tokenizer=tokenizer if tokenizer.is_file() else None)
 
 
-def _check_any_hardware(found: FoundCheckpoint, asked: Asked) -> None:
+def _check_any_hardware(checkpoint: CandidateCheckpoint, asked: Asked) -> None:
     """Refuse what no hardware can run, before a look at this machine's."""
-    mesh = asked.mesh or found.candidate.mesh or _ANY_MESH
-    plan(found.config, EngineOptions(mesh=mesh, context=asked.context, streams=asked.streams))
+    mesh = asked.mesh or checkpoint.candidate.mesh or _ANY_MESH
+    plan(checkpoint.config, EngineOptions(mesh=mesh, context=asked.context, streams=asked.streams))

@@ -243,7 +243,7 @@ def _ask(console: Console, readline: Any) -> str | None:
                 continue
             if is_leaving:
                 raise
-            console.note("Ctrl-C again, or Ctrl-D, leaves")
+            console.note("press Ctrl-C again, or Ctrl-D, to leave")
             is_leaving = True
 
 

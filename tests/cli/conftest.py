@@ -1,4 +1,4 @@
-"""The command line as programs meet it: called in this process, or started as one of its own."""
+"""Fixtures that run commands, in this process or in their own, on small real checkpoints."""
 
 import json
 import os
@@ -29,14 +29,14 @@ LOOPBACK = ("--no-dht", "--no-lsd", "--bind", "127.0.0.1", "--port", "0")
 WORDS = replace(MINIATURE, sequence_len=64, num_layers=2, vocab_size=512, emb_size=64, key_size=8)
 """Two layers with a tokenizer; every mesh of 1 to 16 devices holds it."""
 LARGE = replace(WORDS, emb_size=512, key_size=32, num_layers=6, vocab_size=1024, num_q_heads=16)
-"""200 MB: a reshard takes long enough to be stopped on its way."""
+"""200 MB: a reshard takes long enough to be interrupted."""
 PIECE = 16384
 _CHATTER = ("FORCE_COLOR", "NO_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE", "COLUMNS", "LINES")
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How a command ended, and everything it said."""
+    """The exit code of a command, and its output."""
 
     exit_code: int
     stdout: str
@@ -44,7 +44,7 @@ class Outcome:
 
     @property
     def result(self) -> dict[str, Any]:
-        """The one JSON object on stdout, which holds nothing else."""
+        """The only JSON object on stdout."""
         (line,) = self.stdout.splitlines()
         values = json.loads(line)
         assert isinstance(values, dict)
@@ -52,12 +52,12 @@ class Outcome:
 
     @property
     def events(self) -> list[dict[str, Any]]:
-        """Progress on stderr, every line of it a JSON object."""
+        """The lines of stderr, each a JSON object."""
         return [json.loads(line) for line in self.stderr.splitlines()]
 
     @property
     def error(self) -> str:
-        """The one sentence that says what went wrong."""
+        """The sentence of the only error."""
         assert "Traceback" not in self.stderr, self.stderr
         found = [line for line in self.stderr.splitlines() if line.startswith("error: ")]
         assert len(found) == 1, self.stderr
@@ -65,7 +65,7 @@ class Outcome:
 
     @property
     def hint(self) -> str | None:
-        """The one line of advice below the error."""
+        """The line of advice below the error."""
         lines = self.stderr.splitlines()
         found = [line for line in lines if line.startswith("hint: ")]
         assert len(found) <= 1, self.stderr
@@ -77,7 +77,7 @@ Grokctl = Callable[..., Outcome]
 
 
 def environment(**changes: str) -> dict[str, str]:
-    """This environment for a process of its own: sixteen devices, and no terminal's wishes."""
+    """The environment of a separate process: sixteen devices, and no settings of a terminal."""
     kept = {name: value for name, value in os.environ.items() if name not in _CHATTER}
     return {**kept, "JAX_NUM_CPU_DEVICES": "16", "JAX_PLATFORMS": "cpu", **changes}
 
@@ -91,7 +91,7 @@ def call(*arguments: object, stdin: str | bytes | None = None) -> Outcome:
 def start(
     *arguments: object, code: str | None = None, shell: str = "", **options: Any
 ) -> "subprocess.Popen[str]":
-    """Start a command as a process of its own.
+    """Start a command as a separate process.
 
     `code` is run instead of the module, `shell` redirects what Popen cannot.
     """
@@ -111,7 +111,7 @@ def start(
 
 
 def execute(*arguments: object, timeout: float = 120, **options: Any) -> Outcome:
-    """Run a command as a process of its own, to its end."""
+    """Run a command as a separate process, to its end."""
     with start(*arguments, **options) as process:
         try:
             stdout, stderr = process.communicate(timeout=timeout)
@@ -122,7 +122,7 @@ def execute(*arguments: object, timeout: float = 120, **options: Any) -> Outcome
 
 
 def await_that(condition: Callable[[], bool], *, within: float = 60, every: float = 0.002) -> None:
-    """Wait until something has happened in another process."""
+    """Wait for a condition in another process."""
     deadline = time.monotonic() + within
     while not condition():
         assert time.monotonic() < deadline, "it never happened"
@@ -137,7 +137,7 @@ def grokctl() -> Grokctl:
 
 @pytest.fixture(scope="session")
 def process() -> types.SimpleNamespace:
-    """Commands as processes of their own: `run` one to its end, or `start` it; `environment`."""
+    """Commands as separate processes: `run`, `start`, `await_that`, and their `environment`."""
     return types.SimpleNamespace(
         run=execute, start=start, environment=environment, await_that=await_that
     )
@@ -147,7 +147,7 @@ def process() -> types.SimpleNamespace:
 def no_surroundings(
     monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    """Neither the terminal nor the home of who runs the tests reaches the commands."""
+    """Hide the tester's terminal and home from the commands."""
     for name in _CHATTER:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("GROKCTL_HOME", str(tmp_path_factory.getbasetemp() / "nobody's home"))
@@ -155,7 +155,7 @@ def no_surroundings(
 
 @pytest.fixture(scope="session")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Home with the golden release and one with a tokenizer; tests add, and take nothing away."""
+    """A home with the golden release and one with a tokenizer; tests only add to it."""
     root = tmp_path_factory.mktemp("cli") / "home"
     shutil.copytree(TWO_LAYERS, root / "releases" / "two-layers")
     write_miniature(root / "releases" / "words", WORDS)
@@ -164,20 +164,20 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def golden() -> dict[str, Any]:
-    """What the reference computes on the golden release."""
+    """Results of the reference code on the golden release."""
     with np.load(TWO_LAYERS / "reference.npz") as values:
         return {name: values[name] for name in values}
 
 
 @pytest.fixture(scope="session")
 def ids(golden: dict[str, Any]) -> str:
-    """The golden prompt, as it is typed."""
+    """The golden prompt as typed token ids."""
     return ",".join(map(str, golden["tokens"]))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Seeded:
-    """A release that somebody on the loopback interface seeds."""
+    """A release seeded on the loopback interface."""
 
     root: Path
     peer: str
@@ -211,7 +211,7 @@ def seeded(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[See
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Download:
-    """A fetched and verified release, and what the two commands said."""
+    """A fetched and verified release, and the outcomes of both commands."""
 
     root: Path
     fetched: Outcome
@@ -220,7 +220,7 @@ class Download:
 
 @pytest.fixture(scope="session")
 def download(seeded: Seeded, tmp_path_factory: pytest.TempPathFactory) -> Download:
-    """`grokctl fetch` and `grokctl verify`, for real; look, and touch nothing."""
+    """A release fetched and verified by the commands; read-only."""
     root = tmp_path_factory.mktemp("download") / "words"
     fetched = call("fetch", seeded.magnet, "--to", root, "--peer", seeded.peer, *LOOPBACK, "--json")
     assert fetched.exit_code == 0, fetched
@@ -231,7 +231,7 @@ def download(seeded: Seeded, tmp_path_factory: pytest.TempPathFactory) -> Downlo
 
 @pytest.fixture
 def verified(download: Download, tmp_path: Path) -> Path:
-    """A verified release of one's own, to damage."""
+    """A verified release to damage."""
     root = shutil.copytree(download.root, tmp_path / "words")
     assert call("verify", root).exit_code == 0
     return root
@@ -239,7 +239,7 @@ def verified(download: Download, tmp_path: Path) -> Path:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cut:
-    """A ready checkpoint, and what the command said that made it."""
+    """A ready checkpoint, and the outcome of its reshard."""
 
     root: Path
     outcome: Outcome
@@ -247,7 +247,7 @@ class Cut:
 
 @pytest.fixture(scope="session")
 def cut(home: Path) -> Callable[[str, int], Cut]:
-    """Cut a release under home for a number of devices, once."""
+    """Reshard a release under home for a number of devices, once."""
     made: dict[tuple[str, int], Cut] = {}
 
     def make(release: str, devices: int) -> Cut:
@@ -298,13 +298,13 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 @pytest.fixture
 def read_only_disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk that nobody can write to."""
+    """A read-only disk."""
     with _mounted(tmp_path / "disk", "size=64k,ro") as folder:
         yield folder
 
 
 class Attack:
-    """Pickles that do something when they are loaded: they leave a canary."""
+    """Pickles that create a file, the canary, when they are loaded."""
 
     def __init__(self, canary: Path) -> None:
         self.canary = canary
@@ -373,7 +373,7 @@ class _Call:
 
 @pytest.fixture
 def attack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Attack:
-    """A way to plant unsafe pickles, and the canary that tells whether one was loaded."""
+    """Unsafe pickles, and the canary that shows whether one was loaded."""
     monkeypatch.setattr(sys.modules["__main__"], "QuantizedWeight8bit", None, raising=False)
     return Attack(tmp_path / "canary")
 
@@ -393,11 +393,11 @@ def flip_bit() -> Callable[[Path], None]:
 
 @pytest.fixture(scope="session")
 def loopback() -> tuple[str, ...]:
-    """The options without which no test may fetch."""
+    """The options that keep a fetch on the loopback interface."""
     return LOOPBACK
 
 
 @pytest.fixture(params=[signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
 def stop_signal(request: pytest.FixtureRequest) -> signal.Signals:
-    """Ctrl-C, and what a batch system sends."""
+    """Ctrl-C, and the signal of a batch system."""
     return request.param

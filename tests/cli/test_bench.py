@@ -1,4 +1,4 @@
-"""`grokctl bench`: speeds of a loaded model, beside what the memory of this machine gives."""
+"""`grokctl bench`: speeds of a loaded model, compared with the memory bandwidth."""
 
 import pytest
 

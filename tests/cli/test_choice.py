@@ -1,4 +1,4 @@
-"""What `run`, `score` and `bench` choose among real checkpoints, and what they say of it."""
+"""The choice that `run`, `score` and `bench` make among real checkpoints, and its note."""
 
 import json
 import shutil
@@ -21,7 +21,7 @@ MORE = {
     "int4-4": ("--precision", "int4"),
     "bf16-4": ("--precision", "bf16"),
 }
-"""Names behind `words-`, and how they are cut."""
+"""Suffixes of `words-`, and the options of their reshards."""
 
 
 def write_release(home: Path, name: str, config: GrokConfig = WORDS) -> Path:
@@ -31,7 +31,7 @@ def write_release(home: Path, name: str, config: GrokConfig = WORDS) -> Path:
 
 @pytest.fixture(scope="module")
 def several(grokctl, tmp_path_factory):
-    """Home with one model, cut in several ways; look, and touch nothing."""
+    """A home with one model, resharded in several ways; read-only."""
     home = tmp_path_factory.mktemp("several")
     write_release(home, "words")
     for name, options in MORE.items():
@@ -48,7 +48,7 @@ def own(several, tmp_path):
 
 
 def line_of(outcome) -> str:
-    """The line that says what was chosen."""
+    """The note about the choice."""
     found = [line for line in outcome.stderr.splitlines() if " on the CPU" in line]
     assert len(found) == 1, outcome.stderr
     return found[0]
@@ -242,7 +242,7 @@ def test_a_part_for_one_host_is_left_out(grokctl, own):
 
     assert outcome.exit_code == 0
     assert names(outcome) == "words-int8-1"
-    assert "skipped, because it is the part of one host" in outcome.stderr
+    assert "skipped, because it holds the files of one host only" in outcome.stderr
 
 
 # --- JAX
@@ -276,7 +276,7 @@ def test_where_jax_does_not_start_that_is_said(process, several, platform):
 
 @pytest.fixture(scope="module")
 def endless(grokctl, tmp_path_factory):
-    """A model of a context that no memory holds: 8 kB of cache a token."""
+    """A model with a context that exceeds any memory: 8 kB of cache for each token."""
     home = tmp_path_factory.mktemp("endless")
     root = write_release(home, "endless", replace(WORDS, sequence_len=2**24 - 1, key_size=128))
     assert grokctl("reshard", root, "--devices", 1, "--home", home, "-q").exit_code == 0
@@ -301,7 +301,7 @@ def test_a_context_that_memory_cannot_hold_is_refused_with_the_numbers(process, 
 
 
 def little_memory(monkeypatch, nbytes: int) -> None:
-    """As if other programs used all the rest."""
+    """Simulate a machine with little free memory."""
     memory = SimpleNamespace(total=2**35, available=nbytes)
     monkeypatch.setattr(psutil, "virtual_memory", lambda: memory)
 

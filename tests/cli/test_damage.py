@@ -1,4 +1,4 @@
-"""Damaged checkpoints end with 20, hostile ones with 21, and nothing of them is executed."""
+"""Damaged checkpoints exit with 20, hostile ones with 21, and none of their code is executed."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""Every exit code, seen and not assumed, with one sentence on stderr."""
+"""Every exit code in a real command, with one sentence on stderr."""
 
 import re
 import shutil
@@ -19,7 +19,7 @@ def release(home):
 
 
 def assert_failed(outcome, code, *words, hint=None):
-    """One sentence that holds the words, no traceback, nothing on stdout, and the hint."""
+    """Expect a code, one sentence with these words, this hint, and an empty stdout."""
     assert outcome.exit_code == code, outcome
     assert outcome.stdout == ""
     for word in words:
@@ -30,7 +30,7 @@ def assert_failed(outcome, code, *words, hint=None):
         assert hint in outcome.hint
 
 
-# --- 2: what was asked cannot be meant
+# --- 2: invalid requests
 
 
 @pytest.mark.parametrize("verb", ["verify", "inspect", "reshard", "run", "score"])

@@ -1,4 +1,4 @@
-"""`grokctl fetch` as people and programs meet it: disks, signals, attacks, and what they see."""
+"""`grokctl fetch` with real disks, signals and attacks, and its output."""
 
 import json
 import os
@@ -22,7 +22,7 @@ MAP = "·░▒▓█"
 
 @pytest.fixture
 def command(seeded, tmp_path, loopback):
-    """A fetch of the release with the tokenizer, from the one who seeds it."""
+    """A fetch of the release with the tokenizer from its seeder."""
     root = tmp_path / "words"
     return ("fetch", seeded.magnet, "--to", root, "--peer", seeded.peer, *loopback)
 
@@ -46,14 +46,14 @@ def assert_failed(outcome, code, *words, hint=""):
 
 
 def done_in(line):
-    """How far a line of `--json` says that the download is."""
+    """The downloaded bytes in a line of `--json`."""
     event = json.loads(line)
     is_progress = (event["event"], event.get("stage")) == ("advanced", "fetch")
     return event["done"] if is_progress else 0
 
 
 def until(running, nbytes):
-    """Read progress until so much is here."""
+    """Read progress until this many bytes are downloaded."""
     seen = ""
     for line in running.stderr:
         seen += line
@@ -78,7 +78,7 @@ def disk(folder, options):
 
 
 def fill(path):
-    """Take all the room that a disk has left."""
+    """Fill a disk."""
     with path.open("wb") as ballast, suppress(OSError):
         while True:
             os.write(ballast.fileno(), bytes(2**16))
@@ -389,7 +389,7 @@ def test_a_kill_in_the_very_first_moment_costs_nothing(grokctl, seeded, command,
 
 
 def pasted(hint):
-    """The arguments of a hint that begins with our own name."""
+    """The arguments of a hint that is a grokctl command."""
     name, *arguments = shlex.split(hint, comments=True)
     assert name == "grokctl"
     return arguments
@@ -531,7 +531,7 @@ def test_plain_lines_say_what_it_waits_for(process, seeded, tmp_path, loopback):
 
 
 def on_a_terminal(process, *arguments, seconds, columns=80):
-    """What a command has written to a terminal when it is stopped."""
+    """The terminal output of a command that is interrupted after some seconds."""
     leader, follower = os.openpty()
     environment = process.environment(TERM="xterm", COLUMNS=str(columns), LINES="24")
     with process.start(

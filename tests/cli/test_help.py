@@ -1,4 +1,4 @@
-"""`--help` is a screen long, shows an example, and is there at once."""
+"""`--help` fits a screen, ends with an example, and is fast."""
 
 import resource
 import subprocess

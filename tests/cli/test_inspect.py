@@ -1,4 +1,4 @@
-"""`grokctl inspect`: tables that fit, strips that any terminal shows, and every number in JSON."""
+"""`grokctl inspect`: tables that fit a terminal, and all numbers in JSON."""
 
 import json
 import os
@@ -166,7 +166,7 @@ def test_numbers_that_are_none_are_said(grokctl, two_layers):
 
 
 def plant_nan(root):
-    """Spoil two numbers of the embedding, which is too large to be looked at by every command."""
+    """Damage two numbers of the embedding, which is too large for every command to read."""
     tensor = open_release(root).tensors[0]
     with tensor.path.open("r+b") as file:
         file.seek(tensor.weight.offset)
@@ -289,7 +289,7 @@ SPOILT = {
 
 
 def spoil(root, index, value):
-    """Put a value in place of the first scale, or number, of a file; the rest stays as it was."""
+    """Replace the first scale, or number, of a file."""
     tensor = open_release(root).tensors[index]
     ref = tensor.scales or tensor.weight
     with tensor.path.open("r+b") as file:

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM end every command within seconds, with 130, and lose nothing."""
+"""Ctrl-C and SIGTERM end every command within seconds, with exit code 130, and lose no data."""
 
 import shutil
 import signal
@@ -11,7 +11,7 @@ from grokctl.checkpoint.torrent import build_metainfo
 
 @pytest.fixture
 def interrupt(process):
-    """Start a command, wait until it has come to a point, stop it, and see how it ends."""
+    """Start a command, wait for a point in its output, interrupt it, and return its end."""
 
     def stop(*arguments, until, by, **options):
         with process.start(*arguments, **options) as running:
@@ -25,7 +25,7 @@ def interrupt(process):
 
 
 def event(*words):
-    """Wait for a line on stderr that holds the words."""
+    """Wait for a line on stderr with these words."""
 
     def wait(running):
         seen = ""
@@ -95,7 +95,7 @@ def test_a_stopped_fetch_goes_on(interrupt, grokctl, seeded, tmp_path, loopback)
 
 @pytest.fixture
 def endless(verified):
-    """A release whose hashing takes a while: a file of holes, and a torrent of it."""
+    """A release that takes a while to hash: a sparse file and its torrent."""
     with (verified / "holes").open("wb") as file:
         file.truncate(60 * 2**20)
     files = ["holes", "ckpt-0/tensor00001_000"]
@@ -328,7 +328,7 @@ def test_an_interrupt_ends_a_call_that_is_deaf_to_it(process, home):
 
 
 def _deferring(*, block):
-    """A command that defers Ctrl-C while it runs a block, and then goes on for a while."""
+    """Code of a command that defers Ctrl-C in a block, and then continues for a while."""
     return (
         "import os, signal, threading, time\n"
         "from grokctl import inspect, interrupts; from grokctl.cli.app import main\n"

@@ -1,4 +1,4 @@
-"""`--json`: one object on stdout with the keys that others rely on, and progress as JSON lines."""
+"""`--json`: one object on stdout with the promised keys, and progress as JSON lines."""
 
 import pytest
 
@@ -15,7 +15,7 @@ STATS = {
 
 
 def assert_promised(values, promised):
-    """Every promised key is there, with the type it should have."""
+    """Expect every promised key, with its type."""
     for key, kind in promised.items():
         assert isinstance(values[key], kind), (key, values[key])
         assert kind is bool or not isinstance(values[key], bool), (key, values[key])

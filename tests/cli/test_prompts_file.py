@@ -1,4 +1,4 @@
-"""`grokctl run --prompts-file`: JSON lines in, a JSON line out for each prompt as it ends."""
+"""`grokctl run --prompts-file`: JSON lines in, and a JSON line out when a prompt ends."""
 
 import json
 import signal
@@ -22,7 +22,7 @@ def say(grokctl, home, cut):
 
 @pytest.fixture(scope="module")
 def greedy(say):
-    """What a prompt comes to by itself."""
+    """The greedy result of a prompt alone."""
     return say("-p", LONG, "-n", 12, "--temperature", 0, "--json").result
 
 
@@ -52,13 +52,13 @@ def outcome(say, prompts, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def results(outcome):
-    """Their results, in the order in which they ended."""
+    """Their results in the order of their ends."""
     return [json.loads(line) for line in outcome.stdout.splitlines()[:-1]]
 
 
 @pytest.fixture(scope="module")
 def by_index(results):
-    """Their results, in the order of their lines."""
+    """Their results in the order of their lines."""
     return sorted(results, key=lambda result: result["index"])
 
 

@@ -1,4 +1,4 @@
-"""The loop for a person at the keyboard, on a real terminal with real keys."""
+"""The interactive loop on a real terminal with real keys."""
 
 import os
 import re
@@ -25,7 +25,7 @@ _TERMINAL = (
 
 
 class Terminal:
-    """A command on a terminal of its own."""
+    """A command on a pseudo-terminal."""
 
     def __init__(self, process, *arguments, slow=0.0, columns=100):
         self._leader, follower = os.openpty()
@@ -41,7 +41,7 @@ class Terminal:
         self._seen = ""
 
     def until(self, *marks):
-        """Read on until the marks were said, one after the other; what was said until then."""
+        """Read until the marks have appeared, one after the other; the output until then."""
         said = ""
         for mark in marks:
             while mark not in self._seen:
@@ -51,7 +51,7 @@ class Terminal:
         return said
 
     def _read(self):
-        """Read what there is; whether more may come."""
+        """Read the available output; whether more may come."""
         readable, _, _ = select.select([self._leader], [], [], 30)
         assert readable, self._seen
         try:
@@ -62,23 +62,23 @@ class Terminal:
         return bool(part)
 
     def type(self, keys):
-        """Press keys; a line ends with its own line end."""
+        """Type keys; a line needs its line end."""
         os.write(self._leader, keys.encode())
 
     def say(self, line, *marks):
-        """Type a line; what is said from its echo on until the marks, and the next prompt."""
+        """Type a line; the output from its echo to the marks and the next prompt."""
         self.type(line + "\r")
         self.until(line)
         return self.until(*marks, "\n> ")
 
     def end(self):
-        """Read the rest until it has ended; its exit code, and what it said."""
+        """Read to the end; the exit code and the rest of the output."""
         while self._read():
             pass
         return self.process.wait(timeout=30), self._seen
 
     def close(self):
-        """Leave nothing behind, however far it came."""
+        """Kill the command and close the terminal."""
         self.process.kill()
         self.process.wait(timeout=30)
         os.close(self._leader)
@@ -171,7 +171,7 @@ def test_ctrl_c_ends_a_text_only_and_twice_at_the_prompt_everything(converse):
     terminal.say("import", "seed")  # takes longer than the watchdog's patience
     assert time.monotonic() - began > PATIENCE_S
     terminal.type("\x03")
-    terminal.until("Ctrl-C again", "\n> ")
+    terminal.until("press Ctrl-C again", "\n> ")
     terminal.type("\x03")
     code, rest = terminal.end()
 

@@ -1,4 +1,4 @@
-"""What `grokctl reshard` writes, and that nothing that kills it leaves half of it behind."""
+"""`grokctl reshard` writes all files or none, even if it is killed."""
 
 import hashlib
 import json
@@ -22,7 +22,7 @@ def release(home):
 
 @pytest.fixture(scope="module")
 def whole(large, process, tmp_path_factory):
-    """The sums of an uninterrupted reshard."""
+    """The hashes of an uninterrupted reshard."""
     out = tmp_path_factory.mktemp("whole") / "ready"
     assert process.run("reshard", large, "--devices", 8, "--out", out).exit_code == 0
     sums = (out / "SHA256SUMS").read_text()

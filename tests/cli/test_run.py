@@ -1,4 +1,4 @@
-"""What `grokctl run` and `grokctl score` say is what the reference says, on every mesh."""
+"""`grokctl run` and `grokctl score` match the reference on every mesh."""
 
 import os
 import shutil
@@ -12,7 +12,7 @@ EXACT = ("--compute", "float32")
 
 @pytest.fixture(scope="module")
 def say(grokctl, home, cut):
-    """What the release with the tokenizer says, on one device."""
+    """Run the release with the tokenizer on one device."""
 
     def run(*arguments, prompt=PROMPT, **options):
         given = [] if prompt is None else ["-p", prompt]

@@ -1,4 +1,4 @@
-"""Results go to stdout and nothing else does; no codes for terminals where there is none."""
+"""Results go to stdout, everything else to stderr; no terminal codes without a terminal."""
 
 import json
 import os
@@ -78,7 +78,7 @@ def test_verbose_says_more_on_stderr_only(grokctl, release):
 
 
 def _on_a_terminal(process, *arguments, **changes):
-    """What a command writes to a terminal of 80 columns."""
+    """The output of a command on a terminal of 80 columns."""
     leader, follower = os.openpty()
     environment = process.environment(**{"TERM": "xterm", "COLUMNS": "80", **changes})
     running = process.start(

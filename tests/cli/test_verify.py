@@ -1,4 +1,4 @@
-"""What `grokctl verify` believes, what it hashes again, and how it mends."""
+"""`grokctl verify`: receipts, hashing again, and repairs."""
 
 import os
 import shutil
@@ -165,7 +165,7 @@ def replace_by_pipe(path: Path) -> None:
 
 
 def stamps(root: Path) -> dict[str, tuple[int, int]]:
-    """What tells whether anybody wrote to a file."""
+    """Modification times and inodes, which change when a file is written."""
     return {
         path.relative_to(root).as_posix(): (path.stat().st_mtime_ns, path.stat().st_ino)
         for path in root.rglob("*")

@@ -1,4 +1,4 @@
-"""What is opened on a machine with accelerators: real checkpoints, and devices that only tell."""
+"""Jobs on machines with accelerators: real checkpoints, and devices that only report."""
 
 from dataclasses import dataclass, replace
 
@@ -24,7 +24,7 @@ PLENTY = 2**36
 
 @dataclass
 class Device:
-    """What is asked of one, of a GPU that is not here."""
+    """A GPU as JAX describes it."""
 
     device_kind: str = H100
     platform: str = "gpu"
@@ -40,7 +40,7 @@ class Device:
 
 @pytest.fixture
 def having(monkeypatch):
-    """A way to have other devices than this machine's."""
+    """Let JAX report other devices than this machine's."""
 
     def have(*devices: Device) -> None:
         monkeypatch.setattr(jax, "devices", lambda *_: list(devices))
@@ -62,7 +62,7 @@ def home(tmp_path):
 
 @pytest.fixture
 def opened(release, home):
-    """A way to open whatever was resharded like `int8-8`, and the notes about it."""
+    """Reshard like `int8-8`, open a job, and return it with its notes."""
 
     def open_it(*names: str, mesh: MeshShape | None = None) -> tuple[EngineJob, str]:
         for name in names:
@@ -77,7 +77,7 @@ def opened(release, home):
     return open_it
 
 
-# --- what devices say
+# --- devices
 
 
 def test_a_gpu_tells_its_name_its_memory_and_what_it_can(having):
@@ -111,7 +111,7 @@ def test_a_cpu_is_no_accelerator_and_has_devices_for_any_mesh():
     assert len(jax.devices("cpu")) == max(MESH_SIZES)
 
 
-# --- what is opened there
+# --- jobs
 
 
 def test_on_gpus_the_checkpoint_for_all_of_them_is_opened(having, opened):

@@ -1,4 +1,4 @@
-"""What doctor's screen is made of: signs, bars, tables, and lines that can be copied."""
+"""The screen of doctor: symbols, bars, tables, and lines to copy."""
 
 import io
 import re

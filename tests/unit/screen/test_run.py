@@ -1,4 +1,4 @@
-"""The line that closes a run fits the terminal it is on, and says as much as fits."""
+"""The closing line of a run fits its terminal, with as many facts as possible."""
 
 import pytest
 
@@ -26,7 +26,7 @@ FEW = Stats(
 
 @pytest.fixture
 def terminal(monkeypatch, capsys):
-    """What is said on a terminal of some width."""
+    """The output on a terminal of some width."""
 
     def show(columns, say):
         monkeypatch.setenv("FORCE_COLOR", "1")

@@ -1,4 +1,4 @@
-"""A history is private, bounded, and no reason to fail."""
+"""The history is private and bounded, and its failures are ignored."""
 
 import stat
 

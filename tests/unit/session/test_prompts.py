@@ -1,4 +1,4 @@
-"""A file of prompts is a stranger's: each line is a prompt, or an error that names it."""
+"""Each line of an untrusted file is a prompt, or an error with its line number."""
 
 import io
 import json
@@ -198,7 +198,7 @@ def test_any_object_is_a_prompt_or_a_usage_error(tmp_path_factory, values):
 
 
 def _refusal(path):
-    """What is wrong with a file, if anything is."""
+    """The error of a file, if there is one."""
     try:
         read_prompts(str(path), DEFAULTS)
     except UsageError as error:

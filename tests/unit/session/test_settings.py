@@ -1,4 +1,4 @@
-"""Settings by name: what JSON or a person says becomes a request, or a usage error."""
+"""Settings by name: a value from JSON or a typed text changes a request, or is an error."""
 
 import json
 
