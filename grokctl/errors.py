@@ -189,7 +189,7 @@ def invalid(name: str, value: object, problem: str, hint: str | None = None) -> 
 
     Args:
         name: Of the field, the argument or the option that holds it.
-        value: Invalid; text is quoted, and cut to a line.
+        value: Invalid; text, other than a path, is quoted and cut to a line.
         problem: Why, such as `expected more than 0`.
         hint: One line of advice to paste.
     """

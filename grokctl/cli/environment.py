@@ -12,7 +12,7 @@ def gpu_memory_claimed() -> Iterator[None]:
     JAX reads the variable when it starts (`generate_pjrt_gpu_plugin_options` in
     `jaxlib/xla_client.py`). It limits what arrays may take even where nothing is preallocated.
     """
-    from grokctl.model.sizing import MEMORY_SHARE, SHARE_VARIABLES
+    from grokctl.model.memory_share import MEMORY_SHARE, SHARE_VARIABLES
 
     if any(os.environ.get(name) for name in SHARE_VARIABLES):
         yield

@@ -6,7 +6,7 @@ from typing import Final
 from grokctl.checks import Check, Status
 from grokctl.diagnosis.software import plugins
 from grokctl.machine.facts import Machine
-from grokctl.model.sizing import SHARE_VARIABLES
+from grokctl.model.memory_share import SHARE_VARIABLES
 from grokctl.paths import quoted
 from grokctl.text import format_bytes
 

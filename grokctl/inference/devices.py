@@ -14,8 +14,8 @@ from grokctl.errors import HardwareError
 from grokctl.events import Noted, Observer, ignore
 from grokctl.machine.facts import Accelerator
 from grokctl.machine.host import bandwidth, cpu
+from grokctl.model.memory_share import SHARE_VARIABLES
 from grokctl.model.placement import MESH_SIZES
-from grokctl.model.sizing import SHARE_VARIABLES
 from grokctl.system import usable_cores
 
 _PROBE_BYTES: Final = 2**28

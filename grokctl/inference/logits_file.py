@@ -27,7 +27,7 @@ def logits_file(path: Path | None, shape: tuple[int, int]) -> Iterator[NDArray[n
         yield None
         return
     if path.is_dir() or not path.name:
-        raise invalid("logits", str(path), "is a folder, expected a file", "--logits logits.npy")
+        raise invalid("logits", path, "is a folder, expected a file", "--logits logits.npy")
     partial = path.with_name(f".{path.name}.partial")
     try:
         out = np.lib.format.open_memmap(partial, "w+", np.float32, shape)

@@ -8,9 +8,10 @@ from grokctl.errors import HardwareError
 from grokctl.events import Noted, Observer
 from grokctl.inference.devices import share_variable
 from grokctl.machine.memory import memory
+from grokctl.model.memory_share import MEMORY_SHARE, told_share
 from grokctl.model.placement import MESH_SIZES
 from grokctl.model.precision import Precision
-from grokctl.model.sizing import MEMORY_SHARE, Needs, told_share
+from grokctl.model.sizing import Needs
 from grokctl.text import format_bytes
 
 _SHORTEST_CONTEXT: Final = 128

@@ -21,7 +21,7 @@ import pynvml
 
 from grokctl.machine.facts import Accelerator, Found, JaxReport, Nvml
 from grokctl.machine.waiting import Waiting
-from grokctl.model.sizing import told_share
+from grokctl.model.memory_share import told_share
 from grokctl.os_errors import reason_of
 from grokctl.text import printable
 

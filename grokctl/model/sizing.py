@@ -1,9 +1,7 @@
 """How many bytes a run takes on each device: arithmetic, no arrays, and no JAX."""
 
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass
-from math import inf
 from typing import Any, Final
 
 import ml_dtypes
@@ -35,13 +33,6 @@ _STORED: Final[Mapping[Precision, int]] = {
     Precision.INT4: 1,
 }
 """Bytes of a weight, the half of int4 rounded up."""
-MEMORY_SHARE: Final = 0.92
-"""Of a GPU's memory, for a run: the rest is for the context of CUDA or ROCm, for the libraries that
-multiply and communicate, and for the holes between arrays that come and go."""
-SHARE_VARIABLES: Final = ("XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION")
-"""By which JAX is told another share, the second being what the first was called before."""
-_TPU_SHARE: Final = 0.97
-"""Of a TPU's: its runtime keeps little for itself, and JAX takes what is asked for, when it is."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,30 +119,6 @@ def cache_bytes(
     if dtype == np.int8:
         entry += _FLOAT32  # its scale
     return 2 * config.num_layers * slots * kv_heads_per_device(config, mesh) * past * entry
-
-
-def usable(memory: int, *, platform: str, told: float | None = None) -> int:
-    """Bytes of an accelerator that a run may take.
-
-    Args:
-        memory: That it has.
-        platform: `gpu` or `tpu`; a CPU's memory is all there is to take.
-        told: What share JAX was told to take of a GPU.
-    """
-    if platform == "cpu":
-        return memory
-    share = _TPU_SHARE if platform == "tpu" else MEMORY_SHARE if told is None else told
-    return int(memory * share)
-
-
-def told_share(variables: Mapping[str, str]) -> float | None:
-    """What share of a GPU the environment tells JAX to take; None if it does not, or no number."""
-    for name in SHARE_VARIABLES:
-        with suppress(ValueError):
-            told = float(variables.get(name, ""))
-            if 0 < told < inf:
-                return told
-    return None
 
 
 def workspace_bytes(

@@ -10,9 +10,10 @@ from grokctl.checkpoint.tensor_source import Storage
 from grokctl.errors import PlacementError, UsageError, invalid
 from grokctl.machine.facts import Accelerator, Machine
 from grokctl.model.config import GROK_1, GrokConfig
+from grokctl.model.memory_share import told_share, usable
 from grokctl.model.placement import MESH_SIZES, MeshShape
 from grokctl.model.precision import Compute, KvType, Precision
-from grokctl.model.sizing import Needs, needs, told_share, usable
+from grokctl.model.sizing import Needs, needs
 from grokctl.planning import accelerators as published
 from grokctl.planning.accelerators import PUBLISHED, Published
 

@@ -10,7 +10,7 @@ import pytest
 import grokctl
 from grokctl.cli.environment import certificates_named, gpu_memory_claimed
 from grokctl.machine import network
-from grokctl.model.sizing import MEMORY_SHARE, SHARE_VARIABLES
+from grokctl.model.memory_share import MEMORY_SHARE, SHARE_VARIABLES
 
 PACKAGE = Path(grokctl.__file__).parent
 WRITERS = {"putenv", "unsetenv", "setdefault", "update", "pop", "popitem", "clear"}

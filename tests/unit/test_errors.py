@@ -124,6 +124,7 @@ def test_one_damaged_file_becomes_an_error_of_the_class_that_its_reason_calls_fo
         ("a\nb", r"'a\nb'"),
         ("", "''"),
         ("x" * 99, "'" + "x" * 60 + "…'"),
+        (Path("/" + "x" * 99), "/" + "x" * 99),
     ],
 )
 def test_an_invalid_value_is_shown_in_a_line_and_called_as_its_user_calls_it(value, shown):

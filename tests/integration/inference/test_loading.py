@@ -24,9 +24,10 @@ from grokctl.events import Advanced, Finished, Noted, Stage, Started, ignore
 from grokctl.inference.devices import accelerators, find_devices
 from grokctl.inference.loading import Loader
 from grokctl.inference.memory_check import check_room
+from grokctl.model.memory_share import MEMORY_SHARE
 from grokctl.model.placement import MeshShape
 from grokctl.model.precision import Precision
-from grokctl.model.sizing import MEMORY_SHARE, Needs
+from grokctl.model.sizing import Needs
 
 FOUR = MeshShape(1, 4)
 

@@ -12,16 +12,14 @@ from grokctl.checkpoint.layout import bytes_per_token, device_layouts, weight_by
 from grokctl.checkpoint.storage import released_storage, storage_in
 from grokctl.errors import PlacementError
 from grokctl.model.config import GROK_1
+from grokctl.model.memory_share import MEMORY_SHARE, told_share, usable
 from grokctl.model.placement import MeshShape
 from grokctl.model.precision import Compute, KvType, Precision
 from grokctl.model.sizing import (
-    MEMORY_SHARE,
     Needs,
     cache_bytes,
     cache_type,
     needs,
-    told_share,
-    usable,
     workspace_bytes,
 )
 from grokctl.model.tensors import Axis

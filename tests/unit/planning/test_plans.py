@@ -24,9 +24,9 @@ from grokctl.machine.facts import (
     Surroundings,
 )
 from grokctl.model.config import GROK_1
+from grokctl.model.memory_share import usable
 from grokctl.model.placement import MeshShape
 from grokctl.model.precision import Compute, KvType, Precision
-from grokctl.model.sizing import usable
 from grokctl.planning.accelerators import PUBLISHED
 from grokctl.planning.plans import (
     MESHES,
