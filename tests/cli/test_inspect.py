@@ -162,7 +162,7 @@ def test_numbers_that_are_none_are_said(grokctl, two_layers):
     outcome = grokctl("inspect", two_layers, "--stats")
 
     assert outcome.exit_code == 0
-    assert "embedding: 2 of 16,384 values are no finite numbers" in outcome.stderr
+    assert "embedding: 2 of 16,384 values are not finite" in outcome.stderr
 
 
 def plant_nan(root):
