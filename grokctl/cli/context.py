@@ -31,6 +31,14 @@ RESUMES: Final = "interrupted; the same command resumes where it stopped"
 
 _ParseError: Final = typer.BadParameter.__base__
 """Raised by typer for an invalid command line; typer exports only this subclass of it."""
+_TYPERS_WORDS: Final = {
+    "^Input should be greater than or equal to ": "expected at least ",
+    "^Input should be less than or equal to ": "expected at most ",
+    "^Input should be a valid integer.*": "expected an integer",
+    "^Input should be a valid number.*": "expected a number",
+    "^('.*') is not one of (.*)": r"expected one of \2, found \1",
+}
+"""Typer's patterns, and our words; anything else stays as typer has it."""
 _FIELDS: Final = {"stall_timeout_s": "--stall-timeout", "streams": "--batch"}
 """Fields of the library whose option has another name than theirs."""
 
@@ -95,10 +103,12 @@ def _parse_errors(*, as_json: bool) -> Iterator[None]:
 
 
 def _noun_first(message: str) -> str:
-    """Typer's `Invalid value for '-n' / '--max-tokens': Input …` as `--max-tokens: input …`."""
+    """Typer's `Invalid value for '-n' / '--max-tokens': Input …` as `--max-tokens: expected …`."""
     message = message.replace("Value error, ", "").rstrip(".")
     match = re.fullmatch(r"Invalid value for .*?'([^' ]+)': (.*)", message, re.DOTALL)
     option, problem = (f"{match[1]}: ", match[2]) if match else ("", message)
+    for pattern, words in _TYPERS_WORDS.items():
+        problem = re.sub(pattern, words, problem)
     return option + problem[:1].lower() + problem[1:]
 
 

@@ -96,11 +96,13 @@ def release(home):
         ),
         pytest.param(
             ["run", "-n", "-1"],
-            "--max-tokens: input should be greater than or equal to 0",
+            "--max-tokens: expected at least 0",
             id="typer's",
         ),
         pytest.param(
-            ["run", "--kv", "int3"], "--kv: 'int3' is not one of 'compute', 'int8'", id="a choice"
+            ["run", "--kv", "int3"],
+            "--kv: expected one of 'compute', 'int8', found 'int3'",
+            id="a choice",
         ),
     ],
 )
