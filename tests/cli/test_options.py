@@ -81,7 +81,7 @@ def release(home):
         ),
         pytest.param(
             ["reshard", "{release}", "--devices", "2", "--group-size", "32"],
-            "--group-size 32: applies to int4, not int8",
+            "--group-size 32: expected precision int4, found int8",
             id="group",
         ),
         pytest.param(

@@ -103,5 +103,5 @@ def test_what_the_reshard_would_refuse_is_refused_before_it(release, tmp_path):
         check_feasible(plan, full, force=False)
     plan.out.mkdir()
     (plan.out / "thesis").touch()
-    with pytest.raises(UsageError, match="no ready checkpoint"):
+    with pytest.raises(UsageError, match="not a ready checkpoint"):
         check_feasible(plan, fitting, force=True)
