@@ -6,7 +6,7 @@ PATCH: Final = """\
 import importlib
 
 def patch(place, new):
-    \"\"\"Set `package.module:NAME` or `package.module:Class.name`, below grokctl, to `new(old)`.\"\"\"
+    \"\"\"Set `package.module:NAME` or `…:Class.name`, below grokctl, to `new(old)`.\"\"\"
     module, _, path = place.partition(":")
     owner = importlib.import_module(f"grokctl.{module}")
     *parents, name = path.split(".")
