@@ -237,7 +237,7 @@ def test_a_prompt_that_cannot_be_read_is_refused_before_any_runs(engine):
 
 @pytest.mark.parametrize("streams", [-1, 0, 257, 2**40])
 def test_there_are_streams_but_not_too_many(release, streams):
-    with pytest.raises(UsageError, match=f"{streams} sequences at a time"):
+    with pytest.raises(UsageError, match=f"streams {streams}: expected 1 to 256"):
         start(release, streams=streams)
 
 

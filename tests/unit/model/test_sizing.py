@@ -112,7 +112,7 @@ def test_int4_groups_that_a_device_would_have_in_part_are_refused():
     two = storage_in(released_storage(TINY), Precision.INT4, MeshShape(1, 2))
     whole = replace_groups(two, "layers.0.moe.down", 1)
 
-    with pytest.raises(PlacementError, match="no whole int4 groups"):
+    with pytest.raises(PlacementError, match="not whole int4 groups"):
         weight_bytes(whole, MeshShape(1, 2))
 
 
