@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from patching import patched
 from places import TWO_LAYERS
 from typer.testing import CliRunner
 
@@ -93,9 +94,9 @@ def start(
 ) -> "subprocess.Popen[str]":
     """Start a command as a separate process.
 
-    `code` is run instead of the module, `shell` redirects what Popen cannot.
+    `code` runs before the command and may call `patch`; `shell` redirects what Popen cannot.
     """
-    entry = ["-m", "grokctl"] if code is None else ["-c", code]
+    entry = ["-m", "grokctl"] if code is None else ["-c", patched(code)]
     command = [sys.executable, *entry, *map(str, arguments)]
     if shell:
         command = ["sh", "-c", f'exec "$@" {shell}', "sh", *command]
@@ -154,9 +155,11 @@ def no_surroundings(
 
 
 @pytest.fixture(scope="session")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def home(tmp_path_factory: pytest.TempPathFactory, xla_cache: Path) -> Path:
     """A home with the golden release and one with a tokenizer; tests only add to it."""
     root = tmp_path_factory.mktemp("cli") / "home"
+    (root / "cache").mkdir(parents=True)
+    (root / "cache" / "xla").symlink_to(xla_cache)
     shutil.copytree(TWO_LAYERS, root / "releases" / "two-layers")
     write_miniature(root / "releases" / "words", WORDS)
     return root

@@ -563,13 +563,9 @@ def test_impossible_numbers_of_devices_are_no_mesh(grokctl, home, release, devic
 
 def test_fewer_devices_than_the_mesh_is_the_hardwares_fault(process, release):
     environment = process.environment(JAX_NUM_CPU_DEVICES="2")
-    code = (
-        "import jax; jax.devices()\n"
-        "from grokctl.cli.app import app\n"
-        f"app(['run', {str(release)!r}, '--token-ids', '1', '--devices', '4', '-n', '1'])"
-    )
+    arguments = ("run", release, "--token-ids", 1, "--devices", 4, "-n", 1)
 
-    outcome = process.run(code=code, env=environment)
+    outcome = process.run(*arguments, code="import jax; jax.devices()", env=environment)
 
     assert_failed(outcome, 40, "2", "4", hint="JAX_NUM_CPU_DEVICES=4")
 

@@ -133,8 +133,7 @@ def test_a_limit_on_the_size_of_files_is_said_before_a_byte_moves(
 
     limited = (
         f"import resource; hard = resource.RLIM_INFINITY\n"
-        f"resource.setrlimit(resource.RLIMIT_FSIZE, ({largest - 1}, hard))\n"
-        "from grokctl.cli.app import main; main()"
+        f"resource.setrlimit(resource.RLIMIT_FSIZE, ({largest - 1}, hard))"
     )
 
     refused = process.run(*command, code=limited)
@@ -352,12 +351,7 @@ def test_a_stopped_download_ends_soon_with_resume_data_and_only_the_rest_comes_l
 
 
 def test_a_kill_while_files_are_checked_costs_nothing(process, grokctl, seeded, command, root):
-    slow = (
-        "import time, grokctl.integrity.pieces as pieces\n"
-        "check = pieces._PieceReader.check\n"
-        "pieces._PieceReader.check = lambda self, piece: time.sleep(0.01) or check(self, piece)\n"
-        "from grokctl.cli.app import main; main()"
-    )
+    slow = "patch('integrity.pieces:_PieceReader.check', delayed(0.01))"
     first = grokctl(*command)
     (root / ".grokctl/resume").unlink()
     chosen = random.Random(7)
@@ -502,12 +496,11 @@ def test_the_result_says_what_was_fetched_from_whom(grokctl, seeded, command):
 # --- what people see
 
 
-OFTEN = (
-    "import grokctl.screen.console as console\n"
-    "slowly = console.throttled\n"
-    "console.throttled = lambda observe, every: slowly(observe, every=every / 5)\n"
-    "from grokctl.cli.app import main; main()"
-)
+OFTEN = """
+def five_times_as_often(throttled):
+    return lambda observe, every: throttled(observe, every=every / 5)
+patch("screen.console:throttled", five_times_as_often)
+"""
 """A line a second instead of one in five."""
 
 

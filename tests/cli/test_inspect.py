@@ -254,12 +254,7 @@ def test_a_damaged_release_is_said_to_be_one(grokctl, two_layers, arguments):
 
 
 def test_looking_at_values_can_be_stopped(process, large, stop_signal):
-    slow = (
-        "import time; from grokctl.checkpoint.value_stats import Part\n"
-        "stats = Part.stats\n"
-        "Part.stats = lambda self: time.sleep(0.2) or stats(self)\n"
-        "from grokctl.cli.app import main; main()"
-    )
+    slow = "patch('checkpoint.value_stats:Part.stats', delayed(0.2))"
 
     with process.start("inspect", large, "--stats", "--json", code=slow) as running:
         for line in running.stderr:

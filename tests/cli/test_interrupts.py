@@ -106,12 +106,7 @@ def endless(verified):
 
 
 def test_a_verify_can_be_stopped(interrupt, stop_signal, process, endless):
-    slow = (
-        "import time, grokctl.integrity.pieces as pieces\n"
-        "check = pieces._PieceReader.check\n"
-        "pieces._PieceReader.check = lambda self, piece: time.sleep(0.01) or check(self, piece)\n"
-        "from grokctl.cli.app import main; main()"
-    )
+    slow = "patch('integrity.pieces:_PieceReader.check', delayed(0.01))"
 
     ended = interrupt(
         *("verify", endless, "--json"),
@@ -126,11 +121,8 @@ def test_a_verify_can_be_stopped(interrupt, stop_signal, process, endless):
 
 def test_a_verify_of_a_ready_checkpoint_can_be_stopped_inside_a_file(interrupt, stop_signal, cut):
     slow = (
-        "import time, grokctl.integrity.file_hashing as stage\n"
-        "stage.AHEAD = 4096\n"
-        "feed = stage.Feeder.feed\n"
-        "stage.Feeder.feed = lambda *arguments: time.sleep(0.2) or feed(*arguments)\n"
-        "from grokctl.cli.app import main; main()"
+        "patch('integrity.file_hashing:AHEAD', lambda _: 4096)\n"
+        "patch('integrity.file_hashing:Feeder.feed', delayed(0.2))"
     )
 
     ended = interrupt(
@@ -148,10 +140,7 @@ def test_a_verify_of_a_ready_checkpoint_can_be_stopped_inside_a_file(interrupt, 
 
 def test_a_stopped_reshard_goes_on(interrupt, stop_signal, process, large, tmp_path):
     out = tmp_path / "ready"
-    often = (
-        "import grokctl.reshard as r; r._SYNC_EVERY = 2**20\n"
-        "from grokctl.cli.app import main; main()"
-    )
+    often = "patch('resharding.writers:_FLUSH_EVERY', lambda _: 2**20)"
     arguments = ("reshard", large, "--devices", 8, "--out", out, "--jobs", 1)
 
     def half_of_it(_):
@@ -186,12 +175,7 @@ def test_a_run_can_be_stopped_while_it_compiles_and_while_it_writes(
         return
 
     written = []
-    slow = (
-        "import time, grokctl.inference.model_runner as stepping\n"
-        "run = stepping.Stepper._run\n"
-        "stepping.Stepper._run = lambda *a, **k: time.sleep(0.1) or run(*a, **k)\n"
-        "from grokctl.cli.app import main; main()"
-    )
+    slow = "patch('inference.model_runner:Stepper._run', delayed(0.1))"
     ended = interrupt(
         *arguments,
         code=slow,
@@ -208,15 +192,12 @@ def test_a_run_can_be_stopped_while_it_compiles_and_while_it_writes(
 
 @pytest.mark.parametrize("as_json", [True, False], ids=["json", "text"])
 def test_ctrl_c_ends_a_text_and_says_what_there_is(process, home, cut, as_json):
-    code = (
-        "import os, signal, grokctl.inference.model_runner as stepping\n"
-        "decode = stepping.Stepper.decode\n"
-        "def pressed(*arguments):\n"
-        "    os.kill(os.getpid(), signal.SIGINT)\n"
-        "    return decode(*arguments)\n"
-        "stepping.Stepper.decode = pressed\n"
-        "from grokctl.cli.app import main; main()"
-    )
+    code = """
+import os, signal
+def pressed(decode):
+    return lambda *arguments: (os.kill(os.getpid(), signal.SIGINT), decode(*arguments))[1]
+patch("inference.model_runner:Stepper.decode", pressed)
+"""
 
     outcome = process.run(
         *("run", cut("words", 1).root, "-p", "import", "--ignore-eos", "--home", home),
@@ -262,8 +243,7 @@ def test_an_interrupt_while_modules_are_loaded_is_one_too(process, home, stop_si
         f"        if name == {module!r}:\n"
         "            sys.meta_path.remove(self)\n"
         f"            os.kill(os.getpid(), {stop_signal:d})\n"
-        "sys.meta_path.insert(0, Stop())\n"
-        "from grokctl.cli.app import main; main()"
+        "sys.meta_path.insert(0, Stop())"
     )
 
     outcome = process.run("run", home / "releases" / "words", "-p", "import", code=code)
@@ -274,12 +254,12 @@ def test_an_interrupt_while_modules_are_loaded_is_one_too(process, home, stop_si
 
 
 def test_the_earliest_interrupt_is_one_too(process, stop_signal):
-    code = (
-        "import os; from grokctl import interrupts; from grokctl.cli.app import main\n"
-        "install = interrupts.install\n"
-        f"interrupts.install = lambda: (install(), os.kill(os.getpid(), {stop_signal:d}))\n"
-        "main()"
-    )
+    code = f"""
+import os
+def interrupted(install):
+    return lambda: (install(), os.kill(os.getpid(), {stop_signal:d}))
+patch("interrupts:install", interrupted)
+"""
 
     outcome = process.run("verify", code=code)
 
@@ -288,7 +268,7 @@ def test_the_earliest_interrupt_is_one_too(process, stop_signal):
 
 def test_an_interrupt_that_hits_a_callback_is_not_lost(process, home, stop_signal):
     code = (
-        "import gc, os, time; from grokctl import inspect; from grokctl.cli.app import main\n"
+        "import gc, os, time\n"
         "def collected(phase, info):\n"
         "    gc.callbacks.clear()\n"
         f"    os.kill(os.getpid(), {stop_signal:d})\n"
@@ -296,8 +276,7 @@ def test_an_interrupt_that_hits_a_callback_is_not_lost(process, home, stop_signa
         "    gc.callbacks[:] = [collected]\n"
         "    gc.collect()\n"
         "    time.sleep(30)\n"
-        "inspect.inspect = slow\n"
-        "main()"
+        "patch('inspect:inspect', lambda _: slow)"
     )
     began = time.monotonic()
 
@@ -309,14 +288,12 @@ def test_an_interrupt_that_hits_a_callback_is_not_lost(process, home, stop_signa
 
 def test_an_interrupt_ends_a_call_that_is_deaf_to_it(process, home):
     code = (
-        "import os, signal, threading, time; from grokctl import inspect\n"
-        "from grokctl.cli.app import main\n"
+        "import os, signal, threading, time\n"
         "def deaf(*arguments, **options):\n"
         "    threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()\n"
         "    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})\n"
         "    time.sleep(30)\n"
-        "inspect.inspect = deaf\n"
-        "main()"
+        "patch('inspect:inspect', lambda _: deaf)"
     )
     began = time.monotonic()
 
@@ -331,8 +308,8 @@ def _deferring(*, block):
     """Code of a command that defers Ctrl-C in a block, and then continues for a while."""
     return (
         "import os, signal, threading, time\n"
-        "from grokctl import inspect, interrupts; from grokctl.cli.app import main\n"
-        "interrupts._PATIENCE_S = 0.3\n"
+        "from grokctl import interrupts\n"
+        "patch('interrupts:_PATIENCE_S', lambda _: 0.3)\n"
         "def press(number=signal.SIGINT):\n"
         "    os.kill(os.getpid(), number)\n"
         "def inspected(*arguments, **options):\n"
@@ -342,8 +319,7 @@ def _deferring(*, block):
         "    print(f'went on after {stop.is_made}', flush=True)\n"
         "    press()\n"
         "    time.sleep(30)\n"
-        "inspect.inspect = inspected\n"
-        "main()"
+        "patch('inspect:inspect', lambda _: inspected)"
     )
 
 

@@ -15,12 +15,8 @@ _TERMINAL = (
     "import fcntl, os, termios\n"
     "os.setsid()\n"
     "fcntl.ioctl(0, termios.TIOCSCTTY, 0)\n"  # so that Ctrl-C is a signal
-    "import time\n"
-    "from grokctl import interrupts; from grokctl.inference import model_runner as stepping\n"
-    f"interrupts._PATIENCE_S = {PATIENCE_S}\n"
-    "run = stepping.Stepper._run\n"
-    "stepping.Stepper._run = lambda *a, **k: time.sleep(SLOW) or run(*a, **k)\n"
-    "from grokctl.cli.app import main; main()"
+    f"patch('interrupts:_PATIENCE_S', lambda _: {PATIENCE_S})\n"
+    "patch('inference.model_runner:Stepper._run', delayed(SLOW))"
 )
 
 
@@ -207,7 +203,7 @@ def test_sigterm_ends_a_conversation_at_once(converse):
 
 
 def test_without_readline_and_without_a_history_it_works_all_the_same(process, cut, tmp_path):
-    code = "import sys; sys.modules['readline'] = None\nfrom grokctl.cli.app import main; main()"
+    code = "import sys; sys.modules['readline'] = None"
     nowhere = tmp_path / "home"
     (nowhere / "history").mkdir(parents=True)
     leader, follower = os.openpty()

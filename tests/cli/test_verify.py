@@ -260,8 +260,7 @@ def test_a_repair_that_needs_more_room_than_there_is_changes_nothing(
         "import os; real = os.statvfs\n"
         "def statvfs(path):\n"
         "    found = list(real(path)); found[4] = 1; return os.statvfs_result(found)\n"
-        "os.statvfs = statvfs\n"
-        "from grokctl.cli.app import main; main()"
+        "os.statvfs = statvfs"
     )
 
     outcome = process.run("verify", verified, *repair(seeded, loopback), code=full)
@@ -361,17 +360,16 @@ def large_with_torrent(large: Path) -> Path:
 
 def test_a_killed_verification_goes_on_where_it_was(grokctl, process, large_with_torrent):
     root = large_with_torrent
-    waiting = (
-        "import threading; from grokctl.cli.app import main\n"
-        "from grokctl.integrity import content_check as check\n"
-        "check._SAVE_EVERY_S = 0\n"
-        "real = check.Receipt.write\n"
-        "def write(self, root):\n"
-        "    real(self, root)\n"
-        "    if len(self.stamps) > 10: threading.Event().wait()\n"
-        "check.Receipt.write = write\n"
-        "main()"
-    )
+    waiting = """
+import threading
+def then_wait(write):
+    def writing(self, root):
+        write(self, root)
+        if len(self.stamps) > 10: threading.Event().wait()
+    return writing
+patch("integrity.content_check:_SAVE_EVERY_S", lambda _: 0)
+patch("checkpoint.receipt:Receipt.write", then_wait)
+"""
     with process.start("verify", root, "--jobs", 1, code=waiting) as killed:
         process.await_that(
             lambda: (receipt := read_receipt(root)) is not None and len(receipt.stamps) > 10
@@ -390,11 +388,10 @@ def test_a_killed_verification_goes_on_where_it_was(grokctl, process, large_with
 def test_a_verification_takes_little_memory(process, large_with_torrent):
     # not getrusage: its peak counts what this process held before it became another program
     measuring = (
-        "import atexit, pathlib, sys; from grokctl.cli.app import main\n"
+        "import atexit, pathlib, sys\n"
         "lines = lambda: pathlib.Path('/proc/self/status').read_text().splitlines()\n"
         "peak = lambda: [line for line in lines() if line.startswith('VmHWM')][0]\n"
-        "atexit.register(lambda: print(peak(), file=sys.stderr))\n"
-        "main()"
+        "atexit.register(lambda: print(peak(), file=sys.stderr))"
     )
 
     outcome = process.run("verify", large_with_torrent, "--jobs", 64, code=measuring)

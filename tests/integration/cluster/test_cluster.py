@@ -23,6 +23,7 @@ import pytest
 import yaml
 from cuts import cut
 from golden import FLOAT32_BOUND
+from patching import patched
 from places import DATA, PROJECT
 from slurm import Slurm, find_daemon, free_ports
 
@@ -162,11 +163,7 @@ def by_hand():
         terminal: int | None = None,
         **changes: str,
     ) -> Rank:
-        entry = (
-            ["-c", code + "\nfrom grokctl.cli.app import main; main()"]
-            if code
-            else ["-m", "grokctl"]
-        )
+        entry = ["-c", patched(code)] if code else ["-m", "grokctl"]
         told = ("--coordinator", address, "--num-processes", count, "--process-id", rank)
         out = subprocess.PIPE if terminal is None else terminal
         process = subprocess.Popen(
@@ -766,7 +763,7 @@ TAKE_PORT = """
 import socket, sys
 taken = socket.create_server(("", int(sys.argv[sys.argv.index("--coordinator") + 1].split(":")[1])))
 """
-NEWER = "import grokctl; grokctl.__version__ = '999'"
+NEWER = "patch(':__version__', lambda _: '999')"
 
 
 def test_ranks_of_different_versions_say_both(by_hand, ready):
@@ -824,14 +821,7 @@ def test_a_wait_for_another_rank_is_said(by_hand, ready):
 
 
 LATE = """
-import time
-from grokctl.session import job as opening
-start = opening.start
-def start_late(*arguments, **options):
-    engine = start(*arguments, **options)
-    time.sleep(4.5)
-    return engine
-opening.start = start_late
+patch("session.job:start", delayed(4.5))
 time.sleep(5)
 """
 
@@ -900,9 +890,9 @@ def test_what_another_rank_says_and_is_no_json_is_a_sentence(by_hand, ready):
 
 
 BABBLE = """
-import json, types
-from grokctl.cluster import process_group as cluster
-cluster.json = types.SimpleNamespace(dumps=lambda facts: "{", loads=json.loads)
+import types
+half = lambda json: types.SimpleNamespace(dumps=lambda facts: "{", loads=json.loads)
+patch("cluster.process_group:json", half)
 """
 
 
@@ -929,12 +919,11 @@ def test_why_jax_ends_a_process_is_said_without_its_stack_trace(by_hand, ready):
 
 ABORT = """
 import os
-from grokctl.session import job as opening
 def open_job(*arguments, **options):
     os.write(2, b"client.h:80] absl::Status: ABORTED: it has its reasons\\n")
     os.write(2, b"    @  0x7f6f  (unknown)\\n")
     os.abort()
-opening._open_job = open_job
+patch("session.job:_open_job", lambda _: open_job)
 """
 
 
@@ -989,8 +978,7 @@ def test_what_is_lost_after_the_result_was_printed_spoils_nothing(by_hand, ready
 
 LAST = """
 import os
-from grokctl.cluster.process_group import Cluster
-Cluster.release = lambda cluster: os.abort()
+patch("cluster.process_group:Cluster.release", lambda _: lambda cluster: os.abort())
 """
 
 
