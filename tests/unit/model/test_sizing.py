@@ -34,7 +34,7 @@ PUBLISHED = {
     MeshShape(1, 16): (20.0, 10.7, 39.7, 79.1),
     MeshShape(2, 8): (20.5, 11.1, 40.5, 80.5),
 }
-"""GB for each device in the README, of int8, int4, bf16 and float32."""
+"""GB for each device in docs/measurements.md, of int8, int4, bf16 and float32."""
 PRECISIONS = (Precision.INT8, Precision.INT4, Precision.BFLOAT16, Precision.FLOAT32)
 
 
