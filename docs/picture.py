@@ -1,4 +1,4 @@
-"""Take pictures of grokctl in a real terminal (tmux): `python docs/picture.py [NAME]…`."""
+"""Draw grokctl in a real terminal (tmux) as docs/*.svg: `python docs/picture.py [NAME]…`."""
 
 import os
 import re
@@ -36,13 +36,13 @@ def tmux(*arguments: str) -> str:
 
 
 def take(command: str, until: str, picture: str, *, shown: str) -> None:
-    """Run a command in a terminal until a pattern shows, and keep the screen as it is then.
+    """Run a command in a terminal until a pattern appears, then save the screen.
 
     Args:
-        command: What is run.
+        command: The shell command to run.
         until: Regular expression that the screen must match.
         picture: File name beside this script.
-        shown: What the picture says was typed.
+        shown: The command line in the picture.
     """
     size = ("-x", str(COLUMNS), "-y", str(LINES))
     tmux("new-session", "-d", *size, "env", "TERM=xterm-256color", "sh", "-c", command)
@@ -64,7 +64,7 @@ def take(command: str, until: str, picture: str, *, shown: str) -> None:
 
 
 def fetch_from_a_neighbour() -> None:
-    """A download in its middle, from a peer on this machine."""
+    """A download halfway, from a peer on this machine."""
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder, "source")
         names = [f"ckpt-0/tensor{index:05d}_000" for index in range(FILES)]
@@ -82,7 +82,7 @@ def fetch_from_a_neighbour() -> None:
 
 
 def bench_a_layer() -> None:
-    """How fast one layer of full width is: 10 GB of disk for as long as that takes."""
+    """The speed of one layer of full width; needs 10 GB of disk meanwhile."""
     config = replace(GROK_1, num_layers=1, vocab_size=8192)
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder, "release")
@@ -108,9 +108,9 @@ def demo() -> None:
 
 
 def doctor_of_a_server() -> None:
-    """What one thinks of renting."""
-    asked = "doctor --accelerator h100-80gb --devices 8"
-    take(f"{GROKCTL} {asked}; {DONE}", "picture taken", "doctor.svg", shown=f"grokctl {asked}")
+    """Plans for eight accelerators that are not in this machine."""
+    command = "doctor --accelerator h100-80gb --devices 8"
+    take(f"{GROKCTL} {command}; {DONE}", "picture taken", "doctor.svg", shown=f"grokctl {command}")
 
 
 PICTURES = {
@@ -125,7 +125,7 @@ def main() -> None:
     names = sys.argv[1:] or list(PICTURES)
     unknown = [name for name in names if name not in PICTURES]
     if unknown:
-        sys.exit(f"{', '.join(unknown)}: there are pictures of {', '.join(PICTURES)}")
+        sys.exit(f"{', '.join(unknown)}: expected one of {', '.join(PICTURES)}")
     for name in names:
         PICTURES[name]()
 
