@@ -9,13 +9,16 @@ LOCKED := -m pip install --quiet --no-deps --require-hashes --requirement
 COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --upgrade --generate-hashes \
 	--no-strip-extras --no-annotate --no-header
 
-.PHONY: demo test test-slow test-newest schedulers fuzz check fix bench rehearsal picture lock install clean
+.PHONY: demo test test-fast test-slow test-newest schedulers fuzz check fix bench rehearsal picture lock install clean
 
 demo: $(READY)  ## the whole pipeline, for real, on a miniature
 	$(BIN)/grokctl demo
 
 test: $(READY)  ## the test suite
 	$(BIN)/python -m pytest
+
+test-fast: $(READY)  ## the unit tests, on all cores: no swarms, no other processes
+	$(BIN)/python -m pytest -n auto tests/unit
 
 test-slow: $(READY)  ## the tests that take minutes and gigabytes
 	$(BIN)/python -m pytest -m slow
