@@ -1,7 +1,10 @@
 """Sixteen CPU devices, strict promotion, and the miniature that the project carries."""
 
+import atexit
 import os
 import shutil
+import tempfile
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -17,3 +20,21 @@ os.environ.setdefault("JAX_NUMPY_DTYPE_PROMOTION", "strict")
 def two_layers(tmp_path: Path) -> Path:
     """A copy of the small golden release that a test may damage."""
     return shutil.copytree(TWO_LAYERS, tmp_path / "two-layers")
+
+
+@pytest.fixture(scope="session")
+def xla_cache() -> Path:
+    """What `cache/xla` of a home may link to: the compiled programs of this run."""
+    return Path(os.environ["JAX_COMPILATION_CACHE_DIR"]).parent
+
+
+def _share_compiled_programs() -> None:
+    """Compile each program once a run; a folder for each worker, as writes are not atomic."""
+    folder = tempfile.mkdtemp(prefix="grokctl-xla-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = f"{folder}/{version('jaxlib')}-cpu"
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
+
+
+_share_compiled_programs()
