@@ -37,9 +37,7 @@ def bench(
         int,
         typer.Option("-n", "--max-tokens", metavar="N", min=2, help="Tokens after each prompt."),
     ] = 32,
-    batch: Annotated[
-        str, typer.Option(metavar="1,4", help="Numbers of prompts at a time.")
-    ] = "1,4",
+    batch: Annotated[str, typer.Option(metavar="1,4", help="Batch sizes to measure.")] = "1,4",
     devices: DevicesOption = None,
     mesh: MeshOption = None,
     compute: ComputeOption = None,

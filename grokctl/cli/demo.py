@@ -19,7 +19,7 @@ def demo(
     quiet: QuietOption = False,
     verbose: VerboseOption = False,
 ) -> None:
-    """Run every command on a miniature: magnet link, verify, reshard for 8, 4 and 16, text."""
+    """Run every command on a miniature, from magnet link to text on 8, 4 and 16 devices."""
     with command(as_json=as_json, quiet=quiet, verbose=verbose) as console, gpu_memory_claimed():
         from grokctl import demo as stage
         from grokctl.screen import demo as screen

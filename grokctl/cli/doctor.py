@@ -14,14 +14,14 @@ from grokctl.parse import read_size
 def doctor(
     accelerator: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="Plan for other hardware: h100-80gb, …, or cpu."),
+        typer.Option(metavar="NAME", help="Plan for other hardware, such as h100-80gb or cpu."),
     ] = None,
     devices: Annotated[
         int | None,
-        typer.Option(metavar="N", help="Number of such devices.", show_default=False),
+        typer.Option(metavar="N", help="Number of devices to plan for.", show_default=False),
     ] = None,
     memory: Annotated[
-        str | None, typer.Option(metavar="SIZE", help="Memory of each, such as 80GB.")
+        str | None, typer.Option(metavar="SIZE", help="Memory of each device, such as 80GB.")
     ] = None,
     context: ContextOption = None,
     batch: Annotated[

@@ -41,7 +41,7 @@ def fetch(
     tracker: TrackerOption = None,
     torrent_file: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="The torrent, if the swarm does not send it."),
+        typer.Option(metavar="FILE", help="Torrent file, if no peer sends the metadata."),
     ] = None,
     tokenizer: Annotated[
         Path | None, typer.Option(metavar="FILE", help="A tokenizer.model to use.")
@@ -54,10 +54,10 @@ def fetch(
         str | None, typer.Option(metavar="0-3,7", help="Fetch only these layers.")
     ] = None,
     max_download: Annotated[
-        str | None, typer.Option(metavar="RATE", help="Limit per second, such as 20MB.")
+        str | None, typer.Option(metavar="RATE", help="Download limit per second, such as 20MB.")
     ] = None,
     max_upload: Annotated[
-        str | None, typer.Option(metavar="RATE", help="Limit per second, such as 500kB.")
+        str | None, typer.Option(metavar="RATE", help="Upload limit per second, such as 500kB.")
     ] = None,
     connections: Annotated[
         int | None, typer.Option(metavar="N", help="Maximum number of peers.")

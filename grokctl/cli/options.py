@@ -80,7 +80,7 @@ ComputeOption = Annotated[
 ]
 KvOption = Annotated[
     KvType,
-    typer.Option("--kv", metavar="TYPE", help="Type of the KV cache: compute or int8."),
+    typer.Option("--kv", metavar="TYPE", help="KV cache: int8, or the type of --compute."),
 ]
 ContextOption = Annotated[
     int | None,
@@ -104,5 +104,5 @@ ProcessIdOption = Annotated[
 ]
 ClusterTimeoutOption = Annotated[
     int,
-    typer.Option(metavar="S", min=20, help="End all within S seconds of losing a process."),
+    typer.Option(metavar="S", min=20, help="Exit within S seconds after a process is lost."),
 ]

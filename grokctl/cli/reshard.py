@@ -29,13 +29,14 @@ def reshard(
     mesh: MeshOption = None,
     precision: Annotated[
         Precision | None,
-        typer.Option(help="Lossless: int8 and float32.", show_default="the source's: int8"),
+        typer.Option(
+            help="Stored precision; int8 and float32 are lossless.",
+            show_default="the source's: int8",
+        ),
     ] = None,
     group_size: Annotated[
         int | None,
-        typer.Option(
-            metavar="N", min=2, help="Number of inputs to an int4 scale.", show_default="64"
-        ),
+        typer.Option(metavar="N", min=2, help="Inputs per int4 scale.", show_default="64"),
     ] = None,
     compress: Annotated[
         str | None,

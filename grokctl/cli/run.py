@@ -54,7 +54,7 @@ def run(
     batch: Annotated[
         int | None,
         typer.Option(
-            metavar="N", min=1, help="Number of those prompts at a time.", show_default="8"
+            metavar="N", min=1, help="Prompts of the file to run at a time.", show_default="8"
         ),
     ] = None,
     max_tokens: Annotated[
@@ -83,7 +83,7 @@ def run(
     ] = False,
     echo: Annotated[bool, typer.Option("--echo", help="Print the prompt first.")] = False,
     no_stream: Annotated[
-        bool, typer.Option("--no-stream", help="Print the text at its end only.")
+        bool, typer.Option("--no-stream", help="Print the text when it is complete.")
     ] = False,
     devices: DevicesOption = None,
     mesh: MeshOption = None,
