@@ -13,7 +13,7 @@ from jaxtyping import Array, Int
 from grokctl.inference.loading import Loader
 from grokctl.model import forward
 from grokctl.model.bucketing import layers_together
-from grokctl.model.cache import Cache, LayerCache, Place
+from grokctl.model.cache import Cache, LayerCache, Positions
 from grokctl.model.forward import MODEL_AXIS
 from grokctl.model.parameters import Layer, Parameters
 from grokctl.model.step_spec import StepShape
@@ -45,8 +45,8 @@ class Task:
         return np.array(rows, np.int32)
 
 
-def _place(task: Int[Array, "batch columns"]) -> Place:
-    return Place(slots=task[:, 0], start=task[:, 1], count=task[0, 3])
+def _positions(task: Int[Array, "batch columns"]) -> Positions:
+    return Positions(slots=task[:, 0], start=task[:, 1], count=task[0, 3])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -152,14 +152,10 @@ class Programs:
             task: jax.Array,
         ) -> tuple[jax.Array, Cache, jax.Array]:
             layers = jax.tree.map(lambda leaf: leaf[0], layers)
-            where, extended = _place(task), []
-            for layer, entries in zip(layers, cache, strict=True):
-                hidden, longer, now = forward.decoder_layer(
-                    layer, entries, hidden, where, shape=self.shape
-                )
-                extended.append(longer)
-                read = read + now
-            return hidden, tuple(extended), read
+            hidden, cache, read_now = forward.decoder_layers(
+                layers, cache, hidden, _positions(task), shape=self.shape
+            )
+            return hidden, cache, read + read_now
 
         outputs = (_EVERYWHERE, self.loader.per_device, self.loader.per_device)
         arguments = [self._hidden(batch, time), self._task(batch, time)]

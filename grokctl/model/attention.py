@@ -7,34 +7,37 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from grokctl.model.bucketing import POSITIONS
-from grokctl.model.cache import LayerCache, Place, recall
+from grokctl.model.bucketing import POSITION_BLOCK
+from grokctl.model.cache import LayerCache, Positions, recall
 from grokctl.model.config import GrokConfig
 from grokctl.model.matmul import einsum
 from grokctl.model.step_spec import StepShape
 
 _NEVER: Final = -1e30
-"""A logit of what is not to be seen; differences of infinities would be no numbers."""
+"""Logit of a hidden position, finite: the difference of two infinities is not a number."""
 
 
 def attend(
     query: Float[Array, "batch time q_heads head_dim"],
     cache: LayerCache,
-    where: Place,
+    positions: Positions,
     *,
     shape: StepShape,
 ) -> Float[Array, "batch time q_heads head_dim"]:
-    """Attention of new tokens to everything before them, with Grok's soft cap on the logits.
+    """Attention of new tokens to every token up to themselves, with Grok's soft cap on the logits.
 
-    Every group of `q_heads // kv_heads` query heads reads one key head. Blocks are read as far as
-    positions are written, and their sums corrected whenever a larger logit comes (Milakov and
-    Gimelshein, "Online normalizer calculation for softmax", 2018), so that neither time nor memory
-    depend on how long the cache might get. Logits, cap, softmax and sums are float32.
+    `softmax(cap * tanh(multiplier * query @ keyᵀ / cap)) @ value`, where every group of
+    `q_heads // kv_heads` query heads reads one key head.
+
+    The softmax is taken a block of positions at a time, as far as positions are written, and the
+    sums so far are scaled down whenever a larger logit comes (Milakov and Gimelshein, "Online
+    normalizer calculation for softmax", 2018): neither time nor memory depend on the length of the
+    cache. Logits, cap, softmax and sums are float32.
 
     Args:
         query: Already rotated.
         cache: Already extended by these tokens.
-        where: Which tokens they are.
+        positions: Of these tokens.
         shape: The type of operands on accelerators, and of the config the multiplier and the cap.
 
     Returns:
@@ -42,35 +45,38 @@ def attend(
     """
     batch, time, q_heads, head_dim = query.shape
     _, _, kv_heads, past, _ = cache.key.values.shape
-    kind = jnp.dtype(jnp.float32) if shape.platform == "cpu" else shape.operand
-    length = gcd(POSITIONS, past)
-    positions = where.start[:, None] + jnp.arange(time)[None]
+    dtype = jnp.dtype(jnp.float32) if shape.platform == "cpu" else shape.operand
+    length = gcd(POSITION_BLOCK, past)
+    query_positions = positions.of_tokens(time)
     grouped = query.reshape(batch, time, kv_heads, q_heads // kv_heads, head_dim)
+    # shape: batch time kv_heads group head_dim
 
-    def add(index: Array, state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
-        top, total, context = state
+    def add_block(index: Array, state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        running_max, denominator, accumulator = state
         first = index * length
-        key = recall(cache.key, where, first, length)
-        value = recall(cache.value, where, first, length)
-        mask = first + jnp.arange(length)[None, None] <= positions[:, :, None]
-        logits = einsum("btkgd,bkpd->bkgtp", grouped, key, kind=kind)
+        key = recall(cache.key, positions, first, length)
+        value = recall(cache.value, positions, first, length)
+        mask = first + jnp.arange(length)[None, None] <= query_positions[:, :, None]
+        logits = einsum("btkgd,bkpd->bkgtp", grouped, key, dtype=dtype)
         logits = _capped(logits, mask, config=shape.config)
-        higher = jnp.maximum(top, jnp.max(logits, axis=-1))
-        weights = jnp.exp(logits - higher[..., None])
-        kept = jnp.exp(top - higher)
-        seen = einsum("bkgtp,bkpd->bkgtd", weights, value, kind=kind)
-        total = total * kept + jnp.sum(weights, axis=-1)
-        return higher, total, context * kept[..., None] + seen
+        new_max = jnp.maximum(running_max, jnp.max(logits, axis=-1))
+        weights = jnp.exp(logits - new_max[..., None])
+        correction = jnp.exp(running_max - new_max)
+        weighted = einsum("bkgtp,bkpd->bkgtd", weights, value, dtype=dtype)
+        denominator = denominator * correction + jnp.sum(weights, axis=-1)
+        return new_max, denominator, accumulator * correction[..., None] + weighted
 
     heads = (batch, kv_heads, q_heads // kv_heads, time)
-    nothing = (
+    before = (
         jnp.full(heads, _NEVER, jnp.float32),
         jnp.zeros(heads, jnp.float32),
         jnp.zeros((*heads, head_dim), jnp.float32),
     )
-    blocks = jnp.max(positions) // length + 1
-    _, total, context = jax.lax.fori_loop(0, blocks, add, nothing)
-    return jnp.transpose(context / total[..., None], (0, 3, 1, 2, 4)).reshape(query.shape)
+    blocks = jnp.max(query_positions) // length + 1
+    _, denominator, accumulator = jax.lax.fori_loop(0, blocks, add_block, before)
+    context = jnp.transpose(accumulator / denominator[..., None], (0, 3, 1, 2, 4))
+    # shape: batch time kv_heads group head_dim
+    return context.reshape(query.shape)
 
 
 def attend_at_once(
@@ -81,7 +87,7 @@ def attend_at_once(
     *,
     config: GrokConfig,
 ) -> Float[Array, "batch time q_heads head_dim"]:
-    """The same in one softmax over all positions: the twin that `attend` is tested against.
+    """`attend` in one softmax over all positions: the form that tests compare it with.
 
     Args:
         query: Already rotated.
@@ -94,11 +100,12 @@ def attend_at_once(
         One float32 context vector per query head.
     """
     batch, time, q_heads, head_dim = query.shape
-    kv_heads, kind = key.shape[1], jnp.dtype(jnp.float32)
+    kv_heads, dtype = key.shape[1], jnp.dtype(jnp.float32)
     grouped = query.reshape(batch, time, kv_heads, q_heads // kv_heads, head_dim)
-    logits = einsum("btkgd,bkpd->bkgtp", grouped, key, kind=kind)
+    # shape: batch time kv_heads group head_dim
+    logits = einsum("btkgd,bkpd->bkgtp", grouped, key, dtype=dtype)
     weights = jax.nn.softmax(_capped(logits, mask, config=config), axis=-1)
-    return einsum("bkgtp,bkpd->btkgd", weights, value, kind=kind).reshape(query.shape)
+    return einsum("bkgtp,bkpd->btkgd", weights, value, dtype=dtype).reshape(query.shape)
 
 
 def _capped(

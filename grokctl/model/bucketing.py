@@ -9,8 +9,8 @@ SHORTEST_CHUNK: Final = 16
 _LONGEST_CHUNK: Final = {"cpu": 512}
 """Prompts run in chunks of a power of two within these, so that no prompt compiles its own."""
 _LONGEST_CHUNK_ELSEWHERE: Final = 2048
-POSITIONS: Final = 128
-"""Of the cache, that attention looks at together."""
+POSITION_BLOCK: Final = 128
+"""Positions of the cache that attention reads together."""
 BLOCK: Final = 2**24
 """Bytes of a dequantised weight that exist at a time on a CPU."""
 _FEW_TOKENS: Final = 2

@@ -1,4 +1,4 @@
-"""The key-value cache: what a device holds of it, and how a step writes to it and reads it."""
+"""The key-value cache: a device's part of it, and how a step writes to it and reads it."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -23,20 +23,20 @@ _TINY: Final = 1e-30
 class Entries:
     """Keys, or values, of one layer for every slot and every position of the context.
 
-    The axis of devices stays on, of which a device sees one entry: where it is taken off and put
-    back, XLA on the CPU copies the whole cache (docs/adr/0009).
+    The axis of devices, of which a device sees one entry, stays: if it were removed and added
+    again, XLA on the CPU would copy the whole cache (docs/adr/0009).
     """
 
     values: Shaped[Array, "one slots kv_heads past head_dim"]
     """float32, the bits of bfloat16 in uint16 (as in `Matrix`), or int8 codes."""
     scales: Float[Array, "one slots kv_heads past"] | None
-    """What a code of 1 is worth, of int8 codes."""
+    """Value of code 1, for int8 codes."""
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, slots=True)
 class LayerCache:
-    """What one layer remembers."""
+    """Keys and values of one layer."""
 
     key: Entries
     value: Entries
@@ -47,68 +47,82 @@ Cache = tuple[LayerCache, ...]
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, slots=True)
-class Place:
-    """Which tokens a step is about."""
+class Positions:
+    """Slots and positions of the cache that a step's tokens go to."""
 
     slots: Int[Array, " batch"]
-    """Where in the cache each sequence is kept."""
+    """Slot of the cache in which each sequence is kept."""
     start: Int[Array, " batch"]
     """Position of each sequence's first token in this step."""
     count: Int[Array, ""]
     """How many of `batch` times `time` tokens are no padding; those come first."""
+
+    def of_tokens(self, time: int) -> Int[Array, "batch time"]:
+        """Position of every token, of which each sequence has `time`."""
+        return self.start[:, None] + jnp.arange(time)[None]
 
 
 def extended(
     cache: LayerCache,
     key: Float[Array, "batch time kv_heads head_dim"],
     value: Float[Array, "batch time kv_heads head_dim"],
-    where: Place,
+    positions: Positions,
 ) -> LayerCache:
     """Write new keys and values behind the old ones, each sequence in its slot."""
     return LayerCache(
-        key=_written(cache.key, jnp.swapaxes(key, 1, 2), where),
-        value=_written(cache.value, jnp.swapaxes(value, 1, 2), where),
+        key=_extended(cache.key, jnp.swapaxes(key, 1, 2), positions),
+        value=_extended(cache.value, jnp.swapaxes(value, 1, 2), positions),
+    )
+
+
+def _extended(
+    entries: Entries, new: Float[Array, "batch kv_heads time head_dim"], positions: Positions
+) -> Entries:
+    if entries.scales is None:
+        values = narrowed(new, entries.values.dtype)
+        return replace(entries, values=_written(entries.values, values, positions))
+    scales = jnp.max(jnp.abs(new), axis=-1) / _LARGEST_CODE
+    codes = jnp.round(new / jnp.maximum(scales, _TINY)[..., None])
+    return Entries(
+        values=_written(entries.values, codes.astype(jnp.int8), positions),
+        scales=_written(entries.scales, scales, positions),
     )
 
 
 def _written(
-    held: Entries, new: Float[Array, "batch kv_heads time head_dim"], where: Place
-) -> Entries:
-    if held.scales is None:
-        return replace(held, values=_placed(held.values, narrowed(new, held.values.dtype), where))
-    scales = jnp.max(jnp.abs(new), axis=-1) / _LARGEST_CODE
-    codes = jnp.round(new / jnp.maximum(scales, _TINY)[..., None])
-    return Entries(
-        values=_placed(held.values, codes.astype(jnp.int8), where),
-        scales=_placed(held.scales, scales, where),
-    )
-
-
-def _placed(held: Array, new: Array, where: Place) -> Array:
-    for index in reversed(range(new.shape[0])):  # the first last: padding repeats it, less truly
-        rest: list[Array | int] = [0] * (held.ndim - 4)
-        place = [0, where.slots[index], 0, where.start[index], *rest]
-        held = jax.lax.dynamic_update_slice(held, new[None, index : index + 1], place)
-    return held
+    array: Shaped[Array, "one slots kv_heads past *head_dim"],
+    new: Shaped[Array, "batch kv_heads time *head_dim"],
+    positions: Positions,
+) -> Shaped[Array, "one slots kv_heads past *head_dim"]:
+    for index in reversed(range(new.shape[0])):  # the first last: padding repeats it, less exactly
+        rest: list[Array | int] = [0] * (array.ndim - 4)
+        begin = [0, positions.slots[index], 0, positions.start[index], *rest]
+        array = jax.lax.dynamic_update_slice(array, new[None, index : index + 1], begin)
+    return array
 
 
 def recall(
-    held: Entries, where: Place, first: Array, length: int
+    entries: Entries, positions: Positions, first: Int[Array, ""], length: int
 ) -> Float[Array, "batch kv_heads length head_dim"]:
-    """Positions `first` onwards of each sequence, in float32."""
-    values = widened(_cut(held.values, where, first, length))
-    if held.scales is None:
+    """Read `length` positions from `first` onwards of each sequence, as float32."""
+    values = widened(_read(entries.values, positions, first, length))
+    if entries.scales is None:
         return values
-    return values * _cut(held.scales, where, first, length)[..., None]
+    return values * _read(entries.scales, positions, first, length)[..., None]
 
 
-def _cut(held: Array, where: Place, first: Array, length: int) -> Array:
-    size = (1, 1, held.shape[2], length, *held.shape[4:])
-    rest = [0] * (held.ndim - 4)
+def _read(
+    array: Shaped[Array, "one slots kv_heads past *head_dim"],
+    positions: Positions,
+    first: Int[Array, ""],
+    length: int,
+) -> Shaped[Array, "batch kv_heads length *head_dim"]:
+    size = (1, 1, array.shape[2], length, *array.shape[4:])
+    rest = [0] * (array.ndim - 4)
     return jnp.concatenate(
         [
-            jax.lax.dynamic_slice(held, (0, where.slots[index], 0, first, *rest), size)[0]
-            for index in range(where.slots.shape[0])
+            jax.lax.dynamic_slice(array, (0, positions.slots[index], 0, first, *rest), size)[0]
+            for index in range(positions.slots.shape[0])
         ]
     )
 
@@ -122,22 +136,22 @@ def empty_cache(
     dtype: jnp.dtype,
     zeros: Callable[[tuple[int, ...], jnp.dtype], Array],
 ) -> Cache:
-    """A cache without anything in it.
+    """A cache full of zeros.
 
     Args:
         config: The model.
-        mesh: Over which it is split.
-        slots: Sequences that are kept at a time.
+        mesh: The mesh that it is split over.
+        slots: Sequences that it keeps at a time.
         past: Positions of each.
         dtype: bfloat16, float32, or int8 for codes with a float32 scale a head and position.
-        zeros: Makes an array of such a shape on every device, with an axis of devices before it.
+        zeros: Makes an array of a shape on every device, with an axis of devices before it.
     """
     shape = (slots, kv_heads_per_device(config, mesh), past)
     has_scales = dtype == jnp.int8
-    kept = jnp.dtype(jnp.uint16) if dtype == jnp.bfloat16 else dtype
+    stored = jnp.dtype(jnp.uint16) if dtype == jnp.bfloat16 else dtype
 
     def entries() -> Entries:
         scales = zeros(shape, jnp.dtype(jnp.float32)) if has_scales else None
-        return Entries(zeros((*shape, config.key_size), kept), scales)
+        return Entries(zeros((*shape, config.key_size), stored), scales)
 
     return tuple(LayerCache(entries(), entries()) for _ in range(config.num_layers))

@@ -10,20 +10,53 @@ from typing import Final
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from grokctl.model.attention import attend
 from grokctl.model.bucketing import rows_of_a_run
-from grokctl.model.cache import LayerCache, Place, extended
+from grokctl.model.cache import Cache, LayerCache, Positions, extended
 from grokctl.model.config import GrokConfig
 from grokctl.model.matmul import einsum, project, project_back
-from grokctl.model.parameters import Attention, Experts, Layer, Matrix
+from grokctl.model.parameters import Attention, Experts, Layer, Matrix, Parameters
 from grokctl.model.step_spec import StepShape
 
 MODEL_AXIS: Final = "model"
 EXPERT_AXIS: Final = "expert"
 
 
+def forward(
+    parameters: Parameters,
+    cache: Cache,
+    tokens: Int[Array, "batch time"],
+    positions: Positions,
+    select: Int[Array, " batch"] | None = None,
+    *,
+    shape: StepShape,
+) -> tuple[Float[Array, "batch chosen vocab"], Cache, Int[Array, ""]]:
+    """The whole model: `head(decoder_layer_n(… decoder_layer_1(embed(tokens))))`.
+
+    `inference/compiled_steps` compiles the same three parts apart: all in one takes a compiler many
+    times as long (docs/adr/0009).
+
+    Args:
+        parameters: This device's part.
+        cache: This device's part; it is not changed.
+        tokens: Token ids, padding included.
+        positions: Of these tokens, in the cache.
+        select: Which token's logits are wanted, for each sequence; None for those of all.
+        shape: Static facts.
+
+    Returns:
+        Logits over this device's part of the vocabulary, the extended cache, and how many of this
+        device's experts were read.
+    """
+    hidden = embed(parameters.embedding, tokens, shape=shape)
+    hidden, cache, read = decoder_layers(parameters.layers, cache, hidden, positions, shape=shape)
+    logits = head(parameters.embedding, parameters.final_norm, hidden, select, shape=shape)
+    return logits, cache, read
+
+
+@jax.named_scope("embed")
 def embed(
     embedding: Float[Array, "vocab embed"], tokens: Int[Array, "batch time"], *, shape: StepShape
 ) -> Float[Array, "batch time embed"]:
@@ -31,16 +64,36 @@ def embed(
     rows = embedding.shape[0]
     local = tokens - jax.lax.axis_index(MODEL_AXIS) * rows
     is_here = (local >= 0) & (local < rows)
-    found = jnp.take(embedding, jnp.clip(local, 0, rows - 1), axis=0)
-    found = _sum(jnp.where(is_here[..., None], found, 0.0), MODEL_AXIS)
-    return found * shape.config.embedding_multiplier_scale
+    hidden = jnp.take(embedding, jnp.clip(local, 0, rows - 1), axis=0)
+    hidden = _sum(jnp.where(is_here[..., None], hidden, 0.0), MODEL_AXIS)
+    return hidden * shape.config.embedding_multiplier_scale
 
 
+def decoder_layers(
+    layers: tuple[Layer, ...],
+    cache: Cache,
+    hidden: Float[Array, "batch time embed"],
+    positions: Positions,
+    *,
+    shape: StepShape,
+) -> tuple[Float[Array, "batch time embed"], Cache, Int[Array, ""]]:
+    """Consecutive layers, each on what the one before made; see `decoder_layer`."""
+    extended_cache, experts_read = [], []
+    for layer, layer_cache in zip(layers, cache, strict=True):
+        hidden, layer_cache, read = decoder_layer(  # noqa: PLW2901 # the same cache, longer
+            layer, layer_cache, hidden, positions, shape=shape
+        )
+        extended_cache.append(layer_cache)
+        experts_read.append(read)
+    return hidden, tuple(extended_cache), sum(experts_read[1:], experts_read[0])
+
+
+@jax.named_scope("decoder_layer")
 def decoder_layer(
     layer: Layer,
     cache: LayerCache,
     hidden: Float[Array, "batch time embed"],
-    where: Place,
+    positions: Positions,
     *,
     shape: StepShape,
 ) -> tuple[Float[Array, "batch time embed"], LayerCache, Int[Array, ""]]:
@@ -49,10 +102,10 @@ def decoder_layer(
     Args:
         layer: This device's part.
         cache: This device's part; in each sequence's slot, positions before `start` are filled.
-        hidden: Padding may follow the real tokens. Behind those of a sequence it is written to the
-            cache, where nobody looks before it is overwritten; a sequence that is padding repeats
-            the first one.
-        where: Which tokens these are. `start + time` must not exceed the cache.
+        hidden: Padding may follow the real tokens. Padding behind the tokens of a sequence is
+            written to the cache, and overwritten before any token attends to it; a sequence that
+            is padding repeats the first one.
+        positions: Of these tokens. `start + time` must not exceed the cache.
         shape: Static facts.
 
     Returns:
@@ -60,13 +113,14 @@ def decoder_layer(
     """
     eps = shape.config.rms_norm_eps
     normed = rms_norm(hidden, layer.norms.pre_attention, eps=eps)
-    mixed, cache = attention_block(layer.attention, cache, normed, where, shape=shape)
+    mixed, cache = attention_block(layer.attention, cache, normed, positions, shape=shape)
     hidden = hidden + rms_norm(mixed, layer.norms.post_attention, eps=eps)
     normed = rms_norm(hidden, layer.norms.pre_moe, eps=eps)
-    mixed, read = mixture_of_experts(layer, normed, where.count, shape=shape)
+    mixed, read = mixture_of_experts(layer, normed, positions.count, shape=shape)
     return hidden + rms_norm(mixed, layer.norms.post_moe, eps=eps), cache, read
 
 
+@jax.named_scope("head")
 def head(
     embedding: Float[Array, "vocab embed"],
     final_norm: Float[Array, " embed"],
@@ -80,7 +134,7 @@ def head(
     Args:
         embedding: This device's part.
         final_norm: The scale of the last norm.
-        hidden: What the last layer made.
+        hidden: The last layer's output.
         select: Which token's logits are wanted, for each sequence; None for those of all.
         shape: Static facts.
     """
@@ -94,31 +148,32 @@ def head(
 def rms_norm(
     x: Float[Array, "*batch embed"], scale: Float[Array, " embed"], *, eps: float
 ) -> Float[Array, "*batch embed"]:
-    """Divide by the root mean square, and scale."""
+    """Divide by the root mean square, and scale: `x / sqrt(mean(x²) + eps) * scale`."""
     mean = jnp.mean(jnp.square(x), axis=-1, keepdims=True)
     return x * jax.lax.rsqrt(mean + eps) * jnp.expand_dims(scale, range(x.ndim - 1))
 
 
+@jax.named_scope("attention_block")
 def attention_block(
     weights: Attention,
     cache: LayerCache,
     x: Float[Array, "batch time embed"],
-    where: Place,
+    positions: Positions,
     *,
     shape: StepShape,
 ) -> tuple[Float[Array, "batch time embed"], LayerCache]:
-    """Project, rotate, remember, attend over this device's heads, and sum over devices."""
+    """Project, rotate, extend the cache, attend over this device's heads, and sum over devices."""
     config = shape.config
     batch, time, _ = x.shape
-    positions = where.start[:, None] + jnp.arange(time)[None]
+    token_positions = positions.of_tokens(time)
 
     def heads(matrix: Matrix) -> Float[Array, "batch time heads head_dim"]:
         return project(x, matrix, shape=shape).reshape(batch, time, -1, config.key_size)
 
-    query = rotate(heads(weights.query), positions, base=config.rope_base)
-    key = rotate(heads(weights.key), positions, base=config.rope_base)
-    cache = extended(cache, key, heads(weights.value), where)
-    context = attend(query, cache, where, shape=shape)
+    query = rotate(heads(weights.query), token_positions, base=config.rope_base)
+    key = rotate(heads(weights.key), token_positions, base=config.rope_base)
+    cache = extended(cache, key, heads(weights.value), positions)
+    context = attend(query, cache, positions, shape=shape)
     out = project(context.reshape(batch, time, -1), weights.out, shape=shape)
     return _sum(out, MODEL_AXIS), cache
 
@@ -138,6 +193,7 @@ def rotate(
     return jnp.concatenate([low * cos - high * sin, high * cos + low * sin], axis=-1)
 
 
+@jax.named_scope("mixture_of_experts")
 def mixture_of_experts(
     layer: Layer,
     x: Float[Array, "batch time embed"],
@@ -145,36 +201,67 @@ def mixture_of_experts(
     *,
     shape: StepShape,
 ) -> tuple[Float[Array, "batch time embed"], Int[Array, ""]]:
-    """Send every token through its chosen experts and sum what all devices computed of them.
+    """Each token's sum over the experts that it chose: `y = sum_e gate_e(x) * expert_e(x)`.
 
-    An expert that no token chose is not read, and padding costs nothing.
+    An expert that no token chose is not read, and padding goes through no expert.
 
     Args:
         layer: This device's part.
         x: Tokens.
-        count: How many of them are no padding, in front of it.
+        count: How many of them are no padding; padding comes last.
         shape: Static facts.
 
     Returns:
-        Of every token the sum over its experts, and how many of this device's experts were read.
+        `y`, and how many of this device's experts were read.
     """
     experts, rows = layer.experts, x.reshape(-1, x.shape[-1])
     gates, chosen = route(layer.router, rows, config=shape.config)
-    local = chosen - jax.lax.axis_index(EXPERT_AXIS) * experts.count
-    is_here = (local >= 0) & (local < experts.count)
-    is_here = is_here & (jnp.arange(rows.shape[0]) < count)[:, None]
-    local = jnp.where(is_here, local, experts.count)
+    local = _on_this_device(chosen, count, num_experts=experts.count)
     run = rows_of_a_run(rows.shape[0], config=shape.config, platform=shape.platform)
     if run == 1:
-        partial = _one_by_one(experts, rows, gates, local, shape=shape)
+        partial = _token_by_token(experts, rows, gates, local, shape=shape)
     else:
-        partial = _in_runs(experts, rows, gates, local, run=run, shape=shape)
-    numbers = jnp.arange(experts.count)
-    read = jnp.count_nonzero(jnp.any(local.reshape(-1, 1) == numbers[None], axis=0))
+        partial = _expert_by_expert(experts, rows, gates, local, run=run, shape=shape)
+    read = jnp.count_nonzero(jnp.any(_is_expert(local, experts.count), axis=0))
     return _sum(partial, EXPERT_AXIS, MODEL_AXIS).reshape(x.shape), read
 
 
-def _one_by_one(
+def route(
+    router: Float[Array, "embed experts"], rows: Float[Array, "tokens embed"], *, config: GrokConfig
+) -> tuple[Float[Array, "tokens selected"], Int[Array, "tokens selected"]]:
+    """Choose experts for each token: `top_k(softmax(x @ router))`, *not* renormalised.
+
+    Returns:
+        The chosen experts' probabilities in float32, and their numbers.
+    """
+    logits = einsum("te,ex->tx", rows, router, dtype=jnp.dtype(jnp.float32))
+    return jax.lax.top_k(jax.nn.softmax(logits, axis=-1), config.num_selected_experts)
+
+
+def expert_block(
+    experts: Experts, expert: Int[Array, ""], x: Float[Array, "tokens embed"], *, shape: StepShape
+) -> Float[Array, "tokens embed"]:
+    """One expert: `(gelu(x @ gate) * (x @ up)) @ down`.
+
+    Of its columns, this device computes its own: a partial sum in float32.
+    """
+    gate = project(x, experts.gate, shape=shape, expert=expert)
+    up = project(x, experts.up, shape=shape, expert=expert)
+    hidden = jax.nn.gelu(gate, approximate=True) * up
+    return project(hidden, experts.down, shape=shape, expert=expert)
+
+
+def _on_this_device(
+    chosen: Int[Array, "tokens selected"], count: Int[Array, ""], *, num_experts: int
+) -> Int[Array, "tokens selected"]:
+    """Numbers of chosen experts among this device's; `num_experts` for others and for padding."""
+    local = chosen - jax.lax.axis_index(EXPERT_AXIS) * num_experts
+    is_here = (local >= 0) & (local < num_experts)
+    is_here = is_here & (jnp.arange(chosen.shape[0]) < count)[:, None]
+    return jnp.where(is_here, local, num_experts)
+
+
+def _token_by_token(
     experts: Experts,
     rows: Float[Array, "tokens embed"],
     gates: Float[Array, "tokens selected"],
@@ -182,31 +269,32 @@ def _one_by_one(
     *,
     shape: StepShape,
 ) -> Float[Array, "tokens embed"]:
-    """Every token alone through each of its experts that is here.
+    """Run each token alone through each of its experts on this device.
 
-    Where only padding has none here, an accelerator does not ask: it would wait for the host.
+    On an accelerator with all experts, only padding could be skipped, and is not: the condition
+    would wait for the host.
     """
     selected = gates.shape[1]
-    is_asked = shape.platform == "cpu" or shape.mesh.expert > 1
+    may_skip = shape.platform == "cpu" or shape.mesh.expert > 1
 
-    def add(index: Array, total: Array) -> Array:
+    def add_product(index: Array, total: Array) -> Array:
         token, expert = index // selected, local.reshape(-1)[index]
 
-        def multiply() -> Array:
+        def product() -> Array:
             row, number = jax.lax.dynamic_slice_in_dim(rows, token, 1), expert % experts.count
             return gates.reshape(-1)[index] * expert_block(experts, number, row, shape=shape)
 
-        found = _if(expert < experts.count, multiply, like=rows[:1]) if is_asked else multiply()
+        output = _if(expert < experts.count, product, like=rows[:1]) if may_skip else product()
         return jax.lax.dynamic_update_slice_in_dim(
-            total, jax.lax.dynamic_slice_in_dim(total, token, 1) + found, token, 0
+            total, jax.lax.dynamic_slice_in_dim(total, token, 1) + output, token, 0
         )
 
     zeros = jnp.zeros(rows.shape, jnp.float32)
-    total: Array = jax.lax.fori_loop(0, local.size, add, zeros)
+    total: Array = jax.lax.fori_loop(0, local.size, add_product, zeros)
     return total
 
 
-def _in_runs(
+def _expert_by_expert(
     experts: Experts,
     rows: Float[Array, "tokens embed"],
     gates: Float[Array, "tokens selected"],
@@ -215,56 +303,45 @@ def _in_runs(
     run: int,
     shape: StepShape,
 ) -> Float[Array, "tokens embed"]:
-    """The tokens of each expert through it in runs of equally many, as many runs as that takes."""
-    chosen = local.reshape(-1)
-    order = jnp.argsort(chosen)  # stable: the tokens of an expert, then those of the next
-    numbers = jnp.arange(experts.count)
-    sizes = jnp.sum(chosen[:, None] == numbers[None], axis=0)
-    ends, runs = jnp.cumsum(sizes), -(-sizes // run)
-    last_runs = jnp.cumsum(runs)
+    """Run the tokens of each expert through it, `run` tokens at a time.
 
-    def add(index: Array, total: Array) -> Array:
-        expert = jnp.sum(last_runs <= index)
-        number = index - (last_runs[expert] - runs[expert])
+    A choice is a token with one of its experts. Choices are sorted by expert, and the last run of
+    an expert is filled up with choices whose gate is 0.
+    """
+    expert_of = local.reshape(-1)
+    choices = jnp.argsort(expert_of)  # stable: of an expert in the order of tokens
+    counts = jnp.sum(_is_expert(local, experts.count), axis=0)
+    ends, runs = jnp.cumsum(counts), -(-counts // run)
+    run_ends = jnp.cumsum(runs)
+
+    def add_run(index: Array, total: Array) -> Array:
+        expert = jnp.sum(run_ends <= index)
+        run_of_expert = index - (run_ends[expert] - runs[expert])
         end = ends[expert]
-        places = end - sizes[expert] + number * run + jnp.arange(run)
-        picked = order[jnp.minimum(places, end - 1)]
+        places = end - counts[expert] + run_of_expert * run + jnp.arange(run)
+        picked = choices[jnp.minimum(places, end - 1)]
         tokens = picked // gates.shape[1]
         gate = jnp.where(places < end, gates.reshape(-1)[picked], 0.0)
-        found = expert_block(experts, expert, rows[tokens], shape=shape)
-        return total.at[tokens].add(gate[:, None] * found)
+        output = expert_block(experts, expert, rows[tokens], shape=shape)
+        return total.at[tokens].add(gate[:, None] * output)
 
     zeros = jnp.zeros(rows.shape, jnp.float32)
-    total: Array = jax.lax.fori_loop(0, last_runs[-1], add, zeros)
+    total: Array = jax.lax.fori_loop(0, run_ends[-1], add_run, zeros)
     return total
 
 
-def route(
-    router: Float[Array, "embed experts"], rows: Float[Array, "tokens embed"], *, config: GrokConfig
-) -> tuple[Float[Array, "tokens selected"], Int[Array, "tokens selected"]]:
-    """Choose experts for each token: softmax over all, then the best, *not* renormalised.
-
-    Returns:
-        The chosen experts' probabilities in float32, and their numbers.
-    """
-    logits = einsum("te,ex->tx", rows, router, kind=jnp.dtype(jnp.float32))
-    return jax.lax.top_k(jax.nn.softmax(logits, axis=-1), config.num_selected_experts)
-
-
-def expert_block(
-    experts: Experts, expert: Int[Array, ""], x: Float[Array, "tokens embed"], *, shape: StepShape
-) -> Float[Array, "tokens embed"]:
-    """One expert on this device's part of its columns; a partial sum in float32."""
-    gate = project(x, experts.gate, shape=shape, expert=expert)
-    up = project(x, experts.up, shape=shape, expert=expert)
-    hidden = jax.nn.gelu(gate, approximate=True) * up
-    return project(hidden, experts.down, shape=shape, expert=expert)
+def _is_expert(
+    local: Int[Array, "tokens selected"], num_experts: int
+) -> Bool[Array, "choices experts"]:
+    """Whether each choice, a token with one of its experts, is of each expert."""
+    expert_ids = jnp.arange(num_experts)
+    return local.reshape(-1, 1) == expert_ids[None]
 
 
 def _if(condition: Array, then: Callable[[], Array], *, like: Array) -> Array:
-    """Zeros, without computing anything, where a condition does not hold."""
-    found: Array = jax.lax.cond(condition, then, lambda: jnp.zeros(like.shape, jnp.float32))
-    return found
+    """`then()`; without computing anything, zeros if the condition is false."""
+    result: Array = jax.lax.cond(condition, then, lambda: jnp.zeros(like.shape, jnp.float32))
+    return result
 
 
 def _sum(x: Array, *axes: str) -> Array:

@@ -1,8 +1,8 @@
 """The product of a few activations with a stored weight on a GPU: one kernel, every byte read once.
 
-It is Pallas for Triton, which has no favourite sizes, lowers for AMD's GPUs as well, and where no
-GPU is. Mosaic GPU, which is to replace it, refuses AMD's, takes only multiples of 128 elements, and
-cannot be imported with JAX 0.10 alone: it needs absl.
+It is Pallas for Triton, which takes all sizes, and lowers for AMD's GPUs and without a GPU. Its
+successor, Mosaic GPU, refuses AMD's, takes only multiples of 128 elements, and cannot be imported
+with JAX 0.10 alone: it needs absl.
 """
 
 from dataclasses import dataclass
@@ -16,11 +16,11 @@ from jaxtyping import Array, Float, Int, Shaped
 
 try:
     from jax.experimental.pallas import triton
-except ImportError:  # JAX 0.11 announced that it will go
+except ImportError:  # announced for a version after JAX 0.11
     triton = None  # type: ignore[assignment]
 
 FEW_ROWS: Final = 8
-"""Tokens up to which the kernel is the form to take; half as many of int4. With more, their sums no
+"""Tokens up to which the kernel is the fastest form; half as many of int4. With more, their sums no
 longer fit into registers, and multiplying takes longer than reading."""
 _LARGEST: Final = 2**31
 """Elements of a stack that the offsets of Triton's lowering reach."""
@@ -28,7 +28,7 @@ _WARPS: Final = 4
 _STRIP: Final = 256
 """Bytes of a stored row that a program reads: two cache lines."""
 _TILE: Final = 8
-"""Stored rows that it adds up at a time: 16 bytes for each of its threads, one load."""
+"""Stored rows that a program adds up at a time: 16 bytes for each of its threads, one load."""
 _AHEAD: Final = 4
 """Loads that a thread begins before it uses the first, because memory answers late."""
 _PROGRAMS: Final = 512
@@ -36,19 +36,19 @@ _PROGRAMS: Final = 512
 
 
 def suits(tokens: int, weight: Shaped[Array, "*stack rows outputs"]) -> bool:
-    """Whether `few_rows` is the form to take on a GPU."""
+    """Whether `few_rows` is the fastest form on a GPU."""
     codes = 2 if weight.dtype == jnp.uint8 else 1
     return triton is not None and tokens * codes <= FEW_ROWS and weight.size < _LARGEST
 
 
 def works(device: jax.Device) -> bool:
-    """Whether the kernel can be compiled for a device, and is right on it."""
+    """Whether the kernel compiles for a device and gives the right product there."""
     x, weight = jnp.ones((2, 64), jnp.float32), jnp.full((3, 64, 128), 3, jnp.int8)
     try:
         with jax.default_device(device):
-            found = jax.jit(few_rows)(x, weight, None, jnp.int32(1))
-            return bool(jnp.all(found == jnp.float32(3 * 64)))
-    except (RuntimeError, ValueError, TypeError, AttributeError):  # it may be missing
+            product = jax.jit(few_rows)(x, weight, None, jnp.int32(1))
+            return bool(jnp.all(product == jnp.float32(3 * 64)))
+    except (RuntimeError, ValueError, TypeError, AttributeError):  # triton may be missing
         return False
 
 
@@ -60,24 +60,25 @@ def few_rows(
     *,
     interpret: bool = False,
 ) -> Float[Array, "tokens outputs"]:
-    """Multiply by a weight as it is stored; everything is float32 as soon as it is read.
+    """Multiply by a stored weight, in float32.
 
-    The number of the expert goes into the kernel: nothing is cut out of the stack. Programs share
-    out the inputs too, and their sums are added afterwards in an order that never changes.
+    The kernel takes the number of the expert: nothing is cut out of the stack. Programs share out
+    the inputs too, and their sums are added afterwards in an order that never changes.
 
     Args:
         x: Activations.
-        weight: As `Matrix` has it.
-        scales: Likewise.
-        expert: Which of the stack.
+        weight: As in `Matrix`.
+        scales: As in `Matrix`.
+        expert: Number of the weight in the stack.
         interpret: Run the kernel as ordinary operations, on any platform.
     """
     tokens, (rows, outputs) = x.shape[0], weight.shape[-2:]
     groups = 1 if scales is None else scales.shape[-2]
     cut = _Cut.of(rows, outputs, groups=groups, itemsize=weight.dtype.itemsize)
     number = jnp.zeros(1, jnp.int32) if expert is None else expert.astype(jnp.int32).reshape(1)
-    # of int4, those that meet the low nibbles before those that meet the high ones
+    # of int4, the inputs of low nibbles before the inputs of high nibbles
     inputs = jnp.moveaxis(x.astype(jnp.float32).reshape(tokens, rows, -1), 2, 0).reshape(-1)
+    # shape: codes_per_row tokens rows, flat
     tables = [table.reshape(-1, outputs) for table in (weight, scales) if table is not None]
     sums = pl.pallas_call(
         partial(_kernel, tokens=tokens, cut=cut),
@@ -92,11 +93,11 @@ def few_rows(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Cut:
-    """How a weight is shared out.
+    """How programs share out a weight.
 
-    A program has `width` outputs, and of the groups of `height` stored rows that are scaled alike
-    `each` whole ones, or one of the `parts` of one. It reads `ahead` tiles of `tile` rows before it
-    adds them up, `steps` times for a group.
+    A program has `width` outputs. Of the `groups` scale groups of `height` stored rows, it has
+    `each` whole groups, or one of the `parts` of a group. It reads `ahead` tiles of `tile` rows
+    before it adds them up, `steps` times for a group.
     """
 
     outputs: int
@@ -111,7 +112,7 @@ class _Cut:
 
     @classmethod
     def of(cls, rows: int, outputs: int, *, groups: int, itemsize: int) -> "_Cut":
-        """Enough programs, as long as each has something to read."""
+        """As many programs as a GPU needs, unless some would have nothing to read."""
         height = rows // groups
         width = min(_STRIP // itemsize, pl.next_power_of_2(outputs))
         tile = min(_TILE, pl.next_power_of_2(height))
@@ -134,31 +135,31 @@ class _Cut:
 
     @property
     def splits(self) -> int:
-        """Programs for the same outputs."""
+        """How many programs share the same outputs."""
         return self.groups // self.each * self.parts
 
 
 def _kernel(
     number: Any, x: Any, weight: Any, *scales_and_sums: Any, tokens: int, cut: _Cut
 ) -> None:
-    """One program: sums over some rows for some outputs."""
+    """One program: sums over its rows, for its outputs."""
     *scales, sums = scales_and_sums
     split, expert, height = pl.program_id(1), number[0], cut.groups * cut.height
     column = pl.program_id(0) * cut.width
     columns = pl.ds(column, cut.width)
-    there = column + jnp.arange(cut.width) < cut.outputs
+    in_outputs = column + jnp.arange(cut.width) < cut.outputs
     zeros = (jnp.zeros((cut.tile, cut.width), jnp.float32),) * tokens
 
     def add_tiles(step: Array, totals: tuple[Array, ...], *, group: Array) -> tuple[Array, ...]:
         first = (split % cut.parts * cut.steps + step) * cut.ahead
         starts = [(first + index) * cut.tile for index in range(cut.ahead)]
-        insides = [start + jnp.arange(cut.tile) < cut.height for start in starts]
+        in_rows = [start + jnp.arange(cut.tile) < cut.height for start in starts]
         rows = [group * cut.height + start for start in starts]
         tiles = []
-        for row, inside in zip(rows, insides, strict=True):
+        for row, inside in zip(rows, in_rows, strict=True):
             place = weight.at[pl.ds(expert * height + row, cut.tile), columns]
-            tiles.append(_load(place, inside[:, None] & there[None]))
-        for row, inside, tile in zip(rows, insides, tiles, strict=True):
+            tiles.append(_load(place, inside[:, None] & in_outputs[None]))
+        for row, inside, tile in zip(rows, in_rows, tiles, strict=True):
             for nibble, codes in enumerate(_codes(tile)):
                 begins = [(nibble * tokens + token) * height + row for token in range(tokens)]
                 factors = [_load(x.at[pl.ds(begin, cut.tile)], inside) for begin in begins]
@@ -170,24 +171,24 @@ def _kernel(
 
     def add_group(index: Array, totals: tuple[Array, ...]) -> tuple[Array, ...]:
         group = split // cut.parts * cut.each + index
-        found = jax.lax.fori_loop(0, cut.steps, partial(add_tiles, group=group), zeros)
+        sums_of_group = jax.lax.fori_loop(0, cut.steps, partial(add_tiles, group=group), zeros)
         for table in scales:
-            (scale,) = _codes(_load(table.at[expert * cut.groups + group, columns], there))
-            found = tuple(part * scale[None] for part in found)
-        return tuple(total + part for total, part in zip(totals, found, strict=True))
+            (scale,) = _codes(_load(table.at[expert * cut.groups + group, columns], in_outputs))
+            sums_of_group = tuple(part * scale[None] for part in sums_of_group)
+        return tuple(total + part for total, part in zip(totals, sums_of_group, strict=True))
 
     for token, total in enumerate(jax.lax.fori_loop(0, cut.each, add_group, zeros)):
         place = sums.at[split * tokens + token, columns]
-        triton.store(place, jnp.sum(total, axis=0), mask=there)
+        triton.store(place, jnp.sum(total, axis=0), mask=in_outputs)
 
 
 def _load(part: Any, mask: Array) -> Array:
-    found: Array = triton.load(part, mask=mask, other=jnp.zeros((), part.dtype))
-    return found
+    loaded: Array = triton.load(part, mask=mask, other=jnp.zeros((), part.dtype))
+    return loaded
 
 
 def _codes(stored: Shaped[Array, "*any"]) -> list[Float[Array, "*any"]]:
-    """What stored numbers mean: one each, or of a byte of int4 two, low nibble first.
+    """Codes in stored numbers, as float32: one, or of a byte of int4 two, the low nibble first.
 
     A code becomes the last bits of a large float, which is then subtracted, exactly: a GPU converts
     integers at a fraction of the rate of its other operations, too slowly for its memory.

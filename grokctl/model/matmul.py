@@ -14,16 +14,16 @@ from grokctl.model.parameters import Matrix
 from grokctl.model.step_spec import StepShape
 
 _FEW_ROWS: Final = {jnp.dtype(jnp.float32): 8, jnp.dtype(jnp.bfloat16): 4}
-"""Up to this many tokens a CPU is faster reading the weight as it is stored, beside matrix products
-in one type or the other (docs/adr/0003)."""
+"""Up to this many tokens, a CPU is faster with the weight as it is stored than with matrix products
+of one type or the other (docs/adr/0003)."""
 _FEW_DOTS: Final = 4
-"""Up to this many tokens it is faster summing along the rows of the embedding."""
+"""Up to this many tokens, a CPU is faster with sums along the rows of the embedding."""
 _FEW_GROUPS: Final = 8
-"""Up to this many scale groups their sums are kept apart on accelerators."""
+"""Up to this many scale groups, accelerators keep the sums of each group apart."""
 _UNROLL: Final = 8
-"""Stored rows that are added in one pass: every further one makes the program slower to compile."""
+"""Stored rows added in one pass: each further row makes the program slower to compile."""
 _SUMS: Final = 2**16
-"""Sums that grow side by side: they stay in the cache, and one pass is worth sharing out."""
+"""Sums that grow side by side: they fit the CPU's cache, and one pass is enough work to share."""
 
 
 def project(
@@ -33,16 +33,16 @@ def project(
     shape: StepShape,
     expert: Int[Array, ""] | None = None,
 ) -> Float[Array, "*batch outputs"]:
-    """Multiply by a stored weight: the one seam between weights and activations.
+    """Multiply by a stored weight, `x @ dequantised`: of every weight but the embedding.
 
-    Every form is a twin of every other, and of `x @ dequantised`, up to the order of float32 sums.
+    Every form gives the same product, up to the order of float32 sums.
 
     Args:
         x: Activations.
-        matrix: A weight, or a stack of the experts'.
-        shape: Says which form this platform runs fastest.
-        expert: Which of the stack. Only what is multiplied is cut out of it: XLA copies
-            `weight[expert]`.
+        matrix: A weight, or a stack of the experts' weights.
+        shape: The platform, which decides the fastest form.
+        expert: Number of the weight in the stack. Each form cuts out only the rows that it
+            multiplies: XLA would copy `weight[expert]`.
 
     Returns:
         float32, partial if the inputs are split over devices.
@@ -58,7 +58,7 @@ def project(
     # experts' inputs are rounded; those of attention decide which experts come next, and are not
     parts = rows.astype(shape.operand) if expert is not None else _high_and_low(rows, shape.operand)
     multiply = _in_blocks if shape.platform == "cpu" else _in_groups
-    product = multiply(parts, weight, scales, kind=shape.operand)
+    product = multiply(parts, weight, scales, dtype=shape.operand)
     if len(product) > len(rows):
         product = product[: len(rows)] + product[len(rows) :]
     return product.reshape(*x.shape[:-1], -1)
@@ -67,37 +67,37 @@ def project(
 def project_back(
     x: Float[Array, "*batch embed"], embedding: Float[Array, "vocab embed"], *, shape: StepShape
 ) -> Float[Array, "*batch vocab"]:
-    """Multiply by the transpose of the embedding, which the model shares with its head."""
+    """Multiply by the transpose of the embedding: `x @ embeddingᵀ`."""
     rows = x.reshape(-1, x.shape[-1])
     if shape.platform != "cpu":
-        product = einsum("te,ve->tv", rows, embedding, kind=shape.operand)
+        product = einsum("te,ve->tv", rows, embedding, dtype=shape.operand)
     elif rows.shape[0] <= _FEW_DOTS:
         product = jnp.stack([jnp.sum(embedding * row[None], axis=1) for row in rows])
     else:
-        product = einsum("te,ve->tv", rows, embedding, kind=embedding.dtype)
+        product = einsum("te,ve->tv", rows, embedding, dtype=embedding.dtype)
     return product.reshape(*x.shape[:-1], -1)
 
 
-def einsum(equation: str, left: Array, right: Array, *, kind: jnp.dtype) -> Array:
-    """A product of two arrays cast to one type, summed in float32."""
+def einsum(equation: str, left: Array, right: Array, *, dtype: jnp.dtype) -> Array:
+    """Product of two arrays, cast to one type and summed in float32."""
     return jnp.einsum(
         equation,
-        left.astype(kind),
-        right.astype(kind),
-        precision=jax.lax.Precision.HIGHEST if kind == jnp.float32 else None,
+        left.astype(dtype),
+        right.astype(dtype),
+        precision=jax.lax.Precision.HIGHEST if dtype == jnp.float32 else None,
         preferred_element_type=jnp.float32,
     )
 
 
 def widened(stored: Shaped[Array, "*any"]) -> Float[Array, "*any"]:
-    """float32 of int8, of float32, or of the bits of bfloat16."""
+    """Convert int8, float32 or the bits of bfloat16 to float32."""
     if stored.dtype == jnp.uint16:
         return jax.lax.bitcast_convert_type(stored.astype(jnp.uint32) << 16, jnp.float32)
     return stored.astype(jnp.float32)
 
 
 def narrowed(values: Float[Array, "*any"], dtype: jnp.dtype) -> Shaped[Array, "*any"]:
-    """float32 as it is, or rounded to bfloat16 as its bits: what `widened` undoes."""
+    """Convert float32 to a stored type, of bfloat16 to its bits: the inverse of `widened`."""
     if dtype == jnp.uint16:
         return jax.lax.bitcast_convert_type(values.astype(jnp.bfloat16), jnp.uint16)
     return values.astype(dtype)
@@ -105,22 +105,22 @@ def narrowed(values: Float[Array, "*any"], dtype: jnp.dtype) -> Shaped[Array, "*
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Stored:
-    """A matrix as it is stored: some rows of a two-dimensional array.
+    """A stored matrix: consecutive rows of a two-dimensional array.
 
-    Nothing is reshaped to an axis of length one: XLA may then copy the whole array into another
-    layout. What is cut out is fused with what is done to it.
+    No reshape makes an axis of length one: XLA may then copy the whole array into another layout.
+    It fuses a cut with the operations on it.
     """
 
     array: Shaped[Array, "all_rows outputs"]
     first: Array | int
-    """Which row begins it."""
+    """The matrix's first row in the array."""
     rows: int
 
     @classmethod
-    def of(cls, array: Shaped[Array, "*stack rows outputs"], number: Array | None) -> "_Stored":
-        """A matrix, or one of a stack."""
+    def of(cls, array: Shaped[Array, "*stack rows outputs"], expert: Array | None) -> "_Stored":
+        """A matrix, or an expert's in a stack."""
         rows, outputs = array.shape[-2:]
-        first = 0 if number is None else number * rows
+        first = 0 if expert is None else expert * rows
         return cls(array=array.reshape(-1, outputs), first=first, rows=rows)
 
     @property
@@ -128,11 +128,11 @@ class _Stored:
         return self.array.shape[1]
 
     def cut(self, row: Array | int, column: Array | int, shape: tuple[int, int]) -> Array:
-        """Rows and columns that follow each other."""
+        """A block of rows and columns."""
         return jax.lax.dynamic_slice(self.array, (self.first + row, column), shape)
 
     def across(self, run: Array, row: Array, *, side: int, height: int) -> Array:
-        """One row out of each of `side` runs of `height` rows, from a run onwards."""
+        """The same row of each of `side` runs of `height` rows, from a run onwards."""
         if side == 1 or height == 1:
             return self.cut(run * height + row, 0, (side, self.outputs))
         runs = self.array.reshape(-1, height, self.outputs)
@@ -142,9 +142,9 @@ class _Stored:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Walk:
-    """An order to read stored rows in: `outer` times `side` runs of `turns` times `unroll` rows.
+    """An order of stored rows: `outer` times `side` runs of `turns` times `unroll` rows each.
 
-    No run crosses a scale group. Rows of `side` runs are added to as many sums in one pass.
+    No run crosses a scale group. One pass adds rows of `side` runs, each run to a sum of its own.
     """
 
     outer: int
@@ -154,7 +154,7 @@ class _Walk:
 
     @classmethod
     def over(cls, rows: int, *, groups: int, room: int) -> "_Walk":
-        """At most `room` sums side by side, and the fewest passes."""
+        """The order with the fewest passes and at most `room` sums side by side."""
         height = rows // groups
         unroll = gcd(_UNROLL, height)
         if groups > room:
@@ -178,16 +178,19 @@ def _row_by_row(
 ) -> Float[Array, "tokens outputs"]:
     """Add every stored row, times its input, to the sums of all outputs: one pass over the weight.
 
-    Rows are added one after the other, and not by a reduction, which XLA on the CPU hands to a
-    kernel that takes its operands from memory.
+    Rows are added one after the other, not by a reduction: XLA on the CPU would hand that to a
+    kernel whose operands come from memory.
     """
     (tokens, _), outputs = x.shape, weight.outputs
     groups = 1 if scales is None else scales.rows
     room = max(1, _SUMS // (tokens * outputs))
     walk = _Walk.over(weight.rows, groups=groups, room=room)
     inputs = x.reshape(tokens, walk.outer, walk.side, walk.turns, walk.unroll, -1)
+    # shape: tokens outer side turns unroll codes_per_row
     inputs = jnp.transpose(inputs, (1, 3, 0, 2, 4, 5))
+    # shape: outer turns tokens side unroll codes_per_row
     inputs = inputs.reshape(walk.passes, tokens, walk.side, walk.unroll, -1)
+    # shape: passes tokens side unroll codes_per_row
     offsets = jnp.sum(inputs, axis=(3, 4))[..., None] * _offset(weight)
 
     def add(index: Array, sums: Array) -> Array:
@@ -205,7 +208,8 @@ def _row_by_row(
     sums: Array = jax.lax.fori_loop(0, walk.passes, add, zeros)
     if scales is not None and walk.outer == 1:
         scale = widened(scales.cut(0, 0, (groups, outputs)))
-        sums = jnp.sum(sums.reshape(tokens, groups, -1, outputs), axis=2) * scale[None]
+        grouped = sums.reshape(tokens, groups, -1, outputs)
+        sums = jnp.sum(grouped, axis=2) * scale[None]
     return jnp.sum(sums, axis=1)
 
 
@@ -214,24 +218,27 @@ def _in_blocks(
     weight: _Stored,
     scales: _Stored | None,
     *,
-    kind: jnp.dtype,
+    dtype: jnp.dtype,
 ) -> Float[Array, "tokens outputs"]:
-    """Matrix products with a block of stored rows at a time, so that no more is ever dequantised.
+    """Matrix products with one block of stored rows after the other: only a block is dequantised.
 
-    A block is a part of a scale group, whose sums are scaled after; int4 has many small groups, and
-    several are scaled before together.
+    A block is part of a scale group, and its product is scaled. int4 has many small groups: there a
+    block holds several, and is scaled before it is multiplied.
     """
     (tokens, inputs), outputs = x.shape, weight.outputs
     groups = 1 if scales is None else scales.rows
-    held = inputs // weight.rows
-    room = max(tokens, BLOCK // (kind.itemsize * outputs)) // held  # sums pass once a block
+    codes_per_row = inputs // weight.rows
+    room = (
+        max(tokens, BLOCK // (dtype.itemsize * outputs)) // codes_per_row
+    )  # one pass of sums each
     height = weight.rows // groups
-    runs = _largest_divisor(groups, max(1, room // height)) if held > 1 else 1
+    runs = _largest_divisor(groups, max(1, room // height)) if codes_per_row > 1 else 1
     rows = runs * height if runs > 1 else _largest_divisor(height, max(1, room))
-    # of int4, the inputs of low nibbles apart from those of high ones, as their codes come
-    parts = jnp.moveaxis(x.reshape(tokens, weight.rows, held), 2, 0)
+    # of int4, the inputs of low nibbles, then the inputs of high nibbles
+    parts = jnp.moveaxis(x.reshape(tokens, weight.rows, codes_per_row), 2, 0)
+    # shape: codes_per_row tokens rows
 
-    def multiply(index: Array, sums: Array) -> Array:
+    def add_block(index: Array, sums: Array) -> Array:
         product = jnp.zeros((tokens, outputs), jnp.float32)
         for part, codes in zip(
             parts, _codes(weight.cut(index * rows, 0, (rows, outputs))), strict=True
@@ -240,26 +247,28 @@ def _in_blocks(
             if runs > 1 and scales is not None:
                 scale = widened(scales.cut(index * runs, 0, (runs, outputs)))
                 wide = (wide.reshape(runs, height, outputs) * scale[:, None]).reshape(rows, outputs)
-            some = jax.lax.dynamic_slice(part, (0, index * rows), (tokens, rows))
-            product = product + einsum("ti,io->to", some, wide, kind=kind)
+            block = jax.lax.dynamic_slice(part, (0, index * rows), (tokens, rows))
+            product = product + einsum("ti,io->to", block, wide, dtype=dtype)
         if runs == 1 and scales is not None:
             product = product * widened(scales.cut(index * rows // height, 0, (1, outputs)))
         return sums + product
 
     zeros = jnp.zeros((tokens, outputs), jnp.float32)
-    found: Array = jax.lax.fori_loop(0, weight.rows // rows, multiply, zeros)
-    return found
+    sums: Array = jax.lax.fori_loop(0, weight.rows // rows, add_block, zeros)
+    return sums
 
 
-def _high_and_low(x: Float[Array, "tokens inputs"], kind: jnp.dtype) -> Float[Array, "both inputs"]:
-    """Activations in a type, and below them what bfloat16 drops of them, in bfloat16 as well.
+def _high_and_low(
+    x: Float[Array, "tokens inputs"], dtype: jnp.dtype
+) -> Float[Array, "both inputs"]:
+    """Activations in bfloat16, and below them the remainders, in bfloat16 too; or float32 as it is.
 
-    The two have 16 bits together, and the released integers are exact in 8: little is lost.
+    Both together have 16 bits, and the released integers are exact in 8: little is lost.
     """
-    if kind == jnp.float32:
+    if dtype == jnp.float32:
         return x
     high = jax.lax.reduce_precision(x, exponent_bits=8, mantissa_bits=7)
-    return jnp.concatenate([high, x - high]).astype(kind)
+    return jnp.concatenate([high, x - high]).astype(dtype)
 
 
 def _in_groups(
@@ -267,25 +276,26 @@ def _in_groups(
     weight: _Stored,
     scales: _Stored | None,
     *,
-    kind: jnp.dtype,
+    dtype: jnp.dtype,
 ) -> Float[Array, "tokens outputs"]:
-    """A matrix product a scale group, scaled after; the weight dequantised if there are many.
+    """One matrix product for each scale group, then scaled; many groups are dequantised instead.
 
-    XLA for GPUs reads the weight in the product itself if it is converted to the operands' type at
-    once; by way of float32, or with a slice for each group, it would write a copy first.
+    XLA for GPUs reads the weight inside the product if it is converted directly to the operands'
+    type; by way of float32, or with a slice for each group, it would write a copy first.
     """
     outputs = weight.outputs
     codes = weight.cut(0, 0, (weight.rows, outputs))
     scale = None if scales is None else scales.cut(0, 0, (scales.rows, outputs))
     if codes.dtype == jnp.uint8 or (scale is not None and scale.shape[0] > _FEW_GROUPS):
-        return einsum("ti,io->to", x, _dequantised(codes, scale), kind=kind)
+        return einsum("ti,io->to", x, _dequantised(codes, scale), dtype=dtype)
     if codes.dtype == jnp.uint16:
         codes = jax.lax.bitcast_convert_type(codes, jnp.bfloat16)
     if scale is None:
-        return einsum("ti,io->to", x, codes, kind=kind)
+        return einsum("ti,io->to", x, codes, dtype=dtype)
     groups = scale.shape[0]
     parts, grouped = x.reshape(x.shape[0], groups, -1), codes.reshape(groups, -1, outputs)
-    sums = einsum("tgi,gio->tgo", parts, grouped, kind=kind)
+    # shape: tokens groups group_inputs; groups group_inputs outputs
+    sums = einsum("tgi,gio->tgo", parts, grouped, dtype=dtype)
     return jnp.sum(sums * widened(scale)[None], axis=1)
 
 
@@ -304,16 +314,16 @@ def _dequantised(
 
 
 _INT4_OFFSET: Final = 8.0
-"""Two codes in a byte are stored as 1 to 15."""
+"""Codes -7 to 7 are stored as 1 to 15, two in a byte."""
 
 
 def _offset(weight: _Stored) -> float:
-    """What the codes of a stored weight lack."""
+    """Added to the codes of a stored weight, gives their values."""
     return -_INT4_OFFSET if weight.array.dtype == jnp.uint8 else 0.0
 
 
 def _codes(stored: Shaped[Array, "*any"]) -> list[Float[Array, "*any"]]:
-    """The codes of the inputs that a stored row holds: one, or two of four bits, low one first."""
+    """Codes in a stored number, as float32: one, or two of four bits, the low one first."""
     if stored.dtype == jnp.uint8:
         return [(stored & 15).astype(jnp.float32), (stored >> 4).astype(jnp.float32)]
     return [widened(stored)]

@@ -12,14 +12,15 @@ from grokctl.model.config import GrokConfig
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, slots=True)
 class Matrix:
-    """A weight as it is stored, or a stack of the experts' weights, with its scales.
+    """A stored weight, or a stack of the experts' weights, with its scales.
 
-    bfloat16 is here as its bits in uint16: XLA on the CPU would convert the whole array to float32
-    before anything is cut out of it.
+    bfloat16 is stored as its bits in uint16: XLA on the CPU would convert the whole array to
+    float32 before it cuts a part out.
     """
 
-    weight: Shaped[Array, "*stack rows outputs"]
-    """int8, bfloat16 or float32 `(inputs, outputs)`; of int4, uint8 `(inputs / 2, outputs)`."""
+    weight: Shaped[Array, "*stack_and_rows outputs"]
+    """int8, bfloat16 or float32 `(inputs, outputs)`; of int4, uint8 `(inputs / 2, outputs)`; the
+    scale of a norm is one row without an axis for it."""
     scales: Shaped[Array, "*stack groups outputs"] | None
     """bfloat16 or float32; row g covers inputs `g * inputs / groups` onwards."""
 
@@ -46,7 +47,7 @@ class Experts:
 
     @property
     def count(self) -> int:
-        """How many there are."""
+        """Number of experts."""
         return self.gate.weight.shape[0]
 
 
@@ -83,11 +84,11 @@ class Parameters:
 
 
 def build_parameters(config: GrokConfig, matrix: Callable[[str], Matrix]) -> Parameters:
-    """Put the tree together.
+    """Build the tree of parameters.
 
     Args:
         config: The model.
-        matrix: Gives the parameter of a name, such as `layers.0.moe.gate`.
+        matrix: Returns the parameter with a name, such as `layers.0.moe.gate`.
     """
 
     def plain(name: str) -> Array:

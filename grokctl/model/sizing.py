@@ -9,7 +9,7 @@ import numpy as np
 
 from grokctl.model.bucketing import (
     BLOCK,
-    POSITIONS,
+    POSITION_BLOCK,
     layers_together,
     padded_batch,
     room,
@@ -252,9 +252,9 @@ class _Step:
     def _looking(self) -> int:
         """Queries, sums and what is added to them, a block of positions, and its logits twice."""
         heads = self.config.num_q_heads // self.mesh.model
-        looked = self.tokens * heads * POSITIONS * _FLOAT32
+        looked = self.tokens * heads * POSITION_BLOCK * _FLOAT32
         seen = self.batch * kv_heads_per_device(self.config, self.mesh)
-        seen *= POSITIONS * self.config.key_size
+        seen *= POSITION_BLOCK * self.config.key_size
         return self._hidden + 3 * self._queries + 2 * looked + seen * (2 * _FLOAT32 + self.kept)
 
     @property

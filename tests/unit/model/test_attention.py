@@ -10,7 +10,7 @@ import pytest
 from grokctl.checkpoint.miniature import MINIATURE
 from grokctl.model import attention
 from grokctl.model.attention import attend, attend_at_once
-from grokctl.model.cache import Place, empty_cache, extended, recall
+from grokctl.model.cache import Positions, empty_cache, extended, recall
 from grokctl.model.config import GROK_1
 from grokctl.model.placement import MeshShape
 from grokctl.model.sizing import cache_bytes
@@ -36,7 +36,7 @@ def empty(slots, past, dtype=FLOAT32):
 
 
 def place(slots, start):
-    return Place(
+    return Positions(
         slots=jnp.array(slots, jnp.int32), start=jnp.array(start, jnp.int32), count=jnp.int32(0)
     )
 
@@ -67,7 +67,7 @@ def filled(past, slots, dtype=FLOAT32):
 def test_blocks_of_slots_give_what_one_softmax_over_all_gives(
     monkeypatch, past, slots, time, chosen, start, block
 ):
-    monkeypatch.setattr(attention, "POSITIONS", block)
+    monkeypatch.setattr(attention, "POSITION_BLOCK", block)
     cache, key, value = filled(past, slots)
     query = 3 * normal(3, len(chosen), time, 6, 4)
 
@@ -81,7 +81,7 @@ def test_blocks_of_slots_give_what_one_softmax_over_all_gives(
 
 
 def test_positions_behind_the_last_are_not_even_read(monkeypatch):
-    monkeypatch.setattr(attention, "POSITIONS", 8)
+    monkeypatch.setattr(attention, "POSITION_BLOCK", 8)
     cache, _, _ = filled(64, 1)
     nan = jax.tree.map(lambda leaf: leaf.at[:, :, :, 8:].set(jnp.nan), cache)
     query = normal(4, 1, 1, 6, 4)

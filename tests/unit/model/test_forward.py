@@ -19,7 +19,7 @@ from grokctl.model import bucketing as forms
 from grokctl.model import forward
 from grokctl.model.attention import attend_at_once
 from grokctl.model.bucketing import rows_of_a_run
-from grokctl.model.cache import Place, empty_cache
+from grokctl.model.cache import Positions, empty_cache
 from grokctl.model.config import GROK_1, GrokConfig
 from grokctl.model.parameters import Matrix, build_parameters
 from grokctl.model.placement import MeshShape
@@ -386,9 +386,13 @@ def test_operands_are_bfloat16_where_that_is_asked_for_and_fast():
 
 
 @pytest.fixture(scope="module")
-def engine(request):
-    release = open_release(request.config.rootpath / "tests" / "data" / "two-layers")
-    return infer(ReleaseSource(release), EngineOptions(mesh=ONE, compute=Compute.FLOAT32))
+def two_layers(request) -> ReleaseSource:
+    return ReleaseSource(open_release(request.config.rootpath / "tests" / "data" / "two-layers"))
+
+
+@pytest.fixture(scope="module")
+def engine(two_layers):
+    return infer(two_layers, EngineOptions(mesh=ONE, compute=Compute.FLOAT32))
 
 
 def logits_of(engine, tokens):
@@ -398,6 +402,31 @@ def logits_of(engine, tokens):
 
 
 TOKENS = np.random.default_rng(40).integers(0, 256, 30).tolist()
+
+
+def test_the_compiled_steps_are_the_model_in_parts(engine, two_layers):
+    config, count = engine.config, 16
+    cache = empty_cache(
+        config,
+        ONE,
+        slots=1,
+        past=count,
+        dtype=FLOAT32,
+        zeros=lambda shape, dtype: jnp.zeros((1, *shape), dtype),
+    )
+    nowhere = jnp.zeros(1, jnp.int32)
+
+    def whole(parameters, tokens):
+        positions = Positions(slots=nowhere, start=nowhere, count=jnp.int32(count))
+        logits, _, read = forward.forward(
+            parameters, cache, tokens, positions, shape=step_shape(config)
+        )
+        return logits[0], read
+
+    logits, read = OnDevices(two_layers, ONE).run(whole, jnp.asarray([TOKENS[:count]]))
+
+    np.testing.assert_allclose(logits, logits_of(engine, TOKENS[:count]), atol=1e-5)
+    assert 0 < read <= config.num_layers * config.num_experts
 
 
 @pytest.mark.parametrize("changed", [1, 15, 16, 28, 29])
@@ -474,15 +503,9 @@ def test_grok_1_has_the_right_shapes_on_every_device(mesh):
 
     def step(parameters, cache, tokens, start):
         parameters = jax.tree.map(lambda leaf: leaf[0], parameters)
-        hidden, layers = forward.embed(parameters.embedding, tokens, shape=shape), []
-        for layer, held in zip(parameters.layers, cache, strict=True):
-            where = Place(slots=jnp.zeros(1, jnp.int32), start=start, count=jnp.int32(1))
-            hidden, extended, _ = forward.decoder_layer(layer, held, hidden, where, shape=shape)
-            layers.append(extended)
-        logits = forward.head(
-            parameters.embedding, parameters.final_norm, hidden, None, shape=shape
-        )
-        return logits, tuple(layers)
+        positions = Positions(slots=jnp.zeros(1, jnp.int32), start=start, count=jnp.int32(1))
+        logits, cache, _ = forward.forward(parameters, cache, tokens, positions, shape=shape)
+        return logits, cache
 
     mapped = jax.shard_map(
         step,

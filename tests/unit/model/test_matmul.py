@@ -17,7 +17,7 @@ from grokctl.checkpoint.tensor_source import Storage, extent
 from grokctl.inference.devices import find_devices
 from grokctl.model import forward
 from grokctl.model import matmul as products
-from grokctl.model.cache import Place, empty_cache
+from grokctl.model.cache import Positions, empty_cache
 from grokctl.model.config import GROK_1
 from grokctl.model.matmul import project, project_back
 from grokctl.model.parameters import Matrix, build_parameters
@@ -288,7 +288,7 @@ def temporaries(config, precision, groups, *, length, is_fast, batch=1):
         check_vma=False,
     )
     one = jax.ShapeDtypeStruct((batch,), jnp.int32)
-    where = Place(slots=one, start=one, count=jax.ShapeDtypeStruct((), jnp.int32))
+    where = Positions(slots=one, start=one, count=jax.ShapeDtypeStruct((), jnp.int32))
     arguments = (layer, cache, hidden, where)
     compiled = jax.jit(mapped, donate_argnums=1).lower(*arguments).compile()
     return compiled.memory_analysis().temp_size_in_bytes
