@@ -886,13 +886,13 @@ def test_what_another_rank_says_and_is_no_json_is_a_sentence(by_hand, ready):
 
     for rank in (first.wait(), second.wait()):
         assert rank.code == ExitCode.PEER
-        assert rank.error == "rank 1: said what is no object of JSON ('{')"
+        assert rank.error == "rank 1: expected a JSON object, found '{'"
 
 
 BABBLE = """
 import types
 half = lambda json: types.SimpleNamespace(dumps=lambda facts: "{", loads=json.loads)
-patch("cluster.process_group:json", half)
+patch("cluster.exchange:json", half)
 """
 
 
