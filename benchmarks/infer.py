@@ -107,17 +107,17 @@ def load(folder: Path) -> dict[str, Any]:
 
 def peak(folder: Path) -> dict[str, Any]:
     """What a run takes beside its weights, what its programs take, and how long they compile."""
-    stepper = start(open_ready(folder / "ready")).stepper
+    runner = start(open_ready(folder / "ready")).runner
     programs = {}
     for name, shape in {"1 token": (1, 1), "64 tokens": (1, 64), "512 tokens": (1, 512)}.items():
-        compiled = stepper.compile_s
-        step = stepper.step(*shape)
+        compiled = runner.compile_s
+        step = runner.step(*shape)
         nbytes = step.layers[0].memory_analysis().temp_size_in_bytes
-        programs[name] = (stepper.compile_s - compiled, nbytes)
+        programs[name] = (runner.compile_s - compiled, nbytes)
     tokens = prompt(64)
-    stepper.prefill(0, tokens)
+    runner.prefill(0, tokens)
     for position, token in enumerate(tokens[:16], 64):
-        stepper.decode([0], [token], [position])
+        runner.decode([0], [token], [position])
     highest = int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])
     mapped = is_weights = 0
     for line in Path("/proc/self/smaps").read_text().splitlines():
@@ -184,25 +184,25 @@ class Streams:
 
     def __init__(self, ready: ReadyCheckpoint, layers: int) -> None:
         self.layers = layers
-        self.stepper = start(Repeated(ready, layers), streams=max(STEPS)).stepper
+        self.runner = start(Repeated(ready, layers), streams=max(STEPS)).runner
         self.done = 0
 
     def decode(self, count: int) -> Timing:
         """Seconds and bytes of a step of some streams, whose tokens are drawn: so are experts."""
         tokens, positions = prompt(count, self.done), [self.done] * count
-        began, read = self.stepper.clock(), self.stepper.experts_nbytes()
-        self.stepper.decode(range(count), tokens, positions)
-        seconds = self.stepper.clock() - began
+        began, read = self.runner.clock(), self.runner.experts_nbytes()
+        self.runner.decode(range(count), tokens, positions)
+        seconds = self.runner.clock() - began
         self.done += 1
-        return seconds, self.stepper.step_nbytes(self.stepper.experts_nbytes() - read)
+        return seconds, self.runner.step_nbytes(self.runner.experts_nbytes() - read)
 
     def prefill(self, length: int) -> float:
         """Seconds, of two attempts the better."""
         spent = []
         for seed in range(2):
-            began = self.stepper.clock()
-            self.stepper.prefill(0, prompt(length, seed))
-            spent.append(self.stepper.clock() - began)
+            began = self.runner.clock()
+            self.runner.prefill(0, prompt(length, seed))
+            spent.append(self.runner.clock() - began)
         return min(spent)
 
 

@@ -10,7 +10,7 @@ from grokctl.errors import UsageError
 from grokctl.events import Advanced, Finished, Observer, Stage, Started, Unit, ignore
 from grokctl.inference.devices import memory_bandwidth
 from grokctl.inference.engine import Engine
-from grokctl.inference.model_runner import Stepper
+from grokctl.inference.model_runner import ModelRunner
 from grokctl.inference.plan import RunPlan
 
 _SEED: Final = 1
@@ -90,48 +90,50 @@ def bench(
         UsageError: The context does not hold it.
     """
     check_workloads(engine.plan, workloads, max_tokens)
-    stepper = engine.stepper
+    runner = engine.runner
     bandwidth = memory_bandwidth(engine.devices)
     random = np.random.default_rng(_SEED)
     rows: list[Row] = []
-    stepper.begin(rows)
+    runner.begin(rows)
     observe(Started(stage=Stage.BENCH, total=len(workloads), unit=Unit.NOTHING))
     for done, workload in enumerate(workloads):
         detail = f"{workload.prompt_tokens:,} tokens x {workload.batch}"
         observe(Advanced(stage=Stage.BENCH, done=done, detail=detail))
         shape = workload.batch, workload.prompt_tokens
         prompts = random.integers(engine.config.vocab_size, size=shape).tolist()
-        rows.append(_measure(stepper, prompts, max_tokens, bandwidth))
+        rows.append(_measure(runner, prompts, max_tokens, bandwidth))
     observe(Finished(stage=Stage.BENCH))
     return Bench(
         max_tokens=max_tokens,
         load_s=engine.load_s,
-        compile_s=stepper.compile_s,
+        compile_s=runner.compile_s,
         bandwidth=bandwidth,
         rows=tuple(rows),
     )
 
 
-def _measure(stepper: Stepper, prompts: list[list[int]], max_tokens: int, bandwidth: float) -> Row:
+def _measure(
+    runner: ModelRunner, prompts: list[list[int]], max_tokens: int, bandwidth: float
+) -> Row:
     """Run prompts side by side, each of them at every step, unlike those of a real batch."""
     batch, length = len(prompts), len(prompts[0])
     slots = range(batch)
-    stepper.prefill(0, prompts[0])  # compiles, and brings weights into memory
-    begun = stepper.clock()
-    tokens = [int(stepper.prefill(slot, prompts[slot]).argmax()) for slot in slots]
-    prefill_s = stepper.clock() - begun
+    runner.prefill(0, prompts[0])  # compiles, and brings weights into memory
+    begun = runner.clock()
+    tokens = [int(runner.prefill(slot, prompts[slot]).argmax()) for slot in slots]
+    prefill_s = runner.clock() - begun
 
     def decode(step: int) -> None:
-        logits = stepper.decode(slots, tokens, [length + step] * batch)
+        logits = runner.decode(slots, tokens, [length + step] * batch)
         tokens[:] = logits.argmax(axis=1).tolist()
 
     decode(0)  # compiles
-    read, begun = stepper.experts_nbytes(), stepper.clock()
+    read, begun = runner.experts_nbytes(), runner.clock()
     for step in range(1, max_tokens):
         decode(step)
-    step_s = (stepper.clock() - begun) / (max_tokens - 1)
-    experts = (stepper.experts_nbytes() - read) // (max_tokens - 1)
-    nbytes = stepper.step_nbytes(experts)
+    step_s = (runner.clock() - begun) / (max_tokens - 1)
+    experts = (runner.experts_nbytes() - read) // (max_tokens - 1)
+    nbytes = runner.step_nbytes(experts)
     return Row(
         prompt_tokens=length,
         batch=batch,

@@ -22,7 +22,7 @@ from grokctl.inference.generation import (
     negative_log_likelihood,
 )
 from grokctl.inference.loading import Loader
-from grokctl.inference.model_runner import Stepper
+from grokctl.inference.model_runner import ModelRunner
 from grokctl.inference.plan import EngineOptions, RunPlan
 from grokctl.inference.scheduler import Batch
 from grokctl.inference.sequence import Sequence
@@ -69,7 +69,7 @@ class Engine:
             has_fast_bfloat16=is_fast,
             has_kernel=has_kernel,
         )
-        self.stepper = Stepper(
+        self.runner = ModelRunner(
             loader,
             parameters,
             shape,
@@ -90,7 +90,7 @@ class Engine:
 
     def follow(self) -> None:
         """Do what rank 0 of the cluster does, until it is done; of every other rank."""
-        self.stepper.follow()
+        self.runner.follow()
 
     def generate(
         self,
@@ -135,7 +135,7 @@ class Engine:
             UsageError: A prompt is empty, longer than the context, or holds impossible ids.
         """
         return Batch(
-            self.stepper,
+            self.runner,
             [self._sequence(request) for request in requests],
             stats=BatchStats(load_s=self.load_s),
             observe=self._observe,
@@ -162,36 +162,36 @@ class Engine:
         prompt, stats, clock = (
             sequence.request.prompt,
             sequence.generation.stats,
-            self.stepper.clock,
+            self.runner.clock,
         )
-        compiled = self.stepper.compile_s
+        compiled = self.runner.compile_s
         self._compile(len(prompt), decodes=sequence.limit > 1)
-        self.stepper.begin(sequence)
+        self.runner.begin(sequence)
         begun = clock()
-        logits = self.stepper.prefill(0, prompt, observe=self._observe)
+        logits = self.runner.prefill(0, prompt, observe=self._observe)
         found = sequence.take(logits)
         stats.first_token_s = clock() - begun
         stats.prefill_tokens_per_s = len(prompt) / stats.first_token_s
         decoded = 0.0
         while True:
-            stats.compile_s = self.stepper.compile_s - compiled
+            stats.compile_s = self.runner.compile_s - compiled
             yield from found
             if sequence.is_over:
                 return
-            self.stepper.check(sequence)
+            self.runner.check(sequence)
             begun = clock()
-            found = sequence.take(self.stepper.decode([0], [sequence.last], [sequence.position])[0])
+            found = sequence.take(self.runner.decode([0], [sequence.last], [sequence.position])[0])
             decoded += clock() - begun
             stats.decode_tokens_per_s = (sequence.sampled - 1) / decoded
 
     def _compile(self, prompt: int, *, decodes: bool) -> None:
         """Compile what a generation takes now, so that nothing is compiled between its tokens."""
-        chunk = self.stepper.chunk
+        chunk = self.runner.chunk
         parts = {min(chunk, prompt - start) for start in range(0, prompt, chunk)}
         for length in sorted(
-            {self.stepper.padded(part) for part in [*parts, *([1] if decodes else [])]}
+            {self.runner.padded(part) for part in [*parts, *([1] if decodes else [])]}
         ):
-            self.stepper.step(1, length)
+            self.runner.step(1, length)
 
     def score(
         self, tokens: Several[int], *, logits_out: NDArray[np.float32] | None = None
@@ -206,12 +206,12 @@ class Engine:
             UsageError: There is no token, more than the context, or impossible ids.
         """
         self.plan.check(tokens)
-        nll, chunk = 0.0, self.stepper.chunk
-        self.stepper.begin(tokens)
+        nll, chunk = 0.0, self.runner.chunk
+        self.runner.begin(tokens)
         self._observe(Started(stage=Stage.SCORE, total=len(tokens), unit=Unit.TOKENS))
         for start in range(0, len(tokens), chunk):
             part = tokens[start : start + chunk]
-            logits = self.stepper.score(part, start)
+            logits = self.runner.score(part, start)
             if logits_out is not None:
                 logits_out[start : start + len(part)] = logits
             targets = np.asarray(tokens[start + 1 : start + 1 + len(part)], np.int64)

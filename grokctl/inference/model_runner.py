@@ -26,7 +26,7 @@ _KEY_LENGTH: Final = 3
 _NOTHING: Final = np.empty(0, np.int32)
 
 
-class Stepper:
+class ModelRunner:
     """Runs tokens of sequences that are kept in slots of the cache. Not thread-safe.
 
     Args:

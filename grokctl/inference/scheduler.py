@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from grokctl.events import Advanced, Finished, Observer, Stage, Started, Unit
 from grokctl.inference.generation import BatchStats, Generation
-from grokctl.inference.model_runner import Stepper
+from grokctl.inference.model_runner import ModelRunner
 from grokctl.inference.sequence import Sequence
 
 
@@ -35,19 +35,24 @@ class Batch:
     others.
 
     Args:
-        stepper: Runs the model, and has the slots.
+        runner: Runs the model, and has the slots.
         sequences: What is to be done.
         stats: Of all together; filled in while it goes on.
         observe: Receives progress in prompts.
     """
 
     def __init__(
-        self, stepper: Stepper, sequences: list[Sequence], *, stats: BatchStats, observe: Observer
+        self,
+        runner: ModelRunner,
+        sequences: list[Sequence],
+        *,
+        stats: BatchStats,
+        observe: Observer,
     ) -> None:
         self.stats = stats
-        self._stepper = stepper
+        self._runner = runner
         self._waiting = deque(enumerate(sequences))
-        self._free = list(reversed(range(stepper.streams)))
+        self._free = list(reversed(range(runner.streams)))
         self._reading: _Stream | None = None
         self._running: list[_Stream] = []
         self._observe = observe
@@ -57,13 +62,13 @@ class Batch:
         done = 0
         self._observe(Started(stage=Stage.DECODE, total=len(self._waiting), unit=Unit.PROMPTS))
         if not (self._reading or self._running):
-            self._stepper.begin(self)
+            self._runner.begin(self)
         while self._waiting or self._reading or self._running:
-            self._stepper.check(self)
-            begun, compiled = self._stepper.clock(), self._stepper.compile_s
+            self._runner.check(self)
+            begun, compiled = self._runner.clock(), self._runner.compile_s
             ended = [*self._read(), *self._step()]
-            self.stats.seconds += self._stepper.clock() - begun
-            self.stats.compile_s += self._stepper.compile_s - compiled
+            self.stats.seconds += self._runner.clock() - begun
+            self.stats.compile_s += self._runner.compile_s - compiled
             done += len(ended)
             self._observe(Advanced(stage=Stage.DECODE, done=done, detail=self._detail()))
             for stream in ended:
@@ -80,16 +85,16 @@ class Batch:
 
     def _read(self) -> list[_Stream]:
         """Run prompts that are next, as many tokens as a chunk has; who ended with that."""
-        ended, left = [], self._stepper.chunk
+        ended, left = [], self._runner.chunk
         while left > 0:
             if self._reading is None and self._waiting and self._free:
                 self._reading = _Stream(*self._waiting.popleft(), self._free.pop())
             stream = self._reading
             if stream is None:
                 break
-            begun = self._stepper.clock()
+            begun = self._runner.clock()
             left -= self._read_on(stream)
-            spent = self._stepper.clock() - begun
+            spent = self._runner.clock() - begun
             self.stats.prefill_s += spent
             stream.generation.stats.first_token_s += spent
             if stream.sequence.is_over:
@@ -97,7 +102,7 @@ class Batch:
                 self._free.append(stream.slot)
                 ended.append(stream)
             elif stream.sequence.sampled:
-                self._reading, stream.since = None, self._stepper.clock()
+                self._reading, stream.since = None, self._runner.clock()
                 self._running.append(stream)
         return ended
 
@@ -107,8 +112,8 @@ class Batch:
         if sequence.limit == 0:
             sequence.finish()
             return 0
-        part = sequence.request.prompt[stream.read : stream.read + self._stepper.chunk]
-        logits = self._stepper.prefill(stream.slot, part, stream.read)
+        part = sequence.request.prompt[stream.read : stream.read + self._runner.chunk]
+        logits = self._runner.prefill(stream.slot, part, stream.read)
         stream.read += len(part)
         if stream.read == stream.generation.prompt_tokens:
             sequence.take(logits)
@@ -119,19 +124,19 @@ class Batch:
         running = self._running
         if not running:
             return []
-        begun, read = self._stepper.clock(), self._stepper.experts_nbytes()
-        logits = self._stepper.decode(
+        begun, read = self._runner.clock(), self._runner.experts_nbytes()
+        logits = self._runner.decode(
             [stream.slot for stream in running],
             [stream.sequence.last for stream in running],
             [stream.sequence.position for stream in running],
         )
         for stream, row in zip(running, logits, strict=True):
             stream.sequence.take(row)
-        now = self._stepper.clock()
+        now = self._runner.clock()
         self.stats.decode_s += now - begun
         self.stats.steps += 1
         self.stats.decoded += len(running)
-        self.stats.bytes_read += self._stepper.step_nbytes(self._stepper.experts_nbytes() - read)
+        self.stats.bytes_read += self._runner.step_nbytes(self._runner.experts_nbytes() - read)
         ended = [stream for stream in running if stream.sequence.is_over]
         self._running = [stream for stream in running if not stream.sequence.is_over]
         for stream in ended:

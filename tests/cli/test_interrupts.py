@@ -175,7 +175,7 @@ def test_a_run_can_be_stopped_while_it_compiles_and_while_it_writes(
         return
 
     written = []
-    slow = "patch('inference.model_runner:Stepper._run', delayed(0.1))"
+    slow = "patch('inference.model_runner:ModelRunner._run', delayed(0.1))"
     ended = interrupt(
         *arguments,
         code=slow,
@@ -196,7 +196,7 @@ def test_ctrl_c_ends_a_text_and_says_what_there_is(process, home, cut, as_json):
 import os, signal
 def pressed(decode):
     return lambda *arguments: (os.kill(os.getpid(), signal.SIGINT), decode(*arguments))[1]
-patch("inference.model_runner:Stepper.decode", pressed)
+patch("inference.model_runner:ModelRunner.decode", pressed)
 """
 
     outcome = process.run(

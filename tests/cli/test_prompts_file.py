@@ -194,7 +194,7 @@ def test_what_has_ended_stays_printed_when_the_rest_is_interrupted(process, home
     prompts = "".join(
         json.dumps({"prompt": "a", "max_tokens": length}) + "\n" for length in (2, 60)
     )
-    slow = "patch('inference.model_runner:Stepper._run', delayed(0.05))"
+    slow = "patch('inference.model_runner:ModelRunner._run', delayed(0.05))"
     path = home / "prompts.jsonl"
     path.write_text(prompts)
 

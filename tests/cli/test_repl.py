@@ -16,7 +16,7 @@ _TERMINAL = (
     "os.setsid()\n"
     "fcntl.ioctl(0, termios.TIOCSCTTY, 0)\n"  # so that Ctrl-C is a signal
     f"patch('interrupts:_PATIENCE_S', lambda _: {PATIENCE_S})\n"
-    "patch('inference.model_runner:Stepper._run', delayed(SLOW))"
+    "patch('inference.model_runner:ModelRunner._run', delayed(SLOW))"
 )
 
 

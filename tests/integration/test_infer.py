@@ -496,12 +496,12 @@ def test_a_score_does_not_depend_on_the_chunks(engine):
     tokens = [5 + index * 11 % 400 for index in range(CONTEXT)]
     whole = engine.score(tokens)
 
-    stepper = engine.stepper
-    chunk, stepper.chunk = stepper.chunk, 16
+    runner = engine.runner
+    chunk, runner.chunk = runner.chunk, 16
     try:
         parts = engine.score(tokens)
     finally:
-        stepper.chunk = chunk
+        runner.chunk = chunk
 
     assert parts.nll == pytest.approx(whole.nll, rel=1e-6)
 

@@ -92,7 +92,7 @@ def test_logits_through_the_cache_match_the_reference():
 
     engine.score(golden.tokens)
     rows = [
-        engine.stepper.decode([0], [token], [len(golden.tokens) + step])[0]
+        engine.runner.decode([0], [token], [len(golden.tokens) + step])[0]
         for step, token in enumerate(golden.greedy)
     ]
 
@@ -104,7 +104,7 @@ def test_a_prompt_in_many_chunks_gives_the_logits_of_one():
     engine = start(ReleaseSource(golden.release), "model=2")
     whole = score_logits(engine, golden.tokens)
 
-    engine.stepper.chunk = 16  # 24 tokens: one full chunk and a padded one
+    engine.runner.chunk = 16  # 24 tokens: one full chunk and a padded one
     parts = score_logits(engine, golden.tokens)
 
     assert np.abs(parts - whole).max() < FLOAT32_BOUND

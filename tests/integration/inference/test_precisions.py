@@ -155,4 +155,4 @@ def test_float32_weights_match_the_reference(mesh):
 
     error = np.abs(score_logits(engine, golden.tokens) - golden.float32).max()
     assert error < FLOAT32_BOUND
-    assert engine.stepper._parameters.layers[0].experts.up.weight.dtype == np.float32
+    assert engine.runner._parameters.layers[0].experts.up.weight.dtype == np.float32

@@ -92,15 +92,15 @@ def test_every_prompt_gets_what_it_would_get_alone(release, engine, mesh):
 
 
 def test_padding_of_a_batch_changes_no_stream(release):
-    stepper = start(release, streams=7).stepper
+    runner = start(release, streams=7).runner
     prompts = [request(60 + index, 4 + index, 1).prompt for index in range(7)]
     made = np.random.default_rng(60).integers(3, SMALL.vocab_size, (3, 7)).tolist()
 
     def decoded(streams, slots):
         for stream, slot in zip(streams, slots, strict=True):
-            stepper.prefill(slot, prompts[stream])
+            runner.prefill(slot, prompts[stream])
         return [
-            stepper.decode(
+            runner.decode(
                 slots,
                 [tokens[stream] for stream in streams],
                 [len(prompts[stream]) + step for stream in streams],
@@ -190,9 +190,9 @@ def test_statistics_are_those_of_all_prompts_together(engine):
     assert stats.prefilled == sum(len(wanted.prompt) for wanted in WANTED if wanted.max_tokens)
     begun = sum(wanted.max_tokens > 0 for wanted in WANTED)
     assert stats.decoded == stats.tokens - begun
-    assert stats.decoded / engine.stepper.streams <= stats.steps < stats.decoded
+    assert stats.decoded / engine.runner.streams <= stats.steps < stats.decoded
     assert 0 < stats.prefill_s + stats.decode_s <= stats.seconds
-    one, every = engine.stepper.step_nbytes(0), engine._loader.nbytes
+    one, every = engine.runner.step_nbytes(0), engine._loader.nbytes
     assert one < stats.bytes_per_step < every
     engine.measure_bandwidth(stats)
     assert 0 < stats.bandwidth_fraction < 1
@@ -243,11 +243,11 @@ def test_there_are_streams_but_not_too_many(release, streams):
 
 def test_damaged_weights_end_the_batch(release):
     engine = start(release)
-    layer = engine.stepper._parameters.layers[0]
+    layer = engine.runner._parameters.layers[0]
     norms = replace(layer.norms, pre_moe=layer.norms.pre_moe * np.float32(np.nan))
     broken = replace(layer, norms=norms)
-    layers = (broken, *engine.stepper._parameters.layers[1:])
-    engine.stepper._parameters = replace(engine.stepper._parameters, layers=layers)
+    layers = (broken, *engine.runner._parameters.layers[1:])
+    engine.runner._parameters = replace(engine.runner._parameters, layers=layers)
 
     with pytest.raises(CorruptCheckpointError, match="not finite"):
         list(engine.generate_many(WANTED))

@@ -232,8 +232,8 @@ def test_an_engine_holds_what_is_counted(source):
     engine, needed = infer(source, OPTIONS), needed_for(source)
 
     for arrays, expected in (
-        (engine.stepper._parameters, needed.weights),
-        (engine.stepper._cache, needed.cache),
+        (engine.runner._parameters, needed.weights),
+        (engine.runner._cache, needed.cache),
     ):
         for device in range(OPTIONS.mesh.size):
             shards = [leaf.addressable_shards[device].data for leaf in jax.tree.leaves(arrays)]

@@ -460,7 +460,7 @@ def test_what_another_text_left_in_the_cache_is_never_seen(engine):
 def test_the_last_logits_are_those_of_the_last_token(engine):
     every = logits_of(engine, TOKENS[:12])
 
-    last = engine.stepper.prefill(0, TOKENS[:12])
+    last = engine.runner.prefill(0, TOKENS[:12])
 
     assert last.shape == (256,)
     np.testing.assert_allclose(last, every[-1], atol=1e-5)
