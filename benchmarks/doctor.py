@@ -19,7 +19,8 @@ from grokctl.machine.look import look
 from grokctl.model.config import GROK_1
 from grokctl.model.placement import MeshShape
 from grokctl.model.precision import Compute
-from grokctl.planning.plans import Spread, Terms, hardware_of, plan_for
+from grokctl.model.sizing import Terms
+from grokctl.planning.plans import Spread, hardware_of, plan_for
 from grokctl.reshard import reshard
 from grokctl.resharding.plan import ReshardOptions, plan_reshard
 

@@ -31,8 +31,8 @@ from grokctl.model.kernels import few_rows
 from grokctl.model.matmul import einsum, project, project_back, widened
 from grokctl.model.parameters import Matrix
 from grokctl.model.placement import MeshShape
-from grokctl.model.precision import Compute, KvType, Precision
-from grokctl.model.sizing import workspace_bytes
+from grokctl.model.precision import Compute, Precision
+from grokctl.model.sizing import Terms, workspace_bytes
 from grokctl.model.step_spec import StepShape
 
 ROWS = (1, 4, 8, 16, 64, 512)
@@ -333,7 +333,7 @@ class Case:
     mesh: MeshShape
     precision: Precision
     context: int = 8192
-    streams: int = 16
+    slots: int = 16
 
     def steps(self) -> Iterator[tuple[str, dict[str, tuple[int, int]]]]:
         """Of each step and its programs: temporaries, and all that is neither weights nor cache."""
@@ -347,7 +347,7 @@ class Case:
         cache = empty_cache(
             config,
             self.mesh,
-            slots=self.streams,
+            slots=self.slots,
             past=past,
             dtype=BF16,
             zeros=loader.absent,
@@ -355,7 +355,7 @@ class Case:
         read = loader.absent((), jnp.dtype(jnp.int32))
         for batch, tokens, every in (
             (1, 1, False),
-            (self.streams, 1, False),
+            (self.slots, 1, False),
             (1, chunk, False),
             (1, chunk, True),
         ):
@@ -378,21 +378,13 @@ class Case:
     @property
     def expected(self) -> int:
         """Bytes that are counted for the largest of them."""
-        return workspace_bytes(
-            GROK_1,
-            self.mesh,
-            context=self.context,
-            streams=self.streams,
-            compute=Compute.BFLOAT16,
-            kv=KvType.COMPUTE,
-            precision=self.precision,
-            platform="gpu",
-        )
+        terms = Terms(context=self.context, compute=Compute.BFLOAT16, slots=self.slots)
+        return workspace_bytes(GROK_1, self.mesh, terms, precision=self.precision, platform="gpu")
 
 
 def memory_table() -> None:
     """Temporaries of programs, and whether the largest step takes what is counted for it."""
-    print("| mesh | weights | streams x tokens | layers | head | workspace | counted | ratio |")
+    print("| mesh | weights | sequences x tokens | layers | head | workspace | counted | ratio |")
     print("| --- | --- | --- | ---: | ---: | ---: | ---: | ---: |")
     for size, precision in product((8, 4, 16), (Precision.INT8, Precision.INT4)):
         case, largest = Case(mesh=MeshShape(1, size), precision=precision), 0

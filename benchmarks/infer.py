@@ -55,7 +55,7 @@ USED = ATTENTION + CONFIG.num_selected_experts * EXPERT
 """Weights of a layer that a token is multiplied with."""
 CONTEXT = 4096
 STEPS = {1: 10, 4: 4, 16: 2}
-"""Decode steps of a round, by how many streams they go through."""
+"""Decode steps of a round, by how many sequences they go through."""
 DISK = {"int8": 10.7e9, "int4": 8.2e9, "bf16": 15.7e9, "float32": 25.5e9}
 """Bytes that are needed at a time."""
 ON_CPU = jax.default_backend() == "cpu"
@@ -171,8 +171,8 @@ class Repeated:
         return self.ready.read(first, slices)
 
 
-def start(source: Any, *, streams: int = 1) -> Engine:
-    return infer(source, EngineOptions(mesh=ONE, context=CONTEXT, streams=streams))
+def start(source: Any, *, slots: int = 1) -> Engine:
+    return infer(source, EngineOptions(mesh=ONE, context=CONTEXT, slots=slots))
 
 
 def prompt(length: int, seed: int = 0) -> list[int]:
@@ -184,11 +184,11 @@ class Streams:
 
     def __init__(self, ready: ReadyCheckpoint, layers: int) -> None:
         self.layers = layers
-        self.runner = start(Repeated(ready, layers), streams=max(STEPS)).runner
+        self.runner = start(Repeated(ready, layers), slots=max(STEPS)).runner
         self.done = 0
 
     def decode(self, count: int) -> Timing:
-        """Seconds and bytes of a step of some streams, whose tokens are drawn: so are experts."""
+        """Seconds and bytes of a step of some sequences, whose tokens are drawn: so are experts."""
         tokens, positions = prompt(count, self.done), [self.done] * count
         began, read = self.runner.clock(), self.runner.experts_nbytes()
         self.runner.decode(range(count), tokens, positions)
@@ -342,7 +342,7 @@ def report_decode(
     others["the reference code, 1"] = reference.get("token_s")
     table(
         (
-            "streams", "ms, 1 layer", f"ms, {many.layers} layers", "ms a layer",
+            "sequences", "ms, 1 layer", f"ms, {many.layers} layers", "ms a layer",
             "tokens/s, 1 layer", "G weights/s", "GB/s", "of memory", "of the kernel",
         ),
         *rows,

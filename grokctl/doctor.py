@@ -212,7 +212,7 @@ def _prospect(hardware: Hardware, question: Question, inventory: Inventory | Non
 
 
 def _plans(hardware: Hardware | None, question: Question, context: int | None) -> tuple[Plan, ...]:
-    return plans(hardware, context=context, streams=question.batch, kv=question.kv)
+    return plans(hardware, context=context, slots=question.batch, kv=question.kv)
 
 
 def _is_only_context(found: Sequence[Plan], best: Plan | None) -> bool:

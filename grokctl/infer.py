@@ -38,12 +38,11 @@ def infer(
         GrokctlError: As `plan` does.
     """
     planned = plan(source.config, options, tokenizer=tokenizer)
-    return start(source, options, planned, observe=observe)
+    return start(source, planned, observe=observe)
 
 
 def start(
     source: TensorSource,
-    options: EngineOptions,
     planned: RunPlan,
     *,
     cluster: Cluster | None = None,
@@ -54,7 +53,7 @@ def start(
     With a cluster, every one of its processes does this for devices of its own, and then rank 0
     uses the engine while the others follow.
     """
-    processes = 1 if cluster is None else cluster.count
+    options, processes = planned.options, 1 if cluster is None else cluster.count
     devices = find_devices(options.mesh.size, processes=processes, observe=observe)
     if cluster is not None:
         # no kept programs: one process might have one that another compiles, and waits for it
@@ -69,11 +68,8 @@ def start(
         needed = needs(
             source.config,
             options.mesh,
+            planned.terms,
             weights=loader.weights,
-            context=planned.context,
-            streams=options.streams,
-            compute=options.compute,
-            kv=options.kv,
             precision=precision,
             platform=devices[0].platform,
         )
@@ -87,6 +83,4 @@ def start(
         beside = (needed.cache + needed.workspace) * len(loader.local)
         parameters = loader.load(observe, beside=beside)
     load_s = time.perf_counter() - started
-    return Engine(
-        planned, options, loader, parameters, load_s=load_s, cluster=cluster, observe=observe
-    )
+    return Engine(planned, loader, parameters, load_s=load_s, cluster=cluster, observe=observe)

@@ -39,7 +39,7 @@ _TYPERS_WORDS: Final = {
     "^('.*') is not one of (.*)": r"expected one of \2, found \1",
 }
 """Typer's patterns, and our words; anything else stays as typer has it."""
-_FIELDS: Final = {"stall_timeout_s": "--stall-timeout", "streams": "--batch"}
+_FIELDS: Final = {"stall_timeout_s": "--stall-timeout", "slots": "--batch"}
 """Fields of the library whose option has another name than theirs."""
 
 

@@ -23,7 +23,7 @@ from grokctl.inference.generation import (
 )
 from grokctl.inference.loading import Loader
 from grokctl.inference.model_runner import ModelRunner
-from grokctl.inference.plan import EngineOptions, RunPlan
+from grokctl.inference.plan import RunPlan
 from grokctl.inference.scheduler import Batch
 from grokctl.inference.sequence import Sequence
 from grokctl.model import kernels
@@ -38,7 +38,6 @@ class Engine:
     def __init__(
         self,
         plan: RunPlan,
-        options: EngineOptions,
         loader: Loader,
         parameters: Parameters,
         *,
@@ -51,7 +50,7 @@ class Engine:
         self.mesh = plan.mesh
         self.tokenizer = plan.tokenizer
         self.context = plan.context
-        compute, device = jnp.dtype(options.compute), loader.local_devices[0]
+        compute, device = jnp.dtype(plan.options.compute), loader.local_devices[0]
         has_kernel = device.platform == "gpu" and kernels.works(device)
         is_fast = has_fast_bfloat16()
         if cluster is not None:  # all run the same programs
@@ -70,14 +69,7 @@ class Engine:
             has_kernel=has_kernel,
         )
         self.runner = ModelRunner(
-            loader,
-            parameters,
-            shape,
-            context=plan.context,
-            streams=options.streams,
-            kv=options.cache_dtype,
-            observe=observe,
-            cluster=cluster,
+            loader, parameters, shape, plan.terms, observe=observe, cluster=cluster
         )
         self._loader = loader
         self.load_s = load_s
@@ -89,7 +81,7 @@ class Engine:
         return self._loader.devices
 
     def follow(self) -> None:
-        """Do what rank 0 of the cluster does, until it is done; of every other rank."""
+        """Run the steps of rank 0 until its last; on every other rank."""
         self.runner.follow()
 
     def generate(
@@ -120,16 +112,16 @@ class Engine:
         )
 
     def fulfil(self, request: Request) -> Generation:
-        """The same, of a request."""
+        """Continue a prompt, as `generate` does, from a request."""
         sequence = self._sequence(request)
         sequence.generation.tokens = self._tokens(sequence)
         return sequence.generation
 
     def generate_many(self, requests: Several[Request]) -> Batch:
-        """Continue many prompts, as many at a time as there are streams.
+        """Continue many prompts, as many at a time as there are slots.
 
         Returns:
-            What gives each generation as it ends; nothing is computed before it is asked.
+            Iterator over generations, each as it ends; nothing is computed before the first `next`.
 
         Raises:
             UsageError: A prompt is empty, longer than the context, or holds impossible ids.
@@ -169,23 +161,24 @@ class Engine:
         self.runner.begin(sequence)
         begun = clock()
         logits = self.runner.prefill(0, prompt, observe=self._observe)
-        found = sequence.take(logits)
+        tokens = sequence.take(logits)
         stats.first_token_s = clock() - begun
         stats.prefill_tokens_per_s = len(prompt) / stats.first_token_s
         decoded = 0.0
         while True:
             stats.compile_s = self.runner.compile_s - compiled
-            yield from found
+            yield from tokens
             if sequence.is_over:
                 return
             self.runner.check(sequence)
             begun = clock()
-            found = sequence.take(self.runner.decode([0], [sequence.last], [sequence.position])[0])
+            logits = self.runner.decode([0], [sequence.last], [sequence.position])[0]
+            tokens = sequence.take(logits)
             decoded += clock() - begun
             stats.decode_tokens_per_s = (sequence.sampled - 1) / decoded
 
     def _compile(self, prompt: int, *, decodes: bool) -> None:
-        """Compile what a generation takes now, so that nothing is compiled between its tokens."""
+        """Compile the steps of a generation now, so that none is compiled between its tokens."""
         chunk = self.runner.chunk
         parts = {min(chunk, prompt - start) for start in range(0, prompt, chunk)}
         for length in sorted(
@@ -221,7 +214,7 @@ class Engine:
         return Score(tokens=len(tokens), nll=nll)
 
     def measure_bandwidth(self, stats: Stats | BatchStats) -> None:
-        """Measure the memory of these devices, and say what share of it decoding reached."""
+        """Measure the memory bandwidth of these devices, and the share that decoding reached."""
         if isinstance(stats, BatchStats):
             rate = stats.bytes_read / stats.decode_s if stats.decode_s else 0.0
         else:

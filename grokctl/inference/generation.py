@@ -91,7 +91,7 @@ class BatchStats:
 
     @property
     def decode_tokens_per_s(self) -> float:
-        """Of all streams together."""
+        """Of all sequences together."""
         return self.decoded / self.decode_s if self.decode_s else 0.0
 
     @property

@@ -18,10 +18,11 @@ from grokctl.inference.loading import Loader, out_of_memory
 from grokctl.model.bucketing import SHORTEST_CHUNK, padded_batch, room
 from grokctl.model.cache import Cache, empty_cache
 from grokctl.model.parameters import Parameters
+from grokctl.model.sizing import Terms
 from grokctl.model.step_spec import StepShape
 
 _Key = tuple[int, int, bool]
-"""Sequences, tokens of each, and whether all of them have their logits computed."""
+"""Sequences, tokens of each, and whether the step computes logits of all tokens."""
 _KEY_LENGTH: Final = 3
 _NOTHING: Final = np.empty(0, np.int32)
 
@@ -30,15 +31,12 @@ class ModelRunner:
     """Runs tokens of sequences that are kept in slots of the cache. Not thread-safe.
 
     Args:
-        loader: Has loaded the parameters.
-        parameters: What it loaded.
+        loader: The loader of the parameters.
+        parameters: The loaded parameters.
         shape: Static facts.
-        context: Positions to keep room for in each slot.
-        streams: Slots: sequences that can be under way at a time.
-        kv: Type of the key-value cache: bfloat16, float32 or int8.
-        observe: Told what is being compiled.
+        terms: Context, slots, and types of the cache.
+        observe: Receives the steps that are being compiled.
         cluster: The processes whose devices these are, if there are several.
-
     """
 
     def __init__(
@@ -46,21 +44,19 @@ class ModelRunner:
         loader: Loader,
         parameters: Parameters,
         shape: StepShape,
+        terms: Terms,
         *,
-        context: int,
-        streams: int,
-        kv: jnp.dtype,
         observe: Observer,
         cluster: Cluster | None = None,
     ) -> None:
         self.compile_s = 0.0
         self._cluster = cluster
-        self.chunk, self._past = room(context, platform=shape.platform)
+        self.chunk, self._past = room(terms.context, platform=shape.platform)
         self._loader = loader
         self._parameters = parameters
         self._shape = shape
-        self.streams = streams
-        self._kv = kv
+        self.slots = terms.slots
+        self._cache_dtype = jnp.dtype(terms.cache_dtype)
         self._observe = observe
         self._programs = Programs(loader, parameters, shape)
         self._steps: dict[_Key, Step] = {}
@@ -71,21 +67,25 @@ class ModelRunner:
         self._owner: object = None
 
     def _new_cache(self) -> Cache:
-        config, mesh, slots, past = self._shape.config, self._shape.mesh, self.streams, self._past
         with out_of_memory():
             return empty_cache(
-                config, mesh, slots=slots, past=past, dtype=self._kv, zeros=self._loader.zeros
+                self._shape.config,
+                self._shape.mesh,
+                slots=self.slots,
+                past=self._past,
+                dtype=self._cache_dtype,
+                zeros=self._loader.zeros,
             )
 
     def begin(self, owner: object) -> None:
-        """Let somebody fill the cache; what anybody had there before is lost."""
+        """Give the cache to an owner; the previous owner's entries are lost."""
         self._owner = owner
 
     def check(self, owner: object) -> None:
-        """Refuse to go on after somebody else began.
+        """Refuse to go on after another owner began.
 
         Raises:
-            UsageError: The cache is no longer theirs.
+            UsageError: The cache has another owner.
         """
         if self._owner is not owner:
             raise UsageError("another generation began on this engine, so this one cannot go on")
@@ -96,8 +96,8 @@ class ModelRunner:
         """Run the tokens of one sequence, in chunks.
 
         Args:
-            slot: Where it is kept.
-            tokens: At least one; they and what came before fit the context.
+            slot: The sequence's slot.
+            tokens: At least one; with those before, no more than the context.
             start: Position of the first.
             observe: Receives progress in tokens.
 
@@ -123,16 +123,16 @@ class ModelRunner:
         """Run one token of each of some sequences.
 
         Args:
-            slots: Where each is kept, all different.
+            slots: Slot of each sequence, all different.
             tokens: One id of each.
-            positions: Where in its sequence each lies.
+            positions: Position of each token in its sequence.
 
         Returns:
             Logits after each, `(sequences, vocab)`.
         """
         count = len(slots)
         batch = padded_batch(count)
-        rows = [*range(count), *[0] * (batch - count)]  # what pads repeats the first
+        rows = [*range(count), *[0] * (batch - count)]  # padding repeats the first
         task = Task(
             tokens=[[tokens[row]] for row in rows],
             slots=[slots[row] for row in rows],
@@ -157,7 +157,7 @@ class ModelRunner:
         return self._run((1, length, every), task)[0, : len(tokens)]
 
     def padded(self, length: int) -> int:
-        """How long a chunk of so many tokens is made."""
+        """Length of the padded chunk for `length` tokens."""
         if length == 1:
             return 1
         return min(self.chunk, max(SHORTEST_CHUNK, 1 << (length - 1).bit_length()))
@@ -169,7 +169,7 @@ class ModelRunner:
             self._tell(key)  # so that all processes compile at the same time
             started = time.perf_counter()
             what = "one token" if length == 1 else f"{length} tokens"
-            detail = what if batch == 1 else f"{what} of {batch} streams"
+            detail = what if batch == 1 else f"{what} of {batch} sequences"
             self._observe(Started(stage=Stage.COMPILE, unit=Unit.NOTHING))
             self._observe(Advanced(stage=Stage.COMPILE, detail=detail))
             with out_of_memory(), compiling(self._observe):
@@ -181,7 +181,7 @@ class ModelRunner:
         return self._steps[key]
 
     def follow(self) -> None:
-        """Run what rank 0 runs, until all is done; of every other rank."""
+        """Run the steps of rank 0 until its last; on every other rank."""
         assert self._cluster is not None
         while (order := self._cluster.hear()) is not None:
             facts = np.frombuffer(order, np.int32)
@@ -191,7 +191,7 @@ class ModelRunner:
                 self._execute(step, facts[_KEY_LENGTH:].reshape(batch, -1))
 
     def _tell(self, key: _Key, packed: NDArray[np.int32] = _NOTHING) -> None:
-        """Have the other processes compile a step, and run it on what there is."""
+        """Have the other processes compile a step, and run it if it comes with a task."""
         if self._cluster is not None and self._cluster.rank == 0:
             self._cluster.tell(np.array(key, np.int32).tobytes() + packed.tobytes())
 
@@ -202,43 +202,43 @@ class ModelRunner:
         return self._execute(step, packed)
 
     def _execute(self, step: Step, packed: NDArray[np.int32]) -> NDArray[np.float32]:
-        together = nullcontext() if self._cluster is None else self._cluster.computing()
-        with out_of_memory(), together:
+        computing = nullcontext() if self._cluster is None else self._cluster.computing()
+        with out_of_memory(), computing:
             try:
                 logits, self._cache, read = step.run(
                     self._parameters, self._cache, packed, self._none_read
                 )
-                found: NDArray[np.float32] = np.asarray(logits)
+                values: NDArray[np.float32] = np.asarray(logits)
                 here = sum(int(np.sum(np.asarray(part.data))) for part in read.addressable_shards)
                 self._experts_read += here
             except KeyboardInterrupt:
                 self._cache = self._new_cache()  # the old one was given away
                 self._owner = None
                 raise
-        if not np.isfinite(found).all():
+        if not np.isfinite(values).all():
             raise corrupt(
                 "logits",
                 Reason.ALTERED,
                 "the model computed values that are not finite, so weights must be damaged",
                 "grokctl verify",
             )
-        return found
+        return values
 
     def clock(self) -> float:
         """Seconds; it stands still while something is compiled."""
         return time.perf_counter() - self.compile_s
 
     def experts_nbytes(self) -> int:
-        """Bytes of experts that were needed since the beginning, on all devices together.
+        """Bytes of experts read since the beginning, on all devices together.
 
-        Other processes are taken to have needed as many as this one: over many tokens they do.
+        Assumes that other processes read as many as this one: over many tokens they do.
         """
         config, loader = self._shape.config, self._loader
         # every expert is on as many devices as the mesh has columns
-        there = config.num_layers * config.num_experts * self._shape.mesh.model
-        here = there * len(loader.local) // len(loader.devices)
-        return self._experts_read * loader.expert_nbytes // here
+        copies = config.num_layers * config.num_experts * self._shape.mesh.model
+        local_copies = copies * len(loader.local) // len(loader.devices)
+        return self._experts_read * loader.expert_nbytes // local_copies
 
     def step_nbytes(self, experts_nbytes: int) -> int:
-        """Bytes of all weights that a step needed, which needed so many of experts."""
+        """Bytes of all weights that a step read, given the bytes of experts."""
         return self._loader.nbytes - self._loader.expert_nbytes + experts_nbytes

@@ -5,16 +5,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-import jax.numpy as jnp
-
 from grokctl.errors import UsageError, invalid
 from grokctl.model.config import GrokConfig
 from grokctl.model.placement import MeshShape, check_mesh
 from grokctl.model.precision import Compute, KvType
-from grokctl.model.sizing import cache_type
+from grokctl.model.sizing import Terms
 from grokctl.model.tokenizer import Tokenizer
 
-_MOST_STREAMS: Final = 256
+_MOST_SLOTS: Final = 256
 """A program names each of its sequences, so it grows with them."""
 
 
@@ -26,25 +24,34 @@ class EngineOptions:
     compute: Compute = Compute.BFLOAT16
     context: int | None = None
     """Positions to keep room for; the model's own by default."""
-    streams: int = 1
-    """Sequences that can be under way at a time, each with a cache of its own."""
+    slots: int = 1
+    """Sequences that the cache has room for at a time."""
     kv: KvType = KvType.COMPUTE
     compilation_cache: Path | None = None
-
-    @property
-    def cache_dtype(self) -> jnp.dtype:
-        """Type of the key-value cache."""
-        return cache_type(self.compute, self.kv)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunPlan:
-    """What can be said about a run before its weights are loaded."""
+    """A run before its weights are loaded, with everything checked that costs nothing to check."""
 
     config: GrokConfig
-    mesh: MeshShape
+    options: EngineOptions
     context: int
+    """Positions to keep room for."""
     tokenizer: Tokenizer | None
+
+    @property
+    def mesh(self) -> MeshShape:
+        """The mesh that the model is split over."""
+        return self.options.mesh
+
+    @property
+    def terms(self) -> Terms:
+        """Context, types and slots."""
+        options = self.options
+        return Terms(
+            context=self.context, compute=options.compute, slots=options.slots, kv=options.kv
+        )
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text.
@@ -60,7 +67,7 @@ class RunPlan:
         return self.tokenizer.encode(text)
 
     def check(self, tokens: Several[int]) -> None:
-        """Refuse what the model cannot read.
+        """Refuse tokens that the model cannot read.
 
         Raises:
             UsageError: There is no token, more than the context, or impossible ids.
@@ -90,14 +97,14 @@ def plan(config: GrokConfig, options: EngineOptions, *, tokenizer: Path | None =
 
     Raises:
         PlacementError: The model does not divide over the mesh.
-        InvalidValueError: The context, or the number of streams, lies outside its range.
+        InvalidValueError: The context, or the number of slots, lies outside its range.
         CorruptCheckpointError: The tokenizer is not the model's.
     """
     check_mesh(options.mesh, config)
     context = config.sequence_len if options.context is None else options.context
     if not 0 < context <= config.sequence_len:
         raise invalid("context", context, f"expected 1 to {config.sequence_len}")
-    if not 0 < options.streams <= _MOST_STREAMS:
-        raise invalid("streams", options.streams, f"expected 1 to {_MOST_STREAMS}")
+    if not 0 < options.slots <= _MOST_SLOTS:
+        raise invalid("slots", options.slots, f"expected 1 to {_MOST_SLOTS}")
     words = Tokenizer(tokenizer, vocab_size=config.vocab_size) if tokenizer else None
-    return RunPlan(config=config, mesh=options.mesh, context=context, tokenizer=words)
+    return RunPlan(config=config, options=options, context=context, tokenizer=words)

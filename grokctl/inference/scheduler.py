@@ -1,4 +1,4 @@
-"""Many prompts on one model: whoever ends makes room for the next at once."""
+"""Many prompts on one model: a sequence that ends makes room for the next at once."""
 
 from collections import deque
 from collections.abc import Iterator
@@ -11,16 +11,16 @@ from grokctl.inference.sequence import Sequence
 
 
 @dataclass(slots=True, eq=False)
-class _Stream:
+class _Active:
     """A sequence in its slot of the cache."""
 
     index: int
     sequence: Sequence
     slot: int
     read: int = 0
-    """Tokens of its prompt that were run."""
+    """Tokens of its prompt that have run."""
     since: float = 0.0
-    """When its first token was there."""
+    """Time of its first token."""
 
     @property
     def generation(self) -> Generation:
@@ -32,12 +32,12 @@ class Batch:
 
     Every turn runs a chunk of the prompts that are next, where slots are free for them, and one
     token of every sequence whose prompt was read: neither a long prompt nor a long answer holds the
-    others.
+    others up.
 
     Args:
         runner: Runs the model, and has the slots.
-        sequences: What is to be done.
-        stats: Of all together; filled in while it goes on.
+        sequences: The prompts to continue.
+        stats: Filled in as sequences run.
         observe: Receives progress in prompts.
     """
 
@@ -52,13 +52,13 @@ class Batch:
         self.stats = stats
         self._runner = runner
         self._waiting = deque(enumerate(sequences))
-        self._free = list(reversed(range(runner.streams)))
-        self._reading: _Stream | None = None
-        self._running: list[_Stream] = []
+        self._free = list(reversed(range(runner.slots)))
+        self._reading: _Active | None = None
+        self._running: list[_Active] = []
         self._observe = observe
 
     def __iter__(self) -> Iterator[tuple[int, Generation]]:
-        """Numbers of prompts and what they came to, as each one ends."""
+        """Index and generation of each prompt, as it ends."""
         done = 0
         self._observe(Started(stage=Stage.DECODE, total=len(self._waiting), unit=Unit.PROMPTS))
         if not (self._reading or self._running):
@@ -71,76 +71,76 @@ class Batch:
             self.stats.compile_s += self._runner.compile_s - compiled
             done += len(ended)
             self._observe(Advanced(stage=Stage.DECODE, done=done, detail=self._detail()))
-            for stream in ended:
-                if (read := stream.generation.stats.first_token_s) > 0:
-                    stream.generation.stats.prefill_tokens_per_s = stream.read / read
-                self.stats.prompt_tokens += stream.generation.prompt_tokens
-                self.stats.prefilled += stream.read
-                self.stats.tokens += len(stream.generation.ids)
-                yield stream.index, stream.generation
+            for active in ended:
+                if (read := active.generation.stats.first_token_s) > 0:
+                    active.generation.stats.prefill_tokens_per_s = active.read / read
+                self.stats.prompt_tokens += active.generation.prompt_tokens
+                self.stats.prefilled += active.read
+                self.stats.tokens += len(active.generation.ids)
+                yield active.index, active.generation
         self._observe(Finished(stage=Stage.DECODE))
 
     def _detail(self) -> str:
         return f"{len(self._running)} running, {self.stats.decode_tokens_per_s:.1f} tokens/s"
 
-    def _read(self) -> list[_Stream]:
-        """Run prompts that are next, as many tokens as a chunk has; who ended with that."""
+    def _read(self) -> list[_Active]:
+        """Run at most a chunk of tokens of waiting prompts; sequences that ended with that."""
         ended, left = [], self._runner.chunk
         while left > 0:
             if self._reading is None and self._waiting and self._free:
-                self._reading = _Stream(*self._waiting.popleft(), self._free.pop())
-            stream = self._reading
-            if stream is None:
+                self._reading = _Active(*self._waiting.popleft(), self._free.pop())
+            active = self._reading
+            if active is None:
                 break
             begun = self._runner.clock()
-            left -= self._read_on(stream)
+            left -= self._read_on(active)
             spent = self._runner.clock() - begun
             self.stats.prefill_s += spent
-            stream.generation.stats.first_token_s += spent
-            if stream.sequence.is_over:
+            active.generation.stats.first_token_s += spent
+            if active.sequence.is_over:
                 self._reading = None
-                self._free.append(stream.slot)
-                ended.append(stream)
-            elif stream.sequence.sampled:
-                self._reading, stream.since = None, self._runner.clock()
-                self._running.append(stream)
+                self._free.append(active.slot)
+                ended.append(active)
+            elif active.sequence.sampled:
+                self._reading, active.since = None, self._runner.clock()
+                self._running.append(active)
         return ended
 
-    def _read_on(self, stream: _Stream) -> int:
-        """Run a chunk of a prompt, and choose a token after the last; how many tokens that were."""
-        sequence = stream.sequence
+    def _read_on(self, active: _Active) -> int:
+        """Run a chunk of a prompt, and choose a token after its last; number of tokens run."""
+        sequence = active.sequence
         if sequence.limit == 0:
             sequence.finish()
             return 0
-        part = sequence.request.prompt[stream.read : stream.read + self._runner.chunk]
-        logits = self._runner.prefill(stream.slot, part, stream.read)
-        stream.read += len(part)
-        if stream.read == stream.generation.prompt_tokens:
+        part = sequence.request.prompt[active.read : active.read + self._runner.chunk]
+        logits = self._runner.prefill(active.slot, part, active.read)
+        active.read += len(part)
+        if active.read == active.generation.prompt_tokens:
             sequence.take(logits)
         return len(part)
 
-    def _step(self) -> list[_Stream]:
-        """Run one token of every sequence that is under way; who ended with it."""
+    def _step(self) -> list[_Active]:
+        """Run one token of every running sequence; sequences that ended with it."""
         running = self._running
         if not running:
             return []
         begun, read = self._runner.clock(), self._runner.experts_nbytes()
         logits = self._runner.decode(
-            [stream.slot for stream in running],
-            [stream.sequence.last for stream in running],
-            [stream.sequence.position for stream in running],
+            [active.slot for active in running],
+            [active.sequence.last for active in running],
+            [active.sequence.position for active in running],
         )
-        for stream, row in zip(running, logits, strict=True):
-            stream.sequence.take(row)
+        for active, row in zip(running, logits, strict=True):
+            active.sequence.take(row)
         now = self._runner.clock()
         self.stats.decode_s += now - begun
         self.stats.steps += 1
         self.stats.decoded += len(running)
         self.stats.bytes_read += self._runner.step_nbytes(self._runner.experts_nbytes() - read)
-        ended = [stream for stream in running if stream.sequence.is_over]
-        self._running = [stream for stream in running if not stream.sequence.is_over]
-        for stream in ended:
-            self._free.append(stream.slot)
-            made = stream.sequence.sampled - 1
-            stream.generation.stats.decode_tokens_per_s = made / (now - stream.since)
+        ended = [active for active in running if active.sequence.is_over]
+        self._running = [active for active in running if not active.sequence.is_over]
+        for active in ended:
+            self._free.append(active.slot)
+            made = active.sequence.sampled - 1
+            active.generation.stats.decode_tokens_per_s = made / (now - active.since)
         return ended

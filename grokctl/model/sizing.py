@@ -36,19 +36,41 @@ _STORED: Final[Mapping[Precision, int]] = {
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Terms:
+    """How a model is to run: everything that decides the size of its cache and of its steps."""
+
+    context: int
+    """Positions of each slot."""
+    compute: Compute
+    """Type of operands, and of keys and values."""
+    slots: int = 1
+    """Sequences that the cache has room for at a time."""
+    kv: KvType = KvType.COMPUTE
+    """Whether keys and values are codes instead."""
+
+    @property
+    def cache_dtype(self) -> np.dtype[Any]:
+        """Type of keys and values in the cache."""
+        if self.kv is KvType.INT8:
+            return np.dtype(np.int8)
+        is_wide = self.compute is Compute.FLOAT32
+        return np.dtype(np.float32 if is_wide else ml_dtypes.bfloat16)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Needs:
     """Bytes that one device of a mesh needs."""
 
     weights: int
-    """Of the device that holds most."""
+    """Weights of the device with the most."""
     cache: int
-    """Keys and values of all streams at the whole context."""
+    """Keys and values of all slots at the whole context."""
     workspace: int
     """Activations, logits and temporaries of the largest step."""
 
     @property
     def total(self) -> int:
-        """All of it."""
+        """Sum of all three."""
         return self.weights + self.cache + self.workspace
 
     def __str__(self) -> str:
@@ -60,55 +82,33 @@ class Needs:
 def needs(
     config: GrokConfig,
     mesh: MeshShape,
+    terms: Terms,
     *,
     weights: int,
-    context: int,
-    streams: int,
-    compute: Compute,
-    kv: KvType,
     precision: Precision,
     platform: str,
 ) -> Needs:
-    """What a device of a mesh needs.
+    """Bytes that a device of a mesh needs.
 
     Args:
         config: The model.
-        mesh: Over which it is split.
-        weights: Bytes of the device that holds most.
-        context: Positions to keep room for in each stream.
-        streams: Sequences that can be under way at a time.
-        compute: Type of operands, and of keys and values.
-        kv: Whether keys and values are codes instead.
-        precision: Of the weights.
+        mesh: The mesh that it is split over.
+        terms: Context, types and slots.
+        weights: Bytes of weights on the device with the most.
+        precision: Precision of the weights.
         platform: `cpu`, `gpu` or `tpu`.
     """
-    past = room(context, platform=platform)[1]
+    past = room(terms.context, platform=platform)[1]
     return Needs(
         weights=weights,
-        cache=cache_bytes(config, mesh, slots=streams, past=past, dtype=cache_type(compute, kv)),
-        workspace=workspace_bytes(
-            config,
-            mesh,
-            context=context,
-            streams=streams,
-            compute=compute,
-            kv=kv,
-            precision=precision,
-            platform=platform,
-        ),
+        cache=cache_bytes(config, mesh, slots=terms.slots, past=past, dtype=terms.cache_dtype),
+        workspace=workspace_bytes(config, mesh, terms, precision=precision, platform=platform),
     )
 
 
 def kv_heads_per_device(config: GrokConfig, mesh: MeshShape) -> int:
     """Key heads on a device: at least one, also when several devices share it."""
     return max(1, config.num_kv_heads // mesh.model)
-
-
-def cache_type(compute: Compute, kv: KvType) -> np.dtype[Any]:
-    """How keys and values are kept."""
-    if kv is KvType.INT8:
-        return np.dtype(np.int8)
-    return np.dtype(np.float32 if compute is Compute.FLOAT32 else ml_dtypes.bfloat16)
 
 
 def cache_bytes(
@@ -122,29 +122,22 @@ def cache_bytes(
 
 
 def workspace_bytes(
-    config: GrokConfig,
-    mesh: MeshShape,
-    *,
-    context: int,
-    streams: int,
-    compute: Compute,
-    kv: KvType,
-    precision: Precision,
-    platform: str,
+    config: GrokConfig, mesh: MeshShape, terms: Terms, *, precision: Precision, platform: str
 ) -> int:
     """Bytes of activations, logits and temporaries of the largest step.
 
-    Programs run one after the other, and what they work on is free for the next, so this is the
-    most that one takes, arguments and results included that are neither weights nor cache: one that
-    embeds, runs layers or is the head, of a chunk of a prompt, or of a token of every stream.
+    Programs run one after the other, and each reuses the memory of the one before, so this is the
+    most that one program takes: one that embeds, runs layers or is the head, for a chunk of a
+    prompt or for a token in every slot. It includes arguments and results that are neither weights
+    nor cache.
 
-    Held against what XLA reports by tests/integration/inference/test_sizing.py, and for GPUs by
-    benchmarks/gpu_forms.py.
+    tests/integration/inference/test_sizing.py compares it with XLA's reports, and
+    benchmarks/gpu_forms.py does so for GPUs.
     """
-    longest, _ = room(context, platform=platform)
-    operands = {_FLOAT32 if compute is Compute.FLOAT32 else _BFLOAT16}
+    longest, _ = room(terms.context, platform=platform)
+    operands = {_FLOAT32 if terms.compute is Compute.FLOAT32 else _BFLOAT16}
     if platform == "cpu":
-        operands.add(_FLOAT32)  # bfloat16 only with a matrix unit, which this does not ask for
+        operands.add(_FLOAT32)  # of a CPU without a bfloat16 matrix unit, whatever this one has
     steps = (
         _Step(
             config=config,
@@ -153,10 +146,10 @@ def workspace_bytes(
             batch=batch,
             platform=platform,
             operand=operand,
-            kept=cache_type(compute, kv).itemsize,
+            kept=terms.cache_dtype.itemsize,
             precision=precision,
         )
-        for batch, time in ((1, longest), (padded_batch(streams), 1))
+        for batch, time in ((1, longest), (padded_batch(terms.slots), 1))
         for operand in operands
     )
     return max(nbytes for step in steps for nbytes in (step.embed, step.layers, step.head))

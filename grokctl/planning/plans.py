@@ -13,7 +13,7 @@ from grokctl.model.config import GROK_1, GrokConfig
 from grokctl.model.memory_share import told_share, usable
 from grokctl.model.placement import MESH_SIZES, MeshShape
 from grokctl.model.precision import Compute, KvType, Precision
-from grokctl.model.sizing import Needs, needs
+from grokctl.model.sizing import Needs, Terms, needs
 from grokctl.planning import accelerators as published
 from grokctl.planning.accelerators import PUBLISHED, Published
 
@@ -22,7 +22,7 @@ MESHES: Final = (*(MeshShape(1, size) for size in MESH_SIZES), MeshShape(2, 8))
 PRECISIONS: Final = (Precision.INT8, Precision.INT4, Precision.BFLOAT16, Precision.FLOAT32)
 """The released one first, then by bytes."""
 REACHED: Final = 0.6
-"""Share of its memory's bandwidth that decoding one stream reaches: measured on a CPU (README),
+"""Share of its memory's bandwidth that decoding one sequence reaches: measured on a CPU (README),
 assumed of accelerators."""
 _FAST_LINK_S: Final = 15e-6
 _SLOW_LINK_S: Final = 40e-6
@@ -72,7 +72,7 @@ class Plan:
     compute: Compute
     kv: KvType
     context: int
-    streams: int
+    slots: int
     needs: Needs
     memory: int | None
     """Bytes that each device has for it; None where there is no such hardware to compare with."""
@@ -83,7 +83,7 @@ class Plan:
     load_s: float | None
     """Estimate, from the rate of the disk; None also where weights are never all in memory."""
     tokens_per_s: float | None
-    """Estimate for one stream, from the bandwidth of memory, or of the disk where that is read."""
+    """Estimate for one sequence, from the bandwidth of memory, or of the disk if it is paged."""
 
     @property
     def missing(self) -> int:
@@ -117,7 +117,7 @@ class Spread:
     held: tuple[int, ...]
     """Bytes on each device."""
     read: tuple[int, ...]
-    """Bytes that each device reads for a token of one stream."""
+    """Bytes that each device reads for a token of one sequence."""
 
     @classmethod
     def of(cls, storage: Storage, mesh: MeshShape) -> Self:
@@ -134,22 +134,12 @@ class Spread:
         )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Terms:
-    """What a plan is made for."""
-
-    context: int
-    compute: Compute
-    streams: int = 1
-    kv: KvType = KvType.COMPUTE
-
-
 def plans(
     hardware: Hardware | None,
     *,
     config: GrokConfig = GROK_1,
     context: int | None = None,
-    streams: int = 1,
+    slots: int = 1,
     kv: KvType = KvType.COMPUTE,
     compute: Compute | None = None,
 ) -> tuple[Plan, ...]:
@@ -160,7 +150,7 @@ def plans(
             accelerators that nobody has: then the plans say what each needs.
         config: The model.
         context: Tokens; by default as many as the model knows.
-        streams: Sequences at a time.
+        slots: Sequences at a time.
         kv: How keys and values are kept.
         compute: Type of computation; by default what suits the hardware.
 
@@ -179,10 +169,10 @@ def plans(
                 weights = Spread.of(storage_in(own, precision, mesh), mesh)
             except PlacementError:
                 continue  # a small model does not divide over every mesh
-            for kind in computes:
-                terms = Terms(context=context, compute=kind, streams=streams, kv=kv)
+            for dtype in computes:
+                terms = Terms(context=context, compute=dtype, slots=slots, kv=kv)
                 made = plan_for(hardware, weights, terms)
-                if made.fits or kind is computes[-1]:
+                if made.fits or dtype is computes[-1]:
                     found.append(made)
                     break
     return tuple(found)
@@ -204,11 +194,8 @@ def plan_for(
     needed = needs(
         weights.storage.config,
         mesh,
+        terms,
         weights=max(weights.held),
-        context=terms.context,
-        streams=terms.streams,
-        compute=terms.compute,
-        kv=terms.kv,
         precision=weights.storage.precision,
         platform=platform,
     )
@@ -225,7 +212,7 @@ def plan_for(
         compute=terms.compute,
         kv=terms.kv,
         context=terms.context,
-        streams=terms.streams,
+        slots=terms.slots,
         needs=needed,
         memory=memory,
         is_possible=hardware is not None and (platform == "cpu" or mesh.size <= hardware.count),
@@ -236,7 +223,7 @@ def plan_for(
 
 
 def _speed(hardware: Hardware, weights: Spread, room: int | None) -> float | None:
-    """Tokens a second of one stream; None where nobody knows how fast memory or the disk is."""
+    """Tokens a second of one sequence; None where nobody knows how fast memory or the disk is."""
     if not hardware.bandwidth:
         return None
     missed = 0.0 if room is None else weights.mesh.size * missed_bytes(weights, room)
@@ -249,7 +236,7 @@ def _speed(hardware: Hardware, weights: Spread, room: int | None) -> float | Non
 
 
 def step_s(hardware: Hardware, weights: Spread, *, bandwidth: float = 1e12) -> float:
-    """Estimated seconds for a token of one stream whose weights all lie in memory.
+    """Estimated seconds for a token of one sequence whose weights all lie in memory.
 
     Weights are read once, by the device that reads most; then devices add up what each has of
     the attention and of the experts of every layer, of the embedding and of the head. Keys and

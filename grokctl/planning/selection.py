@@ -8,7 +8,8 @@ from grokctl.checkpoint.tensor_source import Storage
 from grokctl.errors import HardwareError, PlacementError
 from grokctl.model.placement import MeshShape, check_mesh
 from grokctl.model.precision import Compute, KvType, Precision
-from grokctl.planning.plans import MESHES, Hardware, Plan, Spread, Terms, plan_for, plans, step_s
+from grokctl.model.sizing import Terms
+from grokctl.planning.plans import MESHES, Hardware, Plan, Spread, plan_for, plans, step_s
 from grokctl.text import format_bytes
 
 _SHORTEST_CONTEXT: Final = 512
@@ -35,7 +36,7 @@ class Asked:
     compute: Compute | None = None
     context: int | None = None
     """Of the model's, if not None."""
-    streams: int = 1
+    sequences: int = 1
     kv: KvType = KvType.COMPUTE
 
 
@@ -123,8 +124,8 @@ def describe(candidate: Candidate, plan: Plan, hardware: Hardware) -> str:
     parts = f"{plan.compute}, context {plan.context:,}"
     if plan.context < longest:
         parts += f" of {longest:,}"
-    if plan.streams > 1:
-        parts += f", {plan.streams} streams"
+    if plan.slots > 1:
+        parts += f", {plan.slots} sequences"
     needed = plan.needs
     if hardware.platform == "cpu":
         held = needed.cache + needed.workspace + (0 if plan.is_paged else needed.weights)
@@ -179,7 +180,7 @@ def _longest(hardware: Hardware, candidate: Candidate, weights: Spread, asked: A
     for context in contexts:
         for compute in (asked.compute,) if asked.compute else hardware.computes:
             assert context is not None
-            terms = Terms(context=context, compute=compute, streams=asked.streams, kv=asked.kv)
+            terms = Terms(context=context, compute=compute, slots=asked.sequences, kv=asked.kv)
             plan = plan_for(hardware, weights, terms, is_mapped=is_mapped)
             if plan.fits:
                 return plan
@@ -235,8 +236,8 @@ def _too_small(
     weights = 0 if plan.is_paged else needed.weights
     total = weights + needed.cache + needed.workspace
     parts = [f"{format_bytes(times * needed.cache)} for {plan.context:,} tokens of context"]
-    if plan.streams > 1:
-        parts[0] += f" of {plan.streams} streams"
+    if plan.slots > 1:
+        parts[0] += f" of {plan.slots} sequences"
     parts.append(f"{format_bytes(times * needed.workspace)} to compute in")
     if weights:
         parts.insert(0, f"{format_bytes(times * weights)} of weights")
@@ -263,7 +264,7 @@ def _hint(
             hardware,
             config=config,
             context=asked.context or min(_SHORTEST_CONTEXT, config.sequence_len),
-            streams=asked.streams,
+            slots=asked.sequences,
             kv=asked.kv,
             compute=asked.compute,
         )

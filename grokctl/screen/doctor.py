@@ -145,7 +145,7 @@ def _plan_values(plan: Plan) -> dict[str, Any]:
         "compute": plan.compute,
         "kv": plan.kv,
         "context": plan.context,
-        "streams": plan.streams,
+        "streams": plan.slots,
         "bytes_per_device": plan.needs.total,
         "weights_bytes": plan.needs.weights,
         "cache_bytes": plan.needs.cache,
@@ -232,17 +232,17 @@ def _speeds(console: Console, hardware: Hardware, fitting: Sequence[Plan]) -> No
     title = f"what runs on {described(hardware)}"
     if hardware.platform == "cpu":
         title += f", {_memory(hardware)}"
-    terms = f"{format_number(fitting[0].streams, 'stream')} of {fitting[0].context:,} tokens"
+    terms = f"{format_number(fitting[0].slots, 'sequence')} of {fitting[0].context:,} tokens"
     columns: dict[str, list[str | StatusCell]] = {}
     if hardware.platform != "cpu":
         columns["mesh"] = [str(plan.mesh) for plan in fitting]
     columns["precision"] = [plan.precision for plan in fitting]
     columns["compute"] = [plan.compute for plan in fitting]
     if len({plan.context for plan in fitting}) > 1:
-        terms = format_number(fitting[0].streams, "stream")
+        terms = format_number(fitting[0].slots, "sequence")
         columns["context"] = [f"{plan.context:,}" for plan in fitting]
     columns["memory"] = [format_bytes(plan.needs.total) for plan in fitting]
-    if fitting[0].streams > 1:
+    if fitting[0].slots > 1:
         terms += ", speed of one alone"
     columns[""] = [replace(_fit(plan), first="") for plan in fitting]
     if any(plan.load_s is not None for plan in fitting):

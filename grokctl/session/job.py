@@ -46,10 +46,14 @@ class EngineJob:
 
     name: str
     source: TensorSource
-    options: EngineOptions
     plan: RunPlan
     cluster: Cluster | None = None
     """The processes that run it, if there are several."""
+
+    @property
+    def options(self) -> EngineOptions:
+        """Mesh, types and slots."""
+        return self.plan.options
 
     def tokens(self, content: str | tuple[int, ...]) -> tuple[int, ...]:
         """The token ids of a text, or the same ids.
@@ -64,7 +68,7 @@ class EngineJob:
 
     def start(self, observe: Observer) -> Engine:
         """Load the weights."""
-        engine = start(self.source, self.options, self.plan, cluster=self.cluster, observe=observe)
+        engine = start(self.source, self.plan, cluster=self.cluster, observe=observe)
         if self.cluster is not None:
             self.cluster.agree("weights", {})
         return engine
@@ -120,7 +124,7 @@ def _choice_of(job: EngineJob) -> dict[str, object]:
         "compute": options.compute,
         "kv": options.kv,
         "context": job.plan.context,
-        "sequences": options.streams,
+        "sequences": options.slots,
     }
 
 
@@ -170,7 +174,7 @@ def _open_job(request: JobRequest, *, processes: int, observe: Observer) -> Engi
         mesh=mesh,
         compute=request.compute,
         context=request.context,
-        streams=request.sequences,
+        sequences=request.sequences,
         kv=request.kv,
     )
     _check_any_hardware(checkpoints[0], asked)
@@ -183,7 +187,7 @@ def _open_job(request: JobRequest, *, processes: int, observe: Observer) -> Engi
         compute=choice.plan.compute,
         context=choice.plan.context,
         compilation_cache=home.xla_cache,
-        streams=request.sequences,
+        slots=request.sequences,
         kv=request.kv,
     )
     planned = _plan(chosen, options)
@@ -191,7 +195,7 @@ def _open_job(request: JobRequest, *, processes: int, observe: Observer) -> Engi
         other = f"resharded for {chosen.candidate.mesh}, runs on {options.mesh}: slower to load"
         fast = f"grokctl reshard --mesh {options.mesh} makes it fast"
         observe(Noted(message=f"{other} ({fast})"))
-    return EngineJob(name=chosen.root.name, source=chosen.source, options=options, plan=planned)
+    return EngineJob(name=chosen.root.name, source=chosen.source, plan=planned)
 
 
 def _plan(chosen: CandidateCheckpoint, options: EngineOptions) -> RunPlan:
@@ -202,4 +206,4 @@ def _plan(chosen: CandidateCheckpoint, options: EngineOptions) -> RunPlan:
 def _check_any_hardware(checkpoint: CandidateCheckpoint, asked: Asked) -> None:
     """Refuse what no hardware can run, before a look at this machine's."""
     mesh = asked.mesh or checkpoint.candidate.mesh or _ANY_MESH
-    plan(checkpoint.config, EngineOptions(mesh=mesh, context=asked.context, streams=asked.streams))
+    plan(checkpoint.config, EngineOptions(mesh=mesh, context=asked.context, slots=asked.sequences))

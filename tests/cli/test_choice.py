@@ -114,7 +114,7 @@ def test_bench_chooses_as_run_does(grokctl, several):
     assert outcome.exit_code == 0
     assert outcome.result["devices"] == 4
     assert sum(note.startswith("words-int8-4 on the CPU as 4 devices") for note in notes) == 1
-    assert any("2 streams" in note for note in notes)
+    assert any("2 sequences" in note for note in notes)
 
 
 def test_a_release_is_chosen_for_only_where_nothing_was_resharded(grokctl, own):

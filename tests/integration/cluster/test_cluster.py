@@ -355,7 +355,7 @@ def test_many_prompts_from_stdin_of_rank_0_are_answered_under_mpirun(mpirun, rea
         )
         for ids in prompts
     ]
-    expected = dict(start_alone(ready["model=1"], streams=2).generate_many(requests))
+    expected = dict(start_alone(ready["model=1"], slots=2).generate_many(requests))
 
     options = ("--batch", 2, "--ignore-eos", "--compute", "float32", "--context", 32)
     arguments = ("-m", "grokctl", "run", root, "--prompts-file", "-", *options)

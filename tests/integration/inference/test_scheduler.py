@@ -31,12 +31,8 @@ def release(tmp_path_factory) -> Release:
     return open_release(root)
 
 
-def start(
-    release, mesh="model=1", *, streams=3, kv=KvType.COMPUTE, observe=EVENTS.append
-) -> Engine:
-    options = EngineOptions(
-        mesh=MeshShape.parse(mesh), compute=Compute.FLOAT32, streams=streams, kv=kv
-    )
+def start(release, mesh="model=1", *, slots=3, kv=KvType.COMPUTE, observe=EVENTS.append) -> Engine:
+    options = EngineOptions(mesh=MeshShape.parse(mesh), compute=Compute.FLOAT32, slots=slots, kv=kv)
     source = ReleaseSource(release)
     return infer(source, options, tokenizer=release.tokenizer, observe=observe)
 
@@ -92,7 +88,7 @@ def test_every_prompt_gets_what_it_would_get_alone(release, engine, mesh):
 
 
 def test_padding_of_a_batch_changes_no_stream(release):
-    runner = start(release, streams=7).runner
+    runner = start(release, slots=7).runner
     prompts = [request(60 + index, 4 + index, 1).prompt for index in range(7)]
     made = np.random.default_rng(60).integers(3, SMALL.vocab_size, (3, 7)).tolist()
 
@@ -190,7 +186,7 @@ def test_statistics_are_those_of_all_prompts_together(engine):
     assert stats.prefilled == sum(len(wanted.prompt) for wanted in WANTED if wanted.max_tokens)
     begun = sum(wanted.max_tokens > 0 for wanted in WANTED)
     assert stats.decoded == stats.tokens - begun
-    assert stats.decoded / engine.runner.streams <= stats.steps < stats.decoded
+    assert stats.decoded / engine.runner.slots <= stats.steps < stats.decoded
     assert 0 < stats.prefill_s + stats.decode_s <= stats.seconds
     one, every = engine.runner.step_nbytes(0), engine._loader.nbytes
     assert one < stats.bytes_per_step < every
@@ -202,7 +198,7 @@ def test_statistics_are_those_of_all_prompts_together(engine):
 
 
 def test_one_stream_reads_as_much_as_a_token_takes(release):
-    engine = start(release, streams=1)
+    engine = start(release, slots=1)
 
     batch = engine.generate_many([request(50, 4, 6)])
     ((_, generation),) = batch
@@ -235,10 +231,10 @@ def test_a_prompt_that_cannot_be_read_is_refused_before_any_runs(engine):
         engine.generate_many([request(0, 5, 3), request(1, 0, 3)])
 
 
-@pytest.mark.parametrize("streams", [-1, 0, 257, 2**40])
-def test_there_are_streams_but_not_too_many(release, streams):
-    with pytest.raises(UsageError, match=f"streams {streams}: expected 1 to 256"):
-        start(release, streams=streams)
+@pytest.mark.parametrize("slots", [-1, 0, 257, 2**40])
+def test_there_are_slots_but_not_too_many(release, slots):
+    with pytest.raises(UsageError, match=f"slots {slots}: expected 1 to 256"):
+        start(release, slots=slots)
 
 
 def test_damaged_weights_end_the_batch(release):

@@ -23,7 +23,7 @@ from grokctl.model.cache import empty_cache
 from grokctl.model.config import GROK_1, GrokConfig
 from grokctl.model.placement import MeshShape
 from grokctl.model.precision import Compute, KvType, Precision
-from grokctl.model.sizing import Needs, cache_type, needs
+from grokctl.model.sizing import Needs, Terms, needs
 from grokctl.model.step_spec import StepShape
 
 WIDE = replace(GROK_1, num_layers=2, emb_size=1536, num_q_heads=16, vocab_size=16384)
@@ -42,22 +42,23 @@ class Case:
     compute: Compute = Compute.BFLOAT16
     kv: KvType = KvType.COMPUTE
     context: int = 1024
-    streams: int = 1
+    slots: int = 1
 
     @property
     def storage(self):
         return storage_in(released_storage(self.config), self.precision, self.mesh)
 
     @property
+    def terms(self) -> Terms:
+        return Terms(context=self.context, compute=self.compute, slots=self.slots, kv=self.kv)
+
+    @property
     def needed(self) -> Needs:
         return needs(
             self.config,
             self.mesh,
+            self.terms,
             weights=max(weight_bytes(self.storage, self.mesh)),
-            context=self.context,
-            streams=self.streams,
-            compute=self.compute,
-            kv=self.kv,
             precision=self.precision,
             platform="cpu",
         )
@@ -76,9 +77,9 @@ class Case:
         cache = empty_cache(
             self.config,
             self.mesh,
-            slots=self.streams,
+            slots=self.slots,
             past=room(self.context, platform="cpu")[1],
-            dtype=cache_type(self.compute, self.kv),
+            dtype=self.terms.cache_dtype,
             zeros=loader.absent,
         )
         read, found = loader.absent((), jnp.dtype(jnp.int32)), []
@@ -94,9 +95,9 @@ class Case:
 
     @property
     def largest(self) -> list["Reported"]:
-        """Of a chunk of a prompt whose logits are all wanted, and of a token of every stream."""
+        """Of a chunk of a prompt whose logits are all wanted, and of a token in every slot."""
         chunk, _ = room(self.context, platform="cpu")
-        return self.programs((1, chunk, True), (padded_batch(self.streams), 1, False))
+        return self.programs((1, chunk, True), (padded_batch(self.slots), 1, False))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,12 +140,12 @@ def held_by(programs: list[Reported], config: GrokConfig) -> int:
         pytest.param(Case(mesh=EIGHT, precision=Precision.BFLOAT16), id="bf16"),
         pytest.param(Case(mesh=MeshShape(1, 4), precision=Precision.FLOAT32), id="float32"),
         pytest.param(
-            Case(mesh=EIGHT, compute=Compute.FLOAT32, streams=12),
-            id="12 streams",
+            Case(mesh=EIGHT, compute=Compute.FLOAT32, slots=12),
+            id="12 slots",
             marks=pytest.mark.slow,
         ),
-        pytest.param(Case(mesh=EIGHT, kv=KvType.INT8, streams=5), id="5 streams, cache in int8"),
-        pytest.param(Case(mesh=MeshShape(1, 1), context=40, streams=20), id="20 short streams"),
+        pytest.param(Case(mesh=EIGHT, kv=KvType.INT8, slots=5), id="5 slots, cache in int8"),
+        pytest.param(Case(mesh=MeshShape(1, 1), context=40, slots=20), id="20 short slots"),
     ],
 )
 def test_a_device_takes_what_xla_reports(case):
@@ -165,7 +166,7 @@ def test_a_device_takes_what_xla_reports(case):
     ],
 )
 def test_so_does_a_layer_of_grok_1_at_its_full_width(mesh):
-    case = Case(config=ONE_LAYER, mesh=mesh, context=8192, streams=16)
+    case = Case(config=ONE_LAYER, mesh=mesh, context=8192, slots=16)
 
     found, needed = case.largest, case.needed
 
@@ -184,7 +185,7 @@ def test_so_does_a_layer_of_grok_1_at_its_full_width(mesh):
     ],
 )
 def test_no_smaller_step_of_it_takes_more(shape, precision):
-    case = Case(config=ONE_LAYER, precision=precision, context=8192, streams=16)
+    case = Case(config=ONE_LAYER, precision=precision, context=8192, slots=16)
 
     found, needed = case.programs(shape), case.needed
 
@@ -211,18 +212,16 @@ def source():
     return ReleaseSource(load_golden("two-layers").release)
 
 
-OPTIONS = EngineOptions(mesh=MeshShape(1, 4), context=16, streams=3)
+OPTIONS = EngineOptions(mesh=MeshShape(1, 4), context=16, slots=3)
 
 
 def needed_for(source) -> Needs:
+    terms = Terms(context=OPTIONS.context, compute=OPTIONS.compute, slots=OPTIONS.slots)
     return needs(
         source.config,
         OPTIONS.mesh,
+        terms,
         weights=max(weight_bytes(source.storage, OPTIONS.mesh)),
-        context=OPTIONS.context,
-        streams=OPTIONS.streams,
-        compute=OPTIONS.compute,
-        kv=OPTIONS.kv,
         precision=source.storage.precision,
         platform="cpu",
     )

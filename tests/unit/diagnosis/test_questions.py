@@ -140,7 +140,7 @@ def test_what_doctor_would_run_is_what_run_chooses(named, asked):
     hardware = hardware_for(**named)
     wanted = Asked(
         context=asked.get("context"),
-        streams=asked.get("batch", 1),
+        sequences=asked.get("batch", 1),
         kv=asked.get("kv", KvType.COMPUTE),
     )
     try:

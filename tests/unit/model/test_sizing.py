@@ -3,6 +3,7 @@
 import time
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
@@ -15,13 +16,7 @@ from grokctl.model.config import GROK_1
 from grokctl.model.memory_share import MEMORY_SHARE, told_share, usable
 from grokctl.model.placement import MeshShape
 from grokctl.model.precision import Compute, KvType, Precision
-from grokctl.model.sizing import (
-    Needs,
-    cache_bytes,
-    cache_type,
-    needs,
-    workspace_bytes,
-)
+from grokctl.model.sizing import Needs, Terms, cache_bytes, needs, workspace_bytes
 from grokctl.model.tensors import Axis
 
 OWN = released_storage(GROK_1)
@@ -38,17 +33,10 @@ PUBLISHED = {
 PRECISIONS = (Precision.INT8, Precision.INT4, Precision.BFLOAT16, Precision.FLOAT32)
 
 
-def needed(mesh=EIGHT, **changes) -> Needs:
-    options = {
-        "weights": max(weight_bytes(OWN, mesh)),
-        "context": 8192,
-        "streams": 1,
-        "compute": Compute.BFLOAT16,
-        "kv": KvType.COMPUTE,
-        "precision": Precision.INT8,
-        "platform": "gpu",
-    }
-    return needs(GROK_1, mesh, **{**options, **changes})
+def needed(mesh=EIGHT, *, weights=None, precision=Precision.INT8, **changes) -> Needs:
+    terms = Terms(**{"context": 8192, "compute": Compute.BFLOAT16, **changes})
+    weights = max(weight_bytes(OWN, mesh)) if weights is None else weights
+    return needs(GROK_1, mesh, terms, weights=weights, precision=precision, platform="gpu")
 
 
 # --- weights
@@ -127,16 +115,24 @@ def replace_groups(storage, name, groups):
 @given(
     mesh=st.sampled_from(list(PUBLISHED)),
     contexts=st.tuples(st.integers(1, 8192), st.integers(1, 8192)),
-    streams=st.tuples(st.integers(1, 256), st.integers(1, 256)),
+    slots=st.tuples(st.integers(1, 256), st.integers(1, 256)),
     compute=st.sampled_from(Compute),
     kv=st.sampled_from(KvType),
     precision=st.sampled_from(Precision),
     platform=st.sampled_from(["cpu", "gpu", "tpu"]),
 )
-def test_longer_contexts_and_more_streams_never_need_less(mesh, contexts, streams, **kept):
+def test_longer_contexts_and_more_slots_never_need_less(
+    mesh, contexts, slots, compute, kv, **stored
+):
     low, high = (
-        needs(GROK_1, mesh, weights=7, context=context, streams=count, **kept)
-        for context, count in zip(sorted(contexts), sorted(streams), strict=True)
+        needs(
+            GROK_1,
+            mesh,
+            Terms(context=context, compute=compute, slots=count, kv=kv),
+            weights=7,
+            **stored,
+        )
+        for context, count in zip(sorted(contexts), sorted(slots), strict=True)
     )
 
     assert 7 == low.weights == high.weights
@@ -151,25 +147,26 @@ def test_a_small_model_takes_no_more_on_a_device_of_many_than_on_one(data):
     config = data.draw(models())
     mesh = data.draw(meshes(config))
     assume(mesh.size > 1)
-    options = {
-        "context": data.draw(st.integers(1, config.sequence_len)),
-        "streams": data.draw(st.integers(1, 4)),
-        "compute": data.draw(st.sampled_from(Compute)),
-        "kv": data.draw(st.sampled_from(KvType)),
+    terms = Terms(
+        context=data.draw(st.integers(1, config.sequence_len)),
+        slots=data.draw(st.integers(1, 4)),
+        compute=data.draw(st.sampled_from(Compute)),
+        kv=data.draw(st.sampled_from(KvType)),
+    )
+    stored = {
         "precision": data.draw(st.sampled_from(Precision)),
         "platform": data.draw(st.sampled_from(["cpu", "gpu", "tpu"])),
     }
 
-    alone = workspace_bytes(config, MeshShape(1, 1), **options)
+    alone = workspace_bytes(config, MeshShape(1, 1), terms, **stored)
 
-    assert 0 < workspace_bytes(config, mesh, **options) <= alone
+    assert 0 < workspace_bytes(config, mesh, terms, **stored) <= alone
 
 
 def test_the_parts_are_those_that_are_counted_one_by_one():
-    found = needed(streams=4, kv=KvType.INT8)
+    found = needed(slots=4, kv=KvType.INT8)
 
-    kept = cache_type(Compute.BFLOAT16, KvType.INT8)
-    assert found.cache == cache_bytes(GROK_1, EIGHT, slots=4, past=8192, dtype=kept)
+    assert found.cache == cache_bytes(GROK_1, EIGHT, slots=4, past=8192, dtype=np.dtype(np.int8))
     assert found.weights == max(weight_bytes(OWN, EIGHT))
 
 

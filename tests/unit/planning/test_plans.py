@@ -139,7 +139,7 @@ def test_less_is_asked_of_a_device_for_a_shorter_context_and_a_smaller_cache():
 
     whole, short, coded, many = (
         on(hardware, 8, **options)[INT8]
-        for options in ({}, {"context": 1024}, {"kv": KvType.INT8}, {"streams": 4})
+        for options in ({}, {"context": 1024}, {"kv": KvType.INT8}, {"slots": 4})
     )
 
     assert (whole.context, short.context) == (GROK_1.sequence_len, 1024)

@@ -12,7 +12,7 @@ from grokctl.errors import HardwareError, PlacementError
 from grokctl.model.config import GROK_1
 from grokctl.model.placement import MeshShape
 from grokctl.model.precision import Compute, KvType, Precision
-from grokctl.model.sizing import needs
+from grokctl.model.sizing import Terms, needs
 from grokctl.planning.plans import MESHES, PRECISIONS, Hardware, Spread, hardware_for
 from grokctl.planning.selection import Asked, Candidate, Choice, choose
 
@@ -182,13 +182,13 @@ def test_of_several_the_one_that_was_cut_for_the_mesh_is_taken():
 
 
 def test_all_of_the_context_is_taken_where_it_fits_and_else_a_power_of_two():
-    contexts = [chosen(h100s(8), cut("int8", "8"), streams=n).plan.context for n in (1, 64, 256)]
+    contexts = [chosen(h100s(8), cut("int8", "8"), sequences=n).plan.context for n in (1, 64, 256)]
 
-    choice = chosen(h100s(8), cut("int8", "8"), streams=256)
+    choice = chosen(h100s(8), cut("int8", "8"), sequences=256)
     needed = choice.plan.needs
     assert contexts == [8192, 8192, 4096]
     assert needed.total <= 78 * GB < needed.total + needed.cache  # twice as long does not fit
-    assert "256 streams: " in choice.reason
+    assert "256 sequences: " in choice.reason
     assert "context 4,096 of 8,192" in choice.reason
 
 
@@ -201,7 +201,7 @@ def test_the_context_that_is_asked_for_is_taken():
 def test_more_context_is_taken_before_the_mesh_of_the_checkpoint():
     sixteen = hardware_for(accelerator="a100-40gb", devices=16)
 
-    few, many = (chosen(sixteen, cut("int4", "8"), streams=count) for count in (48, 56))
+    few, many = (chosen(sixteen, cut("int4", "8"), sequences=count) for count in (48, 56))
 
     assert few.plan.context == many.plan.context == GROK_1.sequence_len
     assert (few.plan.mesh.size, many.plan.mesh.size) == (8, 16)
@@ -217,11 +217,11 @@ def test_the_type_of_computation_is_what_the_hardware_is_fast_in():
 
     assert chosen(h100s(8), cut("int8", "8")).plan.compute is Compute.BFLOAT16
     assert chosen(old, cut("int8", "8")).plan.compute is Compute.FLOAT32
-    assert chosen(old, cut("int8", "8"), streams=100).plan.compute is Compute.BFLOAT16
+    assert chosen(old, cut("int8", "8"), sequences=100).plan.compute is Compute.BFLOAT16
 
 
 def test_a_cache_of_codes_is_planned_with():
-    plan = chosen(h100s(8), cut("int8", "8"), streams=256, kv=KvType.INT8).plan
+    plan = chosen(h100s(8), cut("int8", "8"), sequences=256, kv=KvType.INT8).plan
 
     assert (plan.kv, plan.context) == (KvType.INT8, 8192)
 
@@ -250,11 +250,8 @@ def test_a_cpu_that_cannot_hold_the_shortest_context_is_refused():
     shortest = needs(
         GROK_1,
         MeshShape(1, 1),
+        Terms(context=512, compute=Compute.BFLOAT16, kv=KvType.INT8),
         weights=0,
-        context=512,
-        streams=1,
-        compute=Compute.BFLOAT16,
-        kv=KvType.INT8,
         precision=Precision.INT8,
         platform="cpu",
     )
@@ -277,11 +274,8 @@ def test_both_numbers_are_said_and_what_they_are_made_of():
     needed = needs(
         GROK_1,
         MeshShape(1, 4),
+        Terms(context=512, compute=Compute.BFLOAT16),
         weights=max(Spread.of(RELEASE.storage, MeshShape(1, 4)).held),
-        context=512,
-        streams=1,
-        compute=Compute.BFLOAT16,
-        kv=KvType.COMPUTE,
         precision=Precision.INT8,
         platform="gpu",
     )
@@ -296,22 +290,22 @@ def test_both_numbers_are_said_and_what_they_are_made_of():
     ("hardware", "there", "asked", "hint"),
     [
         pytest.param(
-            *(h100s(8), "int8-8", {"streams": 256, "context": 8192}),
+            *(h100s(8), "int8-8", {"sequences": 256, "context": 8192}),
             "--context 4096",
             id="a shorter context",
         ),
         pytest.param(
-            *(h100s(8), "int8-8", {"streams": 256, "mesh": MeshShape(1, 8), "context": 512}),
+            *(h100s(8), "int8-8", {"sequences": 256, "mesh": MeshShape(1, 8), "context": 512}),
             None,
             id="it fits",
         ),
         pytest.param(
-            *(a_cpu(40 * GB), "int8-1", {"streams": 256, "compute": Compute.FLOAT32}),
+            *(a_cpu(40 * GB), "int8-1", {"sequences": 256, "compute": Compute.FLOAT32}),
             "--compute bfloat16",
             id="a smaller type",
         ),
         pytest.param(
-            *(a_cpu(20 * GB), "int8-1", {"streams": 256, "compute": Compute.BFLOAT16}),
+            *(a_cpu(20 * GB), "int8-1", {"sequences": 256, "compute": Compute.BFLOAT16}),
             "--kv int8",
             id="a smaller cache",
         ),
@@ -379,16 +373,16 @@ READY = st.lists(st.sampled_from(range(len(CUTS))), min_size=1, max_size=3, uniq
 
 @settings(deadline=None, max_examples=40)
 @given(READY, st.sampled_from([1, 4, 8, 16]), st.integers(1, 200), st.integers(1, 64))
-def test_what_is_chosen_fits_and_more_memory_refuses_nothing(ready, count, size, streams):
+def test_what_is_chosen_fits_and_more_memory_refuses_nothing(ready, count, size, sequences):
     candidates = [CUTS[place] for place in ready]
     hardware = replace(h100s(count), memory=size * GB)
-    asked = Asked(streams=streams)
+    asked = Asked(sequences=sequences)
     choice = None
     with suppress(HardwareError):
         choice = choose(hardware, candidates, asked)
 
     if choice is None:
-        assert refused(hardware, *candidates, streams=streams).hint
+        assert refused(hardware, *candidates, sequences=sequences).hint
         return
     more = choose(replace(hardware, memory=2 * size * GB), candidates, asked)
     assert choice.plan.fits

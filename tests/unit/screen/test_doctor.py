@@ -45,7 +45,7 @@ PLAN = Plan(
     compute=Compute.BFLOAT16,
     kv=KvType.COMPUTE,
     context=8192,
-    streams=1,
+    slots=1,
     needs=Needs(weights=40 * GB, cache=GB, workspace=2 * GB),
     memory=70 * GB,
     is_possible=True,
@@ -250,7 +250,7 @@ def test_a_shorter_context_than_the_others_has_is_said(capsys):
 
     text = shown(capsys, diagnosis(best=best))
 
-    assert "what runs on 8 x H100: 1 stream\n" in text
+    assert "what runs on 8 x H100: 1 sequence\n" in text
     assert text.index("2,048") < text.index("8,192")
 
 
@@ -262,12 +262,12 @@ def test_speeds_that_nobody_knows_have_no_column(capsys):
     assert "1:20" in shown(capsys, diagnosis())
 
 
-def test_speeds_of_many_streams_are_called_those_of_one(capsys):
-    many = replace(PLAN, streams=4)
+def test_speeds_of_many_sequences_are_called_those_of_one(capsys):
+    many = replace(PLAN, slots=4)
 
     text = shown(capsys, diagnosis(plans=(many,), best=many))
 
-    assert "4 streams of 8,192 tokens, speed of one alone" in text
+    assert "4 sequences of 8,192 tokens, speed of one alone" in text
 
 
 def test_a_cpu_that_reads_from_the_disk_says_so_and_what_would_not(capsys):
