@@ -20,15 +20,15 @@ from grokctl.diagnosis.outlook import (
 from grokctl.events import Observer, ignore
 from grokctl.machine.facts import Found, Machine
 from grokctl.machine.look import look
-from grokctl.model.precision import KvType, Precision
+from grokctl.model.config import GROK_1
+from grokctl.model.precision import KvType
 from grokctl.paths import Home
 from grokctl.planning.plans import Hardware, Plan, accelerated, hardware_for, hardware_of, plans
+from grokctl.planning.selection import contexts, rank
 
 __all__ = ["Ability", "Diagnosis", "Group", "Question", "doctor", "examine"]
 
 _ON_CPU: Final = "JAX_PLATFORMS=cpu"
-_SHORTER: Final = (4096, 2048, 1024, 512)
-"""Tokens of context that `run` falls back to where nobody asked for more."""
 _TABLE: Final[tuple[tuple[str, tuple[Callable[[Machine], Iterable[Check]], ...]], ...]] = (
     ("accelerators", accelerators.CHECKS),
     ("processor and memory", memory.CHECKS),
@@ -195,17 +195,16 @@ def _examine(machine: Machine, inventory: Inventory, best: Plan | None) -> tuple
 
 
 def _prospect(hardware: Hardware, question: Question, inventory: Inventory | None) -> Prospect:
-    """What would be run on some hardware: of what fits, what `run` would choose."""
-    found = _plans(hardware, question, question.context)
-    best = _best(found, question, inventory)
-    for context in _SHORTER if question.context is None and _is_only_context(found, best) else ():
-        shorter = _best(_plans(hardware, question, context), question, inventory)
-        if shorter is not None and (best is None or _is_better(shorter, best)):
-            best = shorter
+    """The plan that `run` would choose on some hardware."""
+    options = [
+        plan
+        for context in contexts(question.context, longest=GROK_1.sequence_len)
+        for plan in _plans(hardware, question, context)
+    ]
     return Prospect(
         hardware=hardware,
-        plans=found,
-        best=best,
+        plans=_plans(hardware, question, question.context),
+        best=_best(options, question, inventory),
         elsewhere=_plans(None, question, question.context),
         command=run_command(question.context, question.batch, question.kv),
     )
@@ -215,55 +214,24 @@ def _plans(hardware: Hardware | None, question: Question, context: int | None) -
     return plans(hardware, context=context, slots=question.batch, kv=question.kv)
 
 
-def _is_only_context(found: Sequence[Plan], best: Plan | None) -> bool:
-    """Whether less context would make something better fit: its weights alone do."""
-    if best is not None and (best.is_paged or best.precision is not Precision.INT4):
-        return False
-    better = (plan for plan in found if best is None or plan.precision is not Precision.INT4)
-    return any(
-        plan.is_possible
-        and plan.memory is not None
-        and (plan.is_paged or plan.needs.weights < plan.memory)
-        for plan in better
-    )
-
-
-def _is_better(shorter: Plan, best: Plan) -> bool:
-    """Whether a shorter context buys another precision than int4, with all weights in memory."""
-    return (
-        best.precision is Precision.INT4
-        and shorter.precision is not Precision.INT4
-        and not shorter.is_paged
-    )
-
-
-def _best(found: Sequence[Plan], question: Question, inventory: Inventory | None) -> Plan | None:
-    """Of what fits, what is run: from what is ready here, or else from what could be made."""
-    fitting = [plan for plan in found if plan.fits]
+def _best(options: Sequence[Plan], question: Question, inventory: Inventory | None) -> Plan | None:
+    """Of the plans that fit, the first by `rank`: of a ready checkpoint, or else of any."""
     kept = () if inventory is None else inventory.ready_grok_1
-    precisions, cuts = (
-        {item.precision for item in kept},
-        {(item.precision, item.mesh) for item in kept},
-    )
-    # whoever does not say how many devices there are asks for the fewest
-    is_fewest = not question.is_here and question.devices is None
-
-    def rank(plan: Plan) -> tuple[object, ...]:
-        pace = 0.0 if plan.tokens_per_s is None or is_fewest else -plan.tokens_per_s
-        return (
-            *plan.drawbacks,
-            bool(kept) and (plan.precision, plan.mesh) not in cuts,
-            plan.mesh.size if is_fewest else pace,
-            -plan.mesh.size,
-            plan.mesh.expert,
-            plan.needs.weights,
-        )
-
+    precisions = {item.precision for item in kept}
     mapped = {item.precision for item in kept if item.is_mapped}
-    there = [
+    cuts = {(item.precision, item.mesh) for item in kept}
+    # a question without a number of devices asks for the fewest
+    by_devices = not question.is_here and question.devices is None
+
+    def place(plan: Plan) -> tuple[object, ...]:
+        is_cut_again = bool(kept) and (plan.precision, plan.mesh) not in cuts
+        return rank(plan, is_cut_again=is_cut_again, by_devices=by_devices)
+
+    fitting = [plan for plan in options if plan.fits]
+    ready = [
         plan for plan in fitting if plan.precision in (mapped if plan.is_paged else precisions)
     ]
-    return min(there or fitting, key=rank, default=None)
+    return min(ready or fitting, key=place, default=None)
 
 
 def _on_cpu(

@@ -14,8 +14,8 @@ from grokctl.model.precision import Precision
 from grokctl.model.sizing import Needs
 from grokctl.text import format_bytes
 
-_SHORTEST_CONTEXT: Final = 128
-"""Tokens; a cache with less room helps nobody."""
+_SHORTEST_ADVISED: Final = 128
+"""Tokens of context: a hint with fewer would help nobody."""
 
 
 def check_memory(needed: int, *, purpose: str, hint: str | None = None) -> None:
@@ -131,7 +131,7 @@ def _less(devices: int, needed: Needs, *, context: int, free: int, precision: Pr
 def _fitting(context: int, *, cache: int, free: int) -> int:
     """Tokens of context for which there is room; 0 if that is too few to help anybody."""
     tokens = context * free // cache if cache else 0
-    return tokens if tokens >= _SHORTEST_CONTEXT else 0
+    return tokens if tokens >= _SHORTEST_ADVISED else 0
 
 
 def _unclaimed(device: DeviceMemory, limit: int) -> int:

@@ -1,7 +1,9 @@
 """What fits where, and how fast it would be: plans for hardware that is here, or is thought of."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from typing import Final, Self
 
 from grokctl.checkpoint.layout import bytes_per_token, weight_bytes
@@ -84,6 +86,9 @@ class Plan:
     """Estimate, from the rate of the disk; None also where weights are never all in memory."""
     tokens_per_s: float | None
     """Estimate for one sequence, from the bandwidth of memory, or of the disk if it is paged."""
+    step_s: float | None = None
+    """Seconds for a token if all weights lay in memory, for comparing plans; None without hardware
+    to compare on."""
 
     @property
     def missing(self) -> int:
@@ -162,20 +167,26 @@ def plans(
     if not 0 < context <= longest:
         raise invalid("context", context, f"expected 1 to {longest}")
     computes = (compute,) if compute else hardware.computes if hardware else (Compute.BFLOAT16,)
-    own, found = released_storage(config), []
+    made = []
     for mesh in MESHES[:1] if hardware and hardware.platform == "cpu" else MESHES:
-        for precision in PRECISIONS:
-            try:
-                weights = Spread.of(storage_in(own, precision, mesh), mesh)
-            except PlacementError:
-                continue  # a small model does not divide over every mesh
+        for weights in _released(config, mesh):
             for dtype in computes:
                 terms = Terms(context=context, compute=dtype, slots=slots, kv=kv)
-                made = plan_for(hardware, weights, terms)
-                if made.fits or dtype is computes[-1]:
-                    found.append(made)
+                plan = plan_for(hardware, weights, terms)
+                if plan.fits or dtype is computes[-1]:
+                    made.append(plan)
                     break
-    return tuple(found)
+    return tuple(made)
+
+
+@cache
+def _released(config: GrokConfig, mesh: MeshShape) -> tuple[Spread, ...]:
+    """The weights of the release at every precision that a mesh divides."""
+    released, spreads = released_storage(config), []
+    for precision in PRECISIONS:
+        with suppress(PlacementError):  # a small model does not divide over every mesh
+            spreads.append(Spread.of(storage_in(released, precision, mesh), mesh))
+    return tuple(spreads)
 
 
 def plan_for(
@@ -219,6 +230,7 @@ def plan_for(
         is_paged=is_paged,
         load_s=sum(weights.held) / rate if rate and not is_paged else None,
         tokens_per_s=_speed(hardware, weights, room) if hardware else None,
+        step_s=step_s(hardware, weights) if hardware else None,
     )
 
 

@@ -1,4 +1,4 @@
-"""Which checkpoint to run, over which mesh, and how: what fits, and of that the best."""
+"""Which checkpoint to run, over which mesh, and how: of all that fits, the best."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -9,49 +9,50 @@ from grokctl.errors import HardwareError, PlacementError
 from grokctl.model.placement import MeshShape, check_mesh
 from grokctl.model.precision import Compute, KvType, Precision
 from grokctl.model.sizing import Terms
-from grokctl.planning.plans import MESHES, Hardware, Plan, Spread, plan_for, plans, step_s
+from grokctl.planning.plans import MESHES, Hardware, Plan, Spread, plan_for, plans
 from grokctl.text import format_bytes
 
-_SHORTEST_CONTEXT: Final = 512
-"""Tokens; who wants fewer says so."""
+_SHORTEST_CHOSEN: Final = 512
+"""Tokens of context: fewer only if the user asks for them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate:
-    """A checkpoint that is there."""
+    """A checkpoint that could be run."""
 
     name: str
     storage: Storage
     mesh: MeshShape | None = None
-    """What it was cut for; None of a release, which suits every mesh alike."""
+    """The mesh that it was cut for; None for a release, which suits every mesh alike."""
     is_mapped: bool = False
-    """Whether a CPU can take its tensors from its files as it needs them, on that mesh."""
+    """Whether a CPU can map its files, on that mesh, and read tensors only when it needs them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Asked:
-    """What a user said; None leaves it to us."""
+    """The user's choices; None leaves one to `choose`."""
 
     mesh: MeshShape | None = None
     compute: Compute | None = None
     context: int | None = None
-    """Of the model's, if not None."""
+    """Tokens."""
     sequences: int = 1
+    """Sequences to run at a time."""
     kv: KvType = KvType.COMPUTE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Choice:
-    """What was chosen."""
+    """The checkpoint to run, and how."""
 
     candidate: Candidate
     plan: Plan
     reason: str
-    """A line for people: what, on what, and why."""
+    """A line for people: which checkpoint, on which hardware, and why."""
 
     @property
     def is_cut_again(self) -> bool:
-        """Whether it was cut for another mesh."""
+        """Whether the checkpoint was cut for another mesh."""
         return _is_cut_again(self.candidate, self.plan)
 
 
@@ -59,20 +60,51 @@ class Choice:
 class _Option:
     candidate: Candidate
     plan: Plan
-    step_s: float
+
+    @property
+    def step_s(self) -> float:
+        assert self.plan.step_s is not None
+        return self.plan.step_s
 
     @property
     def rank(self) -> tuple[object, ...]:
-        """Smaller is better: from what hurts most to what is a matter of taste."""
-        plan = self.plan
-        return (
-            *plan.drawbacks,
-            -plan.context,
-            _is_cut_again(self.candidate, plan),
-            self.step_s,
-            plan.mesh.size,
-            self.candidate.name,
-        )
+        is_cut_again = _is_cut_again(self.candidate, self.plan)
+        return (*rank(self.plan, is_cut_again=is_cut_again), self.candidate.name)
+
+
+def rank(plan: Plan, *, is_cut_again: bool, by_devices: bool = False) -> tuple[object, ...]:
+    """The order of plans that fit, by which `run` chooses and `doctor` advises: smaller is better.
+
+    Weights in memory come before weights that are read from the disk for every token, in memory
+    every other precision before int4, more context before less, a checkpoint as it was cut before
+    one that is cut again, and then the fastest.
+
+    Args:
+        plan: A plan that fits.
+        is_cut_again: Whether its checkpoint was cut for another mesh, or is not there.
+        by_devices: Whether fewer devices come before speed.
+    """
+    return (
+        *plan.drawbacks,
+        -plan.context,
+        is_cut_again,
+        plan.mesh.size if by_devices else 0,
+        plan.step_s,
+        plan.mesh.size,
+    )
+
+
+def contexts(asked: int | None, *, longest: int) -> tuple[int, ...]:
+    """Lengths of context to try, the longest first: what was asked for, or else all that help.
+
+    Args:
+        asked: Tokens, if the user chose.
+        longest: Tokens that the model knows.
+    """
+    if asked is not None:
+        return (asked,)
+    powers = (2**power for power in reversed(range(longest.bit_length())))
+    return (longest, *(length for length in powers if _SHORTEST_CHOSEN <= length < longest))
 
 
 def choose(
@@ -82,21 +114,18 @@ def choose(
     *,
     cpu: Hardware | None = None,
 ) -> Choice:
-    """Pick what to run, and how.
-
-    Of what fits: weights that memory holds before those that are read from the disk all the time,
-    in memory every other precision before int4, more context before less, a checkpoint as it was
-    cut before one that is cut again, and then what is fastest.
+    """Choose a checkpoint, and how to run it: of all that fits, the first by `rank`.
 
     Args:
-        hardware: What is to run it; where a mesh is asked for, it has as many devices, or is a CPU.
+        hardware: The hardware to run it; with as many devices as a mesh that is asked for, or a
+            CPU.
         candidates: Checkpoints of one model, at least one.
-        asked: What is not left to us.
-        cpu: That of a machine whose accelerators may be too small, to be named in the hint.
+        asked: The user's choices.
+        cpu: The CPU of a machine whose accelerators may be too small, for the hint.
 
     Raises:
         HardwareError: Nothing fits.
-        PlacementError: The model does not divide over the mesh that was asked for.
+        PlacementError: The model does not divide over the mesh that is asked for.
     """
     if asked.mesh is not None:
         check_mesh(asked.mesh, candidates[0].storage.config)
@@ -119,7 +148,7 @@ def choose(
 
 
 def describe(candidate: Candidate, plan: Plan, hardware: Hardware) -> str:
-    """What a plan is, and what it takes."""
+    """A plan in words, with the memory that it takes."""
     longest = candidate.storage.config.sequence_len
     parts = f"{plan.compute}, context {plan.context:,}"
     if plan.context < longest:
@@ -144,18 +173,18 @@ def describe(candidate: Candidate, plan: Plan, hardware: Hardware) -> str:
 def _options(
     hardware: Hardware, candidates: Sequence[Candidate], asked: Asked
 ) -> Iterator[_Option]:
-    """Every way to run a candidate, whether it fits or not; the longest context that does."""
+    """Every way to run a candidate, with the longest context that fits, or a plan that does not."""
     for candidate in candidates:
         for mesh in _meshes(hardware, candidate, asked):
             try:
                 weights = Spread.of(candidate.storage, mesh)
-            except PlacementError as error:  # it, or its int4 groups, do not divide over this mesh
+            except PlacementError as error:  # the model, or its int4 groups, do not divide over it
                 if asked.mesh is not None and len(candidates) == 1:
                     hint = f"--mesh {candidate.mesh}" if candidate.mesh else error.hint
                     raise PlacementError(str(error), hint) from error
                 continue
             plan = _longest(hardware, candidate, weights, asked)
-            yield _Option(candidate, plan, step_s(hardware, weights))
+            yield _Option(candidate, plan)
 
 
 def _meshes(hardware: Hardware, candidate: Candidate, asked: Asked) -> tuple[MeshShape, ...]:
@@ -164,22 +193,16 @@ def _meshes(hardware: Hardware, candidate: Candidate, asked: Asked) -> tuple[Mes
     own = () if candidate.mesh is None else (candidate.mesh,)
     if hardware.platform == "cpu":
         return own or (MeshShape(1, 1),)  # virtual devices make nothing faster
-    there = (mesh for mesh in (*own, *MESHES) if mesh.size <= hardware.count)
-    return tuple(dict.fromkeys(there))
+    possible = (mesh for mesh in (*own, *MESHES) if mesh.size <= hardware.count)
+    return tuple(dict.fromkeys(possible))
 
 
 def _longest(hardware: Hardware, candidate: Candidate, weights: Spread, asked: Asked) -> Plan:
     """The plan with the longest context that fits, or the smallest that does not."""
-    contexts = [asked.context]
-    if asked.context is None:
-        longest = candidate.storage.config.sequence_len
-        powers = [2**power for power in range(longest.bit_length())]
-        contexts = [longest, *(n for n in reversed(powers) if _SHORTEST_CONTEXT <= n < longest)]
     is_mapped = candidate.is_mapped and candidate.mesh == weights.mesh
     plan = None
-    for context in contexts:
+    for context in contexts(asked.context, longest=candidate.storage.config.sequence_len):
         for compute in (asked.compute,) if asked.compute else hardware.computes:
-            assert context is not None
             terms = Terms(context=context, compute=compute, slots=asked.sequences, kv=asked.kv)
             plan = plan_for(hardware, weights, terms, is_mapped=is_mapped)
             if plan.fits:
@@ -200,7 +223,7 @@ def _where(plan: Plan, hardware: Hardware) -> str:
 
 
 def _why(best: _Option, fitting: Sequence[_Option], count: int) -> str:
-    """Why this one; nothing where there was nothing to choose."""
+    """The reason for a choice; empty if only one was possible."""
     reasons = ["its weights are read from the disk for every token"] if best.plan.is_paged else []
     rivals = [option for option in fitting if option.candidate is not best.candidate]
     equal = [option for option in rivals if option.plan.is_paged == best.plan.is_paged]
@@ -224,15 +247,15 @@ def _too_small(
     options: Sequence[_Option],
     cpu: Hardware | None,
 ) -> HardwareError:
-    """The error that says what is missing of what would need least, and what helps."""
+    """The error for the option that lacks least, with both numbers and advice."""
     nearest = min(options, key=lambda option: option.plan.missing)
     plan, needed = nearest.plan, nearest.plan.needs
     what = f"{nearest.candidate.name} on {_where(plan, hardware)}"
     times = 1
     if hardware.platform == "cpu":
-        times, there = plan.mesh.size, "of memory are free"
+        times, are_free = plan.mesh.size, "of memory are free"
     else:
-        there = "are free on each" if plan.mesh.size > 1 else "are free"
+        are_free = "are free on each" if plan.mesh.size > 1 else "are free"
     weights = 0 if plan.is_paged else needed.weights
     total = weights + needed.cache + needed.workspace
     parts = [f"{format_bytes(times * needed.cache)} for {plan.context:,} tokens of context"]
@@ -243,7 +266,7 @@ def _too_small(
         parts.insert(0, f"{format_bytes(times * weights)} of weights")
     return HardwareError(
         f"{what} takes {format_bytes(times * total)} ({', '.join(parts)}), "
-        f"{format_bytes(times * (plan.memory or 0))} {there}",
+        f"{format_bytes(times * (plan.memory or 0))} {are_free}",
         _hint(hardware, candidates, asked, cpu),
     )
 
@@ -251,7 +274,7 @@ def _too_small(
 def _hint(
     hardware: Hardware, candidates: Sequence[Candidate], asked: Asked, cpu: Hardware | None
 ) -> str:
-    """What to do where nothing fits: ask for less, cut for less, or look further."""
+    """Advice if nothing fits: ask for less, cut the checkpoint for less, or ask `doctor`."""
     for other, flag in _lesser(asked):
         options = (option for option in _options(hardware, candidates, other) if option.plan.fits)
         best = min(options, key=lambda option: option.rank, default=None)
@@ -263,7 +286,7 @@ def _hint(
         for plan in plans(
             hardware,
             config=config,
-            context=asked.context or min(_SHORTEST_CONTEXT, config.sequence_len),
+            context=asked.context or min(_SHORTEST_CHOSEN, config.sequence_len),
             slots=asked.sequences,
             kv=asked.kv,
             compute=asked.compute,
@@ -281,7 +304,7 @@ def _hint(
 
 
 def _lesser(asked: Asked) -> Iterator[tuple[Asked, Callable[[Plan], str]]]:
-    """What asks for less, and the option that says so."""
+    """Choices that need less memory, each with its option of the command line."""
     if asked.context is not None:
         yield replace(asked, context=None), lambda plan: f"--context {plan.context}"
     if asked.compute is Compute.FLOAT32:
@@ -293,6 +316,6 @@ def _lesser(asked: Asked) -> Iterator[tuple[Asked, Callable[[Plan], str]]]:
 
 
 def _mesh_flag(plan: Plan) -> str:
-    """The option that asks for the mesh of a plan."""
+    """The option for the mesh of a plan."""
     mesh = plan.mesh
     return f"--devices {mesh.size}" if mesh.expert == 1 else f"--mesh {mesh}"
