@@ -1,4 +1,4 @@
-"""The cache of compiled programs, and what is said while XLA compiles."""
+"""The cache of compiled programs, and the warnings of XLA's compiler."""
 
 import tempfile
 import warnings
@@ -16,8 +16,8 @@ def use_compilation_cache(folder: Path, *, observe: Observer = ignore) -> None:
     """Keep compiled programs under `folder`, apart for each jaxlib and platform.
 
     Args:
-        folder: Made if it is not there; where it cannot be written, nothing is kept.
-        observe: Told so.
+        folder: Created if missing; if it cannot be written, no program is kept.
+        observe: Receives a note then.
     """
     kept = folder / f"{version('jaxlib')}-{jax.default_backend()}"
     try:
@@ -33,12 +33,12 @@ def use_compilation_cache(folder: Path, *, observe: Observer = ignore) -> None:
 
 @contextmanager
 def compiling(observe: Observer) -> Iterator[None]:
-    """Compile in here, and throw away the kept programs if one of them cannot be read.
+    """Compile in here; if a kept program cannot be read, delete all of them.
 
-    JAX only warns, and never replaces what a full disk or a crash cut short.
+    JAX only warns, and never replaces a program that a full disk or a crash cut short.
 
     Args:
-        observe: Told so.
+        observe: Receives a note then.
     """
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")

@@ -1,4 +1,4 @@
-"""Compiled programs of a step: one that embeds, one for any few layers, one for the head."""
+"""Compiled programs of a step: the embedding, a few layers at a time, and the head."""
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
@@ -20,7 +20,7 @@ from grokctl.model.step_spec import StepShape
 
 _EVERYWHERE = PartitionSpec()
 _FACTS: Final = 4
-"""Columns before the tokens of what a step is told: slot, start, which token, how many tokens."""
+"""Columns of a packed task before the tokens: slot, start, select, count."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,18 +28,18 @@ class Task:
     """Tokens to run: the next ones of some sequences."""
 
     tokens: Sequence[Sequence[int]]
-    """Equally many of each sequence, with padding."""
+    """As many of each sequence, padding included."""
     slots: Sequence[int]
-    """Where in the cache each sequence is kept."""
+    """Slot of each sequence."""
     start: Sequence[int]
-    """Position of each one's first token."""
+    """Position of each sequence's first token."""
     count: int
-    """How many tokens are no padding."""
+    """Tokens without padding."""
     select: Sequence[int]
-    """Which token of each has its logits computed, unless all have."""
+    """Token of each sequence whose logits are computed, unless all are."""
 
     def packed(self) -> np.ndarray[Any, np.dtype[np.int32]]:
-        """All of it in one array, because every array that is handed over takes its time."""
+        """The task as one array: every array that is handed over takes time."""
         facts = zip(self.slots, self.start, self.select, self.tokens, strict=True)
         rows = [(slot, start, chosen, self.count, *ids) for slot, start, chosen, ids in facts]
         return np.array(rows, np.int32)
@@ -58,11 +58,11 @@ class Step:
     """The same program many times, unless layers are stored differently."""
     head: Any
     together: int
-    """Layers that a program runs."""
+    """Layers in a program."""
     shared: NamedSharding
     one_at_a_time: bool
-    """Whether a program must end before the next is called: sums over virtual CPU devices need a
-    thread of each, and programs under way together can hold each other's for ever."""
+    """Whether each program must end before the next begins: sums over virtual CPU devices need a
+    thread of each device, and programs that run together can block each other for ever."""
 
     def run(
         self,
@@ -71,27 +71,27 @@ class Step:
         packed: np.ndarray[Any, np.dtype[np.int32]],
         read: jax.Array,
     ) -> tuple[jax.Array, Cache, jax.Array]:
-        """Run it.
+        """Run a task.
 
         Args:
-            parameters: What it was compiled for.
-            cache: Is given away.
-            packed: A task of the shape that it was compiled for.
-            read: Experts that each device read before, to which those of this step are added.
+            parameters: The parameters that the step was compiled for.
+            cache: Given away.
+            packed: A packed task of the shape that the step was compiled for.
+            read: Number of experts that each device has read; this step's are added.
 
         Returns:
             Logits `(batch, chosen, vocab)`, the extended cache, and experts read.
         """
-        # by every process for its own devices: device_put would compare those of all processes
-        told = jax.make_array_from_callback(packed.shape, self.shared, lambda part: packed[part])
-        hidden = self._ended(self.embed(parameters.embedding, told))
+        # each process for its own devices: device_put would compare the values of all processes
+        task = jax.make_array_from_callback(packed.shape, self.shared, lambda part: packed[part])
+        hidden = self._ended(self.embed(parameters.embedding, task))
         extended: list[LayerCache] = []
         for number, program in enumerate(self.layers):
-            some = slice(number * self.together, (number + 1) * self.together)
-            hidden, longer, read = program(parameters.layers[some], cache[some], read, hidden, told)
+            part = slice(number * self.together, (number + 1) * self.together)
+            hidden, longer, read = program(parameters.layers[part], cache[part], read, hidden, task)
             extended += longer
             self._ended(hidden)
-        logits: jax.Array = self.head(parameters.embedding, parameters.final_norm, hidden, told)
+        logits: jax.Array = self.head(parameters.embedding, parameters.final_norm, hidden, task)
         return logits, tuple(extended), read
 
     def _ended(self, hidden: jax.Array) -> jax.Array:
@@ -102,8 +102,8 @@ class Step:
 class Programs:
     """Compiles steps over loaded parameters.
 
-    Few layers are a program of their own that is called until all have run, because compiling all
-    as one takes as many times as long (docs/adr/0009). None is compiled twice.
+    A program has a few layers, and is called until all have run: one program of all layers would
+    take many times as long to compile (docs/adr/0009). No program is compiled twice.
     """
 
     loader: Loader
@@ -112,7 +112,7 @@ class Programs:
     _compiled: dict[Hashable, Any] = field(default_factory=dict)
 
     def step(self, cache: Cache, read: jax.Array, *, batch: int, time: int, every: bool) -> Step:
-        """A step of a shape, whose logits are all wanted or only one token's of each sequence."""
+        """A step of a shape, with logits of every token or of one token of each sequence."""
         together = layers_together(self.shape.platform)
         layers = self.parameters.layers
         starts = range(0, len(layers), together)
@@ -131,18 +131,18 @@ class Programs:
         )
 
     def none_read(self) -> jax.Array:
-        """Experts read, before anything was."""
+        """The count of experts read, at 0."""
         return self.loader.zeros((), jnp.dtype(jnp.int32))
 
     def _embed(self, batch: int, time: int) -> Any:
         def embed(embedding: jax.Array, task: jax.Array) -> jax.Array:
             return forward.embed(embedding[0], task[:, _FACTS:], shape=self.shape)
 
-        held = (self.parameters.embedding,)
-        return self._program("embed", embed, held, [self._task(batch, time)], _EVERYWHERE)
+        per_device = (self.parameters.embedding,)
+        return self._program("embed", embed, per_device, [self._task(batch, time)], _EVERYWHERE)
 
     def _layers(
-        self, held: tuple[tuple[Layer, ...], Cache, jax.Array], batch: int, time: int
+        self, per_device: tuple[tuple[Layer, ...], Cache, jax.Array], batch: int, time: int
     ) -> Any:
         def run(
             layers: tuple[Layer, ...],
@@ -159,7 +159,7 @@ class Programs:
 
         outputs = (_EVERYWHERE, self.loader.per_device, self.loader.per_device)
         arguments = [self._hidden(batch, time), self._task(batch, time)]
-        return self._program("layers", run, held, arguments, outputs, donate=1)
+        return self._program("layers", run, per_device, arguments, outputs, donate=1)
 
     def _head(self, batch: int, time: int, *, every: bool) -> Any:
         def head(
@@ -167,39 +167,44 @@ class Programs:
         ) -> jax.Array:
             chosen = None if every else task[:, 2]
             logits = forward.head(embedding[0], final_norm[0], hidden, chosen, shape=self.shape)
-            if self.loader.is_shared:  # a process sees only what its own devices have
+            if self.loader.is_shared:  # a process sees only its own devices' part
                 logits = jax.lax.all_gather(logits, MODEL_AXIS, axis=2, tiled=True)
             return logits
 
         arguments = [self._hidden(batch, time), self._task(batch, time)]
-        held = (self.parameters.embedding, self.parameters.final_norm)
+        per_device = (self.parameters.embedding, self.parameters.final_norm)
         split = PartitionSpec(None, None, MODEL_AXIS)
         outputs = _EVERYWHERE if self.loader.is_shared else split
-        return self._program(f"head, every={every}", head, held, arguments, outputs)
+        return self._program(f"head, every={every}", head, per_device, arguments, outputs)
 
     def _program(
         self,
         name: str,
         function: Callable[..., Any],
-        held: tuple[Any, ...],
+        per_device: tuple[Any, ...],
         arguments: list[jax.ShapeDtypeStruct],
         outputs: Any,
         *,
         donate: int | None = None,
     ) -> Any:
-        """The compiled program of a function over what devices hold and arguments they share."""
-        kinds = tuple((leaf.shape, leaf.dtype) for leaf in jax.tree.leaves((held, arguments)))
-        key = (name, kinds)
+        """The compiled program of a function of arrays per device and of shared arguments."""
+        signature = tuple(
+            (leaf.shape, leaf.dtype) for leaf in jax.tree.leaves((per_device, arguments))
+        )
+        key = (name, signature)
         if key not in self._compiled:
             mapped = jax.shard_map(
                 function,
                 mesh=self.loader.jax_mesh,
-                in_specs=(*[self.loader.per_device] * len(held), *[_EVERYWHERE] * len(arguments)),
+                in_specs=(
+                    *[self.loader.per_device] * len(per_device),
+                    *[_EVERYWHERE] * len(arguments),
+                ),
                 out_specs=outputs,
                 check_vma=False,
             )
             jitted = jax.jit(mapped, donate_argnums=donate)
-            self._compiled[key] = jitted.lower(*held, *arguments).compile()
+            self._compiled[key] = jitted.lower(*per_device, *arguments).compile()
         return self._compiled[key]
 
     @property

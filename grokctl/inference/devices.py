@@ -1,4 +1,4 @@
-"""What this machine has: devices for a mesh, memory, and how fast memory can be read."""
+"""This machine's devices for a mesh, their memory, and its bandwidth."""
 
 import os
 import time
@@ -21,20 +21,19 @@ from grokctl.system import usable_cores
 _PROBE_BYTES: Final = 2**28
 _PROBE_ROUNDS: Final = 3
 _PROBE_CALLS: Final = 16
-"""Reads that an accelerator is asked for at a time: asking takes as long as one does."""
+"""Reads in flight on an accelerator: starting one takes as long as it runs."""
 
 
 def find_devices(count: int, *, processes: int = 1, observe: Observer = ignore) -> list[jax.Device]:
     """The devices for a mesh: this machine's accelerators, or else virtual CPU devices.
 
-    Must run before anything else touches JAX, because the number of CPU devices is fixed then. Of a
-    GPU, JAX takes three quarters unless the environment says more, as it does for every command.
+    Must run before any other use of JAX, which fixes the number of CPU devices.
 
     Args:
-        count: How many devices the mesh has.
-        processes: How many have equally many of them each: with several, in the order of
-            processes, and all of one kind, because nothing stands in for what one of them lacks.
-        observe: Told when virtual devices stand in for missing ones.
+        count: Devices of the mesh.
+        processes: Processes that have equally many devices each. The devices of several come in the
+            order of processes, and virtual devices never replace missing ones.
+        observe: Receives a note if virtual devices replace missing ones.
 
     Raises:
         HardwareError: JAX was already started with fewer CPU devices, or a process has too few.
@@ -44,15 +43,15 @@ def find_devices(count: int, *, processes: int = 1, observe: Observer = ignore) 
         if jax.config.jax_num_cpu_devices < own:  # type: ignore[attr-defined]  # it is there
             jax.config.update("jax_num_cpu_devices", own)
     except RuntimeError:
-        pass  # JAX is running: what it has must do
-    found = jax.devices()
+        pass  # JAX is running, with the devices that it has
+    devices = jax.devices()
     if processes > 1:
-        return _of_each(found, own, processes)
-    if found[0].platform != "cpu":
-        if len(found) >= count:
-            return found[:count]
-        there = f"{len(found)} {found[0].device_kind}"
-        observe(Noted(message=f"{there} for a mesh of {count}: runs on virtual CPU devices"))
+        return _of_each(devices, own, processes)
+    if devices[0].platform != "cpu":
+        if len(devices) >= count:
+            return devices[:count]
+        few = f"{len(devices)} {devices[0].device_kind}"
+        observe(Noted(message=f"{few} for a mesh of {count}: runs on virtual CPU devices"))
     elif count > 1:
         cores = usable_cores()
         observe(Noted(message=f"runs on {count} virtual CPU devices over {cores} cores"))
@@ -65,15 +64,15 @@ def find_devices(count: int, *, processes: int = 1, observe: Observer = ignore) 
     return cpus[:count]
 
 
-def _of_each(found: Sequence[jax.Device], own: int, processes: int) -> list[jax.Device]:
-    """So many devices of every process; their numbers say nothing of whose they are.
+def _of_each(devices: Sequence[jax.Device], own: int, processes: int) -> list[jax.Device]:
+    """`own` devices of every process, in the order of processes.
 
     Raises:
-        HardwareError: One has fewer.
+        HardwareError: A process has fewer.
     """
     chosen = []
     for rank in range(processes):
-        theirs = [device for device in found if device.process_index == rank]
+        theirs = [device for device in devices if device.process_index == rank]
         if len(theirs) < own:
             raise HardwareError(
                 f"rank {rank}: has {len(theirs)} devices, the mesh needs {own} of each of "
@@ -84,12 +83,10 @@ def _of_each(found: Sequence[jax.Device], own: int, processes: int) -> list[jax.
 
 
 def accelerators(processes: int = 1) -> tuple[Accelerator, ...]:
-    """What JAX computes on by default, as far as it is of one kind; nothing if that is the CPU.
+    """JAX's default devices of one kind; none if that is the CPU. Only this process's, of several.
 
-    Of several processes, what this one has.
-
-    Starts JAX, with as many CPU devices as any mesh has unless somebody said how many: which mesh
-    it will be is often chosen from what is found here, and devices that nobody uses cost nothing.
+    Starts JAX with as many CPU devices as the largest mesh has, unless the user set a number: the
+    mesh is often chosen by this result, and unused devices cost nothing.
 
     Raises:
         HardwareError: JAX does not start.
@@ -98,21 +95,21 @@ def accelerators(processes: int = 1) -> tuple[Accelerator, ...]:
         if jax.config.jax_num_cpu_devices < 1:  # type: ignore[attr-defined]  # it is there
             jax.config.update("jax_num_cpu_devices", max(MESH_SIZES) // processes)
     try:
-        found = jax.devices()
-    except (RuntimeError, AssertionError) as error:  # the latter where there is no such plugin
+        devices = jax.devices()
+    except (RuntimeError, AssertionError) as error:  # the latter if the plugin is missing
         platforms = jax.config.jax_platforms  # type: ignore[attr-defined]  # it is there
         why = str(error).partition("\n")[0][:200] or f"nothing to compute on in {platforms!r}"
         raise HardwareError(f"JAX does not start: {why}", "grokctl doctor") from error
-    if found[0].platform == "cpu":
+    if devices[0].platform == "cpu":
         return ()
-    if processes > 1:  # others do not say what memory they have
-        found = jax.local_devices()
-    alike = takewhile(lambda device: device.device_kind == found[0].device_kind, found)
+    if processes > 1:  # JAX knows only the memory of its own process's devices
+        devices = jax.local_devices()
+    alike = takewhile(lambda device: device.device_kind == devices[0].device_kind, devices)
     return tuple(map(_accelerator, alike))
 
 
 def _accelerator(device: jax.Device) -> Accelerator:
-    """What a device says of itself: its memory is what JAX may take of it."""
+    """A device, with as much of its memory as JAX may take."""
     stats = device.memory_stats() or {}
     limit = stats.get("bytes_limit")
     capability = getattr(device, "compute_capability", "")
@@ -126,13 +123,13 @@ def _accelerator(device: jax.Device) -> Accelerator:
 
 
 def _version(text: str) -> tuple[int, int] | None:
-    """`9.0` as numbers; None for what is no such version, such as `gfx942`."""
+    """`9.0` as numbers; None for any other form, such as `gfx942`."""
     major, _, minor = text.partition(".")
     return (int(major), int(minor)) if major.isdecimal() and minor.isdecimal() else None
 
 
 def share_variable() -> str:
-    """What to set: JAX refuses to start with both."""
+    """The environment variable to set: JAX refuses to start with both."""
     return next((name for name in SHARE_VARIABLES if os.environ.get(name)), SHARE_VARIABLES[0])
 
 
@@ -144,13 +141,13 @@ def has_fast_bfloat16() -> bool:
 def memory_bandwidth(devices: list[jax.Device]) -> float:
     """Bytes a second that can be read from the memory of all devices together, measured now.
 
-    A quarter of a second on the CPU: every core reads a part of an array that no cache holds.
-    Other processes are taken to have memory as fast as this one's.
+    Takes a quarter of a second on the CPU: every core reads a part of an array that fits no cache.
+    Assumes that the memory of other processes is as fast.
     """
     if devices[0].platform == "cpu":
         return bandwidth() * len({device.process_index for device in devices})
-    here = [device for device in devices if device.process_index == jax.process_index()]
-    return sum(map(_device_bandwidth, here)) * len(devices) / len(here)
+    own = [device for device in devices if device.process_index == jax.process_index()]
+    return sum(map(_device_bandwidth, own)) * len(devices) / len(own)
 
 
 def _device_bandwidth(device: jax.Device) -> float:

@@ -1,4 +1,4 @@
-"""Hold the memory that a run needs against what is there."""
+"""Compare the memory that a run needs with the memory that is free."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -19,15 +19,15 @@ _SHORTEST_ADVISED: Final = 128
 
 
 def check_memory(needed: int, *, purpose: str, hint: str | None = None) -> None:
-    """Refuse what cannot fit before the kernel has to kill it.
+    """Refuse an allocation that cannot fit, before the kernel kills the process for it.
 
     Args:
         needed: Bytes of main memory.
-        purpose: What they are for, for the error.
-        hint: What to do then.
+        purpose: Subject of the error.
+        hint: Hint of the error.
 
     Raises:
-        HardwareError: Less is available.
+        HardwareError: Less memory is available.
     """
     usable = memory().usable
     if needed > usable:
@@ -38,11 +38,11 @@ def check_memory(needed: int, *, purpose: str, hint: str | None = None) -> None:
 
 
 def note_paging(needed: int, *, observe: Observer) -> None:
-    """Say so where mapped weights do not all fit into memory.
+    """Note that mapped weights do not all fit into memory, if so.
 
     Args:
-        needed: Bytes of weights, and of what must lie beside them.
-        observe: Told.
+        needed: Bytes of weights, and of cache and workspace beside them.
+        observe: Receives the note.
     """
     usable = memory().usable
     if needed > usable:
@@ -51,7 +51,7 @@ def note_paging(needed: int, *, observe: Observer) -> None:
 
 
 class DeviceMemory(Protocol):
-    """What is asked of a device: `jax.Device` has it."""
+    """The part of `jax.Device` that the check needs."""
 
     platform: str
 
@@ -68,19 +68,19 @@ def check_room(
     precision: Precision = Precision.INT8,
     size: int | None = None,
 ) -> None:
-    """Refuse what does not fit before any of it is read.
+    """Refuse a run that does not fit, before its weights are read.
 
     Args:
-        devices: Of the mesh, as far as they are this process's. Accelerators that do not count
-            their memory are taken to have enough.
-        needed: By each of them. Weights of a CPU are looked at when it is known whether they are
-            mapped.
-        context: Tokens that the cache is for.
-        precision: Of the weights, for the hint.
-        size: Devices of the mesh, if not all are this process's.
+        devices: This process's devices of the mesh. Accelerators that do not count their memory are
+            assumed to have enough.
+        needed: Bytes on each device. Weights of a CPU are checked later, when it is known whether
+            they are mapped.
+        context: Tokens of the cache.
+        precision: Precision of the weights, for the hint.
+        size: Devices of the mesh, if other processes have some.
 
     Raises:
-        HardwareError: One has less than that.
+        HardwareError: A device has less memory.
     """
     if devices[0].platform == "cpu":
         _check_main_memory(len(devices), needed, context=context)
@@ -104,7 +104,7 @@ def check_room(
 
 
 def _check_main_memory(devices: int, needed: Needs, *, context: int) -> None:
-    """Virtual devices share it, and nothing of this is mapped."""
+    """Check cache and workspace of virtual devices, which share main memory."""
     cache, workspace = needed.cache * devices, needed.workspace * devices
     fitting = _fitting(context, cache=cache, free=memory().usable - workspace)
     check_memory(
@@ -116,7 +116,7 @@ def _check_main_memory(devices: int, needed: Needs, *, context: int) -> None:
 
 
 def _less(devices: int, needed: Needs, *, context: int, free: int, precision: Precision) -> str:
-    """How to need less on each device, what costs least first."""
+    """The cheapest way to need less on each device."""
     beside = needed.cache + needed.workspace
     fitting = _fitting(context, cache=needed.cache, free=free - needed.weights - needed.workspace)
     if fitting:
@@ -129,12 +129,12 @@ def _less(devices: int, needed: Needs, *, context: int, free: int, precision: Pr
 
 
 def _fitting(context: int, *, cache: int, free: int) -> int:
-    """Tokens of context for which there is room; 0 if that is too few to help anybody."""
+    """Tokens of context that fit; 0 if they are too few to advise."""
     tokens = context * free // cache if cache else 0
     return tokens if tokens >= _SHORTEST_ADVISED else 0
 
 
 def _unclaimed(device: DeviceMemory, limit: int) -> int:
-    """Bytes of a GPU that JAX leaves alone because it was told to take so little."""
-    told = told_share(os.environ) or MEMORY_SHARE
-    return max(0, int(limit * (MEMORY_SHARE / told - 1))) if device.platform == "gpu" else 0
+    """Bytes of a GPU that JAX leaves free because the environment sets a smaller share."""
+    share = told_share(os.environ) or MEMORY_SHARE
+    return max(0, int(limit * (MEMORY_SHARE / share - 1))) if device.platform == "gpu" else 0

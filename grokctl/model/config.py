@@ -21,7 +21,7 @@ class GrokConfig:
     Hashable, so that it is static under `jax.jit`.
 
     Raises:
-        CorruptCheckpointError: A number is not one that any model can have.
+        CorruptCheckpointError: A number is impossible for any model.
     """
 
     vocab_size: int
@@ -51,12 +51,12 @@ class GrokConfig:
         for field in fields(self):
             value = getattr(self, field.name)
             if field.type is float:
-                good = type(value) in {int, float} and 0 < value < _LARGEST_SIZE
+                is_valid = type(value) in {int, float} and 0 < value < _LARGEST_SIZE
             else:
                 smallest = 0 if field.name.endswith("_token") else 1
                 largest = _LARGEST_COUNT if field.name.startswith("num_") else _LARGEST_SIZE
-                good = type(value) is int and smallest <= value <= largest
-            if not good:
+                is_valid = type(value) is int and smallest <= value <= largest
+            if not is_valid:
                 raise _bad(f"{field.name} is {reprlib.repr(value)}")
         for name, whole, part in (
             ("num_q_heads over num_kv_heads", self.num_q_heads, self.num_kv_heads),
@@ -89,7 +89,7 @@ class GrokConfig:
 
     @property
     def kv_size(self) -> int:
-        """Width of all key heads together, which is that of all value heads."""
+        """Width of all key heads together, and of all value heads."""
         return self.num_kv_heads * self.key_size
 
     def to_dict(self) -> dict[str, int | float]:
@@ -101,8 +101,8 @@ class GrokConfig:
         """Read untrusted JSON values.
 
         Args:
-            values: What `json.loads` returned.
-            file: Named in the error.
+            values: The result of `json.loads`.
+            file: Name for the error.
 
         Raises:
             CorruptCheckpointError: A field is missing or has an impossible value. Unknown fields

@@ -6,10 +6,10 @@ from math import inf
 from typing import Final
 
 MEMORY_SHARE: Final = 0.92
-"""Of a GPU. The rest is for the context of CUDA or ROCm, the libraries that multiply and
-communicate, and the holes between arrays that come and go."""
+"""Of a GPU. The rest is for the context of CUDA or ROCm, for libraries, and for the gaps between
+arrays."""
 SHARE_VARIABLES: Final = ("XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION")
-"""Environment variables that set another share; the second is an older name of the first."""
+"""Environment variables for another share; the second is an older name of the first."""
 _TPU_SHARE: Final = 0.97
 """Of a TPU. Its runtime keeps little for itself, and JAX allocates when it needs memory."""
 

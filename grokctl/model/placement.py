@@ -1,4 +1,4 @@
-"""Which slice of which tensor goes to which device of a mesh: pure arithmetic, no arrays."""
+"""The slices of tensors on each device of a mesh: pure arithmetic, no arrays."""
 
 import re
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ Slice = tuple[int, int]
 
 @dataclass(frozen=True, slots=True, order=True)
 class MeshShape:
-    """Devices in a rectangle; device `e * model + m` stands at `(e, m)`."""
+    """Devices in a rectangle; device `e * model + m` is at `(e, m)`."""
 
     expert: int
     """Groups of devices that share out the experts and repeat everything else."""
@@ -26,7 +26,7 @@ class MeshShape:
 
     @property
     def size(self) -> int:
-        """How many devices."""
+        """Number of devices."""
         return self.expert * self.model
 
     def coordinates(self, device: int) -> tuple[int, int]:
@@ -50,7 +50,7 @@ class MeshShape:
         """Read `model=8` or `expert=2,model=8`.
 
         Raises:
-            InvalidValueError: It is something else.
+            InvalidValueError: The text has another form.
         """
         match = re.fullmatch(r"(?:expert=([0-9]{1,3}), *)?model=([0-9]{1,3})", text.strip(" "))
         if match is None:
@@ -60,7 +60,7 @@ class MeshShape:
 
 @dataclass(frozen=True, slots=True)
 class Placed:
-    """What one device holds of one tensor, in the coordinates of the release."""
+    """A device's slices of a tensor, in the coordinates of the release."""
 
     weight: tuple[Slice, ...]
     """A slice for each axis of `spec.shape`."""
@@ -77,8 +77,8 @@ def check_mesh(mesh: MeshShape, config: GrokConfig) -> None:
     """Refuse a mesh that cannot hold a model.
 
     Raises:
-        PlacementError: It has an impossible size, or something does not divide; the hint names
-            the nearest mesh that works.
+        PlacementError: The mesh has an impossible size, or a dimension of the model does not divide
+            over it; the hint names the nearest mesh that works.
     """
     problem = _problem(mesh, config)
     if problem is None:
@@ -133,12 +133,12 @@ def _problem(mesh: MeshShape, config: GrokConfig) -> str | None:
 def place(
     spec: TensorSpec, *, scale_groups: int, mesh: MeshShape, device: int, config: GrokConfig
 ) -> Placed:
-    """Which part of a tensor a device holds.
+    """A device's part of a tensor.
 
     Args:
         spec: The parameter.
-        scale_groups: Scale rows that the release really holds for it; 0 without scales.
-        mesh: Must have passed `check_mesh`.
+        scale_groups: Scale rows in the release; 0 without scales.
+        mesh: A mesh that passed `check_mesh`.
         device: 0 to `mesh.size - 1`.
         config: The model.
 

@@ -1,4 +1,4 @@
-"""How numbers are stored: weights of a ready checkpoint, operands, keys and values."""
+"""Types of stored weights, of operands, and of keys and values."""
 
 from enum import StrEnum
 
@@ -6,7 +6,7 @@ from grokctl.errors import PlacementError
 
 
 class Precision(StrEnum):
-    """Storage of the tensors that the release quantises; everything else stays float32."""
+    """Type of the tensors that the release quantises; all others stay float32."""
 
     INT8 = "int8"
     """The released integers and scales, regrouped, never rounded again: lossless."""
@@ -15,33 +15,33 @@ class Precision(StrEnum):
     FLOAT32 = "float32"
     """Integer times scale, exactly: lossless, four times the bytes of int8."""
     INT4 = "int4"
-    """-7 to 7 times the scale of a group of inputs that makes the squared error least."""
+    """-7 to 7 times the scale of a group of inputs; scales minimise the squared error."""
 
 
 class Compute(StrEnum):
-    """Type of the key-value cache, and of operands where the platform is fast in it."""
+    """Type of the key-value cache, and of operands on platforms that multiply it fast."""
 
     BFLOAT16 = "bfloat16"
     FLOAT32 = "float32"
 
 
 class KvType(StrEnum):
-    """How keys and values are kept."""
+    """Type of keys and values in the cache."""
 
     COMPUTE = "compute"
-    """In the type of computation."""
+    """The type of computation."""
     INT8 = "int8"
-    """As codes with a scale for every head and position: half the memory of bfloat16."""
+    """Codes with a scale for every head and position: half the memory of bfloat16."""
 
 
 def check_conversion(source: Precision, target: Precision) -> None:
-    """Refuse to make a precision out of another that does not determine it.
+    """Refuse a conversion that would need information that its source has lost.
 
     Raises:
-        PlacementError: The released integers are wanted back from what was rounded or multiplied.
+        PlacementError: The target is int8, and the source is not.
     """
     if target is Precision.INT8 and source is not Precision.INT8:
         raise PlacementError(
-            f"int8 is the released integers, and {source} weights do not hold them any more",
+            f"int8 stores the released integers, and {source} weights no longer hold them",
             "grokctl reshard grok-1 --devices 8  # from the release, or from an int8 checkpoint",
         )

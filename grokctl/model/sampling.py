@@ -11,14 +11,14 @@ from grokctl.errors import invalid
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sampling:
-    """How the next token is chosen; the filters apply in the order of the fields.
+    """Parameters of the choice of the next token; the filters apply in the order of the fields.
 
     Raises:
         InvalidValueError: A number lies outside its range.
     """
 
     temperature: float = 0.0
-    """Logits are divided by it; 0 takes the likeliest token and ignores everything else."""
+    """Divides logits; 0 takes the likeliest token and ignores all other fields."""
     top_k: int = 0
     """Keep this many of the likeliest tokens; 0 keeps all."""
     top_p: float = 1.0
@@ -59,7 +59,7 @@ class Sampling:
     def distribution(
         self, logits: NDArray[np.float32]
     ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-        """The tokens that may be drawn, likeliest first, and their probabilities, which sum to 1.
+        """Candidates, likeliest first, and their probabilities, which sum to 1.
 
         Ties are ordered by token id, so the result is the same everywhere.
         """

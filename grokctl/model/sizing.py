@@ -25,14 +25,14 @@ _FLOAT32: Final = 4
 _BFLOAT16: Final = 2
 """Bytes."""
 _LIBRARY: Final = 2**25
-"""What cuBLAS works in, where XLA finds it faster than its own products."""
+"""Workspace of cuBLAS, which XLA uses for products that it runs faster."""
 _STORED: Final[Mapping[Precision, int]] = {
     Precision.INT8: 1,
     Precision.BFLOAT16: 2,
     Precision.FLOAT32: 4,
     Precision.INT4: 1,
 }
-"""Bytes of a weight, the half of int4 rounded up."""
+"""Bytes of a stored weight; of int4, the half is rounded up."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,7 +107,7 @@ def needs(
 
 
 def kv_heads_per_device(config: GrokConfig, mesh: MeshShape) -> int:
-    """Key heads on a device: at least one, also when several devices share it."""
+    """Key heads on a device: at least one, even if several devices share it."""
     return max(1, config.num_kv_heads // mesh.model)
 
 
@@ -157,22 +157,22 @@ def workspace_bytes(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Step:
-    """A step of some shape, on one device; everything is bytes unless it says otherwise.
+    """A step of some shape, on one device; all values are bytes unless they say otherwise.
 
-    What is float32 here is so in `model/forward.py`, whatever the operands are.
+    Arrays that `model/forward.py` keeps in float32 count as such, whatever the operands are.
     """
 
     config: GrokConfig
     mesh: MeshShape
     tokens: int
-    """Count, of all sequences together."""
+    """Number of tokens, of all sequences together."""
     batch: int
-    """Sequences."""
+    """Number of sequences."""
     platform: str
     operand: int
-    """Of one of a matrix product."""
+    """Bytes of one operand of a matrix product."""
     kept: int
-    """Of one number of the cache."""
+    """Bytes of one number of the cache."""
     precision: Precision
 
     @property
@@ -182,7 +182,7 @@ class _Step:
 
     @property
     def embed(self) -> int:
-        """The rows that are here, and their sum over devices, which is the result."""
+        """This device's rows, and their sum over devices, the result."""
         return 2 * self._hidden
 
     @property
@@ -216,12 +216,12 @@ class _Step:
 
     @property
     def _hidden(self) -> int:
-        """One vector a token."""
+        """One vector for each token."""
         return self.tokens * self.config.emb_size * _FLOAT32
 
     @property
     def _queries(self) -> int:
-        """Of this device's heads; the vectors that come out of attention are as many."""
+        """Queries of this device's heads; attention returns as many vectors."""
         return self.tokens * self.config.q_size // self.mesh.model * _FLOAT32
 
     @property
@@ -230,7 +230,7 @@ class _Step:
 
     @property
     def _projecting(self) -> int:
-        """Normed and mixed vectors, queries before and after they are rotated, and the weights."""
+        """Normed and mixed vectors, queries before and after rotation, and the weights."""
         given = 2 * self._hidden + 2 * self._queries
         inputs, heads = self.config.emb_size, self.config.q_size // self.mesh.model
         keys = kv_heads_per_device(self.config, self.mesh) * self.config.key_size
@@ -243,7 +243,7 @@ class _Step:
 
     @property
     def _looking(self) -> int:
-        """Queries, sums and what is added to them, a block of positions, and its logits twice."""
+        """Queries, sums and their summands, a block of positions, and its logits twice."""
         heads = self.config.num_q_heads // self.mesh.model
         looked = self.tokens * heads * POSITION_BLOCK * _FLOAT32
         seen = self.batch * kv_heads_per_device(self.config, self.mesh)
@@ -252,7 +252,7 @@ class _Step:
 
     @property
     def _experts(self) -> int:
-        """What was normed and the sum; tokens of a run, within an expert wider; and its weight."""
+        """Normed vectors and sum; the tokens of a run, wider within an expert; and its weight."""
         run = rows_of_a_run(self.tokens, config=self.config, platform=self.platform)
         inputs, columns = self.config.emb_size, self.config.ffn_size // self.mesh.model
         rows, wide = run * inputs * _FLOAT32, run * columns * _FLOAT32
@@ -276,7 +276,7 @@ class _Step:
         *,
         tokens: int,
     ) -> int:
-        """Of weights, inputs by outputs, that a CPU dequantises for the same tokens.
+        """Blocks of weights, inputs by outputs, that a CPU dequantises for the same tokens.
 
         One after the other, unless a block is the whole weight: that is in no loop, so it may be
         made before it is needed.
@@ -296,5 +296,5 @@ class _Step:
 
     @property
     def _groups(self) -> int:
-        """Scale rows of a weight whose inputs are split, as the release has them."""
+        """Scale rows, as in the release, of a weight whose inputs are split."""
         return max(1, SHARDS // self.mesh.model)

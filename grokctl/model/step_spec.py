@@ -1,4 +1,4 @@
-"""What a compiled step depends on, beside the shapes of its arguments."""
+"""The facts that a compiled step depends on, beside the shapes of its arguments."""
 
 from dataclasses import dataclass
 
@@ -15,10 +15,10 @@ class StepShape:
     config: GrokConfig
     mesh: MeshShape
     platform: str
-    """`cpu`, `gpu` or `tpu`: which form of the product is fastest."""
+    """`cpu`, `gpu` or `tpu`: decides the form of products."""
     compute: jnp.dtype
-    """Type of the key-value cache, and of operands where the platform multiplies matrices fast in
-    it: bfloat16 or float32. Everything else is float32, which costs nothing beside the weights."""
+    """Type of the key-value cache, and of operands on platforms that multiply it fast: bfloat16 or
+    float32. All else is float32, which costs little beside the weights."""
     has_fast_bfloat16: bool = False
     """Whether a CPU multiplies matrices faster in bfloat16; accelerators do."""
     has_kernel: bool = False

@@ -12,7 +12,7 @@ SHARDS = 8
 
 
 class Axis(StrEnum):
-    """What an axis of a tensor runs over; placement maps these to mesh axes."""
+    """Meaning of an axis of a tensor; placement maps it to a mesh axis."""
 
     EMBED = "embed"
     VOCAB = "vocab"
@@ -35,11 +35,11 @@ class TensorSpec:
     name: str
     """grokctl's name, such as `layers.10.moe.down`."""
     layer: int | None
-    """Which decoder layer reads it; None for the embedding and the final norm."""
+    """Decoder layer; None for the embedding and the final norm."""
     shape: tuple[int, ...]
     axes: tuple[Axis, ...]
     scale_groups: int
-    """Scale rows that the release is expected to hold: 0 for float32 tensors, else 1 or 8."""
+    """Scale rows expected in the release: 0 for float32 tensors, else 1 or 8."""
 
     @property
     def is_quantized(self) -> bool:
@@ -100,11 +100,11 @@ def layer_files(num_tensors: int, layers: Collection[int]) -> set[str]:
     """File names in `ckpt-0` of the tensors of some decoder layers.
 
     Args:
-        num_tensors: How many files the release has.
+        num_tensors: Number of files of the release.
         layers: Decoder layers, by number.
 
     Raises:
-        ValueError: No model has so many tensors, or it has not all of these layers.
+        ValueError: No model has this number of tensors, or a layer is missing from it.
     """
     num_layers, rest = divmod(num_tensors - _BEFORE_LAYERS, len(_LAYER))
     if rest or num_layers < 1:
@@ -122,7 +122,7 @@ def _file(index: int) -> str:
 
 @cache
 def tensor_specs(config: GrokConfig) -> tuple[TensorSpec, ...]:
-    """Every parameter of the model, `spec.index` being its place.
+    """Every parameter of the model, in the order of `spec.index`.
 
     Source: the reference code's `jax.tree_util.tree_flatten` of its initial parameters (sorted
     module paths), which `tests/data/tensors.json` records for Grok-1.

@@ -18,12 +18,12 @@ class Tokenizer:
     """A sentencepiece model.
 
     Args:
-        path: Where it is.
-        vocab_size: Pieces that the model knows, at least as many as this has.
-        data: What is there, if it was read already.
+        path: The file.
+        vocab_size: Vocabulary of the model, at least as large as the tokenizer's.
+        data: Content of the file, if it was read before.
 
     Raises:
-        CorruptCheckpointError: The file is no sentencepiece model, or not this model's.
+        CorruptCheckpointError: The file is no sentencepiece model, or belongs to another model.
     """
 
     def __init__(self, path: Path, *, vocab_size: int, data: bytes | None = None) -> None:
@@ -44,12 +44,12 @@ class Tokenizer:
         return list(self._processor.encode(text))
 
     def decode(self, tokens: Sequence[int]) -> str:
-        """Text of token ids; ids without a piece say nothing."""
+        """Text of token ids; ids without a piece give no text."""
         known = self._processor.vocab_size()
         return str(self._processor.decode([token for token in tokens if token < known]))
 
     def stream(self, prompt: Sequence[int]) -> "TextStream":
-        """Begin to turn tokens that follow a prompt into text."""
+        """A stream that turns the tokens after a prompt into text."""
         return TextStream(self, prompt)
 
 
@@ -59,41 +59,41 @@ class TextStream:
     def __init__(self, tokenizer: Tokenizer, prompt: Sequence[int]) -> None:
         self._tokenizer = tokenizer
         self._tokens = list(prompt)
-        self._said = 0
+        self._certain_length = 0
         self._forget()
-        self._said = self._certain(tokenizer.decode(self._tokens))
+        self._certain_length = self._length_of_certain(tokenizer.decode(self._tokens))
 
     def push(self, token: int) -> str:
-        """Add a token; return the text that is certain now, which may be empty."""
+        """Add a token; return the text that it makes certain, which may be empty."""
         self._tokens.append(token)
         text = self._tokenizer.decode(self._tokens)
-        certain = max(self._said, self._certain(text))
-        new = text[self._said : certain]
-        self._said = certain
+        certain = max(self._certain_length, self._length_of_certain(text))
+        new = text[self._certain_length : certain]
+        self._certain_length = certain
         if certain == len(text):
             self._forget()
         return new
 
     @staticmethod
-    def _certain(text: str) -> int:
-        """Length of a text without bytes at its end that may still become a character."""
+    def _length_of_certain(text: str) -> int:
+        """Length of a text without the bytes at its end that may still become a character."""
         broken = len(text) - len(text.rstrip(_BROKEN))
         return len(text) - min(broken, _LONGEST_CHARACTER - 1)
 
     def _forget(self) -> None:
-        """Drop tokens that later ones do not depend on; keep some that say something."""
+        """Drop tokens that later ones do not depend on; keep some that have text."""
         window = _WINDOW
         while window < len(self._tokens):
             text = self._tokenizer.decode(self._tokens[-window:])
             if text.strip():
                 self._tokens = self._tokens[-window:]
-                self._said = len(text)
+                self._certain_length = len(text)
                 return
             window *= 2
 
     def finish(self) -> str:
         """The rest, with a replacement character for bytes that never became one."""
-        return self._tokenizer.decode(self._tokens)[self._said :]
+        return self._tokenizer.decode(self._tokens)[self._certain_length :]
 
 
 def _bad(path: Path, detail: str) -> GrokctlError:
