@@ -1,4 +1,4 @@
-"""Who this process is among those of a run: told by Open MPI, by Slurm, or by hand."""
+"""This process's place in a run: from Open MPI, from Slurm, or from options."""
 
 import re
 from collections.abc import Mapping
@@ -8,9 +8,9 @@ from typing import Final
 from grokctl.errors import UsageError, invalid
 
 BOUND_S: Final = 60
-"""Seconds after which every process of a run has ended where one is lost, or never comes."""
+"""Seconds after which every process of a run has ended if one is lost or never comes."""
 _PORTS: Final = range(61440, 65536)
-"""Where rank 0 listens if nobody says: a job's number chooses, as in JAX itself."""
+"""Ports of rank 0 without an option: the number of the job chooses, as in JAX itself."""
 _BY_HAND: Final = "--coordinator HOST:PORT --num-processes 2 --process-id 0"
 _ADDRESS_VARIABLE: Final = "JAX_COORDINATOR_ADDRESS"
 _PORT_VARIABLE: Final = "JAX_COORDINATOR_PORT"
@@ -21,14 +21,14 @@ class Launch:
     """One process of several."""
 
     host: str
-    """Of rank 0, as the others reach it."""
+    """Name or address at which the others reach rank 0."""
     port: int
-    """On which rank 0 listens."""
+    """Port of rank 0."""
     count: int
     """Processes of the run, at least 2."""
     rank: int
     is_by_hand: bool = False
-    """Whether a person started this one, and not a launcher all of them."""
+    """Whether a person started this process, and no launcher started all of them."""
 
     @property
     def address(self) -> str:
@@ -44,16 +44,16 @@ def find_launch(
     num_processes: int | None = None,
     process_id: int | None = None,
 ) -> Launch | None:
-    """The launch that options or else the environment tell of; None where a process is alone.
+    """The launch from options, or else from the environment; None for a single process.
 
     Args:
         environment: Of this process.
         coordinator: Host and port of rank 0.
-        num_processes: How many there are.
-        process_id: Which of them this is.
+        num_processes: Number of processes.
+        process_id: This process's rank.
 
     Raises:
-        UsageError: Options contradict each other, or nobody says where rank 0 is.
+        UsageError: Options contradict each other, or the address of rank 0 is unknown.
     """
     given = (coordinator, num_processes, process_id)
     if given == (None, None, None):
@@ -81,20 +81,20 @@ def _address(text: str, name: str) -> tuple[str, int]:
 
 
 def _of_open_mpi(environment: Mapping[str, str]) -> Launch | None:
-    """What `mpirun` says; asked before Slurm, in whose allocation it may run."""
+    """The launch by `mpirun`; read before Slurm's, in whose allocation `mpirun` may run."""
     count = _number(environment, "OMPI_COMM_WORLD_SIZE", 1)
     if count < 2:  # noqa: PLR2004 # one process is alone
         return None
-    told = environment.get(_ADDRESS_VARIABLE)
-    if told is not None:
-        host, port = _address(told, _ADDRESS_VARIABLE)
+    address = environment.get(_ADDRESS_VARIABLE)
+    if address is not None:
+        host, port = _address(address, _ADDRESS_VARIABLE)
     else:
-        # such as 2416246784.0;tcp://10.0.0.1,192.168.0.1:36823; Open MPI 5 has it no more
+        # such as 2416246784.0;tcp://10.0.0.1,192.168.0.1:36823; Open MPI 5 no longer sets it
         uri = environment.get("OMPI_MCA_orte_hnp_uri", "")
         match = re.match(r"(\d{1,19})\.\d+;tcp(?:6://\[([^,\]\s]+)|://([^,:\s]+))", uri)
         if match is None:
             raise UsageError(
-                "this Open MPI does not say where rank 0 is",
+                "this Open MPI does not give the address of rank 0",
                 f"mpirun -x {_ADDRESS_VARIABLE}=HOST:PORT …",
             )
         host = match[2] or match[3]
@@ -104,13 +104,13 @@ def _of_open_mpi(environment: Mapping[str, str]) -> Launch | None:
 
 
 def _of_slurm(environment: Mapping[str, str]) -> Launch | None:
-    """What `srun` says; a batch script itself is no step, and alone."""
+    """The launch by `srun`; a batch script itself is no step, and runs alone."""
     count = _number(environment, "SLURM_STEP_NUM_TASKS", 1)
     if count < 2:  # noqa: PLR2004 # one process is alone
         return None
-    told = environment.get(_ADDRESS_VARIABLE)
-    if told is not None:
-        host, port = _address(told, _ADDRESS_VARIABLE)
+    address = environment.get(_ADDRESS_VARIABLE)
+    if address is not None:
+        host, port = _address(address, _ADDRESS_VARIABLE)
     else:
         host = first_host(environment.get("SLURM_STEP_NODELIST", ""))
         port = _port(environment, _number(environment, "SLURM_JOB_ID", 0))
@@ -122,27 +122,27 @@ def first_host(nodes: str) -> str:
     """The first of Slurm's `node[001-004,7]-ib,other`.
 
     Raises:
-        UsageError: There is none.
+        UsageError: The list names no host.
     """
     match = re.match(r"([^,\[\s]+)(?:\[([^,\-\]\s]+)[^\]]*\]([^,\s]*))?", nodes)
     if match is None:
-        raise UsageError("Slurm does not say on which nodes this runs", _BY_HAND)
+        raise UsageError("Slurm does not give the nodes of this run", _BY_HAND)
     return match[1] + (match[2] or "") + (match[3] or "")
 
 
 def _port(environment: Mapping[str, str], job: int) -> int:
-    told = environment.get(_PORT_VARIABLE)
-    if not told:
+    text = environment.get(_PORT_VARIABLE)
+    if not text:
         return _PORTS[job % len(_PORTS)]
     port = _number(environment, _PORT_VARIABLE, 0)
     if not 0 < port < 2**16:
         hint = f"export {_PORT_VARIABLE}=61500"
-        raise invalid(_PORT_VARIABLE, told, "expected a port, 1 to 65535", hint)
+        raise invalid(_PORT_VARIABLE, text, "expected a port, 1 to 65535", hint)
     return port
 
 
 def _rank(environment: Mapping[str, str], name: str, count: int) -> int:
-    """Which one this is; who is not told would be a second rank 0."""
+    """This process's rank; without one it would be a second rank 0."""
     rank = _number(environment, name, count)
     if rank >= count:
         raise invalid(name, environment.get(name, ""), f"expected 0 to {count - 1}", _BY_HAND)

@@ -1,4 +1,4 @@
-"""What C++ libraries print, kept off our streams: Gloo writes to stdout, a dying JAX to stderr."""
+"""Output of C++ libraries, kept off our streams: Gloo writes to stdout, a dying JAX to stderr."""
 
 import logging
 import os
@@ -9,9 +9,9 @@ from typing import TextIO
 
 
 class Noise:
-    """Takes the place of the process's stderr; Python's own goes on to where it went.
+    """Replaces the process's stderr by a file in memory; Python's own stderr stays as it was.
 
-    In memory and not through a pipe: nobody reads while C++ code that holds the interpreter writes.
+    Not by a pipe: no thread could read it while C++ code that holds the interpreter writes.
     """
 
     def __init__(self) -> None:
@@ -36,9 +36,9 @@ class Noise:
 
     @contextmanager
     def quiet(self) -> Iterator[None]:
-        """Take what is written to the process's stdout, too; nobody else may write in here.
+        """Take output to the process's stdout too; Python must not write to it in here.
 
-        Not for ever, because whoever edits lines at a terminal needs it.
+        Only in here, because editing lines at a terminal needs the real stdout.
         """
         if self._stdout is not None:
             os.dup2(self._kept, 1)
@@ -48,11 +48,11 @@ class Noise:
             self.be_heard()
 
     def be_heard(self) -> None:
-        """Let stdout be what it was, whoever is in a quiet block."""
+        """Restore stdout, even inside of a quiet block."""
         if self._stdout is not None:
             os.dup2(self._stdout, 1)
 
     def text(self) -> str:
-        """The end of all that came."""
+        """The end of the output."""
         size = os.fstat(self._kept).st_size
         return os.pread(self._kept, 2**20, max(0, size - 2**20)).decode(errors="replace")

@@ -1,4 +1,4 @@
-"""Where the processes of a run meet: all are called by name, before JAX waits for them."""
+"""The roll call of a run: all processes meet by rank before JAX waits for them."""
 
 import os
 import re
@@ -14,29 +14,29 @@ from grokctl.errors import PeerError
 _TRY_S: Final = 5.0
 _AGAIN_S: Final = 0.2
 _LATER_S: Final = 1.0
-"""How much longer than rank 0 the others wait, which says who is missing."""
+"""The others wait longer than rank 0 by this, because rank 0 names the missing ranks."""
 _OURS: Final = b"grokctl "
-"""What a line begins with that is none of a web server's, or of JAX's."""
+"""Beginning of our lines, which tells them from a web server's or JAX's."""
 _HERE: Final = re.compile(_OURS + rb"(\d{1,9}) of (\d{1,9})\n")
 _BEGIN: Final = _OURS + b"begin\n"
 _LONGEST: Final = 1000
 """Bytes of a line."""
 _STRANGERS: Final = 50
-"""Connections at a time on which nobody has said who he is."""
+"""Connections at a time that have not sent a rank."""
 
 
 def meet(launch: Launch, *, within_s: float) -> None:
-    """Come together with the other processes, at the address where JAX's service will be.
+    """Meet the other processes, at the future address of JAX's service.
 
-    JAX would wait for them as well, but does not say who is missing, takes whatever else listens
-    there for rank 0, and ends a run to which somebody comes twice.
+    JAX would wait for them as well, but does not name missing ranks, takes any other server at the
+    address for rank 0, and ends a run if a rank comes twice.
 
     Args:
-        launch: Who this is.
-        within_s: How long the others may take to be there.
+        launch: This process.
+        within_s: Seconds in which the others must come.
 
     Raises:
-        PeerError: With those who are missing, or the reason that the system gives.
+        PeerError: Ranks are missing, or rank 0 cannot be reached; with the system's reason.
     """
     if launch.rank:
         _call(launch, within_s)
@@ -46,7 +46,7 @@ def meet(launch: Launch, *, within_s: float) -> None:
 
 
 class _Roll:
-    """Those who have come; of rank 0."""
+    """The processes that have come; on rank 0."""
 
     def __init__(self, launch: Launch) -> None:
         self._launch = launch
@@ -55,33 +55,33 @@ class _Roll:
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._listener, selectors.EVENT_READ)
         self._strangers: dict[socket.socket, bytes] = {}
-        """What they said until now."""
-        self._here: dict[socket.socket, int] = {}
+        """Connections without a rank yet, and the bytes that they sent."""
+        self._present: dict[socket.socket, int] = {}
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
-        """Let the others go: to JAX, whose service listens here next, or home."""
+        """Send the others on to JAX, whose service listens here next, or home with an error."""
         self._selector.close()
         self._listener.close()
         for connection in self._strangers:
             connection.close()
-        said = _BEGIN
+        line = _BEGIN
         if error is not None:
             why = str(error) if isinstance(error, PeerError) else "rank 0: was interrupted"
-            said = _OURS + why.encode()[: _LONGEST // 2] + b"\n"
-        for connection in self._here:
+            line = _OURS + why.encode()[: _LONGEST // 2] + b"\n"
+        for connection in self._present:
             with suppress(OSError), connection:
-                connection.sendall(said)
+                connection.sendall(line)
 
     def call(self, within_s: float) -> None:
-        """Wait until all are here."""
+        """Wait until all have come."""
         until = time.monotonic() + within_s
-        while len(self._here) < self._launch.count - 1:
+        while len(self._present) < self._launch.count - 1:
             left = until - time.monotonic()
             if left < 0:
-                missing = set(range(1, self._launch.count)) - set(self._here.values())
+                missing = set(range(1, self._launch.count)) - set(self._present.values())
                 raise PeerError(
                     f"{_ranks(missing)} not come to {self._launch.address} within {within_s:.0f} s"
                 )
@@ -94,7 +94,7 @@ class _Roll:
                         self._hear(key.fileobj)
 
     def _accept(self) -> None:
-        with suppress(OSError):  # it is gone again
+        with suppress(OSError):  # the connection is gone again
             connection, _ = self._listener.accept()
             connection.setblocking(False)
             self._selector.register(connection, selectors.EVENT_READ)
@@ -114,26 +114,26 @@ class _Roll:
             return
         except OSError:
             came = b""
-        if connection in self._here:
+        if connection in self._present:
             if not came:
-                raise PeerError(f"rank {self._here[connection]} was lost before all had come")
+                raise PeerError(f"rank {self._present[connection]} was lost before all had come")
             return
-        said = self._strangers[connection] + came
-        self._strangers[connection] = said
-        match = _HERE.fullmatch(said)
+        line = self._strangers[connection] + came
+        self._strangers[connection] = line
+        match = _HERE.fullmatch(line)
         if match is None or int(match[1]) >= int(match[2]):
-            if not came or match or len(said) > _LONGEST or not _OURS.startswith(said[:8]):
+            if not came or match or len(line) > _LONGEST or not _OURS.startswith(line[:8]):
                 self._drop(connection)
             return
         rank, count = int(match[1]), int(match[2])
-        here = set(self._here.values()) | {0}
+        present = set(self._present.values()) | {0}
         del self._strangers[connection]
-        self._here[connection] = rank
+        self._present[connection] = rank
         if count != self._launch.count:
             raise PeerError(
                 f"number of processes: rank 0 has {self._launch.count}, rank {rank} has {count}"
             )
-        if rank in here:
+        if rank in present:
             raise PeerError(f"rank {rank} has come twice")
 
 
@@ -145,16 +145,16 @@ def _ranks(missing: set[int]) -> str:
 
 
 def _call(launch: Launch, within_s: float) -> None:
-    """Tell rank 0 that this one is there, and wait until all are."""
+    """Send rank 0 this rank, and wait until all have come."""
     until = time.monotonic() + within_s
-    where = f"rank {launch.rank}: rank 0 cannot be reached at {launch.address}"
+    unreachable = f"rank {launch.rank}: rank 0 cannot be reached at {launch.address}"
     while True:
         try:
             left = max(_AGAIN_S, min(_TRY_S, until - time.monotonic()))
             address = (launch.host, launch.port)
             with closing(socket.create_connection(address, timeout=left)) as connection:
                 answer = _ask(launch, connection, within_s + _LATER_S)
-        except (OSError, UnicodeError) as error:  # the latter of what no host is called
+        except (OSError, UnicodeError) as error:  # the latter for an impossible host name
             why = getattr(error, "strerror", None) or error
         else:
             if answer == _BEGIN:
@@ -162,15 +162,15 @@ def _call(launch: Launch, within_s: float) -> None:
             if answer.endswith(b"\n") and answer.startswith(_OURS):
                 raise PeerError(answer[len(_OURS) :].decode(errors="replace").strip())
             if answer:
-                raise PeerError(f"{where} (something else answers, or a run that has begun)")
+                raise PeerError(f"{unreachable} (something else answers, or a run that has begun)")
             why = "the connection was closed"
         if time.monotonic() > until:
-            raise PeerError(f"{where} within {within_s:.0f} s ({why})")
+            raise PeerError(f"{unreachable} within {within_s:.0f} s ({why})")
         time.sleep(_AGAIN_S)
 
 
 def _ask(launch: Launch, connection: socket.socket, within_s: float) -> bytes:
-    """What rank 0 answers, or as much as shows that it is not rank 0; nothing if it is gone."""
+    """Rank 0's answer, or as much as shows another server; empty if the connection closed."""
     until, answer = time.monotonic() + within_s, b""
     connection.sendall(_OURS + f"{launch.rank} of {launch.count}\n".encode())
     while not answer.endswith(b"\n") and len(answer) < _LONGEST:

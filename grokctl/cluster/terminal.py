@@ -1,4 +1,4 @@
-"""The modes of the terminal, given back as they were where a process is ended from outside."""
+"""The modes of the terminal, restored when a process is ended from outside."""
 
 import os
 import sys
@@ -8,7 +8,7 @@ from typing import Any
 
 
 def modes() -> list[Any] | None:
-    """Of the terminal that this process reads, if there is one."""
+    """Modes of the terminal that this process reads, if it reads one."""
     try:
         return termios.tcgetattr(0)
     except (termios.error, OSError):
@@ -16,12 +16,12 @@ def modes() -> list[Any] | None:
 
 
 def restore(before: list[Any] | None) -> None:
-    """Give it back as it was: who edits a line there has it without echo."""
+    """Restore modes: while a line is edited, the terminal does not echo."""
     if before is None or before == modes():
         return
-    with suppress(OSError):  # it is nobody's, as under a test
+    with suppress(OSError):  # no process owns the terminal, as under a test
         if os.tcgetpgrp(0) != os.getpgrp():
-            return  # somebody else changed it, and we would be stopped
+            return  # another process changed it, and the kernel would stop this one
     with suppress(termios.error):
         termios.tcsetattr(0, termios.TCSANOW, before)
     if sys.stderr is not None:

@@ -1,4 +1,4 @@
-"""What a run gives: tokens, texts, timings and scores, as values."""
+"""The results of a run as values: tokens, texts, timings and scores."""
 
 import math
 from collections.abc import Iterator
@@ -21,7 +21,7 @@ class FinishReason(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """A prompt, and how to continue it."""
+    """A prompt, and the settings of its continuation."""
 
     prompt: tuple[int, ...]
     """Token ids, at least one."""
@@ -29,7 +29,7 @@ class Request:
     max_tokens: int
     """Ends with `length` after this many."""
     stop: tuple[str, ...] = ()
-    """Ends with `stop` where the text comes to one of these, which is left out."""
+    """The text ends before the first of these, with `stop`."""
     ignore_eos: bool = False
     """Whether to go on after the end token."""
 
@@ -39,19 +39,19 @@ class Token:
     """One generated token, or the last text of a generation."""
 
     id: int | None
-    """None for text that only the end made certain."""
+    """None for text that only the end of the generation made certain."""
     text: str
-    """What became certain with it; may be empty, may hold several tokens' text."""
+    """Text that the token made certain: maybe none, maybe that of several tokens."""
 
 
 @dataclass(slots=True, kw_only=True)
 class Stats:
-    """What loading and one generation took."""
+    """Timings of loading and of one generation."""
 
     load_s: float = 0.0
     compile_s: float = 0.0
     first_token_s: float = 0.0
-    """From the prompt to the first token, compilation left out."""
+    """From the prompt to the first token, without compilation."""
     prefill_tokens_per_s: float = 0.0
     decode_tokens_per_s: float = 0.0
     bytes_per_token: int = 0
@@ -62,25 +62,25 @@ class Stats:
 
 @dataclass(slots=True, kw_only=True)
 class BatchStats:
-    """What loading and the prompts of a batch took, all together."""
+    """Timings of loading and of all prompts of a batch together."""
 
     load_s: float = 0.0
     compile_s: float = 0.0
     seconds: float = 0.0
-    """From the first prompt to the last token, compilation left out."""
+    """From the first prompt to the last token, without compilation."""
     prompt_tokens: int = 0
     tokens: int = 0
-    """Tokens that were generated."""
+    """Generated tokens."""
     prefill_s: float = 0.0
     prefilled: int = 0
-    """Tokens of prompts that were run: not of those after which none was wanted."""
+    """Tokens of prompts that ran: none of a prompt without tokens to generate."""
     decode_s: float = 0.0
     steps: int = 0
-    """Decode steps: each makes one token of every sequence that is under way."""
+    """Decode steps: each makes one token of every running sequence."""
     decoded: int = 0
-    """Tokens that decode steps made; the first of every sequence comes from its prompt."""
+    """Tokens made by decode steps; the first of every sequence comes from its prompt."""
     bytes_read: int = 0
-    """Weights that decode steps had to read, on all devices together."""
+    """Weights read by decode steps, on all devices together."""
     bandwidth_fraction: float | None = None
     """Share of the measured memory bandwidth that decoding reached; None if not measured."""
 
@@ -96,13 +96,13 @@ class BatchStats:
 
     @property
     def bytes_per_step(self) -> int:
-        """Weights that a decode step has to read, on all devices together."""
+        """Weights read by a decode step, on all devices together."""
         return self.bytes_read // self.steps if self.steps else 0
 
 
 @dataclass(slots=True, kw_only=True)
 class Generation:
-    """One prompt's continuation; iterate over it once, then read what it came to."""
+    """One prompt's continuation; iterate over it once, then read its fields."""
 
     tokens: Iterator[Token]
     prompt_tokens: int
@@ -116,7 +116,7 @@ class Generation:
         return self.tokens
 
     def add(self, token: Token) -> None:
-        """Note what came."""
+        """Append a token."""
         if token.id is not None:
             self.ids.append(token.id)
         self.text += token.text
@@ -141,39 +141,39 @@ class StopFilter:
 
     def __init__(self, stop: tuple[str, ...]) -> None:
         self._stop = tuple(filter(None, stop))
-        self._held = ""
-        self.found = False
+        self._pending = ""
+        self.has_stopped = False
 
     def push(self, text: str) -> str:
         """Add text; return what is certain to come before any stop string."""
-        if self.found:
+        if self.has_stopped:
             return ""
-        self._held += text
-        # the one that is complete first, so that it does not matter in what pieces the text comes
-        found = [
+        self._pending += text
+        # the stop string that is complete first, whatever the pieces of text
+        matches = [
             (place + len(text), place)
             for text in self._stop
-            if (place := self._held.find(text)) >= 0
+            if (place := self._pending.find(text)) >= 0
         ]
-        if found:
-            self.found = True
-            return self._held[: min(found)[1]]
+        if matches:
+            self.has_stopped = True
+            return self._pending[: min(matches)[1]]
         keep = max(
             (
                 length
                 for text in self._stop
-                for length in range(min(len(text) - 1, len(self._held)), 0, -1)
-                if self._held.endswith(text[:length])
+                for length in range(min(len(text) - 1, len(self._pending)), 0, -1)
+                if self._pending.endswith(text[:length])
             ),
             default=0,
         )
-        certain = self._held[: len(self._held) - keep]
-        self._held = self._held[len(certain) :]
+        certain = self._pending[: len(self._pending) - keep]
+        self._pending = self._pending[len(certain) :]
         return certain
 
     def finish(self) -> str:
-        """What was held back in vain."""
-        return "" if self.found else self._held
+        """The text held back: no stop string follows."""
+        return "" if self.has_stopped else self._pending
 
 
 def negative_log_likelihood(logits: NDArray[np.float32], targets: NDArray[np.int64]) -> float:

@@ -31,13 +31,13 @@ from grokctl.model.parameters import Matrix, Parameters, build_parameters
 from grokctl.model.placement import MeshShape
 
 _Arrived = tuple[str, int]
-"""A tensor's name, and how many bytes of it a device has now."""
+"""A tensor's name, and its bytes on a device."""
 _Parts = dict[str, list[jax.Array]]
-"""Tensors by name, as each device has them."""
+"""Each device's array, by the name of the tensor."""
 
 
 class Loader:
-    """Cuts tensors for every device and hands them over; one global array a tensor."""
+    """Cuts tensors for every device and hands them over; one global array for each tensor."""
 
     def __init__(
         self,
@@ -50,12 +50,12 @@ class Loader:
         """Prepare to load.
 
         Args:
-            source: Where the tensors are.
-            mesh: What each device gets.
+            source: The checkpoint.
+            mesh: Decides each device's slices.
             devices: In the order of the mesh.
-            is_streamed: Whether files are read, those that were cut for this mesh from beginning
-                to end through memory that is used again, instead of taking their mapped pages as
-                arrays. By default for accelerators, to which mapped pages travel slowly.
+            is_streamed: Whether files are read, those cut for this mesh from beginning to end
+                through two buffers, instead of taking their mapped pages as arrays. By default for
+                accelerators, to which mapped pages travel slowly.
 
         Raises:
             PlacementError: The mesh cannot hold the model, or would cut int4 groups.
@@ -64,12 +64,12 @@ class Loader:
         self.devices = list(devices)
         own = jax.process_index()
         self.local = [n for n, each in enumerate(self.devices) if each.process_index == own]
-        """Which of them are this process's; of a run of one process, all."""
+        """Numbers of this process's devices; all, in a run of one process."""
         is_accelerated = self.devices[0].platform != "cpu"
         self._is_accelerated = is_accelerated
         self._is_streamed = is_accelerated if is_streamed is None else is_streamed
         if self._is_streamed and isinstance(source, ReadyCheckpoint):
-            source = replace(source, is_streamed=True)  # also where parts of files are wanted
+            source = replace(source, is_streamed=True)  # for parts of files as well
         self.source = source
         grid = np.array(self.devices).reshape(mesh.expert, mesh.model)
         self.jax_mesh = Mesh(
@@ -80,14 +80,14 @@ class Loader:
         self.per_device = PartitionSpec((EXPERT_AXIS, MODEL_AXIS))
         self.sharding = NamedSharding(self.jax_mesh, self.per_device)
         self._zeros = jax.jit(jnp.zeros, static_argnums=(0, 1), out_shardings=self.sharding)
-        held = _shares(source, mesh)
-        self.weights = max(share.nbytes for share in held)
-        """Bytes for the device that gets most."""
-        self.nbytes = sum(share.nbytes for share in held)
-        self.local_nbytes = sum(held[number].nbytes for number in self.local)
-        """Bytes for the devices of this process."""
-        self.expert_nbytes = sum(share.experts for share in held)
-        self.bytes_per_token = sum(share.read for share in held)
+        shares = _shares(source, mesh)
+        self.weights = max(share.nbytes for share in shares)
+        """Bytes on the device with the most."""
+        self.nbytes = sum(share.nbytes for share in shares)
+        self.local_nbytes = sum(shares[number].nbytes for number in self.local)
+        """Bytes on the devices of this process."""
+        self.expert_nbytes = sum(share.experts for share in shares)
+        self.bytes_per_token = sum(share.read for share in shares)
         """Weights that decoding one token reads, on all devices together."""
 
     @property
@@ -105,12 +105,12 @@ class Loader:
 
         Args:
             observe: Receives progress in bytes.
-            beside: Bytes of main memory that the run takes beside weights on a CPU.
+            beside: Bytes of main memory for cache and workspace, on a CPU.
 
         Raises:
-            HardwareError: There is not enough main memory.
+            HardwareError: Main memory is too small.
             UsageError: The checkpoint is only one host's part.
-            CorruptCheckpointError: A file is not what the manifest says.
+            CorruptCheckpointError: A file differs from the manifest.
         """
         own = self._own_files()
         if own is not None and self.is_shared:
@@ -136,7 +136,7 @@ class Loader:
         return _tree(self.source.config, arrays)
 
     def _cuts(self) -> dict[str, list[Slices]]:
-        """What each device of this process gets of each tensor."""
+        """Slices of each tensor for the devices of this process."""
         return {
             tensor.key: [
                 tensor.slices(self.mesh, device, self.source.config) for device in self.local
@@ -145,13 +145,13 @@ class Loader:
         }
 
     def _own_files(self) -> ReadyCheckpoint | None:
-        """The source, if it was cut for this mesh, so that a file holds what its device gets."""
+        """The source, if it was cut for this mesh: then a file is its device's weights."""
         if isinstance(self.source, ReadyCheckpoint) and self.source.mesh == self.mesh:
             return self.source
         return None
 
     def _stream(self, source: ReadyCheckpoint, observe: Observer) -> _Parts:
-        """Every device's file by a thread of its own."""
+        """Load the file of each device in a thread of its own."""
         arrived: SimpleQueue[_Arrived | None] = SimpleQueue()
         stop = Signal()
         with ThreadPoolExecutor(len(self.local)) as pool:
@@ -169,7 +169,7 @@ class Loader:
         return {key: [file[key] for file in files] for key in files[0]}
 
     def _cut(self, cuts: dict[str, list[Slices]], observe: Observer) -> _Parts:
-        """One tensor after the other, every device's part by a thread of its own."""
+        """Load one tensor after the other, each device's part in a thread of its own."""
         parts, done = {}, 0
         with ThreadPoolExecutor(min(len(self.local), 8)) as pool:
             for tensor in self.source.storage.tensors:
@@ -183,7 +183,7 @@ class Loader:
     def _hand_over(self, tensor: LogicalTensor, slices: Slices, device: jax.Device) -> jax.Array:
         local = _storable(self.source.read(tensor, slices))
         array: jax.Array = jax.device_put(local[None], device)
-        return array.block_until_ready()  # so that no more than a tensor waits in memory
+        return array.block_until_ready()  # only one tensor waits in memory
 
     def _array(self, parts: list[jax.Array]) -> jax.Array:
         shape = (len(self.devices), *parts[0].shape[1:])
@@ -191,17 +191,17 @@ class Loader:
 
     def zeros(self, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
         """An array of zeros on every device."""
-        # made there: what comes from the host cannot be given away to a program, which copies it
-        made: jax.Array = self._zeros((len(self.devices), *shape), dtype)
-        return made
+        # on the device: a program cannot take over an array from the host, and would copy it
+        zeros: jax.Array = self._zeros((len(self.devices), *shape), dtype)
+        return zeros
 
     def absent(self, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.ShapeDtypeStruct:
-        """What stands for an array on every device where programs are only compiled."""
+        """Shape and type of an array on every device, to compile programs without arrays."""
         shape = (len(self.devices), *shape)
         return jax.ShapeDtypeStruct(shape, dtype, sharding=self.sharding)
 
     def absent_parameters(self) -> Parameters:
-        """What stands for the parameters there; nothing is read."""
+        """Shapes and types of the parameters; no file is read."""
         storage, arrays = self.source.storage, {}
         for tensor in storage.tensors:
             shape = extent(tensor.slices(self.mesh, 0, storage.config))
@@ -210,10 +210,10 @@ class Loader:
 
 
 def _shares(source: TensorSource, mesh: MeshShape) -> tuple[DeviceWeights, ...]:
-    """What each device gets.
+    """Each device's share of the weights.
 
     Raises:
-        PlacementError: The mesh would cut int4 groups; the hint is one that does not.
+        PlacementError: The mesh would cut int4 groups; the hint is a mesh that does not.
     """
     try:
         return device_weights(source.storage, mesh)
@@ -230,36 +230,36 @@ def _read_file(
     tell: Callable[[_Arrived], None],
     stop: Signal,
 ) -> dict[str, jax.Array]:
-    """Hand a device what its file holds, one tensor being read while another travels.
+    """Hand a device its file: one tensor is read while the one before travels.
 
     Args:
-        source: Cut for the mesh of the devices.
-        number: Whose file.
-        device: Receives it.
-        tell: Called for every tensor that was read.
+        source: A checkpoint cut for the mesh of the devices.
+        number: The device's number in the mesh.
+        device: Receives the tensors.
+        tell: Called for every tensor that has been read.
         stop: Ends this before the next tensor.
 
     Raises:
-        CorruptCheckpointError: The file is not what the manifest says.
+        CorruptCheckpointError: The file differs from the manifest.
     """
     size = _largest(source, number)
     buffers = cycle([np.frombuffer(mmap.mmap(-1, size), np.uint8) for _ in range(2)])
     travelling: deque[jax.Array] = deque()
     arrays = {}
-    for held, buffer in zip(source.layouts[number].tensors, buffers, strict=False):
+    for entry, buffer in zip(source.layouts[number].tensors, buffers, strict=False):
         if stop.is_set():
             break
         if len(travelling) == 2:  # noqa: PLR2004 # as many as there are buffers
             travelling.popleft().block_until_ready()
-        memory = buffer[: held.nbytes]
-        source.read_into(memory, number, held.offset)
-        local = _storable(memory.view(held.tensor.dtype).reshape(1, *extent(held.slices)))
+        memory = buffer[: entry.nbytes]
+        source.read_into(memory, number, entry.offset)
+        local = _storable(memory.view(entry.tensor.dtype).reshape(1, *extent(entry.slices)))
         if device.platform == "cpu":
-            local = local.copy()  # JAX takes aligned memory as it is there, may_alias or not
+            local = local.copy()  # JAX keeps aligned memory as it is, whatever may_alias says
         array = jax.device_put(local, device, may_alias=False)
-        arrays[held.tensor.key] = array
+        arrays[entry.tensor.key] = array
         travelling.append(array)
-        tell((held.tensor.key, held.nbytes))
+        tell((entry.tensor.key, entry.nbytes))
     jax.block_until_ready(list(travelling))
     return arrays
 
@@ -269,7 +269,7 @@ def _follow(
     arrived: "SimpleQueue[_Arrived | None]",
     observe: Observer,
 ) -> None:
-    """Tell how far jobs have come, until they have all ended, or one has failed."""
+    """Report the progress of jobs until all have ended or one has failed."""
     done, running = 0, len(jobs)
     while running:
         news = arrived.get()
@@ -284,11 +284,11 @@ def _follow(
 
 def _largest(source: ReadyCheckpoint, device: int) -> int:
     """Bytes of the largest tensor in a device's file."""
-    return max(held.nbytes for held in source.layouts[device].tensors)
+    return max(entry.nbytes for entry in source.layouts[device].tensors)
 
 
 def _storable(array: NDArray[Any]) -> NDArray[Any]:
-    """The same bytes as `Matrix` has them."""
+    """The same bytes, with the type that `Matrix` stores."""
     return array.view(_stored_type(array.dtype))
 
 

@@ -8,7 +8,7 @@ from grokctl.errors import HardwareError
 from grokctl.events import Noted, Observer
 from grokctl.inference.devices import share_variable
 from grokctl.machine.memory import memory
-from grokctl.model.memory_share import MEMORY_SHARE, told_share
+from grokctl.model.memory_share import MEMORY_SHARE, environment_share
 from grokctl.model.placement import MESH_SIZES
 from grokctl.model.precision import Precision
 from grokctl.model.sizing import Needs
@@ -136,5 +136,5 @@ def _fitting(context: int, *, cache: int, free: int) -> int:
 
 def _unclaimed(device: DeviceMemory, limit: int) -> int:
     """Bytes of a GPU that JAX leaves free because the environment sets a smaller share."""
-    share = told_share(os.environ) or MEMORY_SHARE
+    share = environment_share(os.environ) or MEMORY_SHARE
     return max(0, int(limit * (MEMORY_SHARE / share - 1))) if device.platform == "gpu" else 0

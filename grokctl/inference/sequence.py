@@ -1,4 +1,4 @@
-"""One prompt on its way: which token comes next, what it says, and why it ends."""
+"""One prompt on its way: its next token, its text, and the reason of its end."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,11 +12,11 @@ class Sequence:
     """The state of a generation between two steps of the model.
 
     Args:
-        request: What is to be done.
+        request: The prompt, and its settings.
         config: The model.
-        tokenizer: Turns tokens into text; without one there is none.
-        context: Positions that there are.
-        stats: Is filled in by who runs the model.
+        tokenizer: Turns tokens into text; without a tokenizer, texts are empty.
+        context: Positions of a slot.
+        stats: Filled in by the engine.
     """
 
     def __init__(
@@ -36,17 +36,17 @@ class Sequence:
             stats=stats,
         )
         self.limit = min(request.max_tokens, context - len(request.prompt) + 1)
-        """Tokens that are sampled at most."""
+        """Most tokens to sample."""
         self.sampled = 0
         self.last = 0
-        """The token that was sampled last."""
+        """The token sampled last."""
         self._end = None if request.ignore_eos else config.eos_token
         self._stream = tokenizer.stream(request.prompt) if tokenizer else None
         self._filter = StopFilter(request.stop)
 
     @property
     def position(self) -> int:
-        """Where the token that was sampled last lies."""
+        """Position of the token sampled last."""
         return len(self.request.prompt) + self.sampled - 1
 
     @property
@@ -61,22 +61,22 @@ class Sequence:
             logits: After the token before, `(vocab,)`.
 
         Returns:
-            What was added: nothing where it is the end token, two where the end makes text certain.
+            The tokens added: none for the end token, two if the end makes text certain.
         """
         self.last = self.request.sampling.choose(logits, self.sampled)
         self.sampled += 1
         if self.last == self._end:
             return self.finish(FinishReason.STOP)
-        token = Token(self.last, self._filter.push(self._said(self.last)))
+        token = Token(self.last, self._filter.push(self._text_of(self.last)))
         self.generation.add(token)
-        if self._filter.found:
+        if self._filter.has_stopped:
             self.generation.finish_reason = FinishReason.STOP
         elif self.sampled == self.limit:
             return [token, *self.finish()]
         return [token]
 
     def finish(self, reason: FinishReason = FinishReason.LENGTH) -> list[Token]:
-        """End it, and add the text that this makes certain."""
+        """End the sequence, and add the text that this makes certain."""
         self.generation.finish_reason = reason
         rest = self._filter.push(self._stream.finish() if self._stream else "")
         rest += self._filter.finish()
@@ -85,5 +85,5 @@ class Sequence:
             self.generation.add(token)
         return added
 
-    def _said(self, token: int) -> str:
+    def _text_of(self, token: int) -> str:
         return self._stream.push(token) if self._stream else ""

@@ -21,7 +21,7 @@ import pynvml
 
 from grokctl.machine.facts import Accelerator, Found, JaxReport, Nvml
 from grokctl.machine.waiting import Waiting
-from grokctl.model.memory_share import told_share
+from grokctl.model.memory_share import environment_share
 from grokctl.os_errors import reason_of
 from grokctl.text import printable
 
@@ -280,7 +280,7 @@ def _accelerator(values: Any, platform: str, environ: Mapping[str, str]) -> Acce
     limit = values["limit"]
     memory = None
     if type(limit) is int and 0 < limit < _LARGEST_MEMORY:
-        share = (told_share(environ) or _GPU_SHARE) if platform == "gpu" else 1
+        share = (environment_share(environ) or _GPU_SHARE) if platform == "gpu" else 1
         memory = round(limit / share)
     capability = re.fullmatch(r"(\d{1,3})\.(\d{1,3})", _text(values["capability"]), re.ASCII)
     return Accelerator(

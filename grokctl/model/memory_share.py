@@ -14,21 +14,22 @@ _TPU_SHARE: Final = 0.97
 """Of a TPU. Its runtime keeps little for itself, and JAX allocates when it needs memory."""
 
 
-def usable(memory: int, *, platform: str, told: float | None = None) -> int:
+def usable(memory: int, *, platform: str, share: float | None = None) -> int:
     """Bytes of an accelerator that a run may take.
 
     Args:
         memory: All of its bytes.
         platform: `gpu` or `tpu`; on a CPU, a run may take all of the memory.
-        told: The share of a GPU that the environment sets for JAX.
+        share: The share of a GPU that the environment sets for JAX, if any.
     """
     if platform == "cpu":
         return memory
-    share = _TPU_SHARE if platform == "tpu" else MEMORY_SHARE if told is None else told
-    return int(memory * share)
+    if platform == "tpu":
+        return int(memory * _TPU_SHARE)
+    return int(memory * (MEMORY_SHARE if share is None else share))
 
 
-def told_share(variables: Mapping[str, str]) -> float | None:
+def environment_share(variables: Mapping[str, str]) -> float | None:
     """The share of a GPU that environment variables set; None without a valid one."""
     for name in SHARE_VARIABLES:
         with suppress(ValueError):

@@ -1,4 +1,4 @@
-"""What makers publish of their accelerators: memory, its bandwidth, and arithmetic."""
+"""Published figures of accelerators: memory, its bandwidth, and arithmetic."""
 
 import re
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ class Published:
     """One kind of accelerator."""
 
     slug: str
-    """What people type, such as `h100-80gb`."""
+    """Name for the command line, such as `h100-80gb`."""
     label: str
     """For people, such as `H100 80GB`."""
     platform: str
@@ -27,13 +27,13 @@ class Published:
     flops: float
     """Dense bfloat16 operations a second, with float32 sums."""
     has_fast_links: bool
-    """Whether those of one host reach each other over more than PCIe."""
+    """Whether accelerators of one host have faster links than PCIe."""
     compute_capability: tuple[int, int] | None = None
     """Of an NVIDIA GPU."""
     names: tuple[str, ...]
-    """What drivers and JAX call it."""
+    """Its names in drivers and in JAX."""
     source: str
-    """Where the figures stand."""
+    """Document with the figures."""
 
 
 PUBLISHED: Final = (
@@ -178,11 +178,11 @@ PUBLISHED: Final = (
         source="Google Cloud TPU v6e, documentation, 2024",
     ),
 )
-"""By maker and age; of GPUs that are sold in several forms, the one on a board of eight."""
+"""By maker and age; of GPUs sold in several forms, the one on a board of eight."""
 
 
 def find(name: str) -> Published:
-    """The accelerator that a user means.
+    """The accelerator of a name.
 
     Args:
         name: A slug, or the beginning of one of its words, such as `h100` or `4090`.
@@ -192,23 +192,23 @@ def find(name: str) -> Published:
     """
     wanted = re.sub("[^0-9a-z]+", "-", name.casefold()).strip("-")
     same = [kind for kind in PUBLISHED if kind.slug == wanted]
-    found = same or [kind for kind in PUBLISHED if wanted and f"-{wanted}" in f"-{kind.slug}"]
-    if len(found) == 1:
-        return found[0]
-    slugs = ", ".join(kind.slug for kind in found or PUBLISHED)
-    problem = "matches several" if found else "expected one"
+    matches = same or [kind for kind in PUBLISHED if wanted and f"-{wanted}" in f"-{kind.slug}"]
+    if len(matches) == 1:
+        return matches[0]
+    slugs = ", ".join(kind.slug for kind in matches or PUBLISHED)
+    problem = "matches several" if matches else "expected one"
     raise invalid(
         "accelerator",
         name,
         f"{problem} of {slugs}",
-        f"--accelerator {found[0].slug if found else 'h100-80gb'}",
+        f"--accelerator {matches[0].slug if matches else 'h100-80gb'}",
     )
 
 
 def match(device_name: str) -> Published | None:
-    """Which one a driver's name is; None unless it is one of the very names.
+    """The accelerator with a driver's name; None unless the name matches exactly.
 
-    Others that look alike are others: an H100 for PCIe has less bandwidth, a 4090 D less
+    Similar names are other accelerators: an H100 for PCIe has less bandwidth, a 4090 D less
     arithmetic, a part of a GPU less of everything.
     """
     wanted = " ".join(device_name.casefold().split())

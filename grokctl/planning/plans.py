@@ -1,4 +1,4 @@
-"""What fits where, and how fast it would be: plans for hardware that is here, or is thought of."""
+"""Plans: the memory and the speed of a run on this machine's or on other hardware."""
 
 from collections.abc import Sequence
 from contextlib import suppress
@@ -12,7 +12,7 @@ from grokctl.checkpoint.tensor_source import Storage
 from grokctl.errors import PlacementError, UsageError, invalid
 from grokctl.machine.facts import Accelerator, Machine
 from grokctl.model.config import GROK_1, GrokConfig
-from grokctl.model.memory_share import told_share, usable
+from grokctl.model.memory_share import environment_share, usable
 from grokctl.model.placement import MESH_SIZES, MeshShape
 from grokctl.model.precision import Compute, KvType, Precision
 from grokctl.model.sizing import Needs, Terms, needs
@@ -20,23 +20,23 @@ from grokctl.planning import accelerators as published
 from grokctl.planning.accelerators import PUBLISHED, Published
 
 MESHES: Final = (*(MeshShape(1, size) for size in MESH_SIZES), MeshShape(2, 8))
-"""What is planned for."""
+"""Meshes that plans are made for."""
 PRECISIONS: Final = (Precision.INT8, Precision.INT4, Precision.BFLOAT16, Precision.FLOAT32)
 """The released one first, then by bytes."""
 REACHED: Final = 0.6
-"""Share of its memory's bandwidth that decoding one sequence reaches: measured on a CPU (README),
-assumed of accelerators."""
+"""Share of the memory's bandwidth that decoding one sequence reaches: measured on a CPU (README),
+assumed for accelerators."""
 _FAST_LINK_S: Final = 15e-6
 _SLOW_LINK_S: Final = 40e-6
-"""Seconds for a sum over devices of as few numbers as one token has, over links of their own and
-over PCIe: both assumed. It is waiting, not sending: 12 kB take less than a microsecond of it."""
+"""Seconds for a sum of one token's numbers over devices, over links of their own and over PCIe:
+both assumed. It is the time of waiting: sending 12 kB takes less than a microsecond."""
 _NEWEST_WITHOUT_BFLOAT16: Final = (7, 5)
 """Compute capability of the last NVIDIA GPUs that multiply no bfloat16."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hardware:
-    """Devices of one kind, as far as a plan asks of them."""
+    """Devices of one kind: the facts that a plan needs."""
 
     platform: str
     """`cpu`, `gpu` or `tpu`."""
@@ -45,12 +45,12 @@ class Hardware:
     count: int
     """Devices; 1 for a CPU, on which any number of virtual ones share one memory."""
     memory: int | None
-    """Bytes on each that a run may take: of an accelerator, less what is left to its driver. None
-    where nobody says: then it is taken to be enough."""
+    """Bytes on each that a run may take: an accelerator's driver keeps the rest. None if unknown,
+    which counts as enough."""
     bandwidth: float | None
-    """Bytes a second of each one's memory."""
+    """Bytes a second of each device's memory."""
     is_measured: bool = False
-    """Whether the bandwidth was measured here, not published."""
+    """Whether the bandwidth was measured on this machine; otherwise it is published."""
     has_fast_bfloat16: bool = True
     has_fast_links: bool | None = None
     """Whether devices reach each other over more than PCIe."""
@@ -77,13 +77,13 @@ class Plan:
     slots: int
     needs: Needs
     memory: int | None
-    """Bytes that each device has for it; None where there is no such hardware to compare with."""
+    """Bytes that each device has for it; None without hardware to compare with."""
     is_possible: bool
-    """Whether there are as many devices, or it is a CPU."""
+    """Whether the hardware has enough devices, or is a CPU."""
     is_paged: bool
     """Whether weights are read from the disk for every token: a CPU with too little memory."""
     load_s: float | None
-    """Estimate, from the rate of the disk; None also where weights are never all in memory."""
+    """Estimate, from the rate of the disk; None if weights are never all in memory."""
     tokens_per_s: float | None
     """Estimate for one sequence, from the bandwidth of memory, or of the disk if it is paged."""
     step_s: float | None = None
@@ -92,7 +92,7 @@ class Plan:
 
     @property
     def missing(self) -> int:
-        """Bytes a device that are missing; 0 if it fits or nothing is known."""
+        """Bytes that each device lacks; 0 if the plan fits or the memory is unknown."""
         if self.memory is None:
             return 0
         needed = self.needs.cache + self.needs.workspace if self.is_paged else self.needs.total
@@ -100,33 +100,33 @@ class Plan:
 
     @property
     def drawbacks(self) -> tuple[bool, bool]:
-        """What decides first between plans that fit, smaller being better.
+        """The first criteria between plans that fit, smaller being better.
 
-        Weights that come from the disk for every token; and of those in memory, int4: from the
-        disk, half the bytes are half the wait.
+        Weights that come from the disk for every token, and int4 in memory. From the disk, int4 is
+        no drawback: half the bytes are half the wait.
         """
         return self.is_paged, not self.is_paged and self.precision is Precision.INT4
 
     @property
     def fits(self) -> bool:
-        """Whether it runs."""
+        """Whether the hardware can run it."""
         return self.is_possible and self.missing == 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Spread:
-    """Stored weights, spread over the devices of a mesh."""
+    """The weights of a checkpoint, spread over the devices of a mesh."""
 
     storage: Storage
     mesh: MeshShape
-    held: tuple[int, ...]
+    stored: tuple[int, ...]
     """Bytes on each device."""
     read: tuple[int, ...]
     """Bytes that each device reads for a token of one sequence."""
 
     @classmethod
     def of(cls, storage: Storage, mesh: MeshShape) -> Self:
-        """Weigh them.
+        """Count the bytes on each device.
 
         Raises:
             PlacementError: The model does not divide over the mesh.
@@ -134,7 +134,7 @@ class Spread:
         return cls(
             storage=storage,
             mesh=mesh,
-            held=weight_bytes(storage, mesh),
+            stored=weight_bytes(storage, mesh),
             read=bytes_per_token(storage, mesh),
         )
 
@@ -151,13 +151,13 @@ def plans(
     """Every mesh at every precision that the model divides into.
 
     Args:
-        hardware: What is to run it; of a CPU, only the mesh of one device is planned. None for
-            accelerators that nobody has: then the plans say what each needs.
+        hardware: The hardware to run on; for a CPU, only the mesh of one device is planned. None
+            plans without memory to compare with.
         config: The model.
-        context: Tokens; by default as many as the model knows.
+        context: Tokens; by default the model's longest.
         slots: Sequences at a time.
-        kv: How keys and values are kept.
-        compute: Type of computation; by default what suits the hardware.
+        kv: Type of keys and values.
+        compute: Type of computation; by default the best for the hardware.
 
     Raises:
         InvalidValueError: The context is longer than the model's, or 0.
@@ -192,21 +192,21 @@ def _released(config: GrokConfig, mesh: MeshShape) -> tuple[Spread, ...]:
 def plan_for(
     hardware: Hardware | None, weights: Spread, terms: Terms, *, is_mapped: bool = True
 ) -> Plan:
-    """The plan for weights that are stored in one way.
+    """The plan for a checkpoint's weights on a mesh.
 
     Args:
-        hardware: What is to run it, or None.
-        weights: And where each of them goes.
-        terms: The rest.
-        is_mapped: Whether a CPU can take weights from the file as it needs them, and need not
-            hold all of them.
+        hardware: The hardware to run on, or None.
+        weights: The weights, spread over the mesh.
+        terms: Context, types and slots.
+        is_mapped: Whether a CPU can read weights from the mapped file when it needs them, without
+            all of them in memory.
     """
     platform, mesh = hardware.platform if hardware else "gpu", weights.mesh
     needed = needs(
         weights.storage.config,
         mesh,
         terms,
-        weights=max(weights.held),
+        weights=max(weights.stored),
         precision=weights.storage.precision,
         platform=platform,
     )
@@ -228,14 +228,14 @@ def plan_for(
         memory=memory,
         is_possible=hardware is not None and (platform == "cpu" or mesh.size <= hardware.count),
         is_paged=is_paged,
-        load_s=sum(weights.held) / rate if rate and not is_paged else None,
+        load_s=sum(weights.stored) / rate if rate and not is_paged else None,
         tokens_per_s=_speed(hardware, weights, room) if hardware else None,
         step_s=step_s(hardware, weights) if hardware else None,
     )
 
 
 def _speed(hardware: Hardware, weights: Spread, room: int | None) -> float | None:
-    """Tokens a second of one sequence; None where nobody knows how fast memory or the disk is."""
+    """Tokens a second of one sequence; None if the rate of memory or disk is unknown."""
     if not hardware.bandwidth:
         return None
     missed = 0.0 if room is None else weights.mesh.size * missed_bytes(weights, room)
@@ -243,21 +243,21 @@ def _speed(hardware: Hardware, weights: Spread, room: int | None) -> float | Non
         return 1 / step_s(hardware, weights)
     if not hardware.read_rate:
         return None
-    held = sum(weights.read) - missed
-    return 1 / (held / (hardware.bandwidth * REACHED) + missed / hardware.read_rate)
+    in_memory = sum(weights.read) - missed
+    return 1 / (in_memory / (hardware.bandwidth * REACHED) + missed / hardware.read_rate)
 
 
 def step_s(hardware: Hardware, weights: Spread, *, bandwidth: float = 1e12) -> float:
-    """Estimated seconds for a token of one sequence whose weights all lie in memory.
+    """Estimated seconds for a token of one sequence, with all weights in memory.
 
-    Weights are read once, by the device that reads most; then devices add up what each has of
-    the attention and of the experts of every layer, of the embedding and of the head. Keys and
-    values are not counted: at the longest context of Grok-1 they add a twentieth at most.
+    The device that reads most decides the time of reading; then devices add up their parts of the
+    attention and of the experts of every layer, of the embedding and of the head. Keys and values
+    are not counted: at the longest context of Grok-1 they add a twentieth at most.
 
     Args:
-        hardware: What runs it.
-        weights: What it reads.
-        bandwidth: Taken where the hardware's is not known, to compare.
+        hardware: The hardware.
+        weights: The weights, spread over a mesh.
+        bandwidth: Bandwidth to assume if the hardware's is unknown, for comparisons.
     """
     rate = (hardware.bandwidth or bandwidth) * REACHED
     if hardware.platform == "cpu":
@@ -268,19 +268,19 @@ def step_s(hardware: Hardware, weights: Spread, *, bandwidth: float = 1e12) -> f
 
 
 def missed_bytes(weights: Spread, room: int) -> float:
-    """Bytes of weights that a token has to wait for, on a device whose memory does not hold all.
+    """Bytes of weights that a token waits for, on a device whose memory does not hold all of them.
 
-    The kernel keeps the pages that were read last. Less than one token reads is of no use: every
-    page is gone again before the next token comes to it, so all of them are read from the disk.
-    With more, what every token reads stays, and of the experts as large a share as there is room
-    for: those that the last tokens chose, which are chosen again as likely as all others. Assumes
-    that no other program reads files, and that texts use all experts alike.
+    The kernel keeps the pages read last. If memory holds less than one token reads, every page is
+    gone before the next token needs it, so all bytes come from the disk. If it holds more, the
+    weights that every token reads stay, and as many experts as fit: those of the last tokens, which
+    the next token chooses as likely as all others. Assumes that no other program reads files, and
+    that texts use all experts alike.
 
     Args:
-        weights: And where each of them goes.
+        weights: The weights, spread over a mesh.
         room: Bytes of memory that a device has for them.
     """
-    whole, read = max(weights.held), max(weights.read)
+    whole, read = max(weights.stored), max(weights.read)
     if room >= whole:
         return 0.0
     if room < read:
@@ -290,10 +290,10 @@ def missed_bytes(weights: Spread, room: int) -> float:
 
 
 def examples(plan: Plan) -> tuple[Published, ...]:
-    """Published accelerators of which as many as the mesh has devices hold a plan.
+    """Published accelerators that hold a plan, one for each device of its mesh.
 
-    GPUs first, which come in any number, and among these the smallest. A plan for a CPU is taken as
-    one for an accelerator.
+    GPUs first, which come in any number, and the smallest first. A plan for a CPU counts as one for
+    an accelerator.
     """
     holding = (
         kind
@@ -304,12 +304,12 @@ def examples(plan: Plan) -> tuple[Published, ...]:
 
 
 def hardware_of(machine: Machine) -> Hardware:
-    """What a machine has to run a model: accelerators that JAX can use, or else its CPU."""
+    """A machine's hardware for a model: accelerators that JAX can use, or else its CPU."""
     home = next((disk for disk in machine.disks if disk.purpose == "home"), None)
     rate = home.read_rate if home else None
-    told = told_share(machine.surroundings.variables)
-    found = accelerated(machine.accelerators, is_whole=True, told=told, read_rate=rate)
-    return found or Hardware(
+    share = environment_share(machine.surroundings.variables)
+    gpus_or_tpus = accelerated(machine.accelerators, is_whole=True, share=share, read_rate=rate)
+    return gpus_or_tpus or Hardware(
         platform="cpu",
         name=machine.cpu.model or "CPU",
         count=1,
@@ -325,16 +325,15 @@ def accelerated(
     accelerators: Sequence[Accelerator],
     *,
     is_whole: bool,
-    told: float | None = None,
+    share: float | None = None,
     read_rate: float | None = None,
 ) -> Hardware | None:
     """Accelerators as one kind of hardware, as large as the smallest; None if there are none.
 
     Args:
-        accelerators: What is there.
-        is_whole: Whether their memory is all that they have, of which JAX takes a share, and not
-            what JAX took.
-        told: What share JAX was told to take.
+        accelerators: The accelerators.
+        is_whole: Whether their memory is all of it, and not the share that JAX has taken.
+        share: JAX's share, if the environment sets one.
         read_rate: Bytes a second of the disk.
     """
     if not accelerators:
@@ -344,7 +343,7 @@ def accelerated(
     sizes = [each.free for each in accelerators if each.free is not None]
     for each in accelerators:
         if each.memory is not None:
-            taken = usable(each.memory, platform=each.platform, told=told)
+            taken = usable(each.memory, platform=each.platform, share=share)
             sizes.append(taken if is_whole else each.memory)
     capability = first.compute_capability or (known.compute_capability if known else None)
     links = {each.has_nvlink for each in accelerators}
@@ -364,17 +363,16 @@ def accelerated(
 def hardware_for(
     *, accelerator: str | None = None, devices: int | None = None, memory: int | None = None
 ) -> Hardware:
-    """Hardware that is not here.
+    """Hardware by its numbers, such as that of another machine.
 
     Args:
-        accelerator: One of the published ones, or `cpu`; without it, a GPU of which only the
-            memory is known.
-        devices: How many; by default as many as the largest mesh has, or one CPU.
-        memory: Bytes that each has, if that is not the published size; of a CPU, its RAM.
+        accelerator: A published accelerator, or `cpu`; by default, a GPU of unknown name.
+        devices: Number of devices; by default that of the largest mesh, or one CPU.
+        memory: Bytes of each device, if not the published size; of a CPU, its RAM.
 
     Raises:
-        UsageError: There is no such accelerator, or nobody said how much memory it has.
-        PlacementError: No mesh has so many devices.
+        UsageError: The accelerator is unknown, or the memory is required.
+        PlacementError: No mesh has this number of devices.
     """
     if devices is not None and devices not in MESH_SIZES:
         nearest = min(MESH_SIZES, key=lambda size: (abs(size - devices), -size))
@@ -392,7 +390,7 @@ def hardware_for(
         )
     size = memory if memory is not None else known.memory if known else 0
     if is_cpu:
-        # what it multiplies fast is not known: the bfloat16 of plans needs less memory
+        # whether it multiplies bfloat16 fast is unknown: plans take it, which needs less memory
         return Hardware(platform="cpu", name="CPU", count=1, memory=size, bandwidth=None)
     platform = known.platform if known else "gpu"
     return Hardware(

@@ -108,7 +108,7 @@ def test_what_is_no_port_is_refused_with_one_that_is(launcher, port):
     ],
 )
 def test_what_is_no_name_of_a_host_is_refused(changed):
-    with pytest.raises(UsageError, match=r"where rank 0 is|on which nodes"):
+    with pytest.raises(UsageError, match=r"the address of rank 0|the nodes of this run"):
         find_launch(changed)
 
 

@@ -13,7 +13,7 @@ from grokctl.checkpoint.layout import bytes_per_token, device_layouts, weight_by
 from grokctl.checkpoint.storage import released_storage, storage_in
 from grokctl.errors import PlacementError
 from grokctl.model.config import GROK_1
-from grokctl.model.memory_share import MEMORY_SHARE, told_share, usable
+from grokctl.model.memory_share import MEMORY_SHARE, environment_share, usable
 from grokctl.model.placement import MeshShape
 from grokctl.model.precision import Compute, KvType, Precision
 from grokctl.model.sizing import Needs, Terms, cache_bytes, needs, workspace_bytes
@@ -211,9 +211,9 @@ def test_needs_say_their_parts():
 
 def test_a_gpu_keeps_something_for_itself_unless_jax_was_told_otherwise():
     assert usable(1000, platform="gpu") == 1000 * MEMORY_SHARE
-    assert usable(1000, platform="gpu", told=0.5) == 500
-    assert usable(1000, platform="tpu", told=0.5) > 920  # it is told so of GPUs only
-    assert usable(1000, platform="cpu", told=0.5) == 1000
+    assert usable(1000, platform="gpu", share=0.5) == 500
+    assert usable(1000, platform="tpu", share=0.5) > 920  # the variable is for GPUs only
+    assert usable(1000, platform="cpu", share=0.5) == 1000
 
 
 @pytest.mark.parametrize(
@@ -229,4 +229,4 @@ def test_a_gpu_keeps_something_for_itself_unless_jax_was_told_otherwise():
     ],
 )
 def test_what_the_environment_says_of_a_gpus_memory_is_read_as_jax_does(variables, share):
-    assert told_share(variables) == share
+    assert environment_share(variables) == share

@@ -207,7 +207,7 @@ def test_loading_takes_as_long_as_reading_what_all_devices_get():
     hardware = replace(hardware_for(accelerator="h100", devices=8), read_rate=2e9)
     weights = grok(INT8, MeshShape(1, 8))
 
-    assert on(hardware, 8)[INT8].load_s == sum(weights.held) / 2e9
+    assert on(hardware, 8)[INT8].load_s == sum(weights.stored) / 2e9
     assert on(replace(hardware, read_rate=None), 8)[INT8].load_s is None
 
 
@@ -240,7 +240,7 @@ def test_nothing_is_estimated_of_what_nobody_knows():
 
 def test_weights_that_memory_does_not_hold_are_waited_for():
     weights = grok(INT8, MeshShape(1, 1))
-    (whole,), (read,) = weights.held, weights.read
+    (whole,), (read,) = weights.stored, weights.read
 
     assert missed_bytes(weights, whole) == 0
     assert missed_bytes(weights, whole - GB) == GB / 4  # of eight experts, two are chosen
@@ -253,8 +253,8 @@ def test_a_model_of_which_every_expert_is_chosen_is_read_whole():
     all_of_them = replace(SMALL, num_selected_experts=8)
     weights = Spread.of(released_storage(all_of_them), MeshShape(1, 1))
 
-    assert missed_bytes(weights, weights.held[0]) == 0
-    assert missed_bytes(weights, weights.held[0] - 1) == weights.held[0]
+    assert missed_bytes(weights, weights.stored[0]) == 0
+    assert missed_bytes(weights, weights.stored[0] - 1) == weights.stored[0]
 
 
 def test_a_paged_plan_is_as_fast_as_memory_and_disk_together():

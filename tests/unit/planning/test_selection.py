@@ -275,7 +275,7 @@ def test_both_numbers_are_said_and_what_they_are_made_of():
         GROK_1,
         MeshShape(1, 4),
         Terms(context=512, compute=Compute.BFLOAT16),
-        weights=max(Spread.of(RELEASE.storage, MeshShape(1, 4)).held),
+        weights=max(Spread.of(RELEASE.storage, MeshShape(1, 4)).stored),
         precision=Precision.INT8,
         platform="gpu",
     )
