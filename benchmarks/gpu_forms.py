@@ -133,30 +133,30 @@ def codes_of(stored: jax.Array) -> jax.Array:
     return pair.reshape(*stored.shape[:-2], -1, stored.shape[-1]).astype(BF16)
 
 
-def in_groups(x: jax.Array, weight: jax.Array, scales: jax.Array, *, kind: jnp.dtype) -> jax.Array:
+def in_groups(x: jax.Array, weight: jax.Array, scales: jax.Array, *, dtype: jnp.dtype) -> jax.Array:
     """Convert and multiply, which XLA fuses if nothing stands before it; scale the sums."""
     groups, outputs = scales.shape
     wide = codes_of(weight).reshape(groups, -1, outputs)
-    sums = einsum("tgi,gio->tgo", x.reshape(len(x), groups, -1), wide, kind=kind)
+    sums = einsum("tgi,gio->tgo", x.reshape(len(x), groups, -1), wide, dtype=dtype)
     return jnp.sum(sums * widened(scales)[None], axis=1)
 
 
 def dequantised(
-    x: jax.Array, weight: jax.Array, scales: jax.Array, *, kind: jnp.dtype
+    x: jax.Array, weight: jax.Array, scales: jax.Array, *, dtype: jnp.dtype
 ) -> jax.Array:
     groups, outputs = scales.shape
     wide = codes_of(weight).reshape(groups, -1, outputs) * widened(scales)[:, None].astype(BF16)
-    return einsum("ti,io->to", x, wide.reshape(-1, outputs), kind=kind)
+    return einsum("ti,io->to", x, wide.reshape(-1, outputs), dtype=dtype)
 
 
-def step_shape(kind: jnp.dtype) -> StepShape:
-    return StepShape(config=GROK_1, mesh=MeshShape(1, 1), platform="gpu", compute=kind)
+def step_shape(dtype: jnp.dtype) -> StepShape:
+    return StepShape(config=GROK_1, mesh=MeshShape(1, 1), platform="gpu", compute=dtype)
 
 
 def forms(*, interpret: bool) -> dict[str, Form]:
     """Operands of matrix products are bfloat16; a CPU, which only tries them, cannot in batches."""
-    kind = FLOAT32 if interpret else BF16
-    dot, wide = partial(in_groups, kind=kind), partial(dequantised, kind=kind)
+    dtype = FLOAT32 if interpret else BF16
+    dot, wide = partial(in_groups, dtype=dtype), partial(dequantised, dtype=dtype)
 
     def kernel(x: jax.Array, stored: Stored, _place: int, number: jax.Array) -> jax.Array:
         return few_rows(x, *stored.stack, number, interpret=interpret)
@@ -175,7 +175,7 @@ def forms(*, interpret: bool) -> dict[str, Form]:
         return form(x, weight[number], scales[number])
 
     def chosen(x: jax.Array, stored: Stored, _place: int, number: jax.Array) -> jax.Array:
-        return project(x, Matrix(*stored.stack), shape=step_shape(kind), expert=number)
+        return project(x, Matrix(*stored.stack), shape=step_shape(dtype), expert=number)
 
     return {
         "kernel": kernel,
@@ -227,7 +227,7 @@ def expected(x: jax.Array, stored: Stored) -> Any:
     factors = widened(scales)
     wide = codes_of(weight).astype(jnp.float32).reshape(len(factors), -1, factors.shape[1])
     found = jax.lax.map(
-        lambda part: einsum("ti,io->to", part[0], part[1], kind=FLOAT32) * part[2],
+        lambda part: einsum("ti,io->to", part[0], part[1], dtype=FLOAT32) * part[2],
         (jnp.moveaxis(x.reshape(len(x), len(factors), -1), 1, 0), wide, factors[:, None]),
     )
     return np.asarray(found.sum(axis=0))
