@@ -51,7 +51,7 @@ def compiling(observe: Observer) -> Iterator[None]:
             warnings.warn_explicit(
                 warning.message, warning.category, warning.filename, warning.lineno
             )
-    folder = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]  # it is there
+    folder = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]  # set at run time
     if is_broken and folder:
         observe(Noted(message=f"{folder}: holds damaged programs, so all are compiled again"))
         with suppress(OSError):

@@ -40,7 +40,7 @@ def find_devices(count: int, *, processes: int = 1, observe: Observer = ignore) 
     """
     own = count // processes
     try:
-        if jax.config.jax_num_cpu_devices < own:  # type: ignore[attr-defined]  # it is there
+        if jax.config.jax_num_cpu_devices < own:  # type: ignore[attr-defined]  # set at run time
             jax.config.update("jax_num_cpu_devices", own)
     except RuntimeError:
         pass  # JAX is running, with the devices that it has
@@ -92,12 +92,12 @@ def accelerators(processes: int = 1) -> tuple[Accelerator, ...]:
         HardwareError: JAX does not start.
     """
     with suppress(RuntimeError):  # JAX is running
-        if jax.config.jax_num_cpu_devices < 1:  # type: ignore[attr-defined]  # it is there
+        if jax.config.jax_num_cpu_devices < 1:  # type: ignore[attr-defined]  # set at run time
             jax.config.update("jax_num_cpu_devices", max(MESH_SIZES) // processes)
     try:
         devices = jax.devices()
     except (RuntimeError, AssertionError) as error:  # the latter if the plugin is missing
-        platforms = jax.config.jax_platforms  # type: ignore[attr-defined]  # it is there
+        platforms = jax.config.jax_platforms  # type: ignore[attr-defined]  # set at run time
         why = str(error).partition("\n")[0][:200] or f"nothing to compute on in {platforms!r}"
         raise HardwareError(f"JAX does not start: {why}", "grokctl doctor") from error
     if devices[0].platform == "cpu":

@@ -79,11 +79,9 @@ def decoder_layers(
 ) -> tuple[Float[Array, "batch time embed"], Cache, Int[Array, ""]]:
     """Consecutive layers, each on what the one before made; see `decoder_layer`."""
     extended_cache, experts_read = [], []
-    for layer, layer_cache in zip(layers, cache, strict=True):
-        hidden, layer_cache, read = decoder_layer(  # noqa: PLW2901 # the same cache, longer
-            layer, layer_cache, hidden, positions, shape=shape
-        )
-        extended_cache.append(layer_cache)
+    for layer, before in zip(layers, cache, strict=True):
+        hidden, after, read = decoder_layer(layer, before, hidden, positions, shape=shape)
+        extended_cache.append(after)
         experts_read.append(read)
     return hidden, tuple(extended_cache), sum(experts_read[1:], experts_read[0])
 

@@ -81,7 +81,7 @@ def rank(plan: Plan, *, is_cut_again: bool, by_devices: bool = False) -> tuple[o
 
     Args:
         plan: A plan that fits.
-        is_cut_again: Whether its checkpoint was cut for another mesh, or is not there.
+        is_cut_again: Whether its checkpoint was cut for another mesh, or has yet to be made.
         by_devices: Whether fewer devices come before speed.
     """
     return (
@@ -157,8 +157,8 @@ def describe(candidate: Candidate, plan: Plan, hardware: Hardware) -> str:
         parts += f", {plan.slots} sequences"
     needed = plan.needs
     if hardware.platform == "cpu":
-        held = needed.cache + needed.workspace + (0 if plan.is_paged else needed.weights)
-        total = held * plan.mesh.size
+        in_memory = needed.cache + needed.workspace + (0 if plan.is_paged else needed.weights)
+        total = in_memory * plan.mesh.size
         taken = format_bytes(total)
         if hardware.memory is not None:
             taken += f" of {format_bytes(hardware.memory)} of memory"
