@@ -281,7 +281,7 @@ def test_a_stop_filter_says_what_comes_before_the_first_stop_however_it_is_cut(t
 
             assert one_by_one + single.finish() == expected
             assert said + held.finish() == expected
-            assert held.found == single.found == bool(found)
+            assert held.has_stopped == single.has_stopped == bool(found)
 
 
 # --- independence
