@@ -42,6 +42,6 @@ def check_conversion(source: Precision, target: Precision) -> None:
     """
     if target is Precision.INT8 and source is not Precision.INT8:
         raise PlacementError(
-            f"int8 is the released integers, and {source} weights no longer hold them",
+            f"int8 stores the released integers, and {source} weights no longer hold them",
             "grokctl reshard grok-1 --devices 8  # from the release, or from an int8 checkpoint",
         )
