@@ -4,6 +4,7 @@ import atexit
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 
@@ -22,6 +23,17 @@ def two_layers(tmp_path: Path) -> Path:
     return shutil.copytree(TWO_LAYERS, tmp_path / "two-layers")
 
 
+@pytest.fixture(scope="module")
+def optimized() -> Iterator[None]:
+    """Compile as users do: for all tests of numbers, and of what XLA makes of the model."""
+    import jax  # noqa: PLC0415  # after the environment above
+
+    name = "jax_disable_most_optimizations"
+    jax.config.update(name, False)
+    yield
+    jax.config.update(name, True)
+
+
 @pytest.fixture(scope="session")
 def xla_cache() -> Path:
     """What `cache/xla` of a home may link to: the compiled programs of this run."""
@@ -35,6 +47,7 @@ def _share_compiled_programs() -> None:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = f"{folder}/{version('jaxlib')}-cpu"
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
+    os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # compiles faster, but see `optimized`
 
 
 _share_compiled_programs()

@@ -821,7 +821,13 @@ def test_a_wait_for_another_rank_is_said(by_hand, ready):
 
 
 LATE = """
-patch("session.job:start", delayed(4.5))
+def late(start):
+    def starting(*arguments, **options):
+        engine = start(*arguments, **options)
+        time.sleep(4.5)
+        return engine
+    return starting
+patch("session.job:start", late)
 time.sleep(5)
 """
 

@@ -298,7 +298,7 @@ def test_any_precision_but_int8_comes_from_any_other(direct, source, target, tmp
 
 @pytest.mark.parametrize("source", [Precision.BFLOAT16, Precision.FLOAT32, Precision.INT4])
 def test_int8_comes_from_nothing_but_int8(direct, source, tmp_path):
-    with pytest.raises(PlacementError, match=f"{source} weights do not hold them") as caught:
+    with pytest.raises(PlacementError, match=f"{source} weights no longer hold them") as caught:
         plan_reshard(
             direct(FOUR, source), ReshardOptions(mesh=FOUR, out=tmp_path, precision=Precision.INT8)
         )

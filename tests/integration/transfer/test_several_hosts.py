@@ -123,11 +123,12 @@ def test_a_liar_among_good_seeders_is_named_and_costs_little(source, tmp_path):
     with (
         libtorrent_seeder(source.torrent, poisoned, source.places, disable_hash_checks=True) as (
             liar,
-            _,
+            lying,
         ),
         libtorrent_seeder(source.torrent, source.root, source.places) as (honest, handle),
     ):
         handle.set_upload_limit(3_000_000)
+        lying.set_upload_limit(1_000_000)  # what arrives before the first piece is checked is spent
         options = FetchOptions(
             **LOOPBACK,
             peers=(f"127.0.0.1:{liar}", f"127.0.0.1:{honest}"),

@@ -401,6 +401,6 @@ def test_int8_is_made_from_nothing_but_int8():
         if source is Precision.INT8:
             check_conversion(source, Precision.INT8)
             continue
-        with pytest.raises(PlacementError, match=f"{source} weights do not hold") as caught:
+        with pytest.raises(PlacementError, match=f"{source} weights no longer hold") as caught:
             check_conversion(source, Precision.INT8)
         assert caught.value.hint.startswith("grokctl reshard grok-1")
