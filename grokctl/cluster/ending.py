@@ -76,6 +76,8 @@ class Ending:
 
     def fail(self, error: BaseException) -> None:
         """End the run in every process: the others report this error."""
+        if isinstance(error.__cause__, RuntimeError) and self._store is not None:
+            time.sleep(2 * PATIENCE_S)  # JAX may fail for want of a rank: the watch names that one
         code = error.exit_code if isinstance(error, GrokctlError) else ExitCode.BUG
         self.begin(ExitCode.INTERRUPTED if isinstance(error, KeyboardInterrupt) else code)
         if self._store is None or _NO_HEAD in str(error):

@@ -923,6 +923,26 @@ def test_why_jax_ends_a_process_is_said_without_its_stack_trace(by_hand, ready):
     assert second.error == "rank 0 was lost"
 
 
+def test_a_rank_is_named_although_its_loss_looks_like_a_fault_of_the_hardware(by_hand, ready):
+    arguments = ("run", ready["model=16"].root, "--token-ids", 1)
+
+    soon = ABORT + 'patch("session.job:_open_job", delayed(1))'
+
+    first, second = by_hand(0, *arguments, code=soon), by_hand(1, *arguments, code=NO_DEVICES)
+
+    assert (first.wait().code, second.wait().code) == (ExitCode.PEER, ExitCode.PEER)
+    assert second.error == "rank 0 was lost"
+
+
+NO_DEVICES = """
+from grokctl.errors import HardwareError
+def refused(accelerators):
+    def start(processes):
+        accelerators(processes)
+        raise HardwareError("JAX does not start: refused") from RuntimeError("refused")
+    return start
+patch("session.job:accelerators", refused)
+"""
 ABORT = """
 import os
 def open_job(*arguments, **options):
