@@ -12,7 +12,8 @@ import io
 import pickle  # only its opcode table
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Any, BinaryIO, Final, TypeVar
 
@@ -20,7 +21,9 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from grokctl.errors import CorruptCheckpointError, Reason, corrupt
+from grokctl.checkpoint.pickle_damage import Finding, flipped_bit, other_file, zero_tail
+from grokctl.checkpoint.pickle_names import foreign_name
+from grokctl.errors import CorruptCheckpointError, Damage, Reason, corrupt
 
 BFLOAT16: Final = np.dtype(ml_dtypes.bfloat16)
 
@@ -39,6 +42,9 @@ _MOST_OPCODES = 256
 _LARGEST_RANK = 3
 _FRAME_TARGET = 64 * 1024
 """The C pickler closes a frame at this size, and writes larger payloads outside of frames."""
+
+_NOT_EXECUTED: Final = "nothing in the file was executed"
+_SIZES: Final = frozenset({Reason.SHORT, Reason.LONG})
 
 _Buffer = bytes | memoryview
 _T = TypeVar("_T")
@@ -115,17 +121,73 @@ def scan(buffer: _Buffer, *, file: str) -> PickledTensor:
         file: Name for errors.
 
     Raises:
-        UnsafePickleError: It has an opcode, global, call or attribute that no released tensor has.
-        CorruptCheckpointError: It is too short or too long, or its numbers contradict each other.
+        UnsafePickleError: It names a global that no released tensor names.
+        CorruptCheckpointError: It is no tensor for another reason, which the error says.
     """
-    return _Machine(buffer, file).run()
+    machine = _Machine(buffer, file)
+    try:
+        return machine.run()
+    except CorruptCheckpointError as error:
+        finding = _diagnose(machine, error.damage[0])
+        if finding is None:
+            raise
+        raise corrupt(
+            file, finding.reason, finding.detail, finding.hint, ranges=finding.ranges
+        ) from error
+
+
+def find_flip(buffer: _Buffer) -> Finding | None:
+    """The one bit that makes a file a tensor, if there is one."""
+    machine = _Machine(buffer, "")
+    with suppress(CorruptCheckpointError):
+        machine.run()
+        return None
+    return _flip(machine)
+
+
+def _diagnose(machine: "_Machine", damage: Damage) -> Finding | None:
+    """Why a file is no tensor, if there is more to say than what the machine refused."""
+    buffer = machine.buffer
+    name = foreign_name(buffer, _ALLOWED)
+    if name is not None:
+        return _flip(machine) or Finding(Reason.UNSAFE, f"names {name}", _NOT_EXECUTED)
+    if damage.reason in _SIZES:
+        return None
+    other = None if machine.has_begun else other_file(buffer)
+    if other is not None:
+        return other
+    zeros = zero_tail(buffer, machine.opcode_at)
+    if zeros is not None:
+        return zeros
+    flip = _flip(machine)
+    return None if flip is None else replace(flip, detail=f"{damage.detail}; {flip.detail}")
+
+
+def _flip(machine: "_Machine") -> Finding | None:
+    def is_tensor(place: int, mask: int) -> bool:
+        try:
+            _Machine(machine.buffer, "", flip=(place, mask)).run()
+        except CorruptCheckpointError:
+            return False
+        return True
+
+    places = [place for low, high in machine.read for place in range(low, high)]
+    return flipped_bit(places, is_tensor)
 
 
 class _Machine:
     """The part of the pickle machine that released tensors need; objects are symbols."""
 
-    def __init__(self, buffer: _Buffer, file: str) -> None:
+    def __init__(self, buffer: _Buffer, file: str, *, flip: tuple[int, int] | None = None) -> None:
+        """Begin with an empty stack.
+
+        Args:
+            buffer: The file.
+            file: Name for errors.
+            flip: Place of a byte, and the mask that it is read with.
+        """
         self.buffer = buffer
+        self.flip = flip
         self.size = len(buffer)
         self.file = file
         self.position = 0
@@ -134,23 +196,26 @@ class _Machine:
         self.memo: list[Any] = []
         self.used: set[int] = set()
         """Offsets of the payloads of all arrays so far."""
+        self.read: list[tuple[int, int]] = []
+        """Ranges of the opcodes and their arguments, without payloads."""
+        self.opcode_at = 0
+        """Place of the last opcode."""
+        self.has_begun = False
+        """Whether it begins as a protocol-4 pickle does."""
 
     def run(self) -> PickledTensor:
         if self.size == 0:
             raise self.bad(Reason.SHORT, "is empty")
-        begin = bytes(self.take(2))
-        if begin == b"\0\0":
-            raise self.bad(
-                Reason.MALFORMED, "begins with zeros, like a file that was never written"
-            )
-        if begin != pickle.PROTO + b"\x04":
-            raise self.unsafe("is not a protocol-4 pickle")
+        if bytes(self.take(2)) != pickle.PROTO + b"\x04":
+            raise self.malformed("is not a protocol-4 pickle")
+        self.has_begun = True
         for _ in range(_MOST_OPCODES):
+            self.opcode_at = self.position
             opcode = bytes(self.take(1))
             if opcode == pickle.STOP:
                 return self.finish()
             self.step(opcode)
-        raise self.unsafe(f"has more than {_MOST_OPCODES} opcodes")
+        raise self.malformed(f"has more than {_MOST_OPCODES} opcodes")
 
     def finish(self) -> PickledTensor:
         if self.position != self.size:
@@ -169,7 +234,7 @@ class _Machine:
                     )
                 return PickledTensor(weight=weight, scales=scales)
             case _:
-                raise self.unsafe("is neither a float32 array nor a QuantizedWeight8bit")
+                raise self.malformed("is neither a float32 array nor a QuantizedWeight8bit")
 
     def step(self, opcode: bytes) -> None:  # noqa: C901, PLR0912, PLR0915 (a table)
         push, pop = self.stack.append, self.pop
@@ -187,7 +252,7 @@ class _Machine:
             case pickle.STACK_GLOBAL:
                 name, module = pop(str), pop(str)
                 if (module, name) not in _ALLOWED:
-                    raise self.unsafe(f"names {module}.{name}")
+                    raise self.unsafe(module, name)
                 push(_Global(module, name))
             case pickle.NONE:
                 push(None)
@@ -224,20 +289,20 @@ class _Machine:
             case pickle.NEWOBJ:
                 arguments, cls = pop(tuple), pop(_Global)
                 if (cls.module, cls.name) != _QUANTIZED or arguments != ():
-                    raise self.unsafe(f"constructs {cls}")
+                    raise self.malformed(f"constructs {cls}")
                 push(_Quantized())
             case pickle.BUILD:
                 state: Any = pop()
                 self.build(self.peek(), state)
             case _:
-                raise self.unsafe(f"has opcode 0x{opcode.hex()} at byte {self.position - 1}")
+                raise self.malformed(f"has opcode 0x{opcode.hex()} at byte {self.position - 1}")
 
     def call(self, function: _Global, arguments: tuple[Any, ...]) -> object:
         match (function.module, function.name), arguments:
             case (module_name, [_Global() as cls, [0], _Payload(offset=at, length=1)]) if (
                 module_name == _RECONSTRUCT
                 and (cls.module, cls.name) == _NDARRAY
-                and self.buffer[at] == ord("b")
+                and self.byte(at) == ord("b")
             ):
                 return _Array()
             case (module_name, ["f4" | "i1" as code, False, True]) if module_name == _DTYPE:
@@ -246,7 +311,7 @@ class _Machine:
                 module_name == _DTYPE and (scalar.module, scalar.name) == _BFLOAT16
             ):
                 return _Dtype("bfloat16")
-        raise self.unsafe(f"calls {function} with arguments that numpy never writes")
+        raise self.malformed(f"calls {function} with arguments that numpy never writes")
 
     def build(self, target: object, state: Any) -> None:
         match target, state:
@@ -271,7 +336,7 @@ class _Machine:
             ) if not target.parts and list(state) == ["weight", "scales"]:
                 target.parts = {"weight": weight, "scales": s}
             case _:
-                raise self.unsafe("sets state that no released tensor has")
+                raise self.malformed("sets state that no released tensor has")
 
     def array(self, shape: tuple[Any, ...], dtype: _Dtype, payload: _Payload) -> ArrayRef:
         # a message shows a shape only once it is known to be a few numbers
@@ -287,7 +352,7 @@ class _Machine:
                 f"expected {ref.nbytes} bytes for {known} {shape}, found {payload.length}",
             )
         if ref.offset in self.used:
-            raise self.unsafe("has two arrays with the same bytes")
+            raise self.malformed("has two arrays with the same bytes")
         self.used.add(ref.offset)
         return ref
 
@@ -295,15 +360,15 @@ class _Machine:
         items = self.pop_to_mark()
         target = self.peek()
         if not isinstance(target, dict) or len(items) % 2:
-            raise self.unsafe("sets items of something that is not a dictionary")
+            raise self.malformed("sets items of something that is not a dictionary")
         for key, value in zip(items[::2], items[1::2], strict=True):
             if not isinstance(key, str) or key in target:
-                raise self.unsafe("sets a key that is a duplicate or not text")
+                raise self.malformed("sets a key that is a duplicate or not text")
             target[key] = value
 
     def begin_frame(self) -> None:
         if self.position <= self.frame_end:
-            raise self.unsafe("has a frame inside a frame")
+            raise self.malformed("has a frame inside a frame")
         (length,) = self.unpack("<Q")
         if length > self.size - self.position:
             raise self.bad(
@@ -319,10 +384,16 @@ class _Machine:
             )
         if self.position < self.frame_end < self.position + count:
             # unpicklers read frames separately, and would take different bytes
-            raise self.unsafe("has a value that extends beyond its frame")
+            raise self.malformed("has a value that extends beyond its frame")
         start = self.position
         self.position += count
-        return self.buffer[start : self.position]
+        self.read.append((start, self.position))
+        taken = self.buffer[start : self.position]
+        if self.flip is None or not start <= self.flip[0] < self.position:
+            return taken
+        flipped = bytearray(taken)
+        flipped[self.flip[0] - start] ^= self.flip[1]
+        return bytes(flipped)
 
     def unpack(self, layout: str) -> tuple[Any, ...]:
         return struct.unpack(layout, self.take(struct.calcsize(layout)))
@@ -330,29 +401,35 @@ class _Machine:
     def text(self, length: int) -> str:
         name = bytes(self.take(length)).decode("latin-1")
         if not (name.isascii() and name.isprintable()):
-            raise self.unsafe("has a name that is not printable ASCII")
+            raise self.malformed("has a name that is not printable ASCII")
         return name
 
     def payload(self, length: int) -> _Payload:
         offset = self.position
         self.take(length)
+        if length > 1:
+            self.read.pop()  # not of the pickle's own bytes
         return _Payload(offset, length)
+
+    def byte(self, place: int) -> int:
+        mask = self.flip[1] if self.flip is not None and self.flip[0] == place else 0
+        return int(self.buffer[place]) ^ mask
 
     def recall(self, index: int) -> object:
         if index >= len(self.memo):
-            raise self.unsafe(f"recalls memo entry {index} of {len(self.memo)}")
+            raise self.malformed(f"recalls memo entry {index} of {len(self.memo)}")
         return self.memo[index]
 
     def peek(self) -> object:
         if not self.stack or self.stack[-1] is _MARK:
-            raise self.unsafe("pops from an empty stack")
+            raise self.malformed("pops from an empty stack")
         return self.stack[-1]
 
     def pop(self, kind: type[_T] | None = None) -> _T:
         value = self.peek()
         self.stack.pop()
         if kind is not None and not isinstance(value, kind):
-            raise self.unsafe(
+            raise self.malformed(
                 f"uses a {type(value).__name__.lstrip('_')} as {kind.__name__.lstrip('_')}"
             )
         return value  # type: ignore[return-value]  # kind None means any
@@ -363,10 +440,13 @@ class _Machine:
                 items = self.stack[index + 1 :]
                 del self.stack[index:]
                 return items
-        raise self.unsafe("closes a tuple or dictionary that it never opened")
+        raise self.malformed("closes a tuple or dictionary that it never opened")
 
-    def unsafe(self, detail: str) -> CorruptCheckpointError:
-        return corrupt(self.file, Reason.UNSAFE, detail, "nothing in the file was executed")
+    def unsafe(self, module: str, name: str) -> CorruptCheckpointError:
+        return corrupt(self.file, Reason.UNSAFE, f"names {module}.{name}", _NOT_EXECUTED)
+
+    def malformed(self, detail: str) -> CorruptCheckpointError:
+        return self.bad(Reason.MALFORMED, detail)
 
     def bad(self, reason: Reason, detail: str) -> CorruptCheckpointError:
         return corrupt(self.file, reason, detail)
