@@ -81,6 +81,8 @@ class Damage:
     """Bad pieces of the torrent that touch the file, half open, ascending."""
     mend_nbytes: int = 0
     """Bytes of those pieces: the download that repairs the file."""
+    advice: str = ""
+    """A command for a checkpoint without a torrent, with `{file}` and `{root}` for their paths."""
 
     def __str__(self) -> str:
         return f"{self.file}: {self.reason}" + (f", {self.detail}" if self.detail else "")
@@ -208,8 +210,9 @@ def corrupt(
     hint: str | None = None,
     *,
     ranges: tuple[tuple[int, int], ...] = (),
+    advice: str = "",
 ) -> CorruptCheckpointError:
     """The error about one damaged file; an unsafe one is an `UnsafePickleError`."""
-    damage = Damage(file, reason, detail, ranges)
+    damage = Damage(file, reason, detail, ranges, advice=advice)
     kind = UnsafePickleError if reason is Reason.UNSAFE else CorruptCheckpointError
     return kind(str(damage), hint, (damage,))

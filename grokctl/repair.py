@@ -13,7 +13,7 @@ from grokctl.integrity.backup import forget, set_aside
 from grokctl.paths import TORRENT
 from grokctl.text import format_number
 from grokctl.transfer.sources import FetchOptions
-from grokctl.verify import Verdict, verify
+from grokctl.verify import Verdict, raise_for, verify
 
 _DEFAULTS: Final = FetchOptions()
 
@@ -48,12 +48,15 @@ def repair(
 
     Raises:
         UsageError: The checkpoint is a ready one, or has no torrent.
+        CorruptCheckpointError: Every damaged file is as its torrent promises.
         DiskFullError: No space for the copies and the download; nothing was changed.
         GrokctlError: As `fetch` and `verify` do.
     """
     damaged = format_number(len(verdict.damage), "damaged file")
     if verdict.remedy is not None:
         raise UsageError(f"{root}: {damaged}; a ready checkpoint has no torrent", verdict.remedy)
+    if verdict.is_as_promised:
+        raise_for(verdict, root)
     metainfo = trusted_metainfo(root)
     if metainfo is None:
         raise UsageError(f"{root}: {damaged}, and no {TORRENT} to fetch from", "grokctl fetch")

@@ -120,7 +120,7 @@ def _write_tensors(
             if not math.isfinite(squares[key].error + squares[key].total):
                 raise corrupt(
                     key,
-                    Reason.ALTERED,
+                    Reason.MALFORMED,
                     f"has values that are not finite, or too large for {plan.precision}",
                     f"grokctl inspect {quoted(plan.source.root)} --stats",
                 )

@@ -59,6 +59,8 @@ class Verdict:
     """When the first of those files was proven."""
     remedy: str | None = None
     """The command that replaces a checkpoint that cannot be repaired."""
+    is_as_promised: bool = False
+    """Whether every damaged file is as its torrent promises: no repair changes it."""
 
 
 def verify(
@@ -121,6 +123,8 @@ def raise_for(verdict: Verdict, root: Path) -> None:
     if verdict.damage:
         error = damage_error(verdict.damage, checked=verdict.files, root=root)
         error.hint = verdict.remedy or error.hint
+        if verdict.is_as_promised:
+            error.hint = "grokctl fetch  # another release: this torrent promises these very files"
         raise error
 
 
@@ -144,9 +148,11 @@ def _conclude(check: ContentCheck, observe: Observer) -> Verdict:
             trusted=check.trusted,
             structure={item.file: item for item in known},
             known=_known(check, structure.config) if structure and check.bad else {},
+            odd={item.file: item.values.ranges for item in structure.odd} if structure else {},
         )
     )
-    _add(damage, known)
+    promised = {item.file for item in known} & check.files.keys() - damage.keys()
+    _add(damage, (_promised(item) if item.file in promised else item for item in known))
     _add(damage, check.changed())
     if structure is None:
         # the model is unknown, but an unsafe pickle is unsafe in any model
@@ -169,7 +175,13 @@ def _conclude(check: ContentCheck, observe: Observer) -> Verdict:
         mend_nbytes=sum(map(metainfo.piece_size, check.bad)),
         spared=len(check.trusted),
         since=check.receipt.since if check.receipt and check.trusted else None,
+        is_as_promised=bool(damage) and damage.keys() <= promised,
     )
+
+
+def _promised(damage: Damage) -> Damage:
+    """The same about a file of which every piece is good: no repair changes it."""
+    return replace(damage, detail=f"{damage.detail}, as its torrent promises")
 
 
 def _survey(check: ContentCheck, observe: Observer) -> tuple[Survey | None, tuple[Damage, ...]]:
@@ -219,13 +231,15 @@ def _unpromised(check: ContentCheck, structure: Survey) -> Iterable[Damage]:
 
 
 def _add(damage: dict[str, Damage], items: Iterable[Damage]) -> None:
-    """Add damage to files; where there is some already, only an unsafe pickle replaces it."""
+    """Add damage to files; where there is some already, the structure says more about it."""
     for item in items:
         known = damage.get(item.file)
         if known is None:
             damage[item.file] = item
         elif item.reason is Reason.UNSAFE:
             damage[item.file] = replace(known, reason=item.reason, detail=item.detail)
+        elif item.reason is Reason.MALFORMED and known.reason is not Reason.UNPROVEN:
+            damage[item.file] = replace(known, detail=f"{known.detail}; {item.detail}")
 
 
 def _unsafe(root: Path, name: str) -> Damage | None:

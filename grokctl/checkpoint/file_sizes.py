@@ -16,6 +16,8 @@ def size_damage(name: str, *, expected: int, size: int | None) -> Damage | None:
     if size is None:
         return Damage(name, Reason.MISSING, f"expected {expected} bytes", _whole(expected))
     detail = f"expected {expected} bytes, found {size}"
+    if not size:
+        detail = f"is empty, expected {expected} bytes"
     if size < expected:
         return Damage(name, Reason.SHORT, detail, ((size, expected),))
     if size > expected:

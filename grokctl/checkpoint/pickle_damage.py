@@ -28,6 +28,10 @@ _OTHER_FILES: Final[tuple[tuple[bytes, str], ...]] = (
     (b"d8:announce", "is a torrent"),
     (b"d4:info", "is a torrent"),
 )
+_LIST: Final = "ls -l {file}"
+_LOOK: Final = "head -c 400 {file}"
+_UNFINISHED: Final = f"{_LIST}  # let the program that began this file finish it, or copy it again"
+_COPY_AGAIN: Final = "sha256sum {file}  # compare it with its source, and copy it again"
 _LFS: Final = b"version https://git-lfs.github.com/"
 _PAGES: Final = (b"<!doctype html", b"<html", b"<head", b"<body")
 
@@ -38,7 +42,8 @@ class Finding:
 
     reason: Reason
     detail: str
-    hint: str | None = None
+    advice: str = ""
+    """A command without a torrent, with `{file}` and `{root}` for their quoted paths."""
     ranges: tuple[tuple[int, int], ...] = ()
 
 
@@ -49,20 +54,21 @@ def other_file(buffer: _Buffer) -> Finding | None:
     whole = ((0, len(buffer)),)
     if text.startswith(_LFS):
         detail = "is a Git LFS pointer, not the file that it points to"
-        return Finding(Reason.MALFORMED, detail, "git lfs pull", whole)
+        return Finding(Reason.MALFORMED, detail, "git -C {root} lfs pull", whole)
     if text[:64].lower().startswith(_PAGES):
         detail = "is an HTML page, such as a login or an error page"
-        return Finding(Reason.MALFORMED, detail, ranges=whole)
+        return Finding(Reason.MALFORMED, detail, f"{_LOOK}  # download the file again", whole)
     for magic, detail in _OTHER_FILES:
         if text.startswith(magic) or head.startswith(magic):
-            return Finding(Reason.MALFORMED, detail, ranges=whole)
+            return Finding(Reason.MALFORMED, detail, f"{_LIST}  # replace it by the tensor", whole)
     if not head.strip(b"\0"):
         detail = "begins with zeros, like a file that was never written"
-        return Finding(Reason.MALFORMED, detail)
+        return Finding(Reason.MALFORMED, detail, _UNFINISHED)
     shown = text[: 4 * _SHOWN]
     if shown and all(0x20 <= byte < 0x7F or byte in b"\t\r\n" for byte in shown):  # noqa: PLR2004
         begin = printable(" ".join(shown.decode("ascii").split()), limit=_SHOWN)
-        return Finding(Reason.MALFORMED, f"is text, it begins with {begin!r}", ranges=whole)
+        detail = f"is text, it begins with {begin!r}"
+        return Finding(Reason.MALFORMED, detail, f"{_LOOK}  # download the file again", whole)
     return None
 
 
@@ -91,7 +97,7 @@ def zero_tail(buffer: _Buffer, position: int) -> Finding | None:
     count = len(buffer) - low
     at_least = "at least " if low == stop and stop else ""
     detail = f"was not written to its end: the last {at_least}{count:,} bytes are zeros"
-    return Finding(Reason.MALFORMED, detail, ranges=((low, len(buffer)),))
+    return Finding(Reason.MALFORMED, detail, _UNFINISHED, ((low, len(buffer)),))
 
 
 def flipped_bit(places: Iterable[int], is_tensor: Callable[[int, int], bool]) -> Finding | None:
@@ -108,5 +114,5 @@ def flipped_bit(places: Iterable[int], is_tensor: Callable[[int, int], bool]) ->
         for bit in range(8):
             if is_tensor(place, 1 << bit):
                 detail = f"byte {place:,} has a flipped bit"
-                return Finding(Reason.MALFORMED, detail, ranges=((place, place + 1),))
+                return Finding(Reason.MALFORMED, detail, _COPY_AGAIN, ((place, place + 1),))
     return None

@@ -95,7 +95,8 @@ class _Walk:
         if opcode in _LINES:
             return self.line(opcode)
         if opcode in _COUNTED:
-            return self.counted(opcode)
+            self.counted(opcode)
+            return None
         argument = self.take(_FIXED.get(opcode, 0))
         if opcode in _EXTENSIONS:
             return "extension", str(int.from_bytes(argument, "little"))
@@ -137,7 +138,7 @@ class _Walk:
             self.position += length
             self.stack.append("…" if opcode in _TEXTS else _OTHER)
 
-    def move(self, opcode: bytes, argument: bytes) -> None:
+    def move(self, opcode: bytes, argument: bytes) -> None:  # noqa: C901 (a table)
         index = int.from_bytes(argument, "little")
         if opcode in b"hj":
             self.stack.append(self.memo[index])

@@ -132,7 +132,12 @@ def scan(buffer: _Buffer, *, file: str) -> PickledTensor:
         if finding is None:
             raise
         raise corrupt(
-            file, finding.reason, finding.detail, finding.hint, ranges=finding.ranges
+            file,
+            finding.reason,
+            finding.detail,
+            _NOT_EXECUTED if finding.reason is Reason.UNSAFE else None,
+            ranges=finding.ranges,
+            advice=finding.advice,
         ) from error
 
 
@@ -150,7 +155,7 @@ def _diagnose(machine: "_Machine", damage: Damage) -> Finding | None:
     buffer = machine.buffer
     name = foreign_name(buffer, _ALLOWED)
     if name is not None:
-        return _flip(machine) or Finding(Reason.UNSAFE, f"names {name}", _NOT_EXECUTED)
+        return _flip(machine) or Finding(Reason.UNSAFE, f"names {name}")
     if damage.reason in _SIZES:
         return None
     other = None if machine.has_begun else other_file(buffer)

@@ -18,10 +18,11 @@ from numpy.typing import NDArray
 
 from grokctl.checkpoint import pickles
 from grokctl.checkpoint.file_sizes import size_damage
+from grokctl.checkpoint.pickle_damage import Finding
 from grokctl.checkpoint.pickles import ArrayRef, Hole
 from grokctl.checkpoint.rows import Rows, opened
 from grokctl.checkpoint.torrent import Metainfo, TorrentFile
-from grokctl.checkpoint.value_stats import find_bad
+from grokctl.checkpoint.value_stats import OddValues, find_odd
 from grokctl.errors import (
     CorruptCheckpointError,
     Damage,
@@ -32,14 +33,15 @@ from grokctl.errors import (
     UsageError,
     corrupt,
 )
-from grokctl.events import Advanced, Finished, Observer, Stage, Started, Unit, ignore
+from grokctl.events import Advanced, Finished, Noted, Observer, Stage, Started, Unit, ignore
 from grokctl.model.config import GROK_1, GrokConfig
 from grokctl.model.tensors import Axis, TensorSpec, tensor_specs
 from grokctl.os_errors import reason_of
 from grokctl.paths import CKPT, CONFIG, MANIFEST, PRIVATE, TOKENIZER, TORRENT, quoted
-from grokctl.text import printable
+from grokctl.text import format_number, printable
 
 _OWN = frozenset({PRIVATE, TORRENT, MANIFEST, CKPT})
+_MOST_NOTES = 4
 _LARGEST_EXTRA = 64 * 2**20
 _HEADERS = 4096
 """Bytes, more than the opcodes of any released file."""
@@ -123,12 +125,29 @@ class Release:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class OddTensor:
+    """Unusual values in one file: a fact about it, and no damage if the file is proven."""
+
+    file: str
+    """Path in the release."""
+    array: str
+    """Such as `layers.0.moe.gate.scales`."""
+    values: OddValues
+
+    def __str__(self) -> str:
+        index = ", ".join(map(str, self.values.index))
+        return f"{self.array}: {self.values}, first [{index}] = {self.values.value:g}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Survey:
     """The structure of every file of a release."""
 
     config: GrokConfig
     tensors: tuple[StoredTensor, ...]
     damage: tuple[Damage, ...]
+    odd: tuple[OddTensor, ...] = ()
+    """Unusual values in scales, norms and routers."""
 
 
 def open_release(root: Path, *, observe: Observer = ignore) -> Release:
@@ -154,9 +173,9 @@ def open_release(root: Path, *, observe: Observer = ignore) -> Release:
 def survey(root: Path, *, observe: Observer = ignore) -> Survey:
     """Check the structure of every file, and continue after the first damaged one.
 
-    Every tensor's file must exist, be a pickle of the expected size, shapes and dtypes, and have
-    valid numbers in its scales, norms and routers. This reads 140 MB of Grok-1's 318 GB, and
-    proves nothing about the rest.
+    Every tensor's file must exist, and be a pickle of the expected size, shapes and dtypes. Its
+    scales, norms and routers are read for unusual values, which are facts and not damage: a
+    release may have them. This reads 140 MB of Grok-1's 318 GB, and proves nothing.
 
     Raises:
         CorruptCheckpointError: `config.json` is malformed.
@@ -168,18 +187,22 @@ def survey(root: Path, *, observe: Observer = ignore) -> Survey:
     specs = tensor_specs(config)
     tensors: list[StoredTensor] = []
     damage: list[Damage] = []
+    odd: list[OddTensor] = []
     observe(Started(stage=Stage.STRUCTURE, total=len(specs), unit=Unit.FILES))
     _read_ahead(root, specs)
     for done, spec in enumerate(specs, start=1):
         try:
             tensors.append(_locate(root, spec))
+            odd.extend(_odd_values(tensors[-1]))
         except CorruptCheckpointError as error:
             damage.extend(error.damage)
         observe(Advanced(stage=Stage.STRUCTURE, done=done))
     observe(Finished(stage=Stage.STRUCTURE))
     if (root / CONFIG).is_file():
         damage = _blame_config(root, specs, damage)
-    return Survey(config=config, tensors=tuple(tensors), damage=tuple(damage))
+    for note in _notes(odd):
+        observe(note)
+    return Survey(config=config, tensors=tuple(tensors), damage=tuple(damage), odd=tuple(odd))
 
 
 def read_config(root: Path) -> GrokConfig:
@@ -190,16 +213,27 @@ def read_config(root: Path) -> GrokConfig:
 
 def damage_error(damage: Sequence[Damage], *, checked: int, root: Path) -> GrokctlError:
     """One error for all damaged files; of the class of an unsafe pickle, if there is one."""
-    has_torrent = (root / TORRENT).is_file()
-    repair = f"grokctl verify {quoted(root)} --repair" if has_torrent else None
     unsafe = [item for item in damage if item.reason is Reason.UNSAFE]
-    first = (unsafe or damage)[0]
+    known = [item for item in damage if item.reason is not Reason.UNPROVEN]
+    first = (unsafe or known or damage)[0]
+    hint = _advice(root, first)
     if unsafe:
         message = f"{len(unsafe)} of {checked} files are unsafe pickles, first {first}"
-        command = repair or f"rm {quoted(root / first.file)}"
-        return UnsafePickleError(message, f"{command}  # nothing was executed", tuple(damage))
+        return UnsafePickleError(message, f"{hint}  # nothing was executed", tuple(damage))
     message = f"{len(damage)} of {checked} files are damaged, first {first}"
-    return CorruptCheckpointError(message, repair, tuple(damage))
+    return CorruptCheckpointError(message, hint, tuple(damage))
+
+
+def _advice(root: Path, damage: Damage) -> str | None:
+    """The command that mends a release: never one that deletes bytes which may be good."""
+    if (root / TORRENT).is_file():
+        return f"grokctl verify {quoted(root)} --repair"
+    file = quoted(root / damage.file)
+    if damage.reason is Reason.UNSAFE:
+        return f"ls -l {file}"
+    if damage.reason in {Reason.SHORT, Reason.LONG} and not damage.advice:
+        return f"ls -l {file}  # copy it again from its source"
+    return damage.advice.format(file=file, root=quoted(root)) or None
 
 
 def released_payloads(spec: TensorSpec) -> tuple[Hole, Hole | None]:
@@ -276,8 +310,7 @@ def scan_file(root: Path, name: str) -> pickles.PickledTensor:
         raise corrupt(name, Reason.UNREADABLE, "is not a regular file")
     if status.st_size == 0:
         return pickles.scan(b"", file=name)
-    mapped = _map(path)
-    with memoryview(mapped) as buffer:
+    with _mapped(path) as buffer:
         return pickles.scan(buffer, file=name)
 
 
@@ -317,14 +350,16 @@ def _locate(root: Path, spec: TensorSpec) -> StoredTensor:
             raise
         if size != expected:
             raise _size_error(name, expected=expected, size=size) from error
-        raise corrupt(name, Reason.MALFORMED, damage.detail) from error
+        flip = _flip_of(path)
+        detail = damage.detail if flip is None else f"{damage.detail}; {flip.detail}"
+        ranges, advice = (flip.ranges, flip.advice) if flip else ((), "")
+        raise corrupt(name, Reason.MALFORMED, detail, ranges=ranges, advice=advice) from error
     _compare(name, spec, tensor)
     if tensor.scales is not None:
         weight, _ = released_payloads(spec)
         expected = pickles.measure(weight, Hole(tensor.scales.shape, tensor.scales.dtype))
     if size != expected:
         raise _size_error(name, expected=expected, size=size)
-    _check_values(name, spec, path, tensor)
     return StoredTensor(spec=spec, path=path, weight=tensor.weight, scales=tensor.scales)
 
 
@@ -348,23 +383,40 @@ def _compare(name: str, spec: TensorSpec, tensor: pickles.PickledTensor) -> None
         raise corrupt(name, Reason.MALFORMED, f"expected scales {spec.scales_shape}, found {shape}")
 
 
-def _check_values(name: str, spec: TensorSpec, path: Path, tensor: pickles.PickledTensor) -> None:
-    """Refuse scales that are not positive, and norms and routers that are not finite."""
+def _odd_values(tensor: StoredTensor) -> Iterator[OddTensor]:
+    """Unusual values in the scales of a file, or in its norm or router."""
+    spec, scales = tensor.spec, tensor.scales
     if Axis.VOCAB in spec.axes:
         return  # 3 GB, and a part of it would show nothing
-    scales = tensor.scales
+    file = f"{CKPT}/{spec.file}"
+    with _reading(file):
+        odd = find_odd(
+            tensor.path,
+            scales or tensor.weight,
+            is_scales=scales is not None,
+            is_norm=len(spec.shape) == 1,
+        )
+    if odd is not None:
+        yield OddTensor(
+            file=file, array=f"{spec.name}.{'scales' if scales else 'weight'}", values=odd
+        )
+
+
+def _notes(odd: Sequence[OddTensor]) -> Iterator[Noted]:
+    """The first unusual values, and the number of the other files with some."""
+    for item in odd[:_MOST_NOTES]:
+        yield Noted(message=f"{item.file}: {item}")
+    more = len(odd) - _MOST_NOTES
+    if more > 0:
+        yield Noted(message=f"unusual values in {format_number(more, 'more file')}")
+
+
+@contextmanager
+def _reading(file: str) -> Iterator[None]:
     try:
-        bad = find_bad(path, scales or tensor.weight, positive=scales is not None)
+        yield
     except OSError as error:
-        raise corrupt(name, Reason.UNREADABLE, reason_of(error)) from error
-    if bad is None:
-        return
-    index = ", ".join(map(str, bad.index))
-    array, wanted = ("scales", "positive") if scales else ("weight", "finite")
-    detail = f"{spec.name}.{array}[{index}]: expected a {wanted} number, found {bad.value:g}"
-    if bad.count > 1:
-        detail += f", the first of {bad.count:,}"
-    raise corrupt(name, Reason.MALFORMED, detail, ranges=bad.ranges)
+        raise corrupt(file, Reason.UNREADABLE, reason_of(error)) from error
 
 
 def _blame_config(root: Path, specs: Sequence[TensorSpec], damage: list[Damage]) -> list[Damage]:
@@ -422,6 +474,17 @@ def _size_error(name: str, *, expected: int, size: int | None) -> CorruptCheckpo
     damage = size_damage(name, expected=expected, size=size)
     assert damage is not None
     return corrupt(name, damage.reason, damage.detail)
+
+
+def _flip_of(path: Path) -> Finding | None:
+    with _mapped(path) as buffer:
+        return pickles.find_flip(buffer)
+
+
+@contextmanager
+def _mapped(path: Path) -> Iterator[memoryview]:
+    with memoryview(_map(path)) as buffer:
+        yield buffer
 
 
 def _map(path: Path) -> mmap.mmap:

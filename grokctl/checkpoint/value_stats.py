@@ -1,4 +1,4 @@
-"""Statistics of stored tensors, read block by block; and a search for values that are not valid."""
+"""Statistics of stored tensors, read block by block; and a search for unusual values."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -28,20 +28,45 @@ _MOST_RANGES: Final = 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class BadValues:
-    """Invalid values of a tensor."""
+class OddValues:
+    """Values that are unusual for an array: facts about a file, not damage to it."""
 
-    index: tuple[int, ...]
+    nonfinite: int = 0
+    """Infinities and NaN: arithmetic with them has no result."""
+    zeros: int = 0
+    negative: int = 0
+    subnormal: int = 0
+    index: tuple[int, ...] = ()
     """Index of the first one in its array."""
-    value: float
+    value: float = 0.0
     """The first one."""
-    count: int
-    ranges: tuple[tuple[int, int], ...]
+    ranges: tuple[tuple[int, int], ...] = ()
     """Byte ranges of the file, half open; a single range if they are scattered."""
 
+    @property
+    def count(self) -> int:
+        """How many there are."""
+        return self.nonfinite + self.zeros + self.negative + self.subnormal
 
-def find_bad(path: Path, ref: ArrayRef, *, positive: bool) -> BadValues | None:
-    """Find infinities and NaN and, in scales, zeros and negative numbers.
+    def __str__(self) -> str:
+        """Such as `3 values of 0, 1 value not finite`."""
+        kinds = (
+            (self.nonfinite, "not finite"),
+            (self.zeros, "of 0"),
+            (self.negative, "below 0"),
+            (self.subnormal, "subnormal"),
+        )
+        return ", ".join(
+            f"{count:,} {'value' if count == 1 else 'values'} {kind}"
+            for count, kind in kinds
+            if count
+        )
+
+
+def find_odd(
+    path: Path, ref: ArrayRef, *, is_scales: bool = False, is_norm: bool = False
+) -> OddValues | None:
+    """Find infinities and NaN; in norms also zeros; in scales all but positive normal numbers.
 
     Reads only the bytes of the array, in blocks; nothing is mapped, so that a shrinking file or a
     bad sector is an error and not a signal.
@@ -49,7 +74,8 @@ def find_bad(path: Path, ref: ArrayRef, *, positive: bool) -> BadValues | None:
     Args:
         path: The tensor's file.
         ref: A float32 or bfloat16 array in it.
-        positive: Whether only positive numbers are valid.
+        is_scales: Whether it has the scales of a weight.
+        is_norm: Whether it is the weight of a norm.
 
     Raises:
         OSError: The file cannot be read, or ends early.
@@ -57,26 +83,46 @@ def find_bad(path: Path, ref: ArrayRef, *, positive: bool) -> BadValues | None:
     size = ref.dtype.itemsize
     bits = np.dtype(f"<u{size}")
     infinity = bits.type(0x7F80 << 8 * (size - 2))
-    first, value, count, ranges = None, 0.0, 0, _Ranges()
+    smallest = bits.type(0x0080 << 8 * (size - 2))
+    odd, ranges = OddValues(), _Ranges()
     with path.open("rb", buffering=0) as file:
         for offset, nbytes in _spans(ref.offset, ref.nbytes):
             block = _read(file.fileno(), offset, nbytes).view(bits)
-            # zero and negative numbers wrap around to above infinity
-            is_bad = block - 1 >= infinity - 1 if positive else block & infinity == infinity
-            places = np.flatnonzero(is_bad)
+            # smaller ones and negative numbers wrap around to above infinity
+            is_odd = (
+                block - smallest >= infinity - smallest
+                if is_scales
+                else block & infinity == infinity
+            )
+            if is_norm:
+                is_odd |= block << 1 == 0  # of either sign
+            places = np.flatnonzero(is_odd)
             if not places.size:
                 continue
-            if first is None:
-                place = int(places[0])
-                first = (offset - ref.offset) // size + place
-                with np.errstate(invalid="ignore"):  # a NaN may be signaling
-                    value = float(block.view(ref.dtype)[place])
-            count += places.size
+            with np.errstate(invalid="ignore"):  # a NaN may be signaling
+                values = block.view(ref.dtype)[places].astype(np.float64)
+            if not odd.count:
+                first = (offset - ref.offset) // size + int(places[0])
+                index = tuple(map(int, np.unravel_index(first, ref.shape)))
+                odd = replace(odd, index=index, value=float(values[0]))
+            odd = _counted(odd, values)
             ranges.add(places, offset, size)
-    if first is None:
-        return None
-    index = tuple(map(int, np.unravel_index(first, ref.shape)))
-    return BadValues(index=index, value=value, count=count, ranges=tuple(ranges.joined))
+    return replace(odd, ranges=tuple(ranges.joined)) if odd.count else None
+
+
+def _counted(odd: OddValues, values: NDArray[np.float64]) -> OddValues:
+    """Count more unusual values, each in one way."""
+    is_finite = np.isfinite(values)
+    nonfinite = values.size - int(np.count_nonzero(is_finite))
+    zeros = int(np.count_nonzero(values == 0))
+    negative = int(np.count_nonzero(values[is_finite] < 0))
+    return replace(
+        odd,
+        nonfinite=odd.nonfinite + nonfinite,
+        zeros=odd.zeros + zeros,
+        negative=odd.negative + negative,
+        subnormal=odd.subnormal + values.size - nonfinite - zeros - negative,
+    )
 
 
 class _Ranges:
@@ -118,6 +164,12 @@ class ValueStats:
     """Integers that are 0."""
     saturated: int = 0
     """Integers at the ends of their range."""
+    lowest: int = 0
+    """Integers that are -128, which no symmetric quantization writes."""
+    zero_scales: int = 0
+    negative_scales: int = 0
+    zero_values: int = 0
+    """Zeros in an array without scales."""
     cells: tuple[int, ...] = field(default=(0,) * CELLS)
     """Integers by magnitude, see `CELLS`."""
 
@@ -131,6 +183,10 @@ class ValueStats:
             integers=self.integers + other.integers,
             zeros=self.zeros + other.zeros,
             saturated=self.saturated + other.saturated,
+            lowest=self.lowest + other.lowest,
+            zero_scales=self.zero_scales + other.zero_scales,
+            negative_scales=self.negative_scales + other.negative_scales,
+            zero_values=self.zero_values + other.zero_values,
             cells=tuple(map(sum, zip(self.cells, other.cells, strict=True))),
         )
 
@@ -227,15 +283,29 @@ class Part:
         with np.errstate(invalid="ignore"):  # a NaN may be signaling
             wide = factors.astype(np.float64)
         if block.dtype == np.uint8:
-            stats, empty = _stats_of_integers(unpacked(block), wide), ValueStats()
+            stats, empty = (
+                self._of_scales(_stats_of_integers(unpacked(block), wide), wide),
+                ValueStats(),
+            )
             return replace(  # the use of int8's range does not apply to four bits
                 stats,
                 integers=empty.integers,
                 zeros=empty.zeros,
                 saturated=empty.saturated,
+                lowest=empty.lowest,
                 cells=empty.cells,
             )
-        return _stats_of_integers(block, wide)
+        return self._of_scales(_stats_of_integers(block, wide), wide)
+
+    def _of_scales(self, stats: ValueStats, scales: NDArray[np.float64]) -> ValueStats:
+        """Count the scales with the first rows that have them."""
+        if self.rows[0]:
+            return stats
+        return replace(
+            stats,
+            zero_scales=int(np.count_nonzero(scales == 0)),
+            negative_scales=int(np.count_nonzero(scales < 0)),
+        )
 
 
 def _stats_of_floats(values: NDArray[Any]) -> ValueStats:
@@ -249,6 +319,7 @@ def _stats_of_floats(values: NDArray[Any]) -> ValueStats:
         minimum=float(finite.min()),
         maximum=float(finite.max()),
         squares=float((wide * wide).sum()),
+        zero_values=finite.size - int(np.count_nonzero(finite)),
     )
 
 
@@ -257,7 +328,7 @@ def _stats_of_integers(block: NDArray[np.int8], scales: NDArray[Any]) -> ValueSt
     is_finite = np.isfinite(scales)  # those of a ready checkpoint are not checked
     factors = np.where(is_finite, scales, 0.0)
     ends = np.stack([block.min(axis=0), block.max(axis=0)])[:, is_finite] * scales[is_finite]
-    saturated, cells = _use(block.reshape(-1))
+    saturated, lowest, cells = _use(block.reshape(-1))
     return ValueStats(
         count=block.size,
         nonfinite=block.size // scales.size * int(np.count_nonzero(~is_finite)),
@@ -268,16 +339,17 @@ def _stats_of_integers(block: NDArray[np.int8], scales: NDArray[Any]) -> ValueSt
         integers=block.size,
         zeros=block.size - int(np.count_nonzero(block)),
         saturated=saturated,
+        lowest=lowest,
         cells=cells,
     )
 
 
-def _use(integers: NDArray[np.int8]) -> tuple[int, tuple[int, ...]]:
-    """The number of saturated integers, and the number in each cell.
+def _use(integers: NDArray[np.int8]) -> tuple[int, int, tuple[int, ...]]:
+    """The number of saturated integers, of those that are -128, and the number in each cell.
 
     Counts four at a time: two cells make a byte, and two bytes an index.
     """
-    saturated = 0
+    saturated = lowest = 0
     counts: NDArray[np.int64] = np.zeros(CELLS**4, np.int64)
     rest: NDArray[np.int64] = np.zeros(CELLS, np.int64)
     for start in range(0, integers.size, _CACHED):
@@ -287,6 +359,7 @@ def _use(integers: NDArray[np.int8]) -> tuple[int, tuple[int, ...]]:
             rest[0] += size.size
             continue
         if largest > _LARGEST_INTEGER:
+            lowest += int(np.count_nonzero(size > _LARGEST_INTEGER))
             np.minimum(size, _LARGEST_INTEGER, out=size)
         saturated += int(np.count_nonzero(size == _LARGEST_INTEGER))
         size >>= 3  # eight magnitudes to a cell
@@ -296,7 +369,7 @@ def _use(integers: NDArray[np.int8]) -> tuple[int, tuple[int, ...]]:
         rest += np.bincount(size[whole:], None, CELLS)
     fours = counts.reshape((CELLS,) * 4)
     totals = rest + sum(fours.sum(axis=tuple({0, 1, 2, 3} - {axis})) for axis in range(4))
-    return saturated, tuple(totals.tolist())
+    return saturated, lowest, tuple(totals.tolist())
 
 
 def _square_sums(block: NDArray[np.int8]) -> NDArray[np.float64]:

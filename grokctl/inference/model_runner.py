@@ -218,9 +218,9 @@ class ModelRunner:
         if not np.isfinite(values).all():
             raise corrupt(
                 "logits",
-                Reason.ALTERED,
-                "the model computed values that are not finite, so weights must be damaged",
-                "grokctl verify",
+                Reason.MALFORMED,
+                "the model computed values that are not finite: a weight or a scale is not",
+                "grokctl inspect --stats  # shows which; grokctl verify proves the files",
             )
         return values
 

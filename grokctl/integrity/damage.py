@@ -45,6 +45,8 @@ class Findings:
     """Damage to the structure, by file."""
     known: Mapping[str, KnownBytes]
     """Bytes that follow from the structure, by file."""
+    odd: Mapping[str, tuple[tuple[int, int], ...]] = field(default_factory=dict)
+    """Ranges with unusual values, by file: in a bad piece, evidence against the file."""
 
 
 def known_bytes(spec: TensorSpec, length: int) -> KnownBytes:
@@ -205,9 +207,9 @@ class _Attribution:
     def _is_broken(self, piece: int, span: _Span) -> bool:
         """Whether some of these bytes are missing, or contradict the structure."""
         structure = self.findings.structure.get(span.name)
-        return self._is_missing(piece, span) or (
-            structure is not None
-            and any(low < span.high and span.low < high for low, high in structure.ranges)
+        ranges = (*(structure.ranges if structure else ()), *self.findings.odd.get(span.name, ()))
+        return self._is_missing(piece, span) or any(
+            low < span.high and span.low < high for low, high in ranges
         )
 
     def _is_damaged_elsewhere(self, span: _Span) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import reduce
 from operator import add
@@ -71,6 +71,10 @@ def _row_values(row: TensorRow) -> dict[str, Any]:
         "rms": spread.rms if is_finite else None,
         "nonfinite": spread.nonfinite,
         "zero_share": spread.zeros / spread.integers if spread.integers else None,
+        "lowest": spread.lowest if spread.integers else None,
+        "zero_scales": spread.zero_scales if row.scale_groups else None,
+        "negative_scales": spread.negative_scales if row.scale_groups else None,
+        "zero_values": None if row.scale_groups else spread.zero_values,
         "saturated_share": spread.saturated / spread.integers if spread.integers else None,
         "use": shares if spread.integers else None,
     }
@@ -160,10 +164,24 @@ def _spreads(
         right=("index", "min", "max", "rms", "zero", "at 127"),
         optional=("index", "type", "zero", "at 127", "min", "max"),
     )
-    for (name, _), spread in zip(groups, spreads, strict=True):
-        if spread.nonfinite:
-            count = f"{spread.nonfinite:,} of {spread.count:,} values"
-            console.note(f"{name}: {count} are not finite")
+    for (name, rows), spread in zip(groups, spreads, strict=True):
+        for fact in _facts(spread, is_norm=rows[0].kind == "norms"):
+            console.note(f"{name}: {fact}")
+
+
+def _facts(spread: ValueStats, *, is_norm: bool) -> Iterator[str]:
+    """Unusual values, in words."""
+    of = f"of {spread.count:,} values"
+    if spread.nonfinite:
+        yield f"{spread.nonfinite:,} {of} are not finite"
+    if spread.zero_scales:
+        yield f"{spread.zero_scales:,} scales are 0"
+    if spread.negative_scales:
+        yield f"{spread.negative_scales:,} scales are below 0"
+    if spread.lowest:
+        yield f"{spread.lowest:,} {of} are stored as -128"
+    if is_norm and spread.zero_values:
+        yield f"{spread.zero_values:,} {of} are 0"
 
 
 def _index(rows: Sequence[TensorRow]) -> str:

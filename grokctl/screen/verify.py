@@ -73,6 +73,7 @@ def verdict(
 def _damage_values(damage: Damage) -> dict[str, Any]:
     values = asdict(damage)
     values["mend_bytes"] = values.pop("mend_nbytes")
+    del values["advice"]
     return values
 
 

@@ -6,7 +6,7 @@ from damaging import DOWN, GATE, NORM, PIECE, UP, Seeded, break_disk, flip, foun
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from grokctl.errors import Reason, UnsafePickleError
+from grokctl.errors import CorruptCheckpointError, Reason
 from grokctl.verify import raise_for, verify
 
 PREVIOUS, NEXT = "ckpt-0/tensor00001_000", "ckpt-0/tensor00006_000"
@@ -239,16 +239,18 @@ def test_two_files_of_one_size_that_changed_places_are_both_altered(seeded):
         assert_piece_bounded(seeded, damage[name])
 
 
-def test_a_flip_in_the_pickle_s_own_bytes_is_refused_as_unsafe(seeded):
+def test_a_flip_in_the_pickle_s_own_bytes_is_damage_and_named(seeded):
     _, length = seeded.files()[DOWN]
     flip(seeded.root / DOWN, length - 1)
 
     verdict = verify(seeded.root)
 
-    assert found(verdict)[DOWN].reason is Reason.UNSAFE
+    assert found(verdict)[DOWN].reason is Reason.ALTERED
+    assert f"byte {length - 1:,} has a flipped bit" in found(verdict)[DOWN].detail
     assert found(verdict)[DOWN].ranges == ((length - 1, length),)
-    with pytest.raises(UnsafePickleError, match=DOWN):
+    with pytest.raises(CorruptCheckpointError, match=DOWN) as caught:
         raise_for(verdict, seeded.root)
+    assert caught.value.exit_code == 20
 
 
 def test_a_folder_in_place_of_a_file_is_unreadable(seeded):

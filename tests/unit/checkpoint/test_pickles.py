@@ -880,9 +880,8 @@ def loads(data: bytes) -> bool:
 
 
 @pytest.mark.parametrize("body", [array(), quantized(state_of(*PAIR))], ids=["float", "quantized"])
-def test_a_value_that_reaches_past_its_frame_is_refused_as_unpicklers_refuse_it(
-    body, without_search
-):
+@pytest.mark.usefixtures("without_search")
+def test_a_value_that_reaches_past_its_frame_is_refused_as_unpicklers_refuse_it(body):
     framed = [b"\x80\x04" + frame(length) + body + pickle.STOP for length in range(len(body) + 2)]
 
     accepted = [isinstance(verdict(data), PickledTensor) for data in framed]
@@ -998,7 +997,8 @@ def test_a_flipped_bit_outside_of_the_payload_is_damage_and_its_place_is_said(wh
 
 
 @pytest.mark.parametrize("whole", [pytest.param(NORM, id="float32"), pytest.param(KEY, id="int8")])
-def test_a_changed_byte_outside_of_the_payload_gives_a_tensor_or_an_error(whole, without_search):
+@pytest.mark.usefixtures("without_search")
+def test_a_changed_byte_outside_of_the_payload_gives_a_tensor_or_an_error(whole):
     for place in opcode_bytes(whole):
         data = bytearray(whole)
         data[place] ^= 255

@@ -15,7 +15,7 @@ import pytest
 from grokctl.checkpoint.pickles import BFLOAT16, Hole, scan, write
 from grokctl.checkpoint.release import file_nbytes, open_release, released_payloads, survey
 from grokctl.errors import CorruptCheckpointError, Reason, UnsafePickleError, UsageError
-from grokctl.events import Advanced, Event, Finished, Stage, Started, Unit
+from grokctl.events import Advanced, Event, Finished, Noted, Stage, Started, Unit
 from grokctl.model.config import GROK_1, GrokConfig
 from grokctl.model.tensors import tensor_specs
 
@@ -185,7 +185,7 @@ def test_a_release_of_full_size_opens_without_reading_it(tmp_path):
         pytest.param(
             lambda path: os.truncate(path, 0),
             Reason.SHORT,
-            "expected 4519 bytes, found 0",
+            "is empty, expected 4519 bytes",
             id="empty",
         ),
         pytest.param(
@@ -545,28 +545,31 @@ def values_of(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
 @pytest.mark.parametrize(
     ("value", "said"),
     [
-        pytest.param(np.nan, "nan", id="nan"),
-        pytest.param(np.uint16(0xFF81).view(BFLOAT16), "nan", id="negative-signalling-nan"),
-        pytest.param(np.inf, "inf", id="inf"),
-        pytest.param(-np.inf, "-inf", id="negative-inf"),
-        pytest.param(-0.5, "-0.5", id="negative"),
-        pytest.param(0.0, "0", id="zero"),
-        pytest.param(-0.0, "-0", id="negative-zero"),
+        pytest.param(np.nan, "1 value not finite", id="nan"),
+        pytest.param(
+            np.uint16(0xFF81).view(BFLOAT16), "1 value not finite", id="negative-signalling-nan"
+        ),
+        pytest.param(np.inf, "1 value not finite", id="inf"),
+        pytest.param(-np.inf, "1 value not finite", id="negative-inf"),
+        pytest.param(-0.5, "1 value below 0", id="negative"),
+        pytest.param(0.0, "1 value of 0", id="zero"),
+        pytest.param(-0.0, "1 value of 0", id="negative-zero"),
     ],
 )
-def test_a_scale_that_no_tensor_can_have_is_malformed_and_located(release, value, said):
+def test_an_unusual_scale_is_a_fact_and_located(release, value, said):
     path = release / "ckpt-0" / OUT
     weight, scales = values_of(path)
     scales[3, 17] = value
     rewrite(path, weight, scales)
 
-    (damage,) = damage_of(release).damage
+    found = survey(release)
 
-    assert (damage.file, damage.reason) == (f"ckpt-0/{OUT}", Reason.MALFORMED)
-    assert damage.detail == (
-        f"layers.0.attention.out.scales[3, 17]: expected a positive number, found {said}"
-    )
-    ((low, high),) = damage.ranges
+    assert found.damage == ()
+    (odd,) = found.odd
+    assert odd.file == f"ckpt-0/{OUT}"
+    first = "nan" if "finite" in said and "inf" not in str(value) else f"{value:g}"
+    assert str(odd) == f"layers.0.attention.out.scales: {said}, first [3, 17] = {first}"
+    ((low, high),) = odd.values.ranges
     assert path.read_bytes()[low:high] == scales[3, 17].tobytes()
 
 
@@ -574,21 +577,23 @@ def test_a_scale_that_no_tensor_can_have_is_malformed_and_located(release, value
 @pytest.mark.parametrize(
     ("file", "place", "name"),
     [
-        pytest.param(NORM, (5,), "layers.0.norms.pre_attention.weight[5]", id="norm"),
-        pytest.param(ROUTER, (2, 7), "layers.0.router.weight[2, 7]", id="router"),
-        pytest.param("tensor00001_000", (0,), "final_norm.weight[0]", id="final-norm"),
+        pytest.param(NORM, (5,), "layers.0.norms.pre_attention.weight", id="norm"),
+        pytest.param(ROUTER, (2, 7), "layers.0.router.weight", id="router"),
+        pytest.param("tensor00001_000", (0,), "final_norm.weight", id="final-norm"),
     ],
 )
-def test_a_norm_or_router_that_is_no_number_is_malformed(release, file, place, name, value):
+def test_a_norm_or_router_that_is_no_number_is_noted(release, file, place, name, value):
     path = release / "ckpt-0" / file
     weight, _ = values_of(path)
     weight[place] = value
     rewrite(path, weight)
 
-    found, reason, detail = only_damage_of(release)
+    seen: list[Event] = []
+    open_release(release, observe=seen.append)
 
-    assert (found, reason) == (f"ckpt-0/{file}", Reason.MALFORMED)
-    assert detail == f"{name}: expected a finite number, found {value:g}"
+    (note,) = [event.message for event in seen if isinstance(event, Noted)]
+    index = ", ".join(map(str, place))
+    assert note == f"ckpt-0/{file}: {name}: 1 value not finite, first [{index}] = {value:g}"
 
 
 def test_a_norm_may_be_negative_and_zero(release):
@@ -610,20 +615,82 @@ def test_the_smallest_and_largest_scales_are_sound(release):
     open_release(release)
 
 
-def test_scales_that_never_arrived_are_all_of_them_malformed(release):
-    # what a download that was stopped leaves in a file made at its full size
+def test_scales_of_0_are_all_counted_in_one_fact(release):
     path = release / "ckpt-0" / KEY
     weight, scales = values_of(path)
     rewrite(path, weight, np.zeros_like(scales))
 
-    (damage,) = damage_of(release).damage
+    (odd,) = survey(release).odd
 
-    assert damage.detail == (
-        "layers.0.attention.key.scales[0, 0]: expected a positive number, found 0, "
-        f"the first of {scales.size}"
-    )
-    ((low, high),) = damage.ranges
+    assert odd.values.zeros == odd.values.count == scales.size
+    ((low, high),) = odd.values.ranges
     assert high - low == scales.nbytes
+
+
+def test_many_files_with_unusual_values_are_counted(release):
+    for number in (2, 3, 4, 5, 6, 7):
+        path = release / "ckpt-0" / f"tensor{number:05d}_000"
+        weight, scales = values_of(path)
+        rewrite(path, weight, np.zeros_like(scales))
+    seen: list[Event] = []
+
+    open_release(release, observe=seen.append)
+
+    notes = [event.message for event in seen if isinstance(event, Noted)]
+    assert len(notes) == 5
+    assert notes[-1] == "unusual values in 2 more files"
+
+
+# --- damage in words, each with its own advice
+
+
+@pytest.mark.parametrize(
+    ("change", "words", "advice"),
+    [
+        pytest.param(
+            lambda data: data[: len(data) // 2] + bytes(len(data) - len(data) // 2),
+            "was not written to its end",
+            "finish it",
+            id="a-zero-tail",
+        ),
+        pytest.param(
+            lambda _: b"version https://git-lfs.github.com/spec/v1\n",
+            "Git LFS pointer",
+            "lfs pull",
+            id="lfs",
+        ),
+        pytest.param(lambda _: b"<html>", "HTML page", "download", id="html"),
+        pytest.param(lambda data: b"GGUF" + data[4:], "GGUF file", "replace it", id="gguf"),
+        pytest.param(
+            lambda data: data[:30] + bytes([data[30] ^ 1]) + data[31:],
+            "byte 30 has a flipped bit",
+            "copy it again",
+            id="a-flip-in-a-name",
+        ),
+        pytest.param(
+            lambda data: data[:-1] + b"/",
+            "has a flipped bit",
+            "copy it again",
+            id="a-flip-at-the-end",
+        ),
+        pytest.param(
+            lambda data: data[:10] + bytes([data[10] ^ 128]) + data[11:],
+            "has a flipped bit",
+            "copy it again",
+            id="a-flip-in-a-length",
+        ),
+    ],
+)
+def test_what_happened_to_a_file_is_said_with_advice(release, change, words, advice):
+    path = release / "ckpt-0" / KEY
+    path.write_bytes(change(path.read_bytes()))
+
+    error = damage_of(release)
+
+    assert type(error) is CorruptCheckpointError
+    assert words in str(error)
+    assert advice in error.hint
+    assert " rm " not in f" {error.hint}"
 
 
 def test_bytes_after_the_pickles_end_are_found_where_the_size_is_right(release):

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from grokctl.checkpoint import value_stats as values
 from grokctl.checkpoint.pickles import BFLOAT16, ArrayRef
-from grokctl.checkpoint.value_stats import CELLS, StoredValues, ValueStats, find_bad
+from grokctl.checkpoint.value_stats import CELLS, StoredValues, ValueStats, find_odd
 
 SEEDS = st.integers(0, 2**32 - 1)
 
@@ -160,7 +160,7 @@ def test_a_file_that_ends_early_is_an_error_and_no_signal(tmp_path):
     with pytest.raises(OSError, match="ends before byte 100"):
         stats_of(StoredValues(path=tmp_path / "file", array=ref))
     with pytest.raises(OSError, match="ends before byte 100"):
-        find_bad(tmp_path / "file", ref, positive=False)
+        find_odd(tmp_path / "file", ref)
 
 
 def test_values_whose_scale_is_no_number_are_counted_and_left_out(tmp_path):
@@ -184,13 +184,14 @@ def test_values_whose_scale_is_no_number_are_counted_and_left_out(tmp_path):
     assert sum(found.cells) == 12
 
 
-# --- what no tensor may hold
+# --- what is unusual in a tensor
 
 
 def is_bad(array: np.ndarray, *, positive: bool) -> np.ndarray:
     with np.errstate(invalid="ignore"):  # some NaN are signalling
         wide = array.astype(np.float64)
-    return ~np.isfinite(wide) | (wide <= 0 if positive else np.zeros_like(wide, bool))
+    smallest = 2.0**-126  # of the normal numbers
+    return ~np.isfinite(wide) | (wide < smallest if positive else np.zeros_like(wide, bool))
 
 
 @pytest.mark.parametrize("positive", [True, False], ids=["positive", "finite"])
@@ -198,7 +199,7 @@ def test_every_bfloat16_there_is_is_judged_as_numpy_judges_it(tmp_path, positive
     every = np.arange(2**16, dtype=np.uint16).view(BFLOAT16)
     (ref,) = store(tmp_path / "file", every)
 
-    found = find_bad(tmp_path / "file", ref, positive=positive)
+    found = find_odd(tmp_path / "file", ref, is_scales=positive)
 
     bad = is_bad(every, positive=positive)
     covered = np.zeros(every.size, bool)
@@ -207,6 +208,35 @@ def test_every_bfloat16_there_is_is_judged_as_numpy_judges_it(tmp_path, positive
     assert found.count == bad.sum()
     assert found.index == (int(np.flatnonzero(bad)[0]),)
     assert (covered == bad).all()
+
+
+def test_unusual_values_are_counted_by_kind(tmp_path):
+    numbers = [1, 0, -0.0, 0, -2, -3, np.nan, np.inf, -np.inf, 1e-39, 5]
+    (ref,) = store(tmp_path / "file", np.array(numbers).astype(BFLOAT16))
+
+    scales = find_odd(tmp_path / "file", ref, is_scales=True)
+    norm = find_odd(tmp_path / "file", ref, is_norm=True)
+    plain = find_odd(tmp_path / "file", ref)
+
+    kinds = [(odd.zeros, odd.negative, odd.nonfinite, odd.subnormal) for odd in (scales, norm)]
+    assert kinds == [(3, 2, 3, 1), (3, 0, 3, 0)]
+    assert (plain.nonfinite, plain.count, plain.index) == (3, 3, (6,))
+    assert str(scales) == (
+        "3 values not finite, 3 values of 0, 2 values below 0, 1 value subnormal"
+    )
+
+
+def test_what_nobody_expects_of_stored_values_is_counted(tmp_path):
+    weight = np.array([[[-128, 1], [-128, 127]], [[0, 3], [4, 5]]], np.int8)
+    scales = np.array([[0, 1], [-1, -0.0]]).astype(BFLOAT16)
+    refs = store(tmp_path / "file", weight, scales.reshape(2, 1, 2))
+    (plain,) = store(tmp_path / "norm", np.array([0, 1, -0.0], np.float32))
+
+    found = stats_of(StoredValues(path=tmp_path / "file", array=refs[0], scales=refs[1]))
+    norm = stats_of(StoredValues(path=tmp_path / "norm", array=plain))
+
+    assert (found.lowest, found.zero_scales, found.negative_scales) == (2, 2, 1)
+    assert norm.zero_values == 2
 
 
 @settings(max_examples=60, deadline=None)
@@ -230,7 +260,7 @@ def test_bad_values_are_counted_and_located_over_any_blocks(
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(values, "_BLOCK", block)
-        found = find_bad(path, ref, positive=positive)
+        found = find_odd(path, ref, is_scales=positive)
 
     bad = is_bad(array, positive=positive)
     if not bad.any():
