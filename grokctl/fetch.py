@@ -11,8 +11,9 @@ from typing import Final
 from grokctl.checkpoint.receipt import read_receipt
 from grokctl.checkpoint.release import release_paths
 from grokctl.checkpoint.torrent import folder_name, parse_metainfo
-from grokctl.errors import GrokctlError, UsageError
+from grokctl.errors import FetchError, GrokctlError, UsageError
 from grokctl.events import Advanced, Finished, Noted, Observer, Stage, Started, Unit, ignore
+from grokctl.os_errors import refusal
 from grokctl.paths import CKPT, TOKENIZER, quoted
 from grokctl.text import format_bytes, format_number
 from grokctl.transfer.data_on_disk import find_claims
@@ -140,7 +141,10 @@ def fetch(
                 f"{options.tokenizer}: the torrent contains its own {TOKENIZER}",
                 f"grokctl fetch {quoted(source)} --to {quoted(root)}",
             )
-        claims = find_claims(root, selection, have, observe)
+        try:
+            claims = find_claims(root, selection, have, observe)
+        except OSError as error:
+            raise refusal(error, root, kind=FetchError) from error
         swarm.add(_transfer(request, selection, peers, claims))
         mirrors = _mirrors(stack, selection, options)
         download = Download(

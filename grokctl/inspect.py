@@ -19,7 +19,7 @@ from grokctl.errors import Reason, UsageError, corrupt
 from grokctl.events import Advanced, Finished, Observer, Stage, Started, ignore
 from grokctl.model.config import GrokConfig
 from grokctl.model.precision import Precision
-from grokctl.os_errors import reason_of
+from grokctl.os_errors import is_absence, located, reason_of, refusal
 from grokctl.paths import kind_of
 from grokctl.system import usable_cores
 
@@ -261,6 +261,8 @@ def _stats_of_parts(
         try:
             return part.stats()
         except OSError as error:
+            if not is_absence(error):
+                raise refusal(located(error, part.of.path)) from error
             name = part.of.path.relative_to(root).as_posix()
             raise corrupt(name, Reason.UNREADABLE, reason_of(error)) from error
 

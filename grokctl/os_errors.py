@@ -1,14 +1,36 @@
-"""What the operating system refused, as an error that users understand."""
+"""What the operating system refused, as an error that users understand.
+
+A file that cannot be read is not damaged. `refusal` is the error for the machine: of the caller's
+kind, or about a full disk (12) or failing hardware (40). `is_absence` tells what is damage: a file
+that is missing, or ends early.
+"""
 
 import errno
 import os
+import resource
 import shlex
 from pathlib import Path
 from typing import Final
 
-from grokctl.errors import DiskFullError, GrokctlError, UsageError
+from grokctl.errors import DiskFullError, GrokctlError, HardwareError, UsageError
 
+_ENOUGH: Final = 4096
+"""Open files that every command can do with."""
 _FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
+_BROKEN: Final = frozenset(
+    getattr(errno, name)
+    for name in ("EIO", "EBADMSG", "EUCLEAN", "EREMOTEIO")
+    if hasattr(errno, name)  # some are Linux's own
+)
+"""A disk, or the file system on it, fails."""
+_ABSENT: Final = frozenset({errno.ENOENT, errno.ENOTDIR})
+
+
+class NotAFileError(OSError):
+    """A folder, a pipe or a device has the name of a file."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(errno.EINVAL, "is not a regular file", str(path))
 
 
 def refusal(
@@ -20,8 +42,8 @@ def refusal(
 ) -> GrokctlError:
     """Translate an `OSError`, the same way for every command.
 
-    A full disk and an exhausted quota are a `DiskFullError`, whatever was being done; everything
-    else is of the caller's kind.
+    A full disk and an exhausted quota are a `DiskFullError`, and a failing disk a `HardwareError`,
+    whatever was being done; everything else is of the caller's kind.
 
     Args:
         error: As Python raised it.
@@ -38,12 +60,34 @@ def refusal(
     message = f"{where}: {reason_of(error)}"
     if error.errno in _FULL:
         return DiskFullError(message, _more_room(folder or place))
+    if error.errno in _BROKEN:
+        return HardwareError(message, "dmesg | tail  # what the kernel says about the disk")
+    if error.errno == errno.EMFILE:
+        return kind(message, f"ulimit -n {_ENOUGH}  # then run the same command again")
     return kind(message, hint or (None if place is None else f"ls -ld {_quoted(place)}"))
 
 
 def reason_of(error: OSError) -> str:
     """The system's own words, such as `Permission denied`."""
+    if error.errno == errno.EMFILE:
+        limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        return f"{error.strerror}: this process may have {limit} (ulimit -n)"
     return error.strerror or str(error)
+
+
+def is_absence(error: OSError) -> bool:
+    """Whether a file could be looked at, and is missing, too short, or no file.
+
+    Every other error says nothing about the file: it is the machine that refuses.
+    """
+    return error.errno is None or error.errno in _ABSENT or isinstance(error, NotAFileError)
+
+
+def located(error: OSError, path: Path) -> OSError:
+    """The same error with the path of the file, which errors of a descriptor do not have."""
+    if error.filename is not None or error.errno is None:
+        return error
+    return OSError(error.errno, error.strerror or os.strerror(error.errno), str(path))
 
 
 def _more_room(place: Path | None) -> str | None:

@@ -1,5 +1,6 @@
 """Paths: home, checkpoint names and file names; atomic writes, and locks."""
 
+import errno
 import fcntl
 import os
 import shlex
@@ -46,7 +47,7 @@ class Home:
 
     def ready_checkpoints(self) -> list[Path]:
         """All ready checkpoints, by name."""
-        return sorted(path for path in _folders(self.ready) if kind_of(path) == "ready")
+        return sorted(path for path in _folders(self.ready) if _is_kind(path, "ready"))
 
     def find(self, name: str | None, *, releases: bool = True, ready: bool = True) -> Path:
         """Find a checkpoint.
@@ -67,7 +68,7 @@ class Home:
             return self._named(name, kinds)
         for kind in kinds:
             folder = self.ready if kind == "ready" else self.releases
-            candidates = sorted(path for path in _folders(folder) if kind_of(path) == kind)
+            candidates = sorted(path for path in _folders(folder) if _is_kind(path, kind))
             if len(candidates) > 1:
                 names = ", ".join(path.name for path in candidates)
                 raise UsageError(
@@ -117,13 +118,27 @@ def default_home() -> Path:
 
 
 def kind_of(path: Path) -> str | None:
-    """The kind of checkpoint in a folder: `ready`, `release`, or None."""
+    """The kind of checkpoint in a folder: `ready`, `release`, or None.
+
+    Raises:
+        OSError: The machine refuses to look at it.
+    """
     try:
         if (path / MANIFEST).is_file():
             return "ready"
         return "release" if (path / CKPT).is_dir() else None
-    except OSError:  # an impossible file name
-        return None
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            return None
+        raise
+
+
+def _is_kind(path: Path, kind: str) -> bool:
+    """Whether a folder of ours is of a kind; one that others closed to us is of none."""
+    try:
+        return kind_of(path) == kind
+    except PermissionError:
+        return False
 
 
 def quoted(value: Path | str) -> str:

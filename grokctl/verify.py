@@ -28,7 +28,7 @@ from grokctl.integrity.damage import Findings, find_damage, known_bytes
 from grokctl.integrity.file_hashing import FileHashing
 from grokctl.model.config import GrokConfig
 from grokctl.model.tensors import tensor_specs
-from grokctl.os_errors import reason_of
+from grokctl.os_errors import is_absence, located, reason_of
 from grokctl.paths import CKPT, CONFIG, TORRENT, kind_of, quoted
 from grokctl.system import usable_cores
 
@@ -87,6 +87,7 @@ def verify(
     Raises:
         CorruptCheckpointError: The torrent or `config.json` is malformed.
         UsageError: There is no release, or no torrent to prove it against.
+        OSError: The machine refuses to read a file, which says nothing about the file.
     """
     if kind_of(root) == "ready":
         return verify_ready(read_manifest(root), quick=quick, jobs=jobs, observe=observe)
@@ -249,8 +250,11 @@ def _unsafe(root: Path, name: str) -> Damage | None:
         scan_file(root, name)
     except UnsafePickleError as error:
         return error.damage[0]
-    except (CorruptCheckpointError, OSError):
+    except CorruptCheckpointError:
         pass  # the pieces show it
+    except OSError as error:
+        if not is_absence(error):
+            raise
     return None
 
 
@@ -293,6 +297,8 @@ def verify_ready(
                         detail = f"expected sha256 {record.sha256[:16]}…, found {sha256[:16]}…"
                         item = Damage(record.name, Reason.ALTERED, detail, whole)
                     except OSError as error:
+                        if not is_absence(error):
+                            raise located(error, checkpoint.root / record.name) from error
                         item = Damage(record.name, Reason.UNREADABLE, reason_of(error), whole)
                     damage[record.name] = item
         finally:

@@ -1,8 +1,25 @@
 """Whether a file has its expected size, as damage: missing, short or long."""
 
+import stat
 from pathlib import Path
 
 from grokctl.errors import Damage, Reason
+from grokctl.os_errors import is_absence
+
+
+def regular_size(path: Path) -> int | None:
+    """The size of a file; None if there is no regular file.
+
+    Raises:
+        OSError: The machine refuses to look at it.
+    """
+    try:
+        status = path.stat()
+    except OSError as error:
+        if not is_absence(error):
+            raise
+        return None
+    return status.st_size if stat.S_ISREG(status.st_mode) else None
 
 
 def size_damage(name: str, *, expected: int, size: int | None) -> Damage | None:

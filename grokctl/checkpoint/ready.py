@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from grokctl.checkpoint.device_file import DeviceFile
-from grokctl.checkpoint.file_sizes import file_damage
+from grokctl.checkpoint.file_sizes import file_damage, regular_size
 from grokctl.checkpoint.frames import Unpacker
 from grokctl.checkpoint.layout import DeviceLayout, DeviceTensor
 from grokctl.checkpoint.manifest import FileRecord, Manifest, Source, malformed, parse_manifest
@@ -31,6 +31,7 @@ from grokctl.errors import Damage, Reason, UsageError, corrupt
 from grokctl.model.config import GrokConfig
 from grokctl.model.placement import MeshShape, Slice
 from grokctl.model.precision import Precision
+from grokctl.os_errors import is_absence, located, refusal
 from grokctl.paths import MANIFEST, TOKENIZER, quoted
 
 SUMS: Final = "SHA256SUMS"
@@ -254,12 +255,14 @@ class ReadyCheckpoint:
 
     @contextmanager
     def _blaming(self, device: int) -> Iterator[None]:
-        """Report errors of a device file as damage."""
+        """Report wrong bytes of a device file as damage, and other errors as the machine's."""
         try:
             yield
         except (ValueError, OSError) as error:
             command = f"grokctl verify {quoted(self.root)}"
             name = self.manifest.record_of(device).name
+            if isinstance(error, OSError) and not is_absence(error):
+                raise refusal(located(error, self.root / name)) from error
             reason = Reason.UNREADABLE if isinstance(error, OSError) else Reason.ALTERED
             raise corrupt(name, reason, str(error), command) from error
 
@@ -332,7 +335,7 @@ def missing_files(checkpoint: ReadyCheckpoint) -> Iterator[Damage]:
         }
     for name, nbytes in sorted(expected.items()):
         path = checkpoint.root / name
-        size = path.stat().st_size if path.is_file() else None
+        size = regular_size(path)
         damage = file_damage(checkpoint.root, name, expected=nbytes, size=size)
         if damage is not None:
             yield damage

@@ -12,6 +12,7 @@ from typing import Any, Self
 from grokctl.checkpoint.release import Release
 from grokctl.checkpoint.torrent import Metainfo, read_metainfo
 from grokctl.errors import FetchError, Reason, corrupt
+from grokctl.os_errors import is_absence
 from grokctl.paths import PRIVATE, TORRENT, quoted, write_atomically
 from grokctl.text import printable
 
@@ -33,10 +34,18 @@ class Stamp:
 
     @classmethod
     def of(cls, path: Path) -> Self | None:
-        """The stamp of a file now; None if it is not a regular file."""
+        """The stamp of a file now; None if it is not a regular file.
+
+        Raises:
+            OSError: The machine refuses to look at it.
+        """
         try:
             status = path.stat()
-        except (OSError, ValueError):  # ValueError: an impossible file name
+        except ValueError:  # an impossible file name
+            return None
+        except OSError as error:
+            if not is_absence(error):
+                raise
             return None
         if not stat.S_ISREG(status.st_mode):
             return None
@@ -57,7 +66,7 @@ class Receipt:
 
     def untouched(self, root: Path) -> set[str]:
         """Files that are unchanged since they were proven."""
-        return {name for name, stamp in self.stamps.items() if Stamp.of(root / name) == stamp}
+        return {name for name, stamp in self.stamps.items() if _has(root / name, stamp)}
 
     def proven_at(self, name: str) -> str:
         """When a file was proven."""
@@ -121,6 +130,14 @@ def unread_receipt(root: Path) -> str | None:
     is_other = isinstance(version, int | str) and version != _VERSION
     actual = f"version {printable(str(version), limit=40)}" if is_other else "a damaged one"
     return f"{PRIVATE}/{_RECEIPT}: expected a receipt of version {_VERSION}, found {actual}"
+
+
+def _has(path: Path, stamp: Stamp) -> bool:
+    """Whether a file has a stamp; not if the machine refuses to look at it."""
+    try:
+        return Stamp.of(path) == stamp
+    except OSError:
+        return False
 
 
 def _text(value: object, pattern: re.Pattern[str]) -> str:

@@ -36,7 +36,7 @@ from grokctl.errors import (
 from grokctl.events import Advanced, Finished, Noted, Observer, Stage, Started, Unit, ignore
 from grokctl.model.config import GROK_1, GrokConfig
 from grokctl.model.tensors import Axis, TensorSpec, tensor_specs
-from grokctl.os_errors import reason_of
+from grokctl.os_errors import is_absence, located, reason_of, refusal
 from grokctl.paths import CKPT, CONFIG, MANIFEST, PRIVATE, TOKENIZER, TORRENT, quoted
 from grokctl.text import format_number, printable
 
@@ -80,7 +80,9 @@ class StoredTensor:
             mapped = _map(self.path)
             weight = _view(mapped, self.weight)
             return weight, None if self.scales is None else _view(mapped, self.scales)
-        except (OSError, ValueError) as error:
+        except OSError as error:
+            raise self._changed(error) from error
+        except ValueError as error:
             raise corrupt(name, Reason.ALTERED, "changed since it was opened") from error
 
     @contextmanager
@@ -94,8 +96,14 @@ class StoredTensor:
             with opened(self.path, self.weight) as rows:
                 yield rows
         except OSError as error:
-            name = f"{CKPT}/{self.spec.file}"
-            raise corrupt(name, Reason.ALTERED, "changed since it was opened") from error
+            raise self._changed(error) from error
+
+    def _changed(self, error: OSError) -> GrokctlError:
+        """The file that was scanned is gone or short now, or the machine refuses to read it."""
+        if not is_absence(error):
+            return refusal(located(error, self.path))
+        name = f"{CKPT}/{self.spec.file}"
+        return corrupt(name, Reason.ALTERED, "changed since it was opened")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -332,7 +340,12 @@ def _read_ahead(root: Path, specs: Sequence[TensorSpec]) -> None:
 
 
 def _locate(root: Path, spec: TensorSpec) -> StoredTensor:
-    """Scan one file and compare it with its specification."""
+    """Scan one file and compare it with its specification.
+
+    Raises:
+        CorruptCheckpointError: It is missing, short, long or malformed.
+        UsageError: The machine refuses to read it.
+    """
     name = f"{CKPT}/{spec.file}"
     path = root / name
     expected = file_nbytes(spec)
@@ -340,10 +353,10 @@ def _locate(root: Path, spec: TensorSpec) -> StoredTensor:
     try:
         size = path.stat().st_size
         tensor = scan_file(root, name)
-    except FileNotFoundError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise _size_error(name, expected=expected, size=None) from error
     except OSError as error:
-        raise corrupt(name, Reason.UNREADABLE, reason_of(error)) from error
+        raise refusal(located(error, path)) from error
     except CorruptCheckpointError as error:
         (damage,) = error.damage
         if damage.reason not in {Reason.SHORT, Reason.LONG}:
@@ -389,7 +402,7 @@ def _odd_values(tensor: StoredTensor) -> Iterator[OddTensor]:
     if Axis.VOCAB in spec.axes:
         return  # 3 GB, and a part of it would show nothing
     file = f"{CKPT}/{spec.file}"
-    with _reading(file):
+    with _reading(tensor.path, file):
         odd = find_odd(
             tensor.path,
             scales or tensor.weight,
@@ -412,10 +425,12 @@ def _notes(odd: Sequence[OddTensor]) -> Iterator[Noted]:
 
 
 @contextmanager
-def _reading(file: str) -> Iterator[None]:
+def _reading(path: Path, file: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        if not is_absence(error):
+            raise refusal(located(error, path)) from error
         raise corrupt(file, Reason.UNREADABLE, reason_of(error)) from error
 
 

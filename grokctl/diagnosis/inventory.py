@@ -172,7 +172,15 @@ def _each(folder: Path, kind: str, look: Callable[[Path], _T], errors: list[str]
     except OSError as error:
         errors.append(f"{folder}: {reason_of(error)}")
         return []
-    return [look(path) for path in entries if kind_of(path) == kind]
+    return [look(path) for path in entries if _is_kind(path, kind, errors)]
+
+
+def _is_kind(path: Path, kind: str, errors: list[str]) -> bool:
+    try:
+        return kind_of(path) == kind
+    except OSError as error:
+        errors.append(f"{path}: {reason_of(error)}")
+        return False
 
 
 def _release(root: Path) -> KeptRelease:

@@ -35,7 +35,7 @@ class _Original:
     extents: tuple[tuple[int, int], ...]
     """Ranges with data that will be overwritten or cut off."""
     is_moved: bool = False
-    """Whether to move the file: unreadable or not a regular file, it cannot be repaired."""
+    """Whether to move it: what is not a regular file cannot be repaired."""
 
 
 def set_aside(
@@ -125,10 +125,7 @@ def _look(
         moved = _Original(place=place, size=status.st_size, extents=(), is_moved=True)
         if not stat.S_ISREG(status.st_mode):
             return moved
-        try:
-            handle = _open(stack, folder, name)
-        except PermissionError:
-            return moved
+        handle = _open(stack, folder, name)
         whole = (*ranges, (length, status.st_size))
         extents = tuple(
             extent

@@ -16,6 +16,7 @@ from grokctl.checkpoint.torrent import Metainfo, TorrentFile
 from grokctl.errors import Damage, Reason
 from grokctl.integrity.pieces import open_regular
 from grokctl.model.tensors import TensorSpec
+from grokctl.os_errors import is_absence, located
 
 KnownBytes = tuple[tuple[int, bytes], ...]
 """Offsets in a file, and the bytes that it must have there."""
@@ -299,14 +300,16 @@ def _several(names: set[str]) -> str:
 
 
 def _bytes_at(path: Path, offset: int, length: int) -> bytes:
-    """Bytes of a regular file; fewer, or none, if they cannot be read."""
+    """Bytes of a regular file; fewer, or none, if it does not have them."""
     try:
         handle = open_regular(path)
         try:
             return os.pread(handle, length, offset)
         finally:
             os.close(handle)
-    except OSError:
+    except OSError as error:
+        if not is_absence(error):
+            raise located(error, path) from error
         return b""
 
 

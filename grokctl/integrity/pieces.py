@@ -17,7 +17,7 @@ from typing import Final, Self
 
 from grokctl.checkpoint.hashtree import Hasher
 from grokctl.checkpoint.torrent import Metainfo, TorrentFile
-from grokctl.os_errors import reason_of
+from grokctl.os_errors import NotAFileError, is_absence, located, reason_of
 
 _BUFFER: Final = 2**20
 """Bytes that a thread reads at a time; measured: 64 KiB to 4 MiB hash at the same rate."""
@@ -69,6 +69,9 @@ def check_pieces(
     Yields:
         Every piece once, on the caller's thread, in order of completion. Closing the iterator
         ends the threads after one read, in milliseconds.
+
+    Raises:
+        OSError: The machine refuses to read a file.
     """
     jobs = max(1, min(jobs, len(pieces)))
     work = _Work(root, metainfo, places, sorted(set(pieces)), jobs=jobs)
@@ -177,6 +180,8 @@ class _PieceReader:
             try:
                 is_whole &= self._feed(hasher, name, offset, length)
             except OSError as error:
+                if not is_absence(error):
+                    raise located(error, self._work.root / name) from error
                 refused.append((name, reason_of(error)))
                 is_whole = False
         return Checked(piece, is_whole and hasher.digest() == promised, size, tuple(refused))
@@ -234,7 +239,7 @@ def open_regular(path: Path) -> int:
     handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
     if not stat.S_ISREG(os.fstat(handle).st_mode):
         os.close(handle)
-        raise OSError(errno.EINVAL, "is not a regular file")
+        raise NotAFileError(path)
     _advise(handle, 0, 0, os.POSIX_FADV_RANDOM)
     return handle
 

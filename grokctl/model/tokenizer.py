@@ -6,6 +6,7 @@ from pathlib import Path
 import sentencepiece
 
 from grokctl.errors import GrokctlError, Reason, corrupt
+from grokctl.os_errors import located, refusal
 
 _BROKEN = "\ufffd"
 _LONGEST_CHARACTER = 4
@@ -32,7 +33,9 @@ class Tokenizer:
             processor.load_from_serialized_proto(path.read_bytes() if data is None else data)
             for piece in range(processor.vocab_size()):
                 processor.id_to_piece(piece)  # is it UTF-8?
-        except (RuntimeError, OSError, UnicodeDecodeError) as error:
+        except OSError as error:
+            raise refusal(located(error, path)) from error
+        except (RuntimeError, UnicodeDecodeError) as error:
             raise _bad(path, "is no sentencepiece model") from error
         if processor.vocab_size() > vocab_size:
             detail = f"has {processor.vocab_size()} pieces, the model has {vocab_size}"

@@ -100,7 +100,8 @@ def open_candidate(root: Path, *, observe: Observer) -> CandidateCheckpoint:
 
 def damaged(name: str, error: Exception) -> Noted:
     """The note about a damaged checkpoint that is skipped."""
-    return Noted(message=f"{name}: skipped, because it is damaged ({error})")
+    why = "it cannot be read" if isinstance(error, OSError) else "it is damaged"
+    return Noted(message=f"{name}: skipped, because {why} ({error})")
 
 
 def _candidate(ready: ReadyCheckpoint) -> Candidate:

@@ -3,12 +3,13 @@
 import mmap
 import os
 from collections.abc import Callable
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Final
 
 from grokctl.events import Advanced, Finished, Observer, Stage, Started
 from grokctl.integrity.pieces import check_pieces
+from grokctl.os_errors import is_absence
 from grokctl.system import usable_cores
 from grokctl.transfer.destination import FileSelection, forget_resume_data, take_resume_data
 from grokctl.transfer.resume_data import read_claims
@@ -32,6 +33,9 @@ def find_claims(
         selection: The files to download.
         have: Pieces that were proven just now; then nothing is hashed, and no claim is believed.
         observe: Receives verify in bytes.
+
+    Raises:
+        OSError: The machine refuses to read what is there.
     """
     sizes = {index: _size(root / place) for index, place in selection.places.items()}
     resume, is_final = take_resume_data(root)
@@ -75,10 +79,13 @@ def _with_data(root: Path, selection: FileSelection, pieces: list[int]) -> list[
         def has_data(index: int, offset: int, length: int) -> bool:
             if index not in handles:
                 handles[index] = None
-                with suppress(OSError):
-                    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
+                flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
+                try:
                     handles[index] = handle = os.open(root / selection.places[index], flags)
                     stack.callback(os.close, handle)
+                except OSError as error:
+                    if not is_absence(error):
+                        raise
             opened = handles[index]
             if opened is None:
                 return False
@@ -107,5 +114,7 @@ def _is_written(
 def _size(path: Path) -> int:
     try:
         return path.stat().st_size
-    except OSError:
+    except OSError as error:
+        if not is_absence(error):
+            raise
         return 0

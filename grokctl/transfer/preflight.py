@@ -18,7 +18,7 @@ from grokctl.checks import Check, Status
 from grokctl.errors import DiskFullError, FetchError
 from grokctl.machine.disks import existing, file_limit, file_system
 from grokctl.machine.network import certificates
-from grokctl.os_errors import refusal
+from grokctl.os_errors import is_absence, refusal
 from grokctl.paths import BEGUN, LOCK, PRIVATE, RESUME, TORRENT, quoted, write_atomically
 from grokctl.transfer.destination import FileSelection, bare_torrent
 from grokctl.transfer.sources import FetchOptions, find_mirror
@@ -77,6 +77,7 @@ def make_plan(root: Path, selection: FileSelection, options: FetchOptions) -> Fe
         FetchError: The folder cannot be read, or a name in it leads elsewhere.
     """
     _refuse_links(root, selection.places.values())
+    _refuse_unreadable(root, selection)
     files = [file for file in selection.metainfo.files if not file.is_pad]
     present, free = _present_nbytes(root, selection), _free_nbytes(root)
     return FetchPlan(
@@ -110,6 +111,7 @@ def prepare(root: Path, selection: FileSelection) -> None:
     try:
         root.mkdir(parents=True, exist_ok=True)
         _refuse_links(root, selection.places.values())
+        _refuse_unreadable(root, selection)
         present, free = _present_nbytes(root, selection), _free_nbytes(root)
         raise_failed(_disk_checks(root, selection, present=present, free=free), root)
         torrent = bare_torrent(selection.info, selection.trackers, layers=selection.layers)
@@ -273,6 +275,17 @@ def _refuse_links(root: Path, places: Iterable[str]) -> None:
         _expect_type(root / name, "file", stat.S_ISREG)
     for parts in (root / PRIVATE).glob(".*.parts"):
         _expect_type(parts, "file", stat.S_ISREG)
+
+
+def _refuse_unreadable(root: Path, selection: FileSelection) -> None:
+    """Refuse files that the machine does not let us read: they are not to be fetched again."""
+    for index in selection.wanted:
+        path = root / selection.places[index]
+        try:
+            os.close(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC))
+        except OSError as error:
+            if not is_absence(error):
+                raise refusal(error, path, kind=FetchError) from error
 
 
 def _expect_type(path: Path, noun: str, is_type: Callable[[int], bool]) -> None:

@@ -1,6 +1,7 @@
 """A small release with a torrent whose pieces its files share, and ways to damage it."""
 
 import errno
+import io
 import os
 from dataclasses import dataclass, replace
 from functools import cache
@@ -85,6 +86,21 @@ def break_disk(monkeypatch, name: str, offset: int) -> None:
 
     read = os.preadv
     monkeypatch.setattr(os, "preadv", preadv)
+
+
+def refuse(monkeypatch, name: str, code: int) -> None:
+    """Let the system refuse to open a file."""
+
+    def refusing(function):
+        def opening(path, *arguments, **options):
+            if isinstance(path, str | os.PathLike) and Path(path).name == Path(name).name:
+                raise OSError(code, os.strerror(code), str(path))
+            return function(path, *arguments, **options)
+
+        return opening
+
+    monkeypatch.setattr(os, "open", refusing(os.open))
+    monkeypatch.setattr(io, "open", refusing(io.open))
 
 
 def flip_unseen(path: Path, offset: int) -> None:

@@ -2,15 +2,23 @@
 
 import errno
 import os
+import resource
 from pathlib import Path
 
 import pytest
 
 from grokctl.checkpoint.torrent import Metainfo, TorrentFile
 from grokctl.cli.context import command
-from grokctl.errors import DiskFullError, ExitCode, FetchError, GrokctlError, UsageError
+from grokctl.errors import (
+    DiskFullError,
+    ExitCode,
+    FetchError,
+    GrokctlError,
+    HardwareError,
+    UsageError,
+)
 from grokctl.integrity.backup import set_aside
-from grokctl.os_errors import reason_of, refusal
+from grokctl.os_errors import NotAFileError, is_absence, located, reason_of, refusal
 from grokctl.resharding.publish import writing
 from grokctl.transfer.destination import fetch_lock
 from grokctl.transfer.download import _sync
@@ -47,6 +55,34 @@ def test_anything_else_is_of_the_caller_s_kind(code, kind):
     assert str(error) == f"/data/a b: {os.strerror(code)}"
     assert error.hint == "ls -ld '/data/a b'"
     assert refusal(refused(code), kind=kind, hint="--out DIR").hint == "--out DIR"
+
+
+@pytest.mark.parametrize("kind", [UsageError, FetchError])
+def test_a_failing_disk_is_hardware_whatever_was_done(kind):
+    error = refusal(refused(errno.EIO, "/data/a"), kind=kind)
+
+    assert type(error) is HardwareError
+    assert error.exit_code is ExitCode.HARDWARE
+    assert str(error) == "/data/a: Input/output error"
+
+
+def test_too_many_open_files_names_the_limit():
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+
+    error = refusal(refused(errno.EMFILE, "/data/a"))
+
+    assert f"may have {limit} (ulimit -n)" in str(error)
+    assert error.hint.startswith("ulimit -n ")
+
+
+def test_only_what_could_be_looked_at_can_be_absent():
+    absent = [FileNotFoundError(2, "x"), NotADirectoryError(20, "x"), OSError("ends before byte 7")]
+    others = [errno.EACCES, errno.ELOOP, errno.EMFILE, errno.ESTALE, errno.EIO, errno.ENAMETOOLONG]
+
+    assert all(map(is_absence, [*absent, NotAFileError(Path("/a"))]))
+    assert not any(is_absence(refused(code)) for code in others)
+    assert located(refused(errno.EIO), Path("/a/b")).filename == "/a/b"
+    assert located(refused(errno.EIO, "c"), Path("/a/b")).filename == "c"
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,14 @@
+import errno
 import os
 import shutil
 
 import pytest
-from damaging import DOWN, GATE, NORM, PIECE, UP, Seeded, break_disk, flip, found, payloads
+from damaging import DOWN, GATE, NORM, PIECE, UP, Seeded, break_disk, flip, found, payloads, refuse
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from grokctl.errors import CorruptCheckpointError, Reason
+from grokctl.errors import CorruptCheckpointError, HardwareError, Reason
+from grokctl.os_errors import refusal
 from grokctl.verify import raise_for, verify
 
 PREVIOUS, NEXT = "ckpt-0/tensor00001_000", "ckpt-0/tensor00006_000"
@@ -264,31 +266,29 @@ def test_a_folder_in_place_of_a_file_is_unreadable(seeded):
     assert damage[UP].reason is Reason.UNPROVEN
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
-def test_a_file_without_permission_is_unreadable(seeded):
-    (seeded.root / DOWN).chmod(0)
+@pytest.mark.parametrize("code", [errno.EACCES, errno.EMFILE, errno.ESTALE])
+def test_a_file_that_the_machine_refuses_is_not_damaged(seeded, monkeypatch, code):
+    refuse(monkeypatch, DOWN, code)
 
-    damage = found(verify(seeded.root))
+    with pytest.raises(OSError, match=os.strerror(code)) as caught:
+        verify(seeded.root)
 
-    assert damage[DOWN].reason is Reason.UNREADABLE
-    assert damage[UP].reason is Reason.UNPROVEN
+    assert caught.value.filename == str(seeded.root / DOWN)
 
 
-def test_a_file_that_cannot_be_read_half_way_is_unreadable(seeded, monkeypatch):
+def test_a_disk_that_fails_half_way_is_hardware_and_not_damage(seeded, monkeypatch):
     break_disk(monkeypatch, DOWN, 5 * PIECE)
 
-    damage = found(verify(seeded.root))
+    with pytest.raises(OSError, match="Input/output error") as caught:
+        verify(seeded.root)
 
-    assert damage[DOWN].reason is Reason.UNREADABLE
-    assert damage[DOWN].detail == "Input/output error"
-    low, high = damage[DOWN].ranges[0]
-    assert low <= 5 * PIECE < low + PIECE
-    assert high == seeded.files()[DOWN][1]
-    assert damage[UP].reason is Reason.UNPROVEN
-    assert GATE not in damage
+    error = refusal(caught.value)
+    assert type(error) is HardwareError
+    assert str(seeded.root / DOWN) in str(error)
+    assert (seeded.root / ".grokctl" / "receipt.json").exists()  # what is good so far is kept
 
 
-@pytest.mark.parametrize("kind", [os.mkfifo, lambda path: path.symlink_to("/proc/self/mem")])
+@pytest.mark.parametrize("kind", [os.mkfifo, lambda path: path.symlink_to("/dev/null")])
 def test_what_is_no_file_of_that_size_is_damage_and_blocks_nobody(seeded, kind):
     (seeded.root / DOWN).unlink()
     kind(seeded.root / DOWN)

@@ -22,7 +22,8 @@ def test_only_the_expected_size_is_no_damage_and_the_difference_is_what_is_damag
         assert damage.reason is (Reason.SHORT if size < expected else Reason.LONG)
         assert {low, high} == {expected, size}
         assert low < high
-        assert damage.detail == f"expected {expected} bytes, found {size}"
+        found = f"expected {expected} bytes, found {size}"
+        assert damage.detail == (found if size else f"is empty, expected {expected} bytes")
 
 
 @given(SIZES)

@@ -1,3 +1,4 @@
+import errno
 import io
 import json
 import mmap
@@ -11,10 +12,17 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 import pytest
+from damaging import refuse
 
 from grokctl.checkpoint.pickles import BFLOAT16, Hole, scan, write
 from grokctl.checkpoint.release import file_nbytes, open_release, released_payloads, survey
-from grokctl.errors import CorruptCheckpointError, Reason, UnsafePickleError, UsageError
+from grokctl.errors import (
+    CorruptCheckpointError,
+    HardwareError,
+    Reason,
+    UnsafePickleError,
+    UsageError,
+)
 from grokctl.events import Advanced, Event, Finished, Noted, Stage, Started, Unit
 from grokctl.model.config import GROK_1, GrokConfig
 from grokctl.model.tensors import tensor_specs
@@ -201,12 +209,6 @@ def test_a_release_of_full_size_opens_without_reading_it(tmp_path):
             id="directory",
         ),
         pytest.param(
-            lambda path: (path.unlink(), path.symlink_to(path.name)),
-            Reason.UNREADABLE,
-            "Too many levels of symbolic links",
-            id="link-to-itself",
-        ),
-        pytest.param(
             lambda path: (path.unlink(), path.symlink_to("nowhere")),
             Reason.MISSING,
             "expected 4519 bytes",
@@ -277,13 +279,35 @@ def test_a_quantized_file_in_place_of_a_norm_is_malformed(release):
     assert detail == "expected (64, 8) float32, found (64, 8) int8"
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_a_file_without_permission_is_unreadable(release):
-    (release / "ckpt-0" / KEY).chmod(0)
+def test_a_link_to_itself_is_an_error_of_the_machine(release):
+    path = release / "ckpt-0" / KEY
+    path.unlink()
+    path.symlink_to(path.name)
 
-    file, reason, detail = only_damage_of(release)
+    with pytest.raises(UsageError, match="Too many levels of symbolic links") as caught:
+        open_release(release)
 
-    assert (file, reason, detail) == (f"ckpt-0/{KEY}", Reason.UNREADABLE, "Permission denied")
+    assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize("code", [errno.EACCES, errno.EMFILE, errno.ESTALE, errno.EPERM])
+def test_a_file_that_the_machine_refuses_is_not_damaged(release, monkeypatch, code):
+    tensor = open_release(release).tensors[5]
+    refuse(monkeypatch, KEY, code)
+
+    for look in (lambda: open_release(release), tensor.map, lambda: tensor.opened().__enter__()):
+        with pytest.raises(UsageError, match=os.strerror(code)) as caught:
+            look()
+        assert str(tensor.path) in str(caught.value)
+
+
+def test_a_failing_disk_is_hardware(release, monkeypatch):
+    refuse(monkeypatch, KEY, errno.EIO)
+
+    with pytest.raises(HardwareError, match="Input/output error") as caught:
+        open_release(release)
+
+    assert caught.value.exit_code == 40
 
 
 @pytest.mark.timeout(60)
