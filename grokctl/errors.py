@@ -16,6 +16,7 @@
 paste. Fields are positional, so that every error survives `pickle`.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from enum import IntEnum, StrEnum
 from typing import ClassVar, Final, Self
@@ -86,6 +87,13 @@ class Damage:
 
     def __str__(self) -> str:
         return f"{self.file}: {self.reason}" + (f", {self.detail}" if self.detail else "")
+
+
+def worst(damage: Sequence[Damage]) -> Damage:
+    """The damage to name first: an unsafe pickle, then a file that is certainly damaged."""
+    unsafe = [item for item in damage if item.reason is Reason.UNSAFE]
+    certain = [item for item in damage if item.reason is not Reason.UNPROVEN]
+    return (unsafe or certain or damage)[0]
 
 
 @dataclass(eq=False)

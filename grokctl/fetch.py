@@ -11,6 +11,7 @@ from typing import Final
 from grokctl.checkpoint.receipt import read_receipt
 from grokctl.checkpoint.release import release_paths
 from grokctl.checkpoint.torrent import folder_name, parse_metainfo
+from grokctl.checkpoint.unfinished import forget_unfinished
 from grokctl.errors import FetchError, GrokctlError, UsageError
 from grokctl.events import Advanced, Finished, Noted, Observer, Stage, Started, Unit, ignore
 from grokctl.os_errors import refusal
@@ -22,6 +23,7 @@ from grokctl.transfer.destination import (
     bare_torrent,
     fetch_lock,
     local_torrent,
+    record_progress,
     refuse_foreign,
     remove_parts,
     save_resume_data,
@@ -141,10 +143,10 @@ def fetch(
                 f"{options.tokenizer}: the torrent contains its own {TOKENIZER}",
                 f"grokctl fetch {quoted(source)} --to {quoted(root)}",
             )
-        try:
+        with _writing(root):
             claims = find_claims(root, selection, have, observe)
-        except OSError as error:
-            raise refusal(error, root, kind=FetchError) from error
+        with _writing(root):
+            record_progress(request, selection.metainfo, claims.have)
         swarm.add(_transfer(request, selection, peers, claims))
         mirrors = _mirrors(stack, selection, options)
         download = Download(
@@ -152,9 +154,13 @@ def fetch(
         )
         try:
             last = download.run()
+            if last.has_everything:
+                forget_unfinished(root)
             if options.seed or options.seed_ratio is not None:
                 download.seed()
         finally:
+            with suppress(OSError, RuntimeError):
+                download.record(is_final=True)
             with suppress(OSError):
                 resume = swarm.resume_data(timeout_s=SAVE_WITHIN_S)
                 save_resume_data(root, resume, is_final=True)
@@ -252,6 +258,14 @@ def _open_request(
     request = FetchRequest(origin=parse_source(source), root=root, options=options)
     refuse_foreign(request)
     return request, local_torrent(request)
+
+
+@contextmanager
+def _writing(root: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise refusal(error, root, kind=FetchError) from error
 
 
 def _resolved_peers(options: FetchOptions) -> list[Endpoint]:

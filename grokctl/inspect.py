@@ -12,11 +12,12 @@ from threading import Event
 
 from grokctl.checkpoint.pickles import ArrayRef
 from grokctl.checkpoint.ready import ReadyCheckpoint, open_ready
+from grokctl.checkpoint.refusal import read_refusal
 from grokctl.checkpoint.release import StoredTensor, file_nbytes, open_release
 from grokctl.checkpoint.tensor_source import LogicalTensor, extent
 from grokctl.checkpoint.value_stats import Part, StoredValues, ValueStats
 from grokctl.errors import Reason, UsageError, corrupt
-from grokctl.events import Advanced, Finished, Observer, Stage, Started, ignore
+from grokctl.events import Advanced, Finished, Noted, Observer, Stage, Started, ignore
 from grokctl.model.config import GrokConfig
 from grokctl.model.precision import Precision
 from grokctl.os_errors import is_absence, located, reason_of, refusal
@@ -116,6 +117,9 @@ def inspect(
         CorruptCheckpointError: The structure is damaged, or a file cannot be read.
         UsageError: There is no checkpoint, or nothing matches.
     """
+    refusal = read_refusal(root)
+    if refusal is not None:
+        observe(Noted(message=refusal.describe(root)))
     if kind_of(root) == "ready":
         checkpoint = open_ready(root)
         config, entries, total = checkpoint.config, _of_ready(checkpoint), checkpoint.nbytes

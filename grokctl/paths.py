@@ -126,11 +126,12 @@ def kind_of(path: Path) -> str | None:
     try:
         if (path / MANIFEST).is_file():
             return "ready"
-        return "release" if (path / CKPT).is_dir() else None
+        is_release = (path / CKPT).is_dir() or (path / PRIVATE / UNFINISHED).is_file()
     except OSError as error:
         if error.errno == errno.ENAMETOOLONG:
             return None
         raise
+    return "release" if is_release else None
 
 
 def _is_kind(path: Path, kind: str) -> bool:
@@ -209,6 +210,12 @@ def locked(path: Path, *, busy: GrokctlError, is_folder: bool = False) -> Iterat
     finally:
         os.close(handle)
 
+
+UNFINISHED: Final = "unfinished.json"
+"""Record of a download that has begun and is not complete."""
+
+REFUSAL: Final = "refusal.json"
+"""Record of the last full verification that found damage."""
 
 RESUME: Final = "resume"
 """Resume data from the end of a fetch, in the release's private folder."""

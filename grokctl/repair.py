@@ -60,7 +60,9 @@ def repair(
     metainfo = trusted_metainfo(root)
     if metainfo is None:
         raise UsageError(f"{root}: {damaged}, and no {TORRENT} to fetch from", "grokctl fetch")
-    for damage in verdict.damage:
+    if verdict.unfinished is not None:
+        observe(Noted(message=f"incomplete, {verdict.unfinished.share}: fetching the rest"))
+    for damage in () if verdict.unfinished else verdict.damage:
         observe(Noted(message=f"damaged: {damage}"))
     places = release_paths(metainfo)
     backup = set_aside(root, metainfo, places, verdict.bad_pieces, observe=observe)

@@ -13,6 +13,7 @@ from grokctl.checkpoint.receipt import (
     trusted_metainfo,
     unread_receipt,
 )
+from grokctl.checkpoint.refusal import forget_refusal, write_refusal
 from grokctl.checkpoint.release import (
     Release,
     Survey,
@@ -20,6 +21,13 @@ from grokctl.checkpoint.release import (
     read_config,
     scan_file,
     survey,
+)
+from grokctl.checkpoint.unfinished import (
+    Unfinished,
+    forget_unfinished,
+    incomplete,
+    read_unfinished,
+    refuse_unfinished,
 )
 from grokctl.errors import CorruptCheckpointError, Damage, Reason, UnsafePickleError, UsageError
 from grokctl.events import Advanced, Finished, Noted, Observer, Stage, Started, ignore
@@ -59,6 +67,8 @@ class Verdict:
     """When the first of those files was proven."""
     remedy: str | None = None
     """The command that replaces a checkpoint that cannot be repaired."""
+    unfinished: Unfinished | None = None
+    """The download that is not complete, which explains all damage."""
     is_as_promised: bool = False
     """Whether every damaged file is as its torrent promises: no repair changes it."""
 
@@ -91,8 +101,11 @@ def verify(
     """
     if kind_of(root) == "ready":
         return verify_ready(read_manifest(root), quick=quick, jobs=jobs, observe=observe)
+    if quick and (unfinished := read_unfinished(root)) is not None:
+        return _unfinished_verdict(root, unfinished)
     metainfo = None if quick else trusted_metainfo(root)
     if metainfo is None:
+        refuse_unfinished(root)
         structure = survey(root, observe=observe)
         verdict = Verdict(
             name=root.resolve().name,
@@ -112,15 +125,59 @@ def verify(
         observe(Noted(message=f"{reason}; hashing every file"))
     check = ContentCheck(root, metainfo, read_receipt(root), observe, rehash=rehash)
     check.run(_threads(jobs))
-    return _conclude(check, observe)
+    verdict = _with_record(root, _conclude(check, observe))
+    _remember(root, verdict, observe)
+    return verdict
+
+
+def _unfinished_verdict(root: Path, unfinished: Unfinished) -> Verdict:
+    """The verdict on a download that is not complete, without a look at its files."""
+    return Verdict(
+        name=root.resolve().name,
+        files=0,
+        nbytes=unfinished.nbytes,
+        hashed=0,
+        damage=(),
+        verified=None,
+        unfinished=unfinished,
+    )
+
+
+def _with_record(root: Path, verdict: Verdict) -> Verdict:
+    """The verdict with the download that explains its damage, counted anew; or the record gone."""
+    unfinished = read_unfinished(root)
+    if unfinished is None:
+        return verdict
+    if not verdict.damage:
+        forget_unfinished(root)
+        return verdict
+    if any(item.reason is Reason.UNSAFE for item in verdict.damage):
+        return verdict  # no download leaves that
+    have = max(0, verdict.nbytes - verdict.mend_nbytes)
+    return replace(verdict, unfinished=replace(unfinished, have=have, nbytes=verdict.nbytes))
+
+
+def _remember(root: Path, verdict: Verdict, observe: Observer) -> None:
+    """Keep a bad result until a later one is good."""
+    if verdict.unfinished is not None:
+        return
+    try:
+        if verdict.damage:
+            write_refusal(root, verdict.damage)
+        else:
+            forget_refusal(root)
+    except OSError as error:
+        observe(Noted(message=f"result: cannot be kept ({reason_of(error)})"))
 
 
 def raise_for(verdict: Verdict, root: Path) -> None:
     """Raise the error for a damaged checkpoint.
 
     Raises:
-        CorruptCheckpointError: Something is damaged.
+        CorruptCheckpointError: Something is damaged, or the download is not complete.
     """
+    if verdict.unfinished is not None:
+        raise incomplete(root, verdict.unfinished)
     if verdict.damage:
         error = damage_error(verdict.damage, checked=verdict.files, root=root)
         error.hint = verdict.remedy or error.hint
@@ -305,7 +362,7 @@ def verify_ready(
             hashing.is_cancelled.set()
             pool.shutdown(cancel_futures=True)
     observe(Finished(stage=Stage.VERIFY))
-    return Verdict(
+    verdict = Verdict(
         name=checkpoint.name,
         files=len(checkpoint.files),
         nbytes=checkpoint.nbytes,
@@ -314,3 +371,6 @@ def verify_ready(
         verified=None,
         remedy=reshard_again(checkpoint),
     )
+    if not quick:
+        _remember(checkpoint.root, verdict, observe)
+    return verdict

@@ -22,6 +22,7 @@ from grokctl.checkpoint.pickle_damage import Finding
 from grokctl.checkpoint.pickles import ArrayRef, Hole
 from grokctl.checkpoint.rows import Rows, opened
 from grokctl.checkpoint.torrent import Metainfo, TorrentFile
+from grokctl.checkpoint.unfinished import refuse_unfinished
 from grokctl.checkpoint.value_stats import OddValues, find_odd
 from grokctl.errors import (
     CorruptCheckpointError,
@@ -32,6 +33,7 @@ from grokctl.errors import (
     UnsafePickleError,
     UsageError,
     corrupt,
+    worst,
 )
 from grokctl.events import Advanced, Finished, Noted, Observer, Stage, Started, Unit, ignore
 from grokctl.model.config import GROK_1, GrokConfig
@@ -166,11 +168,12 @@ def open_release(root: Path, *, observe: Observer = ignore) -> Release:
         observe: Receives progress in files.
 
     Raises:
-        UnsafePickleError: A file contains more than a tensor. Nothing was executed.
-        CorruptCheckpointError: Files are missing, short, long or of the wrong shape; all of them
-            are listed.
+        UnsafePickleError: A file names another global than a tensor does. Nothing was executed.
+        CorruptCheckpointError: Its download is not complete; or files are missing, short, long or
+            of the wrong shape, and all of them are listed.
         UsageError: The folder is not a release.
     """
+    refuse_unfinished(root)
     structure = survey(root, observe=observe)
     if structure.damage:
         num_files = len(tensor_specs(structure.config))
@@ -222,8 +225,7 @@ def read_config(root: Path) -> GrokConfig:
 def damage_error(damage: Sequence[Damage], *, checked: int, root: Path) -> GrokctlError:
     """One error for all damaged files; of the class of an unsafe pickle, if there is one."""
     unsafe = [item for item in damage if item.reason is Reason.UNSAFE]
-    known = [item for item in damage if item.reason is not Reason.UNPROVEN]
-    first = (unsafe or known or damage)[0]
+    first = worst(damage)
     hint = _advice(root, first)
     if unsafe:
         message = f"{len(unsafe)} of {checked} files are unsafe pickles, first {first}"

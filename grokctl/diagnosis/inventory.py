@@ -18,7 +18,7 @@ from grokctl.model.placement import MeshShape
 from grokctl.model.precision import Precision
 from grokctl.model.tensors import tensor_specs
 from grokctl.os_errors import reason_of
-from grokctl.paths import BEGUN, CKPT, PRIVATE, TOKENIZER, Home, default_home, kind_of
+from grokctl.paths import BEGUN, CKPT, PRIVATE, TOKENIZER, UNFINISHED, Home, default_home, kind_of
 
 _T = TypeVar("_T")
 _BLOCK: Final = 512
@@ -187,7 +187,7 @@ def _release(root: Path) -> KeptRelease:
     kept = KeptRelease(name=root.name, root=root)
     try:
         config = read_config(root)
-        has_begun = (root / PRIVATE / BEGUN).exists()
+        has_begun = (root / PRIVATE / BEGUN).exists() or (root / PRIVATE / UNFINISHED).exists()
         sizes = list(_sizes(root, config))
     except (GrokctlError, OSError) as error:
         return replace(kept, damage=_reason(error))

@@ -18,14 +18,14 @@ from grokctl.checkpoint.receipt import Receipt, Stamp
 from grokctl.checkpoint.release import Release
 from grokctl.errors import DiskFullError, Reason, UsageError, corrupt
 from grokctl.os_errors import refusal
-from grokctl.paths import MANIFEST, TOKENIZER, fsync_folder, kind_of, quoted
+from grokctl.paths import MANIFEST, PRIVATE, TOKENIZER, fsync_folder, kind_of, quoted
 from grokctl.resharding.plan import ReshardPlan
 
 JOURNAL: Final = "journal"
 _ELSEWHERE: Final = "--out DIR  # another destination"
 _OURS: Final = re.compile(
     rf"device-\d\d-of-\d\d\.safetensors({re.escape(SUFFIX)})?|"
-    + "|".join(map(re.escape, (MANIFEST, SUMS, TOKENIZER, JOURNAL)))
+    + "|".join(map(re.escape, (MANIFEST, SUMS, TOKENIZER, JOURNAL, PRIVATE)))
 )
 """The files of a ready checkpoint."""
 

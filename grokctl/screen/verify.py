@@ -31,11 +31,15 @@ def verdict(
 ) -> None:
     """Print all damage and the download that repairs it, or what is proven."""
     infohash = result.verified.receipt.infohash if result.verified else None
+    unfinished = result.unfinished
     if console.as_json:
         console.emit(
             {
                 "checkpoint": str(root),
-                "ok": not result.damage,
+                "ok": not result.damage and unfinished is None,
+                "incomplete": None
+                if unfinished is None
+                else {"have_bytes": unfinished.have, "bytes": unfinished.nbytes},
                 "files": result.files,
                 "bytes": result.nbytes,
                 "hashed_bytes": result.hashed,
@@ -50,6 +54,8 @@ def verdict(
             }
         )
         return
+    if unfinished is not None:
+        return  # the error says it in one sentence
     if result.damage:
         _damages(console, result)
         return

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from grokctl.checkpoint.ready import ReadyCheckpoint, open_ready, read_manifest
 from grokctl.checkpoint.receipt import proof_of
+from grokctl.checkpoint.refusal import read_refusal
 from grokctl.checkpoint.release import open_release
 from grokctl.checkpoint.tensor_source import ReleaseSource, TensorSource
 from grokctl.errors import CorruptCheckpointError
@@ -93,6 +94,9 @@ def open_candidate(root: Path, *, observe: Observer) -> CandidateCheckpoint:
         CorruptCheckpointError: It is damaged.
     """
     ready = open_ready(root)
+    refusal = read_refusal(root)
+    if refusal is not None:
+        observe(Noted(message=refusal.describe(root)))
     if not ready.source.proven:
         observe(Noted(message=f"{ready.name}: made from a release that was not proven"))
     return CandidateCheckpoint(root, _candidate(ready), ready)

@@ -18,6 +18,7 @@ from grokctl.checkpoint.torrent import (
     read_metainfo,
     trackers_of,
 )
+from grokctl.checkpoint.unfinished import Unfinished, forget_unfinished
 from grokctl.errors import FetchError, invalid
 from grokctl.model.tensors import layer_files
 from grokctl.os_errors import refusal
@@ -35,7 +36,7 @@ from grokctl.paths import (
     write_atomically,
 )
 from grokctl.text import printable
-from grokctl.transfer.sources import FetchRequest, parse_source, plain_urls
+from grokctl.transfer.sources import FetchOptions, FetchRequest, parse_source, plain_urls
 
 _SYSTEM_FOLDERS: Final = frozenset({"lost+found"})
 """A new file system has these, so a folder with nothing else counts as empty."""
@@ -258,6 +259,57 @@ def forget_resume_data(root: Path) -> None:
     """Delete all claims: the files are about to be replaced."""
     for name in (RESUME, BEGUN):
         (root / PRIVATE / name).unlink(missing_ok=True)
+
+
+def record_progress(
+    request: FetchRequest, metainfo: Metainfo, have: Iterable[int], *, is_final: bool = False
+) -> None:
+    """Record how much of a release is on disk, and how to continue; or that all of it is.
+
+    Args:
+        request: The download.
+        metainfo: Its torrent.
+        have: Pieces on disk.
+        is_final: Whether the fetch ends.
+
+    Raises:
+        OSError: The folder cannot be written.
+    """
+    nbytes = sum(map(metainfo.piece_size, range(metainfo.num_pieces)))
+    done = sum(map(metainfo.piece_size, have))
+    if done >= nbytes:
+        forget_unfinished(request.root)
+        return
+    source = request.origin.source
+    if request.origin.torrent is not None:
+        source = str(Path(source).absolute())
+    Unfinished(
+        source=source,
+        options=tuple(_typed(request.options)),
+        have=done,
+        nbytes=nbytes,
+        is_final=is_final,
+    ).write(request.root)
+
+
+def _typed(options: FetchOptions) -> Iterator[str]:
+    """The options that tell where the bytes come from, without credentials."""
+    for option, values in (
+        ("--peer", options.peers),
+        ("--tracker", options.trackers),
+        ("--web-seed", options.web_seeds),
+        ("--mirror", options.mirrors),
+        ("--bind", (options.bind,)),
+        ("--port", (options.port,)),
+        ("--proxy", (options.proxy,)),
+        ("--torrent-file", (options.torrent_file and options.torrent_file.absolute(),)),
+        ("--tokenizer", (options.tokenizer and options.tokenizer.absolute(),)),
+    ):
+        for value in values:
+            if value is not None and "@" not in str(value):
+                yield from (option, str(value))
+    yield from ["--no-dht"] * (not options.dht)
+    yield from ["--no-lsd"] * (not options.lsd)
 
 
 def remove_parts(root: Path) -> None:

@@ -18,6 +18,7 @@ from grokctl.paths import quoted
 from grokctl.text import format_bytes, format_clock, format_number, format_rate, printable
 from grokctl.transfer.destination import (
     FileSelection,
+    record_progress,
     save_resume_data,
 )
 from grokctl.transfer.mirror_health import MirrorState
@@ -132,6 +133,13 @@ class Download:
             save_resume_data(self.request.root, resume)
         except OSError as error:
             raise refusal(error, self.request.root, kind=FetchError) from error
+        if resume is not None:
+            self.record()
+
+    def record(self, *, is_final: bool = False) -> None:
+        """Record how far the release is, or that it is complete."""
+        have = (piece for piece, is_there in enumerate(self.swarm.have()) if is_there)
+        record_progress(self.request, self.selection.metainfo, have, is_final=is_final)
 
     def _arrived(self, now: Snapshot) -> int:
         """Payload bytes received so far, from the swarm and from mirrors."""

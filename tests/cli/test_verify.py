@@ -440,3 +440,66 @@ def test_quick_reads_no_device_file(grokctl, ready, flip_bit):
     assert (said.exit_code, outcome.exit_code) == (0, 0)
     assert "no content is proven" in said.stdout
     assert outcome.result["hashed_bytes"] == 0
+
+
+# --- a download that is not complete, and a bad result that is remembered
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["verify"], ["verify", "--quick"], ["inspect"], ["reshard", "--devices", "2"], ["run"]],
+    ids=" ".join,
+)
+def test_an_unfinished_download_is_incomplete_for_every_verb(grokctl, verified, arguments):
+    from grokctl.checkpoint.unfinished import Unfinished  # noqa: PLC0415
+
+    (verified / ".grokctl" / "receipt.json").unlink()
+    for name in ("tensor00002_000", "tensor00003_000"):
+        path = verified / "ckpt-0" / name
+        path.write_bytes(bytes(path.stat().st_size))
+    Unfinished(source="grok-1", have=340, nbytes=1000, is_final=True).write(verified)
+
+    outcome = grokctl(arguments[0], verified, *arguments[1:])
+
+    assert outcome.exit_code == 20
+    assert "incomplete, " in outcome.error
+    assert outcome.hint == f"grokctl fetch grok-1 --to {verified}"
+    assert outcome.stdout == ""
+
+
+def test_a_download_that_turns_out_complete_is_no_longer_unfinished(grokctl, verified):
+    from grokctl.checkpoint.unfinished import Unfinished  # noqa: PLC0415
+
+    Unfinished(source="grok-1", have=340, nbytes=1000, is_final=True).write(verified)
+
+    assert grokctl("verify", verified, "--quick").exit_code == 20
+    assert grokctl("verify", verified).exit_code == 0
+    assert grokctl("verify", verified, "--quick").exit_code == 0
+
+
+def test_a_bad_result_is_remembered_until_a_good_one(grokctl, verified, flip_bit, tmp_path):
+    path = verified / "ckpt-0" / "tensor00003_000"
+    data = path.read_bytes()
+    flip_bit(path)
+    reshard = ["reshard", verified, "--devices", "1", "--out", tmp_path / "out"]
+
+    assert grokctl("verify", verified).exit_code == 20
+    said = [grokctl("inspect", verified).stderr, grokctl(*reshard).stderr]
+    path.write_bytes(data)
+    assert grokctl("verify", verified).exit_code == 0
+    later = grokctl("inspect", verified).stderr
+
+    assert all(
+        "verify found" in text and "ckpt-0/tensor00003_000: altered" in text for text in said
+    )
+    assert "verify found" not in later
+
+
+def test_a_bad_result_of_a_ready_checkpoint_is_remembered(grokctl, ready, flip_bit):
+    flip_bit(ready / "device-01-of-04.safetensors")
+
+    assert grokctl("verify", ready).exit_code == 20
+    outcome = grokctl("inspect", ready)
+
+    assert "verify found 1 damaged file" in outcome.stderr
+    assert "device-01-of-04.safetensors: altered" in outcome.stderr

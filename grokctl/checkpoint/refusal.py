@@ -1,0 +1,69 @@
+"""The record of the last full verification that found damage, until a later one finds none."""
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from grokctl.checkpoint.receipt import now
+from grokctl.errors import Damage, worst
+from grokctl.paths import PRIVATE, REFUSAL, quoted, write_atomically
+from grokctl.text import format_number, printable
+
+_VERSION: Final = 1
+_TIME: Final = re.compile("[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z")
+_LONGEST: Final = 300
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refusal:
+    """A verification that found damage."""
+
+    at: str
+    """ISO 8601, UTC."""
+    files: int
+    """Damaged files."""
+    first: str
+    """The first of them, and its damage."""
+
+    def describe(self, root: Path) -> str:
+        """One line for people."""
+        damaged = format_number(self.files, "damaged file")
+        command = f"grokctl verify {quoted(root)}"
+        return f"{root.name}: verify found {damaged} on {self.at}, first {self.first} ({command})"
+
+
+def write_refusal(root: Path, damage: Sequence[Damage]) -> None:
+    """Record the damage to a checkpoint.
+
+    Raises:
+        OSError: The folder cannot be written.
+    """
+    values = {"version": _VERSION, "at": now(), "files": len(damage), "first": str(worst(damage))}
+    write_atomically(root / PRIVATE / REFUSAL, json.dumps(values, indent=1).encode())
+
+
+def forget_refusal(root: Path) -> None:
+    """Delete the record: nothing is damaged.
+
+    Raises:
+        OSError: The folder cannot be written.
+    """
+    (root / PRIVATE / REFUSAL).unlink(missing_ok=True)
+
+
+def read_refusal(root: Path) -> Refusal | None:
+    """The last verification, if it found damage; None if it found none, or there was none."""
+    path = root / PRIVATE / REFUSAL
+    try:
+        if not path.is_file():  # reading a pipe would block
+            return None
+        values = json.loads(path.read_bytes().decode())
+        at, files, first = values["at"], values["files"], values["first"]
+        if not (_TIME.fullmatch(at) and type(files) is int and values["version"] == _VERSION):
+            return None
+        return Refusal(at=at, files=files, first=printable(first, limit=_LONGEST))
+    except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError):
+        return None

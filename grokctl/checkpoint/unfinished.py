@@ -1,0 +1,141 @@
+"""The record of a download that has begun and is not complete."""
+
+import json
+import shlex
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Final, Self
+
+from grokctl.checkpoint.torrent import read_metainfo
+from grokctl.errors import CorruptCheckpointError, FetchError
+from grokctl.paths import BEGUN, CKPT, PRIVATE, TORRENT, UNFINISHED, write_atomically
+from grokctl.text import format_bytes
+
+_VERSION: Final = 1
+_BLOCK: Final = 512
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unfinished:
+    """How far a download has come, and the command that continues it."""
+
+    source: str
+    """`grok-1`, a magnet link, or the absolute path of a `.torrent` file."""
+    options: tuple[str, ...] = field(default=())
+    """Options of the command other than `--to`, without credentials."""
+    have: int = 0
+    """Bytes of the release that are on disk and proven."""
+    nbytes: int = 0
+    """Bytes of the release; 0 if they are not known."""
+    is_final: bool = False
+    """Whether it was written at the end of a fetch; a killed one has more on disk."""
+
+    @property
+    def share(self) -> str:
+        """Such as `34%`; never 100%."""
+        return f"{min(99, 100 * self.have // self.nbytes)}%" if self.nbytes else "0%"
+
+    def command(self, root: Path) -> str:
+        """The command that continues the download."""
+        words = ("grokctl", "fetch", self.source, "--to", str(root.absolute()), *self.options)
+        return shlex.join(words)
+
+    def write(self, root: Path) -> None:
+        """Write it into the release."""
+        values = {
+            "version": _VERSION,
+            "source": self.source,
+            "options": list(self.options),
+            "have_bytes": self.have,
+            "bytes": self.nbytes,
+            "final": self.is_final,
+        }
+        write_atomically(root / PRIVATE / UNFINISHED, json.dumps(values, indent=1).encode())
+
+    @classmethod
+    def of_values(cls, values: dict[str, Any]) -> Self | None:
+        """Check values from a file; None if they are not such a record."""
+        source, options = values.get("source"), values.get("options")
+        have, nbytes = values.get("have_bytes"), values.get("bytes")
+        if (
+            values.get("version") != _VERSION
+            or not isinstance(source, str)
+            or not isinstance(options, list)
+            or not all(isinstance(option, str) for option in options)
+            or type(have) is not int
+            or type(nbytes) is not int
+            or type(values.get("final")) is not bool
+            or not 0 <= have <= nbytes
+        ):
+            return None
+        return cls(
+            source=source,
+            options=tuple(options),
+            have=have,
+            nbytes=nbytes,
+            is_final=values["final"],
+        )
+
+
+def read_unfinished(root: Path) -> Unfinished | None:
+    """The download of a release that is not complete; None if there is none."""
+    path = root / PRIVATE / UNFINISHED
+    if path.is_file():
+        with suppress(OSError, ValueError, RecursionError):
+            values = json.loads(path.read_bytes().decode())
+            record = Unfinished.of_values(values) if isinstance(values, dict) else None
+            if record is not None and not record.is_final:
+                looked = _looked_at(root)
+                have = min(record.nbytes, max(record.have, looked.have if looked else 0))
+                return replace(record, have=have)
+            if record is not None:
+                return record
+    if not (root / PRIVATE / BEGUN).is_file():
+        return None
+    return _looked_at(root)  # a version without the record began it
+
+
+def forget_unfinished(root: Path) -> None:
+    """The download is complete."""
+    (root / PRIVATE / UNFINISHED).unlink(missing_ok=True)
+
+
+def incomplete(root: Path, unfinished: Unfinished) -> CorruptCheckpointError:
+    """The error about a release whose download is not complete."""
+    of = f" ({format_bytes(unfinished.have)} of {format_bytes(unfinished.nbytes)})"
+    message = f"{root}: incomplete, {unfinished.share}{of if unfinished.nbytes else ''}"
+    return CorruptCheckpointError(message, unfinished.command(root))
+
+
+def refuse_unfinished(root: Path) -> None:
+    """Refuse a release whose download is not complete.
+
+    Raises:
+        CorruptCheckpointError: It is not; the hint is the command that continues it.
+    """
+    unfinished = read_unfinished(root)
+    if unfinished is not None:
+        raise incomplete(root, unfinished)
+
+
+def _looked_at(root: Path) -> Unfinished | None:
+    """The state of a download by the sizes of its files; None if all have theirs."""
+    try:
+        files = [file for file in read_metainfo(root / TORRENT).files if not file.is_pad]
+    except (FetchError, OSError):
+        return None
+    nbytes = sum(file.length for file in files)
+    have = sum(min(file.length, _stored(root, file.path)) for file in files)
+    if have >= nbytes:
+        return None
+    return Unfinished(source=str(root / TORRENT), have=have, nbytes=nbytes)
+
+
+def _stored(root: Path, path: tuple[str, ...]) -> int:
+    """Bytes of a file that are on disk; a release has its tensors in one folder."""
+    for place in (root / CKPT / path[-1], root.joinpath(*path)):
+        with suppress(OSError):
+            status = place.lstat()
+            return min(status.st_size, status.st_blocks * _BLOCK)
+    return 0
