@@ -1,9 +1,11 @@
 import errno
 import os
+import shutil
 import stat
 from pathlib import Path
 
 import pytest
+from damaging import refuse
 
 from grokctl.checkpoint.torrent import Metainfo, build_metainfo, parse_metainfo
 from grokctl.errors import DiskFullError, FetchError
@@ -222,6 +224,31 @@ def test_a_disk_that_refuses_on_the_way_leaves_everything_as_it_was(
 
     assert content(root) == before
     assert list((root / ".grokctl" / "damaged").iterdir()) == []
+
+
+def test_room_for_what_is_moved_is_counted_before_anything_moves(root, metainfo, monkeypatch):
+    path = root / FILES[1]
+    path.unlink()
+    path.mkdir()
+    usage = shutil.disk_usage(root)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=3 * PIECE - 1))
+
+    with pytest.raises(DiskFullError, match="bytes free for backup and repair"):
+        keep(root, metainfo, {4, 5, 6, 7})
+
+    assert path.is_dir()
+    assert not (root / ".grokctl").exists()
+
+
+@pytest.mark.parametrize("code", [errno.EACCES, errno.EMFILE, errno.ESTALE])
+def test_a_file_that_the_machine_refuses_is_not_moved(root, metainfo, monkeypatch, code):
+    refuse(monkeypatch, FILES[1], code)
+
+    with pytest.raises(FetchError, match=os.strerror(code)):
+        keep(root, metainfo, {1, 4, 5})
+
+    assert (root / FILES[1]).is_file()
+    assert not (root / ".grokctl").exists()
 
 
 def test_a_file_system_that_cannot_copy_by_itself_is_copied_from_and_to(
