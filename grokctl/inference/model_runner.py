@@ -220,7 +220,7 @@ class ModelRunner:
                 "logits",
                 Reason.MALFORMED,
                 "the model computed values that are not finite: a weight or a scale is not",
-                "grokctl inspect --stats  # shows which; grokctl verify proves the files",
+                "grokctl verify  # proves the files; grokctl inspect --stats shows values",
             )
         return values
 

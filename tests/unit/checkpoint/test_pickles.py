@@ -11,7 +11,7 @@ import time
 import tracemalloc
 import types
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +22,7 @@ from numpy.testing._private import utils as numpy_utils
 from places import TWO_LAYERS
 
 from grokctl.checkpoint import pickles
+from grokctl.checkpoint.pickle_names import foreign_name
 from grokctl.checkpoint.pickles import BFLOAT16, Hole, PickledTensor, measure, scan, write
 from grokctl.errors import CorruptCheckpointError, GrokctlError, Reason, UnsafePickleError
 
@@ -1094,3 +1095,60 @@ def test_a_mutated_file_gives_a_tensor_or_an_error(whole, rng: random.Random, ed
 def test_random_bytes_give_an_error(tail):
     assert isinstance(verdict(tail), CorruptCheckpointError)
     assert isinstance(verdict(b"\x80\x04" + tail), CorruptCheckpointError)
+
+
+# --- 21 wherever an unpickler would look up another name
+
+
+class _Inert:
+    """Stands for every allowed global, and takes anything."""
+
+    def __init__(self, *_arguments: object) -> None: ...
+
+    def __setstate__(self, _state: object) -> None: ...
+
+
+class _Asks(pickle.Unpickler):
+    """The real unpickler, which stops at the first name that is not allowed."""
+
+    asked: str | None = None
+
+    def find_class(self, module: str, name: str) -> object:
+        if (module, name) in pickles._ALLOWED:
+            return _Inert
+        self.asked = f"{module}.{name}"
+        raise pickle.UnpicklingError(self.asked)
+
+
+def asked_of(data: bytes) -> str | None:
+    unpickler = _Asks(io.BytesIO(data))
+    with suppress(Exception):
+        unpickler.load()
+    return unpickler.asked
+
+
+@given(
+    st.sampled_from(
+        [NORM, KEY, pickled(SYSTEM + array()), pickled(b"]" + array() + SYSTEM + b"a")]
+    ),
+    st.randoms(use_true_random=False),
+    st.integers(0, 5),
+)
+@settings(max_examples=400, deadline=None)
+def test_every_name_that_an_unpickler_would_look_up_is_found(whole, rng: random.Random, edits):
+    data = bytearray(whole)
+    for _ in range(edits):
+        place = rng.randrange(min(len(data), 250))
+        match rng.randrange(3):
+            case 0:
+                data[place] = rng.randrange(256)
+            case 1:
+                data[place:place] = rng.choice(pickletools.opcodes).code.encode("latin-1")
+            case _:
+                data[place:place] = rng.choice(
+                    [SYSTEM, b"cos\nsystem\n", text("os"), b"h\x00h\x01"]
+                )
+
+    asked = asked_of(bytes(data))
+
+    assert asked is None or foreign_name(bytes(data), pickles._ALLOWED) is not None
