@@ -4,6 +4,10 @@ PYTHON313 ?= python3.13
 BIN := .venv/bin
 READY := .venv/.ready
 SECONDS ?= 600
+WORKERS ?= 2
+# the commands and swarms come first, because they take longest
+PARALLEL := -m pytest --numprocesses $(WORKERS) --dist loadscope --no-loadscope-reorder
+PYTEST := $(BIN)/python $(PARALLEL)
 # A lock is complete: pip installs its pins and asks no index for other releases.
 LOCKED := -m pip install --quiet --no-deps --require-hashes --requirement
 COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --upgrade --generate-hashes \
@@ -14,17 +18,18 @@ COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --upg
 demo: $(READY)  ## the whole pipeline, for real, on a miniature
 	$(BIN)/grokctl demo
 
-test: $(READY)  ## the test suite
-	$(BIN)/python -m pytest
+test: $(READY)  ## the test suite, by WORKERS at a time; a module stays with one of them
+	$(PYTEST)
 
-test-fast: $(READY)  ## the unit tests, on all cores: no swarms, no other processes
-	$(BIN)/python -m pytest -n auto tests/unit
+test-fast: $(READY)  ## the unit tests that take no long compilation, in a minute or two
+	$(PYTEST) -m 'not slow and not heavy' tests/unit
+	@echo 'Left out: tests/cli, tests/integration, tests/fuzz, tests/*.py, and unit tests marked "heavy". All: make test.'
 
 test-slow: $(READY)  ## the tests that take minutes and gigabytes
 	$(BIN)/python -m pytest -m slow
 
 test-newest: .venv-newest/.ready  ## the suite on the newest Python and JAX, where PYTHON313 is there
-	.venv-newest/bin/python -m pytest
+	.venv-newest/bin/python $(PARALLEL)
 
 schedulers:  ## Open MPI and Slurm, for the tests that run under them: Debian's packages, so for root
 	@command -v mpirun >/dev/null && command -v srun >/dev/null || \

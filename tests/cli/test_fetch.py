@@ -571,7 +571,7 @@ def test_a_terminal_shows_a_map_and_who_sends_how_much(process, seeded, command,
 
 
 def test_a_terminal_shows_what_it_waits_for(process, seeded, tmp_path, loopback):
-    code, said = on_a_terminal(
+    code, _ = on_a_terminal(
         *(process, "fetch", seeded.torrent, "--to", tmp_path / "x", *loopback),
         until=[r"waiting for +peers"],
     )

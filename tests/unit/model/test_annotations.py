@@ -21,6 +21,8 @@ from grokctl.model.placement import MeshShape
 from grokctl.model.precision import Precision
 from grokctl.model.tensors import tensor_specs
 
+pytestmark = pytest.mark.heavy
+
 ONE = MeshShape(1, 1)
 # sizes that differ, or a wrong name would go unnoticed
 CONFIG = replace(

@@ -16,6 +16,8 @@ from grokctl.model.placement import MeshShape
 from grokctl.model.sizing import cache_bytes
 from grokctl.model.step_spec import StepShape
 
+pytestmark = pytest.mark.heavy
+
 FLOAT32, BF16, INT8 = jnp.dtype(jnp.float32), jnp.dtype(jnp.bfloat16), jnp.dtype(jnp.int8)
 SMALL = replace(MINIATURE, num_q_heads=6, num_kv_heads=2, key_size=4, num_layers=1)
 ONE = MeshShape(1, 1)

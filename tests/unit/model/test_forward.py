@@ -27,6 +27,8 @@ from grokctl.model.precision import Compute, Precision
 from grokctl.model.step_spec import StepShape
 from grokctl.model.tensors import tensor_specs
 
+pytestmark = pytest.mark.heavy
+
 SMALL = replace(MINIATURE, vocab_size=64, emb_size=24, widening_factor=2, key_size=4, num_layers=1)
 ONE = MeshShape(1, 1)
 FLOAT32, BF16 = jnp.dtype(jnp.float32), jnp.dtype(jnp.bfloat16)

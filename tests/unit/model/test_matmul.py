@@ -26,6 +26,8 @@ from grokctl.model.precision import Precision
 from grokctl.model.step_spec import StepShape
 from grokctl.model.tensors import tensor_specs
 
+pytestmark = pytest.mark.heavy
+
 ONE = MeshShape(1, 1)
 FLOAT32, BF16 = jnp.dtype(jnp.float32), jnp.dtype(jnp.bfloat16)
 

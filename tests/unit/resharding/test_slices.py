@@ -20,6 +20,8 @@ from grokctl.model.tensors import tensor_specs
 from grokctl.resharding.convert import NOTHING, Squares, is_stored_alike
 from grokctl.resharding.slices import cuts_of, is_scales_of_quantized
 
+pytestmark = pytest.mark.heavy
+
 SMALL_FRAME = 300
 """Bytes: less than most of these small tensors, more than most of their rows."""
 LIMITS = st.one_of(st.integers(1, 3000), st.sampled_from([1, 10**4, 10**6, 2**25]))
