@@ -4,7 +4,9 @@ A command that fails raises, and three places act on that, from the inside out:
 
 1. `cluster_of` ends the other processes of the run.
 2. `command` prints the failure.
-3. `ErrorBoundary` exits with the code that `exit_code_of` chooses, and nothing else does.
+3. `ErrorBoundary` exits with the code that `exit_code_of` chooses.
+
+Only the failure of another rank ends a process elsewhere: `cluster/ending`, with its own code.
 """
 
 import os
