@@ -84,7 +84,9 @@ KvOption = Annotated[
 ]
 ContextOption = Annotated[
     int | None,
-    typer.Option(metavar="N", help="Context length in tokens.", show_default="the longest that fits"),
+    typer.Option(
+        metavar="N", help="Context length in tokens.", show_default="the longest that fits"
+    ),
 ]
 TokenIdsOption = Annotated[
     str | None, typer.Option(metavar="1,2,3", help="Token ids instead of text.")

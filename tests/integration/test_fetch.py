@@ -767,11 +767,13 @@ def test_seeding_ends_when_the_ratio_is_reached(swarm, tmp_path):
     thread.start()
     assert is_seeding.wait(timeout=20)
 
-    fetch(swarm.magnet, tmp_path / "second", swarm.options(peers=(f"127.0.0.1:{port}",)))
-    thread.join(timeout=20)
+    for name in ("second", "third"):  # libtorrent may not count what a peer got just before it left
+        if thread.is_alive():
+            fetch(swarm.magnet, tmp_path / name, swarm.options(peers=(f"127.0.0.1:{port}",)))
+            swarm.assert_arrived(tmp_path / name)
+            thread.join(timeout=10)
 
     assert not thread.is_alive()
-    swarm.assert_arrived(tmp_path / "second")
 
 
 def test_a_port_that_is_taken_is_an_error(swarm, listener, tmp_path):

@@ -17,6 +17,8 @@ from grokctl.model.sampling import Sampling
 from grokctl.reshard import reshard
 from grokctl.resharding.plan import ReshardOptions, plan_reshard
 
+pytestmark = pytest.mark.usefixtures("optimized")
+
 MESHES = [
     pytest.param(name, mesh, id=f"{name}-{mesh}")
     for name, meshes in {

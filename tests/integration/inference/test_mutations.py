@@ -18,6 +18,8 @@ from grokctl.model import forward, tensors
 from grokctl.model.config import GrokConfig
 from grokctl.model.matmul import widened
 
+pytestmark = pytest.mark.usefixtures("optimized")
+
 
 class Mutated(ReleaseSource):
     """A release that is read wrongly."""

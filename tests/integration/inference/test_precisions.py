@@ -14,6 +14,8 @@ from grokctl.checkpoint.tensor_source import LogicalTensor, ReleaseSource, Slice
 from grokctl.model.precision import Precision
 from grokctl.model.sampling import Sampling
 
+pytestmark = pytest.mark.usefixtures("optimized")
+
 # 512 feed-forward columns: sixteen devices have a whole int4 group each
 SMALL = replace(MINIATURE, vocab_size=256, emb_size=96, key_size=8, num_layers=2, sequence_len=64)
 GROUP = 4

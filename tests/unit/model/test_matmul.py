@@ -26,7 +26,7 @@ from grokctl.model.precision import Precision
 from grokctl.model.step_spec import StepShape
 from grokctl.model.tensors import tensor_specs
 
-pytestmark = pytest.mark.heavy
+pytestmark = [pytest.mark.heavy, pytest.mark.usefixtures("optimized")]
 
 ONE = MeshShape(1, 1)
 FLOAT32, BF16 = jnp.dtype(jnp.float32), jnp.dtype(jnp.bfloat16)
