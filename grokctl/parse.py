@@ -106,11 +106,17 @@ def read_ranges(text: str | None, name: str, example: str) -> frozenset[int] | N
     return frozenset(numbers)
 
 
-def read_size(text: str | None, name: str) -> int | None:
+def read_size(text: str | None, name: str, *, unit: str) -> int | None:
     """Parse `500kB`, `20MB`, `1.5GiB` or a number of bytes; None remains None.
 
+    Args:
+        text: What was typed.
+        name: The option.
+        unit: The unit that people mean, such as `GB`: of fewer bytes than a thousandth of it, a
+            number without a unit is a mistake.
+
     Raises:
-        InvalidValueError: It is something else, or not positive.
+        InvalidValueError: It is something else, not positive, or lacks its unit.
     """
     if text is None:
         return None
@@ -122,4 +128,11 @@ def read_size(text: str | None, name: str) -> int | None:
         size = 0.0
     if not 1 <= size < 2**63:
         raise invalid(name, text, "expected a size such as 500kB or 20MB")
+    if number == lowered and not text.strip().lower().endswith("b") and size < _least(unit):
+        likely = number.strip() + unit
+        raise invalid(name, text, f"expected a unit, such as {likely}", f"{name} {likely}")
     return int(size)
+
+
+def _least(unit: str) -> int:
+    return int(_UNITS[unit.lower().removesuffix("b")]) // 1000

@@ -3,13 +3,15 @@
 import io
 import sys
 import traceback
-from typing import Annotated, NoReturn
+from typing import Annotated, Final, NoReturn
 
 import typer
 
 from grokctl import __version__, interrupts
 from grokctl.cli import bench, demo, doctor, fetch, inspect, reshard, run, score, verify
 from grokctl.cli.context import ErrorBoundary, exit_code_of
+from grokctl.cli.help import GroupedCommand
+from grokctl.cli.options import HomeOption
 from grokctl.errors import ExitCode
 
 app = typer.Typer(
@@ -52,15 +54,31 @@ def main() -> NoReturn:
 
 @app.callback(invoke_without_command=True)
 def grokctl(
-    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("-V", "--version", help="Print the version.")] = False,
+    home: HomeOption = None,
 ) -> None:
     """From a magnet link to text from Grok-1, on the hardware you have."""
     if version:
-        sys.stdout.write(f"grokctl {__version__}\n")
+        _print_version()
         raise typer.Exit
+    if home is not None:  # before the command, as good as after it
+        context.default_map = {name: {"home": str(home)} for name in _NAMES}
 
 
-for _command, _example in (
+@app.command("version", hidden=True)
+def _print_version() -> None:
+    """Print the version."""
+    sys.stdout.write(f"grokctl {__version__}\n")
+
+
+@app.command("help", hidden=True)
+def _print_help(context: typer.Context, command: Annotated[str, typer.Argument()] = "") -> None:
+    """Show the help of a command."""
+    app([command, "--help"] if command else ["--help"], prog_name=context.find_root().info_name)
+
+
+_COMMANDS: Final = (
     (doctor.doctor, "grokctl doctor --accelerator h100-80gb --devices 8"),
     (fetch.fetch, "grokctl fetch --max-download 20MB"),
     (verify.verify, "grokctl verify grok-1 --repair"),
@@ -70,5 +88,7 @@ for _command, _example in (
     (score.score, "grokctl score --text essay.txt --compute float32"),
     (bench.bench, "grokctl bench --prompt-tokens 64,512 --batch 1,4,16"),
     (demo.demo, "grokctl demo --keep ./demo"),
-):
-    app.command(epilog=f"Example: {_example}")(_command)
+)
+_NAMES: Final = tuple(command.__name__ for command, _ in _COMMANDS)
+for _command, _example in _COMMANDS:
+    app.command(epilog=f"Example: {_example}", cls=GroupedCommand)(_command)

@@ -22,7 +22,7 @@ from typer.core import TyperGroup
 from grokctl import interrupts
 from grokctl.errors import ExitCode, GrokctlError, InvalidValueError, UsageError
 from grokctl.os_errors import refusal
-from grokctl.paths import Home, default_home
+from grokctl.paths import Home, default_home, quoted
 
 if TYPE_CHECKING:
     from grokctl.cluster.process_group import Cluster
@@ -98,10 +98,19 @@ def _parse_errors(*, as_json: bool) -> Iterator[None]:
     except _ParseError as error:  # type: ignore[misc]  # a class of exceptions, found at run time
         from grokctl.screen.console import Console
 
-        where = error.ctx.command_path if error.ctx else "grokctl"
-        failure = UsageError(_noun_first(error.format_message()), f"{where} --help")
+        failure = _usage_error(error)
         Console(as_json=as_json).failure(failure)
         raise typer.Exit(exit_code_of(failure)) from error
+
+
+def _usage_error(error: Any) -> UsageError:
+    """What typer refused, with a command that is likely meant, or else the help."""
+    where = error.ctx.command_path if error.ctx else "grokctl"
+    extra = re.fullmatch(r"Got unexpected extra argument\S* \((.*)\)\.?", error.format_message())
+    if extra is None:
+        return UsageError(_noun_first(error.format_message()), f"{where} --help")
+    hint = f"{where} CHECKPOINT -p {quoted(extra[1])}" if where.endswith(" run") else None
+    return UsageError(f"{extra[1]}: unexpected argument", hint or f"{where} --help")
 
 
 def _noun_first(message: str) -> str:

@@ -53,7 +53,7 @@ def doctor(
         question = stage.Question(
             accelerator=accelerator,
             devices=devices,
-            memory=read_size(memory, "--memory"),
+            memory=read_size(memory, "--memory", unit="GB"),
             context=context,
             batch=batch,
             kv=kv,

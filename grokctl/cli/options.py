@@ -1,11 +1,29 @@
 """Options that several commands share."""
 
+from collections.abc import Callable
+from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import typer
 
 from grokctl.model.precision import Compute, KvType
+
+_Dtype = TypeVar("_Dtype", bound=StrEnum)
+
+
+def dtype_of(kind: type[_Dtype]) -> Callable[[str], _Dtype]:
+    """A parser of dtypes by any spelling, such as `bf16` or `bfloat16`."""
+
+    def read(text: str) -> _Dtype:
+        try:
+            return kind(text)
+        except ValueError:
+            names = ", ".join(kind)
+            raise typer.BadParameter(f"expected one of {names}, found {text!r}") from None
+
+    return read
+
 
 CheckpointArgument = Annotated[
     str | None,
@@ -75,7 +93,10 @@ MeshOption = Annotated[
 ComputeOption = Annotated[
     Compute | None,
     typer.Option(
-        metavar="TYPE", help="Compute in bfloat16 or float32.", show_default="by hardware"
+        parser=dtype_of(Compute),
+        metavar="TYPE",
+        help="Compute in bfloat16 or float32.",
+        show_default="by hardware",
     ),
 ]
 KvOption = Annotated[

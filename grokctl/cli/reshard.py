@@ -16,6 +16,7 @@ from grokctl.cli.options import (
     MeshOption,
     QuietOption,
     VerboseOption,
+    dtype_of,
 )
 from grokctl.errors import GrokctlError
 from grokctl.model.placement import read_mesh
@@ -30,7 +31,9 @@ def reshard(
     precision: Annotated[
         Precision | None,
         typer.Option(
-            help="Stored precision; int8 and float32 are lossless.",
+            parser=dtype_of(Precision),
+            metavar="TYPE",
+            help="int8, int4, bf16 or float32; int8 and float32 are lossless.",
             show_default="the source's: int8",
         ),
     ] = None,
@@ -85,7 +88,7 @@ def reshard(
             compression=None if compress is None else Compression.parse(compress),
             devices=read_ranges(only_devices, "--only-devices", "0-7"),
             jobs=jobs,
-            max_memory=read_size(max_memory, "--max-memory"),
+            max_memory=read_size(max_memory, "--max-memory", unit="GB"),
         )
         with console.observing() as observe:
             planned = plan_request(request, observe=observe)

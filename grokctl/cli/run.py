@@ -31,10 +31,13 @@ from grokctl.errors import UsageError
 from grokctl.model.placement import read_mesh
 from grokctl.model.precision import KvType
 from grokctl.parse import read_stdin, read_text, read_token_ids, require_utf8
+from grokctl.paths import Home, quoted
 
 _SEEDS: Final = 10**6
 """A random seed is below this: short enough to type again."""
 _BATCH: Final = 8
+_WORDS: Final = 2
+"""A text has so many, and the name of a checkpoint hardly ever."""
 
 
 def run(
@@ -115,6 +118,7 @@ def run(
             from grokctl.session.job import JobRequest
             from grokctl.session.prompts import Prompt, read_prompts
 
+            check_name(checkpoint, home_of(home))
             job = JobRequest(
                 home=home_of(home),
                 checkpoint=checkpoint,
@@ -166,6 +170,18 @@ def run(
                 )
         if is_stopped:  # here, because the other processes have not failed
             raise KeyboardInterrupt
+
+
+def check_name(checkpoint: str | None, home: Home) -> None:
+    """Refuse a text in the place of a checkpoint, and show where it belongs."""
+    if checkpoint is None or len(checkpoint.split()) < _WORDS:
+        return
+    places = (Path(checkpoint), home.releases / checkpoint, home.ready / checkpoint)
+    if not any(map(os.path.lexists, places)):
+        raise UsageError(
+            f"{checkpoint}: expected a checkpoint, found a text",
+            f"grokctl run -p {quoted(checkpoint)}",
+        )
 
 
 def check_prompts(**given: object) -> None:

@@ -1,11 +1,29 @@
 """Types of stored weights, of operands, and of keys and values."""
 
 from enum import StrEnum
+from typing import Final, Self
 
 from grokctl.errors import PlacementError
 
+_SPELLINGS: Final = {
+    "bfloat16": ("bf16",),
+    "bf16": ("bfloat16",),
+    "float32": ("fp32", "f32"),
+}
+"""Other spellings of a dtype that people know, by ours."""
 
-class Precision(StrEnum):
+
+class _Spelled(StrEnum):
+    """A dtype by its name, in any case, or by another spelling of it."""
+
+    @classmethod
+    def _missing_(cls, value: object) -> Self | None:
+        wanted = str(value).casefold()
+        known = (one for one in cls if wanted in (one.value, *_SPELLINGS.get(one.value, ())))
+        return next(known, None)
+
+
+class Precision(_Spelled):
     """Type of the tensors that the release quantises; all others stay float32."""
 
     INT8 = "int8"
@@ -18,14 +36,14 @@ class Precision(StrEnum):
     """-7 to 7 times the scale of a group of inputs; scales minimise the squared error."""
 
 
-class Compute(StrEnum):
+class Compute(_Spelled):
     """Type of the key-value cache, and of operands on platforms that multiply it fast."""
 
     BFLOAT16 = "bfloat16"
     FLOAT32 = "float32"
 
 
-class KvType(StrEnum):
+class KvType(_Spelled):
     """Type of keys and values in the cache."""
 
     COMPUTE = "compute"

@@ -185,14 +185,14 @@ def find(name: str) -> Published:
     """The accelerator of a name.
 
     Args:
-        name: A slug, or the beginning of one of its words, such as `h100` or `4090`.
+        name: A slug, or the beginning of its last words, such as `H100`, `4090` or `RTX4090`.
 
     Raises:
         InvalidValueError: None matches, or several do.
     """
     wanted = re.sub("[^0-9a-z]+", "-", name.casefold()).strip("-")
     same = [kind for kind in PUBLISHED if kind.slug == wanted]
-    matches = same or [kind for kind in PUBLISHED if wanted and f"-{wanted}" in f"-{kind.slug}"]
+    matches = same or [kind for kind in PUBLISHED if _begins(kind.slug.split("-"), wanted)]
     if len(matches) == 1:
         return matches[0]
     slugs = ", ".join(kind.slug for kind in matches or PUBLISHED)
@@ -203,6 +203,13 @@ def find(name: str) -> Published:
         f"{problem} of {slugs}",
         f"--accelerator {matches[0].slug if matches else 'h100-80gb'}",
     )
+
+
+def _begins(words: list[str], wanted: str) -> bool:
+    """Whether some of the last words begin like that, with dashes or without."""
+    compact = wanted.replace("-", "")
+    tails = ("".join(words[first:]) for first in range(len(words)))
+    return bool(compact) and any(tail.startswith(compact) for tail in tails)
 
 
 def match(device_name: str) -> Published | None:

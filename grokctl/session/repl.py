@@ -23,6 +23,7 @@ from grokctl.session.job import JobRequest, open_job
 _NAMES: Final = {name.replace("_", "-"): name for name in settings.SETTINGS}
 """Settings by the names that people type."""
 _QUIT: Final = "/quit"
+_LEAVES: Final = (_QUIT, "/exit")
 _COMMANDS: Final = {
     "/more": "continue the last text",
     "/retry": "repeat the last prompt with another seed",
@@ -61,7 +62,7 @@ def converse(
     history, readline = History(request.home.root / "history"), _readline()
     if readline is not None:
         edit_lines(readline, history, _completions)
-    while (line := _ask(console, readline)) is not None and line.strip() != _QUIT:
+    while (line := _ask(console, readline)) is not None and line.strip() not in _LEAVES:
         history.add(line)
         try:
             conversation.obey(line)
