@@ -3,8 +3,10 @@
 import errno
 import fcntl
 import os
+import secrets
 import shlex
-import tempfile
+import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -13,7 +15,7 @@ from typing import Final
 
 import platformdirs
 
-from grokctl.errors import GrokctlError, UsageError
+from grokctl.errors import GrokctlError, UsageError, invalid
 
 CKPT = "ckpt-0"
 TOKENIZER = "tokenizer.model"
@@ -22,6 +24,8 @@ TORRENT = "release.torrent"
 MANIFEST = "grokctl.json"
 PRIVATE = ".grokctl"
 """The folder of grokctl's own files in a release."""
+_LONGEST_PREFIX: Final = 60
+"""Characters of a name that a temporary name keeps: even of four bytes each, it fits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,21 +163,101 @@ def _folders(path: Path) -> list[Path]:
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file so that its name has either the old content or all of the new one, on disk."""
+    """Write a file so that its name has either the old content or all of the new one, on disk.
+
+    Raises:
+        OSError: The file cannot be written, or the name belongs to a folder, a device or a pipe.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    temporary = Path(name)
+    with suppress(FileNotFoundError):
+        mode = path.lstat().st_mode
+        if not any(is_type(mode) for is_type in (stat.S_ISREG, stat.S_ISLNK, stat.S_ISDIR)):
+            raise OSError(errno.EINVAL, "is not a regular file", str(path))
+    handle, temporary = create_beside(path)
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-            os.fchmod(file.fileno(), 0o644)
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
     fsync_folder(path.parent)
+
+
+def create_beside(path: Path, mode: int = 0o666) -> tuple[int, Path]:
+    """Create a hidden file in the folder of another; the umask limits its mode.
+
+    Returns:
+        A descriptor to write to, and the path.
+    """
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    while True:
+        temporary = path.with_name(f".{path.name[:_LONGEST_PREFIX]}.{secrets.token_hex(4)}")
+        with suppress(FileExistsError):
+            return os.open(temporary, flags, mode), temporary
+
+
+def find_output(path: Path, name: str, example: str) -> tuple[Path, bool]:
+    """Where an output that the user named goes: links are followed, devices are kept.
+
+    Args:
+        path: As the user typed it.
+        name: The field of the library, for errors.
+        example: A path for the hint.
+
+    Returns:
+        The path at the end of all links, and whether a regular file is or will be there, which
+        can be replaced by another. If not, the output must be written into what is there.
+
+    Raises:
+        InvalidValueError: It is a folder, a terminal, a block device, a socket, or our own stdout.
+        OSError: The links form a loop, or the machine refuses to look at them.
+    """
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        return Path(os.path.realpath(path)), True
+    if problem := _unfit(path, status):
+        raise invalid(name, path, problem, f"--{name} {example}")
+    is_regular = stat.S_ISREG(status.st_mode)
+    return Path(os.path.realpath(path)) if is_regular else path, is_regular
+
+
+def _unfit(path: Path, status: os.stat_result) -> str | None:
+    """The reason why nothing can be written into what has the name of an output."""
+    mode = status.st_mode
+    if stat.S_ISDIR(mode) or not path.name:
+        return "is a folder, expected a file"
+    if stat.S_ISBLK(mode) or stat.S_ISSOCK(mode):
+        return "is a disk or a socket, expected a file"
+    if stat.S_ISCHR(mode):
+        return "is a terminal, expected a file" if _is_terminal(path) else None
+    for number, stream in ((1, "stdout"), (2, "stderr")):
+        with suppress(OSError):  # it is closed
+            if os.path.samestat(status, os.fstat(number)):
+                return f"is {stream} of this command, expected another file"
+    return None
+
+
+def _is_terminal(path: Path) -> bool:
+    handle = os.open(path, os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    try:
+        return os.isatty(handle)
+    finally:
+        os.close(handle)
+
+
+def replace_output(temporary: Path, place: Path) -> None:
+    """Give a finished file the name of an output; into a mounted file, copy it."""
+    try:
+        temporary.replace(place)
+    except OSError as error:
+        if error.errno != errno.EBUSY:  # a container mounts single files
+            raise
+        shutil.copyfile(temporary, place)
+        temporary.unlink()
 
 
 def fsync_folder(path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Write the logits of a score to an .npy file that is complete or absent."""
+"""Write the logits of a score to an .npy file that is complete or absent, or into a device."""
 
 import os
 from collections.abc import Iterator
@@ -8,33 +8,54 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from grokctl.errors import invalid
+from grokctl.paths import create_beside, find_output, replace_output
+
+Logits = NDArray[np.float32]
 
 
 @contextmanager
-def logits_file(path: Path | None, shape: tuple[int, int]) -> Iterator[NDArray[np.float32] | None]:
-    """An array to fill, mapped to a file that gets its name at the end of the block.
+def logits_file(path: Path | None, shape: tuple[int, int]) -> Iterator[Logits | None]:
+    """An array to fill, written to a file at the end of the block.
 
     Args:
-        path: Of the file; None yields None.
+        path: Of the file; None yields None. Links are followed. A device or a pipe receives the
+            bytes; a regular file is replaced.
         shape: `(tokens, vocab)`.
 
     Raises:
-        InvalidValueError: The path is a folder.
+        InvalidValueError: The path is a folder, or anything else that cannot receive a file.
         OSError: The file cannot be written, or does not fit. Nothing remains of it.
     """
     if path is None:
         yield None
         return
-    if path.is_dir() or not path.name:
-        raise invalid("logits", path, "is a folder, expected a file", "--logits logits.npy")
-    partial = path.with_name(f".{path.name}.partial")
+    place, is_regular = find_output(path, "logits", "logits.npy")
+    with _mapped(place, shape) if is_regular else _streamed(place, shape) as out:
+        yield out
+
+
+@contextmanager
+def _mapped(place: Path, shape: tuple[int, int]) -> Iterator[Logits]:
+    """Mapped to a new file, which gets its name at the end."""
+    handle, partial = create_beside(place)
+    os.close(handle)
     try:
         out = np.lib.format.open_memmap(partial, "w+", np.float32, shape)
         with partial.open("r+b") as file:  # now: a write to a mapping on a full disk kills us
             os.posix_fallocate(file.fileno(), 0, partial.stat().st_size)
         yield out
         out.flush()
-        partial.replace(path)
+        replace_output(partial, place)
     finally:
         partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def _streamed(place: Path, shape: tuple[int, int]) -> Iterator[Logits]:
+    """In memory, and written at the end."""
+    with place.open("wb") as file:  # now: a refusal costs no work
+        out = np.zeros(shape, np.float32)
+        yield out
+        header = np.lib.format.header_data_from_array_1_0(out)
+        np.lib.format.write_array_header_1_0(file, header)
+        file.write(out.data)

@@ -7,6 +7,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
+from grokctl.paths import create_beside
+
 _MOST_LINES: Final = 1000
 _MOST_BYTES: Final = 2**20
 """Bytes read of the file; a longer one is cut to its last lines."""
@@ -49,20 +51,27 @@ class History:
             return
         with suppress(OSError):
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            self._write(self._path, os.O_APPEND | os.O_NONBLOCK, [line])
+            flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NONBLOCK
+            self._write(os.open(self._path, flags, _MODE), [line])
 
     def _cut(self, lines: list[str]) -> None:
-        partial = self._path.with_name(f".{self._path.name}.{os.getpid()}")
         with suppress(OSError):
-            self._write(partial, os.O_TRUNC, lines)
-            partial.replace(self._path)
+            place = self._path.resolve()  # the history may be a link
+            file, partial = create_beside(place, _MODE)
+            try:
+                self._write(file, lines)
+                partial.replace(place)
+            finally:
+                partial.unlink(missing_ok=True)
 
     @staticmethod
-    def _write(path: Path, flags: int, lines: list[str]) -> None:
-        file = os.open(path, os.O_WRONLY | os.O_CREAT | flags, _MODE)
+    def _write(file: int, lines: list[str]) -> None:
         try:
-            if stat.S_IMODE(os.fstat(file).st_mode) != _MODE:
-                os.fchmod(file, _MODE)
+            status = os.fstat(file)
+            # never of a device: as root, that would close /dev/null to everybody
+            if stat.S_ISREG(status.st_mode) and stat.S_IMODE(status.st_mode) != _MODE:
+                with suppress(OSError):  # some file systems have no modes
+                    os.fchmod(file, _MODE)
             os.write(file, "".join(f"{line}\n" for line in lines).encode())
         finally:
             os.close(file)

@@ -1,5 +1,6 @@
 """The history is private and bounded, and its failures are ignored."""
 
+import os
 import stat
 
 import pytest
@@ -88,3 +89,29 @@ def test_a_history_that_cannot_be_kept_is_no_failure(tmp_path):
     for path in (tmp_path / "file" / "history", tmp_path / "folder"):
         History(path).add("line")
         assert History(path).read() == []
+
+
+@pytest.mark.parametrize("lines", [1, 3000])
+def test_a_history_that_is_a_link_stays_one(path, lines):
+    path.parent.mkdir()
+    target = path.parent / "target"
+    target.write_text("line\n" * lines)
+    path.symlink_to(target)
+
+    History(path).add("new")
+    assert History(path).read()[-1] == "new"
+
+    assert path.is_symlink()
+    assert target.read_text().endswith("new\n")
+
+
+def test_the_mode_of_a_device_is_left_alone(path, monkeypatch):
+    path.parent.mkdir()
+    path.symlink_to("/dev/null")
+    changed = []
+    monkeypatch.setattr(os, "fchmod", lambda *call: changed.append(call))
+
+    History(path).add("new")
+
+    assert changed == []
+    assert History(path).read() == []
