@@ -30,7 +30,13 @@ class Stamp:
     size: int
     mtime_ns: int
     inode: int
-    device: int
+    device: int = field(compare=False)
+    """Of the file system, until it is mounted again: recorded, and never compared."""
+
+    @property
+    def lasting(self) -> tuple[int, int, int]:
+        """What a reboot or another mount does not change."""
+        return self.size, self.mtime_ns, self.inode
 
     @classmethod
     def of(cls, path: Path) -> Self | None:

@@ -5,7 +5,7 @@ import hashlib
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -78,12 +78,22 @@ def writing(out: Path) -> Iterator[None]:
 
 
 def partial_folder(plan: ReshardPlan, stamps: Mapping[Path, Stamp | None]) -> Path:
-    """The hidden folder that grows beside the destination: one for each source and output."""
+    """The hidden folder that grows beside the destination: one for each source and output.
+
+    Its name has the same hash after a reboot, and with the source mounted at another place.
+    """
+    folder = _partial_name(plan, [(path.name, s and s.lasting) for path, s in stamps.items()])
+    earlier = _partial_name(plan, [(str(path), s) for path, s in stamps.items()])
+    # version 0 hashed whole paths and stamps, so its folder is found until the next mount
+    return earlier if earlier.is_dir() and not folder.is_dir() else folder
+
+
+def _partial_name(plan: ReshardPlan, sources: Iterable[object]) -> Path:
     hasher = hashlib.sha256(str(plan.compression).encode())
     for layout in plan.layouts:
         hasher.update(layout.header)
-    for path, stamp in stamps.items():
-        hasher.update(repr((str(path), stamp)).encode())
+    for source in sources:
+        hasher.update(repr(source).encode())
     return plan.out.parent / f".{plan.out.name}.{hasher.hexdigest()[:12]}.partial"
 
 

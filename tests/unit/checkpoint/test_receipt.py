@@ -94,6 +94,28 @@ def test_a_touched_file_is_no_longer_proven(release, receipt, touch):
     assert proof_of(open_release(release)) is None
 
 
+def test_files_are_proven_after_a_reboot_that_numbers_disks_anew(release, receipt):
+    path = release / ".grokctl" / "receipt.json"
+    values = json.loads(path.read_bytes())
+    for stamp in values["files"].values():
+        stamp[3] += 1
+    path.write_text(json.dumps(values))
+
+    assert read_receipt(release) == receipt
+    assert proof_of(open_release(release)) is not None
+
+
+@pytest.mark.parametrize("place", [0, 1, 2], ids=["size", "time", "inode"])
+def test_everything_else_of_a_stamp_is_compared(release, receipt, place):
+    assert receipt.stamps
+    path = release / ".grokctl" / "receipt.json"
+    values = json.loads(path.read_bytes())
+    values["files"][TENSOR][place] += 1
+    path.write_text(json.dumps(values))
+
+    assert proof_of(open_release(release)) is None
+
+
 def test_a_missing_file_is_no_longer_proven(release, receipt):
     opened = open_release(release)
     (release / TENSOR).unlink()
