@@ -1,5 +1,6 @@
 """Parse what users type: text, sizes, and lists of numbers."""
 
+import codecs
 import re
 import sys
 from pathlib import Path
@@ -7,8 +8,10 @@ from typing import Final
 
 from grokctl.errors import UsageError, invalid
 
-_LONGEST_TEXT: Final = 2**24
-"""Characters; far more than any context holds."""
+_LONGEST_TEXT: Final = 2**26
+"""Bytes; far more than any context holds."""
+_MARK: Final = "\ufeff"
+_CONVERT: Final = "iconv -f UTF-16 -t UTF-8 FILE > utf8.txt"
 _UNITS: Final = {"": 1} | {
     letter + suffix: base**power
     for power, letter in enumerate("kmgt", start=1)
@@ -29,39 +32,63 @@ def require_utf8(text: str, name: str) -> str:
     return text
 
 
+def plain_text(text: str, name: str) -> str:
+    """A text as every option and file gives it: one text has one result, whatever wrote it.
+
+    Without a byte order mark, which some editors write, and with line ends as on Unix.
+
+    Raises:
+        UsageError: It is not UTF-8, or contains a zero byte.
+    """
+    text = require_utf8(text, name).removeprefix(_MARK)
+    if "\0" in text:
+        raise UsageError(f"{name}: contains a zero byte, expected text")
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
 def read_stdin() -> str:
-    """All of stdin.
+    """All of stdin, as `read_text` reads a file.
 
     Raises:
         UsageError: It is closed, too long, or not UTF-8.
     """
     if sys.stdin is None:
         raise UsageError("stdin: closed, expected text")
-    try:
-        return _bounded(sys.stdin.read(_LONGEST_TEXT), "stdin")
-    except UnicodeDecodeError as error:
-        raise UsageError("stdin: not UTF-8 text") from error
+    return _document(sys.stdin.buffer.read(_LONGEST_TEXT), "stdin")  # whatever the locale says
 
 
 def read_text(path: Path) -> str:
-    """All of a text file.
+    """All of a text file, without the line end of its last line.
 
     Raises:
         UsageError: It cannot be read, is too long, or not UTF-8.
     """
     try:
-        with path.open(encoding="utf-8") as file:
-            return _bounded(file.read(_LONGEST_TEXT), str(path))
+        with path.open("rb") as file:
+            return _document(file.read(_LONGEST_TEXT), str(path))
     except OSError as error:
         raise UsageError(f"{path}: cannot be read ({error.strerror})") from error
+
+
+def decode(data: bytes, name: str) -> str:
+    """Decode UTF-8.
+
+    Raises:
+        UsageError: It is something else.
+    """
+    try:
+        return data.decode()
     except UnicodeDecodeError as error:
-        raise UsageError(f"{path}: not UTF-8 text") from error
+        if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+            raise UsageError(f"{name}: expected UTF-8 text, found UTF-16", _CONVERT) from error
+        raise UsageError(f"{name}: not UTF-8 text (byte {error.start + 1:,})") from error
 
 
-def _bounded(text: str, name: str) -> str:
-    if len(text) == _LONGEST_TEXT:
-        raise UsageError(f"{name}: longer than {_LONGEST_TEXT:,} characters")
-    return text
+def _document(data: bytes, name: str) -> str:
+    """The text of a whole file: its last line ends like the others, and the text does not."""
+    if len(data) == _LONGEST_TEXT:
+        raise UsageError(f"{name}: longer than {_LONGEST_TEXT:,} bytes")
+    return plain_text(decode(data, name), name).removesuffix("\n")
 
 
 def read_token_ids(text: str, name: str) -> tuple[int, ...]:

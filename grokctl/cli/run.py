@@ -30,7 +30,7 @@ from grokctl.cluster.launcher import BOUND_S
 from grokctl.errors import UsageError
 from grokctl.model.placement import read_mesh
 from grokctl.model.precision import KvType
-from grokctl.parse import read_stdin, read_text, read_token_ids, require_utf8
+from grokctl.parse import plain_text, read_stdin, read_text, read_token_ids
 from grokctl.paths import Home, quoted
 
 _SEEDS: Final = 10**6
@@ -47,7 +47,8 @@ def run(
         typer.Option("-p", "--prompt", metavar="TEXT", help="Text to continue; - reads stdin."),
     ] = None,
     prompt_file: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="File with the text to continue.")
+        Path | None,
+        typer.Option(metavar="FILE", help="File with the text to continue; - reads stdin."),
     ] = None,
     token_ids: TokenIdsOption = None,
     prompts_file: Annotated[
@@ -209,11 +210,11 @@ def read_prompt(
     if token_ids is not None:
         return read_token_ids(token_ids, "--token-ids")
     if prompt_file is not None:
-        return read_text(prompt_file)
+        return read_stdin() if prompt_file == Path("-") else read_text(prompt_file)
     if prompt == "-":
         return read_stdin()
     if prompt is None:
         if not (sys.stdin and sys.stdin.isatty()):
             raise UsageError("a prompt is required", "grokctl run -p 'Once upon a time'")
         return None
-    return require_utf8(prompt, "--prompt")
+    return plain_text(prompt, "--prompt")

@@ -1,5 +1,6 @@
 """Read a file of prompts, one JSON object a line, into requests."""
 
+import codecs
 import difflib
 import json
 import sys
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, BinaryIO, Final, NoReturn
 
 from grokctl.errors import UsageError, invalid
 from grokctl.inference.generation import Request
+from grokctl.parse import decode, plain_text
 from grokctl.session import settings
 
 if TYPE_CHECKING:  # a malformed file is reported before JAX is loaded
@@ -127,7 +129,7 @@ def _lines(lines: BinaryIO, name: str) -> Iterator[tuple[int, bytes]]:
         if len(line) > _LONGEST_LINE:
             raise UsageError(f"{name}, line {number}: longer than {_LONGEST_LINE:,} bytes")
         if number == 1:
-            line = line.removeprefix(b"\xef\xbb\xbf")  # some editors write it
+            line = line.removeprefix(codecs.BOM_UTF8)
         if line.strip():
             yield number, line
 
@@ -142,12 +144,11 @@ def _errors_at(where: str) -> Iterator[None]:
 
 
 def _parse(line: bytes) -> dict[str, object]:
+    text = decode(line, "line")
     try:
         values = json.loads(
-            line.decode(), object_pairs_hook=_unique, parse_int=_integer, parse_constant=_constant
+            text, object_pairs_hook=_unique, parse_int=_integer, parse_constant=_constant
         )
-    except UnicodeDecodeError as error:
-        raise UsageError(f"not UTF-8 text (byte {error.start + 1})") from error
     except RecursionError as error:
         raise UsageError("nested too deeply") from error
     except json.JSONDecodeError as error:
@@ -204,7 +205,7 @@ def _id(value: object) -> str | int | None:
 def _content(given: dict[str, object]) -> str | tuple[int, ...]:
     match given:
         case {"prompt": str() as text}:
-            return settings.check_text("prompt", text)
+            return plain_text(settings.check_text("prompt", text), "prompt")
         case {"prompt": value}:
             raise UsageError(f"prompt: expected a text, found {settings.brief(value)}")
         case {"token_ids": list() as ids}:

@@ -12,7 +12,7 @@ from grokctl.errors import InvalidValueError, UsageError
 from grokctl.events import Event, Observer, ignore
 from grokctl.inference.engine import Engine
 from grokctl.inference.generation import FinishReason, Generation, Request
-from grokctl.parse import read_token_ids
+from grokctl.parse import plain_text, read_token_ids
 from grokctl.screen import run as screen
 from grokctl.screen.console import Console
 from grokctl.session import settings
@@ -128,7 +128,7 @@ class _Conversation:
             name, _, rest = line.strip().partition(" ")
             self._command(name, rest.strip())
             return
-        text = line[1:] if line.startswith("//") else line
+        text = plain_text(line[1:] if line.startswith("//") else line, "line")
         plan = self._engine.plan
         tokens = plan.encode(text) if plan.tokenizer else read_token_ids(text, "line")
         self._complete(tuple(tokens), text if plan.tokenizer else None)

@@ -1,0 +1,87 @@
+"""Every door reads text in the same way, and paths as people type them."""
+
+import io
+import json
+from types import SimpleNamespace
+
+import pytest
+
+from grokctl.cli.run import read_prompt
+from grokctl.cli.score import read_content
+from grokctl.errors import UsageError
+from grokctl.inference.generation import Request
+from grokctl.model.sampling import Sampling
+from grokctl.session.prompts import read_prompts
+
+TEXT = "One line,\n\nand Gr\u00fc\u00dfe"
+DOORS = ("--prompt-file", "-p -", "-p", "--text", "--text -", "--prompts-file")
+
+
+def through(door, data, tmp_path, monkeypatch):
+    """A text as one of the options gives it to the tokenizer."""
+    file = tmp_path / "file"
+    file.write_bytes(data)
+    monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=io.BytesIO(data), isatty=bool))
+    match door:
+        case "--prompt-file":
+            return read_prompt(None, file, None)
+        case "-p -":
+            return read_prompt("-", None, None)
+        case "-p":
+            return read_prompt(data.decode("utf-8", "surrogateescape"), None, None)
+        case "--text":
+            return read_content(str(file), None)
+        case "--text -":
+            return read_content("-", None)
+    text = json.dumps({"prompt": data.decode("utf-8", "surrogateescape")})
+    file.write_text(text, "utf-8")
+    (prompt,) = read_prompts(str(file), Request(prompt=(), sampling=Sampling(seed=0), max_tokens=1))
+    return prompt.content
+
+
+@pytest.mark.parametrize("door", DOORS)
+@pytest.mark.parametrize(
+    "data",
+    [
+        pytest.param(TEXT.encode(), id="plain"),
+        pytest.param(TEXT.encode("utf-8-sig"), id="byte-order-mark"),
+        pytest.param(TEXT.replace("\n", "\r\n").encode(), id="windows-lines"),
+        pytest.param(TEXT.replace("\n", "\r").encode("utf-8-sig"), id="old-mac-lines"),
+    ],
+)
+def test_one_text_is_the_same_through_every_door(door, data, tmp_path, monkeypatch):
+    assert through(door, data, tmp_path, monkeypatch) == TEXT
+
+
+@pytest.mark.parametrize("door", ["--prompt-file", "-p -", "--text", "--text -"])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_the_last_line_of_a_file_ends_like_the_others(door, end, tmp_path, monkeypatch):
+    assert through(door, (TEXT + end).encode(), tmp_path, monkeypatch) == TEXT
+    assert through(door, (TEXT + end * 2).encode(), tmp_path, monkeypatch) == TEXT + "\n"
+
+
+@pytest.mark.parametrize("door", DOORS)
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        pytest.param(b"caf\xe9", "UTF-8|half a character", id="latin-1"),
+        pytest.param(b"a\0b", "zero byte", id="nul"),
+    ],
+)
+def test_what_is_no_text_is_refused_at_every_door(door, data, words, tmp_path, monkeypatch):
+    with pytest.raises(UsageError, match=words):
+        through(door, data, tmp_path, monkeypatch)
+
+
+@pytest.mark.parametrize("door", ["--prompt-file", "-p -", "--text", "--text -"])
+def test_utf_16_is_called_so_with_the_command_that_converts_it(door, tmp_path, monkeypatch):
+    with pytest.raises(UsageError, match="found UTF-16") as caught:
+        through(door, TEXT.encode("utf-16"), tmp_path, monkeypatch)
+
+    assert "iconv" in caught.value.hint
+
+
+def test_a_mark_inside_of_a_text_belongs_to_it(tmp_path, monkeypatch):
+    text = "a\ufeffb"
+
+    assert through("--prompt-file", text.encode(), tmp_path, monkeypatch) == text
