@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import math
 import unicodedata
-from typing import Final
+from typing import Any, Final
 
 from grokctl.events import Unit
 
@@ -55,6 +57,23 @@ def format_clock(seconds: float) -> str:
 def format_speed(rate: float) -> str:
     """`1,234`, `12.3` or `0.12`: a rate in two or three digits."""
     return f"{rate:,.0f}" if rate >= 100 else f"{rate:.1f}" if rate >= 1 else f"{rate:.2g}"  # noqa: PLR2004
+
+
+def to_json(values: Any) -> str:
+    """JSON in one line, with null for a number that JSON cannot write: NaN and infinities."""
+    return json.dumps(_finite(values), allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    match value:
+        case float():
+            return value if math.isfinite(value) else None
+        case dict():
+            return {key: _finite(item) for key, item in value.items()}
+        case list() | tuple():
+            return [_finite(item) for item in value]
+        case _:
+            return value
 
 
 def printable(text: str, *, limit: int = 120) -> str:

@@ -131,9 +131,17 @@ class Score:
     """Negative log-likelihood of all tokens after the first, in nats."""
 
     @property
-    def perplexity(self) -> float:
-        """Exponential of the mean negative log-likelihood; 1 for a single token."""
-        return math.exp(self.nll / max(1, self.tokens - 1))
+    def mean_nll(self) -> float:
+        """Nats for each token after the first; 0 for a single token."""
+        return self.nll / max(1, self.tokens - 1)
+
+    @property
+    def perplexity(self) -> float | None:
+        """Exponential of the mean; 1 for a single token, None above 1.8e308."""
+        try:
+            return math.exp(self.mean_nll)
+        except OverflowError:
+            return None
 
 
 class StopFilter:

@@ -5,7 +5,6 @@ Results go to stdout; progress, notes, errors and hints go to stderr.
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
@@ -24,7 +23,7 @@ from grokctl.checks import Check, Status
 from grokctl.errors import GrokctlError, UsageError
 from grokctl.events import Event, Noted, Observer, ignore, throttled
 from grokctl.screen.progress import Bars, Lines
-from grokctl.text import harmless
+from grokctl.text import harmless, to_json
 
 Facts = Sequence[tuple[str, str]]
 """Names and values: the rows of a table with two columns."""
@@ -156,7 +155,7 @@ class Console:
 
     def emit(self, values: dict[str, Any]) -> None:
         """Print the result object of `--json`."""
-        self.write(json.dumps(values) + "\n")
+        self.write(to_json(values) + "\n")
 
     def write(self, text: str) -> None:
         """Print text to stdout at once, on a terminal without control codes."""
@@ -415,7 +414,7 @@ class Console:
         values = {"event": type(event).__name__.lower(), **asdict(event)}
         if sys.stderr is not None:
             with suppress(OSError):  # nobody has to read it
-                sys.stderr.write(json.dumps(values) + "\n")
+                sys.stderr.write(to_json(values) + "\n")
                 sys.stderr.flush()
 
 

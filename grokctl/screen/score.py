@@ -14,6 +14,9 @@ if TYPE_CHECKING:  # a screen imports no stage
 
 def score(console: Console, result: Score, logits: Path | None) -> None:
     """Print the likelihood of a text, and where its logits are."""
+    perplexity = f"e^{result.mean_nll:.1f}, which is more than 1.8e308"
+    if result.perplexity is not None:
+        perplexity = f"{result.perplexity:.4f}"
     show(
         console,
         {"tokens": result.tokens, "nll": result.nll, "perplexity": result.perplexity},
@@ -21,7 +24,7 @@ def score(console: Console, result: Score, logits: Path | None) -> None:
         [
             ("tokens", f"{result.tokens:,}"),
             ("nll", f"{result.nll:.4f} nats"),
-            ("perplexity", f"{result.perplexity:.4f}"),
+            ("perplexity", perplexity),
             *([("logits", str(logits))] if logits else []),
         ],
     )

@@ -29,6 +29,8 @@ _QUIET_S: Final = 60.0
 _FEW_PEERS: Final = 5
 _DISK_S: Final = 600.0
 """Seconds that a flush may take."""
+_FASTEST: Final = 2**31 - 1
+"""Bytes per second: the largest limit that libtorrent can hold."""
 
 
 class Swarm:
@@ -142,8 +144,8 @@ class Swarm:
         params.url_seeds = list(transfer.web_seeds)
         params.peers = list(transfer.peers)
         params.dht_nodes = []
-        params.download_limit = transfer.max_download or -1
-        params.upload_limit = transfer.max_upload or -1
+        params.download_limit = rate_limit(transfer.max_download)
+        params.upload_limit = rate_limit(transfer.max_upload)
         params.flags = _FLAGS.seed_mode if transfer.is_complete else 0
         params.file_priorities = _priorities(transfer)
         if not transfer.is_complete:
@@ -203,7 +205,7 @@ class Swarm:
 
     def limit_download(self, rate: float | None) -> None:
         """Receive at most this many bytes per second from the swarm."""
-        self.handle.set_download_limit(-1 if rate is None else max(1, int(rate)))
+        self.handle.set_download_limit(rate_limit(rate))
 
     def _snapshot(self) -> Snapshot:
         if self._handle is None:
@@ -410,3 +412,8 @@ def _notes_in(alert: lt.alert) -> list[str]:
             return [f"web seed {printable(alert.server_url())}: {printable(reason)}"]
         case _:
             return []
+
+
+def rate_limit(rate: float | None) -> int:
+    """Bytes per second for libtorrent, whose numbers have 32 bits; -1 for no limit."""
+    return -1 if rate is None else max(1, int(min(rate, _FASTEST)))

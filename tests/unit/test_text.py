@@ -1,8 +1,17 @@
 """Bytes, rates, numbers and times as people read them."""
 
+import json
+import math
+from dataclasses import asdict
+
 import pytest
 
-from grokctl.text import format_number
+from grokctl.events import Advanced, Stage
+from grokctl.inference.generation import Score, Stats
+from grokctl.screen import score as screen
+from grokctl.screen.console import Console
+from grokctl.text import format_number, to_json
+from grokctl.transfer.swarm import rate_limit
 
 
 @pytest.mark.parametrize(
@@ -10,3 +19,52 @@ from grokctl.text import format_number
 )
 def test_one_is_one_and_all_others_are_many(count, text):
     assert format_number(count, "peer") == text
+
+
+def no_constant(name):
+    raise AssertionError(f"{name} is no JSON")
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_what_is_no_number_is_null_in_json_wherever_it_stands(value):
+    text = to_json({"a": value, "b": [1.5, value], "c": {"d": (value, "x")}, "e": asdict(Stats())})
+
+    values = json.loads(text, parse_constant=no_constant)
+    assert (values["a"], values["b"], values["c"]) == (None, [1.5, None], {"d": [None, "x"]})
+
+
+def test_the_result_and_the_events_of_a_command_are_json(capsys):
+    console = Console(as_json=True)
+
+    console.emit({"rate": math.inf})
+    with console.observing() as observe:
+        observe(Advanced(stage=Stage.FETCH, done=1, parts=(math.nan,)))
+
+    out, err = capsys.readouterr()
+    assert json.loads(out, parse_constant=no_constant) == {"rate": None}
+    assert json.loads(err, parse_constant=no_constant)["parts"] == [None]
+
+
+@pytest.mark.parametrize("mean", [710.0, 5000.0, 123456.7])
+def test_a_perplexity_beyond_all_numbers_is_null_and_a_power_in_words(capsys, mean):
+    result = Score(tokens=4, nll=3 * mean)
+
+    screen.score(Console(as_json=True), result, None)
+    screen.score(Console(), result, None)
+
+    first, *rest = capsys.readouterr().out.splitlines()
+    expected = {"tokens": 4, "nll": 3 * mean, "perplexity": None}
+    assert json.loads(first, parse_constant=no_constant) == expected
+    assert f"e^{mean:.1f}" in "".join(rest)
+
+
+def test_the_largest_perplexity_is_a_number():
+    assert Score(tokens=2, nll=709.0).perplexity == math.exp(709.0)
+
+
+@pytest.mark.parametrize(
+    ("rate", "limit"),
+    [(None, -1), (0.2, 1), (2e7, 20_000_000), (3e9, 2**31 - 1), (1e300, 2**31 - 1)],
+)
+def test_a_rate_is_a_limit_that_libtorrent_can_hold(rate, limit):
+    assert rate_limit(rate) == limit
