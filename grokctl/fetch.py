@@ -15,7 +15,7 @@ from grokctl.checkpoint.unfinished import forget_unfinished
 from grokctl.errors import FetchError, GrokctlError, UsageError
 from grokctl.events import Advanced, Finished, Noted, Observer, Stage, Started, Unit, ignore
 from grokctl.os_errors import refusal
-from grokctl.paths import CKPT, TOKENIZER, quoted
+from grokctl.paths import CKPT, TOKENIZER, quoted, require_utf8
 from grokctl.text import format_bytes, format_number
 from grokctl.transfer.data_on_disk import find_claims
 from grokctl.transfer.destination import (
@@ -255,6 +255,7 @@ def _open_request(
     source: str, root: Path, options: FetchOptions
 ) -> tuple[FetchRequest, bytes | None]:
     """The checked request, and the torrent if it is on this machine."""
+    require_utf8(root, "destination")
     request = FetchRequest(origin=parse_source(source), root=root, options=options)
     refuse_foreign(request)
     return request, local_torrent(request)

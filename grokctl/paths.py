@@ -3,6 +3,7 @@
 import errno
 import fcntl
 import os
+import re
 import secrets
 import shlex
 import shutil
@@ -87,16 +88,17 @@ class Home:
         )
 
     def _named(self, name: str, kinds: list[str]) -> Path:
+        named = expanded(name)
         candidates = [self.ready / name, self.releases / name] if os.sep not in name else []
-        for path in [*candidates, Path(name)]:
+        for path in [*candidates, named]:
             if kind_of(path) in kinds:
                 return path
-        for path in [*candidates, Path(name)]:
+        for path in [*candidates, named]:
             if kind_of(path) is not None:
                 raise UsageError(
                     f"{name}: expected a {kinds[0]} checkpoint, found a {kind_of(path)} one"
                 )
-        if _is_folder(Path(name)):
+        if _is_folder(named):
             raise UsageError(f"{name}: expected a checkpoint, found neither {CKPT}/ nor {MANIFEST}")
         raise UsageError(
             f"{name}: no such checkpoint", f"ls {quoted(self.releases)} {quoted(self.ready)}"
@@ -109,16 +111,70 @@ def default_home() -> Path:
     Raises:
         UsageError: The user has no home, as in a container with an arbitrary user id.
     """
-    named = os.environ.get("GROKCTL_HOME")
+    named = os.environ.get("GROKCTL_HOME", "").strip()
     if named:
-        return Path(named)
+        if named[0] == named[-1] and named[0] in "'\"":  # files of variables keep the quotes
+            named = named[1:-1]
+        return typed_path(named, "GROKCTL_HOME")
     try:
-        return platformdirs.user_data_path("grokctl", appauthor=False)
+        folder = platformdirs.user_data_path("grokctl", appauthor=False)
     except RuntimeError as error:
         raise UsageError(
             "home: this user has no home folder for checkpoints",
             "export GROKCTL_HOME=/a/folder",
         ) from error
+    return typed_path(str(folder), "home")
+
+
+def typed_path(text: str, name: str) -> Path:
+    """A path as a user typed it, with the user's home for `~` and `$HOME`.
+
+    Shells leave them in `--to=~/grok`, in quotes, in Dockerfiles and in service files.
+
+    Args:
+        text: As it was typed.
+        name: Of the option or variable, for errors.
+
+    Raises:
+        UsageError: It is empty, not UTF-8, or begins in a home that this user does not have.
+    """
+    if not text:
+        raise UsageError(f"{name}: expected a path, found nothing", f"{name} ./folder")
+    path = expanded(text)
+    require_utf8(path, name)
+    return path
+
+
+def expanded(text: str) -> Path:
+    """A path with the user's home for `~`, `~user` and `$HOME` at its beginning.
+
+    Raises:
+        UsageError: This user has no home folder.
+    """
+    match = re.match(r"(?:~|\$HOME|\$\{HOME\})(?=/|$)", text)
+    typed = text if match is None else f"~{text[match.end() :]}"
+    whole = os.path.expanduser(typed)  # noqa: PTH111 (pathlib takes ./~ for ~, and raises)
+    if match is not None and whole == typed:
+        raise UsageError(f"{text}: this user has no home folder", "echo $HOME")
+    return Path(whole)
+
+
+def require_utf8(path: Path, name: str) -> None:
+    """Refuse a path whose bytes on the disk are not UTF-8: C++ libraries need that.
+
+    Raises:
+        UsageError: They are not, or an older locale gives them another meaning.
+    """
+    whole = os.path.abspath(path)  # noqa: PTH100 (pathlib's looks no different, and keeps ..)
+    with suppress(UnicodeError):
+        if os.fsencode(whole) == whole.encode():
+            return
+    data = os.fsencode(whole) if whole.isascii() else whole.encode("utf-8", "surrogateescape")
+    shown = repr(data)[2:-1]
+    raise UsageError(
+        f"{name}: expected a path in UTF-8, found {shown}",
+        "export LC_ALL=C.UTF-8  # or rename the folder",
+    )
 
 
 def kind_of(path: Path) -> str | None:

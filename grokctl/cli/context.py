@@ -13,6 +13,7 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -76,6 +77,11 @@ class ErrorBoundary(TyperGroup):
         ctx.obj = "--json" in args
         if not args:
             return super().parse_args(ctx, args)  # prints the help
+        if failure := _misencoded(args):
+            from grokctl.screen.console import Console
+
+            Console(as_json=ctx.obj).failure(failure)
+            raise typer.Exit(exit_code_of(failure))
         with _parse_errors(as_json=ctx.obj):
             return super().parse_args(ctx, args)
 
@@ -111,6 +117,19 @@ def _usage_error(error: Any) -> UsageError:
         return UsageError(_noun_first(error.format_message()), f"{where} --help")
     hint = f"{where} CHECKPOINT -p {quoted(extra[1])}" if where.endswith(" run") else None
     return UsageError(f"{extra[1]}: unexpected argument", hint or f"{where} --help")
+
+
+def _misencoded(args: list[str]) -> UsageError | None:
+    """The error for an argument that is not UTF-8, such as a name from an older system."""
+    for before, arg in pairwise(["", *args]):
+        try:
+            arg.encode()
+        except UnicodeEncodeError:
+            option = arg.partition("=")[0] if arg.startswith("--") else before
+            name = option if option.startswith("-") else "argument"
+            shown = repr(arg.encode(errors="surrogateescape"))[1:]
+            return UsageError(f"{name}: expected UTF-8, found {shown}")
+    return None
 
 
 def _noun_first(message: str) -> str:

@@ -7,13 +7,14 @@ import typer
 
 from grokctl.cli.context import ReportedError, command
 from grokctl.cli.environment import gpu_memory_claimed
-from grokctl.cli.options import JsonOption, QuietOption, VerboseOption
+from grokctl.cli.options import JsonOption, QuietOption, VerboseOption, path_of
 from grokctl.errors import GrokctlError
 
 
 def demo(
     keep: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Keep all files in this new folder.")
+        Path | None,
+        typer.Option(parser=path_of, metavar="DIR", help="Keep all files in this new folder."),
     ] = None,
     as_json: JsonOption = False,
     quiet: QuietOption = False,

@@ -6,7 +6,14 @@ from typing import Annotated
 import typer
 
 from grokctl.cli.context import ReportedError, command, home_of
-from grokctl.cli.options import ContextOption, HomeOption, JsonOption, KvOption, QuietOption
+from grokctl.cli.options import (
+    ContextOption,
+    HomeOption,
+    JsonOption,
+    KvOption,
+    QuietOption,
+    path_of,
+)
 from grokctl.model.precision import KvType
 from grokctl.parse import read_size
 
@@ -30,7 +37,7 @@ def doctor(
     kv: KvOption = KvType.COMPUTE,
     to: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", parser=Path, help="Check this folder for the download."),
+        typer.Option(metavar="DIR", parser=path_of, help="Check this folder for the download."),
     ] = None,
     timeout: Annotated[
         int,

@@ -22,6 +22,7 @@ from grokctl.cli.options import (
     TrackerOption,
     VerboseOption,
     WebSeedOption,
+    path_of,
 )
 from grokctl.errors import GrokctlError
 from grokctl.parse import read_ranges, read_size
@@ -33,7 +34,12 @@ def fetch(
     ] = "grok-1",
     to: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="Folder for the release.", show_default="releases/NAME"),
+        typer.Option(
+            parser=path_of,
+            metavar="DIR",
+            help="Folder for the release.",
+            show_default="releases/NAME",
+        ),
     ] = None,
     peer: PeerOption = None,
     mirror: MirrorOption = None,
@@ -41,10 +47,12 @@ def fetch(
     tracker: TrackerOption = None,
     torrent_file: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Torrent file, if no peer sends the metadata."),
+        typer.Option(
+            parser=path_of, metavar="FILE", help="Torrent file, if no peer sends the metadata."
+        ),
     ] = None,
     tokenizer: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="A tokenizer.model to use.")
+        Path | None, typer.Option(parser=path_of, metavar="FILE", help="A tokenizer.model to use.")
     ] = None,
     only: Annotated[
         list[str] | None,

@@ -7,7 +7,21 @@ from typing import Annotated, TypeVar
 
 import typer
 
+from grokctl.errors import UsageError
 from grokctl.model.precision import Compute, KvType
+from grokctl.paths import typed_path
+
+
+def path_of(text: str) -> Path:
+    """The path of an option, with the user's home for `~`.
+
+    Typer's own looks at the path, and blocks on a disk that does not answer.
+    """
+    try:
+        return typed_path(text, "")
+    except UsageError as error:
+        raise typer.BadParameter(str(error).removeprefix(": ")) from error
+
 
 _Dtype = TypeVar("_Dtype", bound=StrEnum)
 
@@ -42,7 +56,7 @@ HomeOption = Annotated[
     typer.Option(
         "--home",
         metavar="DIR",
-        parser=Path,  # typer's own looks at the path, and blocks on a disk that does not answer
+        parser=path_of,
         help="Folder for checkpoints ($GROKCTL_HOME).",
         show_default=False,
     ),

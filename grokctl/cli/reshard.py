@@ -17,6 +17,7 @@ from grokctl.cli.options import (
     QuietOption,
     VerboseOption,
     dtype_of,
+    path_of,
 )
 from grokctl.errors import GrokctlError
 from grokctl.model.placement import read_mesh
@@ -50,7 +51,12 @@ def reshard(
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="New folder.", show_default="ready/NAME-PRECISION-MESH"),
+        typer.Option(
+            parser=path_of,
+            metavar="DIR",
+            help="New folder.",
+            show_default="ready/NAME-PRECISION-MESH",
+        ),
     ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the plan only, and estimate its time.")

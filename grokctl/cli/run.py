@@ -25,6 +25,7 @@ from grokctl.cli.options import (
     QuietOption,
     TokenIdsOption,
     VerboseOption,
+    path_of,
 )
 from grokctl.cluster.launcher import BOUND_S
 from grokctl.errors import UsageError
@@ -48,7 +49,9 @@ def run(
     ] = None,
     prompt_file: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="File with the text to continue; - reads stdin."),
+        typer.Option(
+            parser=path_of, metavar="FILE", help="File with the text to continue; - reads stdin."
+        ),
     ] = None,
     token_ids: TokenIdsOption = None,
     prompts_file: Annotated[

@@ -23,12 +23,14 @@ from grokctl.cli.options import (
     QuietOption,
     TokenIdsOption,
     VerboseOption,
+    path_of,
 )
 from grokctl.cluster.launcher import BOUND_S
 from grokctl.errors import UsageError
 from grokctl.model.placement import read_mesh
 from grokctl.model.precision import KvType
 from grokctl.parse import read_stdin, read_text, read_token_ids
+from grokctl.paths import expanded
 
 
 def score(
@@ -39,7 +41,9 @@ def score(
     token_ids: TokenIdsOption = None,
     logits: Annotated[
         Path | None,
-        typer.Option(metavar="OUT.npy", help="Write the logits: float32 (tokens, vocab)."),
+        typer.Option(
+            parser=path_of, metavar="OUT.npy", help="Write the logits: float32 (tokens, vocab)."
+        ),
     ] = None,
     devices: DevicesOption = None,
     mesh: MeshOption = None,
@@ -88,7 +92,7 @@ def score(
 def read_content(text: str | None, token_ids: str | None) -> str | tuple[int, ...]:
     """The text or the token ids to score."""
     if text is not None and token_ids is None:
-        return read_stdin() if text == "-" else read_text(Path(text))
+        return read_stdin() if text == "-" else read_text(expanded(text))
     if token_ids is not None and text is None:
         return read_token_ids(token_ids, "--token-ids")
     found = "neither" if text is None else "both"

@@ -7,12 +7,12 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Final, NoReturn
 
 from grokctl.errors import UsageError, invalid
 from grokctl.inference.generation import Request
 from grokctl.parse import decode, plain_text
+from grokctl.paths import expanded
 from grokctl.session import settings
 
 if TYPE_CHECKING:  # a malformed file is reported before JAX is loaded
@@ -115,7 +115,7 @@ def _opened(file: str) -> Iterator[BinaryIO]:
         yield sys.stdin.buffer
         return
     try:
-        with Path(file).open("rb") as opened:
+        with expanded(file).open("rb") as opened:
             yield opened
     except OSError as error:
         raise UsageError(f"{file}: cannot be read ({error.strerror})") from error

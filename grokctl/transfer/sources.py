@@ -19,6 +19,7 @@ from grokctl.checkpoint.torrent import (
 )
 from grokctl.errors import FetchError, UsageError, invalid
 from grokctl.os_errors import reason_of, refusal
+from grokctl.paths import expanded
 from grokctl.text import printable
 
 
@@ -207,7 +208,7 @@ def parse_source(source: str) -> Origin:
             name=magnet.name,
             trackers=plain_urls(magnet.trackers),
         )
-    path = Path(source)
+    path = expanded(source)
     if not path.is_file():
         raise UsageError(
             f"source {printable(source)!r}: expected {GROK_1}, a magnet link or a .torrent file",

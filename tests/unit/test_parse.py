@@ -2,10 +2,15 @@
 
 import io
 import json
+from pathlib import Path
 from types import SimpleNamespace
+from typing import get_args, get_type_hints
 
 import pytest
+from typer.testing import CliRunner
 
+from grokctl.cli.app import app
+from grokctl.cli.options import path_of
 from grokctl.cli.run import read_prompt
 from grokctl.cli.score import read_content
 from grokctl.errors import UsageError
@@ -85,3 +90,39 @@ def test_a_mark_inside_of_a_text_belongs_to_it(tmp_path, monkeypatch):
     text = "a\ufeffb"
 
     assert through("--prompt-file", text.encode(), tmp_path, monkeypatch) == text
+
+
+def test_every_option_for_a_path_reads_it_as_people_type_it():
+    options = {
+        name: next(item for item in hint.__metadata__ if hasattr(item, "parser"))
+        for command in app.registered_commands
+        for name, hint in get_type_hints(command.callback, include_extras=True).items()
+        if hasattr(hint, "__metadata__") and Path in get_args(hint.__origin__)
+    }
+
+    assert set(options) >= {"to", "home", "out", "logits", "keep", "prompt_file", "tokenizer"}
+    assert {name for name, option in options.items() if option.parser is not path_of} == set()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        pytest.param(["fetch", "--to", "r/Andr\udce9"], "--to: expected UTF-8", id="folder"),
+        pytest.param(["fetch", "--to=r/Andr\udce9"], "--to: expected UTF-8", id="one-word"),
+        pytest.param(["verify", "Andr\udce9"], "argument: expected UTF-8", id="checkpoint"),
+        pytest.param(["fetch", "--only", "\udce9*"], "--only: expected UTF-8", id="glob"),
+        pytest.param(["run", "--stop", "\udce9"], "--stop: expected UTF-8", id="stop"),
+        pytest.param(["fetch", "--to", ""], "--to: expected a path", id="empty-folder"),
+        pytest.param(["score", "--logits="], "--logits: expected a path", id="empty-file"),
+    ],
+)
+def test_an_argument_that_is_not_utf8_is_named_before_anything_happens(
+    arguments, words, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+
+    outcome = CliRunner().invoke(app, arguments)
+
+    assert outcome.exit_code == 2
+    assert f"error: {words}" in outcome.stderr
+    assert list(tmp_path.iterdir()) == []

@@ -9,15 +9,19 @@ from pathlib import Path
 import pytest
 
 from grokctl.errors import FetchError, UsageError
+from grokctl.fetch import plan_fetch
 from grokctl.paths import (
     Home,
     default_home,
+    expanded,
     fsync_folder,
     kind_of,
     locked,
     quoted,
+    typed_path,
     write_atomically,
 )
+from grokctl.transfer.sources import parse_source
 
 
 def make_release(path: Path) -> Path:
@@ -254,6 +258,75 @@ def test_home_is_the_environments_or_the_platforms(monkeypatch, tmp_path):
 
     monkeypatch.delenv("GROKCTL_HOME")
     assert default_home() == tmp_path / "data" / "grokctl"
+
+
+@pytest.mark.parametrize("typed", ["~/g", "$HOME/g", "${HOME}/g", " ~/g\n", '"~/g"', "'~/g'"])
+def test_home_is_found_as_files_of_variables_write_it(monkeypatch, tmp_path, typed):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("GROKCTL_HOME", typed)
+
+    assert default_home() == tmp_path / "g"
+
+
+@pytest.mark.parametrize(
+    ("typed", "path"),
+    [
+        ("~", "{home}"),
+        ("~/a/../b", "{home}/a/../b"),
+        ("${HOME}", "{home}"),
+        ("~nobody-has-this-name/x", "~nobody-has-this-name/x"),
+        ("$HOMES/x", "$HOMES/x"),
+        ("./~", "~"),
+        ("a/~/b", "a/~/b"),
+        ("/a/$HOME", "/a/$HOME"),
+    ],
+)
+def test_a_tilde_is_the_home_only_where_a_shell_means_it(monkeypatch, tmp_path, typed, path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+
+    assert expanded(typed) == Path(path.format(home=tmp_path))
+
+
+def test_a_checkpoint_in_the_users_home_is_found(monkeypatch, tmp_path, home):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    made = make_release(tmp_path / "mine")
+
+    assert home.find("~/mine") == made
+
+
+def test_a_torrent_in_the_users_home_is_found(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "a.torrent").write_bytes(b"no torrent")
+
+    with pytest.raises(FetchError, match=r"a\.torrent: invalid torrent"):
+        parse_source("~/a.torrent")
+
+
+@pytest.mark.parametrize("name", ["--to", "--out", "GROKCTL_HOME"])
+def test_a_path_that_is_not_utf8_or_empty_is_refused(name):
+    with pytest.raises(UsageError, match=rf"^{name}: expected a path in UTF-8, .*Andr\\xe9"):
+        typed_path("r/Andr\udce9", name)
+    with pytest.raises(UsageError, match=f"^{name}: expected a path, found nothing"):
+        typed_path("", name)
+
+
+def test_a_relative_path_in_a_folder_that_is_not_utf8_is_refused(monkeypatch, tmp_path):
+    folder = tmp_path / "Andr\udce9"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+
+    with pytest.raises(UsageError, match="Andr"):
+        typed_path("here", "--to")
+    assert typed_path(str(tmp_path / "Andr\u00e9"), "--to").name == "Andr\u00e9"
+
+
+def test_a_fetch_into_a_folder_that_is_not_utf8_writes_nothing(tmp_path):
+    source = "magnet:?xt=urn:btih:" + "a" * 40
+
+    with pytest.raises(UsageError, match="destination: expected a path in UTF-8"):
+        plan_fetch(source, tmp_path / "r" / "Andr\udce9")
+
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_user_without_a_home_is_told_to_name_one(monkeypatch):
