@@ -338,8 +338,7 @@ def locked(path: Path, *, busy: GrokctlError, is_folder: bool = False) -> Iterat
         GrokctlError: `busy`.
         OSError: It cannot be opened.
     """
-    makes = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW
-    handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY if is_folder else makes, 0o644)
+    handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY) if is_folder else _open_lock(path)
     try:
         with suppress(OSError):  # some file systems have no locks
             try:
@@ -349,6 +348,15 @@ def locked(path: Path, *, busy: GrokctlError, is_folder: bool = False) -> Iterat
         yield
     finally:
         os.close(handle)
+
+
+def _open_lock(path: Path) -> int:
+    """Open or create a file to lock; one that another user created may only be readable."""
+    flags = os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
+        return os.open(path, flags | os.O_RDWR | os.O_CREAT, 0o666)
+    except PermissionError:
+        return os.open(path, flags | os.O_RDONLY)
 
 
 UNFINISHED: Final = "unfinished.json"

@@ -194,7 +194,7 @@ def _keep_one(root: Path, name: str, original: _Original) -> None:
             return
         reading = _open(stack, source, file)
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-        writing = os.open(file, flags, 0o600, dir_fd=target)
+        writing = os.open(file, flags, 0o666, dir_fd=target)
         stack.callback(os.close, writing)
         os.ftruncate(writing, original.size)
         for low, high in original.extents:
@@ -228,7 +228,7 @@ def _new_name(parent: int) -> str:
     for attempt in range(1, 1000):
         name = now if attempt == 1 else f"{now}-{attempt}"
         with suppress(FileExistsError):
-            os.mkdir(name, 0o700, dir_fd=parent)
+            os.mkdir(name, 0o777, dir_fd=parent)
             return name
     raise FileExistsError(errno.EEXIST, "has too many folders", now)
 
@@ -246,7 +246,7 @@ def _reach(stack: ExitStack, root: Path, names: tuple[str, ...], *, make: bool =
     for name in names:
         if make:
             with suppress(FileExistsError):
-                os.mkdir(name, 0o755, dir_fd=handle)
+                os.mkdir(name, 0o777, dir_fd=handle)
         handle = os.open(name, flags | os.O_NOFOLLOW, dir_fd=handle)
         stack.callback(os.close, handle)
     return handle

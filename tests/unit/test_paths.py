@@ -499,3 +499,41 @@ def test_a_file_system_without_locks_stands_in_nobodys_way(tmp_path, monkeypatch
 
     with locked(tmp_path / "lock", busy=FetchError("somebody else does")):
         assert names_in(tmp_path) == ["lock"]
+
+
+# --- several people, one folder
+
+
+@pytest.fixture(params=[0o002, 0o022, 0o077])
+def umask(request):
+    before = os.umask(request.param)
+    yield request.param
+    os.umask(before)
+
+
+def test_files_and_folders_follow_the_umask(tmp_path, umask):
+    with locked(tmp_path / "lock", busy=FetchError("busy")):
+        write_atomically(tmp_path / "a" / "file", b"content")
+
+    for place, mode in (("lock", 0o666), ("a", 0o777), ("a/file", 0o666)):
+        assert stat.S_IMODE((tmp_path / place).stat().st_mode) == mode & ~umask
+
+
+def test_the_lock_of_somebody_else_can_be_taken_but_not_shared(tmp_path, monkeypatch):
+    path = tmp_path / "lock"
+    path.touch()
+    real = os.open
+
+    def refuse(file, flags, *mode, **options):
+        if flags & os.O_RDWR:
+            raise PermissionError(errno.EACCES, "Permission denied", str(file))
+        return real(file, flags, *mode, **options)
+
+    monkeypatch.setattr(os, "open", refuse)
+    busy = FetchError("somebody else does")
+    with (
+        locked(path, busy=busy),
+        pytest.raises(FetchError, match="somebody else does"),
+        locked(path, busy=busy),
+    ):
+        pytest.fail("two hold it")

@@ -284,3 +284,16 @@ def test_what_the_disk_refuses_to_read_is_left_out(root, metainfo, monkeypatch):
     assert kept[:PIECE] == original[:PIECE]
     assert not any(kept[PIECE : PIECE + 4096])
     assert kept[PIECE + 4096 : 3 * PIECE] == original[PIECE + 4096 : 3 * PIECE]
+
+
+@pytest.mark.parametrize("umask", [0o002, 0o022, 0o077])
+def test_a_backup_follows_the_umask(root, metainfo, umask):
+    before = os.umask(umask)
+    try:
+        folder = keep(root, metainfo, {1, 4})
+    finally:
+        os.umask(before)
+
+    for path in (folder.parent, folder, folder / "ckpt-0", folder / "ckpt-0/a"):
+        full = 0o777 if path.is_dir() else 0o666
+        assert stat.S_IMODE(path.stat().st_mode) == full & ~umask
