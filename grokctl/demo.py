@@ -3,6 +3,7 @@
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, TypeVar
@@ -22,7 +23,8 @@ from grokctl.inference.plan import EngineOptions
 from grokctl.model.placement import mesh_for
 from grokctl.model.precision import Compute
 from grokctl.model.sampling import Sampling
-from grokctl.paths import Home
+from grokctl.os_errors import refusal
+from grokctl.paths import Home, default_home
 from grokctl.reshard import reshard
 from grokctl.resharding.plan import ReshardOptions, plan_reshard
 from grokctl.text import format_bytes
@@ -73,14 +75,27 @@ def demo(folder: Path | None = None, *, observe: Observer = ignore) -> Demonstra
         observe: Receives the progress of every stage.
 
     Raises:
-        UsageError: The folder exists.
+        UsageError: The folder exists, or no temporary one can be made.
     """
     if folder is None:
-        with tempfile.TemporaryDirectory(prefix="grokctl-demo-") as temporary:
+        with _temporary() as temporary:
             return _demo(Path(temporary), observe)
     if folder.exists():
         raise UsageError(f"{folder}: exists, expected a new folder", "--keep a-new-folder")
     return _demo(folder, observe)
+
+
+def _temporary() -> tempfile.TemporaryDirectory[str]:
+    """A folder where the system keeps temporary files, or under home if it has no such place."""
+    prefix = "grokctl-demo-"
+    with suppress(OSError):
+        return tempfile.TemporaryDirectory(prefix=prefix)
+    home = default_home()
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        return tempfile.TemporaryDirectory(prefix=prefix, dir=home)
+    except OSError as error:
+        raise refusal(error, home, hint="grokctl demo --keep DIR") from error
 
 
 def raise_for(demonstration: Demonstration) -> None:

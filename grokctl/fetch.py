@@ -1,6 +1,5 @@
 """Download a release: from a magnet link to complete files on disk."""
 
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -15,7 +14,7 @@ from grokctl.checkpoint.unfinished import forget_unfinished
 from grokctl.errors import FetchError, GrokctlError, UsageError
 from grokctl.events import Advanced, Finished, Noted, Observer, Stage, Started, Unit, ignore
 from grokctl.os_errors import refusal
-from grokctl.paths import CKPT, TOKENIZER, quoted, require_utf8
+from grokctl.paths import CKPT, PRIVATE, TOKENIZER, quoted, require_utf8
 from grokctl.text import format_bytes, format_number
 from grokctl.transfer.data_on_disk import find_claims
 from grokctl.transfer.destination import (
@@ -293,17 +292,16 @@ def _metadata(
     observe(Started(stage=Stage.METADATA, unit=Unit.NOTHING))
     infohash, timeout_s = request.origin.infohash, request.options.stall_timeout_s
     deadline = time.monotonic() + timeout_s
-    with tempfile.TemporaryDirectory() as folder:
-        swarm.join_for_metadata(
-            infohash, trackers=request.trackers, peers=peers, folder=Path(folder)
-        )
-        while (info := swarm.metadata()) is None:
-            now = swarm.poll(min(1.0, timeout_s))
-            detail = f"waiting for metadata: {format_number(now.peers, 'peer')}"
-            observe(Advanced(stage=Stage.METADATA, detail=detail))
-            if time.monotonic() > deadline:
-                raise stalled("metadata", request, swarm, now)
-        met = swarm.leave()
+    swarm.join_for_metadata(
+        infohash, trackers=request.trackers, peers=peers, folder=request.root / PRIVATE / "metadata"
+    )
+    while (info := swarm.metadata()) is None:
+        now = swarm.poll(min(1.0, timeout_s))
+        detail = f"waiting for metadata: {format_number(now.peers, 'peer')}"
+        observe(Advanced(stage=Stage.METADATA, detail=detail))
+        if time.monotonic() > deadline:
+            raise stalled("metadata", request, swarm, now)
+    met = swarm.leave()
     observe(Finished(stage=Stage.METADATA))
     return bare_torrent(info, request.trackers), list(dict.fromkeys([*peers, *met]))
 

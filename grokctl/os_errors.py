@@ -33,6 +33,13 @@ class NotAFileError(OSError):
         super().__init__(errno.EINVAL, "is not a regular file", str(path))
 
 
+class StdoutError(OSError):
+    """Our results cannot be written."""
+
+    def __init__(self, error: OSError) -> None:
+        super().__init__(error.errno, reason_of(error))
+
+
 def refusal(
     error: OSError,
     folder: Path | None = None,
@@ -54,7 +61,8 @@ def refusal(
     name = error.filename
     file = Path(os.fsdecode(name)) if isinstance(name, str | bytes | Path) else None
     place = file or folder
-    where = f"{place or 'stdout'}"
+    noun = "stdout" if isinstance(error, StdoutError) else "this machine"
+    where = f"{place or noun}"
     if file is not None and folder is not None and not file.is_absolute():
         place, where = folder, f"{folder}: {file}"
     message = f"{where}: {reason_of(error)}"

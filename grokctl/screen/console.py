@@ -22,6 +22,7 @@ from rich.text import Text
 from grokctl.checks import Check, Status
 from grokctl.errors import GrokctlError, UsageError
 from grokctl.events import Event, Noted, Observer, ignore, throttled
+from grokctl.os_errors import StdoutError
 from grokctl.screen.progress import Bars, Lines
 from grokctl.text import harmless, to_json
 
@@ -105,6 +106,17 @@ def _line(text: str) -> str:
     return harmless(text).replace("\n", " ").replace("\t", " ")
 
 
+@contextmanager
+def _to_stdout() -> Iterator[None]:
+    """Errors in here are those of stdout, which the errors themselves do not tell."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise StdoutError(error) from error
+
+
 class _Rich(RichConsole):
     """A console that ignores a closed pipe."""
 
@@ -161,12 +173,10 @@ class Console:
         """Print text to stdout at once, on a terminal without control codes."""
         if sys.stdout is None:
             return
-        if not sys.stdout.isatty():
-            sys.stdout.write(text)
-            sys.stdout.flush()
-            return
-        with self._live.away() if self._live is not None else nullcontext():
-            sys.stdout.write(harmless(text))
+        is_shown = sys.stdout.isatty()
+        live = self._live if is_shown else None
+        with live.away() if live is not None else nullcontext(), _to_stdout():
+            sys.stdout.write(harmless(text) if is_shown else text)
             sys.stdout.flush()
 
     def note(self, message: str) -> None:
@@ -385,7 +395,8 @@ class Console:
         `is_whole` leaves wrapping to the terminal, so that the line is copied as one.
         """
         if self.out.is_terminal:
-            self.out.print(renderable, soft_wrap=is_whole)
+            with _to_stdout():
+                self.out.print(renderable, soft_wrap=is_whole)
             return
         with self.out.capture() as captured:
             self.out.print(renderable, soft_wrap=is_whole)

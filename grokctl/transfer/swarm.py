@@ -109,7 +109,7 @@ class Swarm:
             infohash: 40 hexadecimal digits.
             trackers: Announce URLs.
             peers: The first peers to connect to.
-            folder: An empty one; libtorrent wants a path even though it writes nothing.
+            folder: One that does not exist; libtorrent wants a path, and writes nothing.
         """
         params = lt.add_torrent_params()
         params.info_hashes = lt.info_hash_t(lt.sha1_hash(bytes.fromhex(infohash)))

@@ -3,10 +3,13 @@
 import errno
 import os
 import resource
+import sys
+import tempfile
 from pathlib import Path
 
 import pytest
 
+from grokctl import demo
 from grokctl.checkpoint.torrent import Metainfo, TorrentFile
 from grokctl.cli.context import command
 from grokctl.errors import (
@@ -15,13 +18,19 @@ from grokctl.errors import (
     FetchError,
     GrokctlError,
     HardwareError,
+    StalledError,
     UsageError,
 )
+from grokctl.fetch import plan_fetch
+from grokctl.inference.logits_file import logits_file
 from grokctl.integrity.backup import set_aside
-from grokctl.os_errors import NotAFileError, is_absence, located, reason_of, refusal
+from grokctl.os_errors import NotAFileError, StdoutError, is_absence, located, reason_of, refusal
+from grokctl.paths import write_atomically
 from grokctl.resharding.publish import writing
+from grokctl.screen.console import Console
 from grokctl.transfer.destination import fetch_lock
 from grokctl.transfer.download import _sync
+from grokctl.transfer.sources import FetchOptions
 from grokctl.transfer.swarm import _disk_failure
 
 FULL = [errno.ENOSPC, errno.EDQUOT]
@@ -93,7 +102,7 @@ def test_only_what_could_be_looked_at_can_be_absent():
         pytest.param((), Path("/a"), "/a", "ls -ld /a", id="only a folder"),
         pytest.param(("b",), Path("/a"), "/a: b", "ls -ld /a", id="a part of a path"),
         pytest.param((7,), Path("/a"), "/a", "ls -ld /a", id="a descriptor"),
-        pytest.param((), None, "stdout", None, id="neither"),
+        pytest.param((), None, "this machine", None, id="neither"),
     ],
 )
 def test_the_place_is_named_as_well_as_it_is_known(file, folder, where, hint):
@@ -178,3 +187,77 @@ def test_every_door_says_the_same(tmp_path, monkeypatch, door, usual, code):
 
     assert caught.value.exit_code == (ExitCode.DISK_FULL if code in FULL else usual)
     assert str(caught.value).endswith(f": {os.strerror(code)}")
+
+
+def test_stdout_is_blamed_only_where_it_failed(capsys, monkeypatch):
+    full = refused(errno.ENOSPC)
+
+    def fail(_text):
+        raise full
+
+    monkeypatch.setattr(sys.stdout, "write", fail)
+    with pytest.raises(StdoutError) as caught:
+        Console().write("result")
+    monkeypatch.undo()
+
+    assert str(refusal(caught.value)) == "stdout: No space left on device"
+    assert isinstance(refusal(caught.value), DiskFullError)
+    assert str(refusal(full)) == "this machine: No space left on device"
+    assert capsys.readouterr().out == ""
+
+
+# --- temporary files
+
+
+@pytest.fixture
+def no_temporary_files(monkeypatch):
+    """As on a read-only root with an unusable TMPDIR."""
+
+    def refuse():
+        raise FileNotFoundError(errno.ENOENT, "No usable temporary directory found")
+
+    monkeypatch.setattr(tempfile, "gettempdir", refuse)
+    with pytest.raises(FileNotFoundError):
+        tempfile.mkdtemp()
+
+
+@pytest.mark.usefixtures("no_temporary_files")
+def test_a_demo_takes_home_where_the_system_has_no_temporary_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("GROKCTL_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(demo, "_demo", lambda folder, _observe: folder)
+
+    folder = demo.demo()
+
+    assert folder.parent == tmp_path / "home"
+    assert list(folder.parent.iterdir()) == []
+
+
+@pytest.mark.usefixtures("no_temporary_files")
+def test_a_demo_without_any_place_says_which_option_names_one(tmp_path, monkeypatch):
+    (tmp_path / "home").touch()
+    monkeypatch.setenv("GROKCTL_HOME", str(tmp_path / "home"))
+
+    with pytest.raises(UsageError, match="home: ") as caught:
+        demo.demo()
+
+    assert caught.value.hint == "grokctl demo --keep DIR"
+
+
+@pytest.mark.usefixtures("no_temporary_files")
+def test_metadata_is_awaited_without_temporary_files(tmp_path):
+    options = FetchOptions(dht=False, lsd=False, bind="127.0.0.1", port=0, stall_timeout_s=0.1)
+    magnet = "magnet:?xt=urn:btih:" + "a" * 40
+
+    with pytest.raises(StalledError, match="expected metadata"):
+        plan_fetch(magnet, tmp_path / "release", options)
+
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.usefixtures("no_temporary_files")
+def test_own_files_are_written_without_temporary_folders(tmp_path):
+    write_atomically(tmp_path / "file", b"content")
+    with logits_file(tmp_path / "logits.npy", (1, 2)) as out:
+        out[:] = 1
+
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "logits.npy"]
