@@ -17,6 +17,7 @@ from typing import Final
 import platformdirs
 
 from grokctl.errors import GrokctlError, UsageError, invalid
+from grokctl.system import optional
 
 CKPT = "ckpt-0"
 TOKENIZER = "tokenizer.model"
@@ -234,7 +235,8 @@ def write_atomically(path: Path, data: bytes) -> None:
         with os.fdopen(handle, "wb") as file:
             file.write(data)
             file.flush()
-            os.fsync(file.fileno())
+            with optional():
+                os.fsync(file.fileno())
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
@@ -317,12 +319,13 @@ def replace_output(temporary: Path, place: Path) -> None:
 
 
 def fsync_folder(path: Path) -> None:
-    """Make renames and new names in a folder durable."""
-    handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    """Make renames and new names in a folder durable, where its file system can."""
+    with optional():
+        handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 @contextmanager

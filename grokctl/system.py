@@ -1,9 +1,44 @@
-"""What the operating system allows this process: its cgroups, and the cores it may use."""
+"""What the operating system allows this process: cgroups, usable cores, optional operations."""
 
+import errno
 import os
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Final
+
+_REFUSALS: Final = frozenset(
+    {
+        errno.EACCES,
+        errno.EINVAL,
+        errno.ENODEV,
+        errno.ENOSYS,
+        errno.ENOTSUP,
+        errno.EOPNOTSUPP,
+        errno.ENOTTY,
+        errno.EPERM,
+    }
+)
+"""What file systems say that lack an operation: DrvFs, CIFS, exFAT, 9p and FUSE all differ."""
+
+
+def is_unsupported(error: OSError) -> bool:
+    """Whether a file system, or a filter of system calls, refuses an operation as such."""
+    return error.errno in _REFUSALS
+
+
+@contextmanager
+def optional() -> Iterator[None]:
+    """Try an operation that is good to have, and do without it where it does not exist.
+
+    Raises:
+        OSError: It failed for another reason, such as a full disk.
+    """
+    try:
+        yield
+    except OSError as error:
+        if not is_unsupported(error):
+            raise
 
 
 def usable_cores(root: Path = Path("/")) -> int:

@@ -12,6 +12,7 @@ from grokctl.checkpoint.frames import Unpacker
 from grokctl.checkpoint.layout import ALIGNMENT, DeviceLayout
 from grokctl.checkpoint.manifest import FileRecord
 from grokctl.checkpoint.rows import read_into
+from grokctl.system import optional
 
 
 class DeviceFile:
@@ -48,7 +49,8 @@ class DeviceFile:
         weakref.finalize(self, os.close, self._handle)
         self._mapped: mmap.mmap | None = None
         if is_mapped and record.frames is None:
-            self._mapped = mmap.mmap(self._handle, 0, access=mmap.ACCESS_READ)
+            with optional():  # some file systems have no mappings: then it is read
+                self._mapped = mmap.mmap(self._handle, 0, access=mmap.ACCESS_READ)
         if self.data(0, len(layout.header)).tobytes() != layout.header:
             raise ValueError(f"the header is not that of {owner}")
 

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -80,7 +80,8 @@ def opened(path: Path, array: ArrayRef) -> Iterator[Rows]:
     """
     handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_SEQUENTIAL)
+        with suppress(OSError):  # advice
+            os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_SEQUENTIAL)
         yield Rows(handle, array)
     finally:
         os.close(handle)

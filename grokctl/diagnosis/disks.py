@@ -78,6 +78,7 @@ def checks(
     for disk in machine.disks:
         yield _place(disk, inventory)
         yield from _kind(disk)
+        yield from _lacks(disk)
         yield from _room(disk, machine, inventory, wanted)
         yield from _speed(disk)
     yield from _kept(inventory)
@@ -118,6 +119,24 @@ def _kind(disk: Disk) -> Iterator[Check]:
     elif system in _OF_CONTAINERS:
         detail = f"{system}: files here are deleted with the container"
         yield Check(name, Status.WARN, detail, fix)
+
+
+def _lacks(disk: Disk) -> Iterator[Check]:
+    """Operations that the file system lacks; everything works without them."""
+    if not disk.lacks:
+        return
+    detail = f"{disk.file_system or 'this file system'} has no {', '.join(disk.lacks)}"
+    if "locks" in disk.lacks:
+        detail += ": start only one fetch into a folder at a time"
+    elif "folder syncs" in disk.lacks:
+        detail += ": after a power cut, verify what was written last"
+    else:
+        detail += ", which is good to have, and not needed"
+    is_needed = {"locks", "folder syncs"} & set(disk.lacks)
+    status = Status.WARN if is_needed else Status.OK
+    yield Check(
+        f"features of {disk.purpose}", status, detail, other_place(disk) if is_needed else ""
+    )
 
 
 def _room(

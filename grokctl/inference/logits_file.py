@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from grokctl.paths import create_beside, find_output, replace_output
+from grokctl.system import optional
 
 Logits = NDArray[np.float32]
 
@@ -41,7 +42,10 @@ def _mapped(place: Path, shape: tuple[int, int]) -> Iterator[Logits]:
     os.close(handle)
     try:
         out = np.lib.format.open_memmap(partial, "w+", np.float32, shape)
-        with partial.open("r+b") as file:  # now: a write to a mapping on a full disk kills us
+        with (
+            optional(),
+            partial.open("r+b") as file,
+        ):  # now: a write to a mapping on a full disk kills us
             os.posix_fallocate(file.fileno(), 0, partial.stat().st_size)
         yield out
         out.flush()

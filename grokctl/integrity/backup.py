@@ -17,13 +17,12 @@ from grokctl.events import Noted, Observer, ignore
 from grokctl.integrity.damage import merged
 from grokctl.os_errors import refusal
 from grokctl.paths import PRIVATE, quoted
+from grokctl.system import is_unsupported, optional
 
 _DAMAGED: Final = "damaged"
 _AT_ONCE: Final = 64 * 2**20
 """Bytes per copy, which cannot be interrupted."""
 _SECTOR: Final = 4096
-_ELSEWHERE: Final = frozenset({errno.EXDEV, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL})
-"""Errors of file systems that do not support `copy_file_range`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -199,8 +198,9 @@ def _keep_one(root: Path, name: str, original: _Original) -> None:
         os.ftruncate(writing, original.size)
         for low, high in original.extents:
             _copy(reading, writing, low, high)
-        os.fsync(writing)
-        os.fsync(target)
+        for handle in (writing, target):
+            with optional():
+                os.fsync(handle)
 
 
 def _copy(source: int, target: int, low: int, high: int) -> None:
@@ -210,7 +210,7 @@ def _copy(source: int, target: int, low: int, high: int) -> None:
             try:
                 count = os.copy_file_range(source, target, min(_AT_ONCE, high - low), low, low)
             except OSError as error:
-                if error.errno not in _ELSEWHERE:
+                if error.errno != errno.EXDEV and not is_unsupported(error):
                     raise
                 count = os.pwrite(target, os.pread(source, min(2**20, high - low), low), low)
         except OSError as error:

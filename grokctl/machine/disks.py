@@ -1,5 +1,6 @@
 """The disk of a folder: space, type of file system, and measured speed."""
 
+import errno
 import fcntl
 import mmap
 import os
@@ -8,7 +9,7 @@ import re
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from io import FileIO
@@ -18,6 +19,7 @@ from typing import Final
 from grokctl.machine.facts import Disk
 from grokctl.machine.waiting import Waiting
 from grokctl.os_errors import reason_of
+from grokctl.system import is_unsupported, optional
 
 _MOUNTS: Final = Path("/proc/self/mountinfo")
 _TRIAL_S: Final = 0.7
@@ -178,7 +180,8 @@ def write_rate(file: FileIO, nbytes: int, *, seconds: float) -> tuple[float | No
 
     def write(size: int) -> int:
         count = file.write(data[:size])
-        getattr(os, "fdatasync", os.fsync)(file.fileno())  # macOS has only the slower one
+        with optional():
+            getattr(os, "fdatasync", os.fsync)(file.fileno())  # macOS has only the slower one
         return count or 0
 
     return _rate(write, nbytes, seconds=seconds)
@@ -242,6 +245,7 @@ def _measured(facts: Disk, folder: Path, free: int) -> Disk:
     nbytes = min(_LARGEST_TRIAL, free // _FREE_PARTS) // _SMALLEST_BLOCK * _SMALLEST_BLOCK
     try:
         with tempfile.TemporaryFile(dir=folder, buffering=0) as file:
+            facts = replace(facts, lacks=tuple(_lacking(file.fileno(), folder)))
             if not nbytes:
                 return replace(facts, error=f"{free:,} bytes are free, too few to measure")
             writes, failure = write_rate(file, nbytes, seconds=_TRIAL_S)
@@ -252,6 +256,34 @@ def _measured(facts: Disk, folder: Path, free: int) -> Disk:
     return replace(
         facts, is_writable=is_writable, write_rate=writes, read_rate=reads, error=failure
     )
+
+
+def _lacking(file: int, folder: Path) -> Iterator[str]:
+    """Operations that the file system refuses, and that grokctl can do without."""
+
+    def sync_folder() -> None:
+        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+    attempts: dict[str, Callable[[], object]] = {
+        "locks": lambda: fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB),
+        "file modes": lambda: os.fchmod(file, 0o600),
+        "folder syncs": sync_folder,
+        "preallocation": lambda: os.posix_fallocate(file, 0, 1),
+        "mappings": lambda: mmap.mmap(file, 1).close(),
+    }
+    for name, attempt in attempts.items():
+        try:
+            attempt()
+        except OSError as error:
+            if is_unsupported(error) or error.errno == errno.ENOLCK:
+                yield name
+        except AttributeError:  # macOS has no preallocation
+            yield name
+    os.ftruncate(file, 0)
 
 
 def _device(path: Path) -> int | None:

@@ -125,6 +125,8 @@ class Disk:
     """Bytes a second, synced; None if not measured."""
     read_rate: float | None = None
     """Bytes a second, not from the page cache."""
+    lacks: tuple[str, ...] = ()
+    """Operations that its file system refuses, such as `locks`."""
     error: str = ""
     """Why it cannot be used, or was not measured."""
 

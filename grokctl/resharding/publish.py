@@ -20,6 +20,7 @@ from grokctl.errors import DiskFullError, Reason, UsageError, corrupt
 from grokctl.os_errors import refusal
 from grokctl.paths import MANIFEST, PRIVATE, TOKENIZER, fsync_folder, kind_of, quoted
 from grokctl.resharding.plan import ReshardPlan
+from grokctl.system import optional
 
 JOURNAL: Final = "journal"
 _ELSEWHERE: Final = "--out DIR  # another destination"
@@ -177,7 +178,8 @@ def _write_synced(path: Path, data: bytes) -> None:
     with path.open("xb") as file:
         file.write(data)
         file.flush()
-        os.fsync(file.fileno())
+        with optional():
+            os.fsync(file.fileno())
 
 
 def publish(partial: Path, out: Path) -> None:

@@ -29,7 +29,7 @@ from grokctl.checkpoint.tensor_source import (
 )
 from grokctl.events import Advanced, Observer, Stage
 from grokctl.resharding.convert import Squares
-from grokctl.system import usable_cores
+from grokctl.system import optional, usable_cores
 
 _BUFFER: Final = 4 * 2**20
 _PROGRESS_EVERY_S: Final = 0.2
@@ -238,7 +238,8 @@ class DeviceWriter:
 
     def sync(self) -> None:
         """Wait until the file is on disk."""
-        os.fdatasync(self._handle)
+        with optional():
+            os.fdatasync(self._handle)
 
     def record(self) -> FileRecord:
         """Its entry in the manifest."""

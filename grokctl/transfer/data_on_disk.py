@@ -10,7 +10,7 @@ from typing import Final
 from grokctl.events import Advanced, Finished, Observer, Stage, Started
 from grokctl.integrity.pieces import check_pieces
 from grokctl.os_errors import is_absence
-from grokctl.system import usable_cores
+from grokctl.system import is_unsupported, usable_cores
 from grokctl.transfer.destination import FileSelection, forget_resume_data, take_resume_data
 from grokctl.transfer.resume_data import read_claims
 from grokctl.transfer.swarm_types import Claims
@@ -95,8 +95,8 @@ def _with_data(root: Path, selection: FileSelection, pieces: list[int]) -> list[
                 low, high = offset, offset + length
             try:
                 return os.lseek(opened, low, os.SEEK_DATA) < high
-            except OSError:  # a hole to the end, or not a regular file
-                return False
+            except OSError as error:  # a hole to the end, or not a regular file
+                return is_unsupported(error)
 
         return [piece for piece in pieces if _is_written(selection, piece, has_data)]
 

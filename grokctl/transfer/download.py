@@ -15,6 +15,7 @@ from grokctl.errors import FetchError, GrokctlError, StalledError
 from grokctl.events import Advanced, Finished, Noted, Observer, Stage, Started
 from grokctl.os_errors import refusal
 from grokctl.paths import quoted
+from grokctl.system import optional
 from grokctl.text import format_bytes, format_clock, format_number, format_rate, printable
 from grokctl.transfer.destination import (
     FileSelection,
@@ -195,7 +196,8 @@ def _sync(path: Path) -> None:
     try:
         handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
         try:
-            os.fsync(handle)
+            with optional():
+                os.fsync(handle)
         finally:
             os.close(handle)
     except OSError as error:
