@@ -320,7 +320,7 @@ def replace_output(temporary: Path, place: Path) -> None:
 
 def fsync_folder(path: Path) -> None:
     """Make renames and new names in a folder durable, where its file system can."""
-    with optional():
+    with optional(errno.EACCES):  # CIFS says so; of a file, it would mean that data is lost
         handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
         try:
             os.fsync(handle)

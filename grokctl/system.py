@@ -9,7 +9,6 @@ from typing import Final
 
 _REFUSALS: Final = frozenset(
     {
-        errno.EACCES,
         errno.EINVAL,
         errno.ENODEV,
         errno.ENOSYS,
@@ -28,8 +27,11 @@ def is_unsupported(error: OSError) -> bool:
 
 
 @contextmanager
-def optional() -> Iterator[None]:
+def optional(*also: int) -> Iterator[None]:
     """Try an operation that is good to have, and do without it where it does not exist.
+
+    Args:
+        also: Numbers of other errors that mean the same here.
 
     Raises:
         OSError: It failed for another reason, such as a full disk.
@@ -37,7 +39,7 @@ def optional() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if not is_unsupported(error):
+        if not is_unsupported(error) and error.errno not in also:
             raise
 
 

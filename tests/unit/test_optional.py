@@ -19,8 +19,8 @@ from grokctl.session.history import History
 from grokctl.system import optional
 from grokctl.transfer.download import _sync
 
-REFUSALS = [errno.EPERM, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS, errno.EACCES]
-FAILURES = [errno.EIO, errno.ENOSPC, errno.EDQUOT]
+REFUSALS = [errno.EPERM, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS]
+FAILURES = [errno.EACCES, errno.EIO, errno.ENOSPC, errno.EDQUOT]
 
 
 @pytest.fixture
@@ -74,6 +74,21 @@ def test_a_file_system_without_the_good_to_have_takes_every_file(
     write(tmp_path)
 
     assert (tmp_path / "file").stat().st_size > 0
+
+
+def test_a_folder_that_nobody_may_list_is_not_synced(tmp_path, monkeypatch):
+    real = os.open
+
+    def deny(path, flags, *mode, **options):
+        if flags & os.O_DIRECTORY:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return real(path, flags, *mode, **options)
+
+    monkeypatch.setattr(os, "open", deny)
+
+    write_file(tmp_path)
+
+    assert (tmp_path / "file").read_bytes() == b"content"
 
 
 @pytest.mark.parametrize("code", FAILURES)
