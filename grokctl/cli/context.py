@@ -21,6 +21,7 @@ import typer
 from typer.core import TyperGroup
 
 from grokctl import interrupts
+from grokctl.cli.hints import at_home, remember
 from grokctl.errors import ExitCode, GrokctlError, InvalidValueError, UsageError
 from grokctl.os_errors import refusal
 from grokctl.paths import Home, default_home, quoted
@@ -75,6 +76,7 @@ class ErrorBoundary(TyperGroup):
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Parse what precedes the command."""
         ctx.obj = "--json" in args
+        remember(args)
         if not args:
             return super().parse_args(ctx, args)  # prints the help
         if failure := _misencoded(args):
@@ -165,9 +167,11 @@ def command(
         with _options_as_typed():
             yield console
     except ReportedError as reported:
+        reported.error.hint = at_home(reported.error.hint)
         console.failure(reported.error, has_result=True)
         raise reported.error from None
     except GrokctlError as error:
+        error.hint = at_home(error.hint)
         console.failure(error)
         raise
     except BrokenPipeError:

@@ -9,6 +9,7 @@ import typer
 
 from grokctl.cli.context import cluster_of, command, followed, home_of
 from grokctl.cli.environment import gpu_memory_claimed
+from grokctl.cli.hints import again, is_piped
 from grokctl.cli.options import (
     CheckpointArgument,
     ClusterTimeoutOption,
@@ -155,7 +156,7 @@ def run(
             prompts = read_prompts(prompts_file, request) if prompts_file else None
             content = None if prompts else read_prompt(prompt, prompt_file, token_ids)
             if as_json and prompts is None and content is None:
-                raise UsageError("a prompt is required", "grokctl run --json -p 'Once upon a time'")
+                raise UsageError("a prompt is required", again("-p", "Once upon a time"))
 
             from grokctl.session.complete import Output, complete, complete_many
             from grokctl.session.repl import converse
@@ -218,6 +219,8 @@ def read_prompt(
         return read_stdin()
     if prompt is None:
         if not (sys.stdin and sys.stdin.isatty()):
-            raise UsageError("a prompt is required", "grokctl run -p 'Once upon a time'")
+            if is_piped():
+                raise UsageError("a prompt is required: stdin needs -p -", again("-p", "-"))
+            raise UsageError("a prompt is required", again("-p", "Once upon a time"))
         return None
     return plain_text(prompt, "--prompt")

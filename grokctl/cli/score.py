@@ -7,6 +7,7 @@ import typer
 
 from grokctl.cli.context import cluster_of, command, followed, home_of
 from grokctl.cli.environment import gpu_memory_claimed
+from grokctl.cli.hints import again, is_piped
 from grokctl.cli.options import (
     CheckpointArgument,
     ClusterTimeoutOption,
@@ -95,5 +96,7 @@ def read_content(text: str | None, token_ids: str | None) -> str | tuple[int, ..
         return read_stdin() if text == "-" else read_text(expanded(text))
     if token_ids is not None and text is None:
         return read_token_ids(token_ids, "--token-ids")
-    found = "neither" if text is None else "both"
-    raise UsageError(f"expected --text or --token-ids, found {found}", "--text essay.txt")
+    if text is not None:
+        raise UsageError("expected --text or --token-ids, found both", "--text essay.txt")
+    hint = again("--text", "-" if is_piped() else "essay.txt")
+    raise UsageError("expected --text or --token-ids, found neither", hint)

@@ -1,7 +1,9 @@
 """Every door reads text in the same way, and paths as people type them."""
 
+import contextlib
 import io
 import json
+import os
 from pathlib import Path
 from types import SimpleNamespace
 from typing import get_args, get_type_hints
@@ -10,6 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from grokctl.cli.app import app
+from grokctl.cli.hints import at_home, remember
 from grokctl.cli.options import path_of
 from grokctl.cli.run import read_prompt
 from grokctl.cli.score import read_content
@@ -126,3 +129,70 @@ def test_an_argument_that_is_not_utf8_is_named_before_anything_happens(
     assert outcome.exit_code == 2
     assert f"error: {words}" in outcome.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+# --- hints
+
+
+@pytest.fixture
+def piped(monkeypatch):
+    """A stdin of some kind."""
+    with contextlib.ExitStack() as stack:
+
+        def set_up(kind, tmp_path):
+            if kind == "pipe":
+                reading, writing = os.pipe()
+                stack.callback(os.close, writing)
+                file = stack.enter_context(os.fdopen(reading, encoding="utf-8"))
+            else:
+                path = Path("/dev/null") if kind == "nothing" else tmp_path / "text"
+                path.touch() if kind == "file" else None
+                file = stack.enter_context(path.open(encoding="utf-8"))
+            monkeypatch.setattr("sys.stdin", file)
+
+        yield set_up
+
+
+@pytest.mark.parametrize(
+    ("kind", "prompt", "text"),
+    [
+        ("pipe", "-p -", "--text -"),
+        ("file", "-p -", "--text -"),
+        ("nothing", "-p 'Once upon a time'", "--text essay.txt"),
+    ],
+)
+def test_a_missing_text_has_a_hint_that_knows_what_was_piped(kind, prompt, text, piped, tmp_path):
+    piped(kind, tmp_path)
+    remember(["run", "a checkpoint", "-n", "4", "--json"])
+    with pytest.raises(UsageError, match="a prompt is required") as run:
+        read_prompt(None, None, None)
+    remember(["score", "grok-1"])
+    with pytest.raises(UsageError, match="found neither") as score:
+        read_content(None, None)
+
+    assert run.value.hint == f"grokctl run 'a checkpoint' -n 4 --json {prompt}"
+    assert score.value.hint == f"grokctl score grok-1 {text}"
+
+
+@pytest.mark.parametrize("typed", [["--home", "/a b"], ["--home=/a b"]])
+def test_a_hint_keeps_the_home_that_was_typed(typed):
+    remember(["verify", *typed])
+
+    assert at_home("grokctl fetch") == "grokctl fetch --home '/a b'"
+    assert (
+        at_home("grokctl verify --quick  # fast") == "grokctl verify --quick --home '/a b'  # fast"
+    )
+    for hint in ("grokctl verify /x", "grokctl run …", "ls -l", None, "grokctl fetch --home DIR"):
+        assert at_home(hint) == hint
+
+
+def test_a_hint_has_no_home_where_none_was_typed():
+    remember(["verify"])
+
+    assert at_home("grokctl fetch") == "grokctl fetch"
+
+
+def test_a_command_prints_the_hint_with_its_home(tmp_path):
+    outcome = CliRunner().invoke(app, ["inspect", "--home", str(tmp_path)])
+
+    assert f"hint: grokctl fetch --home {tmp_path}" in outcome.stderr
