@@ -12,7 +12,7 @@ from typing import Final
 
 _typed: ContextVar[tuple[str, ...]] = ContextVar("typed", default=())
 _COMMAND: Final = re.compile(
-    r"(grokctl (?:fetch|verify|inspect|reshard|run|score|bench|doctor)\b[^#/…;&|]*?)(  #.*)?"
+    r"(grokctl (?:fetch|verify|inspect|reshard|run|score|bench)\b[^#/…;&|]*?)(  #.*)?"
 )
 """A hint of one command without a path, and its comment."""
 
