@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 
 from grokctl.checkpoint.bencode import encode
-from grokctl.checkpoint.pickles import BFLOAT16, Hole, Payload, write
-from grokctl.checkpoint.release import released_payloads
+from grokctl.checkpoint.pickle_writer import Hole, Payload, write
+from grokctl.checkpoint.pickles import BFLOAT16
+from grokctl.checkpoint.release_files import released_payloads
 from grokctl.model.config import GROK_1, GrokConfig
 from grokctl.model.tensors import TensorSpec, tensor_specs
 

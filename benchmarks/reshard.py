@@ -105,8 +105,8 @@ def make(root: Path, layers: int) -> None:
 
     The largest magnitude of the inputs of each output is 127: compression and int4 depend on it.
     """
-    from grokctl.checkpoint import pickles  # noqa: PLC0415
-    from grokctl.checkpoint.release import released_payloads  # noqa: PLC0415
+    from grokctl.checkpoint import pickle_writer, pickles  # noqa: PLC0415
+    from grokctl.checkpoint.release_files import released_payloads  # noqa: PLC0415
     from grokctl.model.config import GROK_1  # noqa: PLC0415
     from grokctl.model.tensors import tensor_specs  # noqa: PLC0415
 
@@ -121,7 +121,7 @@ def make(root: Path, layers: int) -> None:
         with (root / "ckpt-0" / spec.file).open("xb") as file:
             if scales is None:
                 some = rng.standard_normal(2**20, dtype=np.float32)
-                pickles.write(file, np.resize(some, weight.shape))
+                pickle_writer.write(file, np.resize(some, weight.shape))
                 continue
             *_, inputs, outputs = weight.shape
             # other neighbours in every copy, so that nothing repeats where zstd looks
@@ -129,7 +129,9 @@ def make(root: Path, layers: int) -> None:
             wide = np.concatenate(copies, axis=1)[:, :outputs]
             matrix = wide[np.arange(inputs) % width]
             found = rng.uniform(1e-4, 3e-4, scales.shape).astype(pickles.BFLOAT16)
-            pickles.write(file, np.ascontiguousarray(np.broadcast_to(matrix, weight.shape)), found)
+            pickle_writer.write(
+                file, np.ascontiguousarray(np.broadcast_to(matrix, weight.shape)), found
+            )
     (root / "config.json").write_text(json.dumps(config.to_dict()))
 
 

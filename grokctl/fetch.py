@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from grokctl.checkpoint.receipt import read_receipt
-from grokctl.checkpoint.release import release_paths
+from grokctl.checkpoint.release_files import release_paths
 from grokctl.checkpoint.torrent import folder_name, parse_metainfo
 from grokctl.checkpoint.unfinished import forget_unfinished
 from grokctl.errors import FetchError, GrokctlError, UsageError

@@ -13,7 +13,9 @@ from threading import Event
 from grokctl.checkpoint.pickles import ArrayRef
 from grokctl.checkpoint.ready import ReadyCheckpoint, open_ready
 from grokctl.checkpoint.refusal import read_refusal
-from grokctl.checkpoint.release import StoredTensor, file_nbytes, open_release
+from grokctl.checkpoint.release import open_release
+from grokctl.checkpoint.release_files import file_nbytes
+from grokctl.checkpoint.stored_tensor import StoredTensor
 from grokctl.checkpoint.tensor_source import LogicalTensor, extent
 from grokctl.checkpoint.value_stats import Part, StoredValues, ValueStats
 from grokctl.errors import Reason, UsageError, corrupt

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Final
 
 from grokctl.checkpoint.receipt import trusted_metainfo
-from grokctl.checkpoint.release import release_paths
+from grokctl.checkpoint.release_files import release_paths
 from grokctl.errors import UsageError
 from grokctl.events import Noted, Observer, ignore
 from grokctl.fetch import Fetched, fetch

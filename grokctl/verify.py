@@ -14,14 +14,9 @@ from grokctl.checkpoint.receipt import (
     unread_receipt,
 )
 from grokctl.checkpoint.refusal import forget_refusal, write_refusal
-from grokctl.checkpoint.release import (
-    Release,
-    Survey,
-    damage_error,
-    read_config,
-    scan_file,
-    survey,
-)
+from grokctl.checkpoint.release import Release, damage_error
+from grokctl.checkpoint.release_files import read_config, scan_file
+from grokctl.checkpoint.structure import Survey, survey
 from grokctl.checkpoint.unfinished import (
     Unfinished,
     forget_unfinished,

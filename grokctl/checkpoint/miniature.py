@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from grokctl.checkpoint import pickles
-from grokctl.checkpoint.release import file_nbytes, released_payloads
+from grokctl.checkpoint import pickle_writer, pickles
+from grokctl.checkpoint.release_files import file_nbytes, released_payloads
 from grokctl.errors import UsageError
 from grokctl.events import Advanced, Finished, Observer, Stage, Started, ignore
 from grokctl.model.config import GROK_1, GrokConfig
@@ -76,7 +76,7 @@ def write_miniature(
     observe(Started(stage=Stage.MINIATURE, total=sum(map(file_nbytes, specs))))
     for spec in specs:
         with (root / CKPT / spec.file).open("xb") as file:
-            pickles.write(file, *_tensor(spec, rng, block))
+            pickle_writer.write(file, *_tensor(spec, rng, block))
         files.append(f"{CKPT}/{spec.file}")
         done += file_nbytes(spec)
         observe(Advanced(stage=Stage.MINIATURE, done=done))

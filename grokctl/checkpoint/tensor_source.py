@@ -6,18 +6,21 @@ from dataclasses import dataclass
 from functools import cached_property
 from hashlib import sha256
 from math import prod
-from typing import Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from grokctl.checkpoint.pickles import BFLOAT16
-from grokctl.checkpoint.release import Release, StoredTensor
+from grokctl.checkpoint.release import Release
 from grokctl.errors import PlacementError
 from grokctl.model.config import GrokConfig
 from grokctl.model.placement import MeshShape, Slice, place
 from grokctl.model.precision import Precision
 from grokctl.model.tensors import Axis, TensorSpec, tensor_specs
+
+if TYPE_CHECKING:
+    from grokctl.checkpoint.stored_tensor import StoredTensor
 
 Slices = tuple[Slice, ...]
 

@@ -9,7 +9,7 @@ from typing import Final, TypeVar
 
 from grokctl.checkpoint.layout import DeviceLayout, device_layouts
 from grokctl.checkpoint.ready import missing_files, read_manifest
-from grokctl.checkpoint.release import file_nbytes, read_config
+from grokctl.checkpoint.release_files import file_nbytes, read_config
 from grokctl.checkpoint.storage import released_storage, storage_in
 from grokctl.errors import GrokctlError, UsageError
 from grokctl.machine.waiting import Waiting

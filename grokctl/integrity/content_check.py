@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from grokctl.checkpoint.receipt import Receipt, Stamp, now
-from grokctl.checkpoint.release import release_paths
+from grokctl.checkpoint.release_files import release_paths
 from grokctl.checkpoint.torrent import Metainfo
 from grokctl.errors import Damage, Reason
 from grokctl.events import Advanced, Finished, Noted, Observer, Stage, Started

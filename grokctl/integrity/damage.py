@@ -7,11 +7,11 @@ from math import prod
 from pathlib import Path
 from typing import Final
 
-from grokctl.checkpoint import pickles
+from grokctl.checkpoint import pickle_writer
 from grokctl.checkpoint.file_sizes import file_damage
-from grokctl.checkpoint.pickles import Hole
+from grokctl.checkpoint.pickle_writer import Hole
 from grokctl.checkpoint.receipt import Stamp
-from grokctl.checkpoint.release import released_payloads
+from grokctl.checkpoint.release_files import released_payloads
 from grokctl.checkpoint.torrent import Metainfo, TorrentFile
 from grokctl.errors import Damage, Reason
 from grokctl.integrity.pieces import open_regular
@@ -58,7 +58,7 @@ def known_bytes(spec: TensorSpec, length: int) -> KnownBytes:
     """
     weight, scales = released_payloads(spec)
     for candidate in _possible_scales(spec, scales, length):
-        outline = pickles.outline(weight, candidate)
+        outline = pickle_writer.outline(weight, candidate)
         if outline.nbytes == length:
             refs = [ref for ref in (outline.tensor.weight, outline.tensor.scales) if ref]
             holes = [(ref.offset, ref.offset + ref.nbytes) for ref in refs]
@@ -321,7 +321,7 @@ def _possible_scales(spec: TensorSpec, scales: Hole | None, length: int) -> Iter
     weight, _ = released_payloads(spec)
     *lead, groups, outputs = scales.shape
     row = prod(lead) * outputs * scales.dtype.itemsize
-    near = groups + round((length - pickles.measure(weight, scales)) / row)
+    near = groups + round((length - pickle_writer.measure(weight, scales)) / row)
     for count in (near - 1, near, near + 1):
         if count > 0 and spec.shape[-2] % count == 0:
             yield Hole((*lead, count, outputs), scales.dtype)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from grokctl.checkpoint.receipt import read_source
-from grokctl.checkpoint.release import release_paths
+from grokctl.checkpoint.release_files import release_paths
 from grokctl.checkpoint.torrent import (
     V2,
     Metainfo,

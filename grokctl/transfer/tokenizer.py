@@ -4,7 +4,7 @@ import time
 from pathlib import Path
 from typing import Final
 
-from grokctl.checkpoint.release import read_config
+from grokctl.checkpoint.release_files import read_config
 from grokctl.errors import FetchError, GrokctlError, UsageError
 from grokctl.model.tokenizer import Tokenizer
 from grokctl.os_errors import refusal

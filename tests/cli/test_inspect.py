@@ -52,7 +52,7 @@ def test_a_layer_that_is_stored_otherwise_has_a_row_of_its_own(grokctl, two_laye
     assert config["num_layers"] == 2
     tensor = open_release(two_layers).tensors[16]
     weight, scales = (array.copy() for array in tensor.map())
-    from grokctl.checkpoint.pickles import write  # noqa: PLC0415
+    from grokctl.checkpoint.pickle_writer import write  # noqa: PLC0415
 
     with target.open("wb") as file:
         write(file, weight, np.repeat(scales, 2, axis=-2))

@@ -33,7 +33,7 @@ from fuzz_mutators import (
 )
 from places import TWO_LAYERS
 
-from grokctl.checkpoint import pickles
+from grokctl.checkpoint import pickle_writer, pickles
 from grokctl.checkpoint.bencode import decode, encode
 from grokctl.checkpoint.frames import LARGEST_FRAME, Compression, Frames, compress
 from grokctl.checkpoint.layout import device_layouts
@@ -56,7 +56,8 @@ from grokctl.checkpoint.receipt import (
     read_source,
     write_source,
 )
-from grokctl.checkpoint.release import Release, open_release, release_paths
+from grokctl.checkpoint.release import Release, open_release
+from grokctl.checkpoint.release_files import release_paths
 from grokctl.checkpoint.tensor_source import ReleaseSource, Storage
 from grokctl.checkpoint.torrent import (
     GROK_1_MAGNET,
@@ -181,7 +182,7 @@ def _pickle_seeds() -> list[bytes]:
 
 def _pickled(weight: np.ndarray, scales: np.ndarray | None = None) -> bytes:
     with tempfile.TemporaryFile() as file:
-        pickles.write(file, weight, scales)
+        pickle_writer.write(file, weight, scales)
         file.seek(0)
         return file.read()
 

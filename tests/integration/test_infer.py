@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from golden import FLOAT32_BOUND, load_golden
 
-from grokctl.checkpoint import pickles
+from grokctl.checkpoint import pickle_writer
 from grokctl.checkpoint.miniature import MINIATURE, write_miniature
 from grokctl.checkpoint.release import Release, open_release
 from grokctl.checkpoint.tensor_source import ReleaseSource
@@ -381,7 +381,7 @@ def test_weights_that_are_no_numbers_are_noticed(two_layers):
     path = two_layers / "ckpt-0/tensor00001_000"
     with path.open("wb") as file:
         # finite themselves, as far as the structure goes
-        pickles.write(file, np.full(64, np.finfo(np.float32).max, np.float32), None)
+        pickle_writer.write(file, np.full(64, np.finfo(np.float32).max, np.float32), None)
     engine = start(open_release(two_layers))
 
     with pytest.raises(CorruptCheckpointError, match="values that are not finite") as caught:

@@ -9,7 +9,7 @@ from places import TWO_LAYERS
 
 from grokctl.checkpoint import value_stats as values
 from grokctl.checkpoint.frames import Compression
-from grokctl.checkpoint.pickles import write
+from grokctl.checkpoint.pickle_writer import write
 from grokctl.checkpoint.release import open_release
 from grokctl.errors import CorruptCheckpointError, Reason
 from grokctl.events import Advanced, Finished, Stage, Started, Unit

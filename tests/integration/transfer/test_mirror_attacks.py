@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 from servers import Handler, HttpProxy, Trickling, content_range, serving
 
-from grokctl.checkpoint.release import release_paths
+from grokctl.checkpoint.release_files import release_paths
 from grokctl.checkpoint.torrent import build_metainfo, parse_metainfo
 from grokctl.errors import StalledError
 from grokctl.fetch import FetchOptions, fetch

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 from servers import Handler, content_range, serving
 
-from grokctl.checkpoint.release import release_paths
+from grokctl.checkpoint.release_files import release_paths
 from grokctl.checkpoint.torrent import build_metainfo, parse_metainfo
 from grokctl.errors import StalledError, UsageError
 from grokctl.events import Advanced, Noted, Stage

@@ -8,7 +8,8 @@ import pytest
 import sentencepiece
 
 from grokctl.checkpoint.miniature import MINIATURE, train_tokenizer, write_miniature
-from grokctl.checkpoint.release import file_nbytes, open_release
+from grokctl.checkpoint.release import open_release
+from grokctl.checkpoint.release_files import file_nbytes
 from grokctl.errors import UsageError
 from grokctl.events import Advanced, Event, Finished, Stage, Started
 from grokctl.model.config import GROK_1, GrokConfig

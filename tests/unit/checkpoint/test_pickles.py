@@ -23,7 +23,8 @@ from places import TWO_LAYERS
 
 from grokctl.checkpoint import pickles
 from grokctl.checkpoint.pickle_names import foreign_name
-from grokctl.checkpoint.pickles import BFLOAT16, Hole, PickledTensor, measure, scan, write
+from grokctl.checkpoint.pickle_writer import Hole, measure, write
+from grokctl.checkpoint.pickles import BFLOAT16, PickledTensor, scan
 from grokctl.errors import CorruptCheckpointError, GrokctlError, Reason, UnsafePickleError
 
 CKPT = TWO_LAYERS / "ckpt-0"

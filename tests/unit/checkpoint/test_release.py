@@ -14,8 +14,11 @@ import numpy as np
 import pytest
 from damaging import refuse
 
-from grokctl.checkpoint.pickles import BFLOAT16, Hole, scan, write
-from grokctl.checkpoint.release import file_nbytes, open_release, released_payloads, survey
+from grokctl.checkpoint.pickle_writer import Hole, write
+from grokctl.checkpoint.pickles import BFLOAT16, scan
+from grokctl.checkpoint.release import open_release
+from grokctl.checkpoint.release_files import file_nbytes, released_payloads
+from grokctl.checkpoint.structure import survey
 from grokctl.errors import (
     CorruptCheckpointError,
     HardwareError,

@@ -21,7 +21,7 @@ from torrents import (
     v2_of,
 )
 
-from grokctl.checkpoint.release import release_paths
+from grokctl.checkpoint.release_files import release_paths
 from grokctl.errors import FetchError
 
 

@@ -1,7 +1,7 @@
 import pytest
 from torrents import entry, parse, torrent_of
 
-from grokctl.checkpoint.release import release_paths
+from grokctl.checkpoint.release_files import release_paths
 from grokctl.errors import FetchError
 
 

@@ -23,7 +23,7 @@ from torrents import (
     v2_of,
 )
 
-from grokctl.checkpoint.release import release_paths
+from grokctl.checkpoint.release_files import release_paths
 
 KINDS = {"v1": lt.create_torrent.v1_only, "hybrid": None, "v2": lt.create_torrent.v2_only}
 

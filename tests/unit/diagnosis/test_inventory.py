@@ -6,7 +6,7 @@ import pytest
 
 from grokctl.checkpoint.layout import device_layouts
 from grokctl.checkpoint.manifest import FileRecord, Manifest, Source, manifest_bytes
-from grokctl.checkpoint.release import file_nbytes
+from grokctl.checkpoint.release_files import file_nbytes
 from grokctl.checkpoint.storage import released_storage, storage_in
 from grokctl.diagnosis.inventory import (
     Inventory,

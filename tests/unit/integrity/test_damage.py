@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from grokctl.checkpoint import pickles
+from grokctl.checkpoint import pickle_writer
 from grokctl.checkpoint.miniature import MINIATURE, write_miniature
-from grokctl.checkpoint.release import file_nbytes, released_payloads, scan_file
+from grokctl.checkpoint.release_files import file_nbytes, released_payloads, scan_file
 from grokctl.integrity.damage import known_bytes, merged
 from grokctl.model.config import GROK_1
 from grokctl.model.tensors import tensor_specs
@@ -50,7 +50,7 @@ def test_the_number_of_scale_groups_is_told_by_the_size(tmp_path, groups):
     weight = np.ones(spec.shape, np.int8)
     scales = np.ones((*lead, groups, outputs), ml_dtypes.bfloat16)
     with path.open("wb") as file:
-        pickles.write(file, weight, scales)
+        pickle_writer.write(file, weight, scales)
     content = path.read_bytes()
 
     known = known_bytes(spec, len(content))

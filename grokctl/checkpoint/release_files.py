@@ -1,0 +1,126 @@
+"""The files of a release: the place, size and arrays of each."""
+
+import mmap
+import re
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+
+from grokctl.checkpoint.pickle_writer import Hole, measure
+from grokctl.checkpoint.pickles import BFLOAT16, PickledTensor, scan
+from grokctl.checkpoint.torrent import Metainfo, TorrentFile
+from grokctl.errors import FetchError, Reason, corrupt
+from grokctl.model.config import GROK_1, GrokConfig
+from grokctl.model.tensors import TensorSpec
+from grokctl.paths import CKPT, CONFIG, MANIFEST, PRIVATE, TORRENT
+from grokctl.text import printable
+
+_OWN = frozenset({PRIVATE, TORRENT, MANIFEST, CKPT})
+_LARGEST_EXTRA = 64 * 2**20
+_TENSOR_FILE = re.compile(r"tensor[0-9]{5}_[0-9]{3}")
+
+
+def is_tensor_file(name: str) -> bool:
+    """Whether a file has the name of a tensor's."""
+    return _TENSOR_FILE.fullmatch(name) is not None
+
+
+def read_config(root: Path) -> GrokConfig:
+    """The model of a release: from `config.json`, or Grok-1 if there is none."""
+    path = root / CONFIG
+    return GrokConfig.read(path) if path.is_file() else GROK_1
+
+
+def released_payloads(spec: TensorSpec) -> tuple[Hole, Hole | None]:
+    """Shapes and dtypes of the weight and the scales in a tensor's file."""
+    if not spec.is_quantized:
+        return Hole(spec.shape, np.dtype("<f4")), None
+    return Hole(spec.shape, np.dtype("i1")), Hole(spec.scales_shape, BFLOAT16)
+
+
+@cache
+def file_nbytes(spec: TensorSpec) -> int:
+    """Exact size of a tensor's file, from its shape alone."""
+    return measure(*released_payloads(spec))
+
+
+def release_paths(metainfo: Metainfo) -> dict[int, str]:
+    """The place of each file of a torrent in a release.
+
+    The folder names of a torrent do not matter: tensors are recognized by their own names, and
+    placed in `ckpt-0`. Every other file keeps its path, is proven like the rest, and never opened.
+
+    Returns:
+        File index -> `/`-separated path below the release; pads are left out.
+
+    Raises:
+        FetchError: There is no tensor, two files have the same place, a file other than a tensor
+            is larger than 64 MB, or a file has the name of one of grokctl's own files.
+    """
+    places: dict[int, str] = {}
+    for file in metainfo.files:
+        if not file.is_pad:
+            places[file.index] = _place(file)
+    names = [place.casefold() for place in places.values()]
+    folders = {name[:end] for name in names for end in range(len(name)) if name[end] == "/"}
+    if not any(place.startswith(f"{CKPT}/") for place in places.values()):
+        torrent = f"torrent {printable(metainfo.name)!r}"
+        raise FetchError(f"{torrent}: expected tensorNNNNN_000 files, found none")
+    if len(set(names)) != len(names) or folders & set(names):
+        torrent = f"torrent {printable(metainfo.name)!r}"
+        raise FetchError(f"{torrent}: has two files for the same place in a release")
+    return places
+
+
+def _place(file: TorrentFile) -> str:
+    if is_tensor_file(file.path[-1]):
+        return f"{CKPT}/{file.path[-1]}"
+    place = "/".join(file.path)
+    own = {PRIVATE, TORRENT, MANIFEST} if file.path[0] == CKPT and len(file.path) > 1 else _OWN
+    if file.path[0].casefold() in own:
+        raise FetchError(f"torrent file {place!r}: has the name of one of grokctl's own files")
+    if file.length > _LARGEST_EXTRA:
+        raise FetchError(
+            f"torrent file {place!r}: expected a tensor or at most {_LARGEST_EXTRA:,} bytes, "
+            f"found {file.length:,}"
+        )
+    return place
+
+
+def scan_file(root: Path, name: str) -> PickledTensor:
+    """Find the arrays in one tensor file; see `pickles.scan`.
+
+    Args:
+        root: The release.
+        name: Path below it, `/`-separated.
+
+    Raises:
+        UnsafePickleError: It contains more than a tensor.
+        CorruptCheckpointError: It is malformed, or not a regular file.
+        OSError: It cannot be read.
+    """
+    path = root / name
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise corrupt(name, Reason.UNREADABLE, "is not a regular file")
+    if status.st_size == 0:
+        return scan(b"", file=name)
+    with mapped(path) as buffer:
+        return scan(buffer, file=name)
+
+
+@contextmanager
+def mapped(path: Path) -> Iterator[memoryview]:
+    """A file's bytes, mapped in the block."""
+    with memoryview(map_file(path)) as buffer:
+        yield buffer
+
+
+def map_file(path: Path) -> mmap.mmap:
+    """Map a file to read it."""
+    with path.open("rb") as file:
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
