@@ -13,14 +13,16 @@ from grokctl.checkpoint.torrent import folder_name, parse_metainfo
 from grokctl.checkpoint.unfinished import forget_unfinished
 from grokctl.errors import FetchError, GrokctlError, UsageError
 from grokctl.events import Advanced, Finished, Noted, Observer, Stage, Started, Unit, ignore
+from grokctl.integrity.backup import REPLACED, set_aside, unlink_targets
 from grokctl.os_errors import refusal
 from grokctl.paths import CKPT, PRIVATE, TOKENIZER, quoted, require_utf8
 from grokctl.text import format_bytes, format_number
-from grokctl.transfer.data_on_disk import find_claims
+from grokctl.transfer.data_on_disk import adopt_partial, find_claims, proven_on_disk
 from grokctl.transfer.destination import (
     FileSelection,
     bare_torrent,
     fetch_lock,
+    is_foreign,
     local_torrent,
     record_progress,
     refuse_foreign,
@@ -30,7 +32,7 @@ from grokctl.transfer.destination import (
 )
 from grokctl.transfer.download import SAVE_WITHIN_S, Download, stalled
 from grokctl.transfer.mirrors import Mirrors
-from grokctl.transfer.preflight import FetchPlan, make_plan, prepare
+from grokctl.transfer.preflight import FetchPlan, cut_files, make_plan, prepare
 from grokctl.transfer.sources import (
     GROK_1,
     Endpoint,
@@ -133,7 +135,8 @@ def fetch(
         if torrent is None:
             torrent, peers = _metadata(swarm, request, peers, observe)
         selection = select_files(torrent, request)
-        prepare(root, selection)
+        adopts = options.force and is_foreign(request)
+        prepare(root, selection, follows=options.force or have is not None)
         stack.enter_context(fetch_lock(root))
         if tokenizer is None:
             _fetch_tokenizer(request, selection, observe)
@@ -142,8 +145,7 @@ def fetch(
                 f"{options.tokenizer}: the torrent contains its own {TOKENIZER}",
                 f"grokctl fetch {quoted(source)} --to {quoted(root)}",
             )
-        with _writing(root):
-            claims = find_claims(root, selection, have, observe)
+        claims = _claims(request, selection, have, observe, is_adopted=adopts)
         with _writing(root):
             record_progress(request, selection.metainfo, claims.have)
         swarm.add(_transfer(request, selection, peers, claims))
@@ -197,7 +199,14 @@ def plan_fetch(
     if torrent is None:
         with Swarm(_network(options)) as swarm:
             torrent, _ = _metadata(swarm, request, _resolved_peers(options), observe)
-    return make_plan(root, select_files(torrent, request), options)
+    selection = select_files(torrent, request)
+    fitting = None
+    if options.force and is_foreign(request):
+        with _writing(root):
+            pieces = selection.pieces
+            proven = proven_on_disk(root, selection, pieces, observe, follows=True)
+            fitting = len(proven), len(pieces)
+    return make_plan(root, selection, options, fitting=fitting)
 
 
 def default_root(source: str, releases: Path) -> Path:
@@ -258,6 +267,57 @@ def _open_request(
     request = FetchRequest(origin=parse_source(source), root=root, options=options)
     refuse_foreign(request)
     return request, local_torrent(request)
+
+
+def _claims(
+    request: FetchRequest,
+    selection: FileSelection,
+    have: frozenset[int] | None,
+    observe: Observer,
+    *,
+    is_adopted: bool,
+) -> Claims:
+    """The pieces that need not be downloaded; whatever the others overwrite is kept first."""
+    root, force = request.root, request.options.force
+    if not is_adopted:
+        cut_files(root, selection)
+    with _writing(root):
+        partial = adopt_partial(root, selection, observe)
+        known = None if have is None else have | partial
+        follows = force or have is not None
+        claims = find_claims(root, selection, known, observe, follows=follows)
+    if force:
+        _keep_others(root, selection, claims.have, observe, is_adopted=is_adopted)
+    if is_adopted:
+        cut_files(root, selection)
+    return claims
+
+
+def _keep_others(
+    root: Path,
+    selection: FileSelection,
+    have: frozenset[int],
+    observe: Observer,
+    *,
+    is_adopted: bool,
+) -> None:
+    """Before a folder is adopted: keep what does not fit, and write to no target of a link."""
+    missing = [piece for piece in selection.pieces if piece not in have]
+    unlink_targets(root, selection.metainfo, selection.places, missing, observe=observe)
+    if not is_adopted:
+        return
+    count = f"{len(selection.pieces) - len(missing):,} of {len(selection.pieces):,} pieces"
+    observe(Noted(message=f"{count} on disk are those of the torrent"))
+    kept = set_aside(
+        root,
+        selection.metainfo,
+        selection.places,
+        missing,
+        under=REPLACED,
+        observe=observe,
+    )
+    if kept is not None:
+        observe(Noted(message=f"what differs from the torrent is kept in {kept}"))
 
 
 @contextmanager

@@ -47,6 +47,11 @@ class Home:
         return self.root / "ready"
 
     @property
+    def adopted(self) -> Path:
+        """Links to releases elsewhere, and their proofs."""
+        return self.root / "adopted"
+
+    @property
     def xla_cache(self) -> Path:
         """JAX's persistent compilation cache."""
         return self.root / "cache" / "xla"
@@ -55,55 +60,9 @@ class Home:
         """All ready checkpoints, by name."""
         return sorted(path for path in _folders(self.ready) if _is_kind(path, "ready"))
 
-    def find(self, name: str | None, *, releases: bool = True, ready: bool = True) -> Path:
-        """Find a checkpoint.
-
-        Args:
-            name: A name under home, a path, or None for the only candidate.
-            releases: Whether a release is acceptable.
-            ready: Whether a ready checkpoint is acceptable.
-
-        Returns:
-            The folder of the checkpoint.
-
-        Raises:
-            UsageError: There is none, there are several, or it is of the wrong kind.
-        """
-        kinds = [kind for kind, wanted in (("ready", ready), ("release", releases)) if wanted]
-        if name is not None:
-            return self._named(name, kinds)
-        for kind in kinds:
-            folder = self.ready if kind == "ready" else self.releases
-            candidates = sorted(path for path in _folders(folder) if _is_kind(path, kind))
-            if len(candidates) > 1:
-                names = ", ".join(path.name for path in candidates)
-                raise UsageError(
-                    f"several checkpoints under {folder}: {names}",
-                    f"name one, such as {candidates[0]}",
-                )
-            if candidates:
-                return candidates[0]
-        raise UsageError(
-            f"no checkpoint under {self.root}",
-            "grokctl fetch" if releases else "grokctl reshard --devices 8",
-        )
-
-    def _named(self, name: str, kinds: list[str]) -> Path:
-        named = expanded(name)
-        candidates = [self.ready / name, self.releases / name] if os.sep not in name else []
-        for path in [*candidates, named]:
-            if kind_of(path) in kinds:
-                return path
-        for path in [*candidates, named]:
-            if kind_of(path) is not None:
-                raise UsageError(
-                    f"{name}: expected a {kinds[0]} checkpoint, found a {kind_of(path)} one"
-                )
-        if _is_folder(named):
-            raise UsageError(f"{name}: expected a checkpoint, found neither {CKPT}/ nor {MANIFEST}")
-        raise UsageError(
-            f"{name}: no such checkpoint", f"ls {quoted(self.releases)} {quoted(self.ready)}"
-        )
+    def kept_releases(self) -> list[Path]:
+        """All releases, by name."""
+        return sorted(path for path in _folders(self.releases) if _is_kind(path, "release"))
 
 
 def default_home() -> Path:
@@ -206,13 +165,6 @@ def _is_kind(path: Path, kind: str) -> bool:
 def quoted(value: Path | str) -> str:
     """A path or a word, quoted for a shell."""
     return shlex.quote(str(value))
-
-
-def _is_folder(path: Path) -> bool:
-    try:
-        return path.is_dir()
-    except OSError:
-        return False
 
 
 def _folders(path: Path) -> list[Path]:

@@ -9,8 +9,8 @@ from grokctl.checkpoint.release_files import release_paths
 from grokctl.errors import UsageError
 from grokctl.events import Noted, Observer, ignore
 from grokctl.fetch import Fetched, fetch
-from grokctl.integrity.backup import forget, set_aside
-from grokctl.paths import TORRENT
+from grokctl.integrity.backup import forget, set_aside, unlink_targets
+from grokctl.paths import TORRENT, quoted
 from grokctl.text import format_number
 from grokctl.transfer.sources import FetchOptions
 from grokctl.verify import Verdict, raise_for, verify
@@ -59,13 +59,16 @@ def repair(
         raise_for(verdict, root)
     metainfo = trusted_metainfo(root)
     if metainfo is None:
-        raise UsageError(f"{root}: {damaged}, and no {TORRENT} to fetch from", "grokctl fetch")
+        hint = f"grokctl verify {quoted(root)} --repair --torrent-file FILE"
+        raise UsageError(f"{root}: {damaged}, and no {TORRENT} to fetch from", hint)
     if verdict.unfinished is not None:
         observe(Noted(message=f"incomplete, {verdict.unfinished.share}: fetching the rest"))
     for damage in () if verdict.unfinished else verdict.damage:
         observe(Noted(message=f"damaged: {damage}"))
     places = release_paths(metainfo)
-    backup = set_aside(root, metainfo, places, verdict.bad_pieces, observe=observe)
+    bad = verdict.bad_pieces
+    unlink_targets(root, metainfo, places, bad, observe=observe)
+    backup = set_aside(root, metainfo, places, bad, observe=observe)
     have = frozenset(range(metainfo.num_pieces)) - verdict.bad_pieces
     after = verdict
     try:

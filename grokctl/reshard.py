@@ -22,6 +22,7 @@ from grokctl.resharding.publish import (
     partial_folder,
     publish,
     stamps_of,
+    take_back,
     write_rest,
     writing,
 )
@@ -64,6 +65,8 @@ def reshard(
         busy = UsageError(f"{partial}: another grokctl is writing to it")
         with locked(partial, busy=busy, is_folder=True):
             check_destination(plan, force=force)  # another run may have published it just now
+            if partial.parent == plan.out:
+                take_back(partial)
             records, errors = _write_devices(plan, partial, observe)
             write_rest(plan, partial, proof, records, errors)
             check_unchanged(plan.source, stamps, partial)

@@ -114,7 +114,7 @@ def verify(
             return verdict
         raise UsageError(
             f"{root}: the structure is sound, the content cannot be proven without {TORRENT}",
-            f"grokctl verify {quoted(root)} --quick",
+            f"grokctl verify {quoted(root)} --torrent-file FILE  # or --quick",
         )
     if not rehash and (reason := unread_receipt(root)) is not None:
         observe(Noted(message=f"{reason}; hashing every file"))

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from grokctl.checkpoint.release_files import file_nbytes
+from grokctl.checkpoint.release_files import file_nbytes, read_config
 from grokctl.checkpoint.stored_tensor import StoredTensor
 from grokctl.checkpoint.structure import survey
 from grokctl.checkpoint.unfinished import refuse_unfinished
@@ -17,7 +17,7 @@ from grokctl.errors import (
     worst,
 )
 from grokctl.events import Observer, ignore
-from grokctl.model.config import GrokConfig
+from grokctl.model.config import GROK_1, GrokConfig
 from grokctl.model.tensors import tensor_specs
 from grokctl.paths import TOKENIZER, TORRENT, quoted
 
@@ -86,6 +86,9 @@ def _advice(root: Path, damage: Damage) -> str | None:
     if (root / TORRENT).is_file():
         return f"grokctl verify {quoted(root)} --repair"
     file = quoted(root / damage.file)
+    if damage.reason is Reason.MISSING:
+        source = "" if read_config(root) == GROK_1 else " FILE.torrent"
+        return f"grokctl fetch{source} --to {quoted(root)} --force  # keeps what is there"
     if damage.reason is Reason.UNSAFE:
         return f"ls -l {file}"
     if damage.reason in {Reason.SHORT, Reason.LONG} and not damage.advice:

@@ -27,6 +27,7 @@ from grokctl.os_errors import refusal
 from grokctl.paths import Home, default_home, quoted
 
 if TYPE_CHECKING:
+    from grokctl.checkpoint.finding import Found
     from grokctl.cluster.process_group import Cluster
     from grokctl.screen.console import Console
     from grokctl.session.job import JobRequest
@@ -258,3 +259,35 @@ def option_of(name: str) -> str:
 def home_of(path: Path | None) -> Home:
     """The home that `--home` names, or the default."""
     return Home(path if path is not None else default_home())
+
+
+def found_checkpoint(
+    console: "Console",
+    home: Home,
+    name: str | None,
+    *,
+    ready: bool = True,
+    in_any_folder: bool = False,
+) -> "Found":
+    """The checkpoint that is meant; prints what was taken if that is not what was typed.
+
+    Args:
+        console: Gets the line.
+        home: Where checkpoints are kept.
+        name: Under home, or a path; None for the usual one.
+        ready: Whether the command works on a ready checkpoint.
+        in_any_folder: Whether a folder need not have the shape of a checkpoint.
+    """
+    from grokctl.checkpoint.finding import find_checkpoint
+    from grokctl.checkpoint.proving import any_folder
+
+    try:
+        found = find_checkpoint(home, name, ready=ready)
+    except UsageError:
+        loose = any_folder(name) if in_any_folder and name is not None else None
+        if loose is None:
+            raise
+        found = loose
+    if found.note is not None:
+        console.note(found.note)
+    return found

@@ -1,7 +1,7 @@
 """Set the environment variables that JAX and OpenSSL read; nothing below `cli` sets any."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 
@@ -36,6 +36,24 @@ def certificates_named() -> Iterator[None]:
         return
     with _variable("SSL_CERT_FILE", bundle):
         yield
+
+
+def mirrors_named(names: Sequence[str] | None) -> tuple[str, ...]:
+    """The mirrors of the command line; `hf` is where `HF_ENDPOINT` says, as for the hub's clients.
+
+    Raises:
+        UsageError: The variable is no address.
+    """
+    endpoint = os.environ.get("HF_ENDPOINT", "").strip().rstrip("/")
+    if not names or not endpoint or "hf" not in names:
+        return tuple(names or ())
+    from grokctl.errors import invalid
+    from grokctl.transfer.sources import hub_mirror
+
+    mirror = hub_mirror(endpoint)
+    if mirror is None:
+        raise invalid("HF_ENDPOINT", endpoint, "expected http://host or https://host")
+    return tuple(mirror if name == "hf" else name for name in names)
 
 
 @contextmanager

@@ -1,12 +1,13 @@
 """`grokctl fetch`."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from grokctl.cli.context import RESUMES, ReportedError, command, home_of
-from grokctl.cli.environment import certificates_named
+from grokctl.cli.environment import certificates_named, mirrors_named
 from grokctl.cli.options import (
     BindOption,
     HomeOption,
@@ -95,13 +96,14 @@ def fetch(
         certificates_named(),
     ):
         from grokctl import fetch as stage
+        from grokctl.checkpoint.proving import root_to_seed
         from grokctl.screen import fetch as screen
         from grokctl.transfer.preflight import raise_failed
-        from grokctl.transfer.sources import FetchOptions
+        from grokctl.transfer.sources import FetchOptions, parse_source
 
         options = FetchOptions(
             peers=tuple(peer or ()),
-            mirrors=tuple(mirror or ()),
+            mirrors=mirrors_named(mirror),
             web_seeds=tuple(web_seed or ()),
             trackers=tuple(tracker or ()),
             torrent_file=torrent_file,
@@ -121,7 +123,12 @@ def fetch(
             stall_timeout_s=stall_timeout,
             force=force,
         )
-        root = (to or stage.default_root(source, home_of(home).releases)).absolute()
+        where = home_of(home)
+        root = (to or stage.default_root(source, where.releases)).absolute()
+        kept = root_to_seed(where, root, parse_source(source).torrent)
+        if kept != root:
+            console.note(f"{root}: cannot be written; the proof is kept in {kept}")
+            root, options = kept, replace(options, force=True)
         if dry_run:
             with console.observing() as observe:
                 plan = stage.plan_fetch(source, root, options, observe=observe)

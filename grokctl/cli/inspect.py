@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from grokctl.cli.context import command, home_of
+from grokctl.cli.context import command, found_checkpoint, home_of
 from grokctl.cli.options import (
     CheckpointArgument,
     HomeOption,
@@ -35,7 +35,7 @@ def inspect(
         from grokctl import inspect as stage
         from grokctl.screen import inspect as screen
 
-        root = home_of(home).find(checkpoint).absolute()
+        root = found_checkpoint(console, home_of(home), checkpoint).root.absolute()
         with console.observing() as observe:
             result = stage.inspect(root, pattern=tensor, stats=stats, jobs=jobs, observe=observe)
         screen.inspection(console, result, one_by_one=tensor is not None)

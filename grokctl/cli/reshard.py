@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from grokctl.cli.context import RESUMES, ReportedError, command, home_of
+from grokctl.cli.context import RESUMES, ReportedError, command, found_checkpoint, home_of
 from grokctl.cli.options import (
     CheckpointArgument,
     DevicesOption,
@@ -85,7 +85,9 @@ def reshard(
 
         where = home_of(home)
         request = ReshardRequest(
-            root=where.find(checkpoint, ready=checkpoint is not None).absolute(),
+            root=found_checkpoint(
+                console, where, checkpoint, ready=checkpoint is not None
+            ).root.absolute(),
             folder=where.ready,
             out=out,
             mesh=read_mesh(devices, mesh),

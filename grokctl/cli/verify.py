@@ -1,12 +1,13 @@
 """`grokctl verify`."""
 
 import time
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from grokctl.cli.context import ReportedError, command, home_of
-from grokctl.cli.environment import certificates_named
+from grokctl.cli.context import ReportedError, command, found_checkpoint, home_of
+from grokctl.cli.environment import certificates_named, mirrors_named
 from grokctl.cli.options import (
     BindOption,
     CheckpointArgument,
@@ -26,6 +27,7 @@ from grokctl.cli.options import (
     WebSeedOption,
 )
 from grokctl.errors import GrokctlError, UsageError
+from grokctl.paths import quoted
 
 
 def verify(
@@ -37,6 +39,10 @@ def verify(
     rehash: Annotated[
         bool, typer.Option("--rehash", help="Hash every file, unchanged ones included.")
     ] = False,
+    torrent_file: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Torrent to prove any folder with; kept under home."),
+    ] = None,
     jobs: JobsOption = None,
     peer: PeerOption = None,
     mirror: MirrorOption = None,
@@ -56,6 +62,7 @@ def verify(
     """Prove every byte of a checkpoint; list all damage, and repair it on request."""
     with command(as_json=as_json, quiet=quiet, verbose=verbose) as console:
         from grokctl import verify as stage
+        from grokctl.checkpoint.proving import root_to_prove
         from grokctl.screen import verify as screen
 
         if quick and repair:
@@ -63,7 +70,16 @@ def verify(
                 "--quick --repair: expected one of them; --quick does not look for bad pieces",
                 "grokctl verify --repair",
             )
-        root = home_of(home).find(checkpoint).absolute()
+        where = home_of(home)
+        takes_ready = checkpoint is not None or not (
+            (repair or torrent_file) and where.kept_releases()
+        )
+        found = found_checkpoint(
+            console, where, checkpoint, ready=takes_ready, in_any_folder=torrent_file is not None
+        )
+        root = root_to_prove(where, found, torrent_file, is_repaired=repair).absolute()
+        if root != found.root.absolute():
+            console.note(f"{found.shown}: the torrent and its proof are kept in {root}")
         started = time.perf_counter()
         with console.observing() as observe:
             verdict = stage.verify(root, quick=quick, rehash=rehash, jobs=jobs, observe=observe)
@@ -74,7 +90,7 @@ def verify(
 
             options = FetchOptions(
                 peers=tuple(peer or ()),
-                mirrors=tuple(mirror or ()),
+                mirrors=mirrors_named(mirror),
                 web_seeds=tuple(web_seed or ()),
                 trackers=tuple(tracker or ()),
                 port=port,
@@ -89,8 +105,12 @@ def verify(
             verdict = repaired.verdict
             fetched = repaired.fetched
         seconds = time.perf_counter() - started
-        screen.verdict(console, root, verdict, fetched, quick=quick, seconds=seconds)
+        screen.verdict(
+            console, found.shown.absolute(), verdict, fetched, quick=quick, seconds=seconds
+        )
         try:
             stage.raise_for(verdict, root)
         except GrokctlError as error:
+            if error.hint is not None:
+                error.hint = error.hint.replace(quoted(root), quoted(found.shown.absolute()))
             raise ReportedError(error) from error

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from grokctl.checkpoint.file_sizes import regular_size
 from grokctl.checkpoint.torrent import Metainfo
 from grokctl.errors import DiskFullError, FetchError
 from grokctl.events import Noted, Observer, ignore
@@ -19,7 +20,10 @@ from grokctl.os_errors import refusal
 from grokctl.paths import PRIVATE, quoted
 from grokctl.system import is_unsupported, optional
 
-_DAMAGED: Final = "damaged"
+DAMAGED: Final = "damaged"
+"""Folder of what a repair overwrote, until it is proven."""
+REPLACED: Final = "replaced"
+"""Folder of what a fetch found in place of its own files."""
 _AT_ONCE: Final = 64 * 2**20
 """Bytes per copy, which cannot be interrupted."""
 _SECTOR: Final = 4096
@@ -43,6 +47,7 @@ def set_aside(
     places: Mapping[int, str],
     pieces: Collection[int],
     *,
+    under: str = DAMAGED,
     observe: Observer = ignore,
 ) -> Path | None:
     """Copy the data that a repair will overwrite or cut off; move away what it cannot repair.
@@ -52,6 +57,7 @@ def set_aside(
         metainfo: Its torrent.
         places: File index -> path below the release.
         pieces: The pieces that will be fetched.
+        under: Folder for the backup, in the release's private one.
         observe: Receives a note with the size of the backup.
 
     Returns:
@@ -79,17 +85,77 @@ def set_aside(
         if not originals:
             return None
         if kept:
-            observe(Noted(message=f"keeping {kept:,} damaged bytes until the repair is proven"))
-        return _keep(root, originals)
+            until = "damaged bytes until the repair is proven" if under == DAMAGED else "bytes"
+            observe(Noted(message=f"keeping {kept:,} {until}"))
+        return _keep(root, originals, under)
     except OSError as error:
         raise refusal(error, root, kind=FetchError, hint=f"ls -la {quoted(root)}") from error
+
+
+def unlink_targets(
+    root: Path,
+    metainfo: Metainfo,
+    places: Mapping[int, str],
+    pieces: Collection[int],
+    *,
+    observe: Observer = ignore,
+) -> None:
+    """Replace links by copies wherever a fetch will write, so that no target is written to.
+
+    Args:
+        root: The release.
+        metainfo: Its torrent.
+        places: File index -> path below the release.
+        pieces: The pieces that will be fetched.
+        observe: Receives a note with the size of the copies.
+
+    Raises:
+        DiskFullError: There is no room for the copies. Nothing was changed.
+        FetchError: A file cannot be read or written.
+    """
+    touched = _wanted(metainfo, places, pieces).keys()
+    lengths = {places[file.index]: file.length for file in metainfo.files if file.index in places}
+    copies = {}
+    try:
+        for place, length in lengths.items():
+            path = root / place
+            size = regular_size(path) if _is_own_link(root, path) else None
+            if size is not None and (place in touched or size > length):
+                copies[place] = min(size, length)
+        _check_space(root, sum(copies.values()))
+        if copies:
+            observe(Noted(message=f"copying {len(copies):,} links: nothing is written to targets"))
+        for place, nbytes in copies.items():
+            _copy_target(root / place, nbytes)
+    except OSError as error:
+        raise refusal(error, root, kind=FetchError) from error
+
+
+def _is_own_link(root: Path, path: Path) -> bool:
+    """Whether a file is a link, in a folder of the release itself."""
+    parents = path.relative_to(root).parents
+    return path.is_symlink() and not any((root / parent).is_symlink() for parent in parents[:-1])
+
+
+def _copy_target(path: Path, nbytes: int) -> None:
+    """Replace a link by the first bytes of its target."""
+    temporary = path.with_name(f".{path.name}.copy")
+    temporary.unlink(missing_ok=True)
+    with ExitStack() as stack:
+        source = stack.enter_context(path.open("rb"))
+        target = stack.enter_context(temporary.open("xb"))
+        target.truncate(nbytes)
+        for low, high in _data(source.fileno(), 0, nbytes):
+            _copy(source.fileno(), target.fileno(), low, min(high, nbytes))
+        os.fsync(target.fileno())
+    temporary.replace(path)
 
 
 def forget(root: Path) -> None:
     """Delete the backups of this and earlier repairs: the release is proven."""
     with suppress(OSError), ExitStack() as stack:
         private = _reach(stack, root, (PRIVATE,))
-        shutil.rmtree(_DAMAGED, dir_fd=private)
+        shutil.rmtree(DAMAGED, dir_fd=private)
 
 
 def _wanted(
@@ -115,6 +181,8 @@ def _look(
         except FileNotFoundError:
             return None
         if not ranges and stat.S_ISLNK(status.st_mode):
+            if regular_size(root / place) == length:
+                return None  # it is read only
             raise FetchError(
                 f"{root / place}: expected a file, found a symbolic link",
                 f"ls -ld {quoted(root / place)}",
@@ -168,24 +236,24 @@ def _check_space(root: Path, required: int) -> None:
         )
 
 
-def _keep(root: Path, originals: Collection[_Original]) -> Path:
+def _keep(root: Path, originals: Collection[_Original], under: str) -> Path:
     with ExitStack() as stack:
-        parent = _reach(stack, root, (PRIVATE, _DAMAGED), make=True)
+        parent = _reach(stack, root, (PRIVATE, under), make=True)
         name = _new_name(parent)
         try:
             # copies first: nothing changes until the last of them is safe
             for original in sorted(originals, key=lambda original: original.is_moved):
-                _keep_one(root, name, original)
+                _keep_one(root, (PRIVATE, under, name), original)
         except BaseException:
             if not any(original.is_moved for original in originals):
                 shutil.rmtree(name, dir_fd=parent, ignore_errors=True)
             raise
-    return root / PRIVATE / _DAMAGED / name
+    return root / PRIVATE / under / name
 
 
-def _keep_one(root: Path, name: str, original: _Original) -> None:
+def _keep_one(root: Path, folder: tuple[str, ...], original: _Original) -> None:
     with ExitStack() as stack:
-        place = (PRIVATE, _DAMAGED, name, *original.place.split("/"))
+        place = (*folder, *original.place.split("/"))
         source, file = _folder_of(stack, root, original.place)
         target = _reach(stack, root, place[:-1], make=True)
         if original.is_moved:

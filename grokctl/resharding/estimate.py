@@ -16,6 +16,7 @@ import numpy as np
 from grokctl.machine.disks import write_rate
 from grokctl.resharding.pipeline import frames_by_outputs
 from grokctl.resharding.plan import ReshardPlan
+from grokctl.resharding.publish import disk_of
 from grokctl.resharding.slices import Cut, cuts_of
 
 _DISK_S: Final = 2.0
@@ -50,9 +51,7 @@ def estimate(plan: ReshardPlan) -> Estimate:
     Raises:
         CorruptCheckpointError: The source changed.
     """
-    folder = plan.out.parent
-    while not folder.is_dir():
-        folder = folder.parent
+    folder = disk_of(plan.out)
     work_rate, ratio = _measure_work(plan)
     nbytes = round(plan.bytes_out * ratio)
     free = shutil.disk_usage(folder).free

@@ -23,6 +23,8 @@ from grokctl.resharding.plan import ReshardPlan
 from grokctl.system import optional
 
 JOURNAL: Final = "journal"
+_SYSTEM_FOLDERS: Final = frozenset({"lost+found"})
+"""A new file system has these, so a folder with nothing else counts as empty."""
 _ELSEWHERE: Final = "--out DIR  # another destination"
 _OURS: Final = re.compile(
     rf"device-\d\d-of-\d\d\.safetensors({re.escape(SUFFIX)})?|"
@@ -41,13 +43,14 @@ def check_destination(plan: ReshardPlan, *, force: bool) -> None:
         UsageError: It exists, and either `force` is not set or it is not just a ready checkpoint.
     """
     out = plan.out
-    if not os.path.lexists(out):
+    if not os.path.lexists(out) or is_filled(out):
         return
     if out.is_symlink() or kind_of(out) != "ready":
         raise UsageError(f"{out}: exists, and is not a ready checkpoint", _ELSEWHERE)
     if plan.source.root.resolve().is_relative_to(out.resolve()):
         raise UsageError(f"{out}: contains the source of this reshard", _ELSEWHERE)
-    foreign = sorted(path.name for path in out.iterdir() if not _OURS.fullmatch(path.name))
+    names = sorted(path.name for path in out.iterdir())
+    foreign = [name for name in names if not (_OURS.fullmatch(name) or _is_beside(name))]
     if foreign:
         raise UsageError(f"{out}: contains {foreign[0]!r}, which grokctl did not write", _ELSEWHERE)
     if not force:
@@ -62,8 +65,41 @@ def check_space(plan: ReshardPlan, nbytes: int, free: int) -> None:
     """
     if nbytes > free:
         raise DiskFullError(
-            f"{plan.out.parent}: expected {nbytes:,} bytes free, found {free:,}", _ELSEWHERE
+            f"{disk_of(plan.out)}: expected {nbytes:,} bytes free, found {free:,}", _ELSEWHERE
         )
+
+
+def is_filled(out: Path) -> bool:
+    """Whether a reshard writes into an existing folder: an empty one, such as a mounted volume."""
+    if out.is_symlink() or not out.is_dir() or (out / MANIFEST).exists():
+        return False
+    names = [path.name for path in out.iterdir()]
+    is_begun = any(_is_partial(name) for name in names)
+    return all(_is_beside(name) or (is_begun and _OURS.fullmatch(name)) for name in names)
+
+
+def disk_of(out: Path) -> Path:
+    """The existing folder whose disk will be written."""
+    if _is_inside(out):
+        return out
+    folder = out.parent
+    while not folder.is_dir():
+        folder = folder.parent
+    return folder
+
+
+def _is_inside(out: Path) -> bool:
+    """Whether files are written inside `out`: it is there, and cannot be replaced by a rename."""
+    return is_filled(out) or (not out.is_symlink() and os.path.ismount(out))
+
+
+def _is_beside(name: str) -> bool:
+    """Whether a name in a folder does not make it another's."""
+    return name in _SYSTEM_FOLDERS or _is_partial(name)
+
+
+def _is_partial(name: str) -> bool:
+    return name.startswith(".") and name.endswith(".partial")
 
 
 @contextmanager
@@ -79,9 +115,10 @@ def writing(out: Path) -> Iterator[None]:
 
 
 def partial_folder(plan: ReshardPlan, stamps: Mapping[Path, Stamp | None]) -> Path:
-    """The hidden folder that grows beside the destination: one for each source and output.
+    """The hidden folder that grows beside the destination, or in it if that is a folder already.
 
-    Its name has the same hash after a reboot, and with the source mounted at another place.
+    There is one for each source and output. Its name has the same hash after a reboot, and with the
+    source mounted at another place.
     """
     folder = _partial_name(plan, [(path.name, s and s.lasting) for path, s in stamps.items()])
     earlier = _partial_name(plan, [(str(path), s) for path, s in stamps.items()])
@@ -95,12 +132,15 @@ def _partial_name(plan: ReshardPlan, sources: Iterable[object]) -> Path:
         hasher.update(layout.header)
     for source in sources:
         hasher.update(repr(source).encode())
-    return plan.out.parent / f".{plan.out.name}.{hasher.hexdigest()[:12]}.partial"
+    name = f".{plan.out.name}.{hasher.hexdigest()[:12]}.partial"
+    return plan.out / name if _is_inside(plan.out) else plan.out.parent / name
 
 
 def leftovers(partial: Path, out: Path) -> list[Path]:
     """Hidden folders of other runs with the same destination, or of one killed at its very end."""
     name = glob.escape(out.name)
+    if partial.parent == out:
+        return sorted(set(out.glob(".*.partial")) - {partial})
     folders = [*out.parent.glob(f".{name}.*.partial"), *out.parent.glob(f".{name}.*.replaced")]
     return sorted(set(folders) - {partial})
 
@@ -182,9 +222,36 @@ def _write_synced(path: Path, data: bytes) -> None:
             os.fsync(file.fileno())
 
 
+def take_back(partial: Path) -> None:
+    """Continue after a kill during `publish` into a folder: its files are still of this run."""
+    out = partial.parent
+    if _is_partial(partial.name) and not (out / MANIFEST).exists() and is_filled(out):
+        for path in out.iterdir():
+            if _OURS.fullmatch(path.name) and not (partial / path.name).exists():
+                path.rename(partial / path.name)
+
+
+def _fill(partial: Path, out: Path) -> None:
+    """Move the files into an existing folder; the manifest, last, makes it a checkpoint."""
+    (out / MANIFEST).unlink(missing_ok=True)
+    for path in out.iterdir():
+        if _OURS.fullmatch(path.name):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    (partial / JOURNAL).unlink(missing_ok=True)
+    for path in sorted(partial.iterdir(), key=lambda path: path.name == MANIFEST):
+        if path.name == MANIFEST:
+            fsync_folder(out)
+        path.rename(out / path.name)
+    partial.rmdir()
+    fsync_folder(out)
+
+
 def publish(partial: Path, out: Path) -> None:
     """Rename the partial folder; a run that is killed during this can continue."""
     fsync_folder(partial)
+    if partial.parent == out:
+        _fill(partial, out)
+        return
     replaced = partial.with_suffix(".replaced")
     if out.exists():
         shutil.rmtree(replaced, ignore_errors=True)

@@ -26,6 +26,7 @@ def fetch_plan(console: Console, plan: FetchPlan, root: Path) -> None:
                 "infohash": plan.infohash,
                 "bytes": plan.wanted_nbytes,
                 "present_bytes": plan.present_nbytes,
+                "fitting_pieces": plan.fitting[0] if plan.fitting else None,
                 "free_bytes": plan.free_nbytes,
                 "fits": plan.fits,
                 "checks": [asdict(check) for check in plan.checks],
@@ -39,7 +40,7 @@ def fetch_plan(console: Console, plan: FetchPlan, root: Path) -> None:
             ("infohash", plan.infohash),
             ("files", f"{count} of {len(plan.files)}"),
             ("bytes", format_bytes(plan.wanted_nbytes)),
-            ("already here", format_bytes(plan.present_nbytes)),
+            ("already here", format_bytes(plan.present_nbytes) + _fitting(plan)),
             ("free on disk", format_bytes(plan.free_nbytes)),
         ],
     )
@@ -48,6 +49,14 @@ def fetch_plan(console: Console, plan: FetchPlan, root: Path) -> None:
         ("check", "status", "detail"),
         [(check.name, check.status, check.detail) for check in plan.checks],
     )
+
+
+def _fitting(plan: FetchPlan) -> str:
+    if plan.fitting is None:
+        return ""
+    good, count = plan.fitting
+    rest = "" if good == count else "; the rest is kept aside"
+    return f", {good:,} of {count:,} pieces fit{rest}"
 
 
 def fetched(console: Console, result: Fetched) -> None:

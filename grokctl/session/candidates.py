@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from grokctl.checkpoint.finding import find_checkpoint
 from grokctl.checkpoint.ready import ReadyCheckpoint, open_ready, read_manifest
 from grokctl.checkpoint.receipt import proof_of
 from grokctl.checkpoint.refusal import read_refusal
@@ -53,7 +54,7 @@ def find_candidates(
     several = _of_one_model(ready, processes=processes, observe=observe) if len(ready) > 1 else []
     if len(several) > 1:
         return several
-    root = several[0].root if several else home.find(name)
+    root = several[0].root if several else _root_of(home, name, observe)
     if kind_of(root) == "ready":
         return [open_candidate(root, observe=observe)]
     release = open_release(root, observe=observe)
@@ -63,6 +64,13 @@ def find_candidates(
     source = ReleaseSource(release)
     candidate = Candidate(name=root.resolve().name, storage=source.storage)
     return [CandidateCheckpoint(root, candidate, source)]
+
+
+def _root_of(home: Home, name: str | None, observe: Observer) -> Path:
+    found = find_checkpoint(home, name)
+    if name is not None and found.note is not None:
+        observe(Noted(message=found.note))
+    return found.root
 
 
 def _of_one_model(

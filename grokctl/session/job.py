@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
+from grokctl.checkpoint.finding import note_of
 from grokctl.checkpoint.ready import ReadyCheckpoint
 from grokctl.checkpoint.tensor_source import TensorSource, digest_of_small
 from grokctl.cluster.process_group import Cluster
@@ -181,6 +182,8 @@ def _open_job(request: JobRequest, *, processes: int, observe: Observer) -> Engi
     chosen, choice = settle(checkpoints, asked, processes=processes, observe=observe)
     if request.checkpoint is None or mesh is None:
         observe(Noted(message=choice.reason))
+    if request.checkpoint is None and (note := note_of(home, chosen.root)) is not None:
+        observe(Noted(message=note))
     assert chosen.source is not None
     options = EngineOptions(
         mesh=choice.plan.mesh,

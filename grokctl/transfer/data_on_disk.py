@@ -7,9 +7,11 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Final
 
-from grokctl.events import Advanced, Finished, Observer, Stage, Started
+from grokctl.checkpoint.folders import partial_files
+from grokctl.events import Advanced, Finished, Noted, Observer, Stage, Started
 from grokctl.integrity.pieces import check_pieces
 from grokctl.os_errors import is_absence
+from grokctl.paths import quoted
 from grokctl.system import is_unsupported, usable_cores
 from grokctl.transfer.destination import FileSelection, forget_resume_data, take_resume_data
 from grokctl.transfer.resume_data import read_claims
@@ -21,7 +23,12 @@ _PAGE: Final = max(mmap.PAGESIZE, 4096)
 
 
 def find_claims(
-    root: Path, selection: FileSelection, have: frozenset[int] | None, observe: Observer
+    root: Path,
+    selection: FileSelection,
+    have: frozenset[int] | None,
+    observe: Observer,
+    *,
+    follows: bool = False,
 ) -> Claims:
     """Find the pieces that need not be downloaded.
 
@@ -33,6 +40,7 @@ def find_claims(
         selection: The files to download.
         have: Pieces that were proven just now; then nothing is hashed, and no claim is believed.
         observe: Receives verify in bytes.
+        follows: Whether files may be links.
 
     Raises:
         OSError: The machine refuses to read what is there.
@@ -47,16 +55,25 @@ def find_claims(
         # a later block may have replaced one of an incomplete piece
         claims = Claims(have=claims.have, uploaded=claims.uploaded)
     unclaimed = [piece for piece in selection.pieces if piece not in claims.have]
-    pieces = _with_data(root, selection, unclaimed)
-    proven = claims.have | _proven(root, selection, pieces, observe)
+    proven = claims.have | proven_on_disk(root, selection, unclaimed, observe, follows=follows)
     unfinished = {p: blocks for p, blocks in claims.unfinished.items() if p not in proven}
     return Claims(have=proven, unfinished=unfinished, uploaded=claims.uploaded)
 
 
-def _proven(
-    root: Path, selection: FileSelection, pieces: list[int], observe: Observer
+def proven_on_disk(
+    root: Path,
+    selection: FileSelection,
+    pieces: list[int],
+    observe: Observer,
+    *,
+    follows: bool = False,
 ) -> frozenset[int]:
-    """The pieces that have the promised hashes."""
+    """The pieces that have the promised hashes.
+
+    Raises:
+        OSError: The machine refuses to read what is there.
+    """
+    pieces = _with_data(root, selection, pieces, follows=follows)
     if not pieces:
         return frozenset()
     metainfo, proven, done = selection.metainfo, set(), 0
@@ -71,7 +88,43 @@ def _proven(
     return frozenset(proven)
 
 
-def _with_data(root: Path, selection: FileSelection, pieces: list[int]) -> list[int]:
+def adopt_partial(root: Path, selection: FileSelection, observe: Observer) -> frozenset[int]:
+    """Take over what other programs began to download, and return the pieces that it proves.
+
+    A file of theirs beside a missing one, such as `tensor00000_000.!qB`, gets its final name if a
+    piece of it is proven. All others are named in a note, and stay.
+
+    Raises:
+        OSError: The machine refuses to read or rename a file.
+    """
+    metainfo, found = selection.metainfo, set()
+    for file in metainfo.files:
+        place = selection.places.get(file.index)
+        if place is None or file.index not in selection.wanted:
+            continue
+        for beside in partial_files(root / place):
+            if not _exists(root / place):
+                places = {**selection.places, file.index: str(beside.relative_to(root))}
+                pieces = list(metainfo.pieces_of(file))
+                checks = check_pieces(root, metainfo, places, pieces, jobs=1)
+                good = {checked.piece for checked in checks if checked.is_good}
+                if good:
+                    beside.rename(root / place)
+                    found |= good
+                    observe(Noted(message=f"{beside.name}: taken over, {len(good)} pieces fit"))
+                    continue
+            message = f"{beside}: left by another program, not used; to delete it: rm"
+            observe(Noted(message=f"{message} {quoted(beside)}"))
+    return frozenset(found)
+
+
+def _exists(path: Path) -> bool:
+    return path.is_symlink() or path.exists()
+
+
+def _with_data(
+    root: Path, selection: FileSelection, pieces: list[int], *, follows: bool
+) -> list[int]:
     """The pieces that have data on disk: missing files and holes need no hashing."""
     handles: dict[int, int | None] = {}
     with ExitStack() as stack:
@@ -79,7 +132,7 @@ def _with_data(root: Path, selection: FileSelection, pieces: list[int]) -> list[
         def has_data(index: int, offset: int, length: int) -> bool:
             if index not in handles:
                 handles[index] = None
-                flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
+                flags = os.O_RDONLY | os.O_NONBLOCK | (0 if follows else os.O_NOFOLLOW)
                 try:
                     handles[index] = handle = os.open(root / selection.places[index], flags)
                     stack.callback(os.close, handle)

@@ -7,6 +7,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Final
 
+from grokctl.checkpoint.folders import release_folder
 from grokctl.checkpoint.receipt import read_source
 from grokctl.checkpoint.release_files import release_paths
 from grokctl.checkpoint.torrent import (
@@ -166,12 +167,27 @@ def refuse_foreign(request: FetchRequest) -> None:
         other = root.with_name(f"{root.name}-{origin.infohash[:8]}")
         message = f"{root}: expected release {origin.infohash}, found {claimed}"
         raise FetchError(message, f"{command} {quoted(other)}")
-    if (root / CKPT).is_dir():
+    folder = release_folder(root)
+    if folder is not None:
         message = f"{root}: contains a {CKPT} that grokctl did not fetch"
-        raise FetchError(message, f"{command} {quoted(root)} --force  # to adopt it")
+        advice = f"{command} {quoted(folder.root)} --force  # adopts it, and keeps what differs"
+        if folder.root != root or not folder.is_usual:
+            message = f"{root}: contains a release in {folder.tensors}"
+        if not folder.is_usual:
+            advice = f"grokctl verify {quoted(root)} --torrent-file FILE --repair"
+        raise FetchError(message, advice)
     inside = root / folder_name(origin.name, origin.infohash)
     message = f"{root}: expected an empty folder or a release, found other files"
     raise FetchError(message, f"{command} {quoted(inside)}")
+
+
+def is_foreign(request: FetchRequest) -> bool:
+    """Whether a folder that is not empty is to be adopted: grokctl did not begin it."""
+    root, infohash = request.root, request.origin.infohash
+    claimed = read_source(root)
+    if claimed is None and _cached_torrent(root, infohash) is not None:
+        return False
+    return claimed != infohash and root.is_dir() and any(root.iterdir())
 
 
 def local_torrent(request: FetchRequest) -> bytes | None:

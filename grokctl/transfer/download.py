@@ -193,6 +193,8 @@ class Download:
 
 
 def _sync(path: Path) -> None:
+    if path.is_symlink():
+        return  # nothing was written to its target
     try:
         handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
         try:

@@ -7,12 +7,13 @@ import socket
 import stat
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
 
+from grokctl.checkpoint.file_sizes import regular_size
 from grokctl.checkpoint.receipt import write_source
 from grokctl.checks import Check, Status
 from grokctl.errors import DiskFullError, FetchError
@@ -56,6 +57,8 @@ class FetchPlan:
     present_nbytes: int
     """Disk space that wanted files already use, whatever they contain."""
     free_nbytes: int
+    fitting: tuple[int, int] | None
+    """Pieces on disk that are proven, of all; None unless a folder is to be adopted."""
     checks: tuple[Check, ...]
     """All of them, whatever their status."""
 
@@ -65,19 +68,27 @@ class FetchPlan:
         return all(check.status is not Status.FAIL for check in self.checks)
 
 
-def make_plan(root: Path, selection: FileSelection, options: FetchOptions) -> FetchPlan:
+def make_plan(
+    root: Path,
+    selection: FileSelection,
+    options: FetchOptions,
+    *,
+    fitting: tuple[int, int] | None = None,
+) -> FetchPlan:
     """Run every check; writes nothing.
 
     Args:
         root: The release's folder, which need not exist yet.
         selection: The files to download.
         options: Names mirrors and the proxy.
+        fitting: Pieces on disk that are proven, of all.
 
     Raises:
         FetchError: The folder cannot be read, or a name in it leads elsewhere.
     """
-    _refuse_links(root, selection.places.values())
-    _refuse_unreadable(root, selection)
+    follows = options.force
+    _refuse_links(root, _lengths(selection), follows=follows)
+    _refuse_unreadable(root, selection, follows=follows)
     files = [file for file in selection.metainfo.files if not file.is_pad]
     present, free = _present_nbytes(root, selection), _free_nbytes(root)
     return FetchPlan(
@@ -94,6 +105,7 @@ def make_plan(root: Path, selection: FileSelection, options: FetchOptions) -> Fe
         wanted_nbytes=selection.nbytes,
         present_nbytes=present,
         free_nbytes=free,
+        fitting=fitting,
         checks=(
             *_disk_checks(root, selection, present=present, free=free),
             *_network_checks(selection, options),
@@ -101,8 +113,13 @@ def make_plan(root: Path, selection: FileSelection, options: FetchOptions) -> Fe
     )
 
 
-def prepare(root: Path, selection: FileSelection) -> None:
+def prepare(root: Path, selection: FileSelection, *, follows: bool = False) -> None:
     """Make the folder ready, and refuse before a byte moves a download that cannot succeed.
+
+    Args:
+        root: The release's folder.
+        selection: The files to download.
+        follows: Whether files may be links, which are read and never written to.
 
     Raises:
         DiskFullError: There is too little space, or too few inodes, or a file is too large.
@@ -110,13 +127,24 @@ def prepare(root: Path, selection: FileSelection) -> None:
     """
     try:
         root.mkdir(parents=True, exist_ok=True)
-        _refuse_links(root, selection.places.values())
-        _refuse_unreadable(root, selection)
+        _refuse_links(root, _lengths(selection), follows=follows)
+        _refuse_unreadable(root, selection, follows=follows)
         present, free = _present_nbytes(root, selection), _free_nbytes(root)
         raise_failed(_disk_checks(root, selection, present=present, free=free), root)
         torrent = bare_torrent(selection.info, selection.trackers, layers=selection.layers)
         write_atomically(root / TORRENT, torrent)
         write_source(root, infohash=selection.metainfo.infohash)
+    except OSError as error:
+        raise refusal(error, root, kind=FetchError) from error
+
+
+def cut_files(root: Path, selection: FileSelection) -> None:
+    """Cut off bytes beyond the end of each file: libtorrent would leave them.
+
+    Raises:
+        FetchError: A file cannot be written.
+    """
+    try:
         for file in selection.metainfo.files:
             if file.index in selection.wanted:
                 _truncate(root / selection.places[file.index], file.length)
@@ -244,7 +272,7 @@ def _present_nbytes(root: Path, selection: FileSelection) -> int:
 def _allocated(path: Path) -> int:
     """Bytes on disk; less than the size of a sparse file."""
     try:
-        return path.lstat().st_blocks * 512
+        return path.stat().st_blocks * 512
     except OSError:
         return 0
 
@@ -263,8 +291,19 @@ def _free_nbytes(root: Path) -> int:
         raise refusal(error, root, kind=FetchError) from error
 
 
-def _refuse_links(root: Path, places: Iterable[str]) -> None:
-    """Refuse links and other special files: libtorrent follows links and overwrites targets."""
+def _lengths(selection: FileSelection) -> dict[str, int]:
+    files = selection.metainfo.files
+    return {selection.places[file.index]: file.length for file in files if not file.is_pad}
+
+
+def _refuse_links(root: Path, places: Mapping[str, int], *, follows: bool) -> None:
+    """Refuse links and other special files: libtorrent follows links and overwrites targets.
+
+    Args:
+        root: The release's folder.
+        places: Its files, and the bytes of each.
+        follows: Whether these may be links to files of their size.
+    """
     folders = {PRIVATE}
     files = {TORRENT, f"{PRIVATE}/{RESUME}", f"{PRIVATE}/{BEGUN}", f"{PRIVATE}/{LOCK}", *places}
     for place in files:
@@ -272,17 +311,21 @@ def _refuse_links(root: Path, places: Iterable[str]) -> None:
     for name in sorted(folders):
         _expect_type(root / name, "folder", stat.S_ISDIR)
     for name in sorted(files):
+        is_link = follows and name in places and (root / name).is_symlink()
+        if is_link and regular_size(root / name) == places[name]:
+            continue
         _expect_type(root / name, "file", stat.S_ISREG)
     for parts in (root / PRIVATE).glob(".*.parts"):
         _expect_type(parts, "file", stat.S_ISREG)
 
 
-def _refuse_unreadable(root: Path, selection: FileSelection) -> None:
+def _refuse_unreadable(root: Path, selection: FileSelection, *, follows: bool) -> None:
     """Refuse files that the machine does not let us read: they are not to be fetched again."""
+    flags = os.O_RDONLY | os.O_CLOEXEC | (0 if follows else os.O_NOFOLLOW)
     for index in selection.wanted:
         path = root / selection.places[index]
         try:
-            os.close(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC))
+            os.close(os.open(path, flags))
         except OSError as error:
             if not is_absence(error):
                 raise refusal(error, path, kind=FetchError) from error
@@ -301,6 +344,6 @@ def _expect_type(path: Path, noun: str, is_type: Callable[[int], bool]) -> None:
 
 
 def _truncate(path: Path, length: int) -> None:
-    """Cut off bytes beyond the end of a file: libtorrent would leave them."""
-    if path.exists() and path.stat().st_size > length:
+    """Cut off bytes beyond the end of a file; a link stays as it is."""
+    if path.exists() and not path.is_symlink() and path.stat().st_size > length:
         os.truncate(path, length)

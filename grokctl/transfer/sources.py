@@ -62,7 +62,8 @@ class PinnedFile:
 
 GROK_1: Final = "grok-1"
 """The built-in source."""
-MIRRORS: Final = {"hf": Mirror("hf", "https://huggingface.co/xai-org/grok-1/resolve/main/")}
+_HUB_FOLDER: Final = "/xai-org/grok-1/resolve/main/"
+MIRRORS: Final = {"hf": Mirror("hf", f"https://huggingface.co{_HUB_FOLDER}")}
 """Built-in mirrors. Every piece from them is proven against the infohash."""
 GROK_1_TOKENIZER: Final = PinnedFile(
     url=(
@@ -243,6 +244,15 @@ def parse_endpoint(peer: str) -> Endpoint:
 def find_mirror(name: str) -> Mirror:
     """A built-in mirror by its name, or the mirror at an address."""
     return MIRRORS.get(name) or Mirror.at(name if name.endswith("/") else f"{name}/")
+
+
+def hub_mirror(endpoint: str) -> str | None:
+    """The folder of Grok-1 at another address of the hub; None if that is no address."""
+    try:
+        _expect_url("mirror", endpoint, {"http", "https"})
+    except UsageError:
+        return None
+    return f"{endpoint}{_HUB_FOLDER}"
 
 
 def resolve(peers: Sequence[Endpoint]) -> list[Endpoint]:

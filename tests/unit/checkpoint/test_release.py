@@ -415,10 +415,12 @@ def test_the_hint_of_a_damaged_release_can_be_pasted(release):
     assert shlex.split(error.hint) == ["grokctl", "verify", str(spaced), "--repair"]
 
 
-def test_without_a_torrent_there_is_no_repair_to_hint_at(release):
+def test_without_a_torrent_the_hint_is_to_fetch_what_is_missing_into_the_same_folder(release):
     (release / "ckpt-0" / KEY).unlink()
 
-    assert damage_of(release).hint is None
+    hint = damage_of(release).hint
+    assert "--repair" not in hint
+    assert hint.startswith(f"grokctl fetch FILE.torrent --to {release} --force")
 
 
 @pytest.mark.parametrize(

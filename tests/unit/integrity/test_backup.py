@@ -173,8 +173,20 @@ def test_a_folder_that_is_a_link_is_not_followed(root, metainfo, tmp_path):
         keep(root, metainfo, {0})
 
 
-def test_a_link_in_place_of_a_good_file_is_refused_before_anything_changes(root, metainfo):
+def test_a_link_to_a_good_file_stays_as_it_is(root, metainfo):
     (root / "c").rename(root / "aside")
+    (root / "c").symlink_to(root / "aside")
+    before = (root / "aside").read_bytes()
+
+    keep(root, metainfo, {0})
+
+    assert (root / "c").is_symlink()
+    assert (root / "aside").read_bytes() == before
+
+
+def test_a_link_to_something_longer_is_refused_before_anything_changes(root, metainfo):
+    (root / "c").rename(root / "aside")
+    (root / "aside").write_bytes((root / "aside").read_bytes() + b"more")
     (root / "c").symlink_to(root / "aside")
     before = content(root)
 

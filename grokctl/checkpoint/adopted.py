@@ -1,0 +1,84 @@
+"""Releases that lie elsewhere, as folders of links under home: the proof is kept beside the links.
+
+Nothing is ever written where a release lies that grokctl did not fetch. Its folder under home has
+the usual shape, whatever shape the release has, and a repair replaces links by files.
+"""
+
+import hashlib
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from grokctl.checkpoint.folders import ReleaseFolder
+from grokctl.checkpoint.receipt import write_source
+from grokctl.checkpoint.release_files import is_tensor_file, release_paths
+from grokctl.checkpoint.torrent import Metainfo
+from grokctl.paths import CKPT, TORRENT, Home, write_atomically
+
+
+def adopted_root(home: Home, folder: ReleaseFolder) -> Path:
+    """The folder under home for a release elsewhere; it need not exist."""
+    place = os.fsencode(os.path.realpath(folder.tensors))
+    key = hashlib.sha256(place).hexdigest()[:12]
+    return home.adopted / key / (folder.root.absolute().name or "release")
+
+
+def is_adopted(home: Home, folder: ReleaseFolder) -> bool:
+    """Whether a torrent of a release elsewhere is kept under home."""
+    return (adopted_root(home, folder) / TORRENT).is_file()
+
+
+def adopt(
+    home: Home,
+    folder: ReleaseFolder,
+    torrent: bytes | None = None,
+    metainfo: Metainfo | None = None,
+) -> Path:
+    """Make or renew the links to a release elsewhere.
+
+    Args:
+        home: Gets the links.
+        folder: The release.
+        torrent: Of the release, kept beside the links.
+        metainfo: The same, parsed.
+
+    Returns:
+        The folder of links, which is a release.
+
+    Raises:
+        OSError: Home cannot be written.
+        FetchError: The torrent is not that of a release.
+    """
+    root = adopted_root(home, folder)
+    places = set(folder.small_files())
+    if metainfo is not None:
+        places |= set(release_paths(metainfo).values())
+    if folder.tensors.is_dir():
+        names = (entry.name for entry in os.scandir(folder.tensors))
+        places |= {f"{CKPT}/{name}" for name in names if is_tensor_file(name)}
+    (root / CKPT).mkdir(parents=True, exist_ok=True)
+    places |= {f"{CKPT}/{path.name}" for path in (root / CKPT).iterdir() if path.is_symlink()}
+    for place in sorted(places):
+        _link(root / place, folder.sources(place))
+    if torrent is not None and metainfo is not None:
+        path = root / TORRENT
+        if not path.is_file() or path.read_bytes() != torrent:
+            write_atomically(path, torrent)
+        write_source(root, infohash=metainfo.infohash)
+    return root
+
+
+def _link(path: Path, sources: Iterable[Path]) -> None:
+    """Link to the first source that is there; a file that a repair put there stays."""
+    if path.exists() and not path.is_symlink():
+        return
+    source = next((source.absolute() for source in sources if source.exists()), None)
+    if source is None:
+        path.unlink(missing_ok=True)
+        return
+    if path.is_symlink():
+        if path.readlink() == source:
+            return
+        path.unlink()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.symlink_to(source)

@@ -1,0 +1,137 @@
+"""Where the proof of a release is kept: in its folder if grokctl may write there, or under home."""
+
+import os
+import shutil
+from pathlib import Path
+
+from grokctl.checkpoint.adopted import adopt, adopted_root, is_adopted
+from grokctl.checkpoint.finding import Found
+from grokctl.checkpoint.folders import ReleaseFolder, release_folder
+from grokctl.checkpoint.receipt import read_source, write_source
+from grokctl.checkpoint.release_files import release_paths
+from grokctl.checkpoint.torrent import Metainfo, parse_metainfo
+from grokctl.errors import FetchError, UsageError, invalid
+from grokctl.paths import CKPT, PRIVATE, TORRENT, Home, kind_of, quoted, write_atomically
+
+
+def read_torrent(path: Path) -> tuple[bytes, Metainfo]:
+    """A torrent file that the user names.
+
+    Raises:
+        UsageError: There is no such file, or it is no torrent of a release.
+    """
+    if not path.is_file():
+        raise invalid("torrent_file", path, "no such file", f"ls -l {quoted(path)}")
+    data = path.read_bytes()
+    try:
+        metainfo = parse_metainfo(data, source=str(path))
+        release_paths(metainfo)
+    except FetchError as error:
+        raise UsageError(f"--torrent-file: {error}", f"ls -l {quoted(path)}") from error
+    return data, metainfo
+
+
+def any_folder(name: str) -> Found | None:
+    """A folder that is named to be proven, whatever is in it; None if there is no such folder."""
+    path = Path(name)
+    try:
+        if not path.is_dir() or kind_of(path) == "ready":
+            return None
+        folder = release_folder(path) or ReleaseFolder(path.absolute(), path.absolute() / CKPT)
+    except (OSError, ValueError):
+        return None
+    return Found(root=folder.root, shown=path, folder=folder)
+
+
+def root_to_prove(
+    home: Home, found: Found, torrent_file: Path | None, *, is_repaired: bool
+) -> Path:
+    """The folder in which a release is proven.
+
+    A release that grokctl did not fetch is proven as a folder of links under home, so that its own
+    folder stays as it is. Only a repair works in it, where that is possible.
+
+    Args:
+        home: Keeps torrents and proofs.
+        found: The checkpoint.
+        torrent_file: Its torrent; None if one is kept with it already.
+        is_repaired: Whether damaged files are to be mended.
+
+    Raises:
+        UsageError: It is a ready checkpoint, or of another torrent; or the file is no torrent.
+    """
+    if torrent_file is None:
+        if found.folder is None or not is_repaired or not _may_repair_in(found.folder):
+            return found.root
+        kept = adopted_root(home, found.folder)
+        if found.root != kept or not (kept / TORRENT).is_file():
+            return found.root
+        return _move_in(kept, found.folder.root)
+    data, metainfo = read_torrent(torrent_file)
+    if kind_of(found.root) == "ready":
+        problem = "a ready checkpoint has no torrent; its manifest proves it"
+        raise UsageError(f"--torrent-file {torrent_file}: {problem}", "grokctl verify")
+    folder = found.folder
+    if folder is None:
+        claimed = read_source(found.root)
+        if claimed is not None and claimed != metainfo.infohash:
+            raise UsageError(
+                f"{found.root}: expected release {claimed}, found {metainfo.infohash} in "
+                f"{torrent_file}",
+                f"grokctl verify {quoted(found.root)}",
+            )
+        if (found.root / TORRENT).is_file():
+            return found.root
+        folder = ReleaseFolder(found.root, found.root / CKPT)
+    if is_repaired and _may_repair_in(folder):
+        write_atomically(folder.root / TORRENT, data)
+        write_source(folder.root, infohash=metainfo.infohash)
+        return folder.root
+    return adopt(home, folder, data, metainfo)
+
+
+def root_to_seed(home: Home, root: Path, torrent: bytes | None) -> Path:
+    """The folder of links for a release in a folder that cannot be written; else that folder.
+
+    Args:
+        home: Keeps torrents and proofs.
+        root: A folder to fetch into.
+        torrent: Of the release, if it is on this machine.
+
+    Raises:
+        FetchError: It is not the torrent of a release.
+    """
+    if not root.is_dir() or _may_write(root) or kind_of(root) == "ready":
+        return root
+    folder = release_folder(root)
+    if folder is None:
+        return root
+    if torrent is None:
+        return adopt(home, folder) if is_adopted(home, folder) else root
+    return adopt(home, folder, torrent, parse_metainfo(torrent, source="torrent to seed"))
+
+
+def _may_write(place: Path) -> bool:
+    is_read_only = os.statvfs(place).f_flag & os.ST_RDONLY
+    return os.access(place, os.W_OK | os.X_OK) and not is_read_only
+
+
+def _may_repair_in(folder: ReleaseFolder) -> bool:
+    """Whether damaged files can be replaced where they are."""
+    places = (folder.root, folder.tensors)
+    return (
+        folder.is_usual
+        and not folder.tensors.is_symlink()
+        and all(place.is_dir() and _may_write(place) for place in places)
+    )
+
+
+def _move_in(kept: Path, root: Path) -> Path:
+    """Put a torrent and its proof from under home into the folder of the release itself."""
+    mended = [path for path in kept.rglob("*") if path.is_file() and not path.is_symlink()]
+    own = {kept / TORRENT, *(kept / PRIVATE).rglob("*")}
+    if set(mended) - own:
+        return kept  # an earlier repair put files there
+    shutil.copytree(kept / PRIVATE, root / PRIVATE, dirs_exist_ok=True)
+    write_atomically(root / TORRENT, (kept / TORRENT).read_bytes())
+    return root

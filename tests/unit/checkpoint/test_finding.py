@@ -1,0 +1,298 @@
+"""Which checkpoint is meant: with a name, without one, and where other tools put a release."""
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from grokctl.checkpoint.finding import find_checkpoint
+from grokctl.checkpoint.miniature import MINIATURE, write_miniature
+from grokctl.checkpoint.release import open_release
+from grokctl.errors import UsageError
+from grokctl.model.placement import MeshShape
+from grokctl.paths import Home, kind_of
+from grokctl.reshard import reshard
+from grokctl.resharding.plan import ReshardOptions, plan_reshard
+
+SMALL = replace(MINIATURE, num_layers=1, emb_size=64, num_q_heads=4, num_kv_heads=2)
+
+
+def make_release(path: Path) -> Path:
+    (path / "ckpt-0").mkdir(parents=True)
+    return path
+
+
+def make_ready(path: Path) -> Path:
+    path.mkdir(parents=True)
+    (path / "grokctl.json").write_text("{}")
+    return path
+
+
+def find(home: Home, name: str | None, **kinds: bool) -> Path:
+    return find_checkpoint(home, name, **kinds).root
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Home:
+    return Home(tmp_path / "home")
+
+
+@pytest.fixture
+def elsewhere(tmp_path: Path, monkeypatch) -> Path:
+    """The current folder, outside of home."""
+    folder = tmp_path / "elsewhere"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    return folder
+
+
+# --- without a name
+
+
+def test_nothing_under_home_is_a_usage_error_that_says_how_to_begin(home):
+    with pytest.raises(UsageError, match="no checkpoint under") as caught:
+        find(home, None)
+
+    assert caught.value.hint == "grokctl fetch"
+
+
+def test_without_a_ready_checkpoint_the_hint_is_to_make_one(home):
+    make_release(home.releases / "grok-1")
+
+    with pytest.raises(UsageError, match="no checkpoint under") as caught:
+        find(home, None, releases=False)
+
+    assert caught.value.hint.startswith("grokctl reshard")
+
+
+@pytest.mark.parametrize(
+    ("make", "folder"),
+    [
+        pytest.param(make_release, "releases", id="release"),
+        pytest.param(make_ready, "ready", id="ready"),
+    ],
+)
+def test_the_only_candidate_is_taken(home, make, folder):
+    made = make(home.root / folder / "grok-1")
+
+    assert find(home, None) == made
+
+
+def test_a_ready_checkpoint_is_preferred_to_its_release(home):
+    release = make_release(home.releases / "grok-1")
+    ready = make_ready(home.ready / "grok-1-int8-model8")
+
+    assert find(home, None) == ready
+    assert find(home, None, ready=False) == release
+
+
+@pytest.mark.parametrize(
+    ("make", "folder"),
+    [
+        pytest.param(make_release, "releases", id="release"),
+        pytest.param(make_ready, "ready", id="ready"),
+    ],
+)
+def test_several_candidates_are_listed(home, make, folder):
+    made = [make(home.root / folder / name) for name in ("b", "a")]
+
+    with pytest.raises(UsageError, match="a, b") as caught:
+        find(home, None)
+
+    assert str(made[1]) in caught.value.hint
+
+
+def test_what_is_no_checkpoint_is_no_candidate(home):
+    made = make_release(home.releases / "grok-1")
+    (home.releases / "empty").mkdir()
+    (home.releases / "file").write_text("x")
+    make_ready(home.releases / "of-the-other-kind")
+
+    assert find(home, None) == made
+
+
+def test_a_file_in_place_of_home_is_no_checkpoint(tmp_path):
+    (tmp_path / "file").write_text("x")
+
+    with pytest.raises(UsageError):
+        find(Home(tmp_path / "file"), None)
+
+
+# --- with a name
+
+
+def test_a_name_under_home_is_found(home):
+    release = make_release(home.releases / "grok-1")
+    ready = make_ready(home.ready / "grok-1-int8-model8")
+
+    assert find(home, "grok-1") == release
+    assert find(home, "grok-1-int8-model8") == ready
+
+
+def test_one_name_for_both_kinds_is_the_wanted_one(home):
+    release, ready = make_release(home.releases / "x"), make_ready(home.ready / "x")
+
+    assert find(home, "x") == ready
+    assert find(home, "x", ready=False) == release
+
+
+def test_a_path_is_found_wherever_it_is(home, elsewhere):
+    made = make_release(elsewhere / "deep" / "grok-1")
+
+    assert find(home, str(made)) == made
+    assert find(home, "deep/grok-1").resolve() == made
+
+
+def test_a_folder_here_is_found_by_its_name(home, elsewhere):
+    made = make_release(elsewhere / "grok-1")
+
+    assert find(home, "grok-1").resolve() == made
+
+
+def test_a_name_under_home_comes_before_a_folder_here(home, elsewhere):
+    make_release(elsewhere / "grok-1")
+    made = make_release(home.releases / "grok-1")
+
+    assert find(home, "grok-1") == made
+    assert find(home, "./grok-1").resolve() == elsewhere / "grok-1"
+
+
+def test_here_is_a_path(home, elsewhere):
+    (elsewhere / "ckpt-0").mkdir()
+
+    assert find(home, ".").resolve() == elsewhere
+
+
+@pytest.mark.usefixtures("elsewhere")
+def test_an_unknown_name_is_a_usage_error(home):
+    with pytest.raises(UsageError, match="nowhere: no such checkpoint"):
+        find(home, "nowhere")
+
+
+def test_a_folder_without_a_checkpoint_is_a_usage_error(home, elsewhere):
+    (elsewhere / "empty").mkdir()
+
+    with pytest.raises(UsageError, match="expected a checkpoint, found neither"):
+        find(home, "empty")
+
+
+@pytest.mark.parametrize("as_path", [True, False], ids=["path", "name"])
+@pytest.mark.usefixtures("elsewhere")
+def test_a_release_where_a_ready_one_is_wanted_is_called_so(home, as_path):
+    made = make_release(home.releases / "grok-1")
+
+    with pytest.raises(UsageError, match="expected a ready checkpoint, found a release one"):
+        find(home, str(made) if as_path else "grok-1", releases=False)
+
+
+@pytest.mark.parametrize("as_path", [True, False], ids=["path", "name"])
+@pytest.mark.usefixtures("elsewhere")
+def test_a_ready_checkpoint_where_a_release_is_wanted_is_called_so(home, as_path):
+    made = make_ready(home.ready / "x")
+
+    with pytest.raises(UsageError, match="expected a release checkpoint, found a ready one"):
+        find(home, str(made) if as_path else "x", ready=False)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param("", id="nothing"),
+        pytest.param("..", id="parent"),
+        pytest.param("a\0b", id="nul"),
+        pytest.param("x" * 300, id="300-characters"),
+        pytest.param("x/" * 3000, id="6000-characters"),
+        pytest.param("Once upon a time, " * 20, id="a-prompt"),
+        pytest.param("\ud800", id="a-surrogate"),
+    ],
+)
+@pytest.mark.usefixtures("elsewhere")
+def test_a_name_that_no_file_can_have_is_a_usage_error(home, name):
+    make_release(home.releases / "grok-1")
+
+    with pytest.raises(UsageError):
+        find(home, name)
+
+
+def test_the_parent_of_releases_is_not_reached_by_a_name(home, elsewhere):
+    make_release(home.root)
+
+    with pytest.raises(UsageError):
+        find(home, "..")
+    assert kind_of(elsewhere.parent) is None
+
+
+# --- what is said
+
+
+def cut_for(home: Home, name: str, devices: int, origin: str = "small") -> Path:
+    """A ready checkpoint with a manifest that can be read."""
+    root = home.ready / name
+    if not (home.root / origin).exists():
+        write_miniature(home.root / origin, SMALL, tokenizer=False)
+    release = open_release(home.root / origin)
+    plan = plan_reshard(release, ReshardOptions(mesh=MeshShape(1, devices), out=root))
+    reshard(plan)
+    return root
+
+
+@pytest.fixture
+def two(home) -> list[Path]:
+    made = [cut_for(home, "z", 1), cut_for(home, "a", 2)]
+    os.utime(made[0] / "grokctl.json", (10, 10))
+    return made
+
+
+def test_of_several_ready_checkpoints_of_one_model_the_last_is_taken(home, two):
+    assert find(home, None) == two[1]
+
+    os.utime(two[0] / "grokctl.json")
+    assert find(home, None) == two[0]
+
+
+@pytest.mark.usefixtures("two")
+def test_checkpoints_of_several_models_are_not_guessed_between(home):
+    cut_for(home, "other", 1, "another")
+
+    with pytest.raises(UsageError, match="a, other, z"):
+        find(home, None)
+
+
+@pytest.mark.usefixtures("two")
+def test_a_line_says_what_was_taken_and_what_else_was_there(home):
+    make_release(home.releases / "grok-1")
+
+    found = find_checkpoint(home, None)
+    other = find_checkpoint(home, None, ready=False)
+
+    assert found.note == "checkpoint: ready/a; also there: ready/z, releases/grok-1"
+    assert other.note == "checkpoint: releases/grok-1; also there: ready/a, ready/z"
+    assert find_checkpoint(home, "z").note is None
+
+
+def test_the_only_checkpoint_needs_no_line(home):
+    make_release(home.releases / "grok-1")
+
+    assert find_checkpoint(home, None).note is None
+
+
+@pytest.mark.usefixtures("elsewhere")
+def test_no_such_checkpoint_lists_what_is(home):
+    with pytest.raises(UsageError, match="there is none under"):
+        find(home, "nowhere")
+    make_release(home.releases / "grok-1")
+    make_ready(home.ready / "x")
+
+    for name in ("nowhere", "./nowhere", "nowhere/ckpt-0"):
+        with pytest.raises(UsageError, match="there is ready/x, releases/grok-1 under"):
+            find(home, name)
+
+
+@pytest.mark.usefixtures("elsewhere")
+def test_a_long_list_is_cut(home):
+    for number in range(11):
+        make_release(home.releases / f"{number:02}")
+
+    with pytest.raises(UsageError, match="releases/07 and 3 more under"):
+        find(home, "nowhere")
