@@ -46,7 +46,7 @@ def test_a_text_in_the_place_of_a_checkpoint_is_shown_its_own(grokctl, home):
 
     assert outcome.exit_code == 2
     assert outcome.error == "the answer is: expected a checkpoint, found a text"
-    assert outcome.hint == "grokctl run -p 'the answer is'"
+    assert outcome.hint == f"grokctl run -p 'the answer is' --home {home}"
 
 
 def test_so_is_one_of_a_reshard(grokctl, two_layers):

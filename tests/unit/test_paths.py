@@ -105,13 +105,6 @@ def test_a_tilde_is_the_home_only_where_a_shell_means_it(monkeypatch, tmp_path, 
     assert expanded(typed) == Path(path.format(home=tmp_path))
 
 
-def test_a_checkpoint_in_the_users_home_is_found(monkeypatch, tmp_path, home):
-    monkeypatch.setenv("HOME", str(tmp_path))
-    made = make_release(tmp_path / "mine")
-
-    assert home.find("~/mine") == made
-
-
 def test_a_torrent_in_the_users_home_is_found(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "a.torrent").write_bytes(b"no torrent")

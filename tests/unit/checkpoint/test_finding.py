@@ -296,3 +296,10 @@ def test_a_long_list_is_cut(home):
 
     with pytest.raises(UsageError, match="releases/07 and 3 more under"):
         find(home, "nowhere")
+
+
+def test_a_checkpoint_in_the_users_home_is_found(monkeypatch, tmp_path, home):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    made = make_release(tmp_path / "mine")
+
+    assert find(home, "~/mine") == made
