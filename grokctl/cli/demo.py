@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from grokctl.cli.context import ReportedError, command
-from grokctl.cli.environment import gpu_memory_claimed
+from grokctl.cli.environment import jax_prepared
 from grokctl.cli.options import JsonOption, QuietOption, VerboseOption, path_of
 from grokctl.errors import GrokctlError
 
@@ -21,7 +21,7 @@ def demo(
     verbose: VerboseOption = False,
 ) -> None:
     """Run every command on a miniature, from magnet link to text on 8, 4 and 16 devices."""
-    with command(as_json=as_json, quiet=quiet, verbose=verbose) as console, gpu_memory_claimed():
+    with command(as_json=as_json, quiet=quiet, verbose=verbose) as console, jax_prepared():
         from grokctl import demo as stage
         from grokctl.screen import demo as screen
 

@@ -2,7 +2,13 @@
 
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from typing import Final
+
+from grokctl.errors import HardwareError, invalid
+from grokctl.text import printable
+
+_LONGEST: Final = 200
 
 
 @contextmanager
@@ -18,6 +24,32 @@ def gpu_memory_claimed() -> Iterator[None]:
         yield
         return
     with _variable(SHARE_VARIABLES[0], str(MEMORY_SHARE)):
+        yield
+
+
+@contextmanager
+def jax_prepared() -> Iterator[None]:
+    """Give JAX the environment that grokctl was tested with.
+
+    Variables that change what JAX computes are set aside. The flags of the compilers stay, because
+    a machine may need them; they are tried first, because XLA ends the process over a wrong one.
+
+    Raises:
+        HardwareError: JAX does not start with a variable of the user's.
+    """
+    from grokctl.machine.jax_variables import OWN, start_failure
+
+    failure = start_failure(os.environ)
+    if failure is not None:
+        why, names = failure
+        values = ", ".join(f"{name}={os.environ[name]}" for name in names)
+        message = f"{printable(values, limit=_LONGEST)}: JAX does not start with it: "
+        raise HardwareError(message + printable(why, limit=_LONGEST), f"unset {' '.join(names)}")
+    with ExitStack() as stack:
+        for name in OWN:
+            if name in os.environ:
+                stack.enter_context(_variable(name, None))
+        stack.enter_context(gpu_memory_claimed())
         yield
 
 
@@ -47,7 +79,6 @@ def mirrors_named(names: Sequence[str] | None) -> tuple[str, ...]:
     endpoint = os.environ.get("HF_ENDPOINT", "").strip().rstrip("/")
     if not names or not endpoint or "hf" not in names:
         return tuple(names or ())
-    from grokctl.errors import invalid
     from grokctl.transfer.sources import hub_mirror
 
     mirror = hub_mirror(endpoint)
@@ -57,10 +88,13 @@ def mirrors_named(names: Sequence[str] | None) -> tuple[str, ...]:
 
 
 @contextmanager
-def _variable(name: str, value: str) -> Iterator[None]:
-    """Set a variable in the block."""
+def _variable(name: str, value: str | None) -> Iterator[None]:
+    """Set a variable in the block, or unset it."""
     before = os.environ.get(name)
-    os.environ[name] = value
+    if value is None:
+        os.environ.pop(name, None)
+    else:
+        os.environ[name] = value
     try:
         yield
     finally:

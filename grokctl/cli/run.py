@@ -8,7 +8,7 @@ from typing import Annotated, Final
 import typer
 
 from grokctl.cli.context import cluster_of, command, followed, home_of
-from grokctl.cli.environment import gpu_memory_claimed
+from grokctl.cli.environment import jax_prepared
 from grokctl.cli.hints import again, is_piped
 from grokctl.cli.options import (
     CheckpointArgument,
@@ -114,7 +114,7 @@ def run(
     by_hand, is_stopped = (coordinator, num_processes, process_id), False
     with command(as_json=as_json, quiet=quiet, verbose=verbose) as console:
         with (
-            gpu_memory_claimed(),
+            jax_prepared(),
             cluster_of(console, by_hand, timeout_s=cluster_timeout, verbose=verbose) as cluster,
         ):
             from grokctl.inference.generation import Request

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from grokctl.cli.context import cluster_of, command, followed, home_of
-from grokctl.cli.environment import gpu_memory_claimed
+from grokctl.cli.environment import jax_prepared
 from grokctl.cli.hints import again, is_piped
 from grokctl.cli.options import (
     CheckpointArgument,
@@ -64,7 +64,7 @@ def score(
     by_hand = (coordinator, num_processes, process_id)
     with (
         command(as_json=as_json, quiet=quiet, verbose=verbose) as console,
-        gpu_memory_claimed(),
+        jax_prepared(),
         cluster_of(console, by_hand, timeout_s=cluster_timeout, verbose=verbose) as cluster,
     ):
         from grokctl.inference.logits_file import logits_file

@@ -6,6 +6,7 @@ from typing import Final
 from grokctl.checks import Check, Status
 from grokctl.diagnosis.software import plugins
 from grokctl.machine.facts import Machine
+from grokctl.machine.jax_variables import OWN
 from grokctl.model.memory_share import SHARE_VARIABLES
 from grokctl.paths import quoted
 from grokctl.text import format_bytes
@@ -82,6 +83,11 @@ def _platforms(name: str, value: str, machine: Machine) -> Check:
     return _shown(name, value, machine, meaning="the platforms of JAX")
 
 
+def _set_aside(name: str, value: str, _machine: Machine) -> Check:
+    detail = f"{_short(value)}: changes {OWN[name]} of JAX; run, score and bench set it aside"
+    return Check(name, Status.OK, detail)
+
+
 def _compiler(name: str, value: str, _machine: Machine) -> Check:
     if not value.strip():
         return Check(name, Status.OK, "is empty")
@@ -133,6 +139,7 @@ def _virtual(name: str, value: str, machine: Machine) -> Check:
 
 
 _JUDGES: Final[Mapping[str, Callable[[str, str, Machine], Check]]] = {
+    **dict.fromkeys(OWN, _set_aside),
     "JAX_PLATFORM": _platforms,
     "XLA_FLAGS": _compiler,
     "LIBTPU_INIT_ARGS": _compiler,
@@ -141,6 +148,12 @@ _JUDGES: Final[Mapping[str, Callable[[str, str, Machine], Check]]] = {
     "NCCL_": _collectives,
     "CUDA_VISIBLE_DEVICES": _visible,
     "JAX_NUM_CPU_DEVICES": _virtual,
+    "TF_XLA_FLAGS": _compiler,
+    "NVIDIA_TF32_OVERRIDE": _compiler,
+    "CUDA_LAUNCH_BLOCKING": _compiler,
+    "RCCL_": _collectives,
+    "JAX_": _shown,
+    "XLA_": _shown,
     "LD_LIBRARY_PATH": _libraries,
 }
 """Beginning of a variable's name -> its check."""

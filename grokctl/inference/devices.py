@@ -99,7 +99,8 @@ def accelerators(processes: int = 1) -> tuple[Accelerator, ...]:
     except (RuntimeError, AssertionError) as error:  # the latter if the plugin is missing
         platforms = jax.config.jax_platforms  # type: ignore[attr-defined]  # set at run time
         why = str(error).partition("\n")[0][:200] or f"nothing to compute on in {platforms!r}"
-        raise HardwareError(f"JAX does not start: {why}", "grokctl doctor") from error
+        hint = "unset JAX_PLATFORMS" if platforms else "grokctl doctor"
+        raise HardwareError(f"JAX does not start: {why}", hint) from error
     if devices[0].platform == "cpu":
         return ()
     if processes > 1:  # JAX knows only the memory of its own process's devices

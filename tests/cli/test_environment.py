@@ -8,8 +8,9 @@ from types import SimpleNamespace
 import pytest
 
 import grokctl
-from grokctl.cli.environment import certificates_named, gpu_memory_claimed
+from grokctl.cli.environment import certificates_named, gpu_memory_claimed, jax_prepared
 from grokctl.machine import network
+from grokctl.machine.jax_variables import doubtful, start_failure
 from grokctl.model.memory_share import MEMORY_SHARE, SHARE_VARIABLES
 
 PACKAGE = Path(grokctl.__file__).parent
@@ -116,3 +117,45 @@ def test_the_commands_that_start_an_engine_claim_it(grokctl, monkeypatch, verb):
     assert outcome.exit_code == 130
     assert seen == [str(MEMORY_SHARE)]
     assert SHARE_VARIABLES[0] not in os.environ
+
+
+# --- what JAX reads
+
+
+def test_what_changes_the_results_of_jax_is_set_aside_for_a_run_and_comes_back(monkeypatch):
+    names = ("JAX_ENABLE_X64", "JAX_USE_SHARDY_PARTITIONER", "JAX_NUMPY_RANK_PROMOTION")
+    for name in (*names, "JAX_PLATFORMS", "NCCL_DEBUG"):
+        monkeypatch.setenv(name, "cpu" if name == "JAX_PLATFORMS" else "1")
+
+    with jax_prepared():
+        assert not os.environ.keys() & set(names)
+        assert os.environ["JAX_PLATFORMS"] == "cpu"
+        assert os.environ["NCCL_DEBUG"] == "1"
+    assert all(os.environ[name] == "1" for name in names)
+
+
+def test_only_what_may_stop_jax_costs_a_trial():
+    fine = {"JAX_NUM_CPU_DEVICES": "8", "JAX_ENABLE_X64": "perhaps", "XLA_FLAGS": " ", "HOME": "x"}
+    bad = {"JAX_NUM_CPU_DEVICES": "x", "XLA_FLAGS": "--a", "LIBTPU_INIT_ARGS": "-b", "JAX_NEW": "1"}
+
+    assert doubtful(fine | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}) == ()
+    assert doubtful(bad) == tuple(sorted(bad))
+    assert start_failure({**os.environ, "JAX_NEW": "1"}) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("XLA_FLAGS", "--xla_gpu_no_such_flag=1"),
+        ("XLA_FLAGS", "no-such-file"),
+        ("JAX_NUM_CPU_DEVICES", "many"),
+    ],
+)
+def test_a_variable_with_which_jax_does_not_start_is_named(grokctl, monkeypatch, name, value):
+    monkeypatch.setenv(name, value)
+
+    outcome = grokctl("run", "--token-ids", "1")
+
+    assert outcome.exit_code == 40
+    assert f"{name}={value}" in outcome.error
+    assert outcome.hint == f"unset {name}"
