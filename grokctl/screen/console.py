@@ -24,6 +24,7 @@ from grokctl.errors import GrokctlError, UsageError
 from grokctl.events import Event, Noted, Observer, ignore, throttled
 from grokctl.os_errors import StdoutError
 from grokctl.screen.progress import Bars, Lines
+from grokctl.screen.terminal import is_terminal, moves_cursor
 from grokctl.text import harmless, to_json
 
 Facts = Sequence[tuple[str, str]]
@@ -131,7 +132,7 @@ class Console:
         self.as_json = as_json
         self.quiet = quiet
         # a pipe has no width: wide enough that no cell breaks over lines
-        width = None if sys.stdout is not None and sys.stdout.isatty() else _PIPE_WIDTH
+        width = None if is_terminal(sys.stdout) else _PIPE_WIDTH
         self.out = _Rich(highlight=False, width=width)
         self.err = _Rich(stderr=True, highlight=False)
         self._live: Bars | None = None
@@ -155,7 +156,7 @@ class Console:
             yield ignore
         elif self.as_json:
             yield throttled(self._json_line, every=1.0)
-        elif self.err.is_terminal:
+        elif moves_cursor(self.err.file):
             self._live = Bars(self.err, self.note)
             try:
                 yield throttled(self._live.observe, every=0.1)
@@ -173,7 +174,7 @@ class Console:
         """Print text to stdout at once, on a terminal without control codes."""
         if sys.stdout is None:
             return
-        is_shown = sys.stdout.isatty()
+        is_shown = is_terminal(sys.stdout)
         live = self._live if is_shown else None
         with live.away() if live is not None else nullcontext(), _to_stdout():
             sys.stdout.write(harmless(text) if is_shown else text)
@@ -187,11 +188,11 @@ class Console:
             self._json_line(Noted(message=message))
         else:
             text = Text(harmless(self._prefix + message))
-            self.err.print(text, soft_wrap=not self.err.is_terminal)
+            self.err.print(text, soft_wrap=not is_terminal(self.err.file))
 
     def note_fitting(self, forms: Sequence[str]) -> None:
         """Print the first form that fits into a line; without a terminal, every form does."""
-        room = self.err.width if self.err.is_terminal else _ENDLESS
+        room = self.err.width if is_terminal(self.err.file) else _ENDLESS
         self.note(next((form for form in forms if len(form) <= room), forms[-1]))
 
     def failure(self, error: GrokctlError, *, has_result: bool = False) -> None:
@@ -383,7 +384,7 @@ class Console:
         """Print names and values on stderr: they are not the result."""
         if self.quiet:
             return
-        if self.as_json or not self.err.is_terminal:
+        if self.as_json or not is_terminal(self.err.file):
             for name, value in facts:
                 self.note(f"{name}: {value}")
         else:
@@ -394,7 +395,7 @@ class Console:
 
         `is_whole` leaves wrapping to the terminal, so that the line is copied as one.
         """
-        if self.out.is_terminal:
+        if is_terminal(self.out.file):
             with _to_stdout():
                 self.out.print(renderable, soft_wrap=is_whole)
             return
@@ -408,7 +409,7 @@ class Console:
         Raises:
             UsageError: It is not UTF-8.
         """
-        is_shown = sys.stdout is not None and sys.stdout.isatty()
+        is_shown = is_terminal(sys.stdout)
         if not is_shown and sys.stderr is not None:  # the prompt is not a result
             sys.stderr.write(prompt)
             sys.stderr.flush()

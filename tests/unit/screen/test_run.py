@@ -29,6 +29,7 @@ def terminal(monkeypatch, capsys):
     """The output on a terminal of some width."""
 
     def show(columns, say):
+        monkeypatch.setattr("grokctl.screen.console.is_terminal", lambda _: True)
         monkeypatch.setenv("FORCE_COLOR", "1")
         monkeypatch.setenv("NO_COLOR", "1")
         monkeypatch.setenv("COLUMNS", str(columns))
