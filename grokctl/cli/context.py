@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 RESUMES: Final = "interrupted; the same command resumes where it stopped"
 
+_NO_THREAD: Final = "can't start new thread"
+"""How Python says it; the class is only `RuntimeError`."""
 _ParseError: Final = typer.BadParameter.__base__
 """Raised by typer for an invalid command line; typer exports only this subclass of it."""
 _TYPERS_WORDS: Final = {
@@ -177,6 +179,12 @@ def command(
         raise
     except BrokenPipeError:
         raise
+    except (MemoryError, RuntimeError) as error:
+        limited = _limit_in(error)
+        if limited is None:
+            raise
+        console.failure(limited)
+        raise limited from error
     except OSError as error:
         failure = refusal(error)  # no stage translated it
         console.failure(failure)
@@ -187,6 +195,17 @@ def command(
             raise
         console.note(interrupted)
         raise typer.Exit(code) from error
+
+
+def _limit_in(error: MemoryError | RuntimeError) -> GrokctlError | None:
+    """The error for a limit of this process that Python ran into; None if it is another."""
+    from grokctl.machine.limits import few_threads, little_memory
+
+    if isinstance(error, MemoryError):
+        return little_memory()
+    if _NO_THREAD in str(error):
+        return few_threads("the system starts no more of them")
+    return None
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """Set the environment variables that JAX and OpenSSL read; nothing below `cli` sets any."""
 
 import os
+import resource
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Final
@@ -35,11 +36,16 @@ def jax_prepared() -> Iterator[None]:
     a machine may need them; they are tried first, because XLA ends the process over a wrong one.
 
     Raises:
-        HardwareError: JAX does not start with a variable of the user's.
+        HardwareError: JAX does not start with a variable of the user's, or with the limits.
     """
     from grokctl.machine.jax_variables import OWN, start_failure
+    from grokctl.machine.limits import ENOUGH_THREADS, limit_of, little_memory, require_threads
 
-    failure = start_failure(os.environ)
+    require_threads(ENOUGH_THREADS)
+    is_limited = limit_of(resource.RLIMIT_AS) is not None
+    failure = start_failure(os.environ, always=is_limited)
+    if failure is not None and not failure[1]:
+        raise little_memory()
     if failure is not None:
         why, names = failure
         values = ", ".join(f"{name}={os.environ[name]}" for name in names)

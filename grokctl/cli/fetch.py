@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
 
@@ -27,6 +27,9 @@ from grokctl.cli.options import (
 )
 from grokctl.errors import GrokctlError
 from grokctl.parse import read_ranges, read_size
+
+_THREADS: Final = 16
+"""Of libtorrent, of mirrors, and for hashes of what is on disk."""
 
 
 def fetch(
@@ -97,10 +100,12 @@ def fetch(
     ):
         from grokctl import fetch as stage
         from grokctl.checkpoint.proving import root_to_seed
+        from grokctl.machine.limits import require_threads
         from grokctl.screen import fetch as screen
         from grokctl.transfer.preflight import raise_failed
         from grokctl.transfer.sources import FetchOptions, parse_source
 
+        require_threads(_THREADS)
         options = FetchOptions(
             peers=tuple(peer or ()),
             mirrors=mirrors_named(mirror),

@@ -7,6 +7,7 @@ from typing import Final
 from grokctl.checks import Check, Status
 from grokctl.diagnosis.inventory import ready_nbytes
 from grokctl.machine.facts import Machine
+from grokctl.machine.limits import ENOUGH_THREADS
 from grokctl.model.config import GROK_1
 from grokctl.model.placement import MeshShape
 from grokctl.model.precision import Precision
@@ -18,6 +19,7 @@ _PYTHONS: Final = ((3, 11), (3, 13))
 """The oldest and the newest supported version."""
 _ENOUGH_FILES: Final = 1024
 _WANTED_FILES: Final = 4096
+_ENOUGH_LOCKED: Final = 2**30
 _UNLIMITED: Final = "ulimit -v unlimited  # unless an administrator set the limit"
 
 
@@ -117,4 +119,29 @@ def address_space(machine: Machine) -> Iterator[Check]:
         yield Check("address space", Status.WARN, detail, _UNLIMITED)
 
 
-CHECKS: Final = (python, versions, libtorrent, open_files, address_space)
+def threads(machine: Machine) -> Iterator[Check]:
+    """Whether a run can start its threads: without one, libraries abort."""
+    if machine.threads is None:
+        return
+    limits = f" ({', '.join(machine.thread_limits)})" if machine.thread_limits else ""
+    if machine.threads >= ENOUGH_THREADS:
+        yield Check("threads", Status.OK, f"{ENOUGH_THREADS} can be started{limits}")
+        return
+    detail = f"{machine.threads} can be started, a run needs {ENOUGH_THREADS}{limits}"
+    yield Check("threads", Status.FAIL, detail, "ulimit -u unlimited")
+
+
+def locked_memory(machine: Machine) -> Iterator[Check]:
+    """Whether fast networks between hosts can register memory."""
+    limit = machine.locked_memory
+    if limit is None:
+        return
+    detail = f"at most {format_bytes(limit)}"
+    if machine.surroundings.processes > 1 and machine.accelerators and limit < _ENOUGH_LOCKED:
+        detail += ": InfiniBand and RDMA between hosts need more"
+        yield Check("locked memory", Status.WARN, detail, "ulimit -l unlimited")
+    else:
+        yield Check("locked memory", Status.OK, f"{detail}; grokctl locks none")
+
+
+CHECKS: Final = (python, versions, libtorrent, open_files, threads, locked_memory, address_space)

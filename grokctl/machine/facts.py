@@ -190,6 +190,12 @@ class Machine:
     """Hard limit of open files."""
     address_space: int | None = None
     """Bytes of address space; None without a limit."""
+    threads: int | None = None
+    """Threads that could be started, of as many as a run needs; None if not tried."""
+    thread_limits: tuple[str, ...] = ()
+    """What limits them, in words."""
+    locked_memory: int | None = None
+    """Bytes of memory that may be locked; None without a limit."""
 
     @property
     def accelerators(self) -> tuple[Accelerator, ...]:

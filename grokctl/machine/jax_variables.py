@@ -65,16 +65,22 @@ def doubtful(environ: Mapping[str, str]) -> tuple[str, ...]:
     )
 
 
-def start_failure(environ: Mapping[str, str]) -> tuple[str, tuple[str, ...]] | None:
+def start_failure(
+    environ: Mapping[str, str], *, always: bool = False
+) -> tuple[str, tuple[str, ...]] | None:
     """Start JAX on the CPU in a process of its own, if a variable is doubtful.
 
     A flag that XLA does not know ends the process, and no code can catch that.
+
+    Args:
+        environ: The variables.
+        always: Whether to start it without a doubtful variable, too.
 
     Returns:
         Why it does not start, and the variables to unset; None if it starts.
     """
     names = doubtful(environ)
-    if not names:
+    if not names and not always:
         return None
     child = {**{k: v for k, v in environ.items() if k not in OWN}, "JAX_PLATFORMS": "cpu"}
     with suppress(subprocess.TimeoutExpired, OSError):

@@ -12,6 +12,12 @@ from grokctl.machine.disks import probe_disks
 from grokctl.machine.environment import software, surroundings
 from grokctl.machine.facts import Machine
 from grokctl.machine.host import cpu
+from grokctl.machine.limits import (
+    ENOUGH_THREADS,
+    limit_of,
+    startable_threads,
+    thread_limits,
+)
 from grokctl.machine.memory import memory
 from grokctl.machine.network import network
 
@@ -63,7 +69,6 @@ def look(
     observe(Finished(stage=Stage.LOOK))
 
     soft, hard = (_limit(value) for value in resource.getrlimit(resource.RLIMIT_NOFILE))
-    space, _ = resource.getrlimit(resource.RLIMIT_AS)
     return Machine(
         nvml=nvml,
         jax=jax,
@@ -75,7 +80,10 @@ def look(
         network=net,
         open_files=soft,
         open_files_most=hard,
-        address_space=None if space == resource.RLIM_INFINITY else space,
+        address_space=limit_of(resource.RLIMIT_AS),
+        threads=startable_threads(ENOUGH_THREADS),
+        thread_limits=tuple(thread_limits()),
+        locked_memory=limit_of(resource.RLIMIT_MEMLOCK),
     )
 
 

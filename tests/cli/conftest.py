@@ -32,7 +32,15 @@ WORDS = replace(MINIATURE, sequence_len=64, num_layers=2, vocab_size=512, emb_si
 LARGE = replace(WORDS, emb_size=512, key_size=32, num_layers=6, vocab_size=1024, num_q_heads=16)
 """200 MB: a reshard takes long enough to be interrupted."""
 PIECE = 16384
-_CHATTER = ("CI", "FORCE_COLOR", "NO_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE", "COLUMNS", "LINES")
+_CHATTER = (
+    "CI",
+    "FORCE_COLOR",
+    "NO_COLOR",
+    "TTY_COMPATIBLE",
+    "TTY_INTERACTIVE",
+    "COLUMNS",
+    "LINES",
+)
 
 
 @dataclass(frozen=True, slots=True)
