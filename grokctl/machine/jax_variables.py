@@ -39,15 +39,26 @@ OWN: Final[Mapping[str, str]] = {
 }
 """Variables that change what JAX computes, and what they change: JAX's own default is needed."""
 _USERS: Final = re.compile(
-    "JAX_(PLATFORMS|NUM_CPU_DEVICES|COMPILATION_CACHE_DIR|COORDINATOR_ADDRESS|COORDINATOR_IP"
+    "JAX_(PLATFORMS|COMPILATION_CACHE_DIR|COORDINATOR_ADDRESS|COORDINATOR_IP"
     "|LOG_COMPILES|TRACEBACK_FILTERING|LOGGING_LEVEL)"
     "|XLA_(PYTHON_)?CLIENT_.*"
 )
-"""Variables that JAX cannot fail to read, if a number is one."""
+"""Variables that JAX cannot fail to read."""
+_PLAIN: Final = re.compile("-?[0-9.]+|true|false", re.IGNORECASE)
+"""Values that numbers and switches may have."""
 _READ_AT_START: Final = re.compile("JAX_[A-Z0-9_]+|XLA_FLAGS|LIBTPU_INIT_ARGS|TF_XLA_FLAGS")
-_NUMBERS: Final = frozenset({"JAX_NUM_CPU_DEVICES"})
 _TIMEOUT_S: Final = 60
-_START: Final = "import jax; jax.devices()"
+_START: Final = """
+import resource
+space, most = resource.getrlimit(resource.RLIMIT_AS)
+if space != resource.RLIM_INFINITY:
+    resource.setrlimit(resource.RLIMIT_AS, (max(1, space - 2**30), most))  # a run needs more
+import jax
+jax.devices()
+if space != resource.RLIM_INFINITY:
+    jax.jit(lambda x: x @ x)(jax.numpy.ones((64, 64))).block_until_ready()
+"""
+"""An address space that is too small ends the process, too: the trial has a GiB less."""
 _LOG: Final = re.compile(r"^[A-Z]\d{4} [\d:.]+ +\d+ [\w.]+:\d+\] ")
 
 
@@ -59,9 +70,7 @@ def doubtful(environ: Mapping[str, str]) -> tuple[str, ...]:
         if _READ_AT_START.fullmatch(name)
         and environ[name].strip()
         and name not in OWN
-        and not (
-            _USERS.fullmatch(name) and (name not in _NUMBERS or environ[name].strip().isdecimal())
-        )
+        and not (_USERS.fullmatch(name) or _PLAIN.fullmatch(environ[name].strip()))
     )
 
 
@@ -77,7 +86,7 @@ def start_failure(
         always: Whether to start it without a doubtful variable, too.
 
     Returns:
-        Why it does not start, and the variables to unset; None if it starts.
+        Why it does not start, and the variables to unset, if it is due to them; None if it starts.
     """
     names = doubtful(environ)
     if not names and not always:
@@ -98,5 +107,5 @@ def start_failure(
         fatal = [line for line in lines if line.startswith("F")]
         why = _LOG.sub("", (fatal or lines or ["ends without a word"])[-1])
         named = [name for name in names if name in why or name.lower() in why]
-        return why, tuple(named) or names
+        return why, tuple(named) or (() if always else names)
     return None

@@ -136,11 +136,16 @@ def test_what_changes_the_results_of_jax_is_set_aside_for_a_run_and_comes_back(m
 
 def test_only_what_may_stop_jax_costs_a_trial():
     fine = {"JAX_NUM_CPU_DEVICES": "8", "JAX_ENABLE_X64": "perhaps", "XLA_FLAGS": " ", "HOME": "x"}
-    bad = {"JAX_NUM_CPU_DEVICES": "x", "XLA_FLAGS": "--a", "LIBTPU_INIT_ARGS": "-b", "JAX_NEW": "1"}
+    bad = {
+        "JAX_NUM_CPU_DEVICES": "x",
+        "XLA_FLAGS": "--a",
+        "LIBTPU_INIT_ARGS": "-b",
+        "JAX_NEW": "new",
+    }
 
     assert doubtful(fine | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}) == ()
     assert doubtful(bad) == tuple(sorted(bad))
-    assert start_failure({**os.environ, "JAX_NEW": "1"}) is None
+    assert start_failure({**os.environ, "JAX_NEW": "new"}) is None
 
 
 @pytest.mark.parametrize(

@@ -110,3 +110,14 @@ def test_doctor_checks_threads_and_locked_memory():
     assert "9 can be started" in bad.detail
     assert "ulimit -u 10" in bad.detail
     assert bad.fix == "ulimit -u unlimited"
+
+
+@pytest.mark.skipif(
+    os.geteuid() != 0 or shutil.which("setpriv") is None, reason="needs a user of its own"
+)
+def test_an_address_space_in_which_jax_would_abort_is_named(tmp_path):
+    outcome = limited(tmp_path, "RLIMIT_AS", 1_500_000_000, "score", "--token-ids", "1")
+
+    assert outcome.returncode == 40, outcome.stderr
+    assert "error: address space: 1.5 GB" in outcome.stderr
+    assert "hint: ulimit -v unlimited" in outcome.stderr
