@@ -16,6 +16,9 @@ class FinishReason(StrEnum):
 
     STOP = "stop"
     LENGTH = "length"
+    """As many tokens as asked for."""
+    CONTEXT = "context"
+    """No position is left, though more tokens were asked for."""
     INTERRUPTED = "interrupted"
 
 
@@ -27,7 +30,7 @@ class Request:
     """Token ids, at least one."""
     sampling: Sampling
     max_tokens: int
-    """Ends with `length` after this many."""
+    """Ends with `length` after this many, or with `context` before."""
     stop: tuple[str, ...] = ()
     """The text ends before the first of these, with `stop`."""
     ignore_eos: bool = False

