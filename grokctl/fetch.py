@@ -87,6 +87,8 @@ class Fetched:
     """Bytes of the wanted files."""
     downloaded: int
     """Payload bytes received in this run, including wasted ones."""
+    uploaded: int | None
+    """Payload bytes sent while seeding; None if it did not seed."""
     seconds: float
     is_complete: bool
     """Whether the release is complete; False after `only`, unless the rest came earlier."""
@@ -153,12 +155,13 @@ def fetch(
         download = Download(
             request=request, selection=selection, swarm=swarm, mirrors=mirrors, observe=observe
         )
+        uploaded = None
         try:
             last = download.run()
             if last.has_everything:
                 forget_unfinished(root)
             if options.seed or options.seed_ratio is not None:
-                download.seed()
+                uploaded = download.seed()
         finally:
             with suppress(OSError, RuntimeError):
                 download.record(is_final=True)
@@ -177,6 +180,7 @@ def fetch(
         infohash=request.origin.infohash,
         nbytes=selection.nbytes,
         downloaded=sum(contribution.nbytes for contribution in contributions),
+        uploaded=uploaded,
         seconds=time.monotonic() - began,
         is_complete=last.has_everything,
         is_proven=_is_proven(root, selection),
@@ -337,7 +341,7 @@ def _network(options: FetchOptions) -> NetworkOptions:
         bind=options.bind,
         port=options.port,
         proxy=options.proxy,
-        dht=options.dht,
+        dht=options.dht and not options.is_local,
         lsd=options.lsd,
         connections=options.connections,
         allows_shared_addresses=bool(options.peers),

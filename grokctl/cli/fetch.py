@@ -15,11 +15,11 @@ from grokctl.cli.options import (
     MirrorOption,
     NoDhtOption,
     NoLsdOption,
+    NoTrackersOption,
     PeerOption,
     PortOption,
     ProxyOption,
     QuietOption,
-    StallOption,
     TrackerOption,
     VerboseOption,
     WebSeedOption,
@@ -30,6 +30,9 @@ from grokctl.parse import read_ranges, read_size
 
 _THREADS: Final = 16
 """Of libtorrent, of mirrors, and for hashes of what is on disk."""
+_STALL_S: Final = 300.0
+_PLAN_WITHIN_S: Final = 60.0
+"""Seconds that a plan waits for the metadata."""
 
 
 def fetch(
@@ -79,11 +82,19 @@ def fetch(
     proxy: ProxyOption = None,
     no_dht: NoDhtOption = False,
     no_lsd: NoLsdOption = False,
+    no_trackers: NoTrackersOption = False,
     seed: Annotated[bool, typer.Option("--seed", help="Upload afterwards, until Ctrl-C.")] = False,
     seed_ratio: Annotated[
         float | None, typer.Option(metavar="X", help="Upload afterwards, X times the size.")
     ] = None,
-    stall_timeout: StallOption = 300.0,
+    stall_timeout: Annotated[
+        float | None,
+        typer.Option(
+            metavar="S",
+            help="Fail after S seconds without data.",
+            show_default="300, with --dry-run 60",
+        ),
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan only.")] = False,
     force: Annotated[
         bool, typer.Option("--force", help="Use files in the folder that grokctl did not make.")
@@ -106,6 +117,7 @@ def fetch(
         from grokctl.transfer.sources import FetchOptions, parse_source
 
         require_threads(_THREADS)
+        patience = _PLAN_WITHIN_S if dry_run else _STALL_S
         options = FetchOptions(
             peers=tuple(peer or ()),
             mirrors=mirrors_named(mirror),
@@ -123,9 +135,10 @@ def fetch(
             proxy=proxy,
             dht=not no_dht,
             lsd=not no_lsd,
+            source_trackers=not no_trackers,
             seed=seed,
             seed_ratio=seed_ratio,
-            stall_timeout_s=stall_timeout,
+            stall_timeout_s=patience if stall_timeout is None else stall_timeout,
             force=force,
         )
         where = home_of(home)

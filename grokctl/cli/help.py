@@ -15,7 +15,7 @@ _GROUPS: Final = {
     "Several hosts": ("coordinator", "num_processes", "process_id", "cluster_timeout"),
     "Network": (
         *("peer", "mirror", "web_seed", "tracker", "max_download", "max_upload", "connections"),
-        *("port", "bind", "proxy", "no_dht", "no_lsd", "stall_timeout"),
+        *("port", "bind", "proxy", "no_dht", "no_lsd", "no_trackers", "stall_timeout"),
     ),
     "Output": ("echo", "no_stream", "stats", "as_json", "quiet", "verbose", "home", "help"),
 }

@@ -87,6 +87,9 @@ ProxyOption = Annotated[
 ]
 NoDhtOption = Annotated[bool, typer.Option("--no-dht", help="Do not use the DHT.")]
 NoLsdOption = Annotated[bool, typer.Option("--no-lsd", help="Do not search for peers on the LAN.")]
+NoTrackersOption = Annotated[
+    bool, typer.Option("--no-trackers", help="Ask no trackers but those of --tracker.")
+]
 StallOption = Annotated[
     float,
     typer.Option("--stall-timeout", metavar="S", help="Fail after S seconds without data."),

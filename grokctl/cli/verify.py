@@ -17,6 +17,7 @@ from grokctl.cli.options import (
     MirrorOption,
     NoDhtOption,
     NoLsdOption,
+    NoTrackersOption,
     PeerOption,
     PortOption,
     ProxyOption,
@@ -53,6 +54,7 @@ def verify(
     proxy: ProxyOption = None,
     no_dht: NoDhtOption = False,
     no_lsd: NoLsdOption = False,
+    no_trackers: NoTrackersOption = False,
     stall_timeout: StallOption = 300.0,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
@@ -98,6 +100,7 @@ def verify(
                 proxy=proxy,
                 dht=not no_dht,
                 lsd=not no_lsd,
+                source_trackers=not no_trackers,
                 stall_timeout_s=stall_timeout,
             )
             with console.observing() as observe, certificates_named():

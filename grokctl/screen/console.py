@@ -164,7 +164,7 @@ class Console:
                 self._live.stop()
                 self._live = None
         else:
-            yield throttled(Lines(self.note).observe, every=5.0)
+            yield Lines(self.note).observe
 
     def emit(self, values: dict[str, Any]) -> None:
         """Print the result object of `--json`."""

@@ -63,11 +63,14 @@ def fetched(console: Console, result: Fetched) -> None:
     """Print a finished download: its sources, their problems, and what remains to be done."""
     root = quoted(result.root)
     remaining = []
-    if not result.is_proven:
+    has_only_seeded = result.uploaded is not None and not result.downloaded
+    if not result.is_proven and not has_only_seeded:
         remaining.append(("next", f"grokctl verify {root}"))
-    if not result.has_tokenizer:
+    if not result.has_tokenizer and not has_only_seeded:
         source = quoted(result.source)
         remaining.append(("for text", f"grokctl fetch {source} --to {root} --tokenizer FILE"))
+    downloaded, uploaded = format_bytes(result.downloaded), format_bytes(result.uploaded or 0)
+    took = format_seconds(result.seconds)
     show(
         console,
         {
@@ -75,6 +78,7 @@ def fetched(console: Console, result: Fetched) -> None:
             "infohash": result.infohash,
             "bytes": result.nbytes,
             "downloaded_bytes": result.downloaded,
+            "uploaded_bytes": result.uploaded,
             "seconds": result.seconds,
             "complete": result.is_complete,
             "extras": list(result.extras),
@@ -83,15 +87,14 @@ def fetched(console: Console, result: Fetched) -> None:
             "sources": [asdict(each) for each in result.contributions],
             "troubles": [asdict(trouble) for trouble in result.troubles],
         },
-        f"fetched {result.root.name}" + ("" if result.is_complete else " in part"),
+        f"{'seeded' if has_only_seeded else 'fetched'} {result.root.name}"
+        + ("" if result.is_complete else " in part"),
         [
             ("release", str(result.root)),
             ("infohash", result.infohash),
             ("bytes", format_bytes(result.nbytes)),
-            (
-                "downloaded",
-                f"{format_bytes(result.downloaded)} in {format_seconds(result.seconds)}",
-            ),
+            *([] if has_only_seeded else [("downloaded", f"{downloaded} in {took}")]),
+            *([] if result.uploaded is None else [("uploaded", f"{uploaded} in {took}")]),
             *(
                 (f"  {each.source}", format_bytes(each.nbytes))
                 for each in result.contributions

@@ -39,6 +39,9 @@ _FLEETING: Final = frozenset(
 """Stages whose bar disappears at their end."""
 _WINDOW_S: Final = 20.0
 """Seconds over which a rate is measured."""
+_GROWTH: Final = 1.5
+_LONGEST_GAP_S: Final = 600.0
+"""Seconds between two lines of a stage, at most."""
 _CELLS: Final = "·░▒▓█"
 """From nothing to all of a part."""
 _ASCII_CELLS: Final = ".-=%#"
@@ -50,6 +53,8 @@ class _StageProgress:
     def __init__(self, started: Started) -> None:
         self.total = started.total
         self.unit = started.unit
+        # prompts differ in length, and the detail of seeding has rates with names
+        self._has_rate = started.unit is not Unit.PROMPTS and started.stage is not Stage.SEED
         self.before = started.done
         self.done = started.done
         self.began = time.monotonic()
@@ -92,7 +97,7 @@ class _StageProgress:
                 f"{100 * self.done / self.total:.0f}%",
             ]
         rate = self.rate
-        if rate and self.unit is not Unit.PROMPTS:  # prompts differ in length
+        if rate and self._has_rate:
             parts.append(f"{format_count(rate, self.unit)}/s")
         if rate and 0 < self.done < self.total:
             parts.append(f"{format_seconds((self.total - self.done) / rate)} left")
@@ -236,21 +241,25 @@ class Bars:
 
 
 class Lines:
-    """Plain lines, without a terminal."""
+    """Plain lines, without a terminal: the longer a stage takes, the fewer."""
 
-    def __init__(self, note: Callable[[str], None]) -> None:
+    def __init__(self, note: Callable[[str], None], *, every: float = 5.0) -> None:
         self._note = note
+        self._every = every
         self._stages: dict[Stage, _StageProgress] = {}
+        self._due: dict[Stage, tuple[float, float]] = {}
+        """Seconds since the stage began when its next line is due, and the gap after it."""
 
     def observe(self, event: Event) -> None:
         """Show an event."""
         match event:
             case Started(stage=stage):
                 self._stages[stage] = _StageProgress(event)
+                self._due[stage] = (self._every, self._every)
             case Advanced(stage=stage, done=done, detail=detail) if stage in self._stages:
                 progress = self._stages[stage]
                 progress.advance(done)
-                if progress.elapsed >= 1:
+                if self._is_due(stage, progress.elapsed):
                     self._note(f"{_TITLES[stage]}: {progress}" + (f" · {detail}" if detail else ""))
             case Finished(stage=stage) if stage in self._stages:
                 progress = self._stages.pop(stage)
@@ -261,3 +270,12 @@ class Lines:
                 self._note(message)
             case _:
                 pass
+
+    def _is_due(self, stage: Stage, elapsed: float) -> bool:
+        """Whether a line of a stage is due; the next is, after a gap that grows."""
+        due, gap = self._due[stage]
+        if elapsed < due:
+            return False
+        gap = min(gap * _GROWTH, _LONGEST_GAP_S)
+        self._due[stage] = (elapsed + gap, gap)
+        return True

@@ -77,10 +77,10 @@ def closing(console: Console, result: Generation, *, has_loaded: bool, is_drawn:
     wide, narrow = _speeds(stats.prefill_tokens_per_s, stats.decode_tokens_per_s)
     reads = [f"{format_bytes(stats.bytes_per_token)}/token"] if result.ids else []
     forms = [" · ".join([*start, *_times(load + compiled + first), *wide, *reads, *end])]
-    for times in (load + compiled + first, compiled + first, first):
+    shorter = [(load + compiled + first, reads), (compiled + first, reads), (first, reads)]
+    for times, read in (*shorter, (first, [])):
         short = ", ".join(_times(times)).replace("first token", "first")
-        forms.append(" · ".join([*start, *filter(None, [short]), *narrow, *reads, *end]))
-    forms.append(" · ".join([*start, *filter(None, [short]), *narrow, *end]))
+        forms.append(" · ".join([*start, *filter(None, [short]), *narrow, *read, *end]))
     console.note_fitting(forms)
 
 

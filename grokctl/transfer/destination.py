@@ -95,9 +95,7 @@ def select_files(torrent: bytes, request: FetchRequest) -> FileSelection:
         metainfo=metainfo,
         info=raw[b"info"],
         layers=raw.get(b"piece layers", b"") if metainfo.version == V2 else b"",
-        trackers=tuple(
-            dict.fromkeys([*origin.trackers, *plain_urls(trackers_of(torrent)), *options.trackers])
-        ),
+        trackers=options.asked([*origin.trackers, *plain_urls(trackers_of(torrent))]),
         places=places,
         wanted=frozenset(wanted),
     )
@@ -326,6 +324,7 @@ def _typed(options: FetchOptions) -> Iterator[str]:
                 yield from (option, str(value))
     yield from ["--no-dht"] * (not options.dht)
     yield from ["--no-lsd"] * (not options.lsd)
+    yield from ["--no-trackers"] * (not options.source_trackers)
 
 
 def remove_parts(root: Path) -> None:

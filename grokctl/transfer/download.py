@@ -34,6 +34,7 @@ _BUSY_TICK_S: Final = 0.05
 """With mirrors, whose idle workers wait for the next tick."""
 _SCAN_EVERY_S: Final = 0.5
 _SAVE_EVERY_S: Final = 30.0
+_LISTEN_WITHIN_S: Final = 5.0
 SAVE_WITHIN_S: Final = 3.0
 """Seconds that resume data may take at the end."""
 _SIGN_OF_LIFE: Final = 2**14
@@ -102,20 +103,45 @@ class Download:
         self.observe(Finished(stage=Stage.FETCH))
         return now
 
-    def seed(self) -> None:
-        """Upload until the ratio is reached or the user interrupts, which is no error."""
+    def seed(self) -> int:
+        """Upload until the ratio is reached or the user interrupts, which is no error.
+
+        Returns:
+            Bytes sent in this session.
+        """
         ratio = self.request.options.seed_ratio
         goal = None if ratio is None else int(ratio * self.selection.nbytes)
+        now = self._poll()
+        first = now.uploaded
+        before = 0 if goal is None else first  # a ratio counts earlier sessions, too
         try:
-            self.observe(Started(stage=Stage.SEED, total=goal or 0))
-            now = self._poll()
+            self._note_address()
+            self.observe(Started(stage=Stage.SEED, total=goal or 0, done=before))
             while goal is None or now.uploaded < goal:
-                detail = f"{format_rate(now.upload_rate)} · {format_number(now.peers, 'peer')}"
-                self.observe(Advanced(stage=Stage.SEED, done=now.uploaded, detail=detail))
+                rates = f"up {format_rate(now.upload_rate)}, down {format_rate(now.rate)}"
+                detail = f"{rates} · {format_number(now.peers, 'peer')}"
+                done = before + now.uploaded - first
+                self.observe(Advanced(stage=Stage.SEED, done=done, detail=detail))
                 now = self._poll()
         except KeyboardInterrupt:
             self.observe(Noted(message="seeding stopped; the download is complete"))
         self.observe(Finished(stage=Stage.SEED))
+        return now.uploaded - first
+
+    def _note_address(self) -> None:
+        """Say where peers find this one; nothing listens behind a proxy."""
+        if self.request.options.proxy is not None:
+            return
+        with suppress(FetchError):
+            port, bind = self.swarm.port(timeout_s=_LISTEN_WITHIN_S), self.request.options.bind
+            where = (
+                f"port {port}"
+                if bind is None
+                else f"[{bind}]:{port}"
+                if ":" in bind
+                else f"{bind}:{port}"
+            )
+            self.observe(Noted(message=f"seeding, listening on {where}"))
 
     def _scheduler(self) -> PieceScheduler | None:
         if self.mirrors is None:
@@ -323,6 +349,8 @@ def stalled(
     command = f"grokctl fetch {quoted(origin.source)} --to {quoted(request.root)}"
     if not options.dht and not options.proxy:
         return StalledError(message, f"{command}  # without --no-dht: other peers may have it")
+    if options.is_local:
+        return StalledError(message, f"{command}  # {options.bind} reaches only this machine")
     if awaited == "metadata":
         return StalledError(message, f"{command} --torrent-file FILE  # from a peer that has it")
     if origin.tokenizer is not None and not options.mirrors:

@@ -118,6 +118,8 @@ class FetchOptions:
     """`socks5://user:password@host:port` or `http://…`; disables DHT, LSD and listening."""
     dht: bool = True
     lsd: bool = True
+    source_trackers: bool = True
+    """Whether to ask the source's own trackers. Those of `trackers` are asked in any case."""
     seed: bool = False
     """Whether to upload after completion, until interrupted."""
     seed_ratio: float | None = None
@@ -136,6 +138,19 @@ class FetchOptions:
                 raise invalid(name, value, "expected more than 0")
         if not all(self.only):
             raise invalid("only", "", "expected a pattern that is not empty")
+
+    @property
+    def is_local(self) -> bool:
+        """Whether it can reach nothing but this machine."""
+        return _is_loopback(self.bind or "") and self.proxy is None
+
+    def asked(self, source: Iterable[str]) -> tuple[str, ...]:
+        """The trackers to ask: of the source, as far as allowed and reachable, and our own."""
+        urls = source if self.source_trackers else ()
+        reachable = (
+            url for url in urls if not self.is_local or _is_loopback(urlsplit(url).hostname or "")
+        )
+        return tuple(dict.fromkeys([*reachable, *self.trackers]))
 
     def _check_addresses(self) -> None:
         for peer in self.peers:
@@ -184,8 +199,8 @@ class FetchRequest:
 
     @property
     def trackers(self) -> tuple[str, ...]:
-        """Announce URLs of the source and of the options."""
-        return (*self.origin.trackers, *self.options.trackers)
+        """Announce URLs to ask, of the source and of the options."""
+        return self.options.asked(self.origin.trackers)
 
 
 def parse_source(source: str) -> Origin:
@@ -284,6 +299,10 @@ def _is_address(text: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+def _is_loopback(host: str) -> bool:
+    return host == "localhost" or (_is_address(host) and ipaddress.ip_address(host).is_loopback)
 
 
 def _expect_url(

@@ -497,11 +497,11 @@ def test_the_result_says_what_was_fetched_from_whom(grokctl, seeded, command):
 
 
 OFTEN = """
-def five_times_as_often(throttled):
-    return lambda observe, every: throttled(observe, every=every / 5)
-patch("screen.console:throttled", five_times_as_often)
+def five_times_as_often(lines):
+    return lambda note: lines(note, every=1.0)
+patch("screen.console:Lines", five_times_as_often)
 """
-"""A line a second instead of one in five."""
+"""The first line after a second instead of five."""
 
 
 def test_plain_lines_name_rate_and_peers(process, command):

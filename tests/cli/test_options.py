@@ -9,6 +9,7 @@ import typer
 import grokctl
 from grokctl.cli.app import app
 from grokctl.cli.context import option_of
+from grokctl.errors import FetchError
 from grokctl.session.settings import SETTINGS
 
 PACKAGE = Path(grokctl.__file__).parent
@@ -155,3 +156,29 @@ def test_every_field_that_an_error_names_has_an_option():
 def test_options_and_variables_keep_their_names():
     assert option_of("--layers") == "--layers"
     assert option_of("JAX_COORDINATOR_PORT") == "JAX_COORDINATOR_PORT"
+
+
+@pytest.mark.parametrize(
+    ("typed", "seconds"),
+    [
+        pytest.param(["--dry-run"], 60.0, id="a-plan"),
+        pytest.param(["--dry-run", "--stall-timeout", 7], 7.0, id="a-plan-as-asked"),
+        pytest.param([], 300.0, id="a-download"),
+        pytest.param(["--stall-timeout", 7, "--no-trackers"], 7.0, id="as-asked"),
+    ],
+)
+def test_a_plan_waits_a_minute(grokctl, monkeypatch, tmp_path, typed, seconds):
+    seen = []
+
+    def stop(_source, _root, options, **_):
+        seen.append(options)
+        raise FetchError("seen")
+
+    monkeypatch.setattr("grokctl.fetch.fetch", stop)
+    monkeypatch.setattr("grokctl.fetch.plan_fetch", stop)
+
+    grokctl("fetch", "--to", tmp_path / "x", *typed)
+
+    (options,) = seen
+    assert options.stall_timeout_s == seconds
+    assert options.source_trackers is ("--no-trackers" not in typed)

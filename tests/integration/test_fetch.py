@@ -2,6 +2,7 @@
 
 import http.server
 import os
+import re
 import resource
 import select
 import shutil
@@ -28,8 +29,11 @@ from grokctl.checkpoint.torrent import GROK_1_MAGNET, build_metainfo, read_metai
 from grokctl.errors import DiskFullError, FetchError, StalledError, UsageError
 from grokctl.events import Advanced, Finished, Noted, Stage, Started
 from grokctl.fetch import FetchOptions, default_root, fetch, plan_fetch, seeding
+from grokctl.transfer.destination import select_files
+from grokctl.transfer.download import Download
+from grokctl.transfer.sources import FetchRequest, parse_source
 from grokctl.transfer.swarm import Swarm
-from grokctl.transfer.swarm_types import NetworkOptions
+from grokctl.transfer.swarm_types import Claims, NetworkOptions, Transfer
 
 PIECE = 16384
 LOOPBACK = {"bind": "127.0.0.1", "port": 0, "dht": False, "lsd": False, "stall_timeout_s": 20}
@@ -749,7 +753,47 @@ def test_seeding_ends_with_an_interrupt_and_the_download_is_whole(swarm, tmp_pat
     fetched = fetch(swarm.magnet, tmp_path / "got", swarm.options(seed=True), observe=observe)
 
     assert fetched.is_complete
-    assert notes == ["seeding stopped; the download is complete"]
+    assert fetched.uploaded == 0
+    listening, stopped = notes
+    assert re.fullmatch(r"seeding, listening on 127\.0\.0\.1:\d+", listening)
+    assert stopped == "seeding stopped; the download is complete"
+
+
+@pytest.mark.parametrize("ratio", [None, 1e9])
+def test_a_restarted_seed_counts_this_session(swarm, ratio):
+    everything = frozenset(range(swarm.metainfo.num_pieces))
+    claims = Claims(have=everything, uploaded=10**9)
+    events = []
+
+    def observe(event):
+        events.append(event)
+        if isinstance(event, Advanced) and event.stage is Stage.SEED:
+            raise KeyboardInterrupt
+
+    with Swarm(NetworkOptions(bind="127.0.0.1", port=0, dht=False, lsd=False)) as session:
+        options = swarm.options(seed=True, seed_ratio=ratio)
+        request = FetchRequest(origin=parse_source(swarm.magnet), root=swarm.root, options=options)
+        selection = select_files(swarm.torrent, request)
+        session.add(
+            Transfer(
+                metainfo=selection.metainfo,
+                torrent=swarm.torrent,
+                root=swarm.root,
+                places=selection.places,
+                wanted=selection.wanted,
+                claims=claims,
+            )
+        )
+        download = Download(
+            request=request, selection=selection, swarm=session, mirrors=None, observe=observe
+        )
+        sent = download.seed()
+
+    assert sent == 0
+    (started,) = [event for event in events if isinstance(event, Started)]
+    (advanced,) = [event for event in events if isinstance(event, Advanced)]
+    assert started.done == advanced.done == (0 if ratio is None else 10**9)
+    assert advanced.detail == "up 0 B/s, down 0 B/s · 0 peers"
 
 
 def test_seeding_ends_when_the_ratio_is_reached(swarm, tmp_path):
