@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Final
 
-from rich.console import Console, RenderableType
+from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.markup import escape
 from rich.padding import Padding
 from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Task, TextColumn
@@ -39,6 +39,12 @@ _FLEETING: Final = frozenset(
 """Stages whose bar disappears at their end."""
 _WINDOW_S: Final = 20.0
 """Seconds over which a rate is measured."""
+_BAR_WIDTH: Final = 16
+_TITLE_WIDTH: Final = max(map(len, _TITLES.values()))
+_WIDE: Final = 100
+"""Columns from which all titles have the same width, and bars grow."""
+_ECHO_ROOM: Final = 3
+"""Columns left free: a terminal echoes Ctrl-C, and that must not begin a new line."""
 _GROWTH: Final = 1.5
 _LONGEST_GAP_S: Final = 600.0
 """Seconds between two lines of a stage, at most."""
@@ -109,15 +115,25 @@ class _ProgressColumn(ProgressColumn):
         return Text(str(task.fields["progress"]))
 
 
+class _Narrowed:
+    """Something that leaves the last columns free."""
+
+    def __init__(self, block: RenderableType) -> None:
+        self._block = block
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        width = max(1, options.max_width - _ECHO_ROOM)
+        yield from console.render(self._block, options.update_width(width))
+
+
 class _Panel(Progress):
     """Bars, with details below them."""
 
     below: RenderableType | None = None
 
     def get_renderables(self) -> Iterable[RenderableType]:
-        yield from super().get_renderables()
-        if self.below is not None:
-            yield self.below
+        blocks = [*super().get_renderables(), *([] if self.below is None else [self.below])]
+        yield from map(_Narrowed, blocks)
 
 
 class Bars:
@@ -168,8 +184,8 @@ class Bars:
         if self._progress is None:
             self._progress = _Panel(
                 SpinnerColumn(finished_text="[green]✓[/green]"),
-                TextColumn("{task.description}", table_column=Column(width=16)),
-                BarColumn(bar_width=16),
+                TextColumn("{task.description}", table_column=self._title_column()),
+                BarColumn(bar_width=max(_BAR_WIDTH, (self._console.width - _WIDE) // 2)),
                 _ProgressColumn(table_column=Column(no_wrap=True)),
                 TextColumn(
                     "[dim]{task.fields[detail]}[/dim]",
@@ -190,6 +206,11 @@ class Bars:
             detail="",
         )
         self._stages[stage] = (task, progress)
+
+    def _title_column(self) -> Column:
+        """As wide for every stage, if that leaves room for the bar."""
+        is_wide = self._console.width >= _WIDE
+        return Column(width=_TITLE_WIDTH) if is_wide else Column(no_wrap=True)
 
     def _advance(self, stage: Stage, event: Advanced) -> None:
         assert self._progress is not None

@@ -1,9 +1,12 @@
-"""Lines of progress in a pipe: fewer and fewer, and no rate that means something else."""
+"""Progress: fewer and fewer lines in a pipe, and bars that leave room for an echo of Ctrl-C."""
+
+import io
 
 import pytest
+from rich.console import Console
 
 from grokctl.events import Advanced, Finished, Noted, Stage, Started
-from grokctl.screen.progress import Lines
+from grokctl.screen.progress import Bars, Lines
 
 
 @pytest.fixture
@@ -57,3 +60,20 @@ def test_rates_of_seeding_have_names(lines):
     _, said = lines(Stage.SEED, 5)
 
     assert said == [(5, "seed: 5.0 kB · up 2 kB/s, down 0 B/s")]
+
+
+@pytest.mark.parametrize("facts", [(), (("swarm", "x" * 200),)], ids=["a-line", "a-block"])
+@pytest.mark.parametrize("columns", [80, 100, 140])
+def test_bars_are_wide_and_leave_room_for_the_echo_of_ctrl_c(columns, facts):
+    output = io.StringIO()
+    console = Console(file=output, force_terminal=True, width=columns, color_system=None)
+    bars = Bars(console, print)
+
+    bars.observe(Started(stage=Stage.FETCH, total=7_300_000))
+    bars.observe(Advanced(stage=Stage.FETCH, done=7_299_999, detail="y" * 200, facts=facts))
+    bars.stop()
+
+    last = output.getvalue().split("fetch ")[-1]
+    first, *rest = f"  fetch {last}".splitlines()
+    assert first.count("\u2501") + first.count("\u2578") + first.count("\u257a") >= 14
+    assert all(len(line.rstrip()) <= columns - 3 for line in (first, *rest[:-1]))
