@@ -430,9 +430,21 @@ class Console:
                 sys.stderr.flush()
 
 
-def show(console: Console, values: dict[str, Any], title: str, facts: Facts) -> None:
-    """Print a result: as the JSON object that programs rely on, or for people."""
+def show(
+    console: Console, values: dict[str, Any], title: str, facts: Facts, *, brief: str = ""
+) -> None:
+    """Print a result: as the JSON object that programs rely on, or for people.
+
+    Args:
+        console: Prints it.
+        values: The object.
+        title: Above the facts.
+        facts: Names and values.
+        brief: All that `--quiet` leaves of it.
+    """
     if console.as_json:
         console.emit(values)
+    elif console.quiet and brief:
+        console.write(f"{brief}\n")
     else:
         console.facts(title, facts)

@@ -71,6 +71,8 @@ def fetched(console: Console, result: Fetched) -> None:
         remaining.append(("for text", f"grokctl fetch {source} --to {root} --tokenizer FILE"))
     downloaded, uploaded = format_bytes(result.downloaded), format_bytes(result.uploaded or 0)
     took = format_seconds(result.seconds)
+    title = f"{'seeded' if has_only_seeded else 'fetched'} {result.root.name}"
+    title += "" if result.is_complete else " in part"
     show(
         console,
         {
@@ -87,8 +89,7 @@ def fetched(console: Console, result: Fetched) -> None:
             "sources": [asdict(each) for each in result.contributions],
             "troubles": [asdict(trouble) for trouble in result.troubles],
         },
-        f"{'seeded' if has_only_seeded else 'fetched'} {result.root.name}"
-        + ("" if result.is_complete else " in part"),
+        title,
         [
             ("release", str(result.root)),
             ("infohash", result.infohash),
@@ -105,4 +106,5 @@ def fetched(console: Console, result: Fetched) -> None:
             *([("verified", "every byte, unchanged since")] if result.is_proven else []),
             *remaining,
         ],
+        brief=f"{title}: {result.root}",
     )

@@ -37,6 +37,8 @@ _FLEETING: Final = frozenset(
     {Stage.LOOK, Stage.METADATA, Stage.STRUCTURE, Stage.PREFILL, Stage.COMPILE}
 )
 """Stages whose bar disappears at their end."""
+_UNSAID: Final = _FLEETING | {Stage.LOAD}
+"""Stages whose end takes no line: the closing line of a run has their times."""
 _WINDOW_S: Final = 20.0
 """Seconds over which a rate is measured."""
 _BAR_WIDTH: Final = 16
@@ -284,7 +286,8 @@ class Lines:
                     self._note(f"{_TITLES[stage]}: {progress}" + (f" · {detail}" if detail else ""))
             case Finished(stage=stage) if stage in self._stages:
                 progress = self._stages.pop(stage)
-                if stage not in _FLEETING or progress.elapsed >= 1:
+                has_line = self._due.pop(stage)[0] > self._every
+                if has_line or stage not in _UNSAID:
                     progress.done = progress.total or progress.done
                     self._note(f"{_TITLES[stage]}: {progress.summary}")
             case Noted(message=message):

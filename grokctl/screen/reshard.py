@@ -98,6 +98,7 @@ def resharded(
             ("peak memory", format_bytes(peak_rss)),
             ("next", f"grokctl run {quoted(ready.root)}"),
         ],
+        brief=f"resharded {ready.source.name}: {ready.root}",
     )
 
 

@@ -57,11 +57,15 @@ def verdict(
     if unfinished is not None:
         return  # the error says it in one sentence
     if result.damage:
-        _damages(console, result)
+        if not console.quiet:
+            _damages(console, result)
         return
     summary = "every byte is proven" if result.verified else "every byte matches the manifest"
     if quick:
         summary = "the structure is sound; no content is proven"
+    if console.quiet:
+        console.write(f"{result.name}: {summary}\n")
+        return
     spared = f"{result.spared:,} files, unchanged since, the first on {result.since}"
     console.facts(
         f"{result.name}: {summary}",

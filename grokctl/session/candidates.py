@@ -26,6 +26,8 @@ class CandidateCheckpoint:
     candidate: Candidate
     source: TensorSource | None
     """None while only its manifest was read, and not checked."""
+    note: str = ""
+    """Whether it is proven, and how it loads faster; nothing for one that was resharded."""
 
     @property
     def config(self) -> GrokConfig:
@@ -58,12 +60,11 @@ def find_candidates(
     if kind_of(root) == "ready":
         return [open_candidate(root, observe=observe)]
     release = open_release(root, observe=observe)
-    observe(Noted(message=describe_proof(proof_of(release), root)))
     slow = "reshards the release in memory; to load it fast: grokctl reshard --devices N"
-    observe(Noted(message=slow))
+    note = f"{describe_proof(proof_of(release), root)}; {slow}"
     source = ReleaseSource(release)
     candidate = Candidate(name=root.resolve().name, storage=source.storage)
-    return [CandidateCheckpoint(root, candidate, source)]
+    return [CandidateCheckpoint(root, candidate, source, note)]
 
 
 def _root_of(home: Home, name: str | None, observe: Observer) -> Path:

@@ -180,10 +180,10 @@ def _open_job(request: JobRequest, *, processes: int, observe: Observer) -> Engi
     )
     _check_any_hardware(checkpoints[0], asked)
     chosen, choice = settle(checkpoints, asked, processes=processes, observe=observe)
-    if request.checkpoint is None or mesh is None:
-        observe(Noted(message=choice.reason))
-    if request.checkpoint is None and (note := note_of(home, chosen.root)) is not None:
-        observe(Noted(message=note))
+    reason = choice.reason if request.checkpoint is None or mesh is None else ""
+    others = note_of(home, chosen.root) if request.checkpoint is None else None
+    if said := "; ".join(filter(None, (reason, chosen.note, others))):
+        observe(Noted(message=said))
     assert chosen.source is not None
     options = EngineOptions(
         mesh=choice.plan.mesh,

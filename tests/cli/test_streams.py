@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -57,9 +58,32 @@ def test_quiet_leaves_only_errors_and_what_a_run_writes(grokctl, release, tmp_pa
     failed = grokctl("verify", release, quiet)
 
     assert (resharded.exit_code, resharded.stderr) == (0, "")
+    assert resharded.stdout == f"resharded {release.name}: {tmp_path / 'out'}\n"
     assert (verified.exit_code, verified.stderr) == (0, "")
+    assert verified.stdout == f"{release.name}: the structure is sound; no content is proven\n"
     assert failed.exit_code == 2
     assert failed.error
+
+
+def test_a_quiet_verify_of_damage_is_its_error(grokctl, release, tmp_path):
+    damaged = tmp_path / "damaged"
+    shutil.copytree(release, damaged)
+    (damaged / "ckpt-0" / "tensor00003_000").write_bytes(b"")
+
+    outcome = grokctl("verify", damaged, "--quick", "-q")
+
+    assert (outcome.exit_code, outcome.stdout) == (20, "")
+    assert "1 of " in outcome.error
+
+
+@pytest.mark.parametrize("options", [[], ["--devices", "2"]])
+def test_a_run_in_a_pipe_has_at_most_two_lines_before_the_text(grokctl, release, options):
+    outcome = grokctl("run", release, "--token-ids", "7,8", "-n", 1, *options)
+
+    *before, closing = outcome.stderr.splitlines()
+    assert outcome.exit_code == 0
+    assert closing.startswith("load ")
+    assert len(before) <= 2
 
 
 def test_quiet_json_is_the_object_and_nothing_else(grokctl, release):

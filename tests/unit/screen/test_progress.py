@@ -48,6 +48,23 @@ def test_the_last_state_is_not_said_twice(lines):
     assert said[-1][1] == "fetch: 7.0 kB · 1.0 kB/s in 7 s"
 
 
+@pytest.mark.parametrize("stage", [Stage.LOAD, Stage.COMPILE, Stage.PREFILL])
+def test_short_stages_of_a_run_take_no_line(lines, stage):
+    observe, said = lines(stage, 4, total=7000)
+
+    observe(Finished(stage=stage))
+
+    assert said == []
+
+
+def test_a_long_load_is_said_to_its_end(lines):
+    observe, said = lines(Stage.LOAD, 6, total=6000)
+
+    observe(Finished(stage=Stage.LOAD))
+
+    assert [line.split(":")[0] for _, line in said] == ["load", "load"]
+
+
 def test_a_note_is_said_at_once(lines):
     observe, said = lines(Stage.FETCH, 2, total=7000)
 
