@@ -2,6 +2,7 @@
 
 import errno
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -41,6 +42,13 @@ def optional(*also: int) -> Iterator[None]:
     except OSError as error:
         if not is_unsupported(error) and error.errno not in also:
             raise
+
+
+def machine_id() -> str:
+    """The same for all processes on this machine, and different elsewhere."""
+    with suppress(OSError):
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return socket.gethostname()
 
 
 def usable_cores(root: Path = Path("/")) -> int:

@@ -244,14 +244,31 @@ def cluster_of(
         yield cluster
 
 
-def followed(console: "Console", request: "JobRequest", cluster: "Cluster | None") -> bool:
+def followed(
+    console: "Console",
+    request: "JobRequest",
+    cluster: "Cluster | None",
+    prompt: tuple[object, ...] = (),
+) -> bool:
     """Run what rank 0 runs, to its end, if this process has another rank.
+
+    Args:
+        console: Of this process.
+        request: What it was asked to run.
+        cluster: The processes of the run.
+        prompt: What each process was asked to continue: rank 0's counts.
 
     Returns:
         Whether it has; then the command is done.
     """
-    if cluster is None or not cluster.rank:
+    if cluster is None:
         return False
+    own = [None if value is None else str(value) for value in prompt]
+    first = cluster.share("prompt", None if cluster.rank else {"prompt": own})["prompt"]
+    if not cluster.rank:
+        return False
+    if any(value is not None for value in own) and own != first:
+        console.note("the prompt of this rank is ignored: rank 0's is continued", always=True)
     from grokctl.session.complete import follow
 
     follow(console, request, cluster)

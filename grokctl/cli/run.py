@@ -133,7 +133,7 @@ def run(
                 context=context,
                 sequences=1 if prompts_file is None else batch or _BATCH,
             )
-            if followed(console, job, cluster):
+            if followed(console, job, cluster, (prompt, prompt_file, token_ids, prompts_file)):
                 return
             check_prompts(
                 prompt=prompt,

@@ -79,7 +79,7 @@ def score(
             kv=kv,
             context=context,
         )
-        if followed(console, request, cluster):
+        if followed(console, request, cluster, (text, token_ids)):
             return
         content = read_content(text, token_ids)
         with console.observing() as observe:

@@ -11,6 +11,7 @@ import jax
 
 from grokctl.cluster.launcher import Launch
 from grokctl.errors import PeerError
+from grokctl.system import machine_id
 
 PATIENCE_S: Final = 2
 """After a connection broke, seconds to wait for the other end's reason in words."""
@@ -82,6 +83,10 @@ class Exchange:
     def everywhere(self, stage: str, *, it_is: bool) -> bool:
         """Whether a condition holds in all processes."""
         return all(facts["it is"] for facts in self._exchange(stage, {"it is": it_is}))
+
+    def machines(self) -> int:
+        """Number of machines that the processes run on."""
+        return len({str(facts) for facts in self._exchange("machine", {"id": machine_id()})})
 
     def files(self, stage: str, sums: Mapping[str, str]) -> None:
         """Compare the sums of the files that more than one rank has.

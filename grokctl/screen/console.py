@@ -180,9 +180,9 @@ class Console:
             sys.stdout.write(harmless(text) if is_shown else text)
             sys.stdout.flush()
 
-    def note(self, message: str) -> None:
-        """Print a line on stderr."""
-        if self.quiet:
+    def note(self, message: str, *, always: bool = False) -> None:
+        """Print a line on stderr, also if quiet where it must be read."""
+        if self.quiet and not always:
             return
         if self.as_json:
             self._json_line(Noted(message=message))

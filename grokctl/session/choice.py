@@ -14,7 +14,12 @@ from grokctl.session.candidates import CandidateCheckpoint, damaged, open_candid
 
 
 def settle(
-    checkpoints: Sequence[CandidateCheckpoint], asked: Asked, *, processes: int, observe: Observer
+    checkpoints: Sequence[CandidateCheckpoint],
+    asked: Asked,
+    *,
+    processes: int,
+    machines: int = 1,
+    observe: Observer,
 ) -> tuple[CandidateCheckpoint, Choice]:
     """Choose a checkpoint, and open it; damaged ones are skipped.
 
@@ -22,6 +27,7 @@ def settle(
         checkpoints: Candidates, all of one model.
         asked: What the user has decided.
         processes: That run it together.
+        machines: That these processes run on, and whose memory they share.
         observe: Receives notes about what was skipped.
 
     Raises:
@@ -39,7 +45,7 @@ def settle(
         platform="cpu",
         name="CPU",
         count=1,
-        memory=memory().usable * processes,
+        memory=memory().usable * machines,
         bandwidth=None,
         has_fast_bfloat16=has_fast_bfloat16(),
     )

@@ -101,10 +101,11 @@ def open_job(
             "context": request.context,
         },
     )
+    machines = cluster.machines()
     accelerators(cluster.count)  # starts JAX, which waits until all processes have
     if cluster.rank:
         request = _adopt(request, cluster.share("choice", None))
-    job = _open_job(request, processes=cluster.count, observe=observe)
+    job = _open_job(request, processes=cluster.count, machines=machines, observe=observe)
     if cluster.rank == 0:
         cluster.share("choice", _choice_of(job))
     mesh = job.options.mesh
@@ -162,7 +163,9 @@ def _agree_on(cluster: Cluster, source: TensorSource) -> None:
     cluster.files("files", sums)
 
 
-def _open_job(request: JobRequest, *, processes: int, observe: Observer) -> EngineJob:
+def _open_job(
+    request: JobRequest, *, processes: int, machines: int = 1, observe: Observer
+) -> EngineJob:
     """The same for this process, one of several or alone."""
     home, mesh = request.home, request.mesh
     if mesh is not None and mesh.size % processes:
@@ -179,7 +182,9 @@ def _open_job(request: JobRequest, *, processes: int, observe: Observer) -> Engi
         kv=request.kv,
     )
     _check_any_hardware(checkpoints[0], asked)
-    chosen, choice = settle(checkpoints, asked, processes=processes, observe=observe)
+    chosen, choice = settle(
+        checkpoints, asked, processes=processes, machines=machines, observe=observe
+    )
     reason = choice.reason if request.checkpoint is None or mesh is None else ""
     others = note_of(home, chosen.root) if request.checkpoint is None else None
     if said := "; ".join(filter(None, (reason, chosen.note, others))):

@@ -9,12 +9,15 @@ from cuts import cut
 from grokctl.checkpoint.miniature import MINIATURE, write_miniature
 from grokctl.checkpoint.release import open_release
 from grokctl.errors import HardwareError
-from grokctl.events import Noted
+from grokctl.events import Noted, ignore
 from grokctl.inference.devices import accelerators
-from grokctl.machine.facts import Accelerator
+from grokctl.machine.facts import Accelerator, Memory
 from grokctl.model.placement import MESH_SIZES, MeshShape
-from grokctl.model.precision import Compute, Precision
+from grokctl.model.precision import Compute, KvType, Precision
 from grokctl.paths import Home
+from grokctl.planning.selection import Asked
+from grokctl.session.candidates import find_candidates
+from grokctl.session.choice import settle
 from grokctl.session.job import EngineJob, JobRequest, open_job
 
 WORDS = replace(MINIATURE, sequence_len=2048, num_layers=2, vocab_size=512, emb_size=96, key_size=8)
@@ -193,3 +196,24 @@ def test_a_release_is_cut_for_the_gpus_that_are_there(having, opened, release, h
     assert job.options.mesh == MeshShape(1, 4)
     assert "reshards the release in memory" in said
     assert chosen.options.mesh.size <= 4
+
+
+@pytest.mark.parametrize("machines", [1, 2])
+def test_processes_on_one_machine_share_its_memory(monkeypatch, release, home, machines):
+    seen = []
+
+    def stop(_hardware, cpu, *_):
+        seen.append(cpu.memory)
+        raise HardwareError("seen")
+
+    monkeypatch.setattr("grokctl.session.choice._choose", stop)
+    monkeypatch.setattr(
+        "grokctl.session.choice.memory", lambda: Memory(total=9000, available=1000, limit=None)
+    )
+    asked = Asked(mesh=MeshShape(2, 1), compute=None, context=None, sequences=1, kv=KvType.COMPUTE)
+    found = find_candidates(home, str(release.root), processes=2, observe=ignore)
+
+    with pytest.raises(HardwareError, match="seen"):
+        settle(found, asked, processes=2, machines=machines, observe=ignore)
+
+    assert seen == [1000 * machines]
