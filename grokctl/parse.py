@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from grokctl.errors import UsageError, invalid
+from grokctl.os_errors import located, refusal
 
 _LONGEST_TEXT: Final = 2**26
 """Bytes; far more than any context holds."""
@@ -67,7 +68,7 @@ def read_text(path: Path) -> str:
         with path.open("rb") as file:
             return _document(file.read(_LONGEST_TEXT), str(path))
     except OSError as error:
-        raise UsageError(f"{path}: cannot be read ({error.strerror})") from error
+        raise refusal(located(error, path)) from error
 
 
 def decode(data: bytes, name: str) -> str:
@@ -150,6 +151,8 @@ def read_size(text: str | None, name: str, *, unit: str) -> int | None:
     lowered = text.strip().lower().removesuffix("/s").removesuffix("b")
     number = lowered.rstrip("kmgti")
     try:
+        if not re.fullmatch(r"[0-9.]+(?:e[0-9]{1,2})?", number):
+            raise ValueError  # noqa: TRY301  # float takes more: other digits, signs, underscores
         size = float(number) * _UNITS[lowered[len(number) :]]
     except (ValueError, KeyError):
         size = 0.0

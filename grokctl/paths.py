@@ -114,8 +114,10 @@ def expanded(text: str) -> Path:
     match = re.match(r"(?:~|\$HOME|\$\{HOME\})(?=/|$)", text)
     typed = text if match is None else f"~{text[match.end() :]}"
     whole = os.path.expanduser(typed)  # noqa: PTH111 (pathlib takes ./~ for ~, and raises)
-    if match is not None and whole == typed:
+    if match is not None and (whole == typed or os.environ.get("HOME") == ""):
         raise UsageError(f"{text}: this user has no home folder", "echo $HOME")
+    if typed.startswith("~") and whole == typed and not os.path.lexists(typed):
+        raise UsageError(f"{text}: no such user", quoted(f"./{text}"))
     return Path(whole)
 
 
@@ -244,6 +246,9 @@ def _unfit(path: Path, status: os.stat_result) -> str | None:
         return "is a disk or a socket, expected a file"
     if stat.S_ISCHR(mode):
         return "is a terminal, expected a file" if _is_terminal(path) else None
+    folder = Path(os.path.realpath(path)).parent
+    if stat.S_ISREG(mode) and (folder.name == CKPT or kind_of(folder) is not None):
+        return "is a file of a checkpoint, expected another file"
     for number, stream in ((1, "stdout"), (2, "stderr")):
         with suppress(OSError):  # it is closed
             if os.path.samestat(status, os.fstat(number)):

@@ -8,8 +8,15 @@ from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 
+import hypothesis
 import pytest
 from places import TWO_LAYERS
+
+# bounds on time are for hangs: a loaded machine is no fault of a strategy
+hypothesis.settings.register_profile(
+    "loaded", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("loaded")
 
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "16")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from grokctl.errors import Reason
-from grokctl.text import printable
+from grokctl.text import format_number, printable
 
 _Buffer = bytes | memoryview
 
@@ -96,7 +96,8 @@ def zero_tail(buffer: _Buffer, position: int) -> Finding | None:
             break
     count = len(buffer) - low
     at_least = "at least " if low == stop and stop else ""
-    detail = f"was not written to its end: the last {at_least}{count:,} bytes are zeros"
+    tail = f"{at_least}{format_number(count, 'byte')} {'is zero' if count == 1 else 'are zeros'}"
+    detail = f"was not written to its end: the last {tail}"
     return Finding(Reason.MALFORMED, detail, _UNFINISHED, ((low, len(buffer)),))
 
 

@@ -1,6 +1,7 @@
 """The files of a release: the place, size and arrays of each."""
 
 import mmap
+import os
 import re
 import stat
 from collections.abc import Iterator
@@ -30,9 +31,19 @@ def is_tensor_file(name: str) -> bool:
 
 
 def read_config(root: Path) -> GrokConfig:
-    """The model of a release: from `config.json`, or Grok-1 if there is none."""
+    """The model of a release: from `config.json`, or Grok-1 if there is none.
+
+    Raises:
+        CorruptCheckpointError: There is one, and it is no file or not a model's.
+    """
     path = root / CONFIG
-    return GrokConfig.read(path) if path.is_file() else GROK_1
+    if path.is_file():
+        return GrokConfig.read(path)
+    if path.is_symlink():
+        raise corrupt(CONFIG, Reason.UNREADABLE, "is a symbolic link to no file")
+    if os.path.lexists(path):
+        raise corrupt(CONFIG, Reason.UNREADABLE, "is not a regular file")
+    return GROK_1
 
 
 def released_payloads(spec: TensorSpec) -> tuple[Hole, Hole | None]:

@@ -38,7 +38,7 @@ class Unfinished:
 
     def command(self, root: Path) -> str:
         """The command that continues the download."""
-        words = ("grokctl", "fetch", self.source, "--to", str(root.absolute()), *self.options)
+        words = ("grokctl", "fetch", self.source, "--to", str(root.resolve()), *self.options)
         return shlex.join(words)
 
     def write(self, root: Path) -> None:

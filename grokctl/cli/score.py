@@ -1,5 +1,6 @@
 """`grokctl score`."""
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -82,12 +83,20 @@ def score(
         if followed(console, request, cluster, (text, token_ids)):
             return
         content = read_content(text, token_ids)
+        check_output(logits, text)
         with console.observing() as observe:
             job = open_job(request, cluster=cluster, observe=observe)
             ids = job.tokens(content)
             with logits_file(logits, (len(ids), job.plan.config.vocab_size)) as out:
                 result = job.start(observe).score(ids, logits_out=out)
         screen.score(console, result, logits)
+
+
+def check_output(logits: Path | None, text: str | None) -> None:
+    """Refuse to replace the text by its logits."""
+    with suppress(OSError):  # one of them is not there
+        if logits is not None and text not in {None, "-"} and logits.samefile(expanded(str(text))):
+            raise UsageError(f"--logits: {logits} is the text of this command", "--logits out.npy")
 
 
 def read_content(text: str | None, token_ids: str | None) -> str | tuple[int, ...]:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from grokctl.os_errors import located
 from grokctl.paths import create_beside, find_output, replace_output
 from grokctl.system import optional
 
@@ -62,4 +63,8 @@ def _streamed(place: Path, shape: tuple[int, int]) -> Iterator[Logits]:
         yield out
         header = np.lib.format.header_data_from_array_1_0(out)
         np.lib.format.write_array_header_1_0(file, header)
-        file.write(out.data)
+        try:
+            file.write(out.data)
+            file.flush()
+        except OSError as error:
+            raise located(error, place) from error

@@ -191,6 +191,7 @@ def _look(
             return None
         moved = _Original(place=place, size=status.st_size, extents=(), is_moved=True)
         if not stat.S_ISREG(status.st_mode):
+            _refuse_filled(root / place)
             return moved
         handle = _open(stack, folder, name)
         whole = (*ranges, (length, status.st_size))
@@ -200,6 +201,12 @@ def _look(
             for extent in _data(handle, low, min(high, status.st_size))
         )
         return _Original(place=place, size=status.st_size, extents=extents) if extents else None
+
+
+def _refuse_filled(path: Path) -> None:
+    """Refuse a folder with files in the place of a file: nobody has proven that they are waste."""
+    if path.is_dir() and not path.is_symlink() and any(path.iterdir()):
+        raise FetchError(f"{path}: expected a file, found a folder", f"ls -la {quoted(path)}")
 
 
 def _data(handle: int, low: int, high: int) -> Iterator[tuple[int, int]]:

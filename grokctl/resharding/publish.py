@@ -18,7 +18,7 @@ from grokctl.checkpoint.receipt import Receipt, Stamp
 from grokctl.checkpoint.release import Release
 from grokctl.errors import DiskFullError, Reason, UsageError, corrupt
 from grokctl.os_errors import refusal
-from grokctl.paths import MANIFEST, PRIVATE, TOKENIZER, fsync_folder, kind_of, quoted
+from grokctl.paths import CKPT, MANIFEST, PRIVATE, TOKENIZER, fsync_folder, kind_of, quoted
 from grokctl.resharding.plan import ReshardPlan
 from grokctl.system import optional
 
@@ -43,6 +43,8 @@ def check_destination(plan: ReshardPlan, *, force: bool) -> None:
         UsageError: It exists, and either `force` is not set or it is not just a ready checkpoint.
     """
     out = plan.out
+    if any(folder.name == CKPT for folder in out.resolve().parents):
+        raise UsageError(f"{out}: lies between the tensors of a release", _ELSEWHERE)
     if not os.path.lexists(out) or is_filled(out):
         return
     if out.is_symlink() or kind_of(out) != "ready":

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, BinaryIO, Final, NoReturn
 
 from grokctl.errors import UsageError, invalid
 from grokctl.inference.generation import Request
+from grokctl.os_errors import located, refusal
 from grokctl.parse import decode, plain_text
 from grokctl.paths import expanded
 from grokctl.session import settings
@@ -118,7 +119,7 @@ def _opened(file: str) -> Iterator[BinaryIO]:
         with expanded(file).open("rb") as opened:
             yield opened
     except OSError as error:
-        raise UsageError(f"{file}: cannot be read ({error.strerror})") from error
+        raise refusal(located(error, expanded(file))) from error
 
 
 def _lines(lines: BinaryIO, name: str) -> Iterator[tuple[int, bytes]]:

@@ -19,7 +19,7 @@ from grokctl.checkpoint.torrent import (
     read_metainfo,
     trackers_of,
 )
-from grokctl.checkpoint.unfinished import Unfinished, forget_unfinished
+from grokctl.checkpoint.unfinished import Unfinished, forget_unfinished, read_unfinished
 from grokctl.errors import FetchError, invalid
 from grokctl.model.tensors import layer_files
 from grokctl.os_errors import refusal
@@ -294,12 +294,17 @@ def record_progress(
     if done >= nbytes:
         forget_unfinished(request.root)
         return
-    source = request.origin.source
+    source, options = request.origin.source, tuple(_typed(request.options))
+    earlier = read_unfinished(request.root)
     if request.origin.torrent is not None:
-        source = str(Path(source).absolute())
+        is_repair = Path(source).absolute() == (request.root / TORRENT).absolute()
+        if is_repair and earlier is not None:  # the fetch that was begun is the one to continue
+            source, options = earlier.source, earlier.options
+        else:
+            source = str(Path(source).absolute())
     Unfinished(
         source=source,
-        options=tuple(_typed(request.options)),
+        options=options,
         have=done,
         nbytes=nbytes,
         is_final=is_final,
@@ -318,6 +323,9 @@ def _typed(options: FetchOptions) -> Iterator[str]:
         ("--proxy", (options.proxy,)),
         ("--torrent-file", (options.torrent_file and options.torrent_file.absolute(),)),
         ("--tokenizer", (options.tokenizer and options.tokenizer.absolute(),)),
+        ("--max-download", (options.max_download,)),
+        ("--max-upload", (options.max_upload,)),
+        ("--connections", (options.connections,)),
     ):
         for value in values:
             if value is not None and "@" not in str(value):

@@ -1,5 +1,7 @@
 """What people type: each does what is meant, or names in one line what does."""
 
+import os
+
 import pytest
 
 from grokctl import __version__
@@ -111,3 +113,64 @@ def test_long_helps_list_their_options_in_groups(grokctl, verb):
     titles = [line for line in lines if line.endswith(":") and not line.startswith(" ")]
     assert len(titles) >= 4
     assert sum(line.lstrip().startswith("-") for line in lines) > 20
+
+
+@pytest.mark.parametrize("typed", ["٢GB", "1_000MB", "+5MB", "nan", "0x10MB"])
+def test_a_size_has_plain_digits(grokctl, typed):
+    outcome = grokctl("fetch", "--max-download", typed)
+
+    assert outcome.exit_code == 2
+    assert "expected a size" in outcome.error
+
+
+def test_logits_never_replace_the_text_that_they_are_of(grokctl, two_layers, tmp_path):
+    text, link = tmp_path / "text", tmp_path / "link"
+    text.write_text("1 2")
+    link.symlink_to(text)
+
+    for place in (text, link):
+        outcome = grokctl("score", two_layers, "--text", text, "--logits", place)
+
+        assert outcome.exit_code == 2
+        assert "is the text of this command" in outcome.error
+    assert text.read_text() == "1 2"
+
+
+def test_nothing_is_written_between_the_tensors_of_a_release(grokctl, two_layers):
+    out = two_layers / "ckpt-0" / "ready"
+
+    outcome = grokctl("reshard", two_layers, "--devices", 1, "--out", out)
+
+    assert outcome.exit_code == 2
+    assert "lies between the tensors of a release" in outcome.error
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("path", ["~nosuch-user/x", "~nosuch-user"])
+def test_a_user_that_does_not_exist_is_no_folder(grokctl, path):
+    outcome = grokctl("fetch", "m.torrent", f"--to={path}", "--dry-run")
+
+    assert outcome.exit_code == 2
+    assert "no such user" in outcome.error
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda path: path.mkdir(), "is not a regular file"),
+        (os.mkfifo, "is not a regular file"),
+        (lambda path: path.symlink_to("/nonexistent/x"), "is a symbolic link to no file"),
+    ],
+    ids=["folder", "pipe", "link"],
+)
+@pytest.mark.parametrize("verb", [["verify", "--quick"], ["inspect"], ["reshard", "--devices", 1]])
+def test_a_configuration_that_is_no_file_blames_no_tensor(grokctl, two_layers, verb, make, words):
+    config = two_layers / "config.json"
+    config.unlink()
+    make(config)
+
+    outcome = grokctl(*verb, two_layers)
+
+    assert outcome.exit_code == 20
+    assert outcome.error.startswith("config.json: ")
+    assert words in outcome.error

@@ -6,6 +6,7 @@ import pytest
 from cuts import cut
 
 from grokctl.checkpoint.release import open_release
+from grokctl.checkpoint.unfinished import Unfinished, read_unfinished
 from grokctl.errors import StalledError, UsageError
 from grokctl.events import Noted, Started
 from grokctl.fetch import fetch
@@ -60,6 +61,17 @@ def test_a_repair_that_fails_keeps_the_overwritten_bytes_and_says_where(swarm, r
     (backup,) = (root / ".grokctl" / "damaged").iterdir()
     assert notes(events)[-1] == f"the bytes that the repair overwrote are kept in {backup}"
     assert (backup / TENSOR).stat().st_size == (root / TENSOR).stat().st_size
+
+
+def test_a_repair_that_fails_keeps_the_command_that_continues_the_fetch(swarm, root):
+    record = Unfinished(source=swarm.magnet, options=("--peer", swarm.peer), have=1, nbytes=2)
+    record.write(root)
+
+    with pytest.raises(StalledError):
+        repair(root, verify(root), swarm.options(peers=(), stall_timeout_s=1), jobs=1)
+
+    kept = read_unfinished(root)
+    assert (kept.source, kept.options) == (record.source, record.options)
 
 
 def test_a_ready_checkpoint_is_resharded_again_instead(swarm, tmp_path):

@@ -126,6 +126,17 @@ def test_what_is_no_regular_file_is_moved_out_of_the_way(root, metainfo, make, i
     assert is_kind((folder / "ckpt-0/b").lstat().st_mode)
 
 
+def test_a_folder_with_files_is_not_taken_for_damage(root, metainfo):
+    (root / "ckpt-0/b").unlink()
+    (root / "ckpt-0/b").mkdir()
+    (root / "ckpt-0/b/mine").write_text("mine")
+
+    with pytest.raises(FetchError, match="expected a file, found a folder"):
+        keep(root, metainfo, {4, 5, 6, 7})
+
+    assert (root / "ckpt-0/b/mine").read_text() == "mine"
+
+
 def test_two_repairs_in_one_second_keep_apart(root, metainfo):
     folders = {keep(root, metainfo, {piece}) for piece in (0, 1, 2)}
 
