@@ -96,6 +96,20 @@ def worst(damage: Sequence[Damage]) -> Damage:
     return (unsafe or certain or damage)[0]
 
 
+def certain(damage: Sequence[Damage]) -> list[Damage]:
+    """The damage without the files that only share a bad piece with another."""
+    return [item for item in damage if item.reason is not Reason.UNPROVEN or not item.pieces]
+
+
+def count_of(damage: Sequence[Damage], checked: int) -> str:
+    """`3 of 40 files are damaged, 9 more share their pieces`."""
+    broken = len(certain(damage)) or len(damage)
+    sharing = len(damage) - broken
+    verb = "shares" if sharing == 1 else "share"
+    more = f", {sharing} more {verb} their pieces" if sharing else ""
+    return f"{broken} of {checked} files are damaged{more}"
+
+
 @dataclass(eq=False)
 class GrokctlError(Exception):
     """An expected failure; anything else that reaches the user is a bug.

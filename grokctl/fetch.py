@@ -153,7 +153,12 @@ def fetch(
         swarm.add(_transfer(request, selection, peers, claims))
         mirrors = _mirrors(stack, selection, options)
         download = Download(
-            request=request, selection=selection, swarm=swarm, mirrors=mirrors, observe=observe
+            request=request,
+            selection=selection,
+            swarm=swarm,
+            mirrors=mirrors,
+            observe=observe,
+            counts_rest=have is not None,
         )
         uploaded = None
         try:

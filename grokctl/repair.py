@@ -1,15 +1,17 @@
 """Fetch the damaged pieces of a release again, and prove the result."""
 
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from grokctl.checkpoint.receipt import trusted_metainfo
 from grokctl.checkpoint.release_files import release_paths
-from grokctl.errors import UsageError
+from grokctl.checkpoint.torrent import Metainfo
+from grokctl.errors import UsageError, certain
 from grokctl.events import Noted, Observer, ignore
 from grokctl.fetch import Fetched, fetch
-from grokctl.integrity.backup import forget, set_aside, unlink_targets
+from grokctl.integrity.backup import forget, measure, set_aside, unlink_targets
 from grokctl.paths import TORRENT, quoted
 from grokctl.text import format_number
 from grokctl.transfer.sources import FetchOptions
@@ -24,6 +26,41 @@ class Repaired:
 
     verdict: Verdict
     fetched: Fetched
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RepairPlan:
+    """What a repair would fetch, and the room that it needs."""
+
+    download_bytes: int
+    pieces: int
+    kept_bytes: int
+    """Damaged bytes that are copied until the repair is proven."""
+    required_bytes: int
+    """Room for these copies and for what the download adds."""
+    free_bytes: int
+
+    @property
+    def fits(self) -> bool:
+        """Whether there is room."""
+        return self.required_bytes <= self.free_bytes
+
+
+def plan_repair(root: Path, verdict: Verdict) -> RepairPlan:
+    """Plan a `repair`; changes nothing, and asks no peer.
+
+    Raises:
+        GrokctlError: As `repair` does, except for a full disk, which is part of the plan.
+    """
+    metainfo = _torrent_for(root, verdict)
+    backup = measure(root, metainfo, release_paths(metainfo), verdict.bad_pieces)
+    return RepairPlan(
+        download_bytes=verdict.mend_nbytes,
+        pieces=len(verdict.bad_pieces),
+        kept_bytes=backup.kept,
+        required_bytes=backup.required,
+        free_bytes=shutil.disk_usage(root).free,
+    )
 
 
 def repair(
@@ -52,18 +89,10 @@ def repair(
         DiskFullError: No space for the copies and the download; nothing was changed.
         GrokctlError: As `fetch` and `verify` do.
     """
-    damaged = format_number(len(verdict.damage), "damaged file")
-    if verdict.remedy is not None:
-        raise UsageError(f"{root}: {damaged}; a ready checkpoint has no torrent", verdict.remedy)
-    if verdict.is_as_promised:
-        raise_for(verdict, root)
-    metainfo = trusted_metainfo(root)
-    if metainfo is None:
-        hint = f"grokctl verify {quoted(root)} --repair --torrent-file FILE"
-        raise UsageError(f"{root}: {damaged}, and no {TORRENT} to fetch from", hint)
+    metainfo = _torrent_for(root, verdict)
     if verdict.unfinished is not None:
         observe(Noted(message=f"incomplete, {verdict.unfinished.share}: fetching the rest"))
-    for damage in () if verdict.unfinished else verdict.damage:
+    for damage in () if verdict.unfinished else certain(verdict.damage):
         observe(Noted(message=f"damaged: {damage}"))
     places = release_paths(metainfo)
     bad = verdict.bad_pieces
@@ -81,3 +110,17 @@ def repair(
     if not after.damage:
         forget(root)
     return Repaired(verdict=after, fetched=fetched)
+
+
+def _torrent_for(root: Path, verdict: Verdict) -> Metainfo:
+    """The torrent to repair a release from, if it can be repaired at all."""
+    damaged = format_number(len(certain(verdict.damage)), "damaged file")
+    if verdict.remedy is not None:
+        raise UsageError(f"{root}: {damaged}; a ready checkpoint has no torrent", verdict.remedy)
+    if verdict.is_as_promised:
+        raise_for(verdict, root)
+    metainfo = trusted_metainfo(root)
+    if metainfo is None:
+        hint = f"grokctl verify {quoted(root)} --repair --torrent-file FILE"
+        raise UsageError(f"{root}: {damaged}, and no {TORRENT} to fetch from", hint)
+    return metainfo

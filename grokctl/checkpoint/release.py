@@ -14,6 +14,7 @@ from grokctl.errors import (
     GrokctlError,
     Reason,
     UnsafePickleError,
+    count_of,
     worst,
 )
 from grokctl.events import Observer, ignore
@@ -77,7 +78,7 @@ def damage_error(damage: Sequence[Damage], *, checked: int, root: Path) -> Grokc
     if unsafe:
         message = f"{len(unsafe)} of {checked} files are unsafe pickles, first {first}"
         return UnsafePickleError(message, f"{hint}  # nothing was executed", tuple(damage))
-    message = f"{len(damage)} of {checked} files are damaged, first {first}"
+    message = f"{count_of(damage, checked)}, first {first}"
     return CorruptCheckpointError(message, hint, tuple(damage))
 
 

@@ -37,6 +37,9 @@ def verify(
         bool, typer.Option("--quick", help="Check the structure only; proves no content.")
     ] = False,
     repair: Annotated[bool, typer.Option("--repair", help="Fetch damaged pieces again.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="With --repair: print what it would fetch.")
+    ] = False,
     rehash: Annotated[
         bool, typer.Option("--rehash", help="Hash every file, unchanged ones included.")
     ] = False,
@@ -72,6 +75,8 @@ def verify(
                 "--quick --repair: expected one of them; --quick does not look for bad pieces",
                 "grokctl verify --repair",
             )
+        if dry_run and not repair:
+            raise UsageError("--dry-run: expected --repair", "grokctl verify --repair --dry-run")
         where = home_of(home)
         takes_ready = checkpoint is not None or not (
             (repair or torrent_file) and where.kept_releases()
@@ -85,8 +90,12 @@ def verify(
         started = time.perf_counter()
         with console.observing() as observe:
             verdict = stage.verify(root, quick=quick, rehash=rehash, jobs=jobs, observe=observe)
-        fetched = None
-        if verdict.damage and repair:
+        remedy = screen.Remedy()
+        if verdict.damage and dry_run:
+            from grokctl.repair import plan_repair
+
+            remedy = screen.Remedy(plan=plan_repair(root, verdict))
+        elif verdict.damage and repair:
             from grokctl.repair import repair as repair_stage
             from grokctl.transfer.sources import FetchOptions
 
@@ -106,12 +115,16 @@ def verify(
             with console.observing() as observe, certificates_named():
                 repaired = repair_stage(root, verdict, options, jobs=jobs, observe=observe)
             verdict = repaired.verdict
-            fetched = repaired.fetched
+            remedy = screen.Remedy(fetched=repaired.fetched)
         seconds = time.perf_counter() - started
         screen.verdict(
-            console, found.shown.absolute(), verdict, fetched, quick=quick, seconds=seconds
+            console, found.shown.absolute(), verdict, remedy, quick=quick, seconds=seconds
         )
         try:
+            if remedy.plan is not None:
+                from grokctl.integrity.backup import refuse_full
+
+                refuse_full(root, remedy.plan.required_bytes, remedy.plan.free_bytes)
             stage.raise_for(verdict, root)
         except GrokctlError as error:
             if error.hint is not None:

@@ -13,7 +13,7 @@ from typing import Final
 
 from grokctl.checkpoint.file_sizes import regular_size
 from grokctl.checkpoint.torrent import Metainfo
-from grokctl.errors import DiskFullError, FetchError
+from grokctl.errors import DiskFullError, FetchError, GrokctlError
 from grokctl.events import Noted, Observer, ignore
 from grokctl.integrity.damage import merged
 from grokctl.os_errors import refusal
@@ -39,6 +39,58 @@ class _Original:
     """Ranges with data that will be overwritten or cut off."""
     is_moved: bool = False
     """Whether to move it: what is not a regular file cannot be repaired."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Backup:
+    """What a repair keeps and needs, measured before it changes anything."""
+
+    originals: tuple[_Original, ...]
+    kept: int
+    """Bytes to copy."""
+    growth: int
+    """Bytes of the download that use no disk space yet."""
+
+    @property
+    def required(self) -> int:
+        """Bytes that must be free."""
+        return self.kept + self.growth
+
+
+def measure(
+    root: Path, metainfo: Metainfo, places: Mapping[int, str], pieces: Collection[int]
+) -> Backup:
+    """Measure the data that a repair will overwrite or cut off.
+
+    Args:
+        root: The release.
+        metainfo: Its torrent.
+        places: File index -> path below the release.
+        pieces: The pieces that will be fetched.
+
+    Raises:
+        FetchError: A link leads elsewhere, or the disk cannot be read.
+    """
+    wanted = _wanted(metainfo, places, pieces)
+    lengths = {places[file.index]: file.length for file in metainfo.files if file.index in places}
+    try:
+        originals = tuple(
+            original
+            for place, length in lengths.items()
+            if (original := _look(root, place, length, wanted.get(place, ()))) is not None
+        )
+    except OSError as error:
+        raise _refused(error, root) from error
+    growth = sum(
+        min(sum(high - low for low, high in ranges), _unstored(root / place, lengths[place]))
+        for place, ranges in wanted.items()
+    )
+    kept = sum(high - low for original in originals for low, high in original.extents)
+    return Backup(originals=originals, kept=kept, growth=growth)
+
+
+def _refused(error: OSError, root: Path) -> GrokctlError:
+    return refusal(error, root, kind=FetchError, hint=f"ls -la {quoted(root)}")
 
 
 def set_aside(
@@ -68,28 +120,17 @@ def set_aside(
         DiskFullError: There is no room for the backup and the repair. Nothing was changed.
         FetchError: A link leads elsewhere, or the disk cannot be read or written.
     """
-    wanted = _wanted(metainfo, places, pieces)
-    lengths = {places[file.index]: file.length for file in metainfo.files if file.index in places}
+    backup = measure(root, metainfo, places, pieces)
     try:
-        originals = [
-            original
-            for place, length in lengths.items()
-            if (original := _look(root, place, length, wanted.get(place, ()))) is not None
-        ]
-        kept = sum(high - low for original in originals for low, high in original.extents)
-        growth = sum(
-            min(sum(high - low for low, high in ranges), _unstored(root / place, lengths[place]))
-            for place, ranges in wanted.items()
-        )
-        _check_space(root, kept + growth)
-        if not originals:
+        refuse_full(root, backup.required, shutil.disk_usage(root).free)
+        if not backup.originals:
             return None
-        if kept:
+        if backup.kept:
             until = "damaged bytes until the repair is proven" if under == DAMAGED else "bytes"
-            observe(Noted(message=f"keeping {kept:,} {until}"))
-        return _keep(root, originals, under)
+            observe(Noted(message=f"keeping {backup.kept:,} {until}"))
+        return _keep(root, backup.originals, under)
     except OSError as error:
-        raise refusal(error, root, kind=FetchError, hint=f"ls -la {quoted(root)}") from error
+        raise _refused(error, root) from error
 
 
 def unlink_targets(
@@ -122,7 +163,7 @@ def unlink_targets(
             size = regular_size(path) if _is_own_link(root, path) else None
             if size is not None and (place in touched or size > length):
                 copies[place] = min(size, length)
-        _check_space(root, sum(copies.values()))
+        refuse_full(root, sum(copies.values()), shutil.disk_usage(root).free)
         if copies:
             observe(Noted(message=f"copying {len(copies):,} links: nothing is written to targets"))
         for place, nbytes in copies.items():
@@ -233,9 +274,12 @@ def _unstored(path: Path, length: int) -> int:
     return max(0, length - status.st_blocks * 512) if stat.S_ISREG(status.st_mode) else length
 
 
-def _check_space(root: Path, required: int) -> None:
-    """Refuse, before anything changes, a backup and repair that do not fit."""
-    free = shutil.disk_usage(root).free
+def refuse_full(root: Path, required: int, free: int) -> None:
+    """Refuse, before anything changes, a backup and repair that do not fit.
+
+    Raises:
+        DiskFullError: There are fewer bytes free than required.
+    """
     if required > free:
         raise DiskFullError(
             f"{root}: expected {required:,} bytes free for backup and repair, found {free:,}",

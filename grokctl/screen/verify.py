@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from grokctl.errors import count_of
 from grokctl.text import format_bytes, format_seconds
 
 if TYPE_CHECKING:  # a screen imports no stage
     from grokctl.errors import Damage
     from grokctl.fetch import Fetched
+    from grokctl.repair import RepairPlan
     from grokctl.screen.console import Console
     from grokctl.verify import Verdict
 
@@ -20,16 +22,25 @@ _LISTED = 2
 """Ranges named in a cell; more are counted."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Remedy:
+    """What was done about damage, or planned."""
+
+    fetched: Fetched | None = None
+    plan: RepairPlan | None = None
+
+
 def verdict(
     console: Console,
     root: Path,
     result: Verdict,
-    fetched: Fetched | None,
+    remedy: Remedy,
     *,
     quick: bool,
     seconds: float,
 ) -> None:
     """Print all damage and the download that repairs it, or what is proven."""
+    fetched, plan = remedy.fetched, remedy.plan
     infohash = result.verified.receipt.infohash if result.verified else None
     unfinished = result.unfinished
     if console.as_json:
@@ -50,16 +61,17 @@ def verdict(
                 "damage": [_damage_values(damage) for damage in result.damage],
                 "mend_bytes": result.mend_nbytes,
                 "downloaded_bytes": fetched.downloaded if fetched else None,
+                "repair": plan and {**asdict(plan), "fits": plan.fits},
                 "seconds": seconds,
             }
         )
         return
-    if unfinished is not None:
+    if unfinished is None and result.damage and not console.quiet:
+        _damages(console, result)
+    if plan is not None:
+        _plan(console, plan)
+    if unfinished is not None or result.damage:
         return  # the error says it in one sentence
-    if result.damage:
-        if not console.quiet:
-            _damages(console, result)
-        return
     summary = "every byte is proven" if result.verified else "every byte matches the manifest"
     if quick:
         summary = "the structure is sound; no content is proven"
@@ -87,9 +99,22 @@ def _damage_values(damage: Damage) -> dict[str, Any]:
     return values
 
 
+def _plan(console: Console, plan: RepairPlan) -> None:
+    console.facts(
+        "would repair it" if plan.fits else "no room to repair it",
+        [
+            ("download", format_bytes(plan.download_bytes)),
+            ("pieces", f"{plan.pieces:,}"),
+            ("kept until proven", format_bytes(plan.kept_bytes)),
+            ("room needed", format_bytes(plan.required_bytes)),
+            ("free on disk", format_bytes(plan.free_bytes)),
+        ],
+    )
+
+
 def _damages(console: Console, result: Verdict) -> None:
     console.table(
-        f"{len(result.damage)} of {result.files} files are damaged",
+        count_of(result.damage, result.files),
         ("file", "damage", "pieces", "to fetch"),
         [
             (

@@ -56,6 +56,10 @@ class Download:
     swarm: Swarm
     mirrors: Mirrors | None
     observe: Observer
+    counts_rest: bool = False
+    """Report the missing bytes alone as progress, as a repair does."""
+    _base: int = 0
+    """Bytes that do not count as progress."""
     _done: int = 0
     _arrived_at: float = 0.0
     """When the last block arrived."""
@@ -78,7 +82,9 @@ class Download:
         scheduler = self._scheduler()
         writeback = _Writeback([self._path(index) for index in self.selection.wanted])
         self._done = now.done
-        self.observe(Started(stage=Stage.FETCH, total=self.selection.nbytes, done=now.done))
+        self._base = now.done if self.counts_rest else 0
+        total, done = self.selection.nbytes - self._base, now.done - self._base
+        self.observe(Started(stage=Stage.FETCH, total=total, done=done))
         self._arrived_at = saved_at = time.monotonic()
         arrived = self._arrived(now)
         while not now.has_wanted:
@@ -202,7 +208,7 @@ class Download:
         self.observe(
             Advanced(
                 stage=Stage.FETCH,
-                done=self._done,
+                done=self._done - self._base,
                 detail=detail,
                 facts=tuple(sources),
                 parts=self._map,
@@ -214,7 +220,7 @@ class Download:
         for index in sorted(self.selection.wanted):
             path = self._path(index)
             detail = f"writing {path.name} to disk"
-            self.observe(Advanced(stage=Stage.FETCH, done=self._done, detail=detail))
+            self.observe(Advanced(stage=Stage.FETCH, done=self._done - self._base, detail=detail))
             _sync(path)
 
 

@@ -283,6 +283,27 @@ def test_repair_says_what_was_damaged_and_that_all_is_well(
     assert "every byte is proven" in outcome.stdout
 
 
+def test_a_plan_of_a_repair_is_shown_and_changes_nothing(grokctl, verified):
+    (verified / "ckpt-0" / "tensor00003_000").write_bytes(b"")
+
+    shown = grokctl("verify", verified, "--repair", "--dry-run")
+    values = grokctl("verify", verified, "--repair", "--dry-run", "--json").result
+
+    assert shown.exit_code == 20
+    assert "would repair it" in shown.stdout
+    assert "room needed" in shown.stdout
+    assert values["repair"]["download_bytes"] == values["mend_bytes"]
+    assert values["repair"]["fits"] is True
+    assert not (verified / "ckpt-0" / "tensor00003_000").read_bytes()
+
+
+def test_a_plan_without_a_repair_is_a_usage_error(grokctl, verified):
+    outcome = grokctl("verify", verified, "--dry-run")
+
+    assert outcome.exit_code == 2
+    assert outcome.error == "--dry-run: expected --repair"
+
+
 def test_repair_of_what_is_whole_asks_nobody(grokctl, verified, loopback):
     outcome = grokctl("verify", verified, "--repair", *loopback, "--stall-timeout", 1)
 

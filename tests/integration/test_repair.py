@@ -8,10 +8,10 @@ from cuts import cut
 from grokctl.checkpoint.release import open_release
 from grokctl.checkpoint.unfinished import Unfinished, read_unfinished
 from grokctl.errors import StalledError, UsageError
-from grokctl.events import Noted, Started
+from grokctl.events import Noted, Stage, Started
 from grokctl.fetch import fetch
 from grokctl.model.placement import MeshShape
-from grokctl.repair import repair
+from grokctl.repair import plan_repair, repair
 from grokctl.verify import verify
 
 TENSOR = "ckpt-0/tensor00003_000"
@@ -49,6 +49,33 @@ def test_a_repair_fetches_the_bad_pieces_and_proves_the_release(swarm, root):
     # the good files are not hashed again
     assert repaired.verdict.hashed < repaired.verdict.nbytes
     assert len([event for event in events if isinstance(event, Started)]) >= 2
+    # progress is about what is fetched, and not about the whole
+    (started,) = [e for e in events if isinstance(e, Started) and e.stage is Stage.FETCH]
+    assert (started.done, started.total) == (0, verdict.mend_nbytes)
+
+
+def test_a_plan_of_a_repair_changes_nothing_and_asks_nobody(root):
+    before = (root / TENSOR).read_bytes()
+    verdict = verify(root)
+
+    plan = plan_repair(root, verdict)
+
+    assert (plan.pieces, plan.download_bytes) == (1, verdict.mend_nbytes)
+    assert plan.kept_bytes == verdict.mend_nbytes  # in one file, so nothing else is kept
+    assert plan.required_bytes >= plan.kept_bytes
+    assert plan.fits
+    assert (root / TENSOR).read_bytes() == before
+    assert not (root / ".grokctl" / "damaged").exists()
+
+
+def test_a_plan_of_a_repair_counts_missing_bytes(root):
+    nbytes = (root / TENSOR).stat().st_size
+    (root / TENSOR).unlink()
+
+    plan = plan_repair(root, verify(root))
+
+    assert plan.download_bytes >= nbytes
+    assert plan.required_bytes >= nbytes
 
 
 def test_a_repair_that_fails_keeps_the_overwritten_bytes_and_says_where(swarm, root):

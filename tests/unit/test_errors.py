@@ -25,6 +25,7 @@ from grokctl.errors import (
     UnsafePickleError,
     UsageError,
     corrupt,
+    count_of,
     invalid,
 )
 
@@ -166,3 +167,29 @@ def test_no_other_module_invents_a_failure_for_users():
                     own.add((path.name, node.name))
 
     assert own - TRANSLATED == {("errors.py", kind.__name__) for kind in KINDS}
+
+
+def damaged(count, sharing):
+    bad = [Damage(f"a{index}", Reason.SHORT) for index in range(count)]
+    return bad + [
+        Damage(f"b{index}", Reason.UNPROVEN, pieces=((0, 1),)) for index in range(sharing)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("count", "sharing", "words"),
+    [
+        (3, 9, "3 of 40 files are damaged, 9 more share their pieces"),
+        (1, 1, "1 of 40 files are damaged, 1 more shares their pieces"),
+        (2, 0, "2 of 40 files are damaged"),
+        (0, 2, "2 of 40 files are damaged"),
+    ],
+)
+def test_files_that_only_share_a_piece_are_counted_apart(count, sharing, words):
+    assert count_of(damaged(count, sharing), 40) == words
+
+
+def test_a_file_that_the_torrent_does_not_contain_counts():
+    stray = Damage("c", Reason.UNPROVEN, "is not in the torrent")
+
+    assert count_of([*damaged(1, 1), stray], 40).startswith("2 of 40 files are damaged, 1 more")
