@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from grokctl.events import Unit
 
-_MINUTE, _SMALL = 60, 10
+_MINUTE, _SMALL, _LEAST = 60, 10, 0.001
 _UNITS: Final = ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
 _UNPRINTABLE: Final = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
 """Unicode categories: controls, directions, surrogates, unassigned, line separators."""
@@ -21,6 +21,17 @@ def format_bytes(count: float) -> str:
         if abs(count) >= size:
             return f"{count / size:.1f} {unit}"
     return f"{count:.0f} B"
+
+
+def format_exact(count: int) -> str:
+    """`1,611,137,347 bytes`: where every byte counts, such as the size of a file."""
+    return "1 byte" if count == 1 else f"{count:,} bytes"
+
+
+def format_apart(*counts: int) -> tuple[str, ...]:
+    """Sizes to compare: `7.3 MB` each, or exact if different ones would read alike."""
+    texts = tuple(map(format_bytes, counts))
+    return texts if len(set(texts)) == len(set(counts)) else tuple(map(format_exact, counts))
 
 
 def format_rate(count: float) -> str:
@@ -37,11 +48,13 @@ def format_count(count: float, unit: Unit) -> str:
 
 def format_number(count: int, noun: str) -> str:
     """`1 peer` or `3 peers`."""
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
 
 
 def format_seconds(seconds: float) -> str:
     """`0.42 s`, `12 s`, `3:20` or `2:03:20`."""
+    if 0 < seconds < _LEAST:
+        return f"<{_LEAST} s"
     if seconds < _MINUTE:
         return f"{seconds:.2g} s" if seconds < _SMALL else f"{seconds:.0f} s"
     return format_clock(seconds)
@@ -56,6 +69,8 @@ def format_clock(seconds: float) -> str:
 
 def format_speed(rate: float) -> str:
     """`1,234`, `12.3` or `0.12`: a rate in two or three digits."""
+    if 0 < rate < _LEAST:
+        return f"<{_LEAST}"
     return f"{rate:,.0f}" if rate >= 100 else f"{rate:.1f}" if rate >= 1 else f"{rate:.2g}"  # noqa: PLR2004
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from grokctl.errors import Damage, Reason
 from grokctl.os_errors import is_absence
+from grokctl.text import format_exact
 
 
 def regular_size(path: Path) -> int | None:
@@ -31,10 +32,10 @@ def size_damage(name: str, *, expected: int, size: int | None) -> Damage | None:
         size: Bytes that it has; None if it is missing.
     """
     if size is None:
-        return Damage(name, Reason.MISSING, f"expected {expected} bytes", _whole(expected))
-    detail = f"expected {expected} bytes, found {size}"
+        return Damage(name, Reason.MISSING, f"expected {format_exact(expected)}", _whole(expected))
+    detail = f"expected {format_exact(expected)}, found {size:,}"
     if not size:
-        detail = f"is empty, expected {expected} bytes"
+        detail = f"is empty, expected {format_exact(expected)}"
     if size < expected:
         return Damage(name, Reason.SHORT, detail, ((size, expected),))
     if size > expected:

@@ -218,7 +218,9 @@ class _Machine:
 
     def finish(self) -> PickledTensor:
         if self.position != self.size:
-            raise self.bad(Reason.LONG, f"{self.size - self.position} bytes after the pickle's end")
+            raise self.bad(
+                Reason.LONG, f"{self.size - self.position:,} bytes after the pickle's end"
+            )
         match self.stack:
             case [_Array(ref=ArrayRef() as ref)] if ref.dtype == np.float32:
                 return PickledTensor(weight=ref, scales=None)
@@ -348,7 +350,7 @@ class _Machine:
         if ref.nbytes != payload.length:
             raise self.bad(
                 Reason.MALFORMED,
-                f"expected {ref.nbytes} bytes for {known} {shape}, found {payload.length}",
+                f"expected {ref.nbytes:,} bytes for {known} {shape}, found {payload.length:,}",
             )
         if ref.offset in self.used:
             raise self.malformed("has two arrays with the same bytes")
@@ -371,7 +373,7 @@ class _Machine:
         (length,) = self.unpack("<Q")
         if length > self.size - self.position:
             raise self.bad(
-                Reason.SHORT, f"has a frame of {length} bytes that extends beyond the end"
+                Reason.SHORT, f"has a frame of {length:,} bytes that extends beyond the end"
             )
         self.frame_end = self.position + length
 
@@ -379,7 +381,7 @@ class _Machine:
         if count > self.size - self.position:
             raise self.bad(
                 Reason.SHORT,
-                f"expected at least {self.position + count} bytes, found {self.size}",
+                f"expected at least {self.position + count:,} bytes, found {self.size:,}",
             )
         if self.position < self.frame_end < self.position + count:
             # unpicklers read frames separately, and would take different bytes

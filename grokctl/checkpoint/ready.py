@@ -320,7 +320,7 @@ def read_manifest(root: Path, *, is_checked: bool = True) -> ReadyCheckpoint:
         )
     size = path.stat().st_size
     if size > _LARGEST_MANIFEST:
-        raise malformed(f"expected at most {_LARGEST_MANIFEST} bytes, found {size}")
+        raise malformed(f"expected at most {_LARGEST_MANIFEST:,} bytes, found {size:,}")
     return ReadyCheckpoint(root, parse_manifest(path.read_bytes(), is_checked=is_checked))
 
 

@@ -19,6 +19,7 @@ from grokctl.integrity.damage import merged
 from grokctl.os_errors import refusal
 from grokctl.paths import PRIVATE, quoted
 from grokctl.system import is_unsupported, optional
+from grokctl.text import format_apart, format_bytes
 
 DAMAGED: Final = "damaged"
 """Folder of what a repair overwrote, until it is proven."""
@@ -126,8 +127,8 @@ def set_aside(
         if not backup.originals:
             return None
         if backup.kept:
-            until = "damaged bytes until the repair is proven" if under == DAMAGED else "bytes"
-            observe(Noted(message=f"keeping {backup.kept:,} {until}"))
+            until = " of damaged data until the repair is proven" if under == DAMAGED else ""
+            observe(Noted(message=f"keeping {format_bytes(backup.kept)}{until}"))
         return _keep(root, backup.originals, under)
     except OSError as error:
         raise _refused(error, root) from error
@@ -281,8 +282,9 @@ def refuse_full(root: Path, required: int, free: int) -> None:
         DiskFullError: There are fewer bytes free than required.
     """
     if required > free:
+        needed, found = format_apart(required, free)
         raise DiskFullError(
-            f"{root}: expected {required:,} bytes free for backup and repair, found {free:,}",
+            f"{root}: expected {needed} free for backup and repair, found {found}",
             f"df -h {quoted(root)}",
         )
 

@@ -20,6 +20,7 @@ from grokctl.machine.facts import Disk
 from grokctl.machine.waiting import Waiting
 from grokctl.os_errors import reason_of
 from grokctl.system import is_unsupported, optional
+from grokctl.text import format_bytes
 
 _MOUNTS: Final = Path("/proc/self/mountinfo")
 _TRIAL_S: Final = 0.7
@@ -247,7 +248,7 @@ def _measured(facts: Disk, folder: Path, free: int) -> Disk:
         with tempfile.TemporaryFile(dir=folder, buffering=0) as file:
             facts = replace(facts, lacks=tuple(_lacking(file.fileno(), folder)))
             if not nbytes:
-                return replace(facts, error=f"{free:,} bytes are free, too few to measure")
+                return replace(facts, error=f"{format_bytes(free)} are free, too few to measure")
             writes, failure = write_rate(file, nbytes, seconds=_TRIAL_S)
             reads = None if writes is None else _read_rate(file, nbytes, seconds=_TRIAL_S)
     except OSError as error:

@@ -70,7 +70,9 @@ class GrokConfig:
             4 * self.vocab_size, self.num_experts * max(4, 2 * self.ffn_size), 2 * self.q_size
         )
         if largest >= _LARGEST_TENSOR:
-            raise _bad(f"a tensor takes {largest} bytes, at most {_LARGEST_TENSOR} fit in a file")
+            raise _bad(
+                f"a tensor takes {largest:,} bytes, at most {_LARGEST_TENSOR:,} fit in a file"
+            )
         if self.num_selected_experts > self.num_experts:
             raise _bad(f"{self.num_selected_experts} of {self.num_experts} experts selected")
         if max(self.pad_token, self.eos_token) >= self.vocab_size:
@@ -124,7 +126,7 @@ class GrokConfig:
             CorruptCheckpointError: It is no JSON, too large, or not a model's configuration.
         """
         if path.stat().st_size > 2**20:
-            raise _bad(f"is {path.stat().st_size} bytes, at most 1 MB is a configuration")
+            raise _bad(f"is {path.stat().st_size:,} bytes, at most 1 MB is a configuration")
         try:
             values = json.loads(path.read_bytes().decode())
         except (ValueError, RecursionError) as error:

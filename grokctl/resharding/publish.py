@@ -21,6 +21,7 @@ from grokctl.os_errors import refusal
 from grokctl.paths import CKPT, MANIFEST, PRIVATE, TOKENIZER, fsync_folder, kind_of, quoted
 from grokctl.resharding.plan import ReshardPlan
 from grokctl.system import optional
+from grokctl.text import format_apart
 
 JOURNAL: Final = "journal"
 _SYSTEM_FOLDERS: Final = frozenset({"lost+found"})
@@ -66,8 +67,9 @@ def check_space(plan: ReshardPlan, nbytes: int, free: int) -> None:
         DiskFullError: Fewer bytes are free than will be written.
     """
     if nbytes > free:
+        needed, found = format_apart(nbytes, free)
         raise DiskFullError(
-            f"{disk_of(plan.out)}: expected {nbytes:,} bytes free, found {free:,}", _ELSEWHERE
+            f"{disk_of(plan.out)}: expected {needed} free, found {found}", _ELSEWHERE
         )
 
 

@@ -21,6 +21,7 @@ from grokctl.machine.disks import existing, file_limit, file_system
 from grokctl.machine.network import certificates
 from grokctl.os_errors import is_absence, refusal
 from grokctl.paths import BEGUN, LOCK, PRIVATE, RESUME, TORRENT, quoted, write_atomically
+from grokctl.text import format_apart
 from grokctl.transfer.destination import FileSelection, bare_torrent
 from grokctl.transfer.sources import FetchOptions, find_mirror
 
@@ -169,9 +170,8 @@ def _disk_checks(root: Path, selection: FileSelection, *, present: int, free: in
     """Whether the destination can hold the wanted files."""
     folder = _existing(root)
     required = selection.nbytes - present
-    checks = [
-        _check("disk", required <= free, f"expected {required:,} bytes free, found {free:,}"),
-    ]
+    needed, found = format_apart(required, free)
+    checks = [_check("disk", required <= free, f"expected {needed} free, found {found}")]
     try:
         status = os.statvfs(folder)
     except OSError as error:
@@ -187,7 +187,8 @@ def _disk_checks(root: Path, selection: FileSelection, *, present: int, free: in
     limit, origin = _file_size_limit(folder)
     detail = "no limit"
     if limit is not None:
-        detail = f"expected files of {largest:,} bytes, found a limit of {limit:,} ({origin})"
+        needed, found = format_apart(largest, limit)
+        detail = f"expected files of {needed}, found a limit of {found} ({origin})"
     checks.append(_check("file size", limit is None or largest <= limit, detail))
     is_writable = os.access(folder, os.W_OK | os.X_OK) and not status.f_flag & os.ST_RDONLY
     verb = "can" if is_writable else "cannot"

@@ -16,6 +16,7 @@ import pytest
 from servers import Handler, libtorrent_seeder, serving
 
 from grokctl.checkpoint.torrent import read_metainfo
+from grokctl.text import format_bytes
 
 MAP = "·░▒▓█"
 
@@ -98,7 +99,7 @@ def test_a_disk_that_is_too_small_is_said_before_a_byte_moves_and_a_larger_one_i
         remount(small, "size=8m")
         finished = grokctl(*arguments, *loopback, "--json")
 
-        assert_failed(refused, 12, f"{seeded.nbytes:,} bytes free", hint="df -h")
+        assert_failed(refused, 12, f"{format_bytes(seeded.nbytes)} free", hint="df -h")
         assert left_behind == []
         assert finished.exit_code == 0
         assert finished.result["complete"] is True

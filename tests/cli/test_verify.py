@@ -266,7 +266,7 @@ def test_a_repair_that_needs_more_room_than_there_is_changes_nothing(
     outcome = process.run("verify", verified, *repair(seeded, loopback), code=full)
 
     assert outcome.exit_code == 12
-    assert "bytes free for backup and repair" in outcome.error
+    assert " free for backup and repair" in outcome.error
     assert (verified / TENSOR).read_bytes() == damaged
     assert not (verified / ".grokctl" / "damaged").exists()
 

@@ -10,12 +10,19 @@ from grokctl.events import Advanced, Stage
 from grokctl.inference.generation import Score, Stats
 from grokctl.screen import score as screen
 from grokctl.screen.console import Console
-from grokctl.text import format_number, to_json
+from grokctl.text import (
+    format_apart,
+    format_exact,
+    format_number,
+    format_seconds,
+    format_speed,
+    to_json,
+)
 from grokctl.transfer.swarm import rate_limit
 
 
 @pytest.mark.parametrize(
-    ("count", "text"), [(0, "0 peers"), (1, "1 peer"), (2, "2 peers"), (1000, "1000 peers")]
+    ("count", "text"), [(0, "0 peers"), (1, "1 peer"), (2, "2 peers"), (1000, "1,000 peers")]
 )
 def test_one_is_one_and_all_others_are_many(count, text):
     assert format_number(count, "peer") == text
@@ -68,3 +75,32 @@ def test_the_largest_perplexity_is_a_number():
 )
 def test_a_rate_is_a_limit_that_libtorrent_can_hold(rate, limit):
     assert rate_limit(rate) == limit
+
+
+@pytest.mark.parametrize(
+    ("counts", "texts"),
+    [
+        ((7_327_341, 74_248_544_256), ("7.3 MB", "74.2 GB")),
+        ((7_327_341, 7_327_340), ("7,327,341 bytes", "7,327,340 bytes")),
+        ((7_327_341, 7_327_341), ("7.3 MB", "7.3 MB")),
+        ((1, 0), ("1 B", "0 B")),
+    ],
+)
+def test_sizes_to_compare_never_read_alike(counts, texts):
+    assert format_apart(*counts) == texts
+
+
+def test_exact_sizes_have_separators():
+    assert format_exact(1_611_137_347) == "1,611,137,347 bytes"
+    assert format_exact(1) == "1 byte"
+
+
+@pytest.mark.parametrize("seconds", [7.7e-05, 0.0009, 0.002, 0.77, 7.7, 77, 7.7e4, 7.7e6])
+def test_no_time_or_rate_has_an_exponent(seconds):
+    assert "e" not in format_seconds(seconds) + format_speed(seconds)
+
+
+def test_short_times_and_none():
+    assert [format_seconds(each) for each in (0.0, 7.7e-05, 0.0012, 9.4)] == [
+        *("0 s", "<0.001 s", "0.0012 s", "9.4 s")
+    ]

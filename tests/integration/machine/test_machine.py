@@ -422,7 +422,7 @@ def test_a_disk_that_is_full_is_not_tried(tmp_path):
         found = disk("home", full / "grokctl", tries=True)
 
     assert (found.total, found.free, found.file_system) == (2**20, 0, "tmpfs")
-    assert found.error == "0 bytes are free, too few to measure"
+    assert found.error == "0 B are free, too few to measure"
     assert found.write_rate is None
 
 

@@ -180,29 +180,29 @@ def test_a_release_of_full_size_opens_without_reading_it(tmp_path):
 @pytest.mark.parametrize(
     ("change", "reason", "detail"),
     [
-        pytest.param(Path.unlink, Reason.MISSING, "expected 4519 bytes", id="missing"),
+        pytest.param(Path.unlink, Reason.MISSING, "expected 4,519 bytes", id="missing"),
         pytest.param(
             lambda path: os.truncate(path, 4000),
             Reason.SHORT,
-            "expected 4519 bytes, found 4000",
+            "expected 4,519 bytes, found 4,000",
             id="short",
         ),
         pytest.param(
             lambda path: os.truncate(path, 1),
             Reason.SHORT,
-            "expected 4519 bytes, found 1",
+            "expected 4,519 bytes, found 1",
             id="one-byte",
         ),
         pytest.param(
             lambda path: os.truncate(path, 0),
             Reason.SHORT,
-            "is empty, expected 4519 bytes",
+            "is empty, expected 4,519 bytes",
             id="empty",
         ),
         pytest.param(
             lambda path: os.truncate(path, 4520),
             Reason.LONG,
-            "expected 4519 bytes, found 4520",
+            "expected 4,519 bytes, found 4,520",
             id="long",
         ),
         pytest.param(
@@ -214,7 +214,7 @@ def test_a_release_of_full_size_opens_without_reading_it(tmp_path):
         pytest.param(
             lambda path: (path.unlink(), path.symlink_to("nowhere")),
             Reason.MISSING,
-            "expected 4519 bytes",
+            "expected 4,519 bytes",
             id="link-to-nothing",
         ),
         pytest.param(
@@ -359,7 +359,7 @@ def test_all_damage_is_listed_and_not_only_the_first(release):
     ]
     assert error.exit_code == 20
     assert str(error) == (
-        f"3 of 26 files are damaged, first ckpt-0/{KEY}: missing, expected 4519 bytes"
+        f"3 of 26 files are damaged, first ckpt-0/{KEY}: missing, expected 4,519 bytes"
     )
 
 
@@ -733,7 +733,7 @@ def test_bytes_after_the_pickles_end_are_found_where_the_size_is_right(release):
     _, reason, detail = only_damage_of(release)
 
     assert reason is Reason.MALFORMED
-    assert detail == f"{size - shorter} bytes after the pickle's end"
+    assert detail == f"{size - shorter:,} bytes after the pickle's end"
 
 
 def test_a_file_of_right_shapes_that_another_pickler_wrote_has_another_size(release):
