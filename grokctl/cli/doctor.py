@@ -73,6 +73,9 @@ def doctor(
         redact = Redaction.here(where.root)
         if verbose:
             diagnosis = screen.redacted(diagnosis, redact)
+        if not diagnosis.is_here and devices is None and diagnosis.hardware.count > 1:
+            count = diagnosis.hardware.count
+            console.note(f"planned for up to {count} devices; --devices N plans for exactly N")
         screen.show(console, diagnosis, machine, redact, is_full=verbose)
         if not diagnosis.is_ok:
             raise ReportedError(screen.failure(diagnosis))

@@ -106,6 +106,14 @@ def test_a_size_without_its_unit_is_an_error_with_the_likely_one(grokctl, argume
     assert outcome.hint == hint
 
 
+def test_a_number_of_devices_that_was_not_typed_is_said(grokctl):
+    assumed = grokctl("doctor", "--accelerator", "H100")
+    typed = grokctl("doctor", "--accelerator", "H100", "--devices", 8)
+
+    assert assumed.stderr == "planned for up to 16 devices; --devices N plans for exactly N\n"
+    assert typed.stderr == ""
+
+
 @pytest.mark.parametrize("verb", ["run", "fetch"])
 def test_long_helps_list_their_options_in_groups(grokctl, verb):
     lines = grokctl(verb, "--help").stdout.splitlines()
