@@ -17,7 +17,6 @@ OWN: Final[Mapping[str, str]] = {
     "JAX_USE_SHARDY_PARTITIONER": "the partitioner",
     "JAX_DISABLE_JIT": "compilation",
     "JAX_DYNAMIC_SHAPES": "compilation",
-    "JAX_DISABLE_MOST_OPTIMIZATIONS": "optimization",
     "JAX_DEFAULT_PRNG_IMPL": "random numbers",
     "JAX_ENABLE_CUSTOM_PRNG": "random numbers",
     "JAX_THREEFRY_PARTITIONABLE": "random numbers",
