@@ -26,6 +26,7 @@ from grokctl.cli.options import (
     TrackerOption,
     VerboseOption,
     WebSeedOption,
+    path_of,
 )
 from grokctl.errors import GrokctlError, UsageError
 from grokctl.paths import quoted
@@ -45,7 +46,11 @@ def verify(
     ] = False,
     torrent_file: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Torrent to prove any folder with; kept under home."),
+        typer.Option(
+            metavar="FILE",
+            parser=path_of,
+            help="Torrent to prove any folder with; kept under home.",
+        ),
     ] = None,
     jobs: JobsOption = None,
     peer: PeerOption = None,

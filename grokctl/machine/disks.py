@@ -279,6 +279,8 @@ def _lacking(file: int, folder: Path) -> Iterator[str]:
     for name, attempt in attempts.items():
         try:
             attempt()
+        except ValueError:
+            continue  # no room to grow: nothing is known of mappings
         except OSError as error:
             if is_unsupported(error) or error.errno == errno.ENOLCK:
                 yield name

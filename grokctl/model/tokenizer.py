@@ -6,7 +6,7 @@ from pathlib import Path
 import sentencepiece
 
 from grokctl.errors import GrokctlError, Reason, corrupt
-from grokctl.os_errors import located, refusal
+from grokctl.os_errors import is_absence, located, refusal
 
 _BROKEN = "\ufffd"
 _LONGEST_CHARACTER = 4
@@ -34,6 +34,8 @@ class Tokenizer:
             for piece in range(processor.vocab_size()):
                 processor.id_to_piece(piece)  # is it UTF-8?
         except OSError as error:
+            if is_absence(error) or path.is_dir():
+                raise _bad(path, "is no sentencepiece model") from error
             raise refusal(located(error, path)) from error
         except (RuntimeError, UnicodeDecodeError) as error:
             raise _bad(path, "is no sentencepiece model") from error

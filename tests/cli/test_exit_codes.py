@@ -9,6 +9,7 @@ import pytest
 from places import PROJECT
 
 from grokctl.errors import ExitCode
+from grokctl.text import format_bytes
 
 DOCUMENT = PROJECT / "docs" / "exit-codes.md"
 
@@ -60,7 +61,7 @@ def test_strange_names_are_no_checkpoints(grokctl, home, tmp_path, monkeypatch, 
 
     outcome = grokctl("inspect", "--home", home, "--", name)
 
-    assert_failed(outcome, 2, name)
+    assert_failed(outcome, 2, name[:50])
 
 
 def test_nothing_at_home_says_how_to_begin(grokctl, tmp_path):
@@ -516,7 +517,7 @@ def test_a_fetch_that_does_not_fit_stops_before_a_byte_moves(grokctl, seeded, sm
     )
     plan = grokctl("fetch", seeded.torrent, "--to", small_disk / "words", "--dry-run", "--json")
 
-    assert_failed(outcome, 12, f"{seeded.nbytes:,}")
+    assert_failed(outcome, 12, format_bytes(seeded.nbytes))
     assert not (small_disk / "words" / "ckpt-0").exists()
     assert plan.result["fits"] is False
 

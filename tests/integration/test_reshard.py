@@ -315,10 +315,10 @@ def make_release(path):
 @pytest.mark.parametrize(
     "make",
     [
-        make_file, make_folder, make_release, Path.mkdir,
+        make_file, make_folder, make_release,
         lambda path: path.symlink_to("nowhere"),
     ],
-    ids=["file", "folder", "release", "empty-folder", "broken-link"],
+    ids=["file", "folder", "release", "broken-link"],
 )  # fmt: skip
 @pytest.mark.parametrize("force", [False, True])
 def test_nothing_else_is_ever_replaced(release, tmp_path, make, force):

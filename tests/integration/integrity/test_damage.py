@@ -165,7 +165,7 @@ def test_a_truncated_file_is_short_from_the_piece_of_its_new_end(seeded, cut):
     damage = found(verify(seeded.root))
 
     assert damage[DOWN].reason is Reason.SHORT
-    assert damage[DOWN].detail == f"expected {length} bytes, found {length - cut}"
+    assert damage[DOWN].detail == f"expected {length:,} bytes, found {length - cut:,}"
     assert damage[DOWN].ranges == ((seeded.piece_range(DOWN, length - cut)[0], length),)
     assert set(damage) == {DOWN, *seeded.piece_mates(DOWN, length - 1)}
     assert damage[UP].reason is Reason.UNPROVEN
@@ -182,7 +182,7 @@ def test_an_extended_file_is_long_and_its_neighbours_are_proven(seeded, extra):
 
     assert damage.file == DOWN
     assert damage.reason is Reason.LONG
-    assert damage.detail == f"expected {length} bytes, found {length + extra}"
+    assert damage.detail == f"expected {length:,} bytes, found {length + extra:,}"
     assert damage.ranges == ((length, length + extra),)
 
 
@@ -205,7 +205,7 @@ def test_a_missing_file_is_missing_and_its_neighbours_unproven(seeded):
     damage = found(verify(seeded.root))
 
     assert damage[DOWN].reason is Reason.MISSING
-    assert damage[DOWN].detail == f"expected {length} bytes"
+    assert damage[DOWN].detail == f"expected {length:,} bytes"
     assert damage[DOWN].ranges == ((0, length),)
     assert {name: item.reason for name, item in damage.items() if name != DOWN} == {
         GATE: Reason.UNPROVEN,

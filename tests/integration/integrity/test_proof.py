@@ -222,7 +222,7 @@ def test_without_a_torrent_nothing_can_be_proven(root):
     with pytest.raises(UsageError, match=r"cannot be proven without release\.torrent") as caught:
         verify(root)
 
-    assert caught.value.hint == f"grokctl verify {root} --quick"
+    assert caught.value.hint == f"grokctl verify {root} --torrent-file FILE  # or --quick"
 
 
 def test_without_a_torrent_structural_damage_is_still_found(root):

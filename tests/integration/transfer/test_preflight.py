@@ -13,6 +13,7 @@ from grokctl.checks import Status
 from grokctl.errors import DiskFullError, FetchError
 from grokctl.fetch import FetchOptions, fetch, plan_fetch
 from grokctl.machine.disks import file_system
+from grokctl.text import format_bytes
 
 ROOM = 4 * 2**20
 
@@ -151,7 +152,7 @@ def test_a_plan_lists_every_check_and_what_each_found(swarm, torrent_file, tmp_p
     named = {found.name: found for found in planned.checks}
     assert {"disk", "file size", "destination", "certificates", "trackers"} <= named.keys()
     assert planned.fits
-    assert f"{swarm.metainfo.total:,}" in named["disk"].detail
+    assert format_bytes(swarm.metainfo.total) in named["disk"].detail
     assert "1 of 2" in named["trackers"].detail
     assert "no.such.name.invalid" in named["trackers"].detail
     assert list(tmp_path.iterdir()) == [torrent_file]

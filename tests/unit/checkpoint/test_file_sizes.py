@@ -3,6 +3,7 @@ from hypothesis import strategies as st
 
 from grokctl.checkpoint.file_sizes import file_damage, size_damage
 from grokctl.errors import Damage, Reason
+from grokctl.text import format_exact
 
 SIZES = st.integers(0, 2**40)
 
@@ -22,8 +23,8 @@ def test_only_the_expected_size_is_no_damage_and_the_difference_is_what_is_damag
         assert damage.reason is (Reason.SHORT if size < expected else Reason.LONG)
         assert {low, high} == {expected, size}
         assert low < high
-        found = f"expected {expected} bytes, found {size}"
-        assert damage.detail == (found if size else f"is empty, expected {expected} bytes")
+        found = f"expected {format_exact(expected)}, found {size:,}"
+        assert damage.detail == (found if size else f"is empty, expected {format_exact(expected)}")
 
 
 @given(SIZES)
@@ -31,7 +32,7 @@ def test_a_missing_file_is_damaged_as_a_whole(expected):
     ranges = ((0, expected),) if expected else ()
 
     assert size_damage("a", expected=expected, size=None) == Damage(
-        "a", Reason.MISSING, f"expected {expected} bytes", ranges
+        "a", Reason.MISSING, f"expected {format_exact(expected)}", ranges
     )
 
 

@@ -509,5 +509,5 @@ def test_a_manifest_of_a_size_that_no_model_needs_is_not_read(tmp_path):
     with (tmp_path / MANIFEST).open("wb") as file:
         file.truncate(2**40)
 
-    with pytest.raises(CorruptCheckpointError, match=f"found {2**40}"):
+    with pytest.raises(CorruptCheckpointError, match="found 1,099,511,627,776"):
         read_manifest(tmp_path)
