@@ -150,10 +150,10 @@ def read_size(text: str | None, name: str, *, unit: str) -> int | None:
         return None
     lowered = text.strip().lower().removesuffix("/s").removesuffix("b")
     number = lowered.rstrip("kmgti")
+    # float takes more: other digits, signs, underscores
+    is_plain = re.fullmatch(r"[0-9.]+(?:e[0-9]{1,2})?", number) is not None
     try:
-        if not re.fullmatch(r"[0-9.]+(?:e[0-9]{1,2})?", number):
-            raise ValueError  # noqa: TRY301  # float takes more: other digits, signs, underscores
-        size = float(number) * _UNITS[lowered[len(number) :]]
+        size = float(number) * _UNITS[lowered[len(number) :]] if is_plain else 0.0
     except (ValueError, KeyError):
         size = 0.0
     if not 1 <= size < 2**63:

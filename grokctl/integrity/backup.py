@@ -73,7 +73,7 @@ def measure(
         FetchError: A link leads elsewhere, or the disk cannot be read.
     """
     wanted = _wanted(metainfo, places, pieces)
-    lengths = {places[file.index]: file.length for file in metainfo.files if file.index in places}
+    lengths = _lengths(metainfo, places)
     try:
         originals = tuple(
             original
@@ -156,7 +156,7 @@ def unlink_targets(
         FetchError: A file cannot be read or written.
     """
     touched = _wanted(metainfo, places, pieces).keys()
-    lengths = {places[file.index]: file.length for file in metainfo.files if file.index in places}
+    lengths = _lengths(metainfo, places)
     copies = {}
     try:
         for place, length in lengths.items():
@@ -198,6 +198,11 @@ def forget(root: Path) -> None:
     with suppress(OSError), ExitStack() as stack:
         private = _reach(stack, root, (PRIVATE,))
         shutil.rmtree(DAMAGED, dir_fd=private)
+
+
+def _lengths(metainfo: Metainfo, places: Mapping[int, str]) -> dict[str, int]:
+    """The length of each file that has a place, by its place."""
+    return {places[file.index]: file.length for file in metainfo.files if file.index in places}
 
 
 def _wanted(

@@ -68,9 +68,9 @@ def thread_limits(root: Path = Path("/")) -> Iterator[str]:
     Args:
         root: Where `proc` and `sys` are.
     """
-    soft, _ = resource.getrlimit(resource.RLIMIT_NPROC)
-    if soft != resource.RLIM_INFINITY:
-        yield f"ulimit -u {soft}"
+    most_of_user = limit_of(resource.RLIMIT_NPROC)
+    if most_of_user is not None:
+        yield f"ulimit -u {most_of_user}"
     mount = root / "sys/fs/cgroup"
     for controllers, place in (("", mount), ("pids", mount / "pids")):
         for folder in cgroup_folders(root, controllers, place):

@@ -103,7 +103,7 @@ def adopt_partial(root: Path, selection: FileSelection, observe: Observer) -> fr
         if place is None or file.index not in selection.wanted:
             continue
         for beside in partial_files(root / place):
-            if not _exists(root / place):
+            if not os.path.lexists(root / place):
                 places = {**selection.places, file.index: str(beside.relative_to(root))}
                 pieces = list(metainfo.pieces_of(file))
                 checks = check_pieces(root, metainfo, places, pieces, jobs=1)
@@ -116,10 +116,6 @@ def adopt_partial(root: Path, selection: FileSelection, observe: Observer) -> fr
             message = f"{beside}: left by another program, not used; to delete it: rm"
             observe(Noted(message=f"{message} {quoted(beside)}"))
     return frozenset(found)
-
-
-def _exists(path: Path) -> bool:
-    return path.is_symlink() or path.exists()
 
 
 def _with_data(

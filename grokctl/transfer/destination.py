@@ -295,13 +295,12 @@ def record_progress(
         forget_unfinished(request.root)
         return
     source, options = request.origin.source, tuple(_typed(request.options))
-    earlier = read_unfinished(request.root)
     if request.origin.torrent is not None:
-        is_repair = Path(source).absolute() == (request.root / TORRENT).absolute()
-        if is_repair and earlier is not None:  # the fetch that was begun is the one to continue
+        source = str(Path(source).absolute())
+        is_repair = source == str((request.root / TORRENT).absolute())
+        earlier = read_unfinished(request.root) if is_repair else None
+        if earlier is not None:  # the fetch that was begun is the one to continue
             source, options = earlier.source, earlier.options
-        else:
-            source = str(Path(source).absolute())
     Unfinished(
         source=source,
         options=options,

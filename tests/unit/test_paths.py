@@ -7,6 +7,7 @@ import stat
 from pathlib import Path
 
 import pytest
+from folders import make_ready, make_release
 
 from grokctl.errors import FetchError, UsageError
 from grokctl.fetch import plan_fetch
@@ -22,17 +23,6 @@ from grokctl.paths import (
     write_atomically,
 )
 from grokctl.transfer.sources import parse_source
-
-
-def make_release(path: Path) -> Path:
-    (path / "ckpt-0").mkdir(parents=True)
-    return path
-
-
-def make_ready(path: Path) -> Path:
-    path.mkdir(parents=True)
-    (path / "grokctl.json").write_text("{}")
-    return path
 
 
 def names_in(folder: Path) -> list[str]:

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from folders import make_ready, make_release
 
 from grokctl.checkpoint.finding import find_checkpoint
 from grokctl.checkpoint.miniature import MINIATURE, write_miniature
@@ -16,17 +17,6 @@ from grokctl.reshard import reshard
 from grokctl.resharding.plan import ReshardOptions, plan_reshard
 
 SMALL = replace(MINIATURE, num_layers=1, emb_size=64, num_q_heads=4, num_kv_heads=2)
-
-
-def make_release(path: Path) -> Path:
-    (path / "ckpt-0").mkdir(parents=True)
-    return path
-
-
-def make_ready(path: Path) -> Path:
-    path.mkdir(parents=True)
-    (path / "grokctl.json").write_text("{}")
-    return path
 
 
 def find(home: Home, name: str | None, **kinds: bool) -> Path:
