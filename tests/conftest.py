@@ -5,6 +5,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 
@@ -32,13 +33,31 @@ def two_layers(tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def optimized() -> Iterator[None]:
-    """Compile as users do: for all tests of numbers, and of what XLA makes of the model."""
+    """Compile the programs of a module as users do, because its numbers depend on it.
+
+    The memory that XLA reports does not.
+    """
+    with _optimizations():
+        yield
+
+
+@pytest.fixture
+def optimized_here() -> Iterator[None]:
+    """The same in one test."""
+    with _optimizations():
+        yield
+
+
+@contextmanager
+def _optimizations() -> Iterator[None]:
     import jax  # noqa: PLC0415  # after the environment above
 
     name = "jax_disable_most_optimizations"
     jax.config.update(name, False)
-    yield
-    jax.config.update(name, True)
+    try:
+        yield
+    finally:
+        jax.config.update(name, True)
 
 
 @pytest.fixture(scope="session")

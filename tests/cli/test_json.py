@@ -2,6 +2,8 @@
 
 import pytest
 
+from grokctl.checkpoint.ready import open_ready
+
 NUMBER = (int, float)
 STATS = {
     "load_s": NUMBER,
@@ -180,7 +182,9 @@ def test_score_gives_tokens_nll_and_perplexity(grokctl, home, cut):
     assert outcome.result["perplexity"] > 1
 
 
-def test_demo_says_its_steps_and_keeps_what_the_other_verbs_can_use(process, grokctl, tmp_path):
+def test_demo_says_the_same_on_every_mesh_and_keeps_what_the_other_verbs_can_use(
+    process, grokctl, tmp_path
+):
     kept = tmp_path / "kept"
 
     outcome = process.run("demo", "--json", "--keep", kept)
@@ -192,10 +196,16 @@ def test_demo_says_its_steps_and_keeps_what_the_other_verbs_can_use(process, gro
     assert values["ok"] is True
     assert values["texts"].keys() == {"4", "8", "16"}
     assert len(set(values["texts"].values())) == 1
+    assert all(values["texts"].values())
     for step in values["steps"]:
         assert_promised(step, {"name": str, "result": str, "seconds": NUMBER})
+        assert step["seconds"] >= 0
+    loads = [event for event in outcome.events if event == {"event": "finished", "stage": "load"}]
+    assert len(loads) == 3
     assert verified.result["ok"] is True
-    assert len(list((kept / "home" / "ready").iterdir())) == 3
+    ready = [open_ready(path) for path in (kept / "home" / "ready").iterdir()]
+    assert sorted(checkpoint.mesh.size for checkpoint in ready) == [4, 8, 16]
+    assert all(checkpoint.source.proven for checkpoint in ready)
 
 
 def test_every_line_on_stderr_is_json_when_all_goes_well(grokctl, home, cut):

@@ -344,7 +344,7 @@ def test_a_quiet_score_is_still_a_score(grokctl, home):
 
 
 def test_kept_programs_that_were_cut_short_are_made_again(process, cut, tmp_path):
-    root = cut("words", 4).root
+    root = cut("words", 1).root
     run = ("run", root, "-p", "import", "-n", 2, "--temperature", 0, "--home", tmp_path)
     assert process.run(*run).exit_code == 0
     kept = list(tmp_path.rglob("jit_*-cache"))

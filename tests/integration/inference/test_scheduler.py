@@ -71,10 +71,13 @@ WANTED = [
 ]
 
 
-@pytest.mark.parametrize("mesh", ["model=1", "expert=2,model=2"])
-def test_every_prompt_gets_what_it_would_get_alone(release, engine, mesh):
-    one_by_one = [alone(engine, wanted) for wanted in WANTED]
+@pytest.fixture(scope="module")
+def one_by_one(engine):
+    return [alone(engine, wanted) for wanted in WANTED]
 
+
+@pytest.mark.parametrize("mesh", ["model=1", "expert=2,model=2"])
+def test_every_prompt_gets_what_it_would_get_alone(release, one_by_one, mesh):
     found = dict(start(release, mesh).generate_many(WANTED))
 
     assert sorted(found) == list(range(len(WANTED)))

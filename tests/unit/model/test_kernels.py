@@ -25,7 +25,7 @@ from grokctl.model.placement import MeshShape, place
 from grokctl.model.step_spec import StepShape
 from grokctl.model.tensors import tensor_specs
 
-pytestmark = [pytest.mark.heavy, pytest.mark.usefixtures("optimized")]
+pytestmark = pytest.mark.heavy
 
 CPU = StepShape(
     config=MINIATURE, mesh=MeshShape(1, 1), platform="cpu", compute=jnp.dtype(jnp.float32)

@@ -26,7 +26,7 @@ from grokctl.model.precision import Precision
 from grokctl.model.step_spec import StepShape
 from grokctl.model.tensors import tensor_specs
 
-pytestmark = [pytest.mark.heavy, pytest.mark.usefixtures("optimized")]
+pytestmark = pytest.mark.heavy
 
 ONE = MeshShape(1, 1)
 FLOAT32, BF16 = jnp.dtype(jnp.float32), jnp.dtype(jnp.bfloat16)
@@ -119,6 +119,7 @@ CASES = [
 ]
 
 
+@pytest.mark.usefixtures("optimized_here")
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_every_form_is_the_product_with_the_dequantised_weight(case):
     bounds = {("cpu", BF16): 1e-6, ("gpu", FLOAT32): 1e-6}
