@@ -4,8 +4,9 @@ import atexit
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 
@@ -66,14 +67,49 @@ def xla_cache() -> Path:
     return Path(os.environ["JAX_COMPILATION_CACHE_DIR"]).parent
 
 
-def _share_compiled_programs() -> None:
+def _share_compiled_programs() -> Path:
     """Compile each program once a run; a folder for each worker, as writes are not atomic."""
-    folder = tempfile.mkdtemp(prefix="grokctl-xla-")
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = f"{folder}/{version('jaxlib')}-cpu"
+    run = os.environ.get("PYTEST_XDIST_TESTRUNUID", str(os.getpid()))
+    worker = os.environ.get("PYTEST_XDIST_WORKER", "main")
+    folder = Path(tempfile.gettempdir(), f"grokctl-xla-{run}", worker, f"{version('jaxlib')}-cpu")
+    folder.mkdir(parents=True)
+    atexit.register(_delete, folder.parent)
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder)
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
     os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # compiles faster, but see `optimized`
+    return folder
 
 
-_share_compiled_programs()
+def _delete(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    with suppress(OSError):  # others are still there
+        folder.parent.rmdir()
+
+
+_PROGRAMS = _share_compiled_programs()
+_WRITTEN_S = 2.0
+"""Age of a program that is written completely."""
+
+
+def pytest_runtest_setup() -> None:
+    """Link the programs that other workers have compiled."""
+    complete = time.time() - _WRITTEN_S
+    for folder in _PROGRAMS.parents[1].glob(f"*/{_PROGRAMS.name}"):
+        with suppress(FileNotFoundError):  # the worker has ended
+            if folder == _PROGRAMS or folder.stat().st_mtime_ns == _seen.get(folder):
+                continue
+            seen = folder.stat().st_mtime_ns
+            entries = [
+                entry for entry in os.scandir(folder) if not (_PROGRAMS / entry.name).exists()
+            ]
+            for entry in entries:
+                if entry.stat().st_mtime < complete:
+                    os.link(entry.path, _PROGRAMS / entry.name)
+                else:
+                    seen = 0
+            _seen[folder] = seen
+
+
+_seen: dict[Path, int] = {}
+"""Folder of another worker -> its time of change when all of its programs were linked."""
