@@ -26,12 +26,14 @@ def inspection(console: Console, result: Inspection, *, one_by_one: bool) -> Non
                 "kind": result.kind,
                 "config": result.config.to_dict(),
                 "bytes": result.total_nbytes,
+                "proven": result.is_proven,
                 "parameters": sum(total.parameters for total in result.totals),
                 "totals": [asdict(total) for total in result.totals],
                 "tensors": [_row_values(row) for row in result.rows],
             }
         )
         return
+    console.note(result.provenance)
     groups = [[row] for row in result.rows] if one_by_one else _alike(result.rows)
     named = [(_name_of(rows, result.config.num_layers), rows) for rows in groups]
     title = f"{result.root.name}: {result.kind} checkpoint, {format_bytes(result.total_nbytes)}"

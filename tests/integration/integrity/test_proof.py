@@ -5,9 +5,10 @@ import shutil
 import pytest
 from damaging import DOWN, GATE, NORM, PIECE, flip, flip_unseen, found
 
-from grokctl.checkpoint.receipt import read_receipt, write_source
+from grokctl.checkpoint.receipt import read_receipt
 from grokctl.checkpoint.release import open_release
 from grokctl.checkpoint.torrent import build_metainfo, parse_metainfo
+from grokctl.checkpoint.trust import write_source
 from grokctl.errors import CorruptCheckpointError, Reason, UnsafePickleError, UsageError
 from grokctl.events import Advanced, Noted, Stage, Started
 from grokctl.verify import raise_for, verify
