@@ -9,6 +9,7 @@ import hashlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from threading import Condition, Event, Thread
 from typing import Any, Final, Self
 
@@ -19,7 +20,7 @@ from grokctl.errors import Damage, Reason
 from grokctl.events import Advanced, Observer, Stage
 from grokctl.integrity.pieces import Feeder, open_regular
 from grokctl.integrity.ready_content import altered
-from grokctl.os_errors import is_absence, reason_of
+from grokctl.os_errors import is_absence, located, reason_of, refusal
 from grokctl.system import usable_cores
 
 _BUFFER: Final = 2**20
@@ -37,7 +38,8 @@ class _File:
     """One file, and how far it is hashed."""
 
     record: FileRecord
-    handle: int
+    handle: int | None
+    """None if it cannot be opened."""
     hasher: Any = field(default_factory=hashlib.sha256)
     done: int = 0
     goal: int = 0
@@ -57,23 +59,14 @@ class SourceHashing:
         Args:
             source: A ready checkpoint, whose manifest has the hashes; of a release, which a
                 receipt proves, nothing is hashed.
-
-        Raises:
-            OSError: A file cannot be opened.
         """
         self._source = source
         self._changed = Condition()
         self._is_cancelled = Event()
-        self._files: list[_File] = []
         records: list[FileRecord] = []
         if isinstance(source, ReadyCheckpoint):
             records = [source.manifest.record_of(device) for device in source.manifest.devices]
-        try:
-            for record in records:
-                self._files.append(_File(record, open_regular(source.root / record.name)))
-        except BaseException:
-            self._close()
-            raise
+        self._files = [_opened(source.root, record) for record in records]
         count = min(len(self._files), usable_cores())
         self._threads = [
             Thread(target=self._run, args=(self._files[place::count],), name=f"hash-{place}")
@@ -91,7 +84,9 @@ class SourceHashing:
             self._changed.notify_all()
         for thread in self._threads:
             thread.join()
-        self._close()
+        for file in self._files:
+            if file.handle is not None:
+                os.close(file.handle)
 
     def follow(self, done: int, total: int, observe: Observer) -> None:
         """Hash as far as the reshard has come; wait if that is much farther.
@@ -119,7 +114,7 @@ class SourceHashing:
             The files that do not have the hashes of the manifest.
 
         Raises:
-            OSError: The machine refuses to read a file.
+            GrokctlError: The machine refuses to read a file.
         """
         files = self._read()
         with self._changed:
@@ -127,7 +122,7 @@ class SourceHashing:
                 file.goal = file.record.nbytes
             self._changed.notify_all()
         self._catch_up(0, total, observe)
-        return [damage for file in files if (damage := _damage_to(file)) is not None]
+        return [damage for file in files if (damage := _damage_to(self._source.root, file))]
 
     def _read(self) -> list[_File]:
         """The files from which the reshard has read something."""
@@ -156,6 +151,7 @@ class SourceHashing:
                 return
             file = max(files, key=lambda file: file.goal - file.done if file.is_behind else 0)
             end = min(file.goal, file.done + _STEP)
+            assert file.handle is not None
             try:
                 if not feeder.feed(file.hasher, file.handle, file.done, end):
                     file.trouble = OSError("ends early")
@@ -165,15 +161,19 @@ class SourceHashing:
                 file.done = end
                 self._changed.notify_all()
 
-    def _close(self) -> None:
-        for file in self._files:
-            os.close(file.handle)
+
+def _opened(root: Path, record: FileRecord) -> _File:
+    """A file, or the trouble with it, which matters only if the reshard reads it."""
+    try:
+        return _File(record, open_regular(root / record.name))
+    except OSError as error:
+        return _File(record, None, trouble=error)
 
 
-def _damage_to(file: _File) -> Damage | None:
+def _damage_to(root: Path, file: _File) -> Damage | None:
     if file.trouble is None:
         return altered(file.record, file.hasher.hexdigest())
     if not is_absence(file.trouble):
-        raise file.trouble
+        raise refusal(located(file.trouble, root / file.record.name)) from file.trouble
     whole = ((0, file.record.nbytes),)
     return Damage(file.record.name, Reason.UNREADABLE, reason_of(file.trouble), whole)
