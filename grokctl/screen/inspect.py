@@ -19,6 +19,7 @@ if TYPE_CHECKING:  # a screen imports no stage
 
 def inspection(console: Console, result: Inspection, *, one_by_one: bool) -> None:
     """Print a table of tensors, those of identical layers in one row, and their totals."""
+    console.note(result.provenance)
     if console.as_json:
         console.emit(
             {
@@ -33,7 +34,6 @@ def inspection(console: Console, result: Inspection, *, one_by_one: bool) -> Non
             }
         )
         return
-    console.note(result.provenance)
     groups = [[row] for row in result.rows] if one_by_one else _alike(result.rows)
     named = [(_name_of(rows, result.config.num_layers), rows) for rows in groups]
     title = f"{result.root.name}: {result.kind} checkpoint, {format_bytes(result.total_nbytes)}"
