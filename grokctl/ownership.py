@@ -14,7 +14,7 @@ from typing import Final
 _MOST_LINKS: Final = 40
 """Links that are followed in one path, as by the kernel."""
 _ACL: Final = "system.posix_acl_access"
-_ACL_USER, _ACL_OWN_GROUP, _ACL_GROUP, _ACL_MASK = 0x02, 0x04, 0x08, 0x10
+_ACL_USER, _ACL_OWN_GROUP, _ACL_GROUP = 0x02, 0x04, 0x08
 _ACL_WRITE: Final = 0x02
 
 
@@ -104,10 +104,9 @@ def _open_to(place: Path, status: os.stat_result) -> str | None:
 
 
 def _writers(data: bytes, status: os.stat_result) -> tuple[set[int], set[int]]:
-    """The users and groups that an access control list lets write."""
+    """The users and groups that an access control list lets write, which its mask allows."""
     entries = list(struct.iter_unpack("<HHI", data[4:])) if len(data) % 8 == 4 else []  # noqa: PLR2004 (a version, then entries)
-    mask = next((rights for tag, rights, _ in entries if tag == _ACL_MASK), _ACL_WRITE)
-    writing = [(tag, name) for tag, rights, name in entries if rights & mask & _ACL_WRITE]
+    writing = [(tag, name) for tag, rights, name in entries if rights & _ACL_WRITE]
     users = {name for tag, name in writing if tag == _ACL_USER}
     groups = {name for tag, name in writing if tag == _ACL_GROUP}
     if any(tag == _ACL_OWN_GROUP for tag, _ in writing):

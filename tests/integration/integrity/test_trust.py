@@ -127,6 +127,17 @@ def test_a_receipt_that_does_not_cover_the_whole_torrent_proves_nothing(root):
     assert proof(root).reason == "receipt: does not cover every file of the torrent"
 
 
+def test_only_a_receipt_of_all_files_is_complete(root):
+    flip(root / DOWN, 900)
+    verify(root)
+    assert not read_receipt(root).is_complete
+
+    flip(root / DOWN, 900)
+    verify(root)
+
+    assert read_receipt(root).is_complete
+
+
 def test_a_promised_file_that_is_gone_leaves_no_proof(root):
     verify(root)
     receipt = read_receipt(root)
