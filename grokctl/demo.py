@@ -10,7 +10,6 @@ from typing import Final, TypeVar
 
 from grokctl.checkpoint.miniature import MINIATURE, write_miniature
 from grokctl.checkpoint.ready import ReadyCheckpoint
-from grokctl.checkpoint.receipt import VerifiedRelease
 from grokctl.checkpoint.release import Release, open_release
 from grokctl.checkpoint.torrent import Magnet, build_metainfo, parse_metainfo
 from grokctl.errors import GrokctlError, UsageError
@@ -29,8 +28,8 @@ from grokctl.reshard import reshard
 from grokctl.resharding.plan import ReshardOptions, plan_reshard
 from grokctl.text import format_bytes
 from grokctl.transfer.sources import FetchOptions
+from grokctl.verify import Verdict, verify
 from grokctl.verify import raise_for as raise_for_damage
-from grokctl.verify import verify
 
 DEVICES: Final = (8, 4, 16)
 PROMPT: Final = "The import statement combines two operations; it searches for the named module,"
@@ -141,10 +140,10 @@ def _demo(folder: Path, observe: Observer) -> Demonstration:
             lambda: fetch(str(magnet), root, options, observe=observe),
             lambda fetched: f"{format_bytes(fetched.downloaded)} from {host}:{port}",
         )
-    verified = timed(
+    verdict = timed(
         "verify every byte",
         lambda: _verified(root, observe),
-        lambda v: f"proven by infohash {v.receipt.infohash[:16]}…",
+        _proof_in_words,
     )
     release = open_release(root)
     find_devices(max(DEVICES))
@@ -152,7 +151,7 @@ def _demo(folder: Path, observe: Observer) -> Demonstration:
     for count in DEVICES:
         ready = timed(
             f"reshard for {count} devices",
-            lambda count=count: _reshard(release, verified, home, count, observe),  # type: ignore[misc]
+            lambda count=count: _reshard(release, verdict, home, count, observe),  # type: ignore[misc]
             lambda ready: f"{ready.mesh.size} files, {format_bytes(ready.nbytes)}",
         )
         texts[count] = timed(
@@ -163,21 +162,26 @@ def _demo(folder: Path, observe: Observer) -> Demonstration:
     return Demonstration(steps=tuple(steps), prompt=PROMPT, texts=texts)
 
 
-def _verified(root: Path, observe: Observer) -> VerifiedRelease:
+def _verified(root: Path, observe: Observer) -> Verdict:
     verdict = verify(root, observe=observe)
     raise_for_damage(verdict, root)
-    assert verdict.verified is not None
-    return verdict.verified
+    return verdict
+
+
+def _proof_in_words(verdict: Verdict) -> str:
+    if verdict.verified is None:  # the user keeps it where others can write
+        return f"every byte is right; not proven: {verdict.doubt}"
+    return f"proven by infohash {verdict.verified.receipt.infohash[:16]}…"
 
 
 def _reshard(
-    release: Release, verified: VerifiedRelease, home: Home, devices: int, observe: Observer
+    release: Release, verdict: Verdict, home: Home, devices: int, observe: Observer
 ) -> ReadyCheckpoint:
     mesh = mesh_for(devices, release.config)
     out = home.ready / f"{release.name}-int8-{mesh.slug}"
     return reshard(
         plan_reshard(release, ReshardOptions(mesh=mesh, out=out)),
-        proof=verified.receipt,
+        proof=None if verdict.verified is None else verdict.verified.receipt,
         observe=observe,
     )
 

@@ -138,7 +138,8 @@ def fetch(
             torrent, peers = _metadata(swarm, request, peers, observe)
         selection = select_files(torrent, request)
         adopts = options.force and is_foreign(request)
-        prepare(root, selection, follows=options.force or have is not None)
+        follows = options.force or have is not None
+        prepare(root, selection, trust=request.trust, follows=follows)
         stack.enter_context(fetch_lock(root))
         if tokenizer is None:
             _fetch_tokenizer(request, selection, observe)

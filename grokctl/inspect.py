@@ -12,14 +12,17 @@ from threading import Event
 
 from grokctl.checkpoint.pickles import ArrayRef
 from grokctl.checkpoint.ready import ReadyCheckpoint, open_ready
+from grokctl.checkpoint.receipt import proof_of
 from grokctl.checkpoint.refusal import read_refusal
 from grokctl.checkpoint.release import open_release
 from grokctl.checkpoint.release_files import file_nbytes
 from grokctl.checkpoint.stored_tensor import StoredTensor
+from grokctl.checkpoint.sums import doubt_of
 from grokctl.checkpoint.tensor_source import LogicalTensor, extent
 from grokctl.checkpoint.value_stats import Part, StoredValues, ValueStats
 from grokctl.errors import Reason, UsageError, corrupt
-from grokctl.events import Advanced, Finished, Noted, Observer, Stage, Started, ignore
+from grokctl.events import Advanced, Finished, Observer, Stage, Started, ignore
+from grokctl.integrity.provenance import describe_proof, describe_unhashed
 from grokctl.model.config import GrokConfig
 from grokctl.model.precision import Precision
 from grokctl.os_errors import is_absence, located, reason_of, refusal
@@ -74,6 +77,11 @@ class Inspection:
     rows: tuple[TensorRow, ...]
     total_nbytes: int
     """Bytes of the whole checkpoint, whatever the pattern."""
+    is_proven: bool
+    """Whether every byte that a run reads is proven, and unchanged since. Of a ready checkpoint:
+    whether its source was; its files are not hashed here."""
+    provenance: str
+    """The same in one line for people."""
 
     @property
     def totals(self) -> tuple[Total, ...]:
@@ -119,16 +127,16 @@ def inspect(
         CorruptCheckpointError: The structure is damaged, or a file cannot be read.
         UsageError: There is no checkpoint, or nothing matches.
     """
-    refusal = read_refusal(root)
-    if refusal is not None:
-        observe(Noted(message=refusal.describe(root)))
     if kind_of(root) == "ready":
         checkpoint = open_ready(root)
         config, entries, total = checkpoint.config, _of_ready(checkpoint), checkpoint.nbytes
+        is_proven, provenance = doubt_of(checkpoint) is None, describe_unhashed(checkpoint)
     else:
         release = open_release(root, observe=observe)
         config, total = release.config, release.nbytes
         entries = [_of_release(tensor) for tensor in release.tensors]
+        proof = proof_of(release)
+        is_proven, provenance = proof.receipt is not None, describe_proof(proof, root)
     chosen = [
         entry
         for entry in entries
@@ -149,6 +157,8 @@ def inspect(
         config=config,
         rows=tuple(rows),
         total_nbytes=total,
+        is_proven=is_proven and read_refusal(root) is None,
+        provenance=provenance,
     )
 
 

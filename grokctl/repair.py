@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from grokctl.checkpoint.receipt import trusted_metainfo
 from grokctl.checkpoint.release_files import release_paths
 from grokctl.checkpoint.torrent import Metainfo
+from grokctl.checkpoint.trust import trusted_metainfo
 from grokctl.errors import UsageError, certain
 from grokctl.events import Noted, Observer, ignore
 from grokctl.fetch import Fetched, fetch

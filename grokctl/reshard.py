@@ -6,7 +6,8 @@ from pathlib import Path
 
 from grokctl.checkpoint.manifest import FileRecord
 from grokctl.checkpoint.ready import ReadyCheckpoint, open_ready
-from grokctl.checkpoint.receipt import Receipt
+from grokctl.checkpoint.receipt import Receipt, stamps_of
+from grokctl.checkpoint.sums import require_sums
 from grokctl.errors import Reason, UsageError, corrupt
 from grokctl.events import Advanced, Finished, Noted, Observer, Stage, Started, ignore
 from grokctl.paths import locked, quoted
@@ -19,14 +20,16 @@ from grokctl.resharding.publish import (
     check_space,
     check_unchanged,
     leftovers,
+    origin_of,
     partial_folder,
     publish,
-    stamps_of,
+    refuse_altered,
     take_back,
     write_rest,
     writing,
 )
 from grokctl.resharding.slices import cuts_of
+from grokctl.resharding.source_hashing import SourceHashing
 from grokctl.resharding.writers import DeviceWriter, Entry, Flusher, Journal, resume
 
 
@@ -41,7 +44,8 @@ def reshard(
 
     Device files grow side by side in a hidden sibling folder, and are hashed as they are written.
     A killed run continues after the last tensor that all of them contain, once the files so far
-    have been hashed again.
+    have been hashed again. The files of a ready checkpoint are hashed while they are read, and
+    compared with its manifest before anything is published.
 
     Args:
         plan: From `plan_reshard`.
@@ -52,10 +56,13 @@ def reshard(
     Raises:
         UsageError: The destination exists, or cannot be written.
         DiskFullError: The disk is full; the partial folder is kept for the next run.
-        CorruptCheckpointError: The source changed.
+        CorruptCheckpointError: The source changed, or is not as its manifest or its proof says.
     """
-    stamps = stamps_of(plan.source)
-    partial = partial_folder(plan, stamps)
+    source = plan.source
+    if isinstance(source, ReadyCheckpoint):
+        require_sums(source)
+    stamps = stamps_of(source)
+    partial, is_earlier = partial_folder(plan, stamps)
     with writing(plan.out):
         check_destination(plan, force=force)
         partial.mkdir(parents=True, exist_ok=True)
@@ -67,16 +74,23 @@ def reshard(
             check_destination(plan, force=force)  # another run may have published it just now
             if partial.parent == plan.out:
                 take_back(partial)
-            records, errors = _write_devices(plan, partial, observe)
-            write_rest(plan, partial, proof, records, errors)
-            check_unchanged(plan.source, stamps, partial)
+            if is_earlier:
+                message = "begun by an earlier version; its result will not count as proven"
+                observe(Noted(message=f"{partial}: {message}"))
+            with SourceHashing(source) as hashing:
+                records, errors = _write_devices(plan, partial, hashing, observe)
+                refuse_altered(source, hashing.finish(plan.bytes_out, observe), partial)
+            observe(Finished(stage=Stage.RESHARD))
+            origin = origin_of(source, proof, is_earlier=is_earlier)
+            write_rest(plan, partial, origin, records, errors)
+            check_unchanged(source, stamps, proof, partial)
             check_destination(plan, force=force)  # another program may have written it
             publish(partial, plan.out)
     return open_ready(plan.out)
 
 
 def _write_devices(
-    plan: ReshardPlan, partial: Path, observe: Observer
+    plan: ReshardPlan, partial: Path, hashing: SourceHashing, observe: Observer
 ) -> tuple[list[FileRecord], dict[str, float]]:
     """Write and sync every device file; returns their records, and the error of each weight."""
     if plan.compression is None:  # the size of compressed files is unknown
@@ -96,8 +110,7 @@ def _write_devices(
         elif is_begun:
             message = "starting again: the journal of an interrupted run does not match its files"
             observe(Noted(message=message))
-        _write_tensors(plan, writers, journal, observe)
-        observe(Finished(stage=Stage.RESHARD))
+        _write_tensors(plan, writers, journal, hashing, observe)
         return [writer.record() for writer in writers], _errors(plan, journal)
     finally:
         for writer in writers:
@@ -105,7 +118,11 @@ def _write_devices(
 
 
 def _write_tensors(
-    plan: ReshardPlan, writers: list[DeviceWriter], journal: Journal, observe: Observer
+    plan: ReshardPlan,
+    writers: list[DeviceWriter],
+    journal: Journal,
+    hashing: SourceHashing,
+    observe: Observer,
 ) -> None:
     """Write the tensors that are not in the journal yet."""
     done = len(journal.entries)
@@ -119,6 +136,7 @@ def _write_tensors(
         written += progress.nbytes
         squares[key] = squares.get(key, NOTHING) + progress.squares
         observe(Advanced(stage=Stage.RESHARD, done=written, detail=key))
+        hashing.follow(written, plan.bytes_out, observe)
         if progress.states:
             if not math.isfinite(squares[key].error + squares[key].total):
                 raise corrupt(

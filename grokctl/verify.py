@@ -1,7 +1,6 @@
 """Decide whether files on disk are the ones that the torrent promises; the proof is a receipt."""
 
 from collections.abc import Iterable
-from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -9,14 +8,16 @@ from typing import Final
 from grokctl.checkpoint.ready import ReadyCheckpoint, missing_files, read_manifest, reshard_again
 from grokctl.checkpoint.receipt import (
     VerifiedRelease,
+    not_promised,
     read_receipt,
-    trusted_metainfo,
     unread_receipt,
 )
 from grokctl.checkpoint.refusal import forget_refusal, write_refusal
 from grokctl.checkpoint.release import Release, damage_error
 from grokctl.checkpoint.release_files import read_config, scan_file
 from grokctl.checkpoint.structure import Survey, survey
+from grokctl.checkpoint.sums import doubt_of, read_sums
+from grokctl.checkpoint.trust import EARLIER, FOUND, trusted_metainfo
 from grokctl.checkpoint.unfinished import (
     Unfinished,
     forget_unfinished,
@@ -25,18 +26,17 @@ from grokctl.checkpoint.unfinished import (
     refuse_unfinished,
 )
 from grokctl.errors import CorruptCheckpointError, Damage, Reason, UnsafePickleError, UsageError
-from grokctl.events import Advanced, Finished, Noted, Observer, Stage, Started, ignore
+from grokctl.events import Noted, Observer, ignore
 from grokctl.integrity.content_check import ContentCheck
 from grokctl.integrity.damage import Findings, find_damage, known_bytes
-from grokctl.integrity.file_hashing import FileHashing
+from grokctl.integrity.ready_content import altered_files
 from grokctl.model.config import GrokConfig
 from grokctl.model.tensors import tensor_specs
-from grokctl.os_errors import is_absence, located, reason_of
-from grokctl.paths import CKPT, CONFIG, TORRENT, kind_of, quoted
+from grokctl.os_errors import is_absence, reason_of
+from grokctl.paths import CKPT, CONFIG, TOKENIZER, TORRENT, kind_of, quoted
 from grokctl.system import usable_cores
 
 _MOST_JOBS: Final = 64
-_PROGRESS_EVERY_S: Final = 0.1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,7 +51,13 @@ class Verdict:
     """Bytes read and hashed now; an earlier receipt covers the rest."""
     damage: tuple[Damage, ...]
     verified: VerifiedRelease | None
-    """The proof; None if something is damaged, or only the structure was checked."""
+    """The proof of a release; None if something is damaged, or not proven."""
+    is_proven: bool = False
+    """Whether every byte that a run reads is proven."""
+    doubt: str | None = None
+    """Why it is not proven although nothing is damaged; None if it is, or was not looked at."""
+    root_of_trust: str | None = None
+    """What the proof goes back to, in words; None if nothing is proven."""
     bad_pieces: frozenset[int] = frozenset()
     """Pieces that a repair must fetch; all others are good."""
     mend_nbytes: int = 0
@@ -213,8 +219,10 @@ def _conclude(check: ContentCheck, observe: Observer) -> Verdict:
     else:
         _add(damage, _unpromised(check, structure))
     receipt = check.save()
-    verified = None
+    verified, doubt = None, None
     if structure is not None and not damage:
+        doubt = _doubt(check)
+    if structure is not None and not damage and doubt is None:
         release = Release(root=root, config=structure.config, tensors=structure.tensors)
         verified = VerifiedRelease(release=release, receipt=receipt)
     return Verdict(
@@ -224,12 +232,25 @@ def _conclude(check: ContentCheck, observe: Observer) -> Verdict:
         hashed=check.hashed,
         damage=tuple(damage[name] for name in sorted(damage)),
         verified=verified,
+        is_proven=verified is not None,
+        doubt=doubt,
+        root_of_trust=check.trust.root if verified is not None else None,
         bad_pieces=frozenset(check.bad),
         mend_nbytes=sum(map(metainfo.piece_size, check.bad)),
         spared=len(check.trusted),
         since=check.receipt.since if check.receipt and check.trusted else None,
         is_as_promised=bool(damage) and damage.keys() <= promised,
     )
+
+
+def _doubt(check: ContentCheck) -> str | None:
+    """Why a release is not proven although each of its files is as the torrent promises."""
+    if check.trust.doubt is not None:
+        return f"{FOUND}: {check.trust.doubt}"
+    used = [TOKENIZER] if (check.root / TOKENIZER).exists() else []
+    if not_promised(check.root, used, check.files.keys()):
+        return f"{TOKENIZER}: is not in the torrent"
+    return None
 
 
 def _promised(damage: Damage) -> Damage:
@@ -317,53 +338,36 @@ def verify_ready(
     jobs: int | None = None,
     observe: Observer = ignore,
 ) -> Verdict:
-    """Hash every file of a ready checkpoint against its manifest.
+    """Hash every file of a ready checkpoint against its manifest, and that against SHA256SUMS.
 
     Args:
         checkpoint: From its manifest; its files may be damaged or missing.
-        quick: Check only that they exist and have their sizes.
+        quick: Check only that they exist and have their sizes, and the manifest's own line.
         jobs: Hashing threads; one per core by default.
         observe: Receives progress in bytes.
     """
     damage = {item.file: item for item in missing_files(checkpoint)}
-    records = {record.name: record for record in checkpoint.files if record.name not in damage}
-    hashing = FileHashing(checkpoint.root)
-    total = sum(record.nbytes for record in records.values())
-    observe(Started(stage=Stage.VERIFY, total=0 if quick else total))
-    with ThreadPoolExecutor(_threads(jobs)) as pool:
-        try:
-            waiting = {
-                pool.submit(hashing.sha256, record.name, record.nbytes): record
-                for record in (() if quick else records.values())
-            }
-            while waiting:
-                done, _ = wait(waiting, timeout=_PROGRESS_EVERY_S, return_when=FIRST_COMPLETED)
-                observe(Advanced(stage=Stage.VERIFY, done=hashing.done))
-                for future in done:
-                    record = waiting.pop(future)
-                    whole = ((0, record.nbytes),)
-                    try:
-                        sha256 = future.result()
-                        if sha256 == record.sha256:
-                            continue
-                        detail = f"expected sha256 {record.sha256[:16]}…, found {sha256[:16]}…"
-                        item = Damage(record.name, Reason.ALTERED, detail, whole)
-                    except OSError as error:
-                        if not is_absence(error):
-                            raise located(error, checkpoint.root / record.name) from error
-                        item = Damage(record.name, Reason.UNREADABLE, reason_of(error), whole)
-                    damage[record.name] = item
-        finally:
-            hashing.is_cancelled.set()
-            pool.shutdown(cancel_futures=True)
-    observe(Finished(stage=Stage.VERIFY))
+    sums = read_sums(checkpoint)
+    damage = {item.file: item for item in sums.damage} | damage
+    records = [record for record in (*checkpoint.files, *sums.others) if record.name not in damage]
+    hashed = 0
+    if not quick:
+        altered, hashed = altered_files(
+            checkpoint.root, records, jobs=_threads(jobs), observe=observe
+        )
+        damage |= altered
+    doubt = None if quick else doubt_of(checkpoint)
+    is_proven = not quick and not damage and doubt is None
     verdict = Verdict(
         name=checkpoint.name,
         files=len(checkpoint.files),
         nbytes=checkpoint.nbytes,
-        hashed=hashing.done,
+        hashed=hashed,
         damage=tuple(damage[name] for name in sorted(damage)),
         verified=None,
+        is_proven=is_proven,
+        doubt=doubt,
+        root_of_trust=(checkpoint.source.root_of_trust or EARLIER) if is_proven else None,
         remedy=reshard_again(checkpoint),
     )
     if not quick:

@@ -10,9 +10,9 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from grokctl.checkpoint.folders import ReleaseFolder
-from grokctl.checkpoint.receipt import write_source
 from grokctl.checkpoint.release_files import is_tensor_file, release_paths
 from grokctl.checkpoint.torrent import Metainfo
+from grokctl.checkpoint.trust import write_source
 from grokctl.paths import CKPT, TORRENT, Home, write_atomically
 
 
@@ -33,6 +33,8 @@ def adopt(
     folder: ReleaseFolder,
     torrent: bytes | None = None,
     metainfo: Metainfo | None = None,
+    *,
+    trust: str | None = None,
 ) -> Path:
     """Make or renew the links to a release elsewhere.
 
@@ -41,6 +43,7 @@ def adopt(
         folder: The release.
         torrent: Of the release, kept beside the links.
         metainfo: The same, parsed.
+        trust: Its root of trust; None keeps what is known.
 
     Returns:
         The folder of links, which is a release.
@@ -64,7 +67,7 @@ def adopt(
         path = root / TORRENT
         if not path.is_file() or path.read_bytes() != torrent:
             write_atomically(path, torrent)
-        write_source(root, infohash=metainfo.infohash)
+        write_source(root, infohash=metainfo.infohash, trust=trust)
     return root
 
 

@@ -11,6 +11,7 @@ from grokctl.checkpoint.adopted import adopt, is_adopted
 from grokctl.checkpoint.folders import ReleaseFolder, release_folder, words_for
 from grokctl.checkpoint.ready import read_manifest
 from grokctl.errors import GrokctlError, UsageError
+from grokctl.ownership import why_exposed
 from grokctl.paths import CKPT, MANIFEST, TORRENT, Home, expanded, kind_of, quoted
 from grokctl.text import printable
 
@@ -139,13 +140,19 @@ def _list_of(home: Home) -> str:
 
 
 def _found(home: Home, path: Path) -> Found:
-    """A folder of the usual shape; one with its torrent under home is the folder of links."""
-    if kind_of(path) == "release" and not (path / TORRENT).is_file() and (path / CKPT).is_dir():
+    """A folder of the usual shape; one with its torrent under home is the folder of links.
+
+    A torrent that others could have put there does not replace the one under home.
+    """
+    if kind_of(path) == "release" and (path / CKPT).is_dir():
         folder = ReleaseFolder(path, path / CKPT)
-        if is_adopted(home, folder):
+        has_torrent = (path / TORRENT).is_file()
+        is_believed = has_torrent and why_exposed(path / TORRENT) is None
+        if not is_believed and is_adopted(home, folder):
             root = adopt(home, folder)
             return Found(root=root, shown=path, folder=folder)
-        return Found(root=path, shown=path, folder=folder)
+        if not has_torrent:
+            return Found(root=path, shown=path, folder=folder)
     return Found(root=path, shown=path)
 
 

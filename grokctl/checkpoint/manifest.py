@@ -12,6 +12,7 @@ from grokctl import __version__
 from grokctl.checkpoint.frames import LARGEST_FRAME, SUFFIX, Compression, Frames
 from grokctl.checkpoint.layout import CODES, FORMAT, DeviceLayout, device_layouts
 from grokctl.checkpoint.tensor_source import Storage
+from grokctl.checkpoint.trust import LONGEST
 from grokctl.errors import (
     CorruptCheckpointError,
     PlacementError,
@@ -49,6 +50,8 @@ class Source:
     verified_at: str | None
     precision: Precision = Precision.INT8
     """The precision of the source: a release, or another ready checkpoint."""
+    root_of_trust: str | None = None
+    """Of the infohash, in words; None if it is not proven, or by an earlier version."""
 
     @property
     def folder(self) -> str:
@@ -110,7 +113,7 @@ def manifest_bytes(manifest: Manifest) -> bytes:
         "format": FORMAT,
         "version": _VERSION,
         "created_by": f"grokctl {__version__}",
-        "source": asdict(manifest.source),
+        "source": _source_values(manifest.source),
         "config": manifest.storage.config.to_dict(),
         "precision": str(manifest.storage.precision),
         "mesh": {"expert": manifest.mesh.expert, "model": manifest.mesh.model},
@@ -132,6 +135,13 @@ def manifest_bytes(manifest: Manifest) -> bytes:
         "files": [_file_values(file) for file in manifest.files],
     }
     return json.dumps(values, separators=(",", ":")).encode() + b"\n"
+
+
+def _source_values(source: Source) -> dict[str, Any]:
+    values = asdict(source)
+    if source.root_of_trust is None:
+        del values["root_of_trust"]
+    return values
 
 
 def _file_values(file: FileRecord) -> dict[str, Any]:
@@ -178,6 +188,7 @@ def _parse(values: Any, *, is_checked: bool) -> Manifest:
                 proven=source["proven"] is True,
                 verified_at=_shown(source["verified_at"]),
                 precision=Precision(source.get("precision", Precision.INT8)),
+                root_of_trust=_words(source.get("root_of_trust")),
             ),
             devices=_devices(values.get("devices", list(range(mesh.size))), mesh),
             compression=None if packed is None else Compression.parse(packed),
@@ -299,6 +310,10 @@ def _frames(entries: Any) -> Frames:
 
 def _shown(value: object) -> str | None:
     return None if value is None else printable(str(value))
+
+
+def _words(value: object) -> str | None:
+    return None if value is None else printable(str(value), limit=LONGEST)
 
 
 def malformed(detail: str, hint: str | None = None) -> CorruptCheckpointError:

@@ -7,10 +7,12 @@ from pathlib import Path
 from grokctl.checkpoint.adopted import adopt, adopted_root, is_adopted
 from grokctl.checkpoint.finding import Found
 from grokctl.checkpoint.folders import ReleaseFolder, release_folder
-from grokctl.checkpoint.receipt import read_source, write_source
 from grokctl.checkpoint.release_files import release_paths
-from grokctl.checkpoint.torrent import Metainfo, parse_metainfo
+from grokctl.checkpoint.torrent import Metainfo, parse_metainfo, read_metainfo
+from grokctl.checkpoint.trust import FOUND, read_source, trust_of, write_source
+from grokctl.checkpoint.trust import torrent_file as named
 from grokctl.errors import FetchError, UsageError, invalid
+from grokctl.ownership import why_exposed
 from grokctl.paths import CKPT, PRIVATE, TORRENT, Home, kind_of, quoted, write_atomically
 
 
@@ -71,23 +73,43 @@ def root_to_prove(
     if kind_of(found.root) == "ready":
         problem = "a ready checkpoint has no torrent; its manifest proves it"
         raise UsageError(f"--torrent-file {torrent_file}: {problem}", "grokctl verify")
+    trust = named(torrent_file, data)
     folder = found.folder
     if folder is None:
-        claimed = read_source(found.root)
-        if claimed is not None and claimed != metainfo.infohash:
-            raise UsageError(
-                f"{found.root}: expected release {claimed}, found {metainfo.infohash} in "
-                f"{torrent_file}",
-                f"grokctl verify {quoted(found.root)}",
-            )
-        if (found.root / TORRENT).is_file():
+        _refuse_other(found.root, metainfo, torrent_file)
+        is_kept_there = is_repaired or why_exposed(found.root / PRIVATE) is None
+        if (found.root / TORRENT).is_file() and is_kept_there:
+            if trust_of(found.root, metainfo.infohash).root == FOUND and _may_write(found.root):
+                write_source(found.root, infohash=metainfo.infohash, trust=trust)
             return found.root
         folder = ReleaseFolder(found.root, found.root / CKPT)
     if is_repaired and _may_repair_in(folder):
         write_atomically(folder.root / TORRENT, data)
-        write_source(folder.root, infohash=metainfo.infohash)
+        write_source(folder.root, infohash=metainfo.infohash, trust=trust)
         return folder.root
-    return adopt(home, folder, data, metainfo)
+    return adopt(home, folder, data, metainfo, trust=trust)
+
+
+def _refuse_other(root: Path, metainfo: Metainfo, torrent_file: Path) -> None:
+    """Refuse the torrent of another release than the one that was asked for, or that lies there.
+
+    Raises:
+        UsageError: It is.
+    """
+    claimed = read_source(root)
+    if claimed is not None and claimed != metainfo.infohash:
+        raise UsageError(
+            f"{root}: expected release {claimed}, found {metainfo.infohash} in {torrent_file}",
+            f"grokctl verify {quoted(root)}",
+        )
+    own = root / TORRENT
+    if claimed is None and own.is_file():
+        found = read_metainfo(own).infohash
+        if found != metainfo.infohash:
+            raise UsageError(
+                f"{own}: expected the torrent {metainfo.infohash} of {torrent_file}, found {found}",
+                f"rm {quoted(own)}  # then the same command again",
+            )
 
 
 def root_to_seed(home: Home, root: Path, torrent: bytes | None) -> Path:

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
+from hashlib import sha256
 from math import prod
 from pathlib import Path
 from threading import Lock
@@ -52,6 +53,8 @@ class ReadyCheckpoint:
     manifest: Manifest
     is_streamed: bool = False
     """Whether parts of files are read into bounded memory instead of mapped."""
+    manifest_sha256: str = ""
+    """Of the manifest's bytes, as they were read."""
 
     @property
     def name(self) -> str:
@@ -145,6 +148,12 @@ class ReadyCheckpoint:
     @cached_property
     def _opened(self) -> dict[int, DeviceFile]:
         return {}
+
+    @property
+    def opened(self) -> frozenset[str]:
+        """The names of the device files from which something was read."""
+        with self._opening:
+            return frozenset(self.manifest.record_of(device).name for device in self._opened)
 
     @cached_property
     def _opening(self) -> Lock:
@@ -321,7 +330,9 @@ def read_manifest(root: Path, *, is_checked: bool = True) -> ReadyCheckpoint:
     size = path.stat().st_size
     if size > _LARGEST_MANIFEST:
         raise malformed(f"expected at most {_LARGEST_MANIFEST:,} bytes, found {size:,}")
-    return ReadyCheckpoint(root, parse_manifest(path.read_bytes(), is_checked=is_checked))
+    data = path.read_bytes()
+    manifest = parse_manifest(data, is_checked=is_checked)
+    return ReadyCheckpoint(root, manifest, manifest_sha256=sha256(data).hexdigest())
 
 
 def missing_files(checkpoint: ReadyCheckpoint) -> Iterator[Damage]:

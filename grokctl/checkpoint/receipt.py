@@ -1,26 +1,36 @@
-"""Records of fetch and verify in a release: its infohash, and the receipt of its proof."""
+"""The receipt of a proof: which files of a release were proven, as they were then."""
 
+import hashlib
 import json
 import re
 import stat
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Final, Self
 
+from grokctl.checkpoint.ready import ReadyCheckpoint
 from grokctl.checkpoint.release import Release
-from grokctl.checkpoint.torrent import Metainfo, read_metainfo
-from grokctl.errors import FetchError, Reason, corrupt
+from grokctl.checkpoint.trust import (
+    GROK_1_TOKENIZER_SHA256,
+    LONGEST,
+    read_object,
+    read_source,
+)
 from grokctl.os_errors import is_absence
-from grokctl.paths import PRIVATE, TORRENT, quoted, write_atomically
+from grokctl.ownership import why_exposed
+from grokctl.paths import CONFIG, PRIVATE, TOKENIZER, write_atomically
 from grokctl.text import printable
 
 _RECEIPT = "receipt.json"
-_VERSION = 1
-_SOURCE = "source.json"
+_VERSION = 2
+_WITHOUT_CTIME = 1
 _INFOHASH = re.compile("[0-9a-f]{40}|[0-9a-f]{64}")
 _TIME = re.compile("[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z")
+_LARGEST: Final = 32 * 2**20
+"""Bytes of a receipt: of ten thousand files with the longest names."""
+_LARGEST_TOKENIZER: Final = 64 * 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,11 +42,18 @@ class Stamp:
     inode: int
     device: int = field(compare=False)
     """Of the file system, until it is mounted again: recorded, and never compared."""
+    ctime_ns: int = field(repr=False)
+    """Of the last change to the file or to its metadata, which no program can set back. Also
+    chmod, a new hard link and a new name count."""
 
     @property
-    def lasting(self) -> tuple[int, int, int]:
+    def lasting(self) -> tuple[int, int, int, int]:
         """What a reboot or another mount does not change."""
-        return self.size, self.mtime_ns, self.inode
+        return self.size, self.mtime_ns, self.inode, self.ctime_ns
+
+    def differs_in_ctime_only(self, other: "Stamp") -> bool:
+        """Whether only the metadata of a file seem to have changed."""
+        return self.lasting[:-1] == other.lasting[:-1] and self.ctime_ns != other.ctime_ns
 
     @classmethod
     def of(cls, path: Path) -> Self | None:
@@ -55,7 +72,13 @@ class Stamp:
             return None
         if not stat.S_ISREG(status.st_mode):
             return None
-        return cls(status.st_size, status.st_mtime_ns, status.st_ino, status.st_dev)
+        return cls(
+            size=status.st_size,
+            mtime_ns=status.st_mtime_ns,
+            inode=status.st_ino,
+            device=status.st_dev,
+            ctime_ns=status.st_ctime_ns,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,6 +92,10 @@ class Receipt:
     """Path below the release -> the file's stamp when it was proven."""
     earlier: Mapping[str, str] = field(default_factory=dict)
     """Path of a file that was proven before `verified_at` -> the time."""
+    is_complete: bool = False
+    """Whether these are all the files that the torrent promises."""
+    root_of_trust: str = ""
+    """Of the infohash, in words; see `Trust`."""
 
     def untouched(self, root: Path) -> set[str]:
         """Files that are unchanged since they were proven."""
@@ -90,10 +117,12 @@ class Receipt:
             "infohash": self.infohash,
             "verified_at": self.verified_at,
             "files": {
-                name: [stamp.size, stamp.mtime_ns, stamp.inode, stamp.device]
+                name: [stamp.size, stamp.mtime_ns, stamp.inode, stamp.device, stamp.ctime_ns]
                 for name, stamp in sorted(self.stamps.items())
             },
             "earlier": dict(sorted(self.earlier.items())),
+            "complete": self.is_complete,
+            "root_of_trust": self.root_of_trust,
         }
         write_atomically(root / PRIVATE / _RECEIPT, json.dumps(values, indent=1).encode())
 
@@ -112,29 +141,43 @@ def now() -> str:
 
 
 def read_receipt(root: Path) -> Receipt | None:
-    """The receipt of a release; None if there is none, or it is malformed."""
-    values = _read_json(root / PRIVATE / _RECEIPT)
+    """The receipt of a release.
+
+    Returns:
+        None if there is none, if it is malformed or of a version that did not record all that is
+        compared now, or if others could have written it; see `unread_receipt`.
+    """
+    path = root / PRIVATE / _RECEIPT
+    values = read_object(path, limit=_LARGEST)
     try:
-        if values["version"] != _VERSION:
+        if values["version"] != _VERSION or type(values["complete"]) is not bool:
             return None
-        return Receipt(
+        receipt = Receipt(
             infohash=_text(values["infohash"], _INFOHASH),
             verified_at=_text(values["verified_at"], _TIME),
             stamps={name: Stamp(*map(_integer, stamp)) for name, stamp in values["files"].items()},
             earlier={name: _text(at, _TIME) for name, at in values.get("earlier", {}).items()},
+            is_complete=values["complete"],
+            root_of_trust=_words(values["root_of_trust"]),
         )
     except (KeyError, TypeError, AttributeError):
         return None
+    return receipt if why_exposed(path) is None else None
 
 
 def unread_receipt(root: Path) -> str | None:
-    """The reason why a receipt cannot be read; None if it can, or if there is none."""
+    """The reason why a receipt is not believed; None if it is, or if there is none."""
     path = root / PRIVATE / _RECEIPT
     if not path.is_file() or read_receipt(root) is not None:
         return None
-    version = _read_json(path).get("version")
+    exposure = why_exposed(path)
+    if exposure is not None:
+        return f"receipt: {exposure}"
+    version = read_object(path, limit=_LARGEST).get("version")
     is_other = isinstance(version, int | str) and version != _VERSION
     actual = f"version {printable(str(version), limit=40)}" if is_other else "a damaged one"
+    if version == _WITHOUT_CTIME:
+        actual += ", which lacks the times of change (ctime)"
     return f"{PRIVATE}/{_RECEIPT}: expected a receipt of version {_VERSION}, found {actual}"
 
 
@@ -152,61 +195,82 @@ def _text(value: object, pattern: re.Pattern[str]) -> str:
     return value
 
 
+def _words(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError(value)
+    return printable(value, limit=LONGEST)
+
+
 def _integer(value: object) -> int:
     if type(value) is not int:
         raise TypeError(value)
     return value
 
 
-def proof_of(release: Release) -> Receipt | None:
-    """The receipt of a release, if it covers every tensor file as it is now."""
-    receipt = read_receipt(release.root)
-    if receipt is None:
-        return None
-    wanted = {str(tensor.path.relative_to(release.root)) for tensor in release.tensors}
-    return receipt if wanted <= receipt.untouched(release.root) else None
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """Whether every byte that a run reads is proven, by a receipt."""
+
+    receipt: Receipt | None
+    """It covers every file that the torrent promises, and all that a run reads, as they are now;
+    None if it does not."""
+    reason: str = ""
+    """Why not; empty without a receipt."""
 
 
-def write_source(root: Path, *, infohash: str) -> None:
-    """Record the infohash that the user requested."""
-    values = {"version": 1, "infohash": infohash}
-    write_atomically(root / PRIVATE / _SOURCE, json.dumps(values).encode())
+def proof_of(release: Release) -> Proof:
+    """The proof of a release as it is now.
 
-
-def read_source(root: Path) -> str | None:
-    """The infohash that the user requested; None if no download has begun."""
-    infohash = _read_json(root / PRIVATE / _SOURCE).get("infohash")
-    return infohash if isinstance(infohash, str) and _INFOHASH.fullmatch(infohash) else None
-
-
-def trusted_metainfo(root: Path) -> Metainfo | None:
-    """The torrent in a release, checked against the requested infohash.
-
-    Returns:
-        None if there is no torrent.
-
-    Raises:
-        CorruptCheckpointError: It is malformed, or not the requested one.
+    A file that a run reads and the torrent does not promise is not proven by it. The configuration
+    of Grok-1 and the sha256 of its tokenizer are built in, which proves these.
     """
-    path = root / TORRENT
-    if not path.is_file():
-        return None
-    try:
-        metainfo = read_metainfo(path)
-    except FetchError as error:
-        raise corrupt(TORRENT, Reason.MALFORMED, str(error)) from error
+    root = release.root
+    receipt = read_receipt(root)
+    if receipt is None:
+        return Proof(None, unread_receipt(root) or "")
     requested = read_source(root)
-    if requested is not None and requested != metainfo.infohash:
-        detail = f"expected infohash {requested}, found {metainfo.infohash}"
-        raise corrupt(TORRENT, Reason.ALTERED, detail, f"rm {quoted(path)} && grokctl fetch")
-    return metainfo
+    if requested not in {None, receipt.infohash}:
+        return Proof(None, f"receipt: expected infohash {requested}, found {receipt.infohash}")
+    used = {str(tensor.path.relative_to(root)) for tensor in release.tensors}
+    used |= {name for name in (CONFIG, TOKENIZER) if (root / name).exists()}
+    if not receipt.is_complete:
+        return Proof(None, "receipt: does not cover every file of the torrent")
+    if changed := receipt.stamps.keys() - receipt.untouched(root):
+        return Proof(None, f"{printable(min(changed))}: changed since it was proven")
+    if unpromised := not_promised(root, used, receipt.stamps.keys()):
+        return Proof(None, f"{unpromised[0]}: is not in the torrent")
+    return Proof(receipt)
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    if not path.is_file():  # reading a pipe would block
-        return {}
+def not_promised(root: Path, used: Collection[str], promised: Collection[str]) -> list[str]:
+    """Files that a torrent does not promise, and that are not built in.
+
+    Args:
+        root: The release.
+        used: Files that a run reads.
+        promised: Files of the torrent.
+    """
+    return [
+        name
+        for name in sorted(set(used) - set(promised))
+        if name != TOKENIZER or not _is_built_in(root / name)
+    ]
+
+
+def _is_built_in(tokenizer: Path) -> bool:
+    """Whether a tokenizer is Grok-1's."""
     try:
-        values = json.loads(path.read_bytes().decode())
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return values if isinstance(values, dict) else {}
+        with tokenizer.open("rb") as file:
+            data = file.read(_LARGEST_TOKENIZER)
+    except OSError:
+        return False
+    return hashlib.sha256(data).hexdigest() == GROK_1_TOKENIZER_SHA256
+
+
+def stamps_of(source: Release | ReadyCheckpoint) -> dict[Path, Stamp | None]:
+    """The stamps of all files of the source, to detect changes."""
+    if isinstance(source, Release):
+        paths = [tensor.path for tensor in source.tensors]
+    else:
+        paths = [source.root / record.name for record in source.files]
+    return {path.resolve(): Stamp.of(path) for path in paths}

@@ -9,11 +9,13 @@ from typing import Any, Final, Self
 
 from grokctl.checkpoint.torrent import read_metainfo
 from grokctl.errors import CorruptCheckpointError, FetchError
+from grokctl.ownership import why_exposed
 from grokctl.paths import BEGUN, CKPT, PRIVATE, TORRENT, UNFINISHED, write_atomically
 from grokctl.text import format_bytes
 
 _VERSION: Final = 1
 _BLOCK: Final = 512
+_BUILT_IN: Final = "grok-1"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,6 +87,11 @@ def read_unfinished(root: Path) -> Unfinished | None:
         with suppress(OSError, ValueError, RecursionError):
             values = json.loads(path.read_bytes().decode())
             record = Unfinished.of_values(values) if isinstance(values, dict) else None
+            if record is not None and why_exposed(path) is not None:
+                # a stranger's source and options are no command to paste
+                own = root / TORRENT
+                source = str(own) if own.is_file() else _BUILT_IN
+                record = replace(record, source=source, options=())
             if record is not None and not record.is_final:
                 looked = _looked_at(root)
                 have = min(record.nbytes, max(record.have, looked.have if looked else 0))

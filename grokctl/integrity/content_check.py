@@ -9,10 +9,12 @@ from typing import Final
 from grokctl.checkpoint.receipt import Receipt, Stamp, now
 from grokctl.checkpoint.release_files import release_paths
 from grokctl.checkpoint.torrent import Metainfo
+from grokctl.checkpoint.trust import trust_of
 from grokctl.errors import Damage, Reason
 from grokctl.events import Advanced, Finished, Noted, Observer, Stage, Started
 from grokctl.integrity.pieces import Checked, check_pieces
 from grokctl.os_errors import reason_of
+from grokctl.text import format_number
 
 _SAVE_EVERY_S: Final = 5.0
 """Seconds of work that a killed verification loses at most."""
@@ -41,6 +43,8 @@ class ContentCheck:
         """
         self.root = root
         self.metainfo = metainfo
+        self.trust = trust_of(root, metainfo.infohash)
+        """Of the infohash."""
         self.observe = observe
         is_usable = saved is not None and saved.infohash == metainfo.infohash and not rehash
         self.receipt = receipt = saved if is_usable else None
@@ -67,8 +71,11 @@ class ContentCheck:
         self._doubted: set[str] = set()
         """Trusted files with a bad piece."""
         # an old receipt that claims more than is trusted now must be replaced
-        self._is_saved = saved is None or saved.stamps.keys() == self.trusted
-        self._cannot_save = False
+        self._is_saved = saved is None or (
+            saved.stamps.keys() == self.trusted and saved.root_of_trust == self.trust.root
+        )
+        # a receipt of a torrent that others could have put there says nothing, not even later
+        self._cannot_save = self.trust.doubt is not None
         self._save_at = time.monotonic() + _SAVE_EVERY_S
 
     def run(self, jobs: int) -> None:
@@ -80,6 +87,11 @@ class ContentCheck:
             count = f"{len(self.trusted)} of {len(self.places)} files"
             since = self.receipt.since
             self.observe(Noted(message=f"{count} are unchanged since they were proven, {since}"))
+        if touched := self._touched():
+            count = format_number(touched, "file")
+            same = "same size and time, another time of change (ctime)"
+            why = "chmod, links and altered bytes all leave that"
+            self.observe(Noted(message=f"{count}: {same}: hashed again, because {why}"))
         for name, left in self._left.items():
             if not left:
                 self._prove(name)
@@ -155,16 +167,27 @@ class ContentCheck:
 
     def _new_receipt(self) -> Receipt:
         trusted = self.trusted - self._doubted
-        if self.receipt is None:
-            return Receipt(
-                infohash=self.metainfo.infohash, verified_at=now(), stamps=dict(self._proven)
-            )
-        if not self._proven and trusted == self.receipt.stamps.keys():
-            return self.receipt
-        times = {name: self.receipt.proven_at(name) for name in trusted}
+        times, stamps = {}, dict(self._proven)
+        if self.receipt is not None:
+            times = {name: self.receipt.proven_at(name) for name in trusted}
+            stamps |= {name: self.receipt.stamps[name] for name in trusted}
+        if self.receipt is not None and not self._proven and trusted == self.receipt.stamps.keys():
+            earlier, at = self.receipt.earlier, self.receipt.verified_at
+        else:
+            earlier, at = times, now() if self._proven else max(times.values(), default=now())
         return Receipt(
             infohash=self.metainfo.infohash,
-            verified_at=now() if self._proven else max(times.values(), default=now()),
-            stamps={name: self.receipt.stamps[name] for name in trusted} | self._proven,
-            earlier=times,
+            verified_at=at,
+            stamps=stamps,
+            earlier=earlier,
+            is_complete=stamps.keys() == self.files.keys(),
+            root_of_trust=self.trust.root,
+        )
+
+    def _touched(self) -> int:
+        """Files of which only the time of the last change to their metadata differs."""
+        known = {} if self.receipt is None else self.receipt.stamps
+        return sum(
+            name in known and stamp is not None and stamp.differs_in_ctime_only(known[name])
+            for name, stamp in self.stamps.items()
         )

@@ -2,26 +2,44 @@
 
 from pathlib import Path
 
-from grokctl.checkpoint.receipt import Receipt
+from grokctl.checkpoint.ready import ReadyCheckpoint
+from grokctl.checkpoint.receipt import Proof
 from grokctl.checkpoint.refusal import read_refusal
+from grokctl.checkpoint.sums import doubt_of
 from grokctl.paths import quoted
 
 
-def describe_proof(receipt: Receipt | None, root: Path) -> str:
+def describe_proof(proof: Proof, root: Path) -> str:
     """Whether every byte of a release was proven, and when; or that the last proof failed."""
     refusal = read_refusal(root)
     if refusal is not None:
         return refusal.describe(root)
+    receipt = proof.receipt
     if receipt is None:
-        return f"{root.name}: its content is not proven (grokctl verify {quoted(root)})"
+        reason = f": {proof.reason}" if proof.reason else ""
+        return f"{root.name}: its content is not proven{reason} (grokctl verify {quoted(root)})"
     since, until = receipt.since, receipt.verified_at
     when = f"on {until}" if since == until else f"between {since} and {until}"
     return f"{root.name}: every byte was proven {when}"
 
 
-def describe_unhashed(root: Path) -> str:
+def describe_unhashed(source: ReadyCheckpoint) -> str:
     """That the files of a ready checkpoint are used without a look at their hashes."""
+    root = source.root
     refusal = read_refusal(root)
     if refusal is not None:
         return refusal.describe(root)
-    return f"{root.name}: files not hashed before use (grokctl verify {quoted(root)} hashes them)"
+    doubt = doubt_of(source)
+    what = f"; not proven: {doubt}" if doubt else ""
+    command = f"grokctl verify {quoted(root)} hashes them"
+    return f"{root.name}: files not hashed before use ({command}){what}"
+
+
+def describe_hashed(source: ReadyCheckpoint) -> str:
+    """That the files of a ready checkpoint are hashed on the way, and what that proves."""
+    refusal = read_refusal(source.root)
+    if refusal is not None:
+        return refusal.describe(source.root)
+    doubt = doubt_of(source)
+    what = f"; not proven: {doubt}" if doubt else ""
+    return f"{source.root.name}: its files are hashed while they are read{what}"

@@ -5,7 +5,7 @@ import hashlib
 import os
 import re
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -14,9 +14,11 @@ from typing import Final
 from grokctl.checkpoint.frames import SUFFIX
 from grokctl.checkpoint.manifest import FileRecord, Manifest, Source, manifest_bytes
 from grokctl.checkpoint.ready import SUMS, ReadyCheckpoint
-from grokctl.checkpoint.receipt import Receipt, Stamp
+from grokctl.checkpoint.receipt import Receipt, Stamp, stamps_of
 from grokctl.checkpoint.release import Release
-from grokctl.errors import DiskFullError, Reason, UsageError, corrupt
+from grokctl.checkpoint.sums import doubt_of
+from grokctl.errors import Damage, DiskFullError, Reason, UsageError, corrupt
+from grokctl.integrity.ready_content import altered
 from grokctl.os_errors import refusal
 from grokctl.paths import CKPT, MANIFEST, PRIVATE, TOKENIZER, fsync_folder, kind_of, quoted
 from grokctl.resharding.plan import ReshardPlan
@@ -118,16 +120,24 @@ def writing(out: Path) -> Iterator[None]:
 # --- the partial folder
 
 
-def partial_folder(plan: ReshardPlan, stamps: Mapping[Path, Stamp | None]) -> Path:
+def partial_folder(plan: ReshardPlan, stamps: Mapping[Path, Stamp | None]) -> tuple[Path, bool]:
     """The hidden folder that grows beside the destination, or in it if that is a folder already.
 
     There is one for each source and output. Its name has the same hash after a reboot, and with the
     source mounted at another place.
+
+    Returns:
+        The folder, and whether an earlier version began it, which did not look at the times of
+        change (ctime) of the source: what it has written so far proves nothing.
     """
-    folder = _partial_name(plan, [(path.name, s and s.lasting) for path, s in stamps.items()])
-    earlier = _partial_name(plan, [(str(path), s) for path, s in stamps.items()])
-    # version 0 hashed whole paths and stamps, so its folder is found until the next mount
-    return earlier if earlier.is_dir() and not folder.is_dir() else folder
+    own = _partial_name(plan, [(path.name, s and s.lasting) for path, s in stamps.items()])
+    if own.is_dir():
+        return own, False
+    # version 1 hashed no times of change; version 0, whole paths and devices: until the next mount
+    first = _partial_name(plan, [(path.name, s and s.lasting[:-1]) for path, s in stamps.items()])
+    zeroth = _partial_name(plan, [(str(path), s) for path, s in stamps.items()])
+    earlier = next((folder for folder in (first, zeroth) if folder.is_dir()), None)
+    return (own, False) if earlier is None else (earlier, True)
 
 
 def _partial_name(plan: ReshardPlan, sources: Iterable[object]) -> Path:
@@ -149,57 +159,95 @@ def leftovers(partial: Path, out: Path) -> list[Path]:
     return sorted(set(folders) - {partial})
 
 
-def stamps_of(source: Release | ReadyCheckpoint) -> dict[Path, Stamp | None]:
-    """The stamps of all files of the source, to detect changes."""
-    if isinstance(source, Release):
-        paths = [tensor.path for tensor in source.tensors]
-    else:
-        paths = [source.root / record.name for record in source.files]
-    return {path.resolve(): Stamp.of(path) for path in paths}
-
-
 def check_unchanged(
-    source: Release | ReadyCheckpoint, stamps: Mapping[Path, Stamp | None], partial: Path
+    source: Release | ReadyCheckpoint,
+    stamps: Mapping[Path, Stamp | None],
+    proof: Receipt | None,
+    partial: Path,
 ) -> None:
     """Refuse to publish if the source changed; the partial folder is then deleted.
+
+    Args:
+        source: As it is now.
+        stamps: Of its files when the reshard began.
+        proof: Of a release; its files must also be as they were proven.
+        partial: The folder that would be published.
 
     Raises:
         CorruptCheckpointError: A file of the source changed.
     """
-    changed = [path for path, stamp in stamps_of(source).items() if stamps.get(path) != stamp]
+    changed = [path.name for path, stamp in stamps_of(source).items() if stamps.get(path) != stamp]
+    if proof is not None:
+        changed += sorted(proof.stamps.keys() - proof.untouched(source.root))
     if changed:
         shutil.rmtree(partial)
         command = f"grokctl verify {quoted(source.root)}"
-        raise corrupt(changed[0].name, Reason.ALTERED, "changed while it was read", command)
+        raise corrupt(changed[0], Reason.ALTERED, "changed while it was read", command)
+
+
+def refuse_altered(
+    source: Release | ReadyCheckpoint, damage: Sequence[Damage], partial: Path
+) -> None:
+    """Refuse to publish what was made from wrong bytes; the partial folder is then deleted.
+
+    Raises:
+        CorruptCheckpointError: A file of the source is damaged.
+    """
+    for item in damage:
+        shutil.rmtree(partial)
+        raise corrupt(item.file, item.reason, item.detail, f"grokctl verify {quoted(source.root)}")
 
 
 # --- the last files, and the name
 
 
+def origin_of(
+    source: Release | ReadyCheckpoint, proof: Receipt | None, *, is_earlier: bool
+) -> Source:
+    """What a manifest says about its source.
+
+    Args:
+        source: Whose files were hashed while they were read, or are covered by the proof.
+        proof: Of a release.
+        is_earlier: Whether an earlier version has read a part of them.
+    """
+    if isinstance(source, Release):
+        known = None if is_earlier else proof
+        return Source(
+            name=source.name,
+            infohash=known.infohash if known else None,
+            proven=known is not None,
+            verified_at=known.verified_at if known else None,
+            root_of_trust=known.root_of_trust if known else None,
+        )
+    origin = replace(source.source, precision=source.precision)
+    if not is_earlier and doubt_of(source) is None:
+        return origin
+    return replace(origin, proven=False, verified_at=None, root_of_trust=None)
+
+
 def write_rest(
     plan: ReshardPlan,
     partial: Path,
-    proof: Receipt | None,
+    origin: Source,
     records: list[FileRecord],
     errors: Mapping[str, float],
 ) -> None:
-    """Write the tokenizer, the checksums and, last, the manifest."""
+    """Write the tokenizer, the checksums and, last, the manifest.
+
+    Raises:
+        CorruptCheckpointError: The tokenizer of a ready checkpoint is not that of its manifest.
+    """
     source = plan.source
     if source.tokenizer is not None:
         data = source.tokenizer.read_bytes()
+        if isinstance(source, ReadyCheckpoint) and TOKENIZER in source.manifest.records:
+            found = altered(source.manifest.records[TOKENIZER], hashlib.sha256(data).hexdigest())
+            refuse_altered(source, [found] if found else [], partial)
         _write_synced(partial / TOKENIZER, data)
         records.append(
             FileRecord(name=TOKENIZER, nbytes=len(data), sha256=hashlib.sha256(data).hexdigest())
         )
-    if isinstance(source, Release):
-        origin = Source(
-            name=source.name,
-            infohash=proof.infohash if proof else None,
-            proven=proof is not None,
-            verified_at=proof.verified_at if proof else None,
-        )
-    else:
-        origin = replace(source.source, precision=source.precision)
     manifest = manifest_bytes(
         Manifest(
             storage=plan.storage,

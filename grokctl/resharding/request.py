@@ -9,7 +9,7 @@ from grokctl.checkpoint.receipt import Receipt, proof_of
 from grokctl.checkpoint.release import Release, open_release
 from grokctl.errors import UsageError
 from grokctl.events import Observer, ignore
-from grokctl.integrity.provenance import describe_proof, describe_unhashed
+from grokctl.integrity.provenance import describe_hashed, describe_proof
 from grokctl.model.placement import MeshShape
 from grokctl.model.precision import Precision
 from grokctl.paths import kind_of
@@ -65,11 +65,11 @@ def plan_request(request: ReshardRequest, *, observe: Observer = ignore) -> Plan
     if kind_of(request.root) == "ready":
         source = open_ready(request.root, is_streamed=True)
         mesh = mesh or source.mesh
-        provenance = describe_unhashed(request.root)
+        provenance = describe_hashed(source)
     else:
         source = open_release(request.root, observe=observe)
-        proof = proof_of(source)
-        provenance = describe_proof(proof, request.root)
+        found = proof_of(source)
+        proof, provenance = found.receipt, describe_proof(found, request.root)
     if mesh is None:
         raise UsageError("the number of devices is required", "--devices 8")
     name = usual_name(

@@ -19,6 +19,7 @@ if TYPE_CHECKING:  # a screen imports no stage
 
 def inspection(console: Console, result: Inspection, *, one_by_one: bool) -> None:
     """Print a table of tensors, those of identical layers in one row, and their totals."""
+    console.note(result.provenance)
     if console.as_json:
         console.emit(
             {
@@ -26,6 +27,7 @@ def inspection(console: Console, result: Inspection, *, one_by_one: bool) -> Non
                 "kind": result.kind,
                 "config": result.config.to_dict(),
                 "bytes": result.total_nbytes,
+                "proven": result.is_proven,
                 "parameters": sum(total.parameters for total in result.totals),
                 "totals": [asdict(total) for total in result.totals],
                 "tensors": [_row_values(row) for row in result.rows],

@@ -56,7 +56,9 @@ def verdict(
                 "hashed_bytes": result.hashed,
                 "spared_files": result.spared,
                 "spared_since": result.since,
-                "proven": result.verified is not None,
+                "proven": result.is_proven,
+                "doubt": result.doubt,
+                "root_of_trust": result.root_of_trust,
                 "infohash": infohash,
                 "damage": [_damage_values(damage) for damage in result.damage],
                 "mend_bytes": result.mend_nbytes,
@@ -72,9 +74,12 @@ def verdict(
         _plan(console, plan)
     if unfinished is not None or result.damage:
         return  # the error says it in one sentence
-    summary = "every byte is proven" if result.verified else "every byte matches the manifest"
+    summary = "every byte is proven"
     if quick:
         summary = "the structure is sound; no content is proven"
+    elif not result.is_proven:
+        other = "the manifest" if result.remedy is not None else "its torrent"
+        summary = f"every byte matches {other}; not proven: {result.doubt}"
     if console.quiet:
         console.write(f"{result.name}: {summary}\n")
         return
@@ -88,6 +93,7 @@ def verdict(
             *([("proven before", spared)] if result.spared else []),
             *([("downloaded", format_bytes(fetched.downloaded))] if fetched else []),
             *([("infohash", infohash)] if infohash else []),
+            *([("root of trust", result.root_of_trust)] if result.root_of_trust else []),
         ],
     )
 

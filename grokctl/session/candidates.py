@@ -6,9 +6,10 @@ from pathlib import Path
 
 from grokctl.checkpoint.finding import find_checkpoint
 from grokctl.checkpoint.ready import ReadyCheckpoint, open_ready, read_manifest
-from grokctl.checkpoint.receipt import proof_of
+from grokctl.checkpoint.receipt import Receipt, proof_of
 from grokctl.checkpoint.refusal import read_refusal
 from grokctl.checkpoint.release import open_release
+from grokctl.checkpoint.sums import doubt_of
 from grokctl.checkpoint.tensor_source import ReleaseSource, TensorSource
 from grokctl.errors import CorruptCheckpointError
 from grokctl.events import Noted, Observer
@@ -28,6 +29,8 @@ class CandidateCheckpoint:
     """None while only its manifest was read, and not checked."""
     note: str = ""
     """Whether it is proven, and how it loads faster; nothing for one that was resharded."""
+    proof: Receipt | None = None
+    """Of a release, if it is proven."""
 
     @property
     def config(self) -> GrokConfig:
@@ -61,10 +64,11 @@ def find_candidates(
         return [open_candidate(root, observe=observe)]
     release = open_release(root, observe=observe)
     slow = "reshards the release in memory; to load it fast: grokctl reshard --devices N"
-    note = f"{describe_proof(proof_of(release), root)}; {slow}"
+    proof = proof_of(release)
+    note = f"{describe_proof(proof, root)}; {slow}"
     source = ReleaseSource(release)
     candidate = Candidate(name=root.resolve().name, storage=source.storage)
-    return [CandidateCheckpoint(root, candidate, source, note)]
+    return [CandidateCheckpoint(root, candidate, source, note, proof.receipt)]
 
 
 def _root_of(home: Home, name: str | None, observe: Observer) -> Path:
@@ -106,8 +110,8 @@ def open_candidate(root: Path, *, observe: Observer) -> CandidateCheckpoint:
     refusal = read_refusal(root)
     if refusal is not None:
         observe(Noted(message=refusal.describe(root)))
-    if not ready.source.proven:
-        observe(Noted(message=f"{ready.name}: made from a release that was not proven"))
+    if (doubt := doubt_of(ready)) is not None:
+        observe(Noted(message=f"{ready.name}: not proven: {doubt}"))
     return CandidateCheckpoint(root, _candidate(ready), ready)
 
 

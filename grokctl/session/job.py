@@ -2,13 +2,16 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Final
 
 from grokctl.checkpoint.finding import note_of
 from grokctl.checkpoint.ready import ReadyCheckpoint
-from grokctl.checkpoint.tensor_source import TensorSource, digest_of_small
+from grokctl.checkpoint.receipt import Receipt, Stamp, stamps_of
+from grokctl.checkpoint.release import Release
+from grokctl.checkpoint.tensor_source import ReleaseSource, TensorSource, digest_of_small
 from grokctl.cluster.process_group import Cluster
-from grokctl.errors import PlacementError
+from grokctl.errors import PlacementError, Reason, corrupt
 from grokctl.events import Noted, Observer, ignore
 from grokctl.infer import start
 from grokctl.inference.devices import accelerators
@@ -16,7 +19,7 @@ from grokctl.inference.engine import Engine
 from grokctl.inference.plan import EngineOptions, RunPlan, plan
 from grokctl.model.placement import MESH_SIZES, MeshShape
 from grokctl.model.precision import Compute, KvType
-from grokctl.paths import TOKENIZER, Home
+from grokctl.paths import TOKENIZER, Home, quoted
 from grokctl.planning.selection import Asked
 from grokctl.session.candidates import CandidateCheckpoint, find_candidates
 from grokctl.session.choice import mesh_over, settle
@@ -48,6 +51,10 @@ class EngineJob:
     name: str
     source: TensorSource
     plan: RunPlan
+    stamps: Mapping[Path, Stamp | None]
+    """Of its files when it was opened."""
+    proof: Receipt | None = None
+    """Of a release, if it is proven."""
     cluster: Cluster | None = None
     """The processes that run it, if there are several."""
 
@@ -68,11 +75,35 @@ class EngineJob:
         return ids
 
     def start(self, observe: Observer) -> Engine:
-        """Load the weights."""
+        """Load the weights.
+
+        Raises:
+            CorruptCheckpointError: The checkpoint changed meanwhile: what was loaded may be
+                other bytes than those that were proven.
+        """
         engine = start(self.source, self.plan, cluster=self.cluster, observe=observe)
+        self._check_unchanged()
         if self.cluster is not None:
             self.cluster.agree("weights", {})
         return engine
+
+    def _check_unchanged(self) -> None:
+        checkpoint = _checkpoint_of(self.source)
+        now = stamps_of(checkpoint)
+        changed = [path.name for path, stamp in self.stamps.items() if now.get(path) != stamp]
+        if self.proof is not None:
+            changed += sorted(self.proof.stamps.keys() - self.proof.untouched(checkpoint.root))
+        if changed:
+            command = f"grokctl verify {quoted(checkpoint.root)}"
+            raise corrupt(changed[0], Reason.ALTERED, "changed while it was loaded", command)
+
+
+def _checkpoint_of(source: TensorSource) -> Release | ReadyCheckpoint:
+    """The checkpoint whose files a source reads."""
+    if isinstance(source, ReleaseSource):
+        return source.release
+    assert isinstance(source, ReadyCheckpoint)
+    return source
 
 
 def open_job(
@@ -203,7 +234,13 @@ def _open_job(
         other = f"resharded for {chosen.candidate.mesh}, runs on {options.mesh}: slower to load"
         fast = f"grokctl reshard --mesh {options.mesh} makes it fast"
         observe(Noted(message=f"{other} ({fast})"))
-    return EngineJob(name=chosen.root.name, source=chosen.source, plan=planned)
+    return EngineJob(
+        name=chosen.root.name,
+        source=chosen.source,
+        plan=planned,
+        stamps=stamps_of(_checkpoint_of(chosen.source)),
+        proof=chosen.proof,
+    )
 
 
 def _plan(chosen: CandidateCheckpoint, options: EngineOptions) -> RunPlan:

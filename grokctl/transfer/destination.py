@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Final
 
 from grokctl.checkpoint.folders import release_folder
-from grokctl.checkpoint.receipt import read_source
 from grokctl.checkpoint.release_files import release_paths
 from grokctl.checkpoint.torrent import (
     V2,
@@ -19,6 +18,7 @@ from grokctl.checkpoint.torrent import (
     read_metainfo,
     trackers_of,
 )
+from grokctl.checkpoint.trust import read_source
 from grokctl.checkpoint.unfinished import Unfinished, forget_unfinished, read_unfinished
 from grokctl.errors import FetchError, invalid
 from grokctl.model.tensors import layer_files

@@ -14,7 +14,7 @@ from typing import Final
 from urllib.parse import urlsplit
 
 from grokctl.checkpoint.file_sizes import regular_size
-from grokctl.checkpoint.receipt import write_source
+from grokctl.checkpoint.trust import write_source
 from grokctl.checks import Check, Status
 from grokctl.errors import DiskFullError, FetchError
 from grokctl.machine.disks import existing, file_limit, file_system
@@ -114,12 +114,15 @@ def make_plan(
     )
 
 
-def prepare(root: Path, selection: FileSelection, *, follows: bool = False) -> None:
+def prepare(
+    root: Path, selection: FileSelection, *, trust: str | None = None, follows: bool = False
+) -> None:
     """Make the folder ready, and refuse before a byte moves a download that cannot succeed.
 
     Args:
         root: The release's folder.
         selection: The files to download.
+        trust: The root of trust of the torrent; None keeps what is known.
         follows: Whether files may be links, which are read and never written to.
 
     Raises:
@@ -134,7 +137,7 @@ def prepare(root: Path, selection: FileSelection, *, follows: bool = False) -> N
         raise_failed(_disk_checks(root, selection, present=present, free=free), root)
         torrent = bare_torrent(selection.info, selection.trackers, layers=selection.layers)
         write_atomically(root / TORRENT, torrent)
-        write_source(root, infohash=selection.metainfo.infohash)
+        write_source(root, infohash=selection.metainfo.infohash, trust=trust)
     except OSError as error:
         raise refusal(error, root, kind=FetchError) from error
 

@@ -17,9 +17,15 @@ from grokctl.checkpoint.torrent import (
     read_metainfo,
     trackers_of,
 )
+from grokctl.checkpoint.trust import (
+    GROK_1_INFOHASH,
+    GROK_1_TOKENIZER_SHA256,
+    TYPED,
+    torrent_file,
+)
 from grokctl.errors import FetchError, UsageError, invalid
 from grokctl.os_errors import reason_of, refusal
-from grokctl.paths import expanded
+from grokctl.paths import TORRENT, expanded
 from grokctl.text import printable
 
 
@@ -71,12 +77,11 @@ GROK_1_TOKENIZER: Final = PinnedFile(
         "7050ed204b8206bb8645c7b7bbef7252f79561b0/tokenizer.model"
     ),
     nbytes=2_229_219,
-    sha256="5c69d7cbad192fa2c9d14e2a77fbfdc11597c68907b043ddb0260e3d28eddd7f",
+    sha256=GROK_1_TOKENIZER_SHA256,
 )
 """As published with the reference code; the magnet's torrent may not contain it."""
 Endpoint = tuple[str, int]
 """Host or address, and port."""
-_GROK_1_INFOHASH: Final = parse_magnet(GROK_1_MAGNET).infohash
 _PLAIN: Final = re.compile("[!-~]+")
 
 
@@ -181,11 +186,13 @@ class Origin:
     name: str
     trackers: tuple[str, ...]
     torrent: bytes | None = None
+    trust: str = TYPED
+    """The root of trust, in words."""
 
     @property
     def tokenizer(self) -> PinnedFile | None:
         """The tokenizer of the release, if it is known: Grok-1's."""
-        return GROK_1_TOKENIZER if self.infohash == _GROK_1_INFOHASH else None
+        return GROK_1_TOKENIZER if self.infohash == GROK_1_INFOHASH else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -202,6 +209,14 @@ class FetchRequest:
         """Announce URLs to ask, of the source and of the options."""
         return self.options.asked(self.origin.trackers)
 
+    @property
+    def trust(self) -> str | None:
+        """The root of trust that the user named; None for the torrent that lies in the folder."""
+        own = self.root / TORRENT
+        is_file = self.origin.torrent is not None and own.is_file()
+        is_own = is_file and expanded(self.origin.source).samefile(own)
+        return None if is_own else self.origin.trust
+
 
 def parse_source(source: str) -> Origin:
     """Read `grok-1`, a magnet link or the path of a `.torrent` file.
@@ -212,7 +227,7 @@ def parse_source(source: str) -> Origin:
     """
     if source == GROK_1 or source.startswith("magnet:"):
         magnet = parse_magnet(GROK_1_MAGNET if source == GROK_1 else source)
-        if len(magnet.infohash) != len(_GROK_1_INFOHASH):
+        if len(magnet.infohash) != len(GROK_1_INFOHASH):
             raise FetchError(
                 f"magnet link {printable(source)!r}: has only a v2 infohash, and peers send no "
                 "piece hashes for those",
@@ -240,6 +255,7 @@ def parse_source(source: str) -> Origin:
         name=metainfo.name,
         trackers=plain_urls(trackers_of(torrent)),
         torrent=torrent,
+        trust=torrent_file(path, torrent),
     )
 
 

@@ -184,7 +184,9 @@ def test_json_has_every_tensor_and_its_numbers_on_demand(grokctl, release):
     tensors = open_release(release).tensors
     assert [tensor["index"] for tensor in values["tensors"]] == list(range(26))
     assert all(tensor["stats"] is None for tensor in plain["tensors"])
-    assert {"checkpoint", "kind", "config", "bytes", "parameters", "totals", "tensors"} == {*values}
+    assert {*values} == {
+        *("checkpoint", "kind", "config", "bytes", "proven", "parameters", "totals", "tensors")
+    }
     assert values["parameters"] == sum(total["parameters"] for total in values["totals"])
     assert sum(total["nbytes"] for total in values["totals"]) == values["bytes"]
     for row, tensor in zip(values["tensors"], tensors, strict=True):

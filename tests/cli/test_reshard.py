@@ -168,6 +168,9 @@ def test_a_name_in_a_strangers_manifest_leads_nowhere(grokctl, home, ready, name
     manifest = json.loads((ready / "grokctl.json").read_text())
     manifest["source"]["name"] = name
     (ready / "grokctl.json").write_text(json.dumps(manifest))
+    sums = (ready / "SHA256SUMS").read_text().splitlines()[:-1]
+    digest = hashlib.sha256((ready / "grokctl.json").read_bytes()).hexdigest()
+    (ready / "SHA256SUMS").write_text("\n".join([*sums, f"{digest}  grokctl.json"]) + "\n")
 
     outcome = grokctl("reshard", ready, "--devices", 2, "--home", home, "--json")
 

@@ -1,5 +1,6 @@
 """`grokctl verify`: receipts, hashing again, and repairs."""
 
+import json
 import os
 import shutil
 from collections.abc import Callable
@@ -8,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from grokctl.checkpoint.receipt import read_receipt
-from grokctl.checkpoint.torrent import build_metainfo, read_metainfo
+from grokctl.checkpoint.torrent import build_metainfo, parse_metainfo, read_metainfo
 
 TENSOR, OTHER = "ckpt-0/tensor00003_000", "ckpt-0/tensor00015_000"
 PIECE = 16384
@@ -529,3 +530,35 @@ def test_a_bad_result_of_a_ready_checkpoint_is_remembered(grokctl, ready, flip_b
 
     assert "verify found 1 damaged file" in outcome.stderr
     assert "device-01-of-04.safetensors: altered" in outcome.stderr
+
+
+def test_the_root_of_trust_is_named(grokctl, download, seeded, loopback, tmp_path):
+    assert download.verified.result["root_of_trust"] == "the magnet that was typed"
+    assert download.verified.result["doubt"] is None
+    root = tmp_path / "words"
+    fetch = ("fetch", seeded.torrent, "--to", root, "--peer", seeded.peer, *loopback)
+    assert grokctl(*fetch).exit_code == 0
+
+    outcome = grokctl("verify", root)
+
+    assert f"the torrent file {seeded.torrent}" in outcome.stdout.replace("\n", " ")
+
+
+def test_a_file_that_is_not_promised_is_named_as_the_reason(grokctl, verified):
+    torrent = json.loads((verified / ".grokctl/source.json").read_text())
+    files = [
+        path.relative_to(verified).as_posix()
+        for path in sorted(verified.rglob("*"))
+        if path.parent.name == "ckpt-0" or path.name == "config.json"
+    ]
+    data = build_metainfo(verified, files, name="words", piece_length=16384)
+    (verified / "release.torrent").write_bytes(data)
+    torrent["infohash"] = parse_metainfo(data, source="").infohash
+    (verified / ".grokctl/source.json").write_text(json.dumps(torrent))
+
+    screen, result = grokctl("verify", verified), grokctl("verify", verified, "--json").result
+
+    words = "every byte matches its torrent; not proven: tokenizer.model: is not in the torrent"
+    assert words in screen.stdout
+    assert (result["ok"], result["proven"], result["root_of_trust"]) == (True, False, None)
+    assert result["doubt"] == "tokenizer.model: is not in the torrent"

@@ -250,10 +250,15 @@ def killed(kept, left, release, tmp_path):
 def test_a_killed_reshard_goes_on_and_ends_as_if_it_had_not_been(grokctl, killed):
     done = len((killed.partial / "journal").read_bytes().splitlines())
     inodes = {path.name: path.stat().st_ino for path in killed.partial.glob("device-*")}
+    assert grokctl("verify", killed.arguments[1], "--json").result["proven"]
 
     outcome = grokctl(*killed.arguments)
 
     assert outcome.exit_code == 0
+    # it did not look at the times of change: who knows what it has read
+    assert not outcome.result["proven"]
+    message = "begun by an earlier version; its result will not count as proven"
+    assert f"{killed.partial}: {message}" in notes(outcome)
     tensors = json.loads((killed.like / "grokctl.json").read_bytes())["tensors"]
     assert f"continuing after {done} of {len(tensors)} tensors of an interrupted run" in notes(
         outcome
@@ -265,8 +270,10 @@ def test_a_killed_reshard_goes_on_and_ends_as_if_it_had_not_been(grokctl, killed
     found, like = (
         json.loads((root / "grokctl.json").read_bytes()) for root in (killed.out, killed.like)
     )
-    for key in ("source", "tensors", "config", "mesh", "precision"):
+    for key in ("tensors", "config", "mesh", "precision"):
         assert found[key] == like[key]
+    unproven = {"infohash": None, "proven": False, "verified_at": None}
+    assert found["source"] == like["source"] | unproven
     assert grokctl("verify", killed.out).exit_code == 0
 
 
@@ -301,15 +308,32 @@ def test_a_journal_of_the_future_is_not_believed(grokctl, killed):
 # --- receipts
 
 
-def test_a_receipt_spares_the_files_that_nobody_touched(grokctl, release):
+WITHOUT_CTIME = (
+    ".grokctl/receipt.json: expected a receipt of version 2, found version 1, which lacks the "
+    "times of change (ctime)"
+)
+
+
+def test_a_receipt_without_times_of_change_is_named_and_everything_is_hashed_once(grokctl, release):
     before = contents(release)
 
-    outcome = grokctl("verify", release, "--json")
+    outcome, again = (grokctl("verify", release, "--json") for _ in range(2))
 
-    assert outcome.exit_code == 0
-    assert outcome.result["spared_files"] == len(FILES)
-    assert outcome.result["hashed_bytes"] == 0
-    assert contents(release) == before
+    assert outcome.exit_code == again.exit_code == 0
+    assert f"{WITHOUT_CTIME}; hashing every file" in notes(outcome)
+    assert (outcome.result["spared_files"], outcome.result["hashed_bytes"]) == (0, NBYTES)
+    assert (again.result["spared_files"], again.result["hashed_bytes"]) == (len(FILES), 0)
+    assert outcome.result["root_of_trust"] == "a magnet or torrent file given to an earlier version"
+    after = contents(release)
+    assert {name for name in after if after[name] != before[name]} == {".grokctl/receipt.json"}
+
+
+def test_a_run_says_why_a_receipt_without_times_of_change_is_not_enough(grokctl, release):
+    outcome = grokctl("inspect", release, "--json")
+
+    assert not outcome.result["proven"]
+    assert any(f"not proven: {WITHOUT_CTIME}" in note for note in notes(outcome))
+    assert any(f"(grokctl verify {release})" in note for note in notes(outcome))
 
 
 def test_a_receipt_of_other_files_spares_none(grokctl, kept, release):
@@ -322,15 +346,14 @@ def test_a_receipt_of_other_files_spares_none(grokctl, kept, release):
     assert (again.result["spared_files"], again.result["hashed_bytes"]) == (len(FILES), 0)
 
 
-def test_a_stopped_verification_goes_on_behind_what_it_proved(grokctl, kept, tmp_path):
+def test_a_stopped_verification_without_times_of_change_begins_again(grokctl, kept, tmp_path):
     root = rebuilt(kept / "stopped-verify", tmp_path / "miniature")
-    proven = json.loads((root / PRIVATE / "receipt.json").read_text())["files"]
 
     outcome = grokctl("verify", root, "--json")
 
     assert outcome.exit_code == 0
-    assert 0 < outcome.result["spared_files"] == len(proven) < len(FILES)
-    assert 0 < outcome.result["hashed_bytes"] < NBYTES
+    assert f"{WITHOUT_CTIME}; hashing every file" in notes(outcome)
+    assert (outcome.result["spared_files"], outcome.result["hashed_bytes"]) == (0, NBYTES)
 
 
 def test_a_receipt_of_the_future_is_not_believed_and_everything_is_hashed(grokctl, release):
@@ -342,7 +365,7 @@ def test_a_receipt_of_the_future_is_not_believed_and_everything_is_hashed(grokct
 
     assert outcome.exit_code == 0
     assert (
-        ".grokctl/receipt.json: expected a receipt of version 1, found version 999"
+        ".grokctl/receipt.json: expected a receipt of version 2, found version 999"
         in (notes(outcome)[0])
     )
     assert outcome.result["hashed_bytes"] == NBYTES
@@ -360,8 +383,12 @@ def test_a_complete_fetch_has_nothing_to_do(grokctl, kept, release, loopback):
     assert outcome.exit_code == 0
     assert outcome.result["downloaded_bytes"] == 0
     assert outcome.result["complete"]
-    assert outcome.result["verified"]  # by the receipt
+    assert not outcome.result["verified"]  # the receipt lacks the times of change
     assert "verify" not in stages(outcome)  # resume data are believed
+    assert grokctl("verify", release).exit_code == 0
+    again = grokctl("fetch", expected_of(kept)["magnet"], "--to", release, *loopback, "--json")
+    assert again.result["verified"]  # a fetch that has nothing to do touches no file
+    assert grokctl("verify", release, "--json").result["hashed_bytes"] == 0
 
 
 def test_a_killed_fetch_goes_on(grokctl, kept, peer, loopback, tmp_path):
@@ -399,6 +426,7 @@ def test_a_killed_fetch_goes_on(grokctl, kept, peer, loopback, tmp_path):
 def test_a_fetch_beside_files_of_the_future_loses_nothing(
     grokctl, kept, release, loopback, name, data
 ):
+    assert grokctl("verify", release).exit_code == 0
     (release / PRIVATE / "resume").unlink()
     (release / PRIVATE / name).write_bytes(data)
 
@@ -428,7 +456,7 @@ def test_a_repair_that_nobody_answered_is_done(grokctl, kept, peer, loopback, tm
 
     assert found.exit_code == still.exit_code == 20
     assert f"ckpt-0/{name}" in {damage["file"] for damage in found.result["damage"]}
-    assert found.result["spared_files"] > 0
+    assert found.result["spared_files"] == 0 < still.result["spared_files"]
     assert mended.exit_code == 0
     assert mended.result["downloaded_bytes"] == found.result["mend_bytes"] == PIECE
     assert bytes_of(root) == bytes_of(RELEASE)

@@ -53,8 +53,6 @@ from grokctl.checkpoint.receipt import (
     now,
     proof_of,
     read_receipt,
-    read_source,
-    write_source,
 )
 from grokctl.checkpoint.release import Release, open_release
 from grokctl.checkpoint.release_files import release_paths
@@ -69,6 +67,7 @@ from grokctl.checkpoint.torrent import (
     raw_values,
     trackers_of,
 )
+from grokctl.checkpoint.trust import read_source, write_source
 from grokctl.errors import GrokctlError
 from grokctl.model.config import GrokConfig
 from grokctl.model.placement import MeshShape
@@ -621,9 +620,9 @@ def _proven() -> Path:
     root = _scratch() / "release"
     shutil.copytree(TWO_LAYERS / "ckpt-0", root / "ckpt-0")
     shutil.copy(TWO_LAYERS / CONFIG, root)
-    names = sorted(f"ckpt-0/{path.name}" for path in (root / "ckpt-0").iterdir())
+    names = [CONFIG, *sorted(f"ckpt-0/{path.name}" for path in (root / "ckpt-0").iterdir())]
     stamps = {name: stamp for name in names if (stamp := Stamp.of(root / name)) is not None}
-    Receipt(infohash="0" * 40, verified_at=now(), stamps=stamps).write(root)
+    Receipt(infohash="0" * 40, verified_at=now(), stamps=stamps, is_complete=True).write(root)
     write_source(root, infohash="0" * 40)
     return root
 
@@ -643,7 +642,7 @@ def _read_receipt(data: bytes) -> tuple[Receipt | None, str | None, Receipt | No
     root = _proven()
     for name in ("receipt.json", "source.json"):
         _put(root / PRIVATE / name, data)
-    found = read_receipt(root), read_source(root), proof_of(_proven_release())
+    found = read_receipt(root), read_source(root), proof_of(_proven_release()).receipt
     return found if any(found) else None
 
 
@@ -658,9 +657,7 @@ def _check_receipt(_: bytes, found: tuple[Receipt | None, str | None, Receipt | 
         _assert_clean(time_of_proof)
     for name, stamp in receipt.stamps.items():
         assert type(name) is str
-        assert all(
-            type(value) is int for value in (stamp.size, stamp.mtime_ns, stamp.inode, stamp.device)
-        )
+        assert all(type(value) is int for value in (*stamp.lasting, stamp.device))
     assert receipt.untouched(_proven()) <= receipt.stamps.keys()
     receipt.write(_scratch())
     assert read_receipt(_scratch()) == receipt

@@ -24,8 +24,8 @@ import libtorrent
 import pytest
 from servers import libtorrent_seeder
 
-from grokctl.checkpoint.receipt import read_source, trusted_metainfo
 from grokctl.checkpoint.torrent import GROK_1_MAGNET, build_metainfo, read_metainfo
+from grokctl.checkpoint.trust import read_source, trusted_metainfo
 from grokctl.errors import DiskFullError, FetchError, StalledError, UsageError
 from grokctl.events import Advanced, Finished, Noted, Stage, Started
 from grokctl.fetch import FetchOptions, default_root, fetch, plan_fetch, seeding

@@ -7,8 +7,8 @@ import pytest
 from damaging import PIECE, SMALL, Seeded
 
 from grokctl.checkpoint.miniature import write_miniature
-from grokctl.checkpoint.receipt import write_source
 from grokctl.checkpoint.torrent import build_metainfo, parse_metainfo
+from grokctl.checkpoint.trust import write_source
 
 
 @pytest.fixture(scope="module")

@@ -7,9 +7,10 @@ from cuts import cut
 
 from grokctl.checkpoint.frames import Compression
 from grokctl.checkpoint.miniature import MINIATURE, write_miniature
-from grokctl.checkpoint.receipt import proof_of, write_source
+from grokctl.checkpoint.receipt import proof_of
 from grokctl.checkpoint.release import open_release
 from grokctl.checkpoint.torrent import build_metainfo, parse_metainfo
+from grokctl.checkpoint.trust import write_source
 from grokctl.errors import DiskFullError, UsageError
 from grokctl.events import Stage, Started
 from grokctl.model.placement import MeshShape
@@ -76,7 +77,7 @@ def test_a_verified_release_brings_its_receipt_into_the_manifest(release, tmp_pa
     planned = plan_request(request(release, tmp_path, mesh=TWO))
     ready = reshard(planned.plan, proof=planned.proof)
 
-    assert planned.proof == proof_of(open_release(release))
+    assert planned.proof == proof_of(open_release(release)).receipt
     assert planned.provenance.startswith("small: every byte was proven on ")
     assert ready.source.proven
 
@@ -90,7 +91,7 @@ def test_a_ready_checkpoint_keeps_its_mesh_unless_another_is_asked_for(release, 
     assert (same.plan.mesh, same.plan.out.name) == (TWO, "small-int4-2")
     assert (other.plan.mesh, other.plan.out.name) == (MeshShape(1, 1), "small-int8-1")
     assert same.proof is None
-    assert same.provenance.startswith("source: files not hashed before use")
+    assert same.provenance.startswith("source: its files are hashed while they are read")
 
 
 def test_what_the_reshard_would_refuse_is_refused_before_it(release, tmp_path):

@@ -1,5 +1,6 @@
 """Jobs on machines with accelerators: real checkpoints, and devices that only report."""
 
+import shutil
 from dataclasses import dataclass, replace
 
 import jax
@@ -8,7 +9,7 @@ from cuts import cut
 
 from grokctl.checkpoint.miniature import MINIATURE, write_miniature
 from grokctl.checkpoint.release import open_release
-from grokctl.errors import HardwareError
+from grokctl.errors import CorruptCheckpointError, HardwareError
 from grokctl.events import Noted, ignore
 from grokctl.inference.devices import accelerators
 from grokctl.machine.facts import Accelerator, Memory
@@ -217,3 +218,20 @@ def test_processes_on_one_machine_share_its_memory(monkeypatch, release, home, m
         settle(found, asked, processes=2, machines=machines, observe=ignore)
 
     assert seen == [1000 * machines]
+
+
+@pytest.mark.parametrize("kind", ["release", "ready"])
+def test_a_checkpoint_that_changes_before_it_is_loaded_is_not_used(release, tmp_path, kind):
+    root = shutil.copytree(release.root, tmp_path / "words")
+    if kind == "ready":
+        root = cut(open_release(root), MeshShape(1, 1), tmp_path / "ready").root
+    request = JobRequest(home=Home(tmp_path / "home"), checkpoint=str(root), mesh=MeshShape(1, 1))
+    job = open_job(replace(request, context=64))
+    path = max(root.rglob("*"), key=lambda path: path.stat().st_size * path.is_file())
+    path.chmod(0o600)
+
+    with pytest.raises(CorruptCheckpointError, match="changed while it was loaded") as caught:
+        job.start(ignore)
+
+    assert caught.value.damage[0].file == path.name
+    assert caught.value.hint == f"grokctl verify {root}"

@@ -13,12 +13,11 @@ from grokctl.checkpoint.receipt import (
     now,
     proof_of,
     read_receipt,
-    read_source,
-    trusted_metainfo,
-    write_source,
+    unread_receipt,
 )
 from grokctl.checkpoint.release import open_release
 from grokctl.checkpoint.torrent import build_metainfo, parse_metainfo
+from grokctl.checkpoint.trust import read_source, trusted_metainfo, write_source
 from grokctl.errors import CorruptCheckpointError, Reason
 
 HASH = "0123456789abcdef0123456789abcdef01234567"
@@ -26,7 +25,11 @@ TENSOR = "ckpt-0/tensor00005_000"
 
 
 def names_in(root: Path) -> list[str]:
-    return sorted(f"ckpt-0/{path.name}" for path in (root / "ckpt-0").iterdir())
+    return [*sorted(f"ckpt-0/{path.name}" for path in (root / "ckpt-0").iterdir()), "config.json"]
+
+
+def proven(root: Path) -> Receipt | None:
+    return proof_of(open_release(root)).receipt
 
 
 @pytest.fixture
@@ -36,6 +39,8 @@ def receipt(release: Path) -> Receipt:
         infohash=HASH,
         verified_at=now(),
         stamps={name: Stamp.of(release / name) for name in names_in(release)},
+        is_complete=True,
+        root_of_trust="the magnet that was typed",
     )
     written.write(release)
     return written
@@ -62,12 +67,12 @@ def test_the_time_of_a_receipt_is_utc_to_the_second():
 
 def test_an_untouched_release_is_proven(release, receipt):
     assert receipt.untouched(release) == set(names_in(release))
-    assert proof_of(open_release(release)) == receipt
+    assert proven(release) == receipt
 
 
 def test_without_a_receipt_nothing_is_proven(release):
     assert read_receipt(release) is None
-    assert proof_of(open_release(release)) is None
+    assert proven(release) is None
 
 
 @pytest.mark.parametrize(
@@ -91,7 +96,7 @@ def test_a_touched_file_is_no_longer_proven(release, receipt, touch):
     touch(release / TENSOR)
 
     assert receipt.untouched(release) == set(names_in(release)) - {TENSOR}
-    assert proof_of(open_release(release)) is None
+    assert proven(release) is None
 
 
 def test_files_are_proven_after_a_reboot_that_numbers_disks_anew(release, receipt):
@@ -102,10 +107,10 @@ def test_files_are_proven_after_a_reboot_that_numbers_disks_anew(release, receip
     path.write_text(json.dumps(values))
 
     assert read_receipt(release) == receipt
-    assert proof_of(open_release(release)) is not None
+    assert proven(release) is not None
 
 
-@pytest.mark.parametrize("place", [0, 1, 2], ids=["size", "time", "inode"])
+@pytest.mark.parametrize("place", [0, 1, 2, 4], ids=["size", "time", "inode", "time-of-change"])
 def test_everything_else_of_a_stamp_is_compared(release, receipt, place):
     assert receipt.stamps
     path = release / ".grokctl" / "receipt.json"
@@ -113,7 +118,7 @@ def test_everything_else_of_a_stamp_is_compared(release, receipt, place):
     values["files"][TENSOR][place] += 1
     path.write_text(json.dumps(values))
 
-    assert proof_of(open_release(release)) is None
+    assert proven(release) is None
 
 
 def test_a_missing_file_is_no_longer_proven(release, receipt):
@@ -121,21 +126,22 @@ def test_a_missing_file_is_no_longer_proven(release, receipt):
     (release / TENSOR).unlink()
 
     assert TENSOR not in receipt.untouched(release)
-    assert proof_of(opened) is None
+    assert proof_of(opened).receipt is None
 
 
 def test_a_receipt_that_lacks_a_tensor_proves_nothing(release, receipt):
     stamps = {name: stamp for name, stamp in receipt.stamps.items() if name != TENSOR}
-    Receipt(infohash=HASH, verified_at=now(), stamps=stamps).write(release)
+    replace(receipt, stamps=stamps).write(release)
 
-    assert proof_of(open_release(release)) is None
+    assert proven(release) is None
 
 
 def test_a_receipt_may_cover_more_than_the_tensors(release, receipt):
-    stamps = {**receipt.stamps, "tokenizer.model": Stamp(1, 2, 3, 4)}
-    Receipt(infohash=HASH, verified_at=now(), stamps=stamps).write(release)
+    (release / "README").write_text("hello")
+    stamps = {**receipt.stamps, "README": Stamp.of(release / "README")}
+    replace(receipt, stamps=stamps).write(release)
 
-    assert proof_of(open_release(release)) is not None
+    assert proven(release) is not None
 
 
 def test_a_copied_release_is_not_proven_by_the_receipt_that_came_with_it(
@@ -145,7 +151,7 @@ def test_a_copied_release_is_not_proven_by_the_receipt_that_came_with_it(
     copied = tmp_path / "copied"
     shutil.copytree(release, copied)
 
-    assert proof_of(open_release(copied)) is None
+    assert proven(copied) is None
 
 
 @pytest.mark.parametrize(
@@ -170,31 +176,31 @@ def test_a_receipt_that_is_no_object_is_no_receipt(release, content):
     path.write_bytes(content)
 
     assert read_receipt(release) is None
-    assert proof_of(open_release(release)) is None
+    assert proven(release) is None
 
 
 @pytest.mark.parametrize(
     "change",
     [
-        pytest.param({"version": 2}, id="another-version"),
-        pytest.param({"version": "1"}, id="version-a-text"),
+        pytest.param({"version": 3}, id="another-version"),
+        pytest.param({"version": "2"}, id="version-a-text"),
         pytest.param({"version": None}, id="version-null"),
         pytest.param({"files": None}, id="files-null"),
         pytest.param({"files": []}, id="files-a-list"),
         pytest.param({"files": "text"}, id="files-a-text"),
         pytest.param({"files": {TENSOR: None}}, id="a-stamp-that-is-null"),
         pytest.param({"files": {TENSOR: 5}}, id="a-stamp-that-is-a-number"),
-        pytest.param({"files": {TENSOR: [1, 2, 3]}}, id="three-numbers"),
-        pytest.param({"files": {TENSOR: [1, 2, 3, 4, 5]}}, id="five-numbers"),
-        pytest.param({"files": {TENSOR: ["1", "2", "3", "4"]}}, id="four-texts"),
-        pytest.param({"files": {TENSOR: [None] * 4}}, id="four-nulls"),
-        pytest.param({"files": {TENSOR: {"a": 1, "b": 2, "c": 3, "d": 4}}}, id="an-object"),
-        pytest.param({"files": {TENSOR: [[], [], [], []]}}, id="four-lists"),
-        pytest.param({"files": {"../../../etc/passwd": [1, 2, 3, 4]}}, id="a-name-outside"),
-        pytest.param({"files": {"a\0b": [1, 2, 3, 4]}}, id="a-name-with-nul"),
-        pytest.param({"files": {"\ud800": [1, 2, 3, 4]}}, id="a-name-with-a-surrogate"),
-        pytest.param({"files": {"a" * 5000: [1, 2, 3, 4]}}, id="a-long-name"),
-        pytest.param({"files": {"": [1, 2, 3, 4]}}, id="no-name"),
+        pytest.param({"files": {TENSOR: [1, 2, 3, 4]}}, id="four-numbers"),
+        pytest.param({"files": {TENSOR: [1, 2, 3, 4, 5, 6]}}, id="six-numbers"),
+        pytest.param({"files": {TENSOR: ["1", "2", "3", "4", "5"]}}, id="five-texts"),
+        pytest.param({"files": {TENSOR: [None] * 5}}, id="five-nulls"),
+        pytest.param({"files": {TENSOR: {"a": 1, "b": 2, "c": 3, "d": 4, "e": 5}}}, id="an-object"),
+        pytest.param({"files": {TENSOR: [[], [], [], [], []]}}, id="five-lists"),
+        pytest.param({"files": {"../../../etc/passwd": [1, 2, 3, 4, 5]}}, id="a-name-outside"),
+        pytest.param({"files": {"a\0b": [1, 2, 3, 4, 5]}}, id="a-name-with-nul"),
+        pytest.param({"files": {"\ud800": [1, 2, 3, 4, 5]}}, id="a-name-with-a-surrogate"),
+        pytest.param({"files": {"a" * 5000: [1, 2, 3, 4, 5]}}, id="a-long-name"),
+        pytest.param({"files": {"": [1, 2, 3, 4, 5]}}, id="no-name"),
     ],
 )
 def test_a_malformed_receipt_proves_nothing_and_breaks_nothing(release, receipt, change):
@@ -202,10 +208,12 @@ def test_a_malformed_receipt_proves_nothing_and_breaks_nothing(release, receipt,
     path = release / ".grokctl" / "receipt.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
 
-    assert proof_of(open_release(release)) is None
+    assert proven(release) is None
 
 
-@pytest.mark.parametrize("key", ["version", "infohash", "verified_at", "files"])
+@pytest.mark.parametrize(
+    "key", ["version", "infohash", "verified_at", "files", "complete", "root_of_trust"]
+)
 def test_a_receipt_that_lacks_an_entry_is_no_receipt(release, receipt, key):
     assert receipt.stamps
     path = release / ".grokctl" / "receipt.json"
@@ -314,6 +322,17 @@ def test_a_receipt_remembers_what_was_proven_before(release, receipt):
 def test_a_receipt_of_files_proven_at_once_has_one_time(receipt):
     assert receipt.since == receipt.verified_at
     assert replace(receipt, stamps={}).since == receipt.verified_at
+
+
+@pytest.mark.parametrize("key", ["complete", "root_of_trust"])
+@pytest.mark.parametrize("value", [None, 5, [], {}])
+def test_a_receipt_with_another_kind_of_entry_is_no_receipt(release, receipt, key, value):
+    path = release / ".grokctl" / "receipt.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
+
+    assert receipt.stamps
+    assert read_receipt(release) is None
+    assert unread_receipt(release).endswith("found a damaged one")
 
 
 @pytest.mark.parametrize("earlier", [[], "text", 5, None])

@@ -1,0 +1,102 @@
+"""SHA256SUMS of a ready checkpoint against its manifest, and whether what that claims counts."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+from grokctl.checkpoint.file_sizes import regular_size
+from grokctl.checkpoint.manifest import FileRecord
+from grokctl.checkpoint.ready import SUMS, ReadyCheckpoint
+from grokctl.errors import Damage, Reason, corrupt
+from grokctl.ownership import why_exposed
+from grokctl.paths import MANIFEST, TOKENIZER, quoted
+
+_LARGEST: Final = 2**20
+"""Bytes: a line has about a hundred, and a mesh at most sixteen files."""
+_LINE: Final = re.compile(r"([0-9a-f]{64}) [ *]([A-Za-z0-9][A-Za-z0-9._-]*)")
+
+
+@dataclass(frozen=True, slots=True)
+class Sums:
+    """The lines of SHA256SUMS, compared with the manifest."""
+
+    damage: tuple[Damage, ...] = ()
+    """At most one for each file."""
+    others: tuple[FileRecord, ...] = field(default=())
+    """Files that have a line and are not in the manifest."""
+
+
+def read_sums(checkpoint: ReadyCheckpoint) -> Sums:
+    """Compare every line of SHA256SUMS with the manifest as it was read.
+
+    Raises:
+        OSError: The machine refuses to read it.
+    """
+    path = checkpoint.root / SUMS
+    size = regular_size(path)
+    if size is None:
+        reason = Reason.UNREADABLE if path.exists() or path.is_symlink() else Reason.MISSING
+        return Sums((Damage(SUMS, reason, "expected a line for every file"),))
+    if size > _LARGEST:
+        detail = f"expected at most {_LARGEST:,} bytes, found {size:,}"
+        return Sums((Damage(SUMS, Reason.MALFORMED, detail),))
+    lines: dict[str, str] = {}
+    for number, line in enumerate(path.read_bytes().decode("utf-8", "replace").splitlines(), 1):
+        match = _LINE.fullmatch(line)
+        if match is None or lines.setdefault(match[2], match[1]) != match[1]:
+            detail = f"line {number}: expected the sha256 and the name of one file"
+            return Sums((Damage(SUMS, Reason.MALFORMED, detail),))
+    return _compared(checkpoint, lines)
+
+
+def _compared(checkpoint: ReadyCheckpoint, lines: Mapping[str, str]) -> Sums:
+    damage: dict[str, Damage] = {}
+    wanted = {record.name: record.sha256 for record in checkpoint.files}
+    wanted[MANIFEST] = checkpoint.manifest_sha256
+    for name, sha256 in wanted.items():
+        line = lines.get(name)
+        if line is None:
+            damage.setdefault(SUMS, Damage(SUMS, Reason.MALFORMED, f"has no line for {name}"))
+        elif line != sha256:
+            place = MANIFEST if name == MANIFEST else SUMS
+            origin = "" if name == MANIFEST else f"{name}: "
+            detail = f"{origin}expected sha256 {sha256[:16]}…, found {line[:16]}…"
+            if name == MANIFEST:
+                detail = f"expected sha256 {line[:16]}… of {SUMS}, found {sha256[:16]}…"
+            damage.setdefault(place, Damage(place, Reason.ALTERED, detail))
+    others = []
+    for name in lines.keys() - wanted.keys():
+        size = regular_size(checkpoint.root / name)
+        if size is None:
+            damage[name] = Damage(name, Reason.MISSING, f"has a line in {SUMS}")
+        else:
+            others.append(FileRecord(name=name, nbytes=size, sha256=lines[name]))
+    return Sums(tuple(damage[name] for name in sorted(damage)), tuple(others))
+
+
+def require_sums(checkpoint: ReadyCheckpoint) -> None:
+    """Refuse a manifest that SHA256SUMS contradicts.
+
+    Raises:
+        CorruptCheckpointError: A line is missing, malformed, or another.
+    """
+    for damage in read_sums(checkpoint).damage:
+        if damage.reason is not Reason.MISSING or damage.file == SUMS:
+            command = f"grokctl verify {quoted(checkpoint.root)}"
+            raise corrupt(damage.file, damage.reason, damage.detail, command)
+
+
+def doubt_of(checkpoint: ReadyCheckpoint) -> str | None:
+    """Why a ready checkpoint is not proven, whatever its hashes; None if it is.
+
+    A manifest that says `proven` counts where only this user and root can write it.
+    """
+    if not checkpoint.source.proven:
+        return "made from a release that was not proven"
+    exposure = why_exposed(checkpoint.root / MANIFEST)
+    if exposure is not None:
+        return f"{MANIFEST}: {exposure}"
+    if checkpoint.tokenizer is not None and TOKENIZER not in checkpoint.manifest.records:
+        return f"{TOKENIZER}: is not in {MANIFEST}"
+    return None

@@ -1,0 +1,145 @@
+"""The root of trust of a release: which infohash was asked for, how, and who could have changed it.
+
+A torrent proves files, and an infohash proves a torrent. The infohash is built in, or was typed, or
+is that of a torrent file. `source.json` remembers this since the fetch; it is believed where only
+this user and root can write.
+"""
+
+import hashlib
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from grokctl.checkpoint.torrent import GROK_1_MAGNET, Metainfo, parse_magnet, read_metainfo
+from grokctl.errors import FetchError, Reason, corrupt
+from grokctl.ownership import why_exposed
+from grokctl.paths import PRIVATE, TORRENT, quoted, write_atomically
+from grokctl.text import printable
+
+GROK_1_INFOHASH: Final = parse_magnet(GROK_1_MAGNET).infohash
+GROK_1_TOKENIZER_SHA256: Final = "5c69d7cbad192fa2c9d14e2a77fbfdc11597c68907b043ddb0260e3d28eddd7f"
+"""As published with the reference code; the magnet's torrent may not contain it."""
+
+BUILT_IN: Final = "the built-in magnet"
+TYPED: Final = "the magnet that was typed"
+EARLIER: Final = "a magnet or torrent file given to an earlier version"
+FOUND: Final = f"{TORRENT} in the folder"
+
+_SOURCE: Final = "source.json"
+_INFOHASH: Final = re.compile("[0-9a-f]{40}|[0-9a-f]{64}")
+LONGEST: Final = 5000
+"""Characters of a root of trust: a path, and words around it."""
+_LARGEST: Final = 2**16
+"""Bytes of the record."""
+
+
+@dataclass(frozen=True, slots=True)
+class Trust:
+    """The root of trust of a torrent that lies with a release."""
+
+    root: str
+    """In words: `the built-in magnet`, `the torrent file /home/me/x.torrent (sha256 …)`."""
+    doubt: str | None = None
+    """Why it proves nothing: others could have put the torrent there."""
+
+
+def torrent_file(path: Path, data: bytes) -> str:
+    """The root of trust of a torrent file that the user named.
+
+    Args:
+        path: The file.
+        data: Its bytes.
+    """
+    digest = hashlib.sha256(data).hexdigest()
+    return f"the torrent file {printable(str(path.absolute()), limit=4096)} (sha256 {digest})"
+
+
+def trust_of(root: Path, infohash: str) -> Trust:
+    """The root of trust of the torrent in a release.
+
+    Args:
+        root: The release.
+        infohash: Of the torrent.
+    """
+    if infohash == GROK_1_INFOHASH:
+        return Trust(BUILT_IN)
+    record = root / PRIVATE / _SOURCE
+    if read_source(root) == infohash:
+        words = _read_record(root).get("root_of_trust")
+        known = printable(words, limit=LONGEST) if words and isinstance(words, str) else EARLIER
+        if (doubt := why_exposed(record)) is None:
+            return Trust(known)
+        return Trust(FOUND, doubt)
+    return Trust(FOUND, why_exposed(root / TORRENT))
+
+
+def write_source(root: Path, *, infohash: str, trust: str | None = None) -> None:
+    """Record the infohash that the user requested.
+
+    Args:
+        root: The release.
+        infohash: As it was requested.
+        trust: The root of trust, in words; None keeps what is known about this infohash.
+    """
+    if infohash == GROK_1_INFOHASH:
+        trust = BUILT_IN
+    elif trust is None:
+        trust = trust_of(root, infohash).root
+    values = {"version": 1, "infohash": infohash, "root_of_trust": trust}
+    write_atomically(root / PRIVATE / _SOURCE, json.dumps(values).encode())
+
+
+def read_source(root: Path) -> str | None:
+    """The infohash that the user requested; None if no download has begun.
+
+    Others may have written it: only `trust_of` says whether it is a root of trust.
+    """
+    infohash = _read_record(root).get("infohash")
+    return infohash if isinstance(infohash, str) and _INFOHASH.fullmatch(infohash) else None
+
+
+def trusted_metainfo(root: Path) -> Metainfo | None:
+    """The torrent in a release, checked against the requested infohash.
+
+    Returns:
+        None if there is no torrent.
+
+    Raises:
+        CorruptCheckpointError: It is malformed, or not the requested one.
+    """
+    path = root / TORRENT
+    if not path.is_file():
+        return None
+    try:
+        metainfo = read_metainfo(path)
+    except FetchError as error:
+        raise corrupt(TORRENT, Reason.MALFORMED, str(error)) from error
+    requested = read_source(root)
+    if requested is not None and requested != metainfo.infohash:
+        detail = f"expected infohash {requested}, found {metainfo.infohash}"
+        raise corrupt(TORRENT, Reason.ALTERED, detail, f"rm {quoted(path)} && grokctl fetch")
+    return metainfo
+
+
+def _read_record(root: Path) -> dict[str, Any]:
+    return read_object(root / PRIVATE / _SOURCE, limit=_LARGEST)
+
+
+def read_object(path: Path, *, limit: int) -> dict[str, Any]:
+    """A JSON object; an empty one if the file is missing, too large, or holds something else.
+
+    Args:
+        path: The file.
+        limit: Bytes that it may have.
+    """
+    try:
+        if not path.is_file():  # reading a pipe would block
+            return {}
+        with path.open("rb") as file:
+            data = file.read(limit + 1)
+        values = json.loads(data.decode()) if len(data) <= limit else None
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return values if isinstance(values, dict) else {}
