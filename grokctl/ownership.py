@@ -1,0 +1,166 @@
+"""Who can change a file: this user and root only, as ssh asks of its keys, or others as well."""
+
+import grp
+import os
+import pwd
+import stat
+import struct
+from collections.abc import Iterator
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
+from typing import Final
+
+_MOST_LINKS: Final = 40
+"""Links that are followed in one path, as by the kernel."""
+_ACL: Final = "system.posix_acl_access"
+_ACL_USER, _ACL_OWN_GROUP, _ACL_GROUP, _ACL_MASK = 0x02, 0x04, 0x08, 0x10
+_ACL_WRITE: Final = 0x02
+
+
+def why_exposed(path: Path) -> str | None:
+    """The way in which another user could change a file or folder, or could have planted it.
+
+    A file is this user's own where it, every folder above it and every link on the way belong to
+    this user or to root, and nobody else can write to them. A folder with the sticky bit, such as
+    /tmp, is safe above others, but not itself. A folder that a group can write to is safe if the
+    group is this user's own, which is named after the user, or root's, and has no other user.
+
+    In a container whose users are not mapped, folders above may belong to nobody: root's own seem
+    to. The file itself may not.
+
+    Args:
+        path: A file or folder; one that is not there yet is judged by the folders above it.
+
+    Returns:
+        One clause with the place, such as `/scratch/x can be written by others`; None if only this
+        user and root can change it.
+    """
+    whole = Path(os.path.abspath(path))  # noqa: PTH100 (follows no link)
+    try:
+        steps = list(_steps(whole))
+    except OSError as error:
+        return f"{error.filename or whole} cannot be looked at ({error.strerror or error})"
+    for number, (place, status) in enumerate(steps, 1):
+        is_above = number < len(steps)
+        problem = _foreign(status, is_above=is_above)
+        if problem is None and not stat.S_ISLNK(status.st_mode):
+            is_sticky = is_above and bool(status.st_mode & stat.S_ISVTX)
+            problem = None if is_sticky else _open_to(place, status)
+        if problem is not None:
+            return f"{place} {problem}"
+    return None
+
+
+def _steps(path: Path) -> Iterator[tuple[Path, os.stat_result]]:
+    """Every folder and link on the way to a path, and at last the path; ends where nothing is."""
+    place, rest, links = Path(path.anchor), list(path.parts[:0:-1]), 0
+    yield place, place.lstat()
+    while rest:
+        part = rest.pop()
+        if part == "..":  # of a link's target
+            place = place.parent
+            continue
+        try:
+            status = (place / part).lstat()
+        except (FileNotFoundError, NotADirectoryError):
+            return
+        yield place / part, status
+        if not stat.S_ISLNK(status.st_mode):
+            place /= part
+            continue
+        links += 1
+        if links > _MOST_LINKS:
+            raise OSError(0, "too many links", str(path))
+        target = (place / part).readlink()
+        rest.extend(reversed(target.parts[1:] if target.is_absolute() else target.parts))
+        if target.is_absolute():
+            place = Path(target.anchor)
+
+
+def _foreign(status: os.stat_result, *, is_above: bool) -> str | None:
+    """Words for another owner; None for this user and root."""
+    owners = {0, os.geteuid()}
+    if is_above and (nobody := _unmapped()) is not None:
+        owners.add(nobody)
+    return None if status.st_uid in owners else f"belongs to {_name_of_user(status.st_uid)}"
+
+
+def _open_to(place: Path, status: os.stat_result) -> str | None:
+    """Words for others who can write; None if there are none."""
+    if status.st_mode & stat.S_IWOTH:
+        return "can be written by others"
+    if not status.st_mode & stat.S_IWGRP:
+        return None  # also with an access control list: this bit is its mask
+    users, groups = {status.st_uid}, {status.st_gid}
+    with suppress(OSError, AttributeError):  # no lists on this file system, or in this system
+        users, groups = _writers(os.getxattr(place, _ACL), status)
+    for user in sorted(users - {0, os.geteuid(), status.st_uid}):
+        return f"can be written by {_name_of_user(user)}"
+    for group in sorted(groups):
+        if not _is_own_group(group, os.geteuid()):
+            return f"can be written by group {_name_of_group(group)}"
+    return None
+
+
+def _writers(data: bytes, status: os.stat_result) -> tuple[set[int], set[int]]:
+    """The users and groups that an access control list lets write."""
+    entries = list(struct.iter_unpack("<HHI", data[4:])) if len(data) % 8 == 4 else []  # noqa: PLR2004 (a version, then entries)
+    mask = next((rights for tag, rights, _ in entries if tag == _ACL_MASK), _ACL_WRITE)
+    writing = [(tag, name) for tag, rights, name in entries if rights & mask & _ACL_WRITE]
+    users = {name for tag, name in writing if tag == _ACL_USER}
+    groups = {name for tag, name in writing if tag == _ACL_GROUP}
+    if any(tag == _ACL_OWN_GROUP for tag, _ in writing):
+        groups.add(status.st_gid)
+    return users, groups
+
+
+@cache
+def _is_own_group(group: int, user: int) -> bool:
+    """Whether a group is a user's own.
+
+    The name decides as well, because a directory service need not list the users of a group.
+    """
+    try:
+        name, entry = pwd.getpwuid(user).pw_name, grp.getgrgid(group)
+    except KeyError:
+        return False
+    own = {user, 0}
+    members = {_number_of(member) for member in entry.gr_mem}
+    members |= {one.pw_uid for one in pwd.getpwall() if one.pw_gid == group}
+    return (entry.gr_name == name or group == 0) and members <= own
+
+
+def _number_of(user: str) -> int:
+    """A user's number; -1 if there is no such user."""
+    try:
+        return pwd.getpwnam(user).pw_uid
+    except KeyError:
+        return -1
+
+
+@cache
+def _unmapped() -> int | None:
+    """The user who stands for all that this container does not know; None if it knows root."""
+    try:
+        text = Path("/proc/self/uid_map").read_text()
+        rows = [tuple(map(int, line.split())) for line in text.splitlines()]
+        if sum(count for _, _, count in rows) >= 2**16:  # a whole system, or all of its users
+            return None
+        return int(Path("/proc/sys/kernel/overflowuid").read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def _name_of_user(user: int) -> str:
+    try:
+        return pwd.getpwuid(user).pw_name
+    except KeyError:
+        return f"user {user}"
+
+
+def _name_of_group(group: int) -> str:
+    try:
+        return grp.getgrgid(group).gr_name
+    except KeyError:
+        return str(group)
