@@ -52,6 +52,16 @@ def why_exposed(path: Path) -> str | None:
     return None
 
 
+def can_be_written(place: Path, status: os.stat_result) -> str | None:
+    """Words for others who can write to a file or folder itself; None if there are none.
+
+    Args:
+        place: The file or folder.
+        status: Of it.
+    """
+    return _open_to(place, status)
+
+
 def _steps(path: Path) -> Iterator[tuple[Path, os.stat_result]]:
     """Every folder and link on the way to a path, and at last the path; ends where nothing is."""
     place, rest, links = Path(path.anchor), list(path.parts[:0:-1]), 0

@@ -2,21 +2,24 @@
 
 import math
 import shutil
+from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 
 from grokctl.checkpoint.manifest import FileRecord
 from grokctl.checkpoint.ready import ReadyCheckpoint, open_ready
-from grokctl.checkpoint.receipt import Receipt
+from grokctl.checkpoint.receipt import Receipt, Stamp
 from grokctl.errors import Reason, UsageError, corrupt
 from grokctl.events import Advanced, Finished, Noted, Observer, Stage, Started, ignore
-from grokctl.paths import locked, quoted
+from grokctl.paths import locked_open, quoted
 from grokctl.resharding.convert import NOTHING, Squares, is_stored_alike
+from grokctl.resharding.partial import PartialFolder, opened_partial
 from grokctl.resharding.pipeline import Pipeline, Progress
 from grokctl.resharding.plan import ReshardPlan
 from grokctl.resharding.publish import (
-    JOURNAL,
     check_destination,
     check_space,
+    check_tokenizer,
     check_unchanged,
     leftovers,
     partial_folder,
@@ -55,38 +58,54 @@ def reshard(
         CorruptCheckpointError: The source changed.
     """
     stamps = stamps_of(plan.source)
-    partial = partial_folder(plan, stamps)
+    check_tokenizer(plan.source)
     with writing(plan.out):
         check_destination(plan, force=force)
-        partial.mkdir(parents=True, exist_ok=True)
-        for other in leftovers(partial, plan.out):
-            message = "left by another reshard, or in use by one"
-            observe(Noted(message=f"{other}: {message}; to delete it: rm -r {quoted(other)}"))
-        busy = UsageError(f"{partial}: another grokctl is writing to it")
-        with locked(partial, busy=busy, is_folder=True):
-            check_destination(plan, force=force)  # another run may have published it just now
-            if partial.parent == plan.out:
-                take_back(partial)
-            records, errors = _write_devices(plan, partial, observe)
-            write_rest(plan, partial, proof, records, errors)
-            check_unchanged(plan.source, stamps, partial)
-            check_destination(plan, force=force)  # another program may have written it
-            publish(partial, plan.out)
+        with opened_partial(partial_folder(plan, stamps), observe) as partial:
+            for other in leftovers(partial.path, plan.out):
+                message = "left by another reshard, or in use by one"
+                observe(Noted(message=f"{other}: {message}; to delete it: rm -r {quoted(other)}"))
+            _write(plan, partial, stamps, proof, force=force, observe=observe)
     return open_ready(plan.out)
 
 
+def _write(
+    plan: ReshardPlan,
+    partial: PartialFolder,
+    stamps: Mapping[Path, Stamp | None],
+    proof: Receipt | None,
+    *,
+    force: bool,
+    observe: Observer,
+) -> None:
+    """Fill the partial folder, and publish it."""
+    busy = UsageError(f"{partial.path}: another grokctl is writing to it")
+    with locked_open(partial.handle, busy=busy):
+        check_destination(plan, force=force)  # another run may have published it just now
+        if partial.path.parent == plan.out:
+            take_back(partial, plan.out)
+        records, errors = _write_devices(plan, partial, observe)
+        write_rest(plan, partial, proof, records, errors)
+        check_unchanged(plan.source, stamps, partial)
+        check_destination(plan, force=force)  # another program may have written it
+        publish(partial, plan.out, observe)
+
+
 def _write_devices(
-    plan: ReshardPlan, partial: Path, observe: Observer
+    plan: ReshardPlan, partial: PartialFolder, observe: Observer
 ) -> tuple[list[FileRecord], dict[str, float]]:
     """Write and sync every device file; returns their records, and the error of each weight."""
     if plan.compression is None:  # the size of compressed files is unknown
-        kept = sum(file.stat().st_size for file in partial.iterdir())
-        check_space(plan, plan.bytes_out - kept, shutil.disk_usage(partial).free)
-    writers: list[DeviceWriter] = []
-    try:
-        writers.extend(DeviceWriter(layout, partial, plan.compression) for layout in plan.layouts)
-        journal = Journal(partial / JOURNAL, len(writers))
-        is_begun = journal.path.exists() and journal.path.stat().st_size > 0
+        free = shutil.disk_usage(partial.handle).free
+        check_space(plan, plan.bytes_out - partial.nbytes, free)
+    with ExitStack() as stack:
+        writers: list[DeviceWriter] = []
+        for layout in plan.layouts:
+            writers.append(DeviceWriter(layout, partial, plan.compression))
+            stack.callback(writers[-1].close)
+        journal = Journal(partial, len(writers))
+        stack.callback(journal.close)
+        is_begun = journal.is_begun
         observe(Started(stage=Stage.RESHARD, total=plan.bytes_out))
         done = resume(writers, journal, observe)
         count = len(plan.layouts[0].tensors)
@@ -99,9 +118,6 @@ def _write_devices(
         _write_tensors(plan, writers, journal, observe)
         observe(Finished(stage=Stage.RESHARD))
         return [writer.record() for writer in writers], _errors(plan, journal)
-    finally:
-        for writer in writers:
-            writer.close()
 
 
 def _write_tensors(

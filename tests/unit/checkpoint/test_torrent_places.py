@@ -105,6 +105,6 @@ def test_a_large_file_that_is_no_tensor_is_refused(name):
 
 
 def test_an_extra_of_exactly_64_mb_is_the_largest():
-    found = places(entry(5, b"tensor00000_000"), entry(64 * 2**20, b"big"))
+    found = places(entry(5, b"tensor00000_000"), entry(64 * 2**20, b"big.txt"))
 
-    assert found[1] == "big"
+    assert found[1] == "big.txt"
