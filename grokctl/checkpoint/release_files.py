@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from grokctl.checkpoint.mapped_files import map_to_read
 from grokctl.checkpoint.pickle_writer import Hole, measure
 from grokctl.checkpoint.pickles import BFLOAT16, PickledTensor, scan
 from grokctl.checkpoint.torrent import Metainfo, TorrentFile
@@ -182,4 +183,4 @@ def mapped(path: Path) -> Iterator[memoryview]:
 def map_file(path: Path) -> mmap.mmap:
     """Map a file to read it."""
     with path.open("rb") as file:
-        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        return map_to_read(file.fileno(), path)

@@ -25,8 +25,8 @@ def use_compilation_cache(folder: Path, *, observe: Observer = ignore) -> None:
     A kept program is executed, so none is read that another user could have put there.
 
     Args:
-        folder: Created if missing; if it cannot be written, or others can write to it, no program
-            is kept.
+        folder: `cache/xla` of a home, created if missing; if it cannot be written, or others can
+            write to it, no program is kept.
         observe: Receives a note then.
     """
     kept = folder / f"{version('jaxlib')}-{jax.default_backend()}"
@@ -47,7 +47,9 @@ def _make_private(folder: Path) -> None:
     Raises:
         OSError: It cannot be made, or others could have changed what is in it.
     """
-    for place in reversed([folder, *folder.parents]):
+    home, cache = folder.parents[2], folder.parents[1]
+    home.mkdir(parents=True, exist_ok=True)  # several people may share it
+    for place in (cache, folder.parent, folder):
         with suppress(FileExistsError):
             place.mkdir(_PRIVATE)
     problem = why_exposed(folder)

@@ -43,6 +43,7 @@ def test_it_is_private_and_so_are_the_folders_made_for_it(tmp_path, umask):
 
     assert (place, notes) == (str(folder / NAME), [])
     assert {mode_of(path) for path in (folder / NAME, folder, folder.parent)} == {0o700}
+    assert mode_of(tmp_path / "home") == 0o777 & ~umask
 
 
 def test_that_of_an_earlier_version_is_closed_to_others(tmp_path):
