@@ -102,7 +102,10 @@ def open_own(name: str, folder: int, path: Path, *, flags: int = os.O_RDWR | os.
         ForeignFileError: It may not be this user's own work.
         OSError: It is a link, or cannot be opened.
     """
-    handle = os.open(name, flags | _FILE, 0o666, dir_fd=folder)
+    try:
+        handle = os.open(name, flags | _FILE, 0o666, dir_fd=folder)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
     status = os.fstat(handle)
     is_regular = stat.S_ISREG(status.st_mode)
     problem = why_not_own(status) if is_regular else "is not a regular file"

@@ -14,6 +14,7 @@ import jax
 
 from grokctl.events import Noted, Observer, ignore
 from grokctl.ownership import why_exposed
+from grokctl.paths import quoted
 from grokctl.system import optional
 
 _PRIVATE: Final = 0o700
@@ -53,6 +54,8 @@ def _make_private(folder: Path) -> None:
         with suppress(FileExistsError):
             place.mkdir(_PRIVATE)
     problem = why_exposed(folder)
+    if problem is not None and problem.startswith(f"{folder} "):
+        problem += f"; to begin a new one: rm -r {quoted(folder)}"
     if problem is None and folder.stat().st_uid != os.geteuid():
         problem = "it belongs to root"
     if problem is not None:
