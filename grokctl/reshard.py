@@ -11,6 +11,7 @@ from grokctl.checkpoint.ready import ReadyCheckpoint, open_ready
 from grokctl.checkpoint.receipt import Receipt, Stamp
 from grokctl.errors import Reason, UsageError, corrupt
 from grokctl.events import Advanced, Finished, Noted, Observer, Stage, Started, ignore
+from grokctl.ownership import why_exposed
 from grokctl.paths import locked_open, quoted
 from grokctl.resharding.convert import NOTHING, Squares, is_stored_alike
 from grokctl.resharding.partial import PartialFolder, opened_partial
@@ -62,6 +63,8 @@ def reshard(
     with writing(plan.out):
         check_destination(plan, force=force)
         with opened_partial(partial_folder(plan, stamps), observe) as partial:
+            if (problem := why_exposed(partial.path)) is not None:
+                observe(Noted(message=f"{problem}: other users can replace the checkpoint"))
             for other in leftovers(partial.path, plan.out):
                 message = "left by another reshard, or in use by one"
                 observe(Noted(message=f"{other}: {message}; to delete it: rm -r {quoted(other)}"))

@@ -286,3 +286,12 @@ def test_ones_own_link_to_ones_own_private_file_is_no_reason_to_refuse(release, 
 
     assert copy_mode(release / "tokenizer.model", release) == 0o600
     refuse_foreign_links(release / "tokenizer.model", release)
+
+
+def test_a_private_folder_above_release_and_file_is_private_to_both(release, public):
+    (release / "../../blobs").mkdir()
+    (release / "../../blobs/abc").write_text("x")
+    (release / "tokenizer.model").symlink_to("../../blobs/abc")
+    public.chmod(0o700)
+
+    assert copy_mode(release / "tokenizer.model", release) == 0o644

@@ -247,6 +247,16 @@ def test_force_deletes_nothing_inside_folders_with_our_names(release, tmp_path, 
     assert mine.read_text() == "mine"
 
 
+def test_a_folder_with_the_name_of_a_file_is_never_ours(release, tmp_path):
+    out = tmp_path / "out"
+    cut(release, MESH, out)
+    (out / "tokenizer.model").mkdir()
+    (out / "tokenizer.model/lock").touch()
+
+    with pytest.raises(UsageError, match=r"'tokenizer\.model', which grokctl did not write"):
+        cut(release, MESH, out, force=True)
+
+
 @pytest.mark.parametrize("name", ["notes", "tokenizer.model", ".grokctl"])
 def test_what_appears_in_a_checkpoint_while_it_is_replaced_stays(
     release, whole, tmp_path, name, monkeypatch
@@ -326,3 +336,16 @@ def test_another_users_link_to_a_private_tokenizer_is_refused_before_anything_is
 
     assert "ls -ld" in caught.value.hint
     assert not list(tmp_path.glob(".out.*"))
+
+
+@pytest.mark.parametrize("mode", [0o755, 0o1777, 0o777])
+def test_a_destination_that_others_can_replace_is_named(release, tmp_path, mode):
+    shared, events = tmp_path / "shared", []
+    shared.mkdir()
+    shared.chmod(mode)
+
+    cut(release, MESH, shared / "out", observe=events.append)
+
+    notes = [event.message for event in events if isinstance(event, Noted)]
+    said = [note for note in notes if f"{shared} can be written by others" in note]
+    assert len(said) == (mode == 0o777)
