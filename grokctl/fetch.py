@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from grokctl.checkpoint.receipt import read_receipt
-from grokctl.checkpoint.release_files import release_paths
+from grokctl.checkpoint.release_files import EXTRA, names_of, places_on_disk
 from grokctl.checkpoint.torrent import folder_name, parse_metainfo
 from grokctl.checkpoint.unfinished import forget_unfinished
 from grokctl.errors import FetchError, GrokctlError, UsageError
@@ -17,11 +17,12 @@ from grokctl.integrity.backup import REPLACED, set_aside, unlink_targets
 from grokctl.os_errors import refusal
 from grokctl.paths import CKPT, PRIVATE, TOKENIZER, quoted, require_utf8
 from grokctl.text import format_bytes, format_number
-from grokctl.transfer.data_on_disk import adopt_partial, find_claims, proven_on_disk
+from grokctl.transfer.data_on_disk import adopt_partial, find_claims, number_extras, proven_on_disk
 from grokctl.transfer.destination import (
     FileSelection,
     bare_torrent,
     fetch_lock,
+    forget_resume_data,
     is_foreign,
     local_torrent,
     record_progress,
@@ -32,6 +33,7 @@ from grokctl.transfer.destination import (
 )
 from grokctl.transfer.download import SAVE_WITHIN_S, Download, stalled
 from grokctl.transfer.mirrors import Mirrors
+from grokctl.transfer.placed_files import PlacedFiles
 from grokctl.transfer.preflight import FetchPlan, cut_files, make_plan, prepare
 from grokctl.transfer.sources import (
     GROK_1,
@@ -132,6 +134,7 @@ def fetch(
     request, torrent = _open_request(source, root, options)
     tokenizer = _given_tokenizer(request)  # fails before the download, not after it
     with ExitStack() as stack:
+        after = stack.enter_context(ExitStack())  # once libtorrent has closed its files
         swarm = stack.enter_context(Swarm(_network(options)))
         peers = _resolved_peers(options)
         if torrent is None:
@@ -151,6 +154,8 @@ def fetch(
         claims = _claims(request, selection, have, observe, is_adopted=adopts)
         with _writing(root):
             record_progress(request, selection.metainfo, claims.have)
+        placed = PlacedFiles(root, selection, observe)
+        after.callback(placed.remove_empty)
         swarm.add(_transfer(request, selection, peers, claims))
         mirrors = _mirrors(stack, selection, options)
         download = Download(
@@ -164,16 +169,13 @@ def fetch(
         uploaded = None
         try:
             last = download.run()
+            placed.check()
             if last.has_everything:
                 forget_unfinished(root)
             if options.seed or options.seed_ratio is not None:
                 uploaded = download.seed()
         finally:
-            with suppress(OSError, RuntimeError):
-                download.record(is_final=True)
-            with suppress(OSError):
-                resume = swarm.resume_data(timeout_s=SAVE_WITHIN_S)
-                save_resume_data(root, resume, is_final=True)
+            _record_end(download, placed)
         contributions, troubles = _account(swarm, mirrors, last)
     if last.has_everything:
         remove_parts(root)
@@ -191,7 +193,7 @@ def fetch(
         is_complete=last.has_everything,
         is_proven=_is_proven(root, selection),
         has_tokenizer=has_tokenizer(root),
-        extras=tuple(place for place in places if not place.startswith(f"{CKPT}/")),
+        extras=tuple(place for place in places if not place.startswith((f"{CKPT}/", f"{EXTRA}/"))),
         contributions=contributions,
         troubles=troubles,
     )
@@ -240,7 +242,7 @@ def seeding(
 
     Args:
         root: The release's folder. A damaged piece is found when it is requested, and not sent.
-        torrent: Its metainfo; the files are where `release_paths` places them.
+        torrent: Its metainfo; the files are where `places_on_disk` finds them.
         bind: Address to listen on.
         port: Port to listen on; 0 means any free port.
 
@@ -251,7 +253,7 @@ def seeding(
         FetchError: The torrent is malformed, or the port is taken.
     """
     metainfo = parse_metainfo(torrent, source="torrent to seed")
-    places = release_paths(metainfo)
+    places = places_on_disk(root, metainfo)
     network = NetworkOptions(
         bind=bind, port=port, dht=False, lsd=False, allows_shared_addresses=True
     )
@@ -292,15 +294,30 @@ def _claims(
     if not is_adopted:
         cut_files(root, selection)
     with _writing(root):
+        number_extras(root, selection, observe)
         partial = adopt_partial(root, selection, observe)
         known = None if have is None else have | partial
         follows = force or have is not None
         claims = find_claims(root, selection, known, observe, follows=follows)
-    if force:
-        _keep_others(root, selection, claims.have, observe, is_adopted=is_adopted)
+    _keep_others(root, selection, claims.have, observe, is_adopted=is_adopted)
     if is_adopted:
         cut_files(root, selection)
     return claims
+
+
+def _record_end(download: Download, placed: PlacedFiles) -> None:
+    """Record how far the download is; nothing of it counts if a file was replaced meanwhile."""
+    root = download.request.root
+    if placed.is_doubtful or placed.replaced():
+        with suppress(OSError):
+            forget_resume_data(root)
+            record_progress(download.request, download.selection.metainfo, (), is_final=True)
+        return
+    with suppress(OSError, RuntimeError):
+        download.record(is_final=True)
+    with suppress(OSError):
+        resume = download.swarm.resume_data(timeout_s=SAVE_WITHIN_S)
+        save_resume_data(root, resume, is_final=True)
 
 
 def _keep_others(
@@ -311,7 +328,7 @@ def _keep_others(
     *,
     is_adopted: bool,
 ) -> None:
-    """Before a folder is adopted: keep what does not fit, and write to no target of a link."""
+    """Write to no target of a link; before a folder is adopted, keep what does not fit."""
     missing = [piece for piece in selection.pieces if piece not in have]
     unlink_targets(root, selection.metainfo, selection.places, missing, observe=observe)
     if not is_adopted:
@@ -381,7 +398,8 @@ def _mirrors(stack: ExitStack, selection: FileSelection, options: FetchOptions) 
         return None
     web = stack.enter_context(Web(bind=options.bind, proxy=options.proxy))
     mirrors = [find_mirror(name) for name in dict.fromkeys(options.mirrors)]
-    return stack.enter_context(Mirrors(mirrors, web, selection.metainfo, selection.places))
+    names = names_of(selection.metainfo, selection.places)
+    return stack.enter_context(Mirrors(mirrors, web, selection.metainfo, names))
 
 
 def _given_tokenizer(request: FetchRequest) -> bytes | None:

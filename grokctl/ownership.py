@@ -14,7 +14,7 @@ from typing import Final
 _MOST_LINKS: Final = 40
 """Links that are followed in one path, as by the kernel."""
 _ACL: Final = "system.posix_acl_access"
-_ACL_USER, _ACL_OWN_GROUP, _ACL_GROUP = 0x02, 0x04, 0x08
+_ACL_USER, _ACL_OWN_GROUP, _ACL_GROUP, _ACL_MASK = 0x02, 0x04, 0x08, 0x10
 _ACL_WRITE: Final = 0x02
 
 
@@ -50,6 +50,16 @@ def why_exposed(path: Path) -> str | None:
         if problem is not None:
             return f"{place} {problem}"
     return None
+
+
+def can_be_written(place: Path, status: os.stat_result) -> str | None:
+    """Words for others who can write to a file or folder itself; None if there are none.
+
+    Args:
+        place: The file or folder.
+        status: Of it.
+    """
+    return _open_to(place, status)
 
 
 def _steps(path: Path) -> Iterator[tuple[Path, os.stat_result]]:
@@ -104,9 +114,10 @@ def _open_to(place: Path, status: os.stat_result) -> str | None:
 
 
 def _writers(data: bytes, status: os.stat_result) -> tuple[set[int], set[int]]:
-    """The users and groups that an access control list lets write, which its mask allows."""
+    """The users and groups that an access control list lets write."""
     entries = list(struct.iter_unpack("<HHI", data[4:])) if len(data) % 8 == 4 else []  # noqa: PLR2004 (a version, then entries)
-    writing = [(tag, name) for tag, rights, name in entries if rights & _ACL_WRITE]
+    mask = next((rights for tag, rights, _ in entries if tag == _ACL_MASK), _ACL_WRITE)
+    writing = [(tag, name) for tag, rights, name in entries if rights & mask & _ACL_WRITE]
     users = {name for tag, name in writing if tag == _ACL_USER}
     groups = {name for tag, name in writing if tag == _ACL_GROUP}
     if any(tag == _ACL_OWN_GROUP for tag, _ in writing):

@@ -17,6 +17,7 @@ from typing import Final
 import platformdirs
 
 from grokctl.errors import GrokctlError, UsageError, invalid
+from grokctl.own_files import FOLDER, create, links_on, opened_folder, why_not_own
 from grokctl.system import optional
 
 CKPT = "ckpt-0"
@@ -180,22 +181,43 @@ def write_atomically(path: Path, data: bytes) -> None:
         OSError: The file cannot be written, or the name belongs to a folder, a device or a pipe.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with suppress(FileNotFoundError):
-        mode = path.lstat().st_mode
-        if not any(is_type(mode) for is_type in (stat.S_ISREG, stat.S_ISLNK, stat.S_ISDIR)):
-            raise OSError(errno.EINVAL, "is not a regular file", str(path))
-    handle, temporary = create_beside(path)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            with optional():
-                os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    fsync_folder(path.parent)
+    with _folder_of(path) as folder:
+        with suppress(FileNotFoundError):
+            mode = os.stat(path.name, dir_fd=folder, follow_symlinks=False).st_mode
+            if not any(is_type(mode) for is_type in (stat.S_ISREG, stat.S_ISLNK, stat.S_ISDIR)):
+                raise OSError(errno.EINVAL, "is not a regular file", str(path))
+        handle, temporary = _create_hidden(path.name, folder)
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(data)
+                file.flush()
+                with optional():
+                    os.fsync(file.fileno())
+            os.rename(temporary, path.name, src_dir_fd=folder, dst_dir_fd=folder)
+        except OSError as error:
+            with suppress(FileNotFoundError):
+                os.unlink(temporary, dir_fd=folder)
+            if error.filename in {None, temporary}:
+                raise OSError(error.errno, error.strerror, str(path)) from error
+            raise
+        except BaseException:
+            with suppress(FileNotFoundError):
+                os.unlink(temporary, dir_fd=folder)
+            raise
+        fsync_folder(folder)
+
+
+@contextmanager
+def _folder_of(path: Path) -> Iterator[int]:
+    """Open the folder of a file that we write: our private one is never a link."""
+    if path.parent.name != PRIVATE:
+        with opened_folder(path.parent) as folder:
+            yield folder
+        return
+    if path.parent.is_symlink():
+        raise OSError(errno.ELOOP, "is a symbolic link, expected a folder", str(path.parent))
+    with opened_folder(path.parent.parent) as root, opened_folder(PRIVATE, above=root) as folder:
+        yield folder
 
 
 def create_beside(path: Path, mode: int = 0o666) -> tuple[int, Path]:
@@ -204,11 +226,16 @@ def create_beside(path: Path, mode: int = 0o666) -> tuple[int, Path]:
     Returns:
         A descriptor to write to, and the path.
     """
-    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    with _folder_of(path) as folder:
+        handle, name = _create_hidden(path.name, folder, mode)
+    return handle, path.with_name(name)
+
+
+def _create_hidden(name: str, folder: int, mode: int = 0o666) -> tuple[int, str]:
     while True:
-        temporary = path.with_name(f".{path.name[:_LONGEST_PREFIX]}.{secrets.token_hex(4)}")
+        temporary = f".{name[:_LONGEST_PREFIX]}.{secrets.token_hex(4)}"
         with suppress(FileExistsError):
-            return os.open(temporary, flags, mode), temporary
+            return create(temporary, folder, mode), temporary
 
 
 def find_output(path: Path, name: str, example: str) -> tuple[Path, bool]:
@@ -230,6 +257,10 @@ def find_output(path: Path, name: str, example: str) -> tuple[Path, bool]:
     try:
         status = path.stat()
     except FileNotFoundError:
+        status = None
+    if any(_is_planted(link) for link in links_on(path)):
+        raise invalid(name, path, "is another user's link, expected a file", f"--{name} {example}")
+    if status is None:
         return Path(os.path.realpath(path)), True
     if problem := _unfit(path, status):
         raise invalid(name, path, problem, f"--{name} {example}")
@@ -256,6 +287,12 @@ def _unfit(path: Path, status: os.stat_result) -> str | None:
     return None
 
 
+def _is_planted(link: Path) -> bool:
+    """Whether a link belongs to another user, in a folder where everybody may put one."""
+    is_foreign = link.lstat().st_uid not in {0, os.geteuid()}
+    return is_foreign and bool(link.parent.stat().st_mode & stat.S_IWOTH)
+
+
 def _is_terminal(path: Path) -> bool:
     handle = os.open(path, os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
     try:
@@ -275,14 +312,11 @@ def replace_output(temporary: Path, place: Path) -> None:
         temporary.unlink()
 
 
-def fsync_folder(path: Path) -> None:
-    """Make renames and new names in a folder durable, where its file system can."""
-    with optional(errno.EACCES):  # CIFS says so; of a file, it would mean that data is lost
-        handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+def fsync_folder(folder: int) -> None:
+    """Make renames and new names in an open folder durable, where that is possible."""
+    # CIFS refuses with the first, and a folder that may not be listed with the second
+    with optional(errno.EACCES, errno.EBADF):
+        os.fsync(folder)
 
 
 @contextmanager
@@ -298,25 +332,50 @@ def locked(path: Path, *, busy: GrokctlError, is_folder: bool = False) -> Iterat
         GrokctlError: `busy`.
         OSError: It cannot be opened.
     """
-    handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY) if is_folder else _open_lock(path)
+    handle = os.open(path, FOLDER) if is_folder else _open_lock(path)
     try:
-        with suppress(OSError):  # some file systems have no locks
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise busy from error
-        yield
+        with locked_open(handle, busy=busy):
+            yield
     finally:
         os.close(handle)
 
 
+@contextmanager
+def locked_open(handle: int, *, busy: GrokctlError) -> Iterator[None]:
+    """The same of an open file or folder; it is unlocked when it is closed.
+
+    Raises:
+        GrokctlError: `busy`.
+    """
+    with suppress(OSError):  # some file systems have no locks
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise busy from error
+    yield
+
+
 def _open_lock(path: Path) -> int:
-    """Open or create a file to lock; one that another user created may only be readable."""
-    flags = os.O_NOFOLLOW | os.O_CLOEXEC
-    try:
-        return os.open(path, flags | os.O_RDWR | os.O_CREAT, 0o666)
-    except PermissionError:
-        return os.open(path, flags | os.O_RDONLY)
+    """Open or create a file to lock; one that another user created may only be readable.
+
+    Whoever can open it can lock it, so it is closed to all who cannot write to its folder.
+    """
+    with _folder_of(path) as folder:
+        mode = 0o600
+        for who, rights in ((stat.S_IWGRP, 0o060), (stat.S_IWOTH, 0o006)):
+            mode |= rights if os.fstat(folder).st_mode & who else 0
+        flags = os.O_NOFOLLOW | os.O_CLOEXEC
+        try:
+            handle = os.open(path.name, flags | os.O_RDWR | os.O_CREAT, mode, dir_fd=folder)
+        except PermissionError:
+            return os.open(path.name, flags | os.O_RDONLY, dir_fd=folder)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(path)) from error
+    status = os.fstat(handle)
+    if why_not_own(status) is None and stat.S_IMODE(status.st_mode) & ~mode:
+        with optional():  # an earlier version let everybody read it
+            os.fchmod(handle, stat.S_IMODE(status.st_mode) & mode)
+    return handle
 
 
 UNFINISHED: Final = "unfinished.json"

@@ -2,22 +2,27 @@
 
 import math
 import shutil
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 
 from grokctl.checkpoint.manifest import FileRecord
 from grokctl.checkpoint.ready import ReadyCheckpoint, open_ready
-from grokctl.checkpoint.receipt import Receipt, stamps_of
+from grokctl.checkpoint.receipt import Receipt, Stamp, stamps_of
 from grokctl.checkpoint.sums import require_sums
 from grokctl.errors import Reason, UsageError, corrupt
 from grokctl.events import Advanced, Finished, Noted, Observer, Stage, Started, ignore
-from grokctl.paths import locked, quoted
+from grokctl.ownership import why_exposed
+from grokctl.paths import locked_open, quoted
 from grokctl.resharding.convert import NOTHING, Squares, is_stored_alike
+from grokctl.resharding.partial import PartialFolder, opened_partial
 from grokctl.resharding.pipeline import Pipeline, Progress
 from grokctl.resharding.plan import ReshardPlan
 from grokctl.resharding.publish import (
-    JOURNAL,
     check_destination,
     check_space,
+    check_tokenizer,
     check_unchanged,
     leftovers,
     origin_of,
@@ -31,6 +36,19 @@ from grokctl.resharding.publish import (
 from grokctl.resharding.slices import cuts_of
 from grokctl.resharding.source_hashing import SourceHashing
 from grokctl.resharding.writers import DeviceWriter, Entry, Flusher, Journal, resume
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Run:
+    """A reshard on its way."""
+
+    plan: ReshardPlan
+    partial: PartialFolder
+    stamps: Mapping[Path, Stamp | None]
+    """Of the source's files when it began."""
+    proof: Receipt | None
+    is_earlier: bool
+    """Whether an earlier version began it."""
 
 
 def reshard(
@@ -62,45 +80,61 @@ def reshard(
     if isinstance(source, ReadyCheckpoint):
         require_sums(source)
     stamps = stamps_of(source)
-    partial, is_earlier = partial_folder(plan, stamps)
+    check_tokenizer(source)
     with writing(plan.out):
         check_destination(plan, force=force)
-        partial.mkdir(parents=True, exist_ok=True)
-        for other in leftovers(partial, plan.out):
-            message = "left by another reshard, or in use by one"
-            observe(Noted(message=f"{other}: {message}; to delete it: rm -r {quoted(other)}"))
-        busy = UsageError(f"{partial}: another grokctl is writing to it")
-        with locked(partial, busy=busy, is_folder=True):
-            check_destination(plan, force=force)  # another run may have published it just now
-            if partial.parent == plan.out:
-                take_back(partial)
-            if is_earlier:
-                message = "begun by an earlier version; its result will not count as proven"
-                observe(Noted(message=f"{partial}: {message}"))
-            with SourceHashing(source) as hashing:
-                records, errors = _write_devices(plan, partial, hashing, observe)
-                refuse_altered(source, hashing.finish(plan.bytes_out, observe), partial)
-            observe(Finished(stage=Stage.RESHARD))
-            origin = origin_of(source, proof, is_earlier=is_earlier)
-            write_rest(plan, partial, origin, records, errors)
-            check_unchanged(source, stamps, proof, partial)
-            check_destination(plan, force=force)  # another program may have written it
-            publish(partial, plan.out)
+        usual, is_earlier = partial_folder(plan, stamps)
+        with opened_partial(usual, observe) as partial:
+            if (problem := why_exposed(partial.path)) is not None:
+                observe(Noted(message=f"{problem}: other users can replace the checkpoint"))
+            for other in leftovers(partial.path, plan.out):
+                message = "left by another reshard, or in use by one"
+                observe(Noted(message=f"{other}: {message}; to delete it: rm -r {quoted(other)}"))
+            is_earlier = is_earlier and partial.path == usual
+            run = _Run(
+                plan=plan, partial=partial, stamps=stamps, proof=proof, is_earlier=is_earlier
+            )
+            _write(run, force=force, observe=observe)
     return open_ready(plan.out)
 
 
+def _write(run: _Run, *, force: bool, observe: Observer) -> None:
+    """Fill the partial folder, and publish it."""
+    plan, partial, source = run.plan, run.partial, run.plan.source
+    busy = UsageError(f"{partial.path}: another grokctl is writing to it")
+    with locked_open(partial.handle, busy=busy):
+        check_destination(plan, force=force)  # another run may have published it just now
+        if partial.path.parent == plan.out:
+            take_back(partial, plan.out)
+        if run.is_earlier:
+            message = "begun by an earlier version; its result will not count as proven"
+            observe(Noted(message=f"{partial.path}: {message}"))
+        with SourceHashing(source) as hashing:
+            records, errors = _write_devices(plan, partial, hashing, observe)
+            refuse_altered(source, hashing.finish(plan.bytes_out, observe), partial)
+        observe(Finished(stage=Stage.RESHARD))
+        origin = origin_of(source, run.proof, is_earlier=run.is_earlier)
+        write_rest(plan, partial, origin, records, errors)
+        check_unchanged(source, run.stamps, run.proof, partial)
+        check_destination(plan, force=force)  # another program may have written it
+        publish(partial, plan.out, observe)
+
+
 def _write_devices(
-    plan: ReshardPlan, partial: Path, hashing: SourceHashing, observe: Observer
+    plan: ReshardPlan, partial: PartialFolder, hashing: SourceHashing, observe: Observer
 ) -> tuple[list[FileRecord], dict[str, float]]:
     """Write and sync every device file; returns their records, and the error of each weight."""
     if plan.compression is None:  # the size of compressed files is unknown
-        kept = sum(file.stat().st_size for file in partial.iterdir())
-        check_space(plan, plan.bytes_out - kept, shutil.disk_usage(partial).free)
-    writers: list[DeviceWriter] = []
-    try:
-        writers.extend(DeviceWriter(layout, partial, plan.compression) for layout in plan.layouts)
-        journal = Journal(partial / JOURNAL, len(writers))
-        is_begun = journal.path.exists() and journal.path.stat().st_size > 0
+        free = shutil.disk_usage(partial.handle).free
+        check_space(plan, plan.bytes_out - partial.nbytes, free)
+    with ExitStack() as stack:
+        writers: list[DeviceWriter] = []
+        for layout in plan.layouts:
+            writers.append(DeviceWriter(layout, partial, plan.compression))
+            stack.callback(writers[-1].close)
+        journal = Journal(partial, len(writers))
+        stack.callback(journal.close)
+        is_begun = journal.is_begun
         observe(Started(stage=Stage.RESHARD, total=plan.bytes_out))
         done = resume(writers, journal, observe)
         count = len(plan.layouts[0].tensors)
@@ -112,9 +146,6 @@ def _write_devices(
             observe(Noted(message=message))
         _write_tensors(plan, writers, journal, hashing, observe)
         return [writer.record() for writer in writers], _errors(plan, journal)
-    finally:
-        for writer in writers:
-            writer.close()
 
 
 def _write_tensors(

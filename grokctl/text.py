@@ -14,6 +14,9 @@ _UNITS: Final = ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
 _UNPRINTABLE: Final = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
 """Unicode categories: controls, directions, surrogates, unassigned, line separators."""
 
+_KEPT: Final = frozenset("\n\t\u200c\u200d\u0600\u0601\u0602\u0603\u0604\u0605\u06dd\u070f\u08e2")
+"""Controls and format characters of usual text: lines, joiners, and signs that Arabic draws."""
+
 
 def format_bytes(count: float) -> str:
     """`1.5 GB`; decimal units, as for disks and networks."""
@@ -100,5 +103,8 @@ def printable(text: str, *, limit: int = 120) -> str:
 
 
 def harmless(text: str) -> str:
-    """Text without the control codes that a terminal would obey."""
-    return "".join(c for c in text if c in "\n\t" or unicodedata.category(c) != "Cc")
+    """Text without what a terminal would obey or hide: control codes, directions, tags.
+
+    The joiners of emojis and of Persian words stay, and so do the format characters that are seen.
+    """
+    return "".join(c for c in text if unicodedata.category(c) not in {"Cc", "Cf"} or c in _KEPT)

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from grokctl.checkpoint.folders import ReleaseFolder
-from grokctl.checkpoint.release_files import is_tensor_file, release_paths
+from grokctl.checkpoint.release_files import is_tensor_file, names_of, release_paths
 from grokctl.checkpoint.torrent import Metainfo
 from grokctl.checkpoint.trust import write_source
 from grokctl.paths import CKPT, TORRENT, Home, write_atomically
@@ -54,15 +54,18 @@ def adopt(
     """
     root = adopted_root(home, folder)
     places = set(folder.small_files())
+    names: dict[str, str] = {}
     if metainfo is not None:
-        places |= set(release_paths(metainfo).values())
+        there = release_paths(metainfo)
+        names = {there[index]: name for index, name in names_of(metainfo, there).items()}
+        places |= names.keys()
     if folder.tensors.is_dir():
-        names = (entry.name for entry in os.scandir(folder.tensors))
-        places |= {f"{CKPT}/{name}" for name in names if is_tensor_file(name)}
+        found = (entry.name for entry in os.scandir(folder.tensors))
+        places |= {f"{CKPT}/{name}" for name in found if is_tensor_file(name)}
     (root / CKPT).mkdir(parents=True, exist_ok=True)
     places |= {f"{CKPT}/{path.name}" for path in (root / CKPT).iterdir() if path.is_symlink()}
     for place in sorted(places):
-        _link(root / place, folder.sources(place))
+        _link(root / place, folder.sources(names.get(place, place)))
     if torrent is not None and metainfo is not None:
         path = root / TORRENT
         if not path.is_file() or path.read_bytes() != torrent:

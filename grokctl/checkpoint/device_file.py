@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from grokctl.checkpoint.frames import Unpacker
 from grokctl.checkpoint.layout import ALIGNMENT, DeviceLayout
 from grokctl.checkpoint.manifest import FileRecord
+from grokctl.checkpoint.mapped_files import map_to_read
 from grokctl.checkpoint.rows import read_into
 from grokctl.system import optional
 
@@ -47,12 +48,14 @@ class DeviceFile:
         self._unpacker = unpacker
         self._handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         weakref.finalize(self, os.close, self._handle)
-        self._mapped: mmap.mmap | None = None
-        if is_mapped and record.frames is None:
-            with optional():  # some file systems have no mappings: then it is read
-                self._mapped = mmap.mmap(self._handle, 0, access=mmap.ACCESS_READ)
+        self._mapped = self._map(path) if is_mapped and record.frames is None else None
         if self.data(0, len(layout.header)).tobytes() != layout.header:
             raise ValueError(f"the header is not that of {owner}")
+
+    def _map(self, path: Path) -> mmap.mmap | None:
+        with optional():  # some file systems have no mappings: then it is read
+            return map_to_read(self._handle, path)
+        return None
 
     def data(self, start: int, nbytes: int) -> NDArray[np.uint8]:
         """Bytes of the safetensors file.

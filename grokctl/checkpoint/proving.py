@@ -1,7 +1,6 @@
 """Where the proof of a release is kept: in its folder if grokctl may write there, or under home."""
 
 import os
-import shutil
 from pathlib import Path
 
 from grokctl.checkpoint.adopted import adopt, adopted_root, is_adopted
@@ -154,6 +153,8 @@ def _move_in(kept: Path, root: Path) -> Path:
     own = {kept / TORRENT, *(kept / PRIVATE).rglob("*")}
     if set(mended) - own:
         return kept  # an earlier repair put files there
-    shutil.copytree(kept / PRIVATE, root / PRIVATE, dirs_exist_ok=True)
+    for path in (kept / PRIVATE).iterdir():
+        if path.is_file() and not path.is_symlink():
+            write_atomically(root / PRIVATE / path.name, path.read_bytes())
     write_atomically(root / TORRENT, (kept / TORRENT).read_bytes())
     return root

@@ -4,13 +4,14 @@ import mmap
 import os
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
 import numpy as np
 
+from grokctl.checkpoint.mapped_files import map_to_read
 from grokctl.checkpoint.pickle_writer import Hole, measure
 from grokctl.checkpoint.pickles import BFLOAT16, PickledTensor, scan
 from grokctl.checkpoint.torrent import Metainfo, TorrentFile
@@ -20,6 +21,25 @@ from grokctl.model.tensors import TensorSpec
 from grokctl.paths import CKPT, CONFIG, MANIFEST, PRIVATE, TORRENT
 from grokctl.text import printable
 
+EXTRA = f"{PRIVATE}/extra"
+"""The folder of a torrent's files that a program might run or obey: each has a number as its name.
+
+They cannot be left out: their bytes share pieces with tensors, which would stay unproven.
+"""
+_DOCUMENT = re.compile(
+    r"[A-Za-z0-9][\w .+-]*\.(md|txt|rst|pdf|png|jpe?g|csv|bib|cff|model|vocab|sha256|sha1|md5|asc)"
+    r"|(?-i:[A-Z][A-Z0-9_-]+)"
+    r"|([a-z]+_)?(config|tokenizer|params|vocab|special_tokens_map)\.json"
+    r"|[\w.-]+\.index\.json",
+    re.IGNORECASE,
+)
+"""Names of files to read; code, settings of programs and hidden files have others."""
+_OBEYED = re.compile(
+    r"build|workspace|module|cmakelists\.txt|(requirements|constraints)[\w.-]*\.txt|(agents|claude|gemini|skill)\.md",
+    re.IGNORECASE,
+)
+"""Names of documents that programs obey."""
+_FOLDER = re.compile(r"[A-Za-z0-9][\w .+-]*")
 _OWN = frozenset({PRIVATE, TORRENT, MANIFEST, CKPT})
 _LARGEST_EXTRA = 64 * 2**20
 _TENSOR_FILE = re.compile(r"tensor[0-9]{5}_[0-9]{3}")
@@ -63,7 +83,8 @@ def release_paths(metainfo: Metainfo) -> dict[int, str]:
     """The place of each file of a torrent in a release.
 
     The folder names of a torrent do not matter: tensors are recognized by their own names, and
-    placed in `ckpt-0`. Every other file keeps its path, is proven like the rest, and never opened.
+    placed in `ckpt-0`. Every other file is proven like the rest, and never opened. A document keeps
+    its path; anything that a program might run or obey gets a number in `EXTRA`.
 
     Returns:
         File index -> `/`-separated path below the release; pads are left out.
@@ -76,7 +97,7 @@ def release_paths(metainfo: Metainfo) -> dict[int, str]:
     for file in metainfo.files:
         if not file.is_pad:
             places[file.index] = _place(file)
-    names = [place.casefold() for place in places.values()]
+    names = [name.casefold() for name in names_of(metainfo, places).values()]
     folders = {name[:end] for name in names for end in range(len(name)) if name[end] == "/"}
     if not any(place.startswith(f"{CKPT}/") for place in places.values()):
         torrent = f"torrent {printable(metainfo.name)!r}"
@@ -99,7 +120,35 @@ def _place(file: TorrentFile) -> str:
             f"torrent file {place!r}: expected a tensor or at most {_LARGEST_EXTRA:,} bytes, "
             f"found {file.length:,}"
         )
-    return place
+    return place if is_document(file.path) else f"{EXTRA}/{file.index}"
+
+
+def is_document(path: tuple[str, ...]) -> bool:
+    """Whether a file of a torrent may keep its name: no program runs it or obeys it."""
+    name = path[-1]
+    is_visible = all(_FOLDER.fullmatch(folder) for folder in path[:-1])
+    return is_visible and bool(_DOCUMENT.fullmatch(name)) and not _OBEYED.fullmatch(name)
+
+
+def names_of(metainfo: Metainfo, places: Mapping[int, str]) -> dict[int, str]:
+    """The same places with the torrent's own names for what has a number."""
+    own = {file.index: "/".join(file.path) for file in metainfo.files}
+    return {
+        index: own[index] if place.startswith(f"{EXTRA}/") else place
+        for index, place in places.items()
+    }
+
+
+def places_on_disk(root: Path, metainfo: Metainfo) -> dict[int, str]:
+    """The places of `release_paths`, or names where other programs and earlier versions put files.
+
+    Only to read: a file that has its own name is taken if there is none with its number.
+    """
+    places = release_paths(metainfo)
+    for index, name in names_of(metainfo, places).items():
+        if name != places[index] and not os.path.lexists(root / places[index]):
+            places[index] = name if (root / name).is_file() else places[index]
+    return places
 
 
 def scan_file(root: Path, name: str) -> PickledTensor:
@@ -134,4 +183,4 @@ def mapped(path: Path) -> Iterator[memoryview]:
 def map_file(path: Path) -> mmap.mmap:
     """Map a file to read it."""
     with path.open("rb") as file:
-        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        return map_to_read(file.fileno(), path)

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, Self
 
-from grokctl.checkpoint.torrent import read_metainfo
+from grokctl.checkpoint.release_files import EXTRA
+from grokctl.checkpoint.torrent import TorrentFile, read_metainfo
 from grokctl.errors import CorruptCheckpointError, FetchError
 from grokctl.ownership import why_exposed
 from grokctl.paths import BEGUN, CKPT, PRIVATE, TORRENT, UNFINISHED, write_atomically
@@ -133,16 +134,17 @@ def _looked_at(root: Path) -> Unfinished | None:
     except (FetchError, OSError):
         return None
     nbytes = sum(file.length for file in files)
-    have = sum(min(file.length, _stored(root, file.path)) for file in files)
+    have = sum(min(file.length, _stored(root, file)) for file in files)
     if have >= nbytes:
         return None
     return Unfinished(source=str(root / TORRENT), have=have, nbytes=nbytes)
 
 
-def _stored(root: Path, path: tuple[str, ...]) -> int:
+def _stored(root: Path, file: TorrentFile) -> int:
     """Bytes of a file that are on disk; a release has its tensors in one folder."""
-    for place in (root / CKPT / path[-1], root.joinpath(*path)):
+    places = (f"{CKPT}/{file.path[-1]}", "/".join(file.path), f"{EXTRA}/{file.index}")
+    for place in places:
         with suppress(OSError):
-            status = place.lstat()
+            status = (root / place).lstat()
             return min(status.st_size, status.st_blocks * _BLOCK)
     return 0

@@ -1,27 +1,38 @@
 """The cache of compiled programs, and the warnings of XLA's compiler."""
 
+import errno
+import os
 import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
+from typing import Final
 
 import jax
 
 from grokctl.events import Noted, Observer, ignore
+from grokctl.ownership import why_exposed
+from grokctl.paths import quoted
+from grokctl.system import optional
+
+_PRIVATE: Final = 0o700
 
 
 def use_compilation_cache(folder: Path, *, observe: Observer = ignore) -> None:
     """Keep compiled programs under `folder`, apart for each jaxlib and platform.
 
+    A kept program is executed, so none is read that another user could have put there.
+
     Args:
-        folder: Created if missing; if it cannot be written, no program is kept.
+        folder: `cache/xla` of a home, created if missing; if it cannot be written, or others can
+            write to it, no program is kept.
         observe: Receives a note then.
     """
     kept = folder / f"{version('jaxlib')}-{jax.default_backend()}"
     try:
-        kept.mkdir(parents=True, exist_ok=True)
+        _make_private(kept)
         with tempfile.TemporaryFile(dir=kept):
             pass
     except OSError as error:
@@ -29,6 +40,28 @@ def use_compilation_cache(folder: Path, *, observe: Observer = ignore) -> None:
         return
     jax.config.update("jax_compilation_cache_dir", str(kept))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+
+
+def _make_private(folder: Path) -> None:
+    """Make a folder that nobody else can read or write.
+
+    Raises:
+        OSError: It cannot be made, or others could have changed what is in it.
+    """
+    home, cache = folder.parents[2], folder.parents[1]
+    home.mkdir(parents=True, exist_ok=True)  # several people may share it
+    for place in (cache, folder.parent, folder):
+        with suppress(FileExistsError):
+            place.mkdir(_PRIVATE)
+    problem = why_exposed(folder)
+    if problem is not None and problem.startswith(f"{folder} "):
+        problem += f"; to begin a new one: rm -r {quoted(folder)}"
+    if problem is None and folder.stat().st_uid != os.geteuid():
+        problem = "it belongs to root"
+    if problem is not None:
+        raise OSError(errno.EPERM, problem)
+    with optional():
+        folder.chmod(_PRIVATE)
 
 
 @contextmanager

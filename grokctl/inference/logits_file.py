@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,19 +41,26 @@ def logits_file(path: Path | None, shape: tuple[int, int]) -> Iterator[Logits | 
 def _mapped(place: Path, shape: tuple[int, int]) -> Iterator[Logits]:
     """Mapped to a new file, which gets its name at the end."""
     handle, partial = create_beside(place)
-    os.close(handle)
     try:
-        out = np.lib.format.open_memmap(partial, "w+", np.float32, shape)
-        with (
-            optional(),
-            partial.open("r+b") as file,
-        ):  # now: a write to a mapping on a full disk kills us
-            os.posix_fallocate(file.fileno(), 0, partial.stat().st_size)
+        with os.fdopen(handle, "r+b") as file:
+            out = _array_in(file, shape)
         yield out
         out.flush()
         replace_output(partial, place)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _array_in(file: BinaryIO, shape: tuple[int, int]) -> "np.memmap[Any, np.dtype[np.float32]]":
+    """An array mapped to an empty file, behind its header."""
+    descr = np.lib.format.dtype_to_descr(np.dtype(np.float32))
+    header = {"descr": descr, "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(file, header)
+    start = file.tell()
+    with optional():  # now: a write to a mapping on a full disk kills us
+        file.flush()
+        os.posix_fallocate(file.fileno(), 0, start + 4 * shape[0] * shape[1])
+    return np.memmap(file, np.float32, "r+", start, shape)
 
 
 @contextmanager

@@ -16,8 +16,9 @@ from grokctl.checkpoint.torrent import Metainfo
 from grokctl.errors import DiskFullError, FetchError, GrokctlError
 from grokctl.events import Noted, Observer, ignore
 from grokctl.integrity.damage import merged
-from grokctl.os_errors import refusal
-from grokctl.paths import PRIVATE, quoted
+from grokctl.os_errors import is_absence, refusal
+from grokctl.own_files import copy_mode, open_below, refuse_foreign_links
+from grokctl.paths import PRIVATE, create_beside, quoted
 from grokctl.system import is_unsupported, optional
 from grokctl.text import format_apart, format_bytes
 
@@ -161,42 +162,53 @@ def unlink_targets(
     try:
         for place, length in lengths.items():
             path = root / place
-            size = regular_size(path) if _is_own_link(root, path) else None
+            size = regular_size(path) if _is_shared(root, path) else None
             if size is not None and (place in touched or size > length):
                 copies[place] = min(size, length)
         refuse_full(root, sum(copies.values()), shutil.disk_usage(root).free)
         if copies:
             observe(Noted(message=f"copying {len(copies):,} links: nothing is written to targets"))
         for place, nbytes in copies.items():
-            _copy_target(root / place, nbytes)
+            _copy_target(root, root / place, nbytes)
     except OSError as error:
         raise refusal(error, root, kind=FetchError) from error
 
 
-def _is_own_link(root: Path, path: Path) -> bool:
-    """Whether a file is a link, in a folder of the release itself."""
+def _is_shared(root: Path, path: Path) -> bool:
+    """Whether a file has another name too, by a link of either kind, in a folder of the release."""
     parents = path.relative_to(root).parents
-    return path.is_symlink() and not any((root / parent).is_symlink() for parent in parents[:-1])
+    if any((root / parent).is_symlink() for parent in parents[:-1]):
+        return False
+    try:
+        status = path.lstat()
+    except OSError as error:
+        if not is_absence(error):
+            raise
+        return False
+    is_hard = stat.S_ISREG(status.st_mode) and status.st_nlink > 1
+    return stat.S_ISLNK(status.st_mode) or is_hard
 
 
-def _copy_target(path: Path, nbytes: int) -> None:
-    """Replace a link by the first bytes of its target."""
-    temporary = path.with_name(f".{path.name}.copy")
-    temporary.unlink(missing_ok=True)
-    with ExitStack() as stack:
-        source = stack.enter_context(path.open("rb"))
-        target = stack.enter_context(temporary.open("xb"))
-        target.truncate(nbytes)
-        for low, high in _data(source.fileno(), 0, nbytes):
-            _copy(source.fileno(), target.fileno(), low, min(high, nbytes))
-        os.fsync(target.fileno())
-    temporary.replace(path)
+def _copy_target(root: Path, path: Path, nbytes: int) -> None:
+    """Replace a link by the first bytes of its target, which nobody else may read than before."""
+    refuse_foreign_links(path, root)
+    handle, temporary = create_beside(path, copy_mode(path, root))
+    try:
+        with os.fdopen(handle, "r+b") as target, path.open("rb") as source:
+            target.truncate(nbytes)
+            for low, high in _data(source.fileno(), 0, nbytes):
+                _copy(source.fileno(), target.fileno(), low, min(high, nbytes))
+            os.fsync(target.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def forget(root: Path) -> None:
     """Delete the backups of this and earlier repairs: the release is proven."""
     with suppress(OSError), ExitStack() as stack:
-        private = _reach(stack, root, (PRIVATE,))
+        private = open_below(stack, root, (PRIVATE,))
         shutil.rmtree(DAMAGED, dir_fd=private)
 
 
@@ -296,7 +308,7 @@ def refuse_full(root: Path, required: int, free: int) -> None:
 
 def _keep(root: Path, originals: Collection[_Original], under: str) -> Path:
     with ExitStack() as stack:
-        parent = _reach(stack, root, (PRIVATE, under), make=True)
+        parent = open_below(stack, root, (PRIVATE, under), make=True)
         name = _new_name(parent)
         try:
             # copies first: nothing changes until the last of them is safe
@@ -313,7 +325,7 @@ def _keep_one(root: Path, folder: tuple[str, ...], original: _Original) -> None:
     with ExitStack() as stack:
         place = (*folder, *original.place.split("/"))
         source, file = _folder_of(stack, root, original.place)
-        target = _reach(stack, root, place[:-1], make=True)
+        target = open_below(stack, root, place[:-1], make=True)
         if original.is_moved:
             os.rename(file, file, src_dir_fd=source, dst_dir_fd=target)
             return
@@ -361,21 +373,7 @@ def _new_name(parent: int) -> str:
 
 def _folder_of(stack: ExitStack, root: Path, place: str) -> tuple[int, str]:
     *folders, name = place.split("/")
-    return _reach(stack, root, tuple(folders)), name
-
-
-def _reach(stack: ExitStack, root: Path, names: tuple[str, ...], *, make: bool = False) -> int:
-    """Open a folder below the release without following links."""
-    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
-    handle = os.open(root, flags)
-    stack.callback(os.close, handle)
-    for name in names:
-        if make:
-            with suppress(FileExistsError):
-                os.mkdir(name, 0o777, dir_fd=handle)
-        handle = os.open(name, flags | os.O_NOFOLLOW, dir_fd=handle)
-        stack.callback(os.close, handle)
-    return handle
+    return open_below(stack, root, tuple(folders)), name
 
 
 def _open(stack: ExitStack, folder: int, name: str) -> int:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from grokctl.checkpoint.receipt import Receipt, Stamp, now
-from grokctl.checkpoint.release_files import release_paths
+from grokctl.checkpoint.release_files import places_on_disk
 from grokctl.checkpoint.torrent import Metainfo
 from grokctl.checkpoint.trust import trust_of
 from grokctl.errors import Damage, Reason
@@ -48,7 +48,7 @@ class ContentCheck:
         self.observe = observe
         is_usable = saved is not None and saved.infohash == metainfo.infohash and not rehash
         self.receipt = receipt = saved if is_usable else None
-        self.places = release_paths(metainfo)
+        self.places = places_on_disk(root, metainfo)
         self.stamps = {name: Stamp.of(root / name) for name in self.places.values()}
         self.trusted = frozenset(receipt.untouched(root) if receipt else ()) & self.stamps.keys()
         """Files that the receipt covers, unchanged since."""

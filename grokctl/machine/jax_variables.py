@@ -93,7 +93,7 @@ def start_failure(
     child = {**{k: v for k, v in environ.items() if k not in OWN}, "JAX_PLATFORMS": "cpu"}
     with suppress(subprocess.TimeoutExpired, OSError):
         done = subprocess.run(  # noqa: S603 (our own interpreter)
-            [sys.executable, "-c", _START],
+            [sys.executable, "-P", "-c", _START],
             env=child,
             capture_output=True,
             timeout=_TIMEOUT_S,

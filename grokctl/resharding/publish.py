@@ -3,37 +3,33 @@
 import glob
 import hashlib
 import os
-import re
-import shutil
+import secrets
+import stat
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
-from grokctl.checkpoint.frames import SUFFIX
 from grokctl.checkpoint.manifest import FileRecord, Manifest, Source, manifest_bytes
 from grokctl.checkpoint.ready import SUMS, ReadyCheckpoint
 from grokctl.checkpoint.receipt import Receipt, Stamp, stamps_of
 from grokctl.checkpoint.release import Release
 from grokctl.checkpoint.sums import doubt_of
 from grokctl.errors import Damage, DiskFullError, Reason, UsageError, corrupt
+from grokctl.events import Noted, Observer
 from grokctl.integrity.ready_content import altered
 from grokctl.os_errors import refusal
-from grokctl.paths import CKPT, MANIFEST, PRIVATE, TOKENIZER, fsync_folder, kind_of, quoted
+from grokctl.own_files import names_in, read_linked, refuse_foreign_links, why_not_own
+from grokctl.paths import CKPT, MANIFEST, TOKENIZER, fsync_folder, kind_of, quoted
+from grokctl.resharding.partial import JOURNAL, PartialFolder
 from grokctl.resharding.plan import ReshardPlan
-from grokctl.system import optional
+from grokctl.resharding.replaced import delete_checkpoint, delete_files, foreign_in, is_own_name
 from grokctl.text import format_apart
 
-JOURNAL: Final = "journal"
 _SYSTEM_FOLDERS: Final = frozenset({"lost+found"})
 """A new file system has these, so a folder with nothing else counts as empty."""
 _ELSEWHERE: Final = "--out DIR  # another destination"
-_OURS: Final = re.compile(
-    rf"device-\d\d-of-\d\d\.safetensors({re.escape(SUFFIX)})?|"
-    + "|".join(map(re.escape, (MANIFEST, SUMS, TOKENIZER, JOURNAL, PRIVATE)))
-)
-"""The files of a ready checkpoint."""
 
 
 # --- before
@@ -54,12 +50,26 @@ def check_destination(plan: ReshardPlan, *, force: bool) -> None:
         raise UsageError(f"{out}: exists, and is not a ready checkpoint", _ELSEWHERE)
     if plan.source.root.resolve().is_relative_to(out.resolve()):
         raise UsageError(f"{out}: contains the source of this reshard", _ELSEWHERE)
-    names = sorted(path.name for path in out.iterdir())
-    foreign = [name for name in names if not (_OURS.fullmatch(name) or _is_beside(name))]
-    if foreign:
-        raise UsageError(f"{out}: contains {foreign[0]!r}, which grokctl did not write", _ELSEWHERE)
+    for path in sorted(out.iterdir()):
+        if foreign := None if _is_beside(path.name) else foreign_in(path):
+            message = f"{out}: contains {foreign!r}, which grokctl did not write"
+            raise UsageError(message, _ELSEWHERE)
     if not force:
         raise UsageError(f"{out}: exists", "--force  # replaces it; or --out DIR")
+
+
+def check_tokenizer(source: Release | ReadyCheckpoint) -> None:
+    """Refuse a tokenizer that is another user's link to a file which only this user may read.
+
+    Raises:
+        UsageError: It is.
+    """
+    if source.tokenizer is None:
+        return
+    try:
+        refuse_foreign_links(source.tokenizer, source.root)
+    except OSError as error:
+        raise refusal(error, source.tokenizer) from error
 
 
 def check_space(plan: ReshardPlan, nbytes: int, free: int) -> None:
@@ -79,9 +89,9 @@ def is_filled(out: Path) -> bool:
     """Whether a reshard writes into an existing folder: an empty one, such as a mounted volume."""
     if out.is_symlink() or not out.is_dir() or (out / MANIFEST).exists():
         return False
-    names = [path.name for path in out.iterdir()]
-    is_begun = any(_is_partial(name) for name in names)
-    return all(_is_beside(name) or (is_begun and _OURS.fullmatch(name)) for name in names)
+    paths = list(out.iterdir())
+    is_begun = any(_is_partial(path.name) for path in paths)
+    return all(_is_beside(path.name) or (is_begun and foreign_in(path) is None) for path in paths)
 
 
 def disk_of(out: Path) -> Path:
@@ -163,7 +173,7 @@ def check_unchanged(
     source: Release | ReadyCheckpoint,
     stamps: Mapping[Path, Stamp | None],
     proof: Receipt | None,
-    partial: Path,
+    partial: PartialFolder,
 ) -> None:
     """Refuse to publish if the source changed; the partial folder is then deleted.
 
@@ -180,13 +190,13 @@ def check_unchanged(
     if proof is not None:
         changed += sorted(proof.stamps.keys() - proof.untouched(source.root))
     if changed:
-        shutil.rmtree(partial)
+        partial.delete()
         command = f"grokctl verify {quoted(source.root)}"
         raise corrupt(changed[0], Reason.ALTERED, "changed while it was read", command)
 
 
 def refuse_altered(
-    source: Release | ReadyCheckpoint, damage: Sequence[Damage], partial: Path
+    source: Release | ReadyCheckpoint, damage: Sequence[Damage], partial: PartialFolder
 ) -> None:
     """Refuse to publish what was made from wrong bytes; the partial folder is then deleted.
 
@@ -194,7 +204,7 @@ def refuse_altered(
         CorruptCheckpointError: A file of the source is damaged.
     """
     for item in damage:
-        shutil.rmtree(partial)
+        partial.delete()
         raise corrupt(item.file, item.reason, item.detail, f"grokctl verify {quoted(source.root)}")
 
 
@@ -228,7 +238,7 @@ def origin_of(
 
 def write_rest(
     plan: ReshardPlan,
-    partial: Path,
+    partial: PartialFolder,
     origin: Source,
     records: list[FileRecord],
     errors: Mapping[str, float],
@@ -240,11 +250,11 @@ def write_rest(
     """
     source = plan.source
     if source.tokenizer is not None:
-        data = source.tokenizer.read_bytes()
+        data, mode = read_linked(source.tokenizer, source.root)
         if isinstance(source, ReadyCheckpoint) and TOKENIZER in source.manifest.records:
             found = altered(source.manifest.records[TOKENIZER], hashlib.sha256(data).hexdigest())
             refuse_altered(source, [found] if found else [], partial)
-        _write_synced(partial / TOKENIZER, data)
+        partial.write(TOKENIZER, data, mode)
         records.append(
             FileRecord(name=TOKENIZER, nbytes=len(data), sha256=hashlib.sha256(data).hexdigest())
         )
@@ -261,55 +271,75 @@ def write_rest(
     )
     sums = [f"{record.sha256}  {record.name}\n" for record in records]
     sums.append(f"{hashlib.sha256(manifest).hexdigest()}  {MANIFEST}\n")
-    _write_synced(partial / SUMS, "".join(sums).encode())
-    _write_synced(partial / MANIFEST, manifest)
+    partial.write(SUMS, "".join(sums).encode())
+    partial.write(MANIFEST, manifest)
 
 
-def _write_synced(path: Path, data: bytes) -> None:
-    path.unlink(missing_ok=True)  # a planted link is removed, not followed
-    with path.open("xb") as file:
-        file.write(data)
-        file.flush()
-        with optional():
-            os.fsync(file.fileno())
+def take_back(partial: PartialFolder, out: Path) -> None:
+    """Continue after a kill during `publish` into a folder: its files are still of this run.
 
-
-def take_back(partial: Path) -> None:
-    """Continue after a kill during `publish` into a folder: its files are still of this run."""
-    out = partial.parent
-    if _is_partial(partial.name) and not (out / MANIFEST).exists() and is_filled(out):
-        for path in out.iterdir():
-            if _OURS.fullmatch(path.name) and not (partial / path.name).exists():
-                path.rename(partial / path.name)
-
-
-def _fill(partial: Path, out: Path) -> None:
-    """Move the files into an existing folder; the manifest, last, makes it a checkpoint."""
-    (out / MANIFEST).unlink(missing_ok=True)
-    for path in out.iterdir():
-        if _OURS.fullmatch(path.name):
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
-    (partial / JOURNAL).unlink(missing_ok=True)
-    for path in sorted(partial.iterdir(), key=lambda path: path.name == MANIFEST):
-        if path.name == MANIFEST:
-            fsync_folder(out)
-        path.rename(out / path.name)
-    partial.rmdir()
-    fsync_folder(out)
-
-
-def publish(partial: Path, out: Path) -> None:
-    """Rename the partial folder; a run that is killed during this can continue."""
-    fsync_folder(partial)
-    if partial.parent == out:
-        _fill(partial, out)
+    What another user may have put there stays, and is replaced at the end.
+    """
+    if not _is_partial(partial.name) or (out / MANIFEST).exists() or not is_filled(out):
         return
-    replaced = partial.with_suffix(".replaced")
-    if out.exists():
-        shutil.rmtree(replaced, ignore_errors=True)
-        out.rename(replaced)
-    partial.rename(out)
-    fsync_folder(out.parent)
-    (out / JOURNAL).unlink(missing_ok=True)
-    if replaced.exists():
-        shutil.rmtree(replaced)
+    there = names_in(partial.handle)
+    for name in names_in(partial.above):
+        if not is_own_name(name) or name in there:
+            continue
+        status = os.stat(name, dir_fd=partial.above, follow_symlinks=False)
+        if stat.S_ISREG(status.st_mode) and why_not_own(status) is None:
+            os.rename(name, name, src_dir_fd=partial.above, dst_dir_fd=partial.handle)
+
+
+def _fill(partial: PartialFolder) -> None:
+    """Move the files into an existing folder; the manifest, last, makes it a checkpoint."""
+    delete_files(partial.above, [MANIFEST])
+    delete_files(partial.above, names_in(partial.above))
+    delete_files(partial.handle, [JOURNAL])
+    for name in sorted(names_in(partial.handle), key=lambda name: name == MANIFEST):
+        if name == MANIFEST:
+            fsync_folder(partial.above)
+        os.rename(name, name, src_dir_fd=partial.handle, dst_dir_fd=partial.above)
+    os.rmdir(partial.name, dir_fd=partial.above)
+    fsync_folder(partial.above)
+
+
+def publish(partial: PartialFolder, out: Path, observe: Observer) -> None:
+    """Rename the partial folder; a run that is killed during this can continue.
+
+    Args:
+        partial: The folder with every file of the checkpoint.
+        out: Its new name; a checkpoint of this name is replaced.
+        observe: Receives a note about files in that one which are not of a checkpoint, and stay.
+
+    Raises:
+        ForeignFileError: Another user has replaced the folder.
+        OSError: It cannot be renamed.
+    """
+    fsync_folder(partial.handle)
+    partial.require_name(partial.name)
+    if partial.path.parent == out:
+        _fill(partial)
+        return
+    replaced = partial.path.with_suffix(".replaced").name
+    delete_checkpoint(replaced, partial.above)
+    if _exists(replaced, partial.above):  # it holds more than a checkpoint
+        replaced = f"{replaced.removesuffix('.replaced')}.{secrets.token_hex(8)}.replaced"
+    if _exists(out.name, partial.above):
+        os.rename(out.name, replaced, src_dir_fd=partial.above, dst_dir_fd=partial.above)
+    os.rename(partial.name, out.name, src_dir_fd=partial.above, dst_dir_fd=partial.above)
+    partial.require_name(out.name)
+    partial.open_to_others()
+    fsync_folder(partial.above)
+    delete_files(partial.handle, [JOURNAL])
+    delete_checkpoint(replaced, partial.above)
+    if _exists(replaced, partial.above):
+        place = partial.path.with_name(replaced)
+        observe(Noted(message=f"{place}: contains files that grokctl did not write, and stays"))
+
+
+def _exists(name: str, folder: int) -> bool:
+    with suppress(FileNotFoundError):
+        os.stat(name, dir_fd=folder, follow_symlinks=False)
+        return True
+    return False

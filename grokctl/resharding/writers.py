@@ -6,9 +6,7 @@ import math
 import os
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import suppress
 from dataclasses import dataclass, replace
-from pathlib import Path
 from threading import Event
 from typing import Any, Final, Self
 
@@ -29,6 +27,7 @@ from grokctl.checkpoint.tensor_source import (
 )
 from grokctl.events import Advanced, Observer, Stage
 from grokctl.resharding.convert import Squares
+from grokctl.resharding.partial import JOURNAL, PartialFolder
 from grokctl.system import optional, usable_cores
 
 _BUFFER: Final = 4 * 2**20
@@ -89,11 +88,17 @@ class Entry:
 class Journal:
     """A file with one line per tensor, in the order of the device files."""
 
-    def __init__(self, path: Path, devices: int) -> None:
-        self.path = path
+    def __init__(self, folder: PartialFolder, devices: int) -> None:
+        """Read the entries of an earlier run, up to the first that makes no sense.
+
+        Raises:
+            OSError: It may be another user's, or cannot be read.
+        """
         self.entries: list[Entry] = []
         self._lengths: list[int] = []
-        with suppress(OSError), path.open("rb") as file:
+        self._file = os.fdopen(folder.open(JOURNAL, os.O_APPEND), "a+b", buffering=0)
+        with os.fdopen(os.dup(self._file.fileno()), "rb") as file:
+            file.seek(0)
             for line in file:
                 entry = Entry.parse(line, devices) if line.endswith(b"\n") else None
                 if entry is None:
@@ -101,25 +106,36 @@ class Journal:
                 self.entries.append(entry)
                 self._lengths.append(len(line))
 
+    @property
+    def is_begun(self) -> bool:
+        """Whether the file has any bytes."""
+        return os.fstat(self._file.fileno()).st_size > 0
+
     def truncate(self, count: int) -> None:
         """Delete all entries after the first `count`; a kill meanwhile loses none of those."""
         del self.entries[count:], self._lengths[count:]
-        if self.path.exists():
-            os.truncate(self.path, sum(self._lengths))
+        self._file.truncate(sum(self._lengths))
 
     def append(self, entry: Entry) -> None:
         """Add a tensor. Not synced: a line without its data does not match the hashes."""
-        line = entry.line()
+        line = entry.line().encode()
         self.entries.append(entry)
         self._lengths.append(len(line))
-        with self.path.open("a") as file:
-            file.write(line)
+        rest = memoryview(line)
+        while rest:
+            rest = rest[self._file.write(rest) :]
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
 
 
 class DeviceWriter:
     """One device file: appended in order by one thread, and hashed as it is written."""
 
-    def __init__(self, layout: DeviceLayout, folder: Path, compression: Compression | None) -> None:
+    def __init__(
+        self, layout: DeviceLayout, folder: PartialFolder, compression: Compression | None
+    ) -> None:
         self.layout = layout
         self.name = file_name(layout, compression)
         self._compression = compression
@@ -133,8 +149,7 @@ class DeviceWriter:
         """Bytes written so far."""
         self.plain_nbytes = 0
         """The same before compression."""
-        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
-        self._handle = os.open(folder / self.name, flags, 0o666)
+        self._handle = folder.open(self.name)
 
     def plausible(self, states: Sequence[FileState]) -> Sequence[FileState]:
         """The first states of a journal, up to one that does not match the layout."""

@@ -7,6 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
+from grokctl.own_files import ForeignFileError, links_on, why_not_own
 from grokctl.paths import create_beside
 
 _MOST_LINES: Final = 1000
@@ -30,7 +31,7 @@ class History:
         try:
             if not self._path.is_file():
                 return []
-            with self._path.open("rb") as file:
+            with os.fdopen(self._open(os.O_RDONLY), "rb") as file:
                 size = file.seek(0, os.SEEK_END)
                 file.seek(max(0, size - _MOST_BYTES))
                 if size > _MOST_BYTES:
@@ -51,8 +52,24 @@ class History:
             return
         with suppress(OSError):
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NONBLOCK
-            self._write(os.open(self._path, flags, _MODE), [line])
+            self._write(self._open(os.O_WRONLY | os.O_CREAT | os.O_APPEND), [line])
+
+    def _open(self, flags: int) -> int:
+        """Open it, unless it is another user's or has another name: a guess could plant it.
+
+        Raises:
+            OSError: It is, or it cannot be opened.
+        """
+        own = {0, os.geteuid()}
+        if any(link.lstat().st_uid not in own for link in links_on(self._path)):
+            raise ForeignFileError("is another user's link", self._path)
+        handle = os.open(self._path, flags | os.O_NONBLOCK | os.O_CLOEXEC, _MODE)
+        status = os.fstat(handle)
+        problem = why_not_own(status) if stat.S_ISREG(status.st_mode) else None
+        if problem is None:
+            return handle
+        os.close(handle)
+        raise ForeignFileError(problem, self._path)
 
     def _cut(self, lines: list[str]) -> None:
         with suppress(OSError):

@@ -2,22 +2,29 @@
 
 import mmap
 import os
+import stat
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Final
 
+from grokctl.checkpoint.file_sizes import regular_size
 from grokctl.checkpoint.folders import partial_files
+from grokctl.checkpoint.release_files import EXTRA, names_of
 from grokctl.events import Advanced, Finished, Noted, Observer, Stage, Started
 from grokctl.integrity.pieces import check_pieces
 from grokctl.os_errors import is_absence
+from grokctl.own_files import create, open_below
 from grokctl.paths import quoted
 from grokctl.system import is_unsupported, usable_cores
+from grokctl.text import format_number
 from grokctl.transfer.destination import FileSelection, forget_resume_data, take_resume_data
 from grokctl.transfer.resume_data import read_claims
 from grokctl.transfer.swarm_types import Claims
 
 _MOST_JOBS: Final = 8
+_MOST_SHOWN: Final = 5
+"""Names in a note."""
 _PAGE: Final = max(mmap.PAGESIZE, 4096)
 """Holes in files consist of file system blocks, which are pages nearly everywhere."""
 
@@ -103,7 +110,7 @@ def adopt_partial(root: Path, selection: FileSelection, observe: Observer) -> fr
         if place is None or file.index not in selection.wanted:
             continue
         for beside in partial_files(root / place):
-            if not os.path.lexists(root / place):
+            if _is_empty(root / place):
                 places = {**selection.places, file.index: str(beside.relative_to(root))}
                 pieces = list(metainfo.pieces_of(file))
                 checks = check_pieces(root, metainfo, places, pieces, jobs=1)
@@ -116,6 +123,47 @@ def adopt_partial(root: Path, selection: FileSelection, observe: Observer) -> fr
             message = f"{beside}: left by another program, not used; to delete it: rm"
             observe(Noted(message=f"{message} {quoted(beside)}"))
     return frozenset(found)
+
+
+def number_extras(root: Path, selection: FileSelection, observe: Observer) -> None:
+    """Before the first fetch of files that a program might run or obey: give each its number.
+
+    One that is there under its own name, from an earlier version, is copied and stays.
+
+    Args:
+        root: The release.
+        selection: The files to download.
+        observe: Receives a note with their names.
+
+    Raises:
+        OSError: A file cannot be read or written.
+    """
+    names, shown = names_of(selection.metainfo, selection.places), []
+    for file in selection.metainfo.files:
+        place, name = selection.places.get(file.index), names.get(file.index)
+        if place is None or name is None or place == name or os.path.lexists(root / place):
+            continue
+        shown.append(name)
+        path = root / name
+        if path.is_symlink() or regular_size(path) != file.length:
+            continue
+        with ExitStack() as stack:
+            folder = open_below(stack, root, tuple(EXTRA.split("/")), make=True)
+            with os.fdopen(create(str(file.index), folder), "wb") as copy:
+                copy.write(path.read_bytes())
+    if shown:
+        count = format_number(len(shown), "file")
+        message = f"{count} that a program might run or obey get a number in {EXTRA} as a name"
+        observe(Noted(message=f"{message}: {', '.join(shown[:_MOST_SHOWN])}"))
+
+
+def _is_empty(path: Path) -> bool:
+    """Whether there is nothing at a path, or a file in which nothing has arrived."""
+    try:
+        status = path.lstat()
+    except FileNotFoundError:
+        return True
+    return stat.S_ISREG(status.st_mode) and status.st_size == 0
 
 
 def _with_data(

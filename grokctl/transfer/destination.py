@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from grokctl.checkpoint.folders import release_folder
-from grokctl.checkpoint.release_files import release_paths
+from grokctl.checkpoint.release_files import names_of, release_paths
 from grokctl.checkpoint.torrent import (
     V2,
     Metainfo,
@@ -83,7 +83,7 @@ def select_files(torrent: bytes, request: FetchRequest) -> FileSelection:
     if metainfo.infohash != origin.infohash:
         raise FetchError(f"{name}: expected infohash {origin.infohash}, found {metainfo.infohash}")
     places = release_paths(metainfo)
-    wanted = _wanted(places, options.only, options.layers)
+    wanted = _wanted(names_of(metainfo, places), options.only, options.layers)
     if not wanted:
         first, *_ = places.values()
         globs, problem = ", ".join(options.only), f"matches none of {len(places)} files"

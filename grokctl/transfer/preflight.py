@@ -321,6 +321,9 @@ def _refuse_links(root: Path, places: Mapping[str, int], *, follows: bool) -> No
         _expect_type(root / name, "file", stat.S_ISREG)
     for parts in (root / PRIVATE).glob(".*.parts"):
         _expect_type(parts, "file", stat.S_ISREG)
+        if (count := parts.stat().st_nlink) > 1:  # libtorrent writes into it
+            message = f"{parts}: expected a file of one name, found {count} (hard links)"
+            raise FetchError(message, f"rm {quoted(parts)}")
 
 
 def _refuse_unreadable(root: Path, selection: FileSelection, *, follows: bool) -> None:
@@ -348,6 +351,13 @@ def _expect_type(path: Path, noun: str, is_type: Callable[[int], bool]) -> None:
 
 
 def _truncate(path: Path, length: int) -> None:
-    """Cut off bytes beyond the end of a file; a link stays as it is."""
-    if path.exists() and not path.is_symlink() and path.stat().st_size > length:
-        os.truncate(path, length)
+    """Cut off bytes beyond the end of a file; a link of either kind stays as it is."""
+    if not path.exists() or path.is_symlink():
+        return
+    handle = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        status = os.fstat(handle)
+        if status.st_size > length and status.st_nlink == 1:
+            os.ftruncate(handle, length)
+    finally:
+        os.close(handle)

@@ -11,6 +11,7 @@ from folders import make_ready, make_release
 
 from grokctl.errors import FetchError, UsageError
 from grokctl.fetch import plan_fetch
+from grokctl.own_files import opened_folder
 from grokctl.paths import (
     Home,
     default_home,
@@ -171,7 +172,7 @@ def test_a_file_is_replaced(tmp_path):
     assert path.read_bytes() == b"new"
 
 
-@pytest.mark.parametrize("step", ["fsync", "replace"])
+@pytest.mark.parametrize("step", ["fsync", "rename"])
 @pytest.mark.parametrize("failure", [OSError(errno.ENOSPC, "No space left"), KeyboardInterrupt()])
 def test_a_failed_write_keeps_the_old_content_and_leaves_nothing_behind(
     tmp_path, monkeypatch, step, failure
@@ -179,10 +180,10 @@ def test_a_failed_write_keeps_the_old_content_and_leaves_nothing_behind(
     path = tmp_path / "file"
     path.write_bytes(b"old")
 
-    def fail(*_: object) -> None:
+    def fail(*_: object, **_options: object) -> None:
         raise failure
 
-    monkeypatch.setattr(*((Path, "replace", fail) if step == "replace" else (os, step, fail)))
+    monkeypatch.setattr(os, step, fail)
     with pytest.raises(type(failure)):
         write_atomically(path, b"new")
 
@@ -243,13 +244,13 @@ def test_the_folder_is_synced_after_the_rename(tmp_path, monkeypatch):
     assert [stat.S_ISDIR(mode) for mode in synced] == [False, True]
 
 
-def test_only_folders_can_be_synced_as_folders(tmp_path):
+def test_a_file_is_opened_as_no_folder(tmp_path):
     (tmp_path / "file").write_bytes(b"")
 
-    fsync_folder(tmp_path)
-
-    with pytest.raises(NotADirectoryError):
-        fsync_folder(tmp_path / "file")
+    with opened_folder(tmp_path) as folder:
+        fsync_folder(folder)
+    with pytest.raises(NotADirectoryError), opened_folder(tmp_path / "file"):
+        pytest.fail("it was opened")
 
 
 @pytest.mark.parametrize("value", ["plain", "two words", "it's", "$HOME; rm -rf *", "", "-x\n"])
@@ -315,7 +316,7 @@ def test_files_and_folders_follow_the_umask(tmp_path, umask):
     with locked(tmp_path / "lock", busy=FetchError("busy")):
         write_atomically(tmp_path / "a" / "file", b"content")
 
-    for place, mode in (("lock", 0o666), ("a", 0o777), ("a/file", 0o666)):
+    for place, mode in (("a", 0o777), ("a/file", 0o666)):
         assert stat.S_IMODE((tmp_path / place).stat().st_mode) == mode & ~umask
 
 

@@ -16,6 +16,7 @@ from grokctl.text import (
     format_number,
     format_seconds,
     format_speed,
+    harmless,
     to_json,
 )
 from grokctl.transfer.swarm import rate_limit
@@ -104,3 +105,13 @@ def test_short_times_and_none():
     assert [format_seconds(each) for each in (0.0, 7.7e-05, 0.0012, 9.4)] == [
         *("0 s", "<0.001 s", "0.0012 s", "9.4 s")
     ]
+
+
+@pytest.mark.parametrize("code", [0x202E, 0x2066, 0x200E, 0x061C, 0x200B, 0xFEFF, 0xE0041, 0x00AD])
+def test_no_terminal_gets_what_turns_or_hides_text(code):
+    assert harmless(f"a{chr(code)}b\x1b[2J") == "ab[2J"
+
+
+@pytest.mark.parametrize("text", ["👩‍🚀", "می‌خواهم", "؀١٢", "a\tb\n"])
+def test_joiners_and_signs_of_usual_text_stay(text):
+    assert harmless(text) == text

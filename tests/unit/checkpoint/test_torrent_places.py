@@ -1,7 +1,7 @@
 import pytest
 from torrents import entry, parse, torrent_of
 
-from grokctl.checkpoint.release_files import release_paths
+from grokctl.checkpoint.release_files import is_document, release_paths
 from grokctl.errors import FetchError
 
 
@@ -105,6 +105,35 @@ def test_a_large_file_that_is_no_tensor_is_refused(name):
 
 
 def test_an_extra_of_exactly_64_mb_is_the_largest():
-    found = places(entry(5, b"tensor00000_000"), entry(64 * 2**20, b"big"))
+    found = places(entry(5, b"tensor00000_000"), entry(64 * 2**20, b"big.txt"))
 
-    assert found[1] == "big"
+    assert found[1] == "big.txt"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "README.md", "LICENSE", "docs/LICENSE.txt", "MODEL CARD.pdf", "config.json", "EMPTY",
+        "generation_config.json", "tokenizer.model", "SHA256SUMS", "ckpt-0/notes.txt", "a/b/c.png",
+    ],
+)  # fmt: skip
+def test_a_document_keeps_its_name(name):
+    parts = [part.encode() for part in name.split("/")]
+
+    assert is_document(tuple(name.split("/")))
+    assert places(entry(5, b"tensor00000_000"), entry(5, *parts))[1] == name
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        ".git/config", ".gitattributes", ".vscode/notes.txt", "docs/.hidden/LICENSE", ".bashrc",
+        "typer.py", "site.pth", "x.so", "run.sh", "a.js", "x.md.py", "Makefile", "conftest.py",
+        "ckpt-0/__init__", "package.json", "settings.json", "CMakeLists.txt", "requirements.txt",
+        "AGENTS.md", "Claude.md", "BUILD", "-rf.txt", "docs/-x/a.txt", "x.txt\u0430", "big",
+    ],
+)  # fmt: skip
+def test_what_a_program_might_run_or_obey_gets_a_number(name):
+    parts = [part.encode() for part in name.split("/")]
+
+    assert places(entry(5, b"tensor00000_000"), entry(5, *parts))[1] == ".grokctl/extra/1"

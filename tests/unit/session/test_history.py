@@ -115,3 +115,38 @@ def test_the_mode_of_a_device_is_left_alone(path, monkeypatch):
 
     assert changed == []
     assert History(path).read() == []
+
+
+# --- what others plant
+
+
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can be two users")
+
+
+def anothers_link(path, precious):
+    path.symlink_to(precious)
+    os.lchown(path, 54_321, -1)
+
+
+def anothers_file(path, precious):
+    precious.rename(path)
+    os.chown(path, 54_321, -1)
+    precious.symlink_to(path)
+
+
+@as_root
+@pytest.mark.parametrize(
+    "plant", [lambda path, precious: path.hardlink_to(precious), anothers_link, anothers_file]
+)
+def test_what_is_planted_for_the_history_is_neither_read_nor_written(path, tmp_path, plant):
+    path.parent.mkdir()
+    precious = tmp_path / "thesis"
+    precious.write_text("mine\n" * 3000)
+    precious.chmod(0o644)
+    plant(path, precious)
+
+    History(path).add("new")
+
+    assert History(path).read() == []
+    assert precious.read_text() == "mine\n" * 3000
+    assert stat.S_IMODE(precious.stat().st_mode) == 0o644

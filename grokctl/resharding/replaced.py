@@ -1,0 +1,81 @@
+"""The files of a ready checkpoint that is replaced: these are deleted, and nothing else."""
+
+import os
+import re
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+from grokctl.checkpoint.frames import SUFFIX
+from grokctl.checkpoint.ready import SUMS
+from grokctl.own_files import names_in, opened_folder
+from grokctl.paths import MANIFEST, PRIVATE, TOKENIZER
+from grokctl.resharding.partial import JOURNAL
+
+_OWN: Final = re.compile(
+    rf"device-\d\d-of-\d\d\.safetensors({re.escape(SUFFIX)})?|"
+    + "|".join(map(re.escape, (MANIFEST, SUMS, TOKENIZER, JOURNAL, PRIVATE)))
+)
+_RECORD: Final = re.compile(r"\.?[a-z]+\.json(\.[0-9a-f]{8})?|lock|resume(\.begun)?")
+"""Files in the private folder, and how they are called while they are written."""
+
+
+def is_own_name(name: str) -> bool:
+    """Whether a ready checkpoint has a file of this name, or its private folder."""
+    return _OWN.fullmatch(name) is not None
+
+
+def foreign_in(path: Path) -> str | None:
+    """What is not of a ready checkpoint: a path in one, or something below it; None if all is.
+
+    Returns:
+        Its name, below the checkpoint.
+    """
+    if not is_own_name(path.name):
+        return path.name
+    if path.is_symlink() or not path.is_dir():
+        return None  # a link is deleted, and its target stays
+    if path.name != PRIVATE:
+        return path.name
+    inside = (one for one in sorted(path.iterdir()) if not _is_record(one))
+    return next((f"{PRIVATE}/{one.name}" for one in inside), None)
+
+
+def _is_record(path: Path) -> bool:
+    return _RECORD.fullmatch(path.name) is not None and (path.is_symlink() or not path.is_dir())
+
+
+def delete_checkpoint(name: str, above: int) -> None:
+    """Delete the files of a ready checkpoint, and its folder if that holds nothing else.
+
+    Args:
+        name: Of the folder; a link is not followed.
+        above: Descriptor of the folder that contains it.
+    """
+    with suppress(OSError), opened_folder(name, above=above) as handle:
+        delete_files(handle, names_in(handle))
+        os.rmdir(name, dir_fd=above)
+
+
+def delete_files(folder: int, names: Iterable[str]) -> None:
+    """Delete files of a ready checkpoint; a folder that has the name of one is none, and stays.
+
+    Args:
+        folder: Descriptor of the checkpoint.
+        names: In it; others than a checkpoint's own are left out.
+    """
+    for name in filter(is_own_name, names):
+        if name == PRIVATE:
+            _delete_records(folder)
+            continue
+        with suppress(FileNotFoundError, IsADirectoryError):
+            os.unlink(name, dir_fd=folder)
+
+
+def _delete_records(folder: int) -> None:
+    with suppress(OSError), opened_folder(PRIVATE, above=folder) as private:
+        for name in filter(_RECORD.fullmatch, names_in(private)):
+            with suppress(IsADirectoryError):
+                os.unlink(name, dir_fd=private)
+        os.rmdir(PRIVATE, dir_fd=folder)
