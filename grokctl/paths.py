@@ -56,6 +56,11 @@ class Home:
         """JAX's persistent compilation cache."""
         return self.root / "cache" / "xla"
 
+    @property
+    def cluster_key(self) -> Path:
+        """The secret by which the processes of a run know each other."""
+        return self.root / "cluster.key"
+
     def ready_checkpoints(self) -> list[Path]:
         """All ready checkpoints, by name."""
         return sorted(path for path in _folders(self.ready) if _is_kind(path, "ready"))
