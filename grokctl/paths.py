@@ -178,18 +178,23 @@ def _folders(path: Path) -> list[Path]:
     return [entry for entry in path.iterdir() if entry.is_dir()] if path.is_dir() else []
 
 
-def write_atomically(path: Path, data: bytes) -> None:
+def write_atomically(path: Path, data: bytes, *, mode: int = 0o666) -> None:
     """Write a file so that its name has either the old content or all of the new one, on disk.
+
+    Args:
+        path: The file.
+        data: All of its new content.
+        mode: Its permissions, as far as the umask allows them.
 
     Raises:
         OSError: The file cannot be written, or the name belongs to a folder, a device or a pipe.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with suppress(FileNotFoundError):
-        mode = path.lstat().st_mode
-        if not any(is_type(mode) for is_type in (stat.S_ISREG, stat.S_ISLNK, stat.S_ISDIR)):
+        kind = path.lstat().st_mode
+        if not any(is_type(kind) for is_type in (stat.S_ISREG, stat.S_ISLNK, stat.S_ISDIR)):
             raise OSError(errno.EINVAL, "is not a regular file", str(path))
-    handle, temporary = create_beside(path)
+    handle, temporary = create_beside(path, mode)
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(data)

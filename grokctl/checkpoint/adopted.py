@@ -12,8 +12,8 @@ from pathlib import Path
 from grokctl.checkpoint.folders import ReleaseFolder
 from grokctl.checkpoint.receipt import write_source
 from grokctl.checkpoint.release_files import is_tensor_file, release_paths
-from grokctl.checkpoint.torrent import Metainfo
-from grokctl.paths import CKPT, TORRENT, Home, write_atomically
+from grokctl.checkpoint.torrent import Metainfo, write_torrent
+from grokctl.paths import CKPT, TORRENT, Home
 
 
 def adopted_root(home: Home, folder: ReleaseFolder) -> Path:
@@ -63,7 +63,7 @@ def adopt(
     if torrent is not None and metainfo is not None:
         path = root / TORRENT
         if not path.is_file() or path.read_bytes() != torrent:
-            write_atomically(path, torrent)
+            write_torrent(path, torrent)
         write_source(root, infohash=metainfo.infohash)
     return root
 

@@ -9,9 +9,9 @@ from grokctl.checkpoint.finding import Found
 from grokctl.checkpoint.folders import ReleaseFolder, release_folder
 from grokctl.checkpoint.receipt import read_source, write_source
 from grokctl.checkpoint.release_files import release_paths
-from grokctl.checkpoint.torrent import Metainfo, parse_metainfo
+from grokctl.checkpoint.torrent import Metainfo, parse_metainfo, write_torrent
 from grokctl.errors import FetchError, UsageError, invalid
-from grokctl.paths import CKPT, PRIVATE, TORRENT, Home, kind_of, quoted, write_atomically
+from grokctl.paths import CKPT, PRIVATE, TORRENT, Home, kind_of, quoted
 
 
 def read_torrent(path: Path) -> tuple[bytes, Metainfo]:
@@ -84,7 +84,7 @@ def root_to_prove(
             return found.root
         folder = ReleaseFolder(found.root, found.root / CKPT)
     if is_repaired and _may_repair_in(folder):
-        write_atomically(folder.root / TORRENT, data)
+        write_torrent(folder.root / TORRENT, data)
         write_source(folder.root, infohash=metainfo.infohash)
         return folder.root
     return adopt(home, folder, data, metainfo)
@@ -133,5 +133,5 @@ def _move_in(kept: Path, root: Path) -> Path:
     if set(mended) - own:
         return kept  # an earlier repair put files there
     shutil.copytree(kept / PRIVATE, root / PRIVATE, dirs_exist_ok=True)
-    write_atomically(root / TORRENT, (kept / TORRENT).read_bytes())
+    write_torrent(root / TORRENT, (kept / TORRENT).read_bytes())
     return root

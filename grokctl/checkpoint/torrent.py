@@ -15,7 +15,8 @@ from urllib.parse import parse_qsl, quote, urlsplit
 from grokctl.checkpoint.bencode import MalformedError, decode, encode
 from grokctl.checkpoint.hashtree import LEAF, Hasher, TreeHasher, levels_above, root_above
 from grokctl.errors import FetchError
-from grokctl.text import printable
+from grokctl.paths import write_atomically
+from grokctl.text import has_secret, printable, shown_url
 
 GROK_1_MAGNET: Final = (
     "magnet:?xt=urn:btih:5f96d43576e3d386c9ba65b883210a393b68210e&dn=grok-1"
@@ -166,7 +167,7 @@ def parse_magnet(link: str) -> Magnet:
     infohashes = infohashes or [infohash for topic in topics if (infohash := _v2_infohash(topic))]
     if len(infohashes) != 1:
         raise FetchError(
-            f"magnet link {printable(link)!r}: expected one BitTorrent infohash, "
+            f"magnet link {printable(shown_url(link))!r}: expected one BitTorrent infohash, "
             f"found {len(infohashes) or 'none'}",
             "grokctl fetch 'magnet:?xt=urn:btih:…'  # in quotes, because of the &",
         )
@@ -292,6 +293,30 @@ def trackers_of(data: bytes) -> tuple[str, ...]:
     urls += [url for tier in tiers if isinstance(tier, list) for url in tier]
     texts = [url.decode("utf-8", "replace") for url in urls if isinstance(url, bytes)]
     return tuple(dict.fromkeys(filter(_is_tracker, texts)))
+
+
+def write_torrent(path: Path, data: bytes) -> None:
+    """Keep a torrent; for this user alone, if a tracker or a web seed in it has a passkey.
+
+    Raises:
+        OSError: It cannot be written.
+    """
+    try:
+        top, _ = decode(data, most_depth=_MOST_DEPTH)
+    except MalformedError:
+        top = {}
+    others = [top.get(key) for key in (b"announce", b"announce-list", b"url-list", b"httpseeds")]
+    is_private = any(has_secret(text) for text in _texts(others))
+    write_atomically(path, data, mode=0o600 if is_private else 0o666)
+
+
+def _texts(value: object) -> Iterator[str]:
+    """The texts of a bencoded value, at any depth."""
+    if isinstance(value, bytes):
+        yield value.decode("utf-8", "replace")
+    elif isinstance(value, list):
+        for item in value:
+            yield from _texts(item)
 
 
 def raw_values(data: bytes) -> dict[bytes, bytes]:

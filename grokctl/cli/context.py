@@ -165,6 +165,7 @@ def command(
         import logging
 
         logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s", force=True)
+        logging.getLogger("httpx").setLevel(logging.WARNING)  # it logs signed addresses
     console = Console(as_json=as_json, quiet=quiet)
     try:
         with _options_as_typed():

@@ -36,7 +36,7 @@ from grokctl.paths import (
     quoted,
     write_atomically,
 )
-from grokctl.text import printable
+from grokctl.text import has_secret, printable, shown_url
 from grokctl.transfer.sources import FetchOptions, FetchRequest, parse_source, plain_urls
 
 _SYSTEM_FOLDERS: Final = frozenset({"lost+found"})
@@ -160,7 +160,7 @@ def refuse_foreign(request: FetchRequest) -> None:
     claimed = read_source(root)
     if is_empty or claimed == origin.infohash or _cached_torrent(root, origin.infohash) is not None:
         return
-    command = f"grokctl fetch {quoted(origin.source)} --to"
+    command = f"grokctl fetch {quoted(shown_url(origin.source))} --to"
     if claimed is not None:
         other = root.with_name(f"{root.name}-{origin.infohash[:8]}")
         message = f"{root}: expected release {origin.infohash}, found {claimed}"
@@ -202,7 +202,7 @@ def local_torrent(request: FetchRequest) -> bytes | None:
         raise invalid("torrent_file", given, "no such file", f"ls -l {quoted(given)}")
     parsed = parse_source(str(given))
     if parsed.infohash != origin.infohash:
-        name = printable(origin.name) or origin.source
+        name = printable(origin.name) or shown_url(origin.source)
         raise FetchError(
             f"{given}: expected infohash {origin.infohash} of {name}, found {parsed.infohash}",
             f"grokctl fetch {quoted(given)}",
@@ -294,7 +294,7 @@ def record_progress(
     if done >= nbytes:
         forget_unfinished(request.root)
         return
-    source, options = request.origin.source, tuple(_typed(request.options))
+    source, options = shown_url(request.origin.source), tuple(_typed(request.options))
     if request.origin.torrent is not None:
         source = str(Path(source).absolute())
         is_repair = source == str((request.root / TORRENT).absolute())
@@ -327,7 +327,7 @@ def _typed(options: FetchOptions) -> Iterator[str]:
         ("--connections", (options.connections,)),
     ):
         for value in values:
-            if value is not None and "@" not in str(value):
+            if value is not None and not has_secret(str(value)):
                 yield from (option, str(value))
     yield from ["--no-dht"] * (not options.dht)
     yield from ["--no-lsd"] * (not options.lsd)
