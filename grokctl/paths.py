@@ -17,6 +17,7 @@ from typing import Final
 import platformdirs
 
 from grokctl.errors import GrokctlError, UsageError, invalid
+from grokctl.os_errors import NotAFileError, TooLargeError, located
 from grokctl.system import optional
 
 CKPT = "ckpt-0"
@@ -26,6 +27,8 @@ TORRENT = "release.torrent"
 MANIFEST = "grokctl.json"
 PRIVATE = ".grokctl"
 """The folder of grokctl's own files in a release."""
+LARGEST_TOKENIZER: Final = 64 * 2**20
+"""Bytes of a tokenizer; Grok-1's has two million."""
 _LONGEST_PREFIX: Final = 60
 """Characters of a name that a temporary name keeps: even of four bytes each, it fits."""
 
@@ -206,6 +209,35 @@ def write_atomically(path: Path, data: bytes, *, mode: int = 0o666) -> None:
         temporary.unlink(missing_ok=True)
         raise
     fsync_folder(path.parent)
+
+
+def read_limited(path: Path, most: int) -> bytes:
+    """Read a small file that others may have made; a large one, also one of holes, costs nothing.
+
+    Args:
+        path: The file.
+        most: Bytes that a file of its kind can have.
+
+    Raises:
+        TooLargeError: It has more, or grows.
+        OSError: It cannot be read, or is a pipe, which one would wait for, or a device.
+    """
+    handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
+    try:
+        status = os.fstat(handle)
+        if not stat.S_ISREG(status.st_mode):
+            raise NotAFileError(path)
+        if status.st_size > most:
+            raise TooLargeError(path, most=most, found=status.st_size)
+        with open(handle, "rb", closefd=False) as file:
+            data = file.read(most + 1)
+    except OSError as error:
+        raise located(error, path) from error
+    finally:
+        os.close(handle)
+    if len(data) > most:
+        raise TooLargeError(path, most=most, found=len(data))
+    return data
 
 
 def create_beside(path: Path, mode: int = 0o666) -> tuple[int, Path]:

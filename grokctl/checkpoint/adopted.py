@@ -12,7 +12,7 @@ from pathlib import Path
 from grokctl.checkpoint.folders import ReleaseFolder
 from grokctl.checkpoint.receipt import write_source
 from grokctl.checkpoint.release_files import is_tensor_file, release_paths
-from grokctl.checkpoint.torrent import Metainfo, write_torrent
+from grokctl.checkpoint.torrent import Metainfo, torrent_bytes, write_torrent
 from grokctl.paths import CKPT, TORRENT, Home
 
 
@@ -62,7 +62,7 @@ def adopt(
         _link(root / place, folder.sources(place))
     if torrent is not None and metainfo is not None:
         path = root / TORRENT
-        if not path.is_file() or path.read_bytes() != torrent:
+        if not path.is_file() or torrent_bytes(path) != torrent:
             write_torrent(path, torrent)
         write_source(root, infohash=metainfo.infohash)
     return root

@@ -9,7 +9,7 @@ from grokctl.checkpoint.finding import Found
 from grokctl.checkpoint.folders import ReleaseFolder, release_folder
 from grokctl.checkpoint.receipt import read_source, write_source
 from grokctl.checkpoint.release_files import release_paths
-from grokctl.checkpoint.torrent import Metainfo, parse_metainfo, write_torrent
+from grokctl.checkpoint.torrent import Metainfo, parse_metainfo, torrent_bytes, write_torrent
 from grokctl.errors import FetchError, UsageError, invalid
 from grokctl.paths import CKPT, PRIVATE, TORRENT, Home, kind_of, quoted
 
@@ -22,8 +22,8 @@ def read_torrent(path: Path) -> tuple[bytes, Metainfo]:
     """
     if not path.is_file():
         raise invalid("torrent_file", path, "no such file", f"ls -l {quoted(path)}")
-    data = path.read_bytes()
     try:
+        data = torrent_bytes(path)
         metainfo = parse_metainfo(data, source=str(path))
         release_paths(metainfo)
     except FetchError as error:
@@ -133,5 +133,5 @@ def _move_in(kept: Path, root: Path) -> Path:
     if set(mended) - own:
         return kept  # an earlier repair put files there
     shutil.copytree(kept / PRIVATE, root / PRIVATE, dirs_exist_ok=True)
-    write_torrent(root / TORRENT, (kept / TORRENT).read_bytes())
+    write_torrent(root / TORRENT, torrent_bytes(kept / TORRENT))
     return root

@@ -12,13 +12,15 @@ from typing import Any, Self
 from grokctl.checkpoint.release import Release
 from grokctl.checkpoint.torrent import Metainfo, read_metainfo
 from grokctl.errors import FetchError, Reason, corrupt
-from grokctl.os_errors import is_absence
-from grokctl.paths import PRIVATE, TORRENT, quoted, write_atomically
+from grokctl.os_errors import TooLargeError, is_absence
+from grokctl.paths import PRIVATE, TORRENT, quoted, read_limited, write_atomically
 from grokctl.text import printable
 
 _RECEIPT = "receipt.json"
 _VERSION = 1
 _SOURCE = "source.json"
+_LARGEST = 2**24
+"""Bytes of either; a stamp has some two hundred."""
 _INFOHASH = re.compile("[0-9a-f]{40}|[0-9a-f]{64}")
 _TIME = re.compile("[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z")
 
@@ -206,7 +208,11 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():  # reading a pipe would block
         return {}
     try:
-        values = json.loads(path.read_bytes().decode())
+        values = json.loads(read_limited(path, _LARGEST).decode())
+    except TooLargeError as error:
+        detail = error.strerror or ""
+        name = f"{PRIVATE}/{path.name}"
+        raise corrupt(name, Reason.MALFORMED, detail, f"rm {quoted(path)}") from error
     except (OSError, ValueError, RecursionError):
         return {}
     return values if isinstance(values, dict) else {}

@@ -15,7 +15,8 @@ from urllib.parse import parse_qsl, quote, urlsplit
 from grokctl.checkpoint.bencode import MalformedError, decode, encode
 from grokctl.checkpoint.hashtree import LEAF, Hasher, TreeHasher, levels_above, root_above
 from grokctl.errors import FetchError
-from grokctl.paths import write_atomically
+from grokctl.os_errors import TooLargeError
+from grokctl.paths import read_limited, write_atomically
 from grokctl.text import has_secret, printable, shown_url
 
 GROK_1_MAGNET: Final = (
@@ -209,12 +210,20 @@ def folder_name(name: str, infohash: str) -> str:
 
 def read_metainfo(path: Path) -> Metainfo:
     """Read a `.torrent` file; see `parse_metainfo`."""
-    if path.stat().st_size > _MOST_METAINFO:
-        size = path.stat().st_size
-        raise FetchError(
-            f"{path.name}: expected a torrent of at most {_MOST_METAINFO:,} bytes, found {size:,}"
-        )
-    return parse_metainfo(path.read_bytes(), source=path.name)
+    return parse_metainfo(torrent_bytes(path), source=path.name)
+
+
+def torrent_bytes(path: Path) -> bytes:
+    """The bytes of a `.torrent` file.
+
+    Raises:
+        FetchError: It is too large for a torrent.
+        OSError: It cannot be read.
+    """
+    try:
+        return read_limited(path, _MOST_METAINFO)
+    except TooLargeError as error:
+        raise FetchError(f"{path.name}: no torrent, {error.strerror}") from error
 
 
 def parse_metainfo(data: bytes, *, source: str) -> Metainfo:

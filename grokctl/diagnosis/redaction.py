@@ -174,10 +174,10 @@ def _own_names() -> Iterator[str]:
     """The names by which this machine knows itself; asks no name server."""
     names = {socket.gethostname(), os.uname().nodename}
     for place in ("/etc/hostname", "/proc/sys/kernel/hostname"):
-        with suppress(OSError, UnicodeError):
-            names.add(Path(place).read_text(encoding="utf-8").strip()[:_LONGEST_NAME])
-    with suppress(OSError, UnicodeError):
-        for line in Path("/etc/hosts").read_text(encoding="utf-8")[:_LONGEST].splitlines():
+        with suppress(OSError, UnicodeError), Path(place).open(encoding="utf-8") as file:
+            names.add(file.read(_LONGEST_NAME).strip())
+    with suppress(OSError, UnicodeError), Path("/etc/hosts").open(encoding="utf-8") as file:
+        for line in file.read(_LONGEST).splitlines():
             words = line.partition("#")[0].split()
             if names & set(words):
                 names |= set(words[1:])

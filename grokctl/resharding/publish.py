@@ -18,7 +18,17 @@ from grokctl.checkpoint.receipt import Receipt, Stamp
 from grokctl.checkpoint.release import Release
 from grokctl.errors import DiskFullError, Reason, UsageError, corrupt
 from grokctl.os_errors import refusal
-from grokctl.paths import CKPT, MANIFEST, PRIVATE, TOKENIZER, fsync_folder, kind_of, quoted
+from grokctl.paths import (
+    CKPT,
+    LARGEST_TOKENIZER,
+    MANIFEST,
+    PRIVATE,
+    TOKENIZER,
+    fsync_folder,
+    kind_of,
+    quoted,
+    read_limited,
+)
 from grokctl.resharding.plan import ReshardPlan
 from grokctl.system import optional
 from grokctl.text import format_apart
@@ -186,7 +196,7 @@ def write_rest(
     """Write the tokenizer, the checksums and, last, the manifest."""
     source = plan.source
     if source.tokenizer is not None:
-        data = source.tokenizer.read_bytes()
+        data = read_limited(source.tokenizer, LARGEST_TOKENIZER)
         _write_synced(partial / TOKENIZER, data)
         records.append(
             FileRecord(name=TOKENIZER, nbytes=len(data), sha256=hashlib.sha256(data).hexdigest())

@@ -32,6 +32,8 @@ from grokctl.resharding.convert import Squares
 from grokctl.system import optional, usable_cores
 
 _BUFFER: Final = 4 * 2**20
+_LONGEST_LINE: Final = 2**24
+"""Bytes of a line of the journal: the frames of a tensor."""
 _PROGRESS_EVERY_S: Final = 0.2
 _FLUSH_EVERY: Final = 2**30
 """Bytes written between two background syncs."""
@@ -94,7 +96,7 @@ class Journal:
         self.entries: list[Entry] = []
         self._lengths: list[int] = []
         with suppress(OSError), path.open("rb") as file:
-            for line in file:
+            while line := file.readline(_LONGEST_LINE):
                 entry = Entry.parse(line, devices) if line.endswith(b"\n") else None
                 if entry is None:
                     break

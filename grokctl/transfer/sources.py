@@ -14,7 +14,8 @@ from urllib.parse import urlsplit
 from grokctl.checkpoint.torrent import (
     GROK_1_MAGNET,
     parse_magnet,
-    read_metainfo,
+    parse_metainfo,
+    torrent_bytes,
     trackers_of,
 )
 from grokctl.errors import FetchError, UsageError, invalid
@@ -235,7 +236,8 @@ def parse_source(source: str) -> Origin:
             f"grokctl fetch {GROK_1}",
         )
     try:
-        metainfo, torrent = read_metainfo(path), path.read_bytes()
+        torrent = torrent_bytes(path)
+        metainfo = parse_metainfo(torrent, source=path.name)
     except OSError as error:
         raise refusal(error, path, kind=FetchError) from error
     return Origin(
