@@ -140,6 +140,8 @@ class Stranger:
         self.is_refused = not came or len(self.came) > LONGEST
         if self.is_refused or not self.came.endswith(b"\n"):
             self.is_refused |= not OURS.startswith(self.came[: len(OURS)])
+            # with another secret, it is the rank that leaves: rank 0's proof is not one to it
+            self.has_no_proof = not came and None not in (self.keys, self.secret)
         elif self.said is None:
             self._greet()
         else:

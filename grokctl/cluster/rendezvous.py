@@ -158,7 +158,7 @@ class _Roll:
             self._services.pop(stranger.process, None)
         if stranger.has_no_proof and self._notes < _NOTES:
             self._notes += 1
-            why = "it does not have the secret of this job"
+            why = "it has not proven that it has the secret of this job"
             if self._secret is None:
                 why = "it has a job secret, and rank 0 has none"
             with suppress(OSError):

@@ -76,7 +76,19 @@ def test_strangers_take_no_seat_and_end_no_run_and_are_named_by_their_address_al
 
         assert (first.result(), second.result()) == ("", "")
 
-    assert notes == ["refused 127.0.0.1: it does not have the secret of this job"] * 3
+    assert notes == ["refused 127.0.0.1: it has not proven that it has the secret of this job"] * 3
+
+
+def test_both_ends_say_that_their_secrets_differ():
+    port, notes = free_ports(1)[0], []
+
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(come, 0, port, SECRET, notes, within_s=1)
+        said = come(1, port, OTHER, [])
+
+    assert said.endswith("(it has another job secret)")
+    assert first.result() == f"rank 1: has not come to 127.0.0.1:{port} within 1 s"
+    assert notes == ["refused 127.0.0.1: it has not proven that it has the secret of this job"]
 
 
 def test_no_rank_joins_an_impostor_and_none_of_his_words_are_printed():
@@ -306,4 +318,4 @@ def test_two_hosts_meet_while_a_stranger_on_a_third_can_do_nothing(hosts):
     assert json.loads(second.communicate(timeout=SLACK_S)[0]) == [[], ""]
     assert error == ""
     assert stranger.splitlines() == ["Connection refused", "b''", "b''"]
-    assert notes == ["refused 10.78.2.2: it does not have the secret of this job"] * 2
+    assert notes == ["refused 10.78.2.2: it has not proven that it has the secret of this job"] * 2
