@@ -29,6 +29,7 @@ PRIVATE = ".grokctl"
 """The folder of grokctl's own files in a release."""
 LARGEST_TOKENIZER: Final = 64 * 2**20
 """Bytes of a tokenizer; Grok-1's has two million."""
+_STEP: Final = 2**16
 _LONGEST_PREFIX: Final = 60
 """Characters of a name that a temporary name keeps: even of four bytes each, it fits."""
 
@@ -230,7 +231,10 @@ def read_limited(path: Path, most: int) -> bytes:
         if status.st_size > most:
             raise TooLargeError(path, most=most, found=status.st_size)
         with open(handle, "rb", closefd=False) as file:
-            data = file.read(most + 1)
+            data = file.read(min(most, status.st_size) + 1)
+            # it grows, or hides its size
+            while more := file.read(min(_STEP, most + 1 - len(data))):
+                data += more
     except OSError as error:
         raise located(error, path) from error
     finally:

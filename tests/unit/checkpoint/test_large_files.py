@@ -59,7 +59,9 @@ def test_a_file_may_have_as_many_bytes_as_it_can_and_no_more(tmp_path):
     path = tmp_path / "file"
     path.write_bytes(b"x" * 10)
 
-    assert read_limited(path, 10) == b"x" * 10
+    for most in (10, 11, LARGE):
+        with little_memory():
+            assert read_limited(path, most) == b"x" * 10
     with pytest.raises(TooLargeError, match="expected at most 9 bytes, found 10") as raised:
         read_limited(path, 9)
     assert raised.value.filename == str(path)
@@ -68,6 +70,7 @@ def test_a_file_may_have_as_many_bytes_as_it_can_and_no_more(tmp_path):
 def test_a_file_that_grows_or_hides_its_size_is_read_no_further():
     with pytest.raises(TooLargeError, match="expected at most 10 bytes, found 11"):
         read_limited(Path("/proc/self/status"), 10)
+    assert b"VmRSS" in read_limited(Path("/proc/self/status"), 2**20)
 
 
 @pytest.mark.parametrize("kind", ["pipe", "folder", "device"])
