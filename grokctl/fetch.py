@@ -16,7 +16,7 @@ from grokctl.events import Advanced, Finished, Noted, Observer, Stage, Started, 
 from grokctl.integrity.backup import REPLACED, set_aside, unlink_targets
 from grokctl.os_errors import refusal
 from grokctl.paths import CKPT, PRIVATE, TOKENIZER, quoted, require_utf8
-from grokctl.text import format_bytes, format_number
+from grokctl.text import format_bytes, format_number, shown_url
 from grokctl.transfer.data_on_disk import adopt_partial, find_claims, number_extras, proven_on_disk
 from grokctl.transfer.destination import (
     FileSelection,
@@ -149,7 +149,7 @@ def fetch(
         elif TOKENIZER in selection.places.values():
             raise UsageError(
                 f"{options.tokenizer}: the torrent contains its own {TOKENIZER}",
-                f"grokctl fetch {quoted(source)} --to {quoted(root)}",
+                f"grokctl fetch {quoted(shown_url(source))} --to {quoted(root)}",
             )
         claims = _claims(request, selection, have, observe, is_adopted=adopts)
         with _writing(root):

@@ -33,6 +33,14 @@ class NotAFileError(OSError):
         super().__init__(errno.EINVAL, "is not a regular file", str(path))
 
 
+class TooLargeError(OSError):
+    """A file has more bytes than anything of its kind."""
+
+    def __init__(self, path: Path, *, most: int, found: int) -> None:
+        reason = f"expected at most {most:,} bytes, found {found:,}"
+        super().__init__(errno.EFBIG, reason, str(path))
+
+
 class StdoutError(OSError):
     """Our results cannot be written."""
 

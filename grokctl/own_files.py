@@ -172,8 +172,13 @@ def refuse_foreign_links(path: Path, root: Path) -> None:
             raise ForeignFileError("is another user's link to a file that others cannot read", link)
 
 
-def read_linked(path: Path, root: Path) -> tuple[bytes, int]:
+def read_linked(path: Path, root: Path, *, most: int) -> tuple[bytes, int]:
     """Read a file of a release, which may be a link, to copy it.
+
+    Args:
+        path: The file, or the link.
+        root: The release.
+        most: Bytes that a file of its kind can have.
 
     Returns:
         Its bytes, and the mode of `copy_mode`.
@@ -187,7 +192,9 @@ def read_linked(path: Path, root: Path) -> tuple[bytes, int]:
         mode = copy_mode(path, root)
         if not os.path.samestat(os.fstat(file.fileno()), path.stat()):
             raise ForeignFileError("changed while it was read", path)
-        return file.read(), mode
+        if (size := os.fstat(file.fileno()).st_size) > most:
+            raise ForeignFileError(f"expected at most {most:,} bytes, found {size:,}", path)
+        return file.read(size), mode
 
 
 def copy_mode(path: Path, root: Path) -> int:

@@ -17,6 +17,7 @@ from typing import Final
 import platformdirs
 
 from grokctl.errors import GrokctlError, UsageError, invalid
+from grokctl.os_errors import NotAFileError, TooLargeError, located
 from grokctl.own_files import FOLDER, create, links_on, opened_folder, why_not_own
 from grokctl.system import optional
 
@@ -27,6 +28,9 @@ TORRENT = "release.torrent"
 MANIFEST = "grokctl.json"
 PRIVATE = ".grokctl"
 """The folder of grokctl's own files in a release."""
+LARGEST_TOKENIZER: Final = 64 * 2**20
+"""Bytes of a tokenizer; Grok-1's has two million."""
+_STEP: Final = 2**16
 _LONGEST_PREFIX: Final = 60
 """Characters of a name that a temporary name keeps: even of four bytes each, it fits."""
 
@@ -56,6 +60,11 @@ class Home:
     def xla_cache(self) -> Path:
         """JAX's persistent compilation cache."""
         return self.root / "cache" / "xla"
+
+    @property
+    def cluster_key(self) -> Path:
+        """The secret by which the processes of a run know each other."""
+        return self.root / "cluster.key"
 
     def ready_checkpoints(self) -> list[Path]:
         """All ready checkpoints, by name."""
@@ -174,8 +183,13 @@ def _folders(path: Path) -> list[Path]:
     return [entry for entry in path.iterdir() if entry.is_dir()] if path.is_dir() else []
 
 
-def write_atomically(path: Path, data: bytes) -> None:
+def write_atomically(path: Path, data: bytes, *, mode: int = 0o666) -> None:
     """Write a file so that its name has either the old content or all of the new one, on disk.
+
+    Args:
+        path: The file.
+        data: All of its new content.
+        mode: Its permissions, as far as the umask allows them.
 
     Raises:
         OSError: The file cannot be written, or the name belongs to a folder, a device or a pipe.
@@ -183,10 +197,10 @@ def write_atomically(path: Path, data: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with _folder_of(path) as folder:
         with suppress(FileNotFoundError):
-            mode = os.stat(path.name, dir_fd=folder, follow_symlinks=False).st_mode
-            if not any(is_type(mode) for is_type in (stat.S_ISREG, stat.S_ISLNK, stat.S_ISDIR)):
+            kind = os.stat(path.name, dir_fd=folder, follow_symlinks=False).st_mode
+            if not any(is_type(kind) for is_type in (stat.S_ISREG, stat.S_ISLNK, stat.S_ISDIR)):
                 raise OSError(errno.EINVAL, "is not a regular file", str(path))
-        handle, temporary = _create_hidden(path.name, folder)
+        handle, temporary = _create_hidden(path.name, folder, mode)
         try:
             with os.fdopen(handle, "wb") as file:
                 file.write(data)
@@ -218,6 +232,38 @@ def _folder_of(path: Path) -> Iterator[int]:
         raise OSError(errno.ELOOP, "is a symbolic link, expected a folder", str(path.parent))
     with opened_folder(path.parent.parent) as root, opened_folder(PRIVATE, above=root) as folder:
         yield folder
+
+
+def read_limited(path: Path, most: int) -> bytes:
+    """Read a small file that others may have made; a large one, also one of holes, costs nothing.
+
+    Args:
+        path: The file.
+        most: Bytes that a file of its kind can have.
+
+    Raises:
+        TooLargeError: It has more, or grows.
+        OSError: It cannot be read, or is a pipe, which one would wait for, or a device.
+    """
+    handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
+    try:
+        status = os.fstat(handle)
+        if not stat.S_ISREG(status.st_mode):
+            raise NotAFileError(path)
+        if status.st_size > most:
+            raise TooLargeError(path, most=most, found=status.st_size)
+        with open(handle, "rb", closefd=False) as file:
+            data = file.read(min(most, status.st_size) + 1)
+            # it grows, or hides its size
+            while more := file.read(min(_STEP, most + 1 - len(data))):
+                data += more
+    except OSError as error:
+        raise located(error, path) from error
+    finally:
+        os.close(handle)
+    if len(data) > most:
+        raise TooLargeError(path, most=most, found=len(data))
+    return data
 
 
 def create_beside(path: Path, mode: int = 0o666) -> tuple[int, Path]:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import unicodedata
 from typing import Any, Final
+from urllib.parse import unquote
 
 from grokctl.events import Unit
 
@@ -13,6 +15,16 @@ _MINUTE, _SMALL, _LEAST = 60, 10, 0.001
 _UNITS: Final = ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
 _UNPRINTABLE: Final = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
 """Unicode categories: controls, directions, surrogates, unassigned, line separators."""
+_REST: Final = r"([^/?#]*)([^?#]*)(.*)"
+_URL_PARTS: Final = re.compile(
+    # a password may have any character
+    rf"([A-Za-z][A-Za-z0-9+.-]*://)([^:/]*:.*@|[^/]*@)?{_REST}",
+    re.DOTALL,
+)
+_LOGIN_PARTS: Final = re.compile(rf"()([^:/]+:.*@){_REST}", re.DOTALL)
+_PASSKEY: Final = re.compile(r"(?=.*[0-9])[\w~%+=-]{10,}|(?=.*[a-z])(?=.*[A-Z])[\w~%+=-]{20,}")
+"""A part of a path that no person has named."""
+_VALUE: Final = re.compile(r"([?&;=#])[^?&;=#]+(?=[&;#]|$)")
 
 _KEPT: Final = frozenset("\n\t\u200c\u200d\u0600\u0601\u0602\u0603\u0604\u0605\u06dd\u070f\u08e2")
 """Controls and format characters of usual text: lines, joiners, and signs that Arabic draws."""
@@ -108,3 +120,32 @@ def harmless(text: str) -> str:
     The joiners of emojis and of Persian words stay, and so do the format characters that are seen.
     """
     return "".join(c for c in text if unicodedata.category(c) not in {"Cc", "Cf"} or c in _KEPT)
+
+
+def shown_url(url: str) -> str:
+    """A URL without what lets its bearer in: user, password, passkeys in the path, query values.
+
+    It hides too much rather than too little, and takes what is no valid URL as well. Of a magnet
+    link, it leaves out the trackers that have such a part: the rest can still be pasted.
+    """
+    if url.startswith("magnet:"):
+        head, mark, query = url.partition("?")
+        fields = (field for field in query.split("&") if not has_secret(_tracker_in(field)))
+        return head + mark + "&".join(fields)
+    parts = _URL_PARTS.fullmatch(url) or _LOGIN_PARTS.fullmatch(url)
+    if parts is None:
+        return url  # the path of a file, say
+    scheme, login, host, path, values = parts.groups("")
+    shown = "/".join("…" if _PASSKEY.fullmatch(part) else part for part in path.split("/"))
+    return scheme + ("…@" if login else "") + host + shown + _VALUE.sub(r"\1…", values)
+
+
+def has_secret(url: str) -> bool:
+    """Whether a URL has a part that should not be shown, or kept where others can read it."""
+    return shown_url(url) != url
+
+
+def _tracker_in(field: str) -> str:
+    """The tracker of a magnet link's field; empty if the field is another."""
+    name, _, value = field.partition("=")
+    return unquote(value) if re.fullmatch(r"tr(\.[0-9]+)?", name) else ""

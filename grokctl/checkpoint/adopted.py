@@ -11,9 +11,9 @@ from pathlib import Path
 
 from grokctl.checkpoint.folders import ReleaseFolder
 from grokctl.checkpoint.release_files import is_tensor_file, names_of, release_paths
-from grokctl.checkpoint.torrent import Metainfo
+from grokctl.checkpoint.torrent import Metainfo, torrent_bytes, write_torrent
 from grokctl.checkpoint.trust import write_source
-from grokctl.paths import CKPT, TORRENT, Home, write_atomically
+from grokctl.paths import CKPT, TORRENT, Home
 
 
 def adopted_root(home: Home, folder: ReleaseFolder) -> Path:
@@ -68,8 +68,8 @@ def adopt(
         _link(root / place, folder.sources(names.get(place, place)))
     if torrent is not None and metainfo is not None:
         path = root / TORRENT
-        if not path.is_file() or path.read_bytes() != torrent:
-            write_atomically(path, torrent)
+        if not path.is_file() or torrent_bytes(path) != torrent:
+            write_torrent(path, torrent)
         write_source(root, infohash=metainfo.infohash, trust=trust)
     return root
 

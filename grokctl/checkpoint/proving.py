@@ -7,7 +7,13 @@ from grokctl.checkpoint.adopted import adopt, adopted_root, is_adopted
 from grokctl.checkpoint.finding import Found
 from grokctl.checkpoint.folders import ReleaseFolder, release_folder
 from grokctl.checkpoint.release_files import release_paths
-from grokctl.checkpoint.torrent import Metainfo, parse_metainfo, read_metainfo
+from grokctl.checkpoint.torrent import (
+    Metainfo,
+    parse_metainfo,
+    read_metainfo,
+    torrent_bytes,
+    write_torrent,
+)
 from grokctl.checkpoint.trust import FOUND, read_source, trust_of, write_source
 from grokctl.checkpoint.trust import torrent_file as named
 from grokctl.errors import FetchError, UsageError, invalid
@@ -23,8 +29,8 @@ def read_torrent(path: Path) -> tuple[bytes, Metainfo]:
     """
     if not path.is_file():
         raise invalid("torrent_file", path, "no such file", f"ls -l {quoted(path)}")
-    data = path.read_bytes()
     try:
+        data = torrent_bytes(path)
         metainfo = parse_metainfo(data, source=str(path))
         release_paths(metainfo)
     except FetchError as error:
@@ -83,7 +89,7 @@ def root_to_prove(
             return found.root
         folder = ReleaseFolder(found.root, found.root / CKPT)
     if is_repaired and _may_repair_in(folder):
-        write_atomically(folder.root / TORRENT, data)
+        write_torrent(folder.root / TORRENT, data)
         write_source(folder.root, infohash=metainfo.infohash, trust=trust)
         return folder.root
     return adopt(home, folder, data, metainfo, trust=trust)
@@ -156,5 +162,5 @@ def _move_in(kept: Path, root: Path) -> Path:
     for path in (kept / PRIVATE).iterdir():
         if path.is_file() and not path.is_symlink():
             write_atomically(root / PRIVATE / path.name, path.read_bytes())
-    write_atomically(root / TORRENT, (kept / TORRENT).read_bytes())
+    write_torrent(root / TORRENT, torrent_bytes(kept / TORRENT))
     return root

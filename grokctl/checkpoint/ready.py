@@ -32,14 +32,14 @@ from grokctl.errors import Damage, Reason, UsageError, corrupt
 from grokctl.model.config import GrokConfig
 from grokctl.model.placement import MeshShape, Slice
 from grokctl.model.precision import Precision
-from grokctl.os_errors import is_absence, located, refusal
-from grokctl.paths import MANIFEST, TOKENIZER, quoted
+from grokctl.os_errors import TooLargeError, is_absence, located, refusal
+from grokctl.paths import MANIFEST, TOKENIZER, quoted, read_limited
 
 SUMS: Final = "SHA256SUMS"
 _AT_A_TIME: Final = 4 * 2**20
 """Bytes of rows that are read at a time when only a part of each is wanted."""
-_LARGEST_MANIFEST: Final = 32 * 2**20
-"""Grok-1's is half a MB for 16 devices; this is enough for four thousand layers."""
+_LARGEST_MANIFEST: Final = 8 * 2**20
+"""Grok-1's is half a MB for 16 devices; in memory, one may take 28 times as much."""
 
 
 @dataclass(frozen=True)
@@ -327,10 +327,10 @@ def read_manifest(root: Path, *, is_checked: bool = True) -> ReadyCheckpoint:
             f"{root}: expected a ready checkpoint, found no {MANIFEST}",
             "grokctl reshard --devices 8",
         )
-    size = path.stat().st_size
-    if size > _LARGEST_MANIFEST:
-        raise malformed(f"expected at most {_LARGEST_MANIFEST:,} bytes, found {size:,}")
-    data = path.read_bytes()
+    try:
+        data = read_limited(path, _LARGEST_MANIFEST)
+    except TooLargeError as error:
+        raise malformed(f"{error.strerror}") from error
     manifest = parse_manifest(data, is_checked=is_checked)
     return ReadyCheckpoint(root, manifest, manifest_sha256=sha256(data).hexdigest())
 

@@ -18,9 +18,16 @@ from grokctl.checkpoint.trust import (
     read_object,
     read_source,
 )
-from grokctl.os_errors import is_absence
+from grokctl.os_errors import TooLargeError, is_absence
 from grokctl.ownership import why_exposed
-from grokctl.paths import CONFIG, PRIVATE, TOKENIZER, write_atomically
+from grokctl.paths import (
+    CONFIG,
+    LARGEST_TOKENIZER,
+    PRIVATE,
+    TOKENIZER,
+    read_limited,
+    write_atomically,
+)
 from grokctl.text import printable
 
 _RECEIPT = "receipt.json"
@@ -30,7 +37,6 @@ _INFOHASH = re.compile("[0-9a-f]{40}|[0-9a-f]{64}")
 _TIME = re.compile("[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z")
 _LARGEST: Final = 32 * 2**20
 """Bytes of a receipt: of ten thousand files with the longest names."""
-_LARGEST_TOKENIZER: Final = 64 * 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,8 +154,8 @@ def read_receipt(root: Path) -> Receipt | None:
         compared now, or if others could have written it; see `unread_receipt`.
     """
     path = root / PRIVATE / _RECEIPT
-    values = read_object(path, limit=_LARGEST)
     try:
+        values = read_object(path, limit=_LARGEST)
         if values["version"] != _VERSION or type(values["complete"]) is not bool:
             return None
         receipt = Receipt(
@@ -160,7 +166,7 @@ def read_receipt(root: Path) -> Receipt | None:
             is_complete=values["complete"],
             root_of_trust=_words(values["root_of_trust"]),
         )
-    except (KeyError, TypeError, AttributeError):
+    except (KeyError, TypeError, AttributeError, TooLargeError):
         return None
     return receipt if why_exposed(path) is None else None
 
@@ -173,7 +179,10 @@ def unread_receipt(root: Path) -> str | None:
     exposure = why_exposed(path)
     if exposure is not None:
         return f"receipt: {exposure}"
-    version = read_object(path, limit=_LARGEST).get("version")
+    try:
+        version = read_object(path, limit=_LARGEST).get("version")
+    except TooLargeError as error:
+        return f"{PRIVATE}/{_RECEIPT}: {error.strerror}"
     is_other = isinstance(version, int | str) and version != _VERSION
     actual = f"version {printable(str(version), limit=40)}" if is_other else "a damaged one"
     if version == _WITHOUT_CTIME:
@@ -260,8 +269,7 @@ def not_promised(root: Path, used: Collection[str], promised: Collection[str]) -
 def _is_built_in(tokenizer: Path) -> bool:
     """Whether a tokenizer is Grok-1's."""
     try:
-        with tokenizer.open("rb") as file:
-            data = file.read(_LARGEST_TOKENIZER)
+        data = read_limited(tokenizer, LARGEST_TOKENIZER)
     except OSError:
         return False
     return hashlib.sha256(data).hexdigest() == GROK_1_TOKENIZER_SHA256

@@ -9,12 +9,13 @@ from typing import Final
 
 from grokctl.checkpoint.receipt import now
 from grokctl.errors import Damage, worst
-from grokctl.paths import PRIVATE, REFUSAL, quoted, write_atomically
+from grokctl.paths import PRIVATE, REFUSAL, quoted, read_limited, write_atomically
 from grokctl.text import format_number, printable
 
 _VERSION: Final = 1
 _TIME: Final = re.compile("[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z")
 _LONGEST: Final = 300
+_LARGEST: Final = 2**20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,7 +61,7 @@ def read_refusal(root: Path) -> Refusal | None:
     try:
         if not path.is_file():  # reading a pipe would block
             return None
-        values = json.loads(path.read_bytes().decode())
+        values = json.loads(read_limited(path, _LARGEST).decode())
         at, files, first = values["at"], values["files"], values["first"]
         if not (_TIME.fullmatch(at) and type(files) is int and values["version"] == _VERSION):
             return None

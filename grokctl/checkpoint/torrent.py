@@ -15,7 +15,9 @@ from urllib.parse import parse_qsl, quote, urlsplit
 from grokctl.checkpoint.bencode import MalformedError, decode, encode
 from grokctl.checkpoint.hashtree import LEAF, Hasher, TreeHasher, levels_above, root_above
 from grokctl.errors import FetchError
-from grokctl.text import printable
+from grokctl.os_errors import TooLargeError
+from grokctl.paths import read_limited, write_atomically
+from grokctl.text import has_secret, printable, shown_url
 
 GROK_1_MAGNET: Final = (
     "magnet:?xt=urn:btih:5f96d43576e3d386c9ba65b883210a393b68210e&dn=grok-1"
@@ -166,7 +168,7 @@ def parse_magnet(link: str) -> Magnet:
     infohashes = infohashes or [infohash for topic in topics if (infohash := _v2_infohash(topic))]
     if len(infohashes) != 1:
         raise FetchError(
-            f"magnet link {printable(link)!r}: expected one BitTorrent infohash, "
+            f"magnet link {printable(shown_url(link))!r}: expected one BitTorrent infohash, "
             f"found {len(infohashes) or 'none'}",
             "grokctl fetch 'magnet:?xt=urn:btih:…'  # in quotes, because of the &",
         )
@@ -208,12 +210,20 @@ def folder_name(name: str, infohash: str) -> str:
 
 def read_metainfo(path: Path) -> Metainfo:
     """Read a `.torrent` file; see `parse_metainfo`."""
-    if path.stat().st_size > _MOST_METAINFO:
-        size = path.stat().st_size
-        raise FetchError(
-            f"{path.name}: expected a torrent of at most {_MOST_METAINFO:,} bytes, found {size:,}"
-        )
-    return parse_metainfo(path.read_bytes(), source=path.name)
+    return parse_metainfo(torrent_bytes(path), source=path.name)
+
+
+def torrent_bytes(path: Path) -> bytes:
+    """The bytes of a `.torrent` file.
+
+    Raises:
+        FetchError: It is too large for a torrent.
+        OSError: It cannot be read.
+    """
+    try:
+        return read_limited(path, _MOST_METAINFO)
+    except TooLargeError as error:
+        raise FetchError(f"{path.name}: no torrent, {error.strerror}") from error
 
 
 def parse_metainfo(data: bytes, *, source: str) -> Metainfo:
@@ -292,6 +302,30 @@ def trackers_of(data: bytes) -> tuple[str, ...]:
     urls += [url for tier in tiers if isinstance(tier, list) for url in tier]
     texts = [url.decode("utf-8", "replace") for url in urls if isinstance(url, bytes)]
     return tuple(dict.fromkeys(filter(_is_tracker, texts)))
+
+
+def write_torrent(path: Path, data: bytes) -> None:
+    """Keep a torrent; for this user alone, if a tracker or a web seed in it has a passkey.
+
+    Raises:
+        OSError: It cannot be written.
+    """
+    try:
+        top, _ = decode(data, most_depth=_MOST_DEPTH)
+    except MalformedError:
+        top = {}
+    others = [top.get(key) for key in (b"announce", b"announce-list", b"url-list", b"httpseeds")]
+    is_private = any(has_secret(text) for text in _texts(others))
+    write_atomically(path, data, mode=0o600 if is_private else 0o666)
+
+
+def _texts(value: object) -> Iterator[str]:
+    """The texts of a bencoded value, at any depth."""
+    if isinstance(value, bytes):
+        yield value.decode("utf-8", "replace")
+    elif isinstance(value, list):
+        for item in value:
+            yield from _texts(item)
 
 
 def raw_values(data: bytes) -> dict[bytes, bytes]:

@@ -14,8 +14,9 @@ from typing import Any, Final
 
 from grokctl.checkpoint.torrent import GROK_1_MAGNET, Metainfo, parse_magnet, read_metainfo
 from grokctl.errors import FetchError, Reason, corrupt
+from grokctl.os_errors import TooLargeError
 from grokctl.ownership import why_exposed
-from grokctl.paths import PRIVATE, TORRENT, quoted, write_atomically
+from grokctl.paths import PRIVATE, TORRENT, quoted, read_limited, write_atomically
 from grokctl.text import printable
 
 GROK_1_INFOHASH: Final = parse_magnet(GROK_1_MAGNET).infohash
@@ -124,22 +125,28 @@ def trusted_metainfo(root: Path) -> Metainfo | None:
 
 
 def _read_record(root: Path) -> dict[str, Any]:
-    return read_object(root / PRIVATE / _SOURCE, limit=_LARGEST)
+    path = root / PRIVATE / _SOURCE
+    try:
+        return read_object(path, limit=_LARGEST)
+    except TooLargeError as error:
+        name, detail = f"{PRIVATE}/{_SOURCE}", error.strerror or ""
+        raise corrupt(name, Reason.MALFORMED, detail, f"rm {quoted(path)}") from error
 
 
 def read_object(path: Path, *, limit: int) -> dict[str, Any]:
-    """A JSON object; an empty one if the file is missing, too large, or holds something else.
+    """A JSON object; an empty one if the file is missing, or holds something else.
 
     Args:
         path: The file.
         limit: Bytes that it may have.
+
+    Raises:
+        TooLargeError: It has more.
     """
     try:
-        if not path.is_file():  # reading a pipe would block
-            return {}
-        with path.open("rb") as file:
-            data = file.read(limit + 1)
-        values = json.loads(data.decode()) if len(data) <= limit else None
+        values = json.loads(read_limited(path, limit).decode())
+    except TooLargeError:
+        raise
     except (OSError, ValueError, RecursionError):
         return {}
     return values if isinstance(values, dict) else {}

@@ -11,12 +11,13 @@ from grokctl.checkpoint.release_files import EXTRA
 from grokctl.checkpoint.torrent import TorrentFile, read_metainfo
 from grokctl.errors import CorruptCheckpointError, FetchError
 from grokctl.ownership import why_exposed
-from grokctl.paths import BEGUN, CKPT, PRIVATE, TORRENT, UNFINISHED, write_atomically
+from grokctl.paths import BEGUN, CKPT, PRIVATE, TORRENT, UNFINISHED, read_limited, write_atomically
 from grokctl.text import format_bytes
 
 _VERSION: Final = 1
 _BLOCK: Final = 512
 _BUILT_IN: Final = "grok-1"
+_LARGEST: Final = 2**20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,7 +87,7 @@ def read_unfinished(root: Path) -> Unfinished | None:
     path = root / PRIVATE / UNFINISHED
     if path.is_file():
         with suppress(OSError, ValueError, RecursionError):
-            values = json.loads(path.read_bytes().decode())
+            values = json.loads(read_limited(path, _LARGEST).decode())
             record = Unfinished.of_values(values) if isinstance(values, dict) else None
             if record is not None and why_exposed(path) is not None:
                 # a stranger's source and options are no command to paste

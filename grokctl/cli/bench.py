@@ -57,7 +57,9 @@ def bench(
     with (
         command(as_json=as_json, quiet=quiet, verbose=verbose) as console,
         jax_prepared(),
-        cluster_of(console, by_hand, timeout_s=cluster_timeout, verbose=verbose) as cluster,
+        cluster_of(
+            console, by_hand, home=home, timeout_s=cluster_timeout, verbose=verbose
+        ) as cluster,
     ):
         lengths = read_counts(prompt_tokens, "--prompt-tokens")
         batches = read_counts(batch, "--batch")

@@ -165,6 +165,7 @@ def command(
         import logging
 
         logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s", force=True)
+        logging.getLogger("httpx").setLevel(logging.WARNING)  # it logs signed addresses
     console = Console(as_json=as_json, quiet=quiet)
     try:
         with _options_as_typed():
@@ -213,6 +214,7 @@ def cluster_of(
     console: "Console",
     by_hand: tuple[str | None, int | None, int | None],
     *,
+    home: Path | None,
     timeout_s: int,
     verbose: bool,
 ) -> Iterator["Cluster | None"]:
@@ -221,6 +223,7 @@ def cluster_of(
     Args:
         console: Of this process; prints no results if it has another rank than 0.
         by_hand: `--coordinator`, `--num-processes` and `--process-id`, instead of a launcher.
+        home: `--home`, where the secret of the job may be.
         timeout_s: After the loss of one process, all others end within this many seconds.
         verbose: Print the notes of every rank.
     """
@@ -232,12 +235,19 @@ def cluster_of(
         yield None
         return
     from grokctl.cluster.process_group import joined
+    from grokctl.cluster.secret import find_secret
 
+    secret = find_secret(os.environ, home_of(home))
     if launch.rank:
         console.step_back(f"rank {launch.rank}", verbose=verbose)
     with (
         joined(
-            launch, bound_s=timeout_s, report=console.failure, note=console.note, verbose=verbose
+            launch,
+            secret,
+            bound_s=timeout_s,
+            report=console.failure,
+            note=console.note,
+            verbose=verbose,
         ) as cluster,
         _options_as_typed(),  # inside, because the other ranks print the failure, too
     ):
@@ -264,7 +274,7 @@ def followed(
     if cluster is None:
         return False
     own = [None if value is None else str(value) for value in prompt]
-    first = cluster.share("prompt", None if cluster.rank else {"prompt": own})["prompt"]
+    first = cluster.share(None if cluster.rank else {"prompt": own})["prompt"]
     if not cluster.rank:
         return False
     if any(value is not None for value in own) and own != first:

@@ -115,7 +115,9 @@ def run(
     with command(as_json=as_json, quiet=quiet, verbose=verbose) as console:
         with (
             jax_prepared(),
-            cluster_of(console, by_hand, timeout_s=cluster_timeout, verbose=verbose) as cluster,
+            cluster_of(
+                console, by_hand, home=home, timeout_s=cluster_timeout, verbose=verbose
+            ) as cluster,
         ):
             from grokctl.inference.generation import Request
             from grokctl.model.sampling import Sampling

@@ -66,7 +66,9 @@ def score(
     with (
         command(as_json=as_json, quiet=quiet, verbose=verbose) as console,
         jax_prepared(),
-        cluster_of(console, by_hand, timeout_s=cluster_timeout, verbose=verbose) as cluster,
+        cluster_of(
+            console, by_hand, home=home, timeout_s=cluster_timeout, verbose=verbose
+        ) as cluster,
     ):
         from grokctl.inference.logits_file import logits_file
         from grokctl.screen import score as screen

@@ -1,17 +1,25 @@
-"""What the processes of a run exchange: facts that must agree, and the orders of rank 0."""
+"""What the processes of a run exchange: facts that must agree, and the orders of rank 0.
+
+Facts go through the key-value store of JAX's coordination service, which rank 0 runs. Orders, which
+carry prompts and sampled tokens, go from rank 0 to every other rank on a connection of their own.
+"""
 
 import json
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import jax
 
 from grokctl.cluster.launcher import Launch
+from grokctl.cluster.rendezvous import Note
 from grokctl.errors import PeerError
 from grokctl.system import machine_id
+
+if TYPE_CHECKING:
+    from grokctl.cluster.channel import Channel
 
 PATIENCE_S: Final = 2
 """After a connection broke, seconds to wait for the other end's reason in words."""
@@ -23,18 +31,11 @@ _LEAST_S: Final = 5
 _SILENT_S: Final = 3
 """Seconds of waiting for another rank without a note."""
 _LATE: Final = "DEADLINE_EXCEEDED"
-_KEPT: Final = 64
-"""Orders that are not deleted yet: no process can be as many behind."""
 _DONE: Final = b"done"
-
-Note = Callable[[str], None]
-"""Shows a sentence about what this process waits for."""
 
 
 class Exchange:
     """Messages between the processes of a run.
-
-    They go through the key-value store of JAX's own coordination service, which rank 0 runs.
 
     Args:
         launch: This process.
@@ -48,7 +49,9 @@ class Exchange:
         self.count = launch.count
         self._bound_s = bound_s
         self._note = note
-        self._orders = self._exchanges = 0
+        self._exchanges = 0
+        self._orders: tuple[Channel, ...] = ()
+        """On rank 0, the connections to all other ranks; elsewhere, the one to rank 0."""
         self._store: Any = None
         """Client of JAX's coordination service; None before this process has joined."""
 
@@ -103,14 +106,12 @@ class Exchange:
                         f"{name}: rank {first} has sha256 {known[:16]}…, rank {rank} {digest[:16]}…"
                     )
 
-    def share(self, stage: str, value: Mapping[str, Any] | None) -> dict[str, Any]:
+    def share(self, value: Mapping[str, Any] | None) -> dict[str, Any]:
         """Rank 0's value, in every process; the others give None."""
-        key = self._next_key(stage)
         if value is not None:
-            with self._calling():
-                self._store.key_value_set(key, json.dumps(value))
+            self.tell(json.dumps(value).encode())
             return dict(value)
-        return _parse(self._get(key, 0, stage, None), 0)
+        return _parse((self.hear() or b"").decode(errors="replace"), 0)
 
     def _exchange(
         self, stage: str, facts: Mapping[str, object], *, within_s: float | None = None
@@ -149,23 +150,20 @@ class Exchange:
 
     def tell(self, order: bytes) -> None:
         """Send every other rank an order; on rank 0."""
-        with self._calling():
-            self._store.key_value_set_bytes(f"grokctl/order/{self._orders}", order)
-            if self._orders >= _KEPT:
-                self._store.key_value_delete(f"grokctl/order/{self._orders - _KEPT}")
-        self._orders += 1
+        for channel in self._orders:
+            try:
+                channel.send(order)
+            except OSError as error:
+                raise self._lost(error, channel.rank) from error
 
     def hear(self) -> bytes | None:
         """The next order of rank 0; None after the last."""
-        key = f"grokctl/order/{self._orders}"
-        while True:
-            try:
-                with self._calling():
-                    order: bytes = self._store.blocking_key_value_get_bytes(key, WAIT_MS)
-            except _LateError:
-                continue
-            self._orders += 1
-            return None if order == _DONE else order
+        (channel,) = self._orders
+        try:
+            order = channel.receive()
+        except OSError as error:
+            raise self._lost(error, channel.rank) from error
+        return None if order == _DONE else order
 
     def release(self) -> None:
         """Send the other ranks the last order; on rank 0."""
@@ -183,13 +181,15 @@ class Exchange:
                 raise _LateError from error
             raise self._lost(error) from error
 
-    def _lost(self, error: Exception) -> PeerError:
+    def _lost(self, error: Exception, rank: int | None = None) -> PeerError:
         """The error after a connection broke; another rank's reason in words comes first."""
         time.sleep(PATIENCE_S)
+        if rank is None and self.count == PAIR:
+            rank = 1 - self.rank
         if self.count > PAIR:  # JAX names the rank, and ends the process
             time.sleep(self.heartbeat_s)
-            return PeerError(f"another process was lost: {first_line(error)}")
-        return PeerError(f"rank {1 - self.rank} was lost: {first_line(error)}")
+        lost = "another process" if rank is None else f"rank {rank}"
+        return PeerError(f"{lost} was lost: {first_line(error)}")
 
 
 def is_late(error: Exception) -> bool:
@@ -199,7 +199,8 @@ def is_late(error: Exception) -> bool:
 
 def first_line(error: BaseException) -> str:
     """Of a message, as much as fits a line."""
-    return str(error).partition("\n")[0][:300]
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return text.partition("\n")[0][:300]
 
 
 class _LateError(Exception):

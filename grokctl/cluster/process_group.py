@@ -12,9 +12,10 @@ import jax
 
 from grokctl import __version__, interrupts
 from grokctl.cluster.ending import Ending, Report
-from grokctl.cluster.exchange import Exchange, Note
+from grokctl.cluster.exchange import Exchange
 from grokctl.cluster.launcher import Launch
-from grokctl.cluster.rendezvous import meet
+from grokctl.cluster.rendezvous import Meeting, Note, meet
+from grokctl.cluster.tunnel import Tunnel
 from grokctl.errors import PeerError, PlacementError
 from grokctl.model.placement import MESH_SIZES
 
@@ -34,8 +35,11 @@ class Cluster(Exchange):
     Rank 0 decides and sends orders; the others carry them out.
     """
 
-    def __init__(self, launch: Launch, *, bound_s: int, report: Report, note: Note) -> None:
+    def __init__(
+        self, launch: Launch, secret: bytes | None, *, bound_s: int, report: Report, note: Note
+    ) -> None:
         super().__init__(launch, bound_s=bound_s, note=note)
+        self._secret = secret
         self._ending = Ending(launch, report=report)
 
     def join(self) -> None:
@@ -51,8 +55,9 @@ class Cluster(Exchange):
         silence.daemon = True
         silence.start()
         try:
-            meet(self.launch, within_s=self._bound_s)
-            self._initialize()
+            met = meet(self.launch, self._secret, within_s=self._bound_s, note=self._note)
+            self._orders = met.orders
+            self._initialize(met)
         finally:
             silence.cancel()
         from jax._src import distributed  # noqa: PLC0415 # there is no public way to its messages
@@ -62,16 +67,18 @@ class Cluster(Exchange):
         versions = {name: version(name) for name in ("jax", "jaxlib")}
         self.agree("program", {"grokctl": __version__, **versions}, within_s=self._bound_s)
 
-    def _initialize(self) -> None:
+    def _initialize(self, met: Meeting) -> None:
         self._ending.catch_abort()
+        tunnel = Tunnel(self.rank, met.services, within_s=self._bound_s)
         # JAX would take SIGTERM for a warning, and go on
         jax.config.update("jax_enable_preemption_service", False)
         try:
             # without detection, which would give each process one GPU
             jax.distributed.initialize(
-                self.launch.address,
+                tunnel.address,
                 self.count,
                 self.rank,
+                coordinator_bind_address=tunnel.address,
                 cluster_detection_method="deactivate",
                 initialization_timeout=self._bound_s - _SPARE_S,
                 heartbeat_timeout_seconds=self.heartbeat_s,
@@ -79,6 +86,8 @@ class Cluster(Exchange):
             )
         except jax.errors.JaxRuntimeError as error:  # where it does not abort
             raise PeerError(self._ending.last_words("")) from error
+        finally:
+            tunnel.close_door()
 
     @contextmanager
     def computing(self) -> Iterator[None]:
@@ -116,12 +125,19 @@ class Cluster(Exchange):
 
 @contextmanager
 def joined(
-    launch: Launch, *, bound_s: int, report: Report, note: Note, verbose: bool
+    launch: Launch,
+    secret: bytes | None = None,
+    *,
+    bound_s: int,
+    report: Report,
+    note: Note,
+    verbose: bool,
 ) -> Iterator[Cluster]:
     """Be one of the processes of a run in here; whatever ends one of them ends all.
 
     Args:
         launch: This process.
+        secret: Of this job; None where the hosts share none.
         bound_s: Seconds in which all processes end after one is lost.
         report: Shows what happened to another process, from any thread, before this one ends.
         note: Shows what this process waits for, from any thread.
@@ -137,7 +153,7 @@ def joined(
     if launch.rank and not launch.is_by_hand:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # launchers send it to all, rank 0 decides
     interrupts.be_abrupt()
-    cluster = Cluster(launch, bound_s=bound_s, report=report, note=note)
+    cluster = Cluster(launch, secret, bound_s=bound_s, report=report, note=note)
     try:
         cluster.join()
         yield cluster

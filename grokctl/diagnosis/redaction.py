@@ -6,7 +6,9 @@ import pwd
 import re
 import socket
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Final
 
@@ -29,16 +31,23 @@ _ACCOUNT: Final = re.compile(r"(?<![\w.+%-])[\w.+%-]+@(?=[\w\[])")
 """The user of a mail address or of an ssh target."""
 _NAMES: Final = (
     r"[\w.-]*(?:(?<!max-)(?<!prompt-)token(?!izer|[_-]ids)|secret|passw|passphrase|pwd"
-    r"|credential|cookie|signature|session[_-]?(?:id|key)|api[_-]?key|(?:access|private|ssh|signing|license|encryption)[_-]?key|auth(?!or))[\w.-]*"
+    r"|credential|cookie|passkey|signature|session[_-]?(?:id|key)|api[_-]?key|(?:access|private|ssh|signing|license|encryption)[_-]?key|auth(?!or))[\w.-]*"
 )
+_SHORT_NAMES: Final = (
+    r"(?:[\w.-]*[_.-])?"
+    r"(?:pass|pat|otp|totp|mfa|pin|sig|sas|jwt|csrf|xsrf|sid|nonce|salt|dsn|creds?)"
+)
+"""Whole words of a name that are parts of harmless ones: `pass` of `bypass`, `pin` of `spin`."""
 _VALUE: Final = r"(?:\"(?:[^\"\\]|\\.)*\"?|'[^']*'?|[^\s&;,\"']+)"
 _ASSIGNED: Final = re.compile(
-    rf"(?P<name>(?<![\w.-])(?:{_NAMES}|[\w.-]*key|user(?:name)?|login))(?P<between>\"?'?\s*=\s*){_VALUE}"
+    rf"(?P<name>(?<![\w.-])(?:{_NAMES}|{_SHORT_NAMES}|[\w.-]*key|user(?:name)?|login))(?P<between>\"?'?\s*=\s*){_VALUE}"
     rf"|(?P<key>(?<![\w.-])(?:{_NAMES}))(?P<colon>\"?'?:\s*){_VALUE}"
     rf"|(?P<option>(?<![\w-])--?{_NAMES})(?P<blank>\s+)(?![-\s]){_VALUE}",
     re.IGNORECASE,
 )
-_SECRET: Final = re.compile(rf"{_NAMES}|[\w.-]*key", re.IGNORECASE)
+_SECRET: Final = re.compile(rf"{_NAMES}|{_SHORT_NAMES}|[\w.-]*key", re.IGNORECASE)
+_COOKIES: Final = re.compile(r"(?P<name>\b(?:set-)?cookie2?\"?'?\s*[:=]\s*)[^\n]+", re.IGNORECASE)
+"""Of which one line has several."""
 _HEADER: Final = re.compile(r"(?P<name>authorization\"?'?\s*[:=]\s*)[^\"'\n]+", re.IGNORECASE)
 _SCHEME: Final = re.compile(
     r"(?P<name>\b(?:[Bb]earer|[Bb]asic|BEARER|BASIC)\s+)"
@@ -53,7 +62,8 @@ _PLACES: Final = re.compile(
 _TOKENS: Final = re.compile(
     r"(?<![A-Za-z0-9])(?:"
     r"eyJ[\w-]{5,}\.[\w-]+(?:\.[\w-]*)?"  # JSON web tokens
-    r"|(?:hf|gh[a-z]|npm|r8|dop_v1|glpat|github_pat|pypi|nvapi|sk|pk|rk|xox[a-z]|ya29|AIza|whsec)"
+    r"|(?:hf|gh[a-z]|npm|r8|dop_v1|glpat|github_pat|pypi|nvapi|sk|pk|rk|xox[a-z]|ya29|AIza|whsec"
+    r"|SG|shp[a-z]{2}|hv[sbr]|dckr_pat|lin_api|figd|tskey|sq0[a-z]{3}|gsk)"
     r"(?:[_.-]|(?<=AIza))[\w.-]{6,}"
     r"|(?:AKIA|ASIA|AROA|AIDA|ABIA|ACCA)[A-Z0-9]{12,}"
     r"|(?:ssh-[a-z0-9-]+|ecdsa-[\w-]+|sk-ssh-\S+)\s+AAAA[\w+/=]+(?:\s+\S+@\S+)?"
@@ -62,12 +72,18 @@ _TOKENS: Final = re.compile(
     r"|[0-9a-fA-F]{32,}"
     r")"
 )
+_WORD: Final = re.compile(r"(?<![A-Za-z0-9])[A-Za-z0-9]{15,}(?![A-Za-z0-9])")
 _RANDOM: Final = re.compile(
     r"(?<![\w+-])(?=[\w+-]*[a-z])(?=[\w+-]*[A-Z])(?=[\w+-]*[0-9])[\w+-]{24,}={0,2}(?![\w+/-])"
     r"|(?<![\w+/])(?=[\w+/]*[a-z])(?=[\w+/]*[A-Z])(?=[\w+/]*[0-9])[\w+/]{40}(?![\w+/=-])"
 )
 """Long words of capitals, small letters and digits: none of our own words looks like that."""
-_HOME_FOLDER: Final = re.compile(r"(?P<before>/(?:home|Users)/)(?!\[user\])[^/\s:,;'\"]+")
+_HOME_FOLDER: Final = re.compile(
+    r"(?P<before>/(?:(?:(?:export|nfs|net|mnt|gpfs|lustre|global|work|data)/)*(?:home|u|users|homes)[0-9]*"
+    r"(?:/[a-z]{1,2}(?=/\w{3}))?|var/home|Users)/"
+    r"|(?<![A-Za-z])[A-Za-z]:\\+(?:Users|Documents and Settings)\\+)"
+    r"(?!\[user\])[^/\\\s:,;'\"]+"
+)
 _HARDWARE_ADDRESS: Final = re.compile(r"(?<![\w:-])(?:[0-9A-Fa-f]{2}:){5}[0-9A-Fa-f]{2}(?![\w:-])")
 _NUMBERS: Final = re.compile(
     r"(?<![\w.-])(?<!==)(?<!cu[0-9]{2} )[0-9]{1,3}(?:\.[0-9]{1,3}){3}(?![\w-]|\.[0-9])"
@@ -76,6 +92,7 @@ _NUMBERS: Final = re.compile(
 )
 _LONGEST: Final = 8192
 """Characters of one text that are kept."""
+_LONGEST_NAME: Final = 255
 _COMMON_USERS: Final = frozenset({"", "root", "nobody"})
 _COMMON_HOSTS: Final = frozenset({"", "localhost", "cpu", "gpu", "tpu", "jax", "linux"})
 """Host names that identify nobody, and occur in reports."""
@@ -105,8 +122,7 @@ class Redaction:
         except KeyError:  # a container's user often has no name
             user = os.environ.get("USER", "")
         home = Path(os.path.expanduser("~"))  # noqa: PTH111  # pathlib raises where there is none
-        own = socket.gethostname()
-        hosts = (own, own.partition(".")[0], *_proxies())
+        hosts = (*_own_names(), *_proxies())
         return cls(home=home, root=root.absolute(), user=user, hosts=hosts)
 
     def __call__(self, text: str) -> str:
@@ -115,11 +131,13 @@ class Redaction:
         text = _BLANK.sub(" ", _CONTROL.sub("", text))
         text = _LOGIN.sub(lambda match: f"{match['scheme'] or ''}{GONE}@", text)
         text = _HEADER.sub(rf"\g<name>{GONE}", text)
+        text = _COOKIES.sub(rf"\g<name>{GONE}", text)
         text = _SCHEME.sub(rf"\g<name>{GONE}", text)
         text = _ASSIGNED.sub(_without_value, text)
         text = _PLACES.sub(rf"\g<name>{GONE}", text)
         text = _TOKENS.sub(GONE, text)
         text = _RANDOM.sub(GONE, text)
+        text = _WORD.sub(lambda match: GONE if _is_random(match[0]) else match[0], text)
         text = _ACCOUNT.sub(f"{GONE}@", text)
         text = self._without_folders(text)
         text = _HARDWARE_ADDRESS.sub(_ADDRESS, text)
@@ -146,9 +164,34 @@ class Redaction:
 
     def _without_host(self, text: str) -> str:
         for name in sorted(set(self.hosts) - _COMMON_HOSTS, key=len, reverse=True):
-            whole = rf"(?<![\w.-]){re.escape(name)}(?:\.[\w.-]*\w)?(?![\w-])"
+            # such as frontier7-ib0, and frontier7.example.org
+            whole = rf"(?<![\w.-]){re.escape(name)}(?:-[A-Za-z]+[0-9]*)?(?:\.[\w.-]*\w)?(?![\w-])"
             text = re.sub(whole, _HOST, text, flags=re.IGNORECASE)
         return text
+
+
+def _own_names() -> Iterator[str]:
+    """The names by which this machine knows itself; asks no name server."""
+    names = {socket.gethostname(), os.uname().nodename}
+    for place in ("/etc/hostname", "/proc/sys/kernel/hostname"):
+        with suppress(OSError, UnicodeError), Path(place).open(encoding="utf-8") as file:
+            names.add(file.read(_LONGEST_NAME).strip())
+    with suppress(OSError, UnicodeError), Path("/etc/hosts").open(encoding="utf-8") as file:
+        for line in file.read(_LONGEST).splitlines():
+            words = line.partition("#")[0].split()
+            if names & set(words):
+                names |= set(words[1:])
+    for name in sorted(names):
+        if not name.startswith(("localhost", "ip6-")):
+            yield name
+            yield name.partition(".")[0]
+
+
+def _is_random(word: str) -> bool:
+    """Whether a word is one that no person has chosen: its kinds of characters change often."""
+    kinds = ["0" if c.isdigit() else "a" if c.islower() else "A" for c in word]
+    changes = sum(before != after for before, after in pairwise(kinds))
+    return "0" in kinds and 3 * changes >= len(word)
 
 
 def _proxies() -> Iterator[str]:

@@ -14,7 +14,7 @@ from grokctl.machine.environment import without_password
 from grokctl.machine.facts import Network
 from grokctl.machine.waiting import Waiting
 from grokctl.os_errors import reason_of
-from grokctl.text import printable
+from grokctl.text import printable, shown_url
 
 _PORT: Final = 6881
 """The port that a session prefers."""
@@ -59,7 +59,7 @@ def network(environ: Mapping[str, str], *, timeout_s: float = 20.0) -> Network:
 
 def _proxy(environ: Mapping[str, str]) -> str:
     named = next((environ[name] for name in _PROXIES if environ.get(name)), "")
-    return printable(without_password(named))
+    return printable(shown_url(without_password(named)))
 
 
 def _port() -> tuple[int | None, str]:

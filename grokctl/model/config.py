@@ -7,10 +7,15 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from grokctl.errors import Reason, corrupt
+from grokctl.os_errors import TooLargeError
+from grokctl.paths import read_limited
 
 _LARGEST_SIZE = 2**24
 _LARGEST_COUNT = 4096
+_MOST_LAYERS = 256
+"""Each is twelve files, and as many messages about missing ones."""
 _LARGEST_TENSOR = 2**32
+_LARGEST_FILE = 2**20
 """Bounds on what an untrusted `config.json` may claim, well above any model."""
 
 
@@ -55,6 +60,7 @@ class GrokConfig:
             else:
                 smallest = 0 if field.name.endswith("_token") else 1
                 largest = _LARGEST_COUNT if field.name.startswith("num_") else _LARGEST_SIZE
+                largest = _MOST_LAYERS if field.name == "num_layers" else largest
                 is_valid = type(value) is int and smallest <= value <= largest
             if not is_valid:
                 raise _bad(f"{field.name} is {reprlib.repr(value)}")
@@ -125,10 +131,10 @@ class GrokConfig:
         Raises:
             CorruptCheckpointError: It is no JSON, too large, or not a model's configuration.
         """
-        if path.stat().st_size > 2**20:
-            raise _bad(f"is {path.stat().st_size:,} bytes, at most 1 MB is a configuration")
         try:
-            values = json.loads(path.read_bytes().decode())
+            values = json.loads(read_limited(path, _LARGEST_FILE).decode())
+        except TooLargeError as error:
+            raise _bad(f"{error.strerror}") from error
         except (ValueError, RecursionError) as error:
             raise _bad("is no JSON") from error
         return cls.from_dict(values)

@@ -6,7 +6,8 @@ from pathlib import Path
 import sentencepiece
 
 from grokctl.errors import GrokctlError, Reason, corrupt
-from grokctl.os_errors import is_absence, located, refusal
+from grokctl.os_errors import TooLargeError, is_absence, located, refusal
+from grokctl.paths import LARGEST_TOKENIZER, read_limited
 
 _BROKEN = "\ufffd"
 _LONGEST_CHARACTER = 4
@@ -30,9 +31,13 @@ class Tokenizer:
     def __init__(self, path: Path, *, vocab_size: int, data: bytes | None = None) -> None:
         processor = sentencepiece.SentencePieceProcessor()
         try:
-            processor.load_from_serialized_proto(path.read_bytes() if data is None else data)
+            if data is None:
+                data = read_limited(path, LARGEST_TOKENIZER)
+            processor.load_from_serialized_proto(data)
             for piece in range(processor.vocab_size()):
                 processor.id_to_piece(piece)  # is it UTF-8?
+        except TooLargeError as error:
+            raise _bad(path, f"{error.strerror}") from error
         except OSError as error:
             if is_absence(error) or path.is_dir():
                 raise _bad(path, "is no sentencepiece model") from error

@@ -21,7 +21,15 @@ from grokctl.events import Noted, Observer
 from grokctl.integrity.ready_content import altered
 from grokctl.os_errors import refusal
 from grokctl.own_files import names_in, read_linked, refuse_foreign_links, why_not_own
-from grokctl.paths import CKPT, MANIFEST, TOKENIZER, fsync_folder, kind_of, quoted
+from grokctl.paths import (
+    CKPT,
+    LARGEST_TOKENIZER,
+    MANIFEST,
+    TOKENIZER,
+    fsync_folder,
+    kind_of,
+    quoted,
+)
 from grokctl.resharding.partial import JOURNAL, PartialFolder
 from grokctl.resharding.plan import ReshardPlan
 from grokctl.resharding.replaced import delete_checkpoint, delete_files, foreign_in, is_own_name
@@ -250,7 +258,7 @@ def write_rest(
     """
     source = plan.source
     if source.tokenizer is not None:
-        data, mode = read_linked(source.tokenizer, source.root)
+        data, mode = read_linked(source.tokenizer, source.root, most=LARGEST_TOKENIZER)
         if isinstance(source, ReadyCheckpoint) and TOKENIZER in source.manifest.records:
             found = altered(source.manifest.records[TOKENIZER], hashlib.sha256(data).hexdigest())
             refuse_altered(source, [found] if found else [], partial)

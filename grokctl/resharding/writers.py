@@ -31,6 +31,8 @@ from grokctl.resharding.partial import JOURNAL, PartialFolder
 from grokctl.system import optional, usable_cores
 
 _BUFFER: Final = 4 * 2**20
+_LONGEST_LINE: Final = 2**24
+"""Bytes of a line of the journal: the frames of a tensor."""
 _PROGRESS_EVERY_S: Final = 0.2
 _FLUSH_EVERY: Final = 2**30
 """Bytes written between two background syncs."""
@@ -99,7 +101,7 @@ class Journal:
         self._file = os.fdopen(folder.open(JOURNAL, os.O_APPEND), "a+b", buffering=0)
         with os.fdopen(os.dup(self._file.fileno()), "rb") as file:
             file.seek(0)
-            for line in file:
+            while line := file.readline(_LONGEST_LINE):
                 entry = Entry.parse(line, devices) if line.endswith(b"\n") else None
                 if entry is None:
                     break

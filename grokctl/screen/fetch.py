@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from grokctl.paths import quoted
 from grokctl.screen.console import show
-from grokctl.text import format_bytes, format_seconds
+from grokctl.text import format_bytes, format_seconds, shown_url
 
 if TYPE_CHECKING:  # a screen imports no stage
     from grokctl.fetch import Fetched
@@ -67,7 +67,7 @@ def fetched(console: Console, result: Fetched) -> None:
     if not result.is_proven and not has_only_seeded:
         remaining.append(("next", f"grokctl verify {root}"))
     if not result.has_tokenizer and not has_only_seeded:
-        source = quoted(result.source)
+        source = quoted(shown_url(result.source))
         remaining.append(("for text", f"grokctl fetch {source} --to {root} --tokenizer FILE"))
     downloaded, uploaded = format_bytes(result.downloaded), format_bytes(result.uploaded or 0)
     took = format_seconds(result.seconds)

@@ -135,10 +135,10 @@ def open_job(
     machines = cluster.machines()
     accelerators(cluster.count)  # starts JAX, which waits until all processes have
     if cluster.rank:
-        request = _adopt(request, cluster.share("choice", None))
+        request = _adopt(request, cluster.share(None))
     job = _open_job(request, processes=cluster.count, machines=machines, observe=observe)
     if cluster.rank == 0:
-        cluster.share("choice", _choice_of(job))
+        cluster.share(_choice_of(job))
     mesh = job.options.mesh
     if isinstance(job.source, ReadyCheckpoint) and job.source.mesh == mesh:
         own = mesh.size // cluster.count

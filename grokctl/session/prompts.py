@@ -13,7 +13,7 @@ from grokctl.errors import UsageError, invalid
 from grokctl.inference.generation import Request
 from grokctl.os_errors import located, refusal
 from grokctl.parse import decode, plain_text
-from grokctl.paths import expanded
+from grokctl.paths import expanded, quoted
 from grokctl.session import settings
 
 if TYPE_CHECKING:  # a malformed file is reported before JAX is loaded
@@ -22,6 +22,8 @@ if TYPE_CHECKING:  # a malformed file is reported before JAX is loaded
 _LONGEST_LINE: Final = 2**20
 """Bytes; several times what any context holds."""
 _MOST_PROMPTS: Final = 100_000
+_MOST_BYTES: Final = 2**27
+"""Bytes of all lines, which take five times as many in memory."""
 _LONGEST_NUMBER: Final = 20
 """Digits of an integer below 2^64."""
 _LONGEST_KEY: Final = 40
@@ -124,9 +126,14 @@ def _opened(file: str) -> Iterator[BinaryIO]:
 
 def _lines(lines: BinaryIO, name: str) -> Iterator[tuple[int, bytes]]:
     """The lines that are not empty, and their numbers."""
-    number = 0
+    number = nbytes = 0
     while line := lines.readline(_LONGEST_LINE + 1):
         number += 1
+        nbytes += len(line)
+        if nbytes > _MOST_BYTES:
+            raise UsageError(
+                f"{name}: longer than {_MOST_BYTES:,} bytes", f"split -C 100M {quoted(name)}"
+            )
         if len(line) > _LONGEST_LINE:
             raise UsageError(f"{name}, line {number}: longer than {_LONGEST_LINE:,} bytes")
         if number == 1:

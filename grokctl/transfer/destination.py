@@ -15,14 +15,14 @@ from grokctl.checkpoint.torrent import (
     folder_name,
     parse_metainfo,
     raw_values,
-    read_metainfo,
+    torrent_bytes,
     trackers_of,
 )
 from grokctl.checkpoint.trust import read_source
 from grokctl.checkpoint.unfinished import Unfinished, forget_unfinished, read_unfinished
 from grokctl.errors import FetchError, invalid
 from grokctl.model.tensors import layer_files
-from grokctl.os_errors import refusal
+from grokctl.os_errors import TooLargeError, refusal
 from grokctl.paths import (
     BEGUN,
     CKPT,
@@ -34,11 +34,14 @@ from grokctl.paths import (
     TORRENT,
     locked,
     quoted,
+    read_limited,
     write_atomically,
 )
-from grokctl.text import printable
+from grokctl.text import has_secret, printable, shown_url
 from grokctl.transfer.sources import FetchOptions, FetchRequest, parse_source, plain_urls
 
+_LARGEST_RESUME: Final = 64 * 2**20
+"""Bytes of resume data; that of Grok-1 has less than one million."""
 _SYSTEM_FOLDERS: Final = frozenset({"lost+found"})
 """A new file system has these, so a folder with nothing else counts as empty."""
 
@@ -160,7 +163,7 @@ def refuse_foreign(request: FetchRequest) -> None:
     claimed = read_source(root)
     if is_empty or claimed == origin.infohash or _cached_torrent(root, origin.infohash) is not None:
         return
-    command = f"grokctl fetch {quoted(origin.source)} --to"
+    command = f"grokctl fetch {quoted(shown_url(origin.source))} --to"
     if claimed is not None:
         other = root.with_name(f"{root.name}-{origin.infohash[:8]}")
         message = f"{root}: expected release {origin.infohash}, found {claimed}"
@@ -202,7 +205,7 @@ def local_torrent(request: FetchRequest) -> bytes | None:
         raise invalid("torrent_file", given, "no such file", f"ls -l {quoted(given)}")
     parsed = parse_source(str(given))
     if parsed.infohash != origin.infohash:
-        name = printable(origin.name) or origin.source
+        name = printable(origin.name) or shown_url(origin.source)
         raise FetchError(
             f"{given}: expected infohash {origin.infohash} of {name}, found {parsed.infohash}",
             f"grokctl fetch {quoted(given)}",
@@ -216,8 +219,9 @@ def _cached_torrent(root: Path, infohash: str) -> bytes | None:
     if not path.is_file():  # reading a pipe would block
         return None
     try:
-        if read_metainfo(path).infohash == infohash:
-            return path.read_bytes()
+        torrent = torrent_bytes(path)
+        if parse_metainfo(torrent, source=path.name).infohash == infohash:
+            return torrent
     except (OSError, FetchError):
         pass
     return None
@@ -263,10 +267,17 @@ def take_resume_data(root: Path) -> tuple[bytes, bool]:
     final, begun = root / PRIVATE / RESUME, root / PRIVATE / BEGUN
     with suppress(OSError):
         final.replace(begun)
-        return begun.read_bytes(), True
+        return _resume_data(begun), True
     with suppress(OSError):
-        return begun.read_bytes(), False
+        return _resume_data(begun), False
     return b"", False
+
+
+def _resume_data(path: Path) -> bytes:
+    try:
+        return read_limited(path, _LARGEST_RESUME)
+    except TooLargeError as error:
+        raise refusal(error, kind=FetchError, hint=f"rm {quoted(path)}") from error
 
 
 def forget_resume_data(root: Path) -> None:
@@ -294,7 +305,7 @@ def record_progress(
     if done >= nbytes:
         forget_unfinished(request.root)
         return
-    source, options = request.origin.source, tuple(_typed(request.options))
+    source, options = shown_url(request.origin.source), tuple(_typed(request.options))
     if request.origin.torrent is not None:
         source = str(Path(source).absolute())
         is_repair = source == str((request.root / TORRENT).absolute())
@@ -327,7 +338,7 @@ def _typed(options: FetchOptions) -> Iterator[str]:
         ("--connections", (options.connections,)),
     ):
         for value in values:
-            if value is not None and "@" not in str(value):
+            if value is not None and not has_secret(str(value)):
                 yield from (option, str(value))
     yield from ["--no-dht"] * (not options.dht)
     yield from ["--no-lsd"] * (not options.lsd)

@@ -16,7 +16,14 @@ from grokctl.events import Advanced, Finished, Noted, Observer, Stage, Started
 from grokctl.os_errors import refusal
 from grokctl.paths import quoted
 from grokctl.system import optional
-from grokctl.text import format_bytes, format_clock, format_number, format_rate, printable
+from grokctl.text import (
+    format_bytes,
+    format_clock,
+    format_number,
+    format_rate,
+    printable,
+    shown_url,
+)
 from grokctl.transfer.destination import (
     FileSelection,
     record_progress,
@@ -352,7 +359,7 @@ def stalled(
         f"found none for {options.stall_timeout_s:g} s from {_peer_counts(now)} "
         f"({'; '.join(answers) or 'no trackers'})"
     )
-    command = f"grokctl fetch {quoted(origin.source)} --to {quoted(request.root)}"
+    command = f"grokctl fetch {quoted(shown_url(origin.source))} --to {quoted(request.root)}"
     if not options.dht and not options.proxy:
         return StalledError(message, f"{command}  # without --no-dht: other peers may have it")
     if options.is_local:

@@ -14,13 +14,14 @@ from typing import Final
 from urllib.parse import urlsplit
 
 from grokctl.checkpoint.file_sizes import regular_size
+from grokctl.checkpoint.torrent import write_torrent
 from grokctl.checkpoint.trust import write_source
 from grokctl.checks import Check, Status
 from grokctl.errors import DiskFullError, FetchError
 from grokctl.machine.disks import existing, file_limit, file_system
 from grokctl.machine.network import certificates
 from grokctl.os_errors import is_absence, refusal
-from grokctl.paths import BEGUN, LOCK, PRIVATE, RESUME, TORRENT, quoted, write_atomically
+from grokctl.paths import BEGUN, LOCK, PRIVATE, RESUME, TORRENT, quoted
 from grokctl.text import format_apart
 from grokctl.transfer.destination import FileSelection, bare_torrent
 from grokctl.transfer.sources import FetchOptions, find_mirror
@@ -136,7 +137,7 @@ def prepare(
         present, free = _present_nbytes(root, selection), _free_nbytes(root)
         raise_failed(_disk_checks(root, selection, present=present, free=free), root)
         torrent = bare_torrent(selection.info, selection.trackers, layers=selection.layers)
-        write_atomically(root / TORRENT, torrent)
+        write_torrent(root / TORRENT, torrent)
         write_source(root, infohash=selection.metainfo.infohash, trust=trust)
     except OSError as error:
         raise refusal(error, root, kind=FetchError) from error

@@ -14,7 +14,8 @@ from urllib.parse import urlsplit
 from grokctl.checkpoint.torrent import (
     GROK_1_MAGNET,
     parse_magnet,
-    read_metainfo,
+    parse_metainfo,
+    torrent_bytes,
     trackers_of,
 )
 from grokctl.checkpoint.trust import (
@@ -26,7 +27,7 @@ from grokctl.checkpoint.trust import (
 from grokctl.errors import FetchError, UsageError, invalid
 from grokctl.os_errors import reason_of, refusal
 from grokctl.paths import TORRENT, expanded
-from grokctl.text import printable
+from grokctl.text import printable, shown_url
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +42,10 @@ class Mirror:
     def at(cls, url: str) -> Self:
         """A mirror named after its host."""
         parts = urlsplit(url)
-        return cls(f"{parts.hostname}:{parts.port}" if parts.port else parts.hostname or url, url)
+        return cls(
+            f"{parts.hostname}:{parts.port}" if parts.port else parts.hostname or shown_url(url),
+            url,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -170,7 +174,7 @@ class FetchOptions:
             if name not in MIRRORS:
                 _expect_url("mirror", name, {"http", "https"}, or_one_of=MIRRORS)
                 if set(name) & set("?#"):
-                    raise invalid("mirror", name, "expected a folder, without ? and #")
+                    raise invalid("mirror", shown_url(name), "expected a folder, without ? and #")
         if self.proxy is not None:
             _expect_url("proxy", self.proxy, {"socks5", "socks5h", "http"}, needs_port=True)
         if self.bind is not None and not _is_address(self.bind):
@@ -229,8 +233,8 @@ def parse_source(source: str) -> Origin:
         magnet = parse_magnet(GROK_1_MAGNET if source == GROK_1 else source)
         if len(magnet.infohash) != len(GROK_1_INFOHASH):
             raise FetchError(
-                f"magnet link {printable(source)!r}: has only a v2 infohash, and peers send no "
-                "piece hashes for those",
+                f"magnet link {printable(shown_url(source))!r}: has only a v2 infohash, and peers "
+                "send no piece hashes for those",
                 "grokctl fetch FILE.torrent",
             )
         return Origin(
@@ -242,11 +246,13 @@ def parse_source(source: str) -> Origin:
     path = expanded(source)
     if not path.is_file():
         raise UsageError(
-            f"source {printable(source)!r}: expected {GROK_1}, a magnet link or a .torrent file",
+            f"source {printable(shown_url(source))!r}: expected {GROK_1}, a magnet link or a "
+            ".torrent file",
             f"grokctl fetch {GROK_1}",
         )
     try:
-        metainfo, torrent = read_metainfo(path), path.read_bytes()
+        torrent = torrent_bytes(path)
+        metainfo = parse_metainfo(torrent, source=path.name)
     except OSError as error:
         raise refusal(error, path, kind=FetchError) from error
     return Origin(
@@ -269,7 +275,7 @@ def parse_endpoint(peer: str) -> Endpoint:
         parts = urlsplit(f"//{peer}")
         if parts.hostname and parts.port and parts.netloc == peer and not parts.username:
             return parts.hostname, parts.port
-    raise invalid("peer", peer, "expected HOST:PORT", "--peer 203.0.113.7:6881")
+    raise invalid("peer", shown_url(peer), "expected HOST:PORT", "--peer 203.0.113.7:6881")
 
 
 def find_mirror(name: str) -> Mirror:
@@ -336,4 +342,5 @@ def _expect_url(
             return
     port = ":port" if needs_port else ""
     names = "".join(f"{name} or " for name in or_one_of)
-    raise invalid(field, url, f"expected {names}{' or '.join(sorted(schemes))}://host{port}")
+    problem = f"expected {names}{' or '.join(sorted(schemes))}://host{port}"
+    raise invalid(field, shown_url(url), problem)

@@ -12,7 +12,7 @@ from grokctl.checkpoint.torrent import Metainfo
 from grokctl.errors import FetchError, GrokctlError
 from grokctl.os_errors import refusal
 from grokctl.paths import PRIVATE
-from grokctl.text import printable
+from grokctl.text import printable, shown_url
 from grokctl.transfer.resume_data import infohash_of
 from grokctl.transfer.sources import Endpoint
 from grokctl.transfer.swarm_settings import settings_pack
@@ -409,7 +409,7 @@ def _notes_in(alert: lt.alert) -> list[str]:
             return ["files changed since the last fetch: checking them"]
         case lt.url_seed_alert():
             reason = alert.error_message() or alert.error.message()
-            return [f"web seed {printable(alert.server_url())}: {printable(reason)}"]
+            return [f"web seed {printable(shown_url(alert.server_url()))}: {printable(reason)}"]
         case _:
             return []
 

@@ -8,11 +8,10 @@ from grokctl.checkpoint.release_files import read_config
 from grokctl.errors import FetchError, GrokctlError, UsageError
 from grokctl.model.tokenizer import Tokenizer
 from grokctl.os_errors import refusal
-from grokctl.paths import TOKENIZER, quoted, write_atomically
+from grokctl.paths import LARGEST_TOKENIZER, TOKENIZER, quoted, read_limited, write_atomically
 from grokctl.transfer.sources import PinnedFile
 from grokctl.transfer.web import Web, WebError
 
-_LARGEST: Final = 64 * 2**20
 _LARGEST_VOCABULARY: Final = 2**24
 _WITHIN_S: Final = 120.0
 
@@ -54,11 +53,13 @@ def read_tokenizer(path: Path, pinned: PinnedFile | None) -> bytes:
     """
     try:
         with path.open("rb") as file:
-            data = file.read(_LARGEST + 1)
+            data = file.read(LARGEST_TOKENIZER + 1)
     except OSError as error:
         raise refusal(error, path) from error
-    if len(data) > _LARGEST:
-        raise UsageError(f"{path}: expected a tokenizer of at most {_LARGEST:,} bytes, found more")
+    if len(data) > LARGEST_TOKENIZER:
+        raise UsageError(
+            f"{path}: expected a tokenizer of at most {LARGEST_TOKENIZER:,} bytes, found more"
+        )
     if pinned is not None:
         pinned.refuse_other(data, str(path))
     else:
@@ -91,10 +92,14 @@ def refuse_other(root: Path, data: bytes, given: Path, *, force: bool) -> None:
         UsageError: The release has a different tokenizer, and `force` is not set.
     """
     place = root / TOKENIZER
-    if place.is_file() and place.read_bytes() != data and not force:
+    if not force and place.is_file() and _differs(place, data):
         raise UsageError(
             f"{place}: exists and differs from {given}", f"ls -l {quoted(place)} {quoted(given)}"
         )
+
+
+def _differs(place: Path, data: bytes) -> bool:
+    return place.stat().st_size != len(data) or read_limited(place, LARGEST_TOKENIZER) != data
 
 
 def _refuse_unfit(data: bytes, given: Path, *, vocab_size: int) -> None:

@@ -68,6 +68,17 @@ from grokctl.checkpoint.torrent import (
     trackers_of,
 )
 from grokctl.checkpoint.trust import read_source, write_source
+from grokctl.cluster.channel import FrameReader, Keys, frame
+from grokctl.cluster.handshake import (
+    LONGEST,
+    Purpose,
+    Stranger,
+    challenge,
+    hello,
+    keys_of,
+    proof_line,
+)
+from grokctl.cluster.launcher import Launch
 from grokctl.errors import GrokctlError
 from grokctl.model.config import GrokConfig
 from grokctl.model.placement import MeshShape
@@ -668,6 +679,60 @@ def _check_range(_: bytes, found: tuple[int, int, int]) -> None:
     assert 0 <= first <= last < total < 10**18
 
 
+# --- the roll call of several hosts
+
+_SECRET = b"s" * 32
+_RANK = Launch(host="here", port=1, count=4, rank=1)
+_ORDERS = tuple(f"order {number}".encode() * number for number in range(4))
+
+
+@cache
+def _hello() -> bytes:
+    return hello(Purpose.ORDERS, _RANK, _SECRET, "0" * 16)
+
+
+@cache
+def _roll_seeds() -> tuple[bytes, ...]:
+    proof = proof_line(Keys(b"another"))
+    return _hello(), _hello() + proof, b"grokctl 1 of 2\n", b"GET / HTTP/1.1\r\n"
+
+
+def _read_roll(data: bytes) -> Stranger | None:
+    """What a stranger sends to rank 0, line by line."""
+    stranger = Stranger(_SECRET)
+    for line in data.splitlines(keepends=True):
+        if not stranger.is_refused:
+            stranger.hear(line)
+    assert not stranger.is_proven
+    return None if stranger.is_refused or stranger.said is None else stranger
+
+
+def _check_roll(_: bytes, found: Stranger) -> None:
+    assert 0 < found.rank < found.count < 10**9
+    assert len(found.came) <= LONGEST
+    assert keys_of(_SECRET, found.said[0], found.reply) == found.keys
+
+
+@cache
+def _answer_seeds() -> tuple[bytes, ...]:
+    return challenge(_SECRET, _hello())[0], challenge(b"another", _hello())[0]
+
+
+def _check_answer(data: bytes, _: Keys) -> None:
+    assert data == _answer_seeds()[0]
+
+
+def _orders_seeds() -> list[bytes]:
+    return [b"".join(frame(_SECRET, number, order) for number, order in enumerate(_ORDERS))]
+
+
+def _check_orders(_: bytes, found: list[bytes]) -> None:
+    assert tuple(found) == _ORDERS[: len(found)]
+
+
+_ROLL_WORDS = ("grokctl ", "hello", "service", "orders", " of ", "\n", " 1\n", "0" * 64, "\u0661")
+
+
 def _put(path: Path, data: bytes) -> None:
     with path.open("wb") as file:
         file.write(data)
@@ -719,6 +784,21 @@ TARGETS = {
         Target("config", _config_seeds, _read_config, _check_config, json_mutator, _scratch),
         Target(
             "receipt", _receipt_seeds, _read_receipt, _check_receipt, json_mutator, _proven_release
+        ),
+        Target("roll", _roll_seeds, _read_roll, _check_roll, text_mutator(_ROLL_WORDS)),
+        Target(
+            "answer",
+            _answer_seeds,
+            lambda data: keys_of(_SECRET, _hello(), data),
+            _check_answer,
+            text_mutator(("grokctl ", "challenge", " 0 ", " 1 ", "\n", "0" * 32)),
+        ),
+        Target(
+            "orders",
+            _orders_seeds,
+            lambda data: FrameReader(_SECRET).feed(data) or None,
+            _check_orders,
+            edit_bytes,
         ),
         Target(
             "range",

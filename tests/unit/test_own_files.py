@@ -276,7 +276,7 @@ def test_another_users_link_to_a_private_file_is_refused(
         refuse_foreign_links(link, release)
         return
     with pytest.raises(ForeignFileError, match="another user's link"):
-        read_linked(link, release)
+        read_linked(link, release, most=2**20)
 
 
 def test_ones_own_link_to_ones_own_private_file_is_no_reason_to_refuse(release, public):
@@ -295,3 +295,12 @@ def test_a_private_folder_above_release_and_file_is_private_to_both(release, pub
     public.chmod(0o700)
 
     assert copy_mode(release / "tokenizer.model", release) == 0o644
+
+
+def test_a_large_file_is_not_copied(tmp_path):
+    path = tmp_path / "tokenizer.model"
+    path.write_bytes(b"x" * 11)
+
+    assert read_linked(path, tmp_path, most=11)[0] == b"x" * 11
+    with pytest.raises(ForeignFileError, match="expected at most 10 bytes, found 11"):
+        read_linked(path, tmp_path, most=10)

@@ -5,6 +5,8 @@ import math
 from dataclasses import asdict
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from grokctl.events import Advanced, Stage
 from grokctl.inference.generation import Score, Stats
@@ -17,6 +19,8 @@ from grokctl.text import (
     format_seconds,
     format_speed,
     harmless,
+    has_secret,
+    shown_url,
     to_json,
 )
 from grokctl.transfer.swarm import rate_limit
@@ -115,3 +119,42 @@ def test_no_terminal_gets_what_turns_or_hides_text(code):
 @pytest.mark.parametrize("text", ["👩‍🚀", "می‌خواهم", "؀١٢", "a\tb\n"])
 def test_joiners_and_signs_of_usual_text_stay(text):
     assert harmless(text) == text
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("socks5://me:opensesame@proxy", "socks5://…@proxy"),
+        ("http://me:open/ses?ame#x@y@proxy:1", "http://…@proxy:1"),
+        ("me:opensesame@proxy:1", "…@proxy:1"),
+        ("http://opensesame@tracker/announce", "http://…@tracker/announce"),
+        ("http://tracker/0a1b2c3d4e5f60718293/announce", "http://tracker/…/announce"),
+        ("http://tracker/announce?passkey=opensesame&x=1", "http://tracker/announce?passkey=…&x=…"),
+        ("http://tracker/announce?opensesame", "http://tracker/announce?…"),
+        ("https://mirror/grok-1/ckpt-0/#opensesame", "https://mirror/grok-1/ckpt-0/#…"),
+        ("udp://tracker.example.org:1337/announce", "udp://tracker.example.org:1337/announce"),
+        ("https://host/xai-org/grok-1/resolve/main/", "https://host/xai-org/grok-1/resolve/main/"),
+        ("http://[2001:db8::5]:80/x", "http://[2001:db8::5]:80/x"),
+        ("http://host/a@b", "http://host/a@b"),
+        ("/tmp/release-2024-of-me/0a1b2c3d4e5f6071.torrent",) * 2,
+        ("localhost,.example.org",) * 2,
+        ("hf",) * 2,
+        ("",) * 2,
+        ("magnet:?xt=urn:btih:0a&dn=x&tr=udp%3A%2F%2Fa%3A1%2Fannounce",) * 2,
+        (
+            "magnet:?xt=urn:btih:0a&tr=http%3A%2F%2Fa%2Fannounce%3Fpasskey%3Dopensesame&dn=x",
+            "magnet:?xt=urn:btih:0a&dn=x",
+        ),
+    ],
+)
+def test_a_url_is_shown_without_what_lets_its_bearer_in(url, shown):
+    assert shown_url(url) == shown
+    assert has_secret(url) is (url != shown)
+    assert shown_url(shown) == shown
+
+
+@given(st.text(max_size=40), st.text(max_size=20))
+def test_no_password_is_shown_whatever_is_in_it(password, user):
+    secret = f"<{password}>"
+
+    assert secret not in shown_url(f"http://{user.replace('/', '')}:{secret}@proxy:1/x")

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import secrets
 import select
 import shutil
 import signal
@@ -11,9 +12,9 @@ import subprocess
 import sys
 import termios
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -30,9 +31,11 @@ from slurm import Slurm, find_daemon, free_ports
 from grokctl.checkpoint.miniature import MINIATURE, write_miniature
 from grokctl.checkpoint.ready import ReadyCheckpoint, open_ready
 from grokctl.checkpoint.release import Release, open_release
+from grokctl.cluster.channel import Channel
 from grokctl.cluster.launcher import Launch
-from grokctl.cluster.rendezvous import meet
+from grokctl.cluster.rendezvous import meet, open_channels
 from grokctl.errors import ExitCode, PeerError
+from grokctl.events import ignore
 from grokctl.infer import infer
 from grokctl.inference.engine import Engine
 from grokctl.inference.generation import Request
@@ -54,7 +57,7 @@ SHORTEST_S = 20
 """The least that --cluster-timeout takes."""
 SLACK_S = 15
 """What starting Python and JAX may take here, beside other work."""
-_CALMED = ("JAX_NUM_CPU_DEVICES", "COLUMNS", "NO_COLOR", "FORCE_COLOR")
+_CALMED = ("GROKCTL_JOB_SECRET", "JAX_NUM_CPU_DEVICES", "COLUMNS", "NO_COLOR", "FORCE_COLOR")
 
 PROGRAM = """
 import json, sys
@@ -323,10 +326,12 @@ def test_rank_0_alone_talks_and_each_host_has_only_its_own_files(by_hand, parts,
     prompt = ("--token-ids", ",".join(map(str, PROMPT)), "-n", TOKENS, *GREEDY)
     arguments = ("run", *prompt, "--json", "--context", 32)
 
-    first = by_hand(0, *arguments, GROKCTL_HOME=str(parts[0]))
-    second = by_hand(1, *arguments, GROKCTL_HOME=str(parts[1]))
+    secret = secrets.token_hex()
+    first = by_hand(0, *arguments, GROKCTL_HOME=str(parts[0]), GROKCTL_JOB_SECRET=secret)
+    second = by_hand(1, *arguments, GROKCTL_HOME=str(parts[1]), GROKCTL_JOB_SECRET=secret)
 
     assert (first.wait().code, second.wait().code) == (0, 0), first.stderr + second.stderr
+    assert "no job secret" not in first.stderr
     (line,) = first.stdout.splitlines()
     assert json.loads(line)["tokens"] == alone["model=1"].ids
     assert (second.stdout, second.stderr) == ("", "")
@@ -389,6 +394,7 @@ def test_a_release_is_scored_over_the_usual_mesh(by_hand, release, alone, tmp_pa
     assert (first.code, second.code) == (0, 0), first.stderr
     assert np.abs(np.load(logits) - alone["model=1"].logits).max() <= FLOAT32_BOUND
     assert MESHES[0] in first.stderr
+    assert "no job secret: " in first.stderr
     assert "rank 1: " in second.stderr
     assert second.stdout == ""
 
@@ -551,10 +557,13 @@ def come(ranks: list[int], *, count: int, within_s: float, port: int) -> list[st
     """What each of some ranks says, or nothing where it may go on."""
 
     def try_to_meet(rank: int) -> str:
+        launch = Launch(host="127.0.0.1", port=port, count=count, rank=rank)
         try:
-            meet(Launch(host="127.0.0.1", port=port, count=count, rank=rank), within_s=within_s)
+            met = meet(launch, None, within_s=within_s, note=ignore)
         except PeerError as error:
             return str(error)
+        for channel in met.services + met.orders:
+            channel.close()
         return ""
 
     with ThreadPoolExecutor(len(ranks)) as pool:
@@ -573,6 +582,19 @@ def reach(port: int, said: bytes) -> socket.socket:
         else:
             connection.sendall(said)
             return connection
+
+
+@contextmanager
+def seat(port: int, *, count: int) -> Iterator[tuple[Channel, Channel]]:
+    """The connections of a rank 1 that is no more than these, to a rank 0 that may not be there."""
+    reach(port, b"").close()
+    launch = Launch(host="127.0.0.1", port=port, count=count, rank=1)
+    channels = open_channels(launch, None, until=time.monotonic() + SLACK_S)
+    try:
+        yield channels
+    finally:
+        for channel in channels:
+            channel.close()
 
 
 def test_all_who_come_go_on_whatever_strangers_say():
@@ -615,7 +637,8 @@ def test_a_rank_that_is_lost_while_others_are_waited_for_is_named_at_once():
 
     with ThreadPoolExecutor(1) as pool:
         first = pool.submit(come, [0], count=4, within_s=SHORTEST_S, port=port)
-        reach(port, b"grokctl 1 of 4\n").close()
+        with seat(port, count=4):
+            pass
         said = first.result()
 
     assert said == ["rank 1 was lost before all had come"]
@@ -662,12 +685,13 @@ def test_as_many_processes_as_cannot_share_a_mesh_wait_for_nobody(by_hand, ready
 
 def test_ctrl_c_at_rank_0_is_told_to_those_who_wait_with_it(by_hand, ready):
     first = by_hand(0, "run", ready["model=16"].root, "--token-ids", 1, count=4)
-    with reach(by_hand.port, b"grokctl 1 of 4\n") as second:
+    with seat(by_hand.port, count=4) as channels:
+        assert "no job secret" in first.process.stderr.readline()
         assert "waiting for 3 more of 4" in first.process.stderr.readline()
 
         first.process.send_signal(signal.SIGINT)
 
-        assert second.recv(100) == b"grokctl rank 0: was interrupted\n"
+        assert [channel.receive() for channel in channels] == [b"rank 0: was interrupted"] * 2
     assert first.wait(timeout=SLACK_S).code == ExitCode.INTERRUPTED
 
 
@@ -681,6 +705,8 @@ def start_decoding(by_hand, ready) -> tuple[Rank, Rank]:
     first, second = (by_hand(rank, *arguments, PYTHONUNBUFFERED="1") for rank in range(2))
     said = first.process.stdout.read(12)  # several tokens: steps follow each other now
     assert said, first.wait().stderr + second.wait().stderr
+    with pytest.raises(ConnectionRefusedError):  # JAX's service is at no port
+        socket.create_connection(("127.0.0.1", by_hand.port))
     return first, second
 
 
@@ -746,7 +772,7 @@ def test_a_coordinator_that_no_name_server_knows_is_named_too():
     launch = Launch(host="nowhere.invalid", port=61440, count=2, rank=1)
 
     with pytest.raises(PeerError, match=r"rank 0 cannot be reached at nowhere\.invalid:61440"):
-        meet(launch, within_s=0)
+        meet(launch, None, within_s=0, note=ignore)
 
 
 def test_a_port_that_is_taken_is_a_sentence_and_no_crash(by_hand, ready):
@@ -957,8 +983,8 @@ patch("session.job:_open_job", lambda _: open_job)
 def test_a_rank_that_is_lost_as_soon_as_all_have_come_is_named(by_hand, ready):
     arguments = ("run", ready["model=16"].root, "--token-ids", 1, "--cluster-timeout", SHORTEST_S)
     first = by_hand(0, *arguments)
-    with reach(by_hand.port, b"grokctl 1 of 2\n") as second:
-        assert second.recv(100) == b"grokctl begin\n"
+    with seat(by_hand.port, count=2) as channels:
+        assert [channel.receive() for channel in channels] == [b"begin"] * 2
     lost = time.monotonic()
 
     first.wait()
@@ -972,10 +998,11 @@ def test_a_rank_that_is_lost_as_soon_as_all_have_come_is_named(by_hand, ready):
 def test_a_rank_that_comes_to_a_run_that_has_begun_does_not_disturb_it(by_hand, ready):
     first, second = start_decoding(by_hand, ready)
 
-    third = by_hand(1, "run", ready[MESHES[0]].root, "--token-ids", 1).wait()
+    late = ("--token-ids", 1, "--cluster-timeout", SHORTEST_S)
+    third = by_hand(1, "run", ready[MESHES[0]].root, *late).wait()
 
     assert third.code == ExitCode.PEER
-    assert "something else answers, or a run that has begun" in third.error
+    assert "(Connection refused)" in third.error
     assert (first.wait().code, second.wait().code) == (0, 0)
 
 

@@ -1,4 +1,6 @@
 import hashlib
+import os
+import stat
 
 import libtorrent as lt
 import pytest
@@ -7,6 +9,7 @@ from torrents import bencode, entry, info_of, names_in, parse
 from grokctl.checkpoint.torrent import (
     build_metainfo,
     trackers_of,
+    write_torrent,
 )
 
 
@@ -67,3 +70,31 @@ def test_a_torrent_of_one_file_is_named_by_its_name():
     found = parse(bencode({b"info": info}))
 
     assert [(file.path, file.length) for file in found.files] == [(("tensor00000_000",), 5)]
+
+
+@pytest.mark.parametrize(
+    ("values", "mode"),
+    [
+        pytest.param({}, 0o644, id="none"),
+        pytest.param({b"announce": b"http://tracker/announce"}, 0o644, id="public"),
+        pytest.param({b"announce": b"http://tracker/0a1b2c3d4e5f6071/announce"}, 0o600, id="path"),
+        pytest.param(
+            {b"announce-list": [[b"udp://tracker:1"], [b"http://tracker/?passkey=x"]]},
+            0o600,
+            id="query",
+        ),
+        pytest.param({b"url-list": b"http://me:opensesame@seed/"}, 0o600, id="web-seed"),
+    ],
+)
+def test_a_torrent_with_a_passkey_is_for_its_user_alone(tmp_path, values, mode):
+    path, data = tmp_path / "release.torrent", bencode(values | {b"info": {}})
+    path.write_bytes(b"before")
+
+    before = os.umask(0o022)
+    try:
+        write_torrent(path, data)
+    finally:
+        os.umask(before)
+
+    assert path.read_bytes() == data
+    assert stat.S_IMODE(path.stat().st_mode) == mode

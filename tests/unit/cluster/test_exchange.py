@@ -56,7 +56,7 @@ def test_machines_are_counted_once(others, machines):
 def test_a_rank_says_that_its_own_prompt_is_ignored(monkeypatch, capsys, own, is_noted):
     console = Console()
     console.step_back("rank 1", verbose=False)
-    cluster = SimpleNamespace(rank=1, share=lambda *_: {"prompt": ["theirs", None]})
+    cluster = SimpleNamespace(rank=1, share=lambda _: {"prompt": ["theirs", None]})
     monkeypatch.setattr("grokctl.session.complete.follow", lambda *_: None)
 
     assert followed(console, None, cluster, own)

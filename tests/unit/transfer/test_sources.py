@@ -2,7 +2,8 @@
 
 import pytest
 
-from grokctl.transfer.sources import FetchOptions
+from grokctl.errors import FetchError, InvalidValueError
+from grokctl.transfer.sources import FetchOptions, find_mirror, parse_source
 
 FAR = ("udp://tracker.example.org:80", "http://203.0.113.7/announce")
 NEAR = ("http://127.0.0.1:9/announce", "http://localhost:9/announce", "udp://[::1]:9")
@@ -28,3 +29,36 @@ OWN = ("http://own.example.org/announce",)
 def test_the_trackers_that_are_asked(options, asked):
     assert set(FetchOptions(**options).asked(FAR + NEAR)) == set(asked)
     assert len(FetchOptions(**options).asked(FAR + NEAR)) == len(asked)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        pytest.param("proxy", "socks5://me:opensesame@proxy", id="proxy-without-port"),
+        pytest.param("proxy", "me:opensesame@proxy:1080", id="proxy-without-scheme"),
+        pytest.param("mirrors", "ftp://me:opensesame@mirror/", id="mirror"),
+        pytest.param("mirrors", "https://mirror/?key=opensesame", id="mirror-with-key"),
+        pytest.param("web_seeds", "ftp://mirror/0pensesame1234/", id="web-seed"),
+        pytest.param("trackers", "ws://tracker/announce?passkey=opensesame", id="tracker"),
+        pytest.param("peers", "me:opensesame@peer", id="peer"),
+    ],
+)
+def test_an_address_that_is_refused_is_shown_without_its_secret(field, value):
+    with pytest.raises(InvalidValueError, match="expected") as raised:
+        FetchOptions(**{field: value if field == "proxy" else (value,)})
+
+    assert "pensesame" not in f"{raised.value} {raised.value.hint}"
+    assert value.partition("://")[0].rpartition("@")[2] in str(raised.value)
+
+
+def test_a_magnet_link_that_is_refused_is_shown_without_passkeys():
+    tracker = "http%3A%2F%2Ftracker%2Fannounce%3Fpasskey%3Dopensesame"
+
+    with pytest.raises(FetchError) as raised:
+        parse_source(f"magnet:?xt=urn:btmh:1220{'0' * 64}&tr={tracker}")
+
+    assert "opensesame" not in str(raised.value)
+
+
+def test_a_mirror_without_a_host_is_named_without_its_secret():
+    assert "opensesame" not in find_mirror("http:///x?key=opensesame").name
