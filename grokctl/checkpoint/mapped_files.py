@@ -10,6 +10,7 @@ import os
 import signal
 import weakref
 from collections.abc import Callable
+from functools import cache
 from itertools import count
 from pathlib import Path
 from typing import Final
@@ -38,7 +39,7 @@ def map_to_read(handle: int, path: Path) -> mmap.mmap:
     number = next(_numbers)
     _mapped[number] = path, len(memory)
     weakref.finalize(memory, _mapped.pop, number, None)
-    _install()
+    catch_bus_errors()
     return memory
 
 
@@ -65,8 +66,9 @@ _end_in_c: Callable[[int], None] = _HANDLER(_end)
 """Kept here: the C library has nothing but its address."""
 
 
-def _install() -> None:
-    """Let the C library call `_end`, unless something else handles the signal already."""
+@cache
+def catch_bus_errors() -> None:
+    """Let the C library name the file that was cut, unless something else handles the signal."""
     if signal.getsignal(signal.SIGBUS) is signal.SIG_DFL:
         library = ctypes.CDLL(None)
         library.signal.restype = ctypes.c_void_p

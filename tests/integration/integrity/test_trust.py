@@ -358,7 +358,7 @@ def test_the_built_in_infohash_is_its_own_root(tmp_path):
     assert trust_of(tmp_path, trust.GROK_1_INFOHASH).root == BUILT_IN
 
 
-@pytest.mark.parametrize("words", [None, 0, "", [], "a\x1b[31m" * 9000])
+@pytest.mark.parametrize("words", [None, 0, "", [], "a\x1b[31m" * 5000])
 def test_a_root_of_trust_that_makes_no_sense_is_not_repeated(root, words):
     infohash = verify(root).verified.receipt.infohash
     record = {"version": 1, "infohash": infohash, "root_of_trust": words}

@@ -160,7 +160,7 @@ def published(models, folder):
 @pytest.fixture
 def official(swarm, folder, published, monkeypatch):
     """The small release is Grok-1 for a while, and its tokenizer lies on a server here."""
-    monkeypatch.setattr("grokctl.transfer.sources._GROK_1_INFOHASH", swarm.metainfo.infohash)
+    monkeypatch.setattr("grokctl.transfer.sources.GROK_1_INFOHASH", swarm.metainfo.infohash)
     with serving(Handler, folder) as server:
         monkeypatch.setattr(
             "grokctl.transfer.sources.GROK_1_TOKENIZER", pinned_at(server, published)
