@@ -14,7 +14,8 @@ import numpy as np
 from grokctl.checkpoint.mapped_files import map_to_read
 from grokctl.checkpoint.pickle_writer import Hole, measure
 from grokctl.checkpoint.pickles import BFLOAT16, PickledTensor, scan
-from grokctl.checkpoint.torrent import Metainfo, TorrentFile
+from grokctl.checkpoint.torrent import Metainfo
+from grokctl.checkpoint.torrent_files import TorrentFile
 from grokctl.errors import FetchError, Reason, corrupt
 from grokctl.model.config import GROK_1, GrokConfig
 from grokctl.model.tensors import TensorSpec

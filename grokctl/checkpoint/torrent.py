@@ -1,11 +1,10 @@
-"""Torrents and magnet links as values: metainfo, pieces <-> files, safe names; no libtorrent."""
+"""Torrents and magnet links as values: metainfo, and pieces <-> files; no libtorrent."""
 
 import base64
 import hashlib
 import re
-import reprlib
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -13,7 +12,21 @@ from typing import Any, Final
 from urllib.parse import parse_qsl, quote, urlsplit
 
 from grokctl.checkpoint.bencode import MalformedError, decode, encode
-from grokctl.checkpoint.hashtree import LEAF, Hasher, TreeHasher, levels_above, root_above
+from grokctl.checkpoint.hashtree import Hasher, TreeHasher
+from grokctl.checkpoint.torrent_files import (
+    MOST_DEPTH,
+    V2,
+    TorrentFile,
+    entry_of,
+    has_tree,
+    is_same_list,
+    list_files,
+    padded_files,
+    refuse_clashes,
+    text_of,
+    tree_hashes,
+    tree_leaves,
+)
 from grokctl.errors import FetchError
 from grokctl.os_errors import TooLargeError
 from grokctl.paths import read_limited, write_atomically
@@ -30,26 +43,9 @@ GROK_1_MAGNET: Final = (
 _MOST_METAINFO = 32 * 2**20
 _MOST_PIECES = 2**20
 _MOST_FILES = 10_000
-_MOST_DEPTH = 16
 _SMALLEST_PIECE, _LARGEST_PIECE = 2**14, 2**28
 _V1_DIGITS = 40
-V2: Final = 2
-"""The version of a torrent without v1 pieces (BEP 52)."""
 _TRACKER_SCHEMES = frozenset({"http", "https", "udp"})
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TorrentFile:
-    """One file of a torrent."""
-
-    index: int
-    path: tuple[str, ...]
-    """Below the torrent's own folder; every part is a safe file name."""
-    length: int
-    offset: int
-    """In the concatenation of all files, which the pieces divide."""
-    is_pad: bool = False
-    """Zeros between files (BEP 47), which are not stored."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -238,8 +234,8 @@ def parse_metainfo(data: bytes, *, source: str) -> Metainfo:
             for some piece, or contains a link, an executable or a path that leaves its folder.
     """
     try:
-        top, spans = decode(data, most_depth=_MOST_DEPTH)
-        info = _entry(top, b"info", dict)
+        top, spans = decode(data, most_depth=MOST_DEPTH)
+        info = entry_of(top, b"info", dict)
         start, end = spans[b"info"]
         return _metainfo(info, data[start:end], top.get(b"piece layers", {}))
     except MalformedError as error:
@@ -293,7 +289,7 @@ def build_metainfo(
 def trackers_of(data: bytes) -> tuple[str, ...]:
     """The announce URLs of a torrent whose scheme is http, https or udp."""
     try:
-        top, _ = decode(data, most_depth=_MOST_DEPTH)
+        top, _ = decode(data, most_depth=MOST_DEPTH)
     except MalformedError as error:
         raise FetchError(f"invalid torrent: {error}") from error
     tiers = top.get(b"announce-list")
@@ -311,7 +307,7 @@ def write_torrent(path: Path, data: bytes) -> None:
         OSError: It cannot be written.
     """
     try:
-        top, _ = decode(data, most_depth=_MOST_DEPTH)
+        top, _ = decode(data, most_depth=MOST_DEPTH)
     except MalformedError:
         top = {}
     others = [top.get(key) for key in (b"announce", b"announce-list", b"url-list", b"httpseeds")]
@@ -335,23 +331,23 @@ def raw_values(data: bytes) -> dict[bytes, bytes]:
         FetchError: It is not a torrent.
     """
     try:
-        _, spans = decode(data, most_depth=_MOST_DEPTH)
+        _, spans = decode(data, most_depth=MOST_DEPTH)
     except MalformedError as error:
         raise FetchError(f"invalid torrent: {error}") from error
     return {key: data[start:end] for key, (start, end) in spans.items()}
 
 
 def _metainfo(info: dict[bytes, Any], raw: bytes, layers: Any) -> Metainfo:
-    name = _text(_entry(info, b"name", bytes))
-    piece_length = _entry(info, b"piece length", int)
+    name = text_of(entry_of(info, b"name", bytes))
+    piece_length = entry_of(info, b"piece length", int)
     if not _SMALLEST_PIECE <= piece_length <= _LARGEST_PIECE:
         raise MalformedError(f"has pieces of {piece_length} bytes")
-    has_tree = _has_tree(info)
-    if has_tree and piece_length.bit_count() != 1:
+    is_tree = has_tree(info)
+    if is_tree and piece_length.bit_count() != 1:
         raise MalformedError(f"has v2 pieces of {piece_length} bytes, which is not a power of two")
-    leaves = list(_leaves(info[b"file tree"], ())) if has_tree else []
-    padded = tuple(_padded(leaves, piece_length))
-    if has_tree and b"pieces" not in info:
+    leaves = list(tree_leaves(info[b"file tree"], ())) if is_tree else []
+    padded = tuple(padded_files(leaves, piece_length))
+    if is_tree and b"pieces" not in info:
         if b"length" in info or b"files" in info:
             raise MalformedError("has v1 files without v1 pieces")
         _refuse_sizes(padded, piece_length)
@@ -360,17 +356,17 @@ def _metainfo(info: dict[bytes, Any], raw: bytes, layers: Any) -> Metainfo:
             infohash=hashlib.sha256(raw).hexdigest(),
             name=name,
             piece_length=piece_length,
-            piece_hashes=_tree_hashes(leaves, layers, piece_length),
+            piece_hashes=tree_hashes(leaves, layers, piece_length),
             files=padded,
         )
-    hashes = _entry(info, b"pieces", bytes)
+    hashes = entry_of(info, b"pieces", bytes)
     if b"length" in info and b"files" in info:
         raise MalformedError("has both a length and a list of files")
-    files = tuple(_files(info, name))
+    files = tuple(list_files(info, name))
     wanted = _refuse_sizes(files, piece_length)
     if len(hashes) != 20 * wanted:
         raise MalformedError(f"has {len(hashes) / 20:g} piece hashes for {wanted} pieces")
-    if has_tree and not (padded and _agree(files, padded)):
+    if is_tree and not (padded and is_same_list(files, padded)):
         raise MalformedError("has different files in its v2 file tree and its v1 list")
     return Metainfo(
         infohash=hashlib.sha1(raw, usedforsecurity=False).hexdigest(),
@@ -389,192 +385,5 @@ def _refuse_sizes(files: Sequence[TorrentFile], piece_length: int) -> int:
     pieces = -(-total // piece_length)
     if not 1 <= pieces <= _MOST_PIECES:
         raise MalformedError(f"has {pieces} pieces")
-    _refuse_clashes(files)
+    refuse_clashes(files)
     return pieces
-
-
-def _files(info: dict[bytes, Any], name: str) -> Iterator[TorrentFile]:
-    """The files of a v1 list."""
-    if b"length" in info:
-        entries: list[Any] = [{**info, b"path": [name.encode()]}]
-    else:
-        entries = _entry(info, b"files", list)
-    offset = 0
-    for index, entry in enumerate(entries):
-        parts = _entry(entry, b"path", list)
-        if not 1 <= len(parts) <= _MOST_DEPTH:
-            raise MalformedError(f"has a file {len(parts)} folders deep")
-        path = tuple(_safe_part(part) for part in parts)
-        attributes = _attributes(path, entry)
-        length = _length(entry)
-        is_pad = b"p" in attributes or path[-1].startswith("_____padding_file_")
-        yield TorrentFile(index=index, path=path, length=length, offset=offset, is_pad=is_pad)
-        offset += length
-
-
-@dataclass(frozen=True, slots=True)
-class _Leaf:
-    """One file of a v2 file tree."""
-
-    path: tuple[str, ...]
-    length: int
-    root: bytes
-    """Of its hash tree; empty if the file is."""
-
-
-def _has_tree(info: dict[bytes, Any]) -> bool:
-    """Whether there is a v2 file tree, which libtorrent prefers to a v1 list."""
-    version = info.get(b"meta version", 1)
-    has_tree = b"file tree" in info
-    if type(version) is not int or version != (V2 if has_tree else 1):
-        tree = "a" if has_tree else "no"
-        raise MalformedError(f"has meta version {reprlib.repr(version)} and {tree} v2 file tree")
-    return has_tree
-
-
-def _leaves(tree: Any, parents: tuple[str, ...]) -> Iterator[_Leaf]:
-    if not isinstance(tree, dict):
-        raise MalformedError("has a v2 file tree that is not a dictionary")
-    for name, branch in tree.items():
-        path = (*parents, _safe_part(name))
-        if not isinstance(branch, dict) or b"" not in branch:
-            yield from _leaves(branch, path)
-        elif len(branch) == 1:
-            yield _leaf(path, branch[b""])
-        else:
-            raise MalformedError(f"{_shown(path)} is both a file and a folder")
-
-
-def _leaf(path: tuple[str, ...], entry: Any) -> _Leaf:
-    if b"p" in _attributes(path, entry):
-        raise MalformedError("has a pad in its v2 file tree")
-    length = _length(entry)
-    root = _entry(entry, b"pieces root", bytes) if length else b""
-    if length and len(root) != 32:  # noqa: PLR2004 (SHA-256)
-        raise MalformedError(f"{_shown(path)} has a pieces root of {len(root)} bytes")
-    return _Leaf(path, length, root)
-
-
-def _padded(leaves: Iterable[_Leaf], piece_length: int) -> Iterator[TorrentFile]:
-    """The files of a v2 file tree, each followed by the pad that fills its last piece."""
-    index = offset = 0
-    for leaf in leaves:
-        for path, length, is_pad in (
-            (leaf.path, leaf.length, False),
-            ((".pad",), -leaf.length % piece_length, True),
-        ):
-            if length or not is_pad:
-                yield TorrentFile(
-                    index=index, path=path, length=length, offset=offset, is_pad=is_pad
-                )
-                index += 1
-                offset += length
-
-
-def _tree_hashes(leaves: Sequence[_Leaf], layers: Any, piece_length: int) -> bytes:
-    """The root of every piece's hash tree, checked against the roots of the files."""
-    levels = levels_above(piece_length // LEAF)
-    cut = {leaf.root for leaf in leaves if leaf.length > piece_length}
-    if not isinstance(layers, dict) or layers.keys() != cut:
-        raise MalformedError("has v2 piece layers that do not match its files")
-    hashes = bytearray()
-    for leaf in leaves:
-        if not leaf.length:
-            continue
-        if leaf.length <= piece_length:
-            # the file's own root is that of a smaller tree
-            own = levels_above(-(-leaf.length // LEAF))
-            hashes += root_above([leaf.root], levels - own, below=own)
-            continue
-        layer, pieces = layers[leaf.root], -(-leaf.length // piece_length)
-        if not isinstance(layer, bytes) or len(layer) != 32 * pieces:
-            raise MalformedError(f"{_shown(leaf.path)} has a v2 piece layer of the wrong length")
-        nodes = [layer[start : start + 32] for start in range(0, len(layer), 32)]
-        if leaf.root != root_above(nodes, levels_above(pieces), below=levels):
-            raise MalformedError(
-                f"{_shown(leaf.path)} has a v2 piece layer that does not match its root"
-            )
-        hashes += layer
-    return bytes(hashes)
-
-
-def _agree(files: Sequence[TorrentFile], padded: Sequence[TorrentFile]) -> bool:
-    """Whether the v1 list and the v2 file tree of a hybrid torrent place every file identically.
-
-    The last pad may be missing, as in torrents by libtorrent 2.0.0 to 2.0.7.
-    """
-
-    def placed(several: Sequence[TorrentFile]) -> list[tuple[tuple[str, ...], int, int]]:
-        return [
-            (file.path, file.length, file.offset if file.length else 0)
-            for file in several
-            if not file.is_pad
-        ]
-
-    totals = {
-        padded[-1].offset + padded[-1].length,
-        max(file.offset + file.length for file in padded if not file.is_pad),
-    }
-    return placed(files) == placed(padded) and files[-1].offset + files[-1].length in totals
-
-
-def _attributes(path: tuple[str, ...], entry: Any) -> bytes:
-    """The attributes of a file; refuses links and executables."""
-    if not isinstance(entry, dict):
-        raise MalformedError("has a file entry that is not a dictionary")
-    attributes = entry.get(b"attr", b"")
-    if not isinstance(attributes, bytes):
-        raise MalformedError("has file attributes that are not text")
-    if b"l" in attributes or b"symlink path" in entry:
-        raise MalformedError(f"{_shown(path)} is a symbolic link")
-    if b"x" in attributes:
-        raise MalformedError(f"{_shown(path)} is executable")
-    return attributes
-
-
-def _length(entry: Any) -> int:
-    length: int = _entry(entry, b"length", int)
-    if not 0 <= length < 2**53:
-        raise MalformedError(f"has a file of {length} bytes")
-    return length
-
-
-def _safe_part(part: object) -> str:
-    if not isinstance(part, bytes):
-        raise MalformedError("has a file name that is not text")
-    text = _text(part)
-    is_safe = (
-        text == printable(text, limit=10_000)
-        and text not in {"", ".", ".."}
-        and not set(text) & set("/\\")
-        and len(part) <= 240  # noqa: PLR2004 (file systems allow 255 bytes)
-        and text == text.strip()
-    )
-    if not is_safe:
-        raise MalformedError(f"has the unsafe file name {printable(text)!r}")
-    return text
-
-
-def _shown(path: Sequence[str]) -> str:
-    return printable("/".join(path))
-
-
-def _refuse_clashes(files: Sequence[TorrentFile]) -> None:
-    names = [tuple(part.casefold() for part in file.path) for file in files if not file.is_pad]
-    folders = {name[:depth] for name in names for depth in range(1, len(name))}
-    if len(set(names)) != len(names) or folders & set(names):
-        raise MalformedError("has two files with the same path")
-
-
-def _text(data: bytes) -> str:
-    try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError:
-        raise MalformedError("has a name that is not UTF-8") from None
-
-
-def _entry(values: Any, key: bytes, kind: type) -> Any:
-    value = values.get(key) if isinstance(values, dict) else None
-    if type(value) is not kind:
-        raise MalformedError(f"has no valid {key.decode()}")
-    return value

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any, Final, Self
 
 from grokctl.checkpoint.release_files import EXTRA
-from grokctl.checkpoint.torrent import TorrentFile, read_metainfo
+from grokctl.checkpoint.torrent import read_metainfo
+from grokctl.checkpoint.torrent_files import TorrentFile
 from grokctl.errors import CorruptCheckpointError, FetchError
 from grokctl.ownership import why_exposed
 from grokctl.paths import BEGUN, CKPT, PRIVATE, TORRENT, UNFINISHED, read_limited, write_atomically

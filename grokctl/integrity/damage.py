@@ -12,7 +12,8 @@ from grokctl.checkpoint.file_sizes import file_damage
 from grokctl.checkpoint.pickle_writer import Hole
 from grokctl.checkpoint.receipt import Stamp
 from grokctl.checkpoint.release_files import released_payloads
-from grokctl.checkpoint.torrent import Metainfo, TorrentFile
+from grokctl.checkpoint.torrent import Metainfo
+from grokctl.checkpoint.torrent_files import TorrentFile
 from grokctl.errors import Damage, Reason
 from grokctl.integrity.pieces import open_regular
 from grokctl.model.tensors import TensorSpec

@@ -16,7 +16,8 @@ from types import TracebackType
 from typing import Final, Self
 
 from grokctl.checkpoint.hashtree import Hasher
-from grokctl.checkpoint.torrent import Metainfo, TorrentFile
+from grokctl.checkpoint.torrent import Metainfo
+from grokctl.checkpoint.torrent_files import TorrentFile
 from grokctl.os_errors import NotAFileError, is_absence, located, reason_of
 
 _BUFFER: Final = 2**20

@@ -10,7 +10,6 @@ from typing import Final
 from grokctl.checkpoint.folders import release_folder
 from grokctl.checkpoint.release_files import names_of, release_paths
 from grokctl.checkpoint.torrent import (
-    V2,
     Metainfo,
     folder_name,
     parse_metainfo,
@@ -18,6 +17,7 @@ from grokctl.checkpoint.torrent import (
     torrent_bytes,
     trackers_of,
 )
+from grokctl.checkpoint.torrent_files import V2
 from grokctl.checkpoint.trust import read_source
 from grokctl.checkpoint.unfinished import Unfinished, forget_unfinished, read_unfinished
 from grokctl.errors import FetchError, invalid

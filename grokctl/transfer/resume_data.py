@@ -4,7 +4,8 @@ from collections.abc import Mapping
 
 import libtorrent as lt
 
-from grokctl.checkpoint.torrent import V2, Metainfo
+from grokctl.checkpoint.torrent import Metainfo
+from grokctl.checkpoint.torrent_files import V2
 from grokctl.transfer.swarm_types import Claims
 
 

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from grokctl import demo
-from grokctl.checkpoint.torrent import Metainfo, TorrentFile
+from grokctl.checkpoint.torrent import Metainfo
+from grokctl.checkpoint.torrent_files import TorrentFile
 from grokctl.cli.context import command
 from grokctl.errors import (
     DiskFullError,

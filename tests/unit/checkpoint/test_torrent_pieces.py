@@ -7,8 +7,8 @@ from torrents import HASH, HASH_V2
 
 from grokctl.checkpoint.torrent import (
     Metainfo,
-    TorrentFile,
 )
+from grokctl.checkpoint.torrent_files import TorrentFile
 
 
 def metainfo_of(lengths: list[int], piece_length: int) -> Metainfo:
