@@ -26,7 +26,6 @@ from grokctl.inference.model_runner import ModelRunner
 from grokctl.inference.plan import RunPlan
 from grokctl.inference.scheduler import Batch
 from grokctl.inference.sequence import Sequence
-from grokctl.model import kernels
 from grokctl.model.parameters import Parameters
 from grokctl.model.sampling import Sampling
 from grokctl.model.step_spec import StepShape
@@ -51,7 +50,7 @@ class Engine:
         self.tokenizer = plan.tokenizer
         self.context = plan.context
         compute, device = jnp.dtype(plan.options.compute), loader.local_devices[0]
-        has_kernel = device.platform == "gpu" and kernels.works(device)
+        has_kernel = device.platform == "gpu" and _kernel_works(device)
         is_fast = has_fast_bfloat16()
         if cluster is not None:  # all run the same programs
             has_kernel = cluster.everywhere("kernel", it_is=has_kernel)
@@ -220,3 +219,9 @@ class Engine:
         else:
             rate = stats.decode_tokens_per_s * stats.bytes_per_token
         stats.bandwidth_fraction = rate / memory_bandwidth(self.devices)
+
+
+def _kernel_works(device: jax.Device) -> bool:
+    from grokctl.model import kernels  # noqa: PLC0415 (Pallas is a fifth of JAX's own start)
+
+    return kernels.works(device)

@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Shaped
 
-from grokctl.model import kernels
 from grokctl.model.bucketing import BLOCK
 from grokctl.model.parameters import Matrix
 from grokctl.model.step_spec import StepShape
@@ -48,9 +47,12 @@ def project(
         float32, partial if the inputs are split over devices.
     """
     rows = x.reshape(-1, x.shape[-1])
-    if shape.has_kernel and kernels.suits(len(rows), matrix.weight):
-        product = kernels.few_rows(rows, matrix.weight, matrix.scales, expert)
-        return product.reshape(*x.shape[:-1], -1)
+    if shape.has_kernel:
+        from grokctl.model import kernels  # noqa: PLC0415 (as in the engine)
+
+        if kernels.suits(len(rows), matrix.weight):
+            product = kernels.few_rows(rows, matrix.weight, matrix.scales, expert)
+            return product.reshape(*x.shape[:-1], -1)
     weight = _Stored.of(matrix.weight, expert)
     scales = None if matrix.scales is None else _Stored.of(matrix.scales, expert)
     if shape.platform == "cpu" and len(rows) <= _FEW_ROWS[shape.operand]:
