@@ -436,5 +436,8 @@ RESUME: Final = "resume"
 BEGUN: Final = "resume.begun"
 """Resume data from a fetch that is running, or was killed."""
 
+ADOPTION: Final = "adoption.json"
+"""Record of a folder of others that a fetch has not yet made its own."""
+
 LOCK: Final = "lock"
 """Locked by a running fetch; it is never deleted, because that would be a race."""

@@ -11,9 +11,11 @@ from grokctl.checkpoint.trust import trusted_metainfo
 from grokctl.errors import UsageError, certain
 from grokctl.events import Noted, Observer, ignore
 from grokctl.fetch import Fetched, fetch
-from grokctl.integrity.backup import forget, measure, set_aside, unlink_targets
+from grokctl.integrity.backup import DAMAGED, REPLACED, forget, set_aside, unlink_targets
+from grokctl.integrity.room import measure
 from grokctl.paths import TORRENT, quoted
 from grokctl.text import format_number
+from grokctl.transfer.adoption import is_adopting, record_kept
 from grokctl.transfer.sources import FetchOptions
 from grokctl.verify import Verdict, raise_for, verify
 
@@ -96,8 +98,12 @@ def repair(
         observe(Noted(message=f"damaged: {damage}"))
     places = release_paths(metainfo)
     bad = verdict.bad_pieces
+    is_adopted = is_adopting(root)  # then they are files of others, which nobody said are damaged
     unlink_targets(root, metainfo, places, bad, observe=observe)
-    backup = set_aside(root, metainfo, places, bad, observe=observe)
+    under = REPLACED if is_adopted else DAMAGED
+    backup = set_aside(root, metainfo, places, bad, under=under, observe=observe)
+    if is_adopted:
+        record_kept(root, metainfo, places)
     have = frozenset(range(metainfo.num_pieces)) - verdict.bad_pieces
     after = verdict
     try:
@@ -105,7 +111,7 @@ def repair(
         # the receipt covers the good files: only the repaired ones are hashed
         after = verify(root, jobs=jobs, observe=observe)
     finally:
-        if backup is not None and after.damage:
+        if backup is not None and (after.damage or is_adopted):
             observe(Noted(message=f"the bytes that the repair overwrote are kept in {backup}"))
     if not after.damage:
         forget(root)

@@ -127,7 +127,7 @@ def verify(
         )
         try:
             if remedy.plan is not None:
-                from grokctl.integrity.backup import refuse_full
+                from grokctl.integrity.room import refuse_full
 
                 refuse_full(root, remedy.plan.required_bytes, remedy.plan.free_bytes)
             stage.raise_for(verdict, root)
