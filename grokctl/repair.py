@@ -13,7 +13,8 @@ from grokctl.events import Noted, Observer, ignore
 from grokctl.fetch import Fetched, fetch
 from grokctl.integrity.backup import DAMAGED, REPLACED, forget, set_aside, unlink_targets
 from grokctl.integrity.room import measure
-from grokctl.paths import TORRENT, quoted
+from grokctl.machine.disks import existing
+from grokctl.paths import CKPT, TORRENT, quoted
 from grokctl.text import format_number
 from grokctl.transfer.adoption import is_adopting, record_kept
 from grokctl.transfer.sources import FetchOptions
@@ -38,8 +39,10 @@ class RepairPlan:
     pieces: int
     kept_bytes: int
     """Damaged bytes that are copied until the repair is proven."""
+    copied_bytes: int
+    """Bytes of linked files that are copied, so that nothing is written through a link."""
     required_bytes: int
-    """Room for these copies and for what the download adds."""
+    """Room for all these copies, in whole blocks, and for what the download adds."""
     free_bytes: int
 
     @property
@@ -48,20 +51,29 @@ class RepairPlan:
         return self.required_bytes <= self.free_bytes
 
 
-def plan_repair(root: Path, verdict: Verdict) -> RepairPlan:
+def plan_repair(root: Path, verdict: Verdict, *, place: Path | None = None) -> RepairPlan:
     """Plan a `repair`; changes nothing, and asks no peer.
+
+    Args:
+        root: The release, as it was verified.
+        verdict: A verification of it that found damage.
+        place: The folder in which the repair would work, if that is another one. If it is not
+            there yet, it would hold the same links as `root`.
 
     Raises:
         GrokctlError: As `repair` does, except for a full disk, which is part of the plan.
     """
     metainfo = _torrent_for(root, verdict)
-    backup = measure(root, metainfo, release_paths(metainfo), verdict.bad_pieces)
+    place = place or root
+    measured = place if (place / CKPT).is_dir() else root
+    backup = measure(measured, metainfo, release_paths(metainfo), verdict.bad_pieces)
     return RepairPlan(
         download_bytes=verdict.mend_nbytes,
         pieces=len(verdict.bad_pieces),
         kept_bytes=backup.kept,
+        copied_bytes=backup.copied,
         required_bytes=backup.required,
-        free_bytes=shutil.disk_usage(root).free,
+        free_bytes=shutil.disk_usage(existing(place)).free,
     )
 
 

@@ -79,6 +79,7 @@ def verify(
     *,
     quick: bool = False,
     rehash: bool = False,
+    keeps: bool = True,
     jobs: int | None = None,
     observe: Observer = ignore,
 ) -> Verdict:
@@ -92,6 +93,7 @@ def verify(
         root: A release; a ready checkpoint is verified by `verify_ready`.
         quick: Check only the structure; proves nothing about the content.
         rehash: Ignore the receipt.
+        keeps: Whether the result is kept in the folder; otherwise nothing is written.
         jobs: Hashing threads; one per core by default.
         observe: Receives progress in bytes.
 
@@ -101,7 +103,9 @@ def verify(
         OSError: The machine refuses to read a file, which says nothing about the file.
     """
     if kind_of(root) == "ready":
-        return verify_ready(read_manifest(root), quick=quick, jobs=jobs, observe=observe)
+        return verify_ready(
+            read_manifest(root), quick=quick, keeps=keeps, jobs=jobs, observe=observe
+        )
     if quick and (unfinished := read_unfinished(root)) is not None:
         return _unfinished_verdict(root, unfinished)
     metainfo = None if quick else trusted_metainfo(root)
@@ -124,10 +128,12 @@ def verify(
         )
     if not rehash and (reason := unread_receipt(root)) is not None:
         observe(Noted(message=f"{reason}; hashing every file"))
-    check = ContentCheck(root, metainfo, read_receipt(root), observe, rehash=rehash)
+    saved = read_receipt(root)
+    check = ContentCheck(root, metainfo, saved, observe, rehash=rehash, keeps=keeps)
     check.run(_threads(jobs))
-    verdict = _with_record(root, _conclude(check, observe))
-    _remember(root, verdict, observe)
+    verdict = _with_record(root, _conclude(check, observe), keeps=keeps)
+    if keeps:
+        _remember(root, verdict, observe)
     return verdict
 
 
@@ -144,13 +150,14 @@ def _unfinished_verdict(root: Path, unfinished: Unfinished) -> Verdict:
     )
 
 
-def _with_record(root: Path, verdict: Verdict) -> Verdict:
+def _with_record(root: Path, verdict: Verdict, *, keeps: bool) -> Verdict:
     """The verdict with the download that explains its damage, counted anew; or the record gone."""
     unfinished = read_unfinished(root)
     if unfinished is None:
         return verdict
     if not verdict.damage:
-        forget_unfinished(root)
+        if keeps:
+            forget_unfinished(root)
         return verdict
     if any(item.reason is Reason.UNSAFE for item in verdict.damage):
         return verdict  # no download leaves that
@@ -335,6 +342,7 @@ def verify_ready(
     checkpoint: ReadyCheckpoint,
     *,
     quick: bool = False,
+    keeps: bool = True,
     jobs: int | None = None,
     observe: Observer = ignore,
 ) -> Verdict:
@@ -343,6 +351,7 @@ def verify_ready(
     Args:
         checkpoint: From its manifest; its files may be damaged or missing.
         quick: Check only that they exist and have their sizes, and the manifest's own line.
+        keeps: Whether the result is kept in the folder.
         jobs: Hashing threads; one per core by default.
         observe: Receives progress in bytes.
     """
@@ -370,6 +379,6 @@ def verify_ready(
         root_of_trust=(checkpoint.source.root_of_trust or EARLIER) if is_proven else None,
         remedy=reshard_again(checkpoint),
     )
-    if not quick:
+    if keeps and not quick:
         _remember(checkpoint.root, verdict, observe)
     return verdict
