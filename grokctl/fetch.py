@@ -35,7 +35,7 @@ from grokctl.transfer.download import SAVE_WITHIN_S, Download, stalled
 from grokctl.transfer.mirrors import Mirrors
 from grokctl.transfer.partial_files import find_partial
 from grokctl.transfer.placed_files import PlacedFiles
-from grokctl.transfer.preflight import FetchPlan, make_plan, prepare
+from grokctl.transfer.preflight import FetchPlan, make_plan, prepare, refuse_others
 from grokctl.transfer.sources import (
     GROK_1,
     Endpoint,
@@ -215,13 +215,15 @@ def plan_fetch(
             torrent, _ = _metadata(swarm, request, _resolved_peers(options), observe)
     selection = select_files(torrent, request)
     adopts = is_adopting(root) or (options.force and is_foreign(request))
+    follows = options.force or adopts
+    refuse_others(root, selection, follows=follows)
     with writing(root):
         partial = find_partial(root, selection)
         there = partial.selection(root, selection)
         if not (adopts or partial.used or has_links(root, there.places.values())):
             return make_plan(root, selection, options)
         pieces = there.pieces
-        proven = proven_on_disk(root, there, pieces, observe, follows=options.force or adopts)
+        proven = proven_on_disk(root, there, pieces, observe, follows=follows)
     missing = [piece for piece in pieces if piece not in proven]
     keeps = files_at_stake(root, selection, missing, is_foreign=adopts and not is_adopting(root))
     room = measure(root, there.metainfo, there.places, missing, keeps=keeps)

@@ -92,9 +92,7 @@ def make_plan(
     Raises:
         FetchError: The folder cannot be read, or a name in it leads elsewhere.
     """
-    follows = options.force or is_adopting(root)
-    _refuse_links(root, _lengths(selection), follows=follows)
-    _refuse_unreadable(root, selection, follows=follows)
+    refuse_others(root, selection, follows=options.force or is_adopting(root))
     files = [file for file in selection.metainfo.files if not file.is_pad]
     present, free = _present_nbytes(root, selection), _free_nbytes(root)
     return FetchPlan(
@@ -142,8 +140,7 @@ def prepare(
     """
     try:
         root.mkdir(parents=True, exist_ok=True)
-        _refuse_links(root, _lengths(selection), follows=follows)
-        _refuse_unreadable(root, selection, follows=follows)
+        refuse_others(root, selection, follows=follows)
         present, free = _present_nbytes(root, selection), _free_nbytes(root)
         raise_failed(_disk_checks(root, selection, present=present, free=free), root)
         if adopts:  # before the folder looks like ours
@@ -153,6 +150,21 @@ def prepare(
         write_source(root, infohash=selection.metainfo.infohash, trust=trust)
     except OSError as error:
         raise refusal(error, root, kind=FetchError) from error
+
+
+def refuse_others(root: Path, selection: FileSelection, *, follows: bool) -> None:
+    """Refuse what is no file, or cannot be read, where the files of a release belong.
+
+    Args:
+        root: The release's folder.
+        selection: The files to download.
+        follows: Whether files may be links, which are read and never written to.
+
+    Raises:
+        FetchError: There is such a thing.
+    """
+    _refuse_links(root, _lengths(selection), follows=follows)
+    _refuse_unreadable(root, selection, follows=follows)
 
 
 def cut_files(root: Path, selection: FileSelection) -> None:
