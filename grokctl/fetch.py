@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from grokctl.checkpoint.adoption import is_adopting
 from grokctl.checkpoint.receipt import read_receipt
 from grokctl.checkpoint.release_files import EXTRA, names_of, places_on_disk
 from grokctl.checkpoint.torrent import folder_name, parse_metainfo
@@ -16,7 +17,6 @@ from grokctl.events import Advanced, Finished, Noted, Observer, Stage, Started, 
 from grokctl.integrity.room import has_links, measure
 from grokctl.paths import CKPT, PRIVATE, TOKENIZER, quoted, require_utf8
 from grokctl.text import format_bytes, format_number, shown_url
-from grokctl.transfer.adoption import is_adopting
 from grokctl.transfer.data_on_disk import proven_on_disk
 from grokctl.transfer.destination import (
     FileSelection,
@@ -143,7 +143,7 @@ def fetch(
             torrent, peers = _metadata(swarm, request, peers, observe)
         selection = select_files(torrent, request)
         follows = options.force or have is not None or is_adopting(root)
-        adopts = options.force and is_foreign(request)
+        adopts = is_foreign(request)
         prepare(root, selection, trust=request.trust, follows=follows, adopts=adopts)
         stack.enter_context(fetch_lock(root))
         if tokenizer is None:
@@ -214,7 +214,7 @@ def plan_fetch(
         with Swarm(_network(options)) as swarm:
             torrent, _ = _metadata(swarm, request, _resolved_peers(options), observe)
     selection = select_files(torrent, request)
-    adopts = is_adopting(root) or (options.force and is_foreign(request))
+    adopts = is_adopting(root) or is_foreign(request)
     follows = options.force or adopts
     refuse_others(root, selection, follows=follows)
     with writing(root):

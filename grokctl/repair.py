@@ -5,18 +5,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from grokctl.checkpoint.adoption import end_adoption, is_adopting, is_for_repair
 from grokctl.checkpoint.release_files import release_paths
 from grokctl.checkpoint.torrent import Metainfo
 from grokctl.checkpoint.trust import trusted_metainfo
 from grokctl.errors import UsageError, certain
 from grokctl.events import Noted, Observer, ignore
 from grokctl.fetch import Fetched, fetch
-from grokctl.integrity.backup import DAMAGED, REPLACED, forget, set_aside, unlink_targets
+from grokctl.integrity.backup import DAMAGED, forget, set_aside, unlink_targets
 from grokctl.integrity.room import measure
 from grokctl.machine.disks import existing
-from grokctl.paths import CKPT, TORRENT, quoted
+from grokctl.paths import CKPT, REPLACED, TORRENT, quoted
 from grokctl.text import format_number
-from grokctl.transfer.adoption import is_adopting, record_kept
 from grokctl.transfer.sources import FetchOptions
 from grokctl.verify import Verdict, raise_for, verify
 
@@ -110,12 +110,12 @@ def repair(
         observe(Noted(message=f"damaged: {damage}"))
     places = release_paths(metainfo)
     bad = verdict.bad_pieces
-    is_adopted = is_adopting(root)  # then they are files of others, which nobody said are damaged
+    # files of others that a fetch began to take over: nobody said that they are damaged
+    is_adopted = is_adopting(root) and not is_for_repair(root)
     unlink_targets(root, metainfo, places, bad, observe=observe)
     under = REPLACED if is_adopted else DAMAGED
     backup = set_aside(root, metainfo, places, bad, under=under, observe=observe)
-    if is_adopted:
-        record_kept(root, metainfo, places)
+    end_adoption(root)
     have = frozenset(range(metainfo.num_pieces)) - verdict.bad_pieces
     after = verdict
     try:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
+from grokctl.checkpoint.adoption import end_adoption
 from grokctl.checkpoint.ready import ReadyCheckpoint, missing_files, read_manifest, reshard_again
 from grokctl.checkpoint.receipt import (
     VerifiedRelease,
@@ -174,6 +175,7 @@ def _remember(root: Path, verdict: Verdict, observe: Observer) -> None:
             write_refusal(root, verdict.damage)
         else:
             forget_refusal(root)
+            end_adoption(root)
     except OSError as error:
         observe(Noted(message=f"result: cannot be kept ({reason_of(error)})"))
 

@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 from grokctl.checkpoint.adopted import adopt, adopted_root, is_adopted
+from grokctl.checkpoint.adoption import begin_adoption
 from grokctl.checkpoint.finding import Found
 from grokctl.checkpoint.folders import ReleaseFolder, release_folder
 from grokctl.checkpoint.release_files import release_paths
@@ -92,10 +93,13 @@ def root_to_prove(
         if (found.root / TORRENT).is_file() and is_kept_there:
             is_found = trust_of(found.root, metainfo.infohash).root == FOUND
             if is_found and not is_dry and _may_write(found.root):
+                if is_repaired:
+                    begin_adoption(found.root, metainfo, is_repair=True)
                 write_source(found.root, infohash=metainfo.infohash, trust=trust)
             return found.root
         folder = ReleaseFolder(found.root, found.root / CKPT)
     if is_repaired and _may_repair_in(folder):
+        begin_adoption(folder.root, metainfo, is_repair=True)
         write_torrent(folder.root / TORRENT, data)
         write_source(folder.root, infohash=metainfo.infohash, trust=trust)
         return folder.root
@@ -175,6 +179,7 @@ def _move_in(kept: Path, root: Path) -> Path:
     own = {kept / TORRENT, *(kept / PRIVATE).rglob("*")}
     if set(mended) - own:
         return kept  # an earlier repair put files there
+    begin_adoption(root, read_metainfo(kept / TORRENT), is_repair=True)
     for path in (kept / PRIVATE).iterdir():
         if path.is_file() and not path.is_symlink():
             write_atomically(root / PRIVATE / path.name, path.read_bytes())

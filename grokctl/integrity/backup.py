@@ -25,14 +25,12 @@ from grokctl.integrity.room import (
 )
 from grokctl.os_errors import refusal
 from grokctl.own_files import copy_mode, names_in, open_below, refuse_foreign_links
-from grokctl.paths import PRIVATE, create_beside
+from grokctl.paths import PRIVATE, REPLACED, create_beside
 from grokctl.system import is_unsupported, optional
 from grokctl.text import format_bytes
 
 DAMAGED: Final = "damaged"
 """Folder of what a repair overwrote, until it is proven."""
-REPLACED: Final = "replaced"
-"""Folder of what a fetch found in place of its own files."""
 _AT_ONCE: Final = 64 * 2**20
 """Bytes per copy, which cannot be interrupted."""
 _SECTOR: Final = 4096

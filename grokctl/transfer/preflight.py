@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
 
+from grokctl.checkpoint.adoption import begin_adoption, is_adopting
 from grokctl.checkpoint.file_sizes import regular_size
 from grokctl.checkpoint.torrent import write_torrent
 from grokctl.checkpoint.trust import write_source
@@ -23,7 +24,6 @@ from grokctl.machine.network import certificates
 from grokctl.os_errors import is_absence, refusal
 from grokctl.paths import ADOPTION, BEGUN, LOCK, PRIVATE, RESUME, TORRENT, quoted
 from grokctl.text import format_apart
-from grokctl.transfer.adoption import begin_adoption, is_adopting
 from grokctl.transfer.destination import FileSelection, bare_torrent
 from grokctl.transfer.partial_files import candidates
 from grokctl.transfer.sources import FetchOptions, find_mirror

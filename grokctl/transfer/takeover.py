@@ -4,11 +4,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from grokctl.checkpoint.adoption import files_to_keep, is_adopting, record_kept
 from grokctl.errors import FetchError
 from grokctl.events import Noted, Observer
-from grokctl.integrity.backup import REPLACED, set_aside, unlink_targets
+from grokctl.integrity.backup import set_aside, unlink_targets
 from grokctl.os_errors import refusal
-from grokctl.transfer.adoption import files_to_keep, is_adopting, record_kept
+from grokctl.paths import REPLACED
 from grokctl.transfer.data_on_disk import find_claims, number_extras
 from grokctl.transfer.destination import FileSelection
 from grokctl.transfer.partial_files import adopt_partial

@@ -6,12 +6,15 @@ from types import SimpleNamespace
 
 import pytest
 
+from grokctl.checkpoint.adoption import is_adopting
+from grokctl.checkpoint.finding import find_checkpoint
+from grokctl.checkpoint.proving import root_to_prove
 from grokctl.errors import DiskFullError, FetchError
 from grokctl.events import Noted, Stage, Started
 from grokctl.fetch import fetch
 from grokctl.integrity import backup
+from grokctl.paths import Home
 from grokctl.repair import repair
-from grokctl.transfer.adoption import is_adopting
 from grokctl.transfer.destination import fetch_lock
 from grokctl.verify import verify
 
@@ -32,7 +35,7 @@ def theirs(swarm, tmp_path):
 
 def assert_kept(root, content):
     """Every byte that was overwritten lies in one of the folders, at its own offset."""
-    kept = list((root / ".grokctl" / "replaced").iterdir())
+    kept = [path for path in (root / ".grokctl" / "replaced").iterdir() if path.is_dir()]
     assert not [folder for folder in kept if folder.name.endswith(".begun")]
     for name, data in content.items():
         assert any(
@@ -157,6 +160,58 @@ def test_a_repair_after_a_takeover_that_did_not_finish_keeps_what_differs(swarm,
     assert repaired.verdict.damage == ()
     assert_kept(root, content)
     assert not is_adopting(root)
+
+
+def test_a_torrent_of_theirs_is_kept_too(swarm, theirs):
+    root, content = theirs
+    (root / "release.torrent").write_bytes(b"another torrent")
+
+    fetch(swarm.magnet, root, swarm.options(force=True))
+
+    assert_kept(root, content)
+    (kept,) = (root / ".grokctl" / "replaced").glob("release.torrent*")
+    assert kept.read_bytes() == b"another torrent"
+
+
+def test_what_differs_beside_the_right_torrent_is_kept(swarm, theirs):
+    root, content = theirs
+    (root / "release.torrent").write_bytes(swarm.torrent)
+
+    fetch(swarm.magnet, root, swarm.options())
+
+    assert_kept(root, content)
+    swarm.assert_arrived(root)
+
+
+def test_what_differs_is_kept_by_a_fetch_after_a_repair_that_did_not_finish(
+    swarm, theirs, tmp_path
+):
+    root, content = theirs
+    given = tmp_path / "given.torrent"
+    given.write_bytes(swarm.torrent)
+    home = Home(tmp_path / "home")
+    found = find_checkpoint(home, str(root))
+    assert root_to_prove(home, found, given, is_repaired=True) == root
+
+    fetch(swarm.magnet, root, swarm.options())
+
+    assert_kept(root, content)
+    swarm.assert_arrived(root)
+
+
+def test_a_repair_that_finishes_leaves_nothing_of_the_damage(swarm, theirs, tmp_path):
+    root, _ = theirs
+    given = tmp_path / "given.torrent"
+    given.write_bytes(swarm.torrent)
+    home = Home(tmp_path / "home")
+    root_to_prove(home, find_checkpoint(home, str(root)), given, is_repaired=True)
+
+    repaired = repair(root, verify(root), swarm.options())
+
+    assert repaired.verdict.damage == ()
+    assert not is_adopting(root)
+    assert not (root / ".grokctl" / "replaced").exists()
+    assert not (root / ".grokctl" / "damaged").exists()
 
 
 def test_what_a_fetch_wrote_itself_is_not_kept_after_the_takeover(swarm, theirs):
