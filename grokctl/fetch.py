@@ -7,17 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from grokctl.checkpoint.adoption import is_adopting
 from grokctl.checkpoint.receipt import read_receipt
 from grokctl.checkpoint.release_files import EXTRA, names_of, places_on_disk
 from grokctl.checkpoint.torrent import folder_name, parse_metainfo
 from grokctl.checkpoint.unfinished import forget_unfinished
-from grokctl.errors import FetchError, GrokctlError, UsageError
+from grokctl.errors import GrokctlError, UsageError
 from grokctl.events import Advanced, Finished, Noted, Observer, Stage, Started, Unit, ignore
-from grokctl.integrity.backup import REPLACED, set_aside, unlink_targets
-from grokctl.os_errors import refusal
+from grokctl.integrity.room import has_links, measure
 from grokctl.paths import CKPT, PRIVATE, TOKENIZER, quoted, require_utf8
 from grokctl.text import format_bytes, format_number, shown_url
-from grokctl.transfer.data_on_disk import adopt_partial, find_claims, number_extras, proven_on_disk
+from grokctl.transfer.data_on_disk import proven_on_disk
 from grokctl.transfer.destination import (
     FileSelection,
     bare_torrent,
@@ -33,8 +33,9 @@ from grokctl.transfer.destination import (
 )
 from grokctl.transfer.download import SAVE_WITHIN_S, Download, stalled
 from grokctl.transfer.mirrors import Mirrors
+from grokctl.transfer.partial_files import find_partial
 from grokctl.transfer.placed_files import PlacedFiles
-from grokctl.transfer.preflight import FetchPlan, cut_files, make_plan, prepare
+from grokctl.transfer.preflight import FetchPlan, make_plan, prepare, refuse_others
 from grokctl.transfer.sources import (
     GROK_1,
     Endpoint,
@@ -47,6 +48,7 @@ from grokctl.transfer.sources import (
 )
 from grokctl.transfer.swarm import Swarm
 from grokctl.transfer.swarm_types import Claims, NetworkOptions, Snapshot, Transfer
+from grokctl.transfer.takeover import files_at_stake, take_stock, writing
 from grokctl.transfer.tokenizer import (
     fetch_tokenizer,
     has_tokenizer,
@@ -140,9 +142,9 @@ def fetch(
         if torrent is None:
             torrent, peers = _metadata(swarm, request, peers, observe)
         selection = select_files(torrent, request)
-        adopts = options.force and is_foreign(request)
-        follows = options.force or have is not None
-        prepare(root, selection, trust=request.trust, follows=follows)
+        follows = options.force or have is not None or is_adopting(root)
+        adopts = is_foreign(request)
+        prepare(root, selection, trust=request.trust, follows=follows, adopts=adopts)
         stack.enter_context(fetch_lock(root))
         if tokenizer is None:
             _fetch_tokenizer(request, selection, observe)
@@ -151,8 +153,8 @@ def fetch(
                 f"{options.tokenizer}: the torrent contains its own {TOKENIZER}",
                 f"grokctl fetch {quoted(shown_url(source))} --to {quoted(root)}",
             )
-        claims = _claims(request, selection, have, observe, is_adopted=adopts)
-        with _writing(root):
+        claims = take_stock(request, selection, have, observe, follows=follows)
+        with writing(root):
             record_progress(request, selection.metainfo, claims.have)
         placed = PlacedFiles(root, selection, observe)
         after.callback(placed.remove_empty)
@@ -212,13 +214,21 @@ def plan_fetch(
         with Swarm(_network(options)) as swarm:
             torrent, _ = _metadata(swarm, request, _resolved_peers(options), observe)
     selection = select_files(torrent, request)
-    fitting = None
-    if options.force and is_foreign(request):
-        with _writing(root):
-            pieces = selection.pieces
-            proven = proven_on_disk(root, selection, pieces, observe, follows=True)
-            fitting = len(proven), len(pieces)
-    return make_plan(root, selection, options, fitting=fitting)
+    adopts = is_adopting(root) or is_foreign(request)
+    follows = options.force or adopts
+    refuse_others(root, selection, follows=follows)
+    with writing(root):
+        partial = find_partial(root, selection)
+        there = partial.selection(root, selection)
+        if not (adopts or partial.used or has_links(root, there.places.values())):
+            return make_plan(root, selection, options)
+        pieces = there.pieces
+        proven = proven_on_disk(root, there, pieces, observe, follows=follows)
+    missing = [piece for piece in pieces if piece not in proven]
+    keeps = files_at_stake(root, selection, missing, is_foreign=adopts and not is_adopting(root))
+    room = measure(root, there.metainfo, there.places, missing, keeps=keeps)
+    fitting = (len(proven), len(pieces)) if adopts else None
+    return make_plan(root, there, options, fitting=fitting, required=room.required)
 
 
 def default_root(source: str, releases: Path) -> Path:
@@ -281,30 +291,6 @@ def _open_request(
     return request, local_torrent(request)
 
 
-def _claims(
-    request: FetchRequest,
-    selection: FileSelection,
-    have: frozenset[int] | None,
-    observe: Observer,
-    *,
-    is_adopted: bool,
-) -> Claims:
-    """The pieces that need not be downloaded; whatever the others overwrite is kept first."""
-    root, force = request.root, request.options.force
-    if not is_adopted:
-        cut_files(root, selection)
-    with _writing(root):
-        number_extras(root, selection, observe)
-        partial = adopt_partial(root, selection, observe)
-        known = None if have is None else have | partial
-        follows = force or have is not None
-        claims = find_claims(root, selection, known, observe, follows=follows)
-    _keep_others(root, selection, claims.have, observe, is_adopted=is_adopted)
-    if is_adopted:
-        cut_files(root, selection)
-    return claims
-
-
 def _record_end(download: Download, placed: PlacedFiles) -> None:
     """Record how far the download is; nothing of it counts if a file was replaced meanwhile."""
     root = download.request.root
@@ -318,41 +304,6 @@ def _record_end(download: Download, placed: PlacedFiles) -> None:
     with suppress(OSError):
         resume = download.swarm.resume_data(timeout_s=SAVE_WITHIN_S)
         save_resume_data(root, resume, is_final=True)
-
-
-def _keep_others(
-    root: Path,
-    selection: FileSelection,
-    have: frozenset[int],
-    observe: Observer,
-    *,
-    is_adopted: bool,
-) -> None:
-    """Write to no target of a link; before a folder is adopted, keep what does not fit."""
-    missing = [piece for piece in selection.pieces if piece not in have]
-    unlink_targets(root, selection.metainfo, selection.places, missing, observe=observe)
-    if not is_adopted:
-        return
-    count = f"{len(selection.pieces) - len(missing):,} of {len(selection.pieces):,} pieces"
-    observe(Noted(message=f"{count} on disk are those of the torrent"))
-    kept = set_aside(
-        root,
-        selection.metainfo,
-        selection.places,
-        missing,
-        under=REPLACED,
-        observe=observe,
-    )
-    if kept is not None:
-        observe(Noted(message=f"what differs from the torrent is kept in {kept}"))
-
-
-@contextmanager
-def _writing(root: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise refusal(error, root, kind=FetchError) from error
 
 
 def _resolved_peers(options: FetchOptions) -> list[Endpoint]:

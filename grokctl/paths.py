@@ -436,5 +436,11 @@ RESUME: Final = "resume"
 BEGUN: Final = "resume.begun"
 """Resume data from a fetch that is running, or was killed."""
 
+REPLACED: Final = "replaced"
+"""Folder of what a fetch found in place of its own files."""
+
+ADOPTION: Final = "adoption.json"
+"""Record of a folder of others that a fetch has not yet made its own."""
+
 LOCK: Final = "lock"
 """Locked by a running fetch; it is never deleted, because that would be a race."""

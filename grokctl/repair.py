@@ -5,14 +5,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from grokctl.checkpoint.adoption import end_adoption, is_adopting, is_for_repair
 from grokctl.checkpoint.release_files import release_paths
 from grokctl.checkpoint.torrent import Metainfo
 from grokctl.checkpoint.trust import trusted_metainfo
 from grokctl.errors import UsageError, certain
 from grokctl.events import Noted, Observer, ignore
 from grokctl.fetch import Fetched, fetch
-from grokctl.integrity.backup import forget, measure, set_aside, unlink_targets
-from grokctl.paths import TORRENT, quoted
+from grokctl.integrity.backup import DAMAGED, forget, set_aside, unlink_targets
+from grokctl.integrity.room import measure
+from grokctl.machine.disks import existing
+from grokctl.paths import CKPT, REPLACED, TORRENT, quoted
 from grokctl.text import format_number
 from grokctl.transfer.sources import FetchOptions
 from grokctl.verify import Verdict, raise_for, verify
@@ -36,8 +39,10 @@ class RepairPlan:
     pieces: int
     kept_bytes: int
     """Damaged bytes that are copied until the repair is proven."""
+    copied_bytes: int
+    """Bytes of linked files that are copied, so that nothing is written through a link."""
     required_bytes: int
-    """Room for these copies and for what the download adds."""
+    """Room for all these copies, in whole blocks, and for what the download adds."""
     free_bytes: int
 
     @property
@@ -46,20 +51,29 @@ class RepairPlan:
         return self.required_bytes <= self.free_bytes
 
 
-def plan_repair(root: Path, verdict: Verdict) -> RepairPlan:
+def plan_repair(root: Path, verdict: Verdict, *, place: Path | None = None) -> RepairPlan:
     """Plan a `repair`; changes nothing, and asks no peer.
+
+    Args:
+        root: The release, as it was verified.
+        verdict: A verification of it that found damage.
+        place: The folder in which the repair would work, if that is another one. If it is not
+            there yet, it would hold the same links as `root`.
 
     Raises:
         GrokctlError: As `repair` does, except for a full disk, which is part of the plan.
     """
     metainfo = _torrent_for(root, verdict)
-    backup = measure(root, metainfo, release_paths(metainfo), verdict.bad_pieces)
+    place = place or root
+    measured = place if (place / CKPT).is_dir() else root
+    backup = measure(measured, metainfo, release_paths(metainfo), verdict.bad_pieces)
     return RepairPlan(
         download_bytes=verdict.mend_nbytes,
         pieces=len(verdict.bad_pieces),
         kept_bytes=backup.kept,
+        copied_bytes=backup.copied,
         required_bytes=backup.required,
-        free_bytes=shutil.disk_usage(root).free,
+        free_bytes=shutil.disk_usage(existing(place)).free,
     )
 
 
@@ -96,8 +110,12 @@ def repair(
         observe(Noted(message=f"damaged: {damage}"))
     places = release_paths(metainfo)
     bad = verdict.bad_pieces
+    # files of others that a fetch began to take over: nobody said that they are damaged
+    is_adopted = is_adopting(root) and not is_for_repair(root)
     unlink_targets(root, metainfo, places, bad, observe=observe)
-    backup = set_aside(root, metainfo, places, bad, observe=observe)
+    under = REPLACED if is_adopted else DAMAGED
+    backup = set_aside(root, metainfo, places, bad, under=under, observe=observe)
+    end_adoption(root)
     have = frozenset(range(metainfo.num_pieces)) - verdict.bad_pieces
     after = verdict
     try:
@@ -105,7 +123,7 @@ def repair(
         # the receipt covers the good files: only the repaired ones are hashed
         after = verify(root, jobs=jobs, observe=observe)
     finally:
-        if backup is not None and after.damage:
+        if backup is not None and (after.damage or is_adopted):
             observe(Noted(message=f"the bytes that the repair overwrote are kept in {backup}"))
     if not after.damage:
         forget(root)

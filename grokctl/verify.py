@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
+from grokctl.checkpoint.adoption import end_adoption
 from grokctl.checkpoint.ready import ReadyCheckpoint, missing_files, read_manifest, reshard_again
 from grokctl.checkpoint.receipt import (
     VerifiedRelease,
@@ -79,6 +80,7 @@ def verify(
     *,
     quick: bool = False,
     rehash: bool = False,
+    keeps: bool = True,
     jobs: int | None = None,
     observe: Observer = ignore,
 ) -> Verdict:
@@ -92,6 +94,7 @@ def verify(
         root: A release; a ready checkpoint is verified by `verify_ready`.
         quick: Check only the structure; proves nothing about the content.
         rehash: Ignore the receipt.
+        keeps: Whether the result is kept in the folder; otherwise nothing is written.
         jobs: Hashing threads; one per core by default.
         observe: Receives progress in bytes.
 
@@ -101,7 +104,9 @@ def verify(
         OSError: The machine refuses to read a file, which says nothing about the file.
     """
     if kind_of(root) == "ready":
-        return verify_ready(read_manifest(root), quick=quick, jobs=jobs, observe=observe)
+        return verify_ready(
+            read_manifest(root), quick=quick, keeps=keeps, jobs=jobs, observe=observe
+        )
     if quick and (unfinished := read_unfinished(root)) is not None:
         return _unfinished_verdict(root, unfinished)
     metainfo = None if quick else trusted_metainfo(root)
@@ -124,10 +129,12 @@ def verify(
         )
     if not rehash and (reason := unread_receipt(root)) is not None:
         observe(Noted(message=f"{reason}; hashing every file"))
-    check = ContentCheck(root, metainfo, read_receipt(root), observe, rehash=rehash)
+    saved = read_receipt(root)
+    check = ContentCheck(root, metainfo, saved, observe, rehash=rehash, keeps=keeps)
     check.run(_threads(jobs))
-    verdict = _with_record(root, _conclude(check, observe))
-    _remember(root, verdict, observe)
+    verdict = _with_record(root, _conclude(check, observe), keeps=keeps)
+    if keeps:
+        _remember(root, verdict, observe)
     return verdict
 
 
@@ -144,13 +151,14 @@ def _unfinished_verdict(root: Path, unfinished: Unfinished) -> Verdict:
     )
 
 
-def _with_record(root: Path, verdict: Verdict) -> Verdict:
+def _with_record(root: Path, verdict: Verdict, *, keeps: bool) -> Verdict:
     """The verdict with the download that explains its damage, counted anew; or the record gone."""
     unfinished = read_unfinished(root)
     if unfinished is None:
         return verdict
     if not verdict.damage:
-        forget_unfinished(root)
+        if keeps:
+            forget_unfinished(root)
         return verdict
     if any(item.reason is Reason.UNSAFE for item in verdict.damage):
         return verdict  # no download leaves that
@@ -167,6 +175,7 @@ def _remember(root: Path, verdict: Verdict, observe: Observer) -> None:
             write_refusal(root, verdict.damage)
         else:
             forget_refusal(root)
+            end_adoption(root)
     except OSError as error:
         observe(Noted(message=f"result: cannot be kept ({reason_of(error)})"))
 
@@ -335,6 +344,7 @@ def verify_ready(
     checkpoint: ReadyCheckpoint,
     *,
     quick: bool = False,
+    keeps: bool = True,
     jobs: int | None = None,
     observe: Observer = ignore,
 ) -> Verdict:
@@ -343,6 +353,7 @@ def verify_ready(
     Args:
         checkpoint: From its manifest; its files may be damaged or missing.
         quick: Check only that they exist and have their sizes, and the manifest's own line.
+        keeps: Whether the result is kept in the folder.
         jobs: Hashing threads; one per core by default.
         observe: Receives progress in bytes.
     """
@@ -370,6 +381,6 @@ def verify_ready(
         root_of_trust=(checkpoint.source.root_of_trust or EARLIER) if is_proven else None,
         remedy=reshard_again(checkpoint),
     )
-    if not quick:
+    if keeps and not quick:
         _remember(checkpoint.root, verdict, observe)
     return verdict

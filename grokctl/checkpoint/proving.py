@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 from grokctl.checkpoint.adopted import adopt, adopted_root, is_adopted
+from grokctl.checkpoint.adoption import begin_adoption
 from grokctl.checkpoint.finding import Found
 from grokctl.checkpoint.folders import ReleaseFolder, release_folder
 from grokctl.checkpoint.release_files import release_paths
@@ -51,7 +52,12 @@ def any_folder(name: str) -> Found | None:
 
 
 def root_to_prove(
-    home: Home, found: Found, torrent_file: Path | None, *, is_repaired: bool
+    home: Home,
+    found: Found,
+    torrent_file: Path | None,
+    *,
+    is_repaired: bool,
+    is_dry: bool = False,
 ) -> Path:
     """The folder in which a release is proven.
 
@@ -63,6 +69,7 @@ def root_to_prove(
         found: The checkpoint.
         torrent_file: Its torrent; None if one is kept with it already.
         is_repaired: Whether damaged files are to be mended.
+        is_dry: Whether nothing may be written but links and proofs under `home`.
 
     Raises:
         UsageError: It is a ready checkpoint, or of another torrent; or the file is no torrent.
@@ -84,15 +91,28 @@ def root_to_prove(
         _refuse_other(found.root, metainfo, torrent_file)
         is_kept_there = is_repaired or why_exposed(found.root / PRIVATE) is None
         if (found.root / TORRENT).is_file() and is_kept_there:
-            if trust_of(found.root, metainfo.infohash).root == FOUND and _may_write(found.root):
+            is_found = trust_of(found.root, metainfo.infohash).root == FOUND
+            if is_found and not is_dry and _may_write(found.root):
+                if is_repaired:
+                    begin_adoption(found.root, metainfo, is_repair=True)
                 write_source(found.root, infohash=metainfo.infohash, trust=trust)
             return found.root
         folder = ReleaseFolder(found.root, found.root / CKPT)
     if is_repaired and _may_repair_in(folder):
+        begin_adoption(folder.root, metainfo, is_repair=True)
         write_torrent(folder.root / TORRENT, data)
         write_source(folder.root, infohash=metainfo.infohash, trust=trust)
         return folder.root
     return adopt(home, folder, data, metainfo, trust=trust)
+
+
+def root_to_repair(home: Home, found: Found) -> Path:
+    """The folder in which a repair would mend a release: its own if possible, else under home."""
+    folder = found.folder
+    if folder is None and (found.root / TORRENT).is_file():
+        return found.root
+    folder = folder or ReleaseFolder(found.root, found.root / CKPT)
+    return folder.root if _may_repair_in(folder) else adopted_root(home, folder)
 
 
 def _refuse_other(root: Path, metainfo: Metainfo, torrent_file: Path) -> None:
@@ -159,6 +179,7 @@ def _move_in(kept: Path, root: Path) -> Path:
     own = {kept / TORRENT, *(kept / PRIVATE).rglob("*")}
     if set(mended) - own:
         return kept  # an earlier repair put files there
+    begin_adoption(root, read_metainfo(kept / TORRENT), is_repair=True)
     for path in (kept / PRIVATE).iterdir():
         if path.is_file() and not path.is_symlink():
             write_atomically(root / PRIVATE / path.name, path.read_bytes())

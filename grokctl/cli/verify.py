@@ -1,6 +1,7 @@
 """`grokctl verify`."""
 
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated
 
@@ -70,9 +71,13 @@ def verify(
     home: HomeOption = None,
 ) -> None:
     """Prove every byte of a checkpoint; list all damage, and repair it on request."""
-    with command(as_json=as_json, quiet=quiet, verbose=verbose) as console:
+    with (
+        command(as_json=as_json, quiet=quiet, verbose=verbose) as console,
+        ExitStack() as stack,
+    ):
         from grokctl import verify as stage
-        from grokctl.checkpoint.proving import root_to_prove
+        from grokctl.checkpoint.proving import root_to_prove, root_to_repair
+        from grokctl.checkpoint.rehearsal import rehearsed
         from grokctl.screen import verify as screen
 
         if quick and repair:
@@ -82,24 +87,31 @@ def verify(
             )
         if dry_run and not repair:
             raise UsageError("--dry-run: expected --repair", "grokctl verify --repair --dry-run")
-        where = home_of(home)
+        own = where = home_of(home)
+        if dry_run:
+            where = stack.enter_context(rehearsed(own))
         takes_ready = checkpoint is not None or not (
             (repair or torrent_file) and where.kept_releases()
         )
         found = found_checkpoint(
             console, where, checkpoint, ready=takes_ready, in_any_folder=torrent_file is not None
         )
-        root = root_to_prove(where, found, torrent_file, is_repaired=repair).absolute()
-        if root != found.root.absolute():
+        mends = repair and not dry_run
+        root = root_to_prove(where, found, torrent_file, is_repaired=mends, is_dry=dry_run)
+        root = root.absolute()
+        if root != found.root.absolute() and not dry_run:
             console.note(f"{found.shown}: the torrent and its proof are kept in {root}")
         started = time.perf_counter()
         with console.observing() as observe:
-            verdict = stage.verify(root, quick=quick, rehash=rehash, jobs=jobs, observe=observe)
+            verdict = stage.verify(
+                root, quick=quick, rehash=rehash, keeps=not dry_run, jobs=jobs, observe=observe
+            )
         remedy = screen.Remedy()
         if verdict.damage and dry_run:
             from grokctl.repair import plan_repair
 
-            remedy = screen.Remedy(plan=plan_repair(root, verdict))
+            place = root_to_repair(own, found)
+            remedy = screen.Remedy(plan=plan_repair(root, verdict, place=place))
         elif verdict.damage and repair:
             from grokctl.repair import repair as repair_stage
             from grokctl.transfer.sources import FetchOptions
@@ -127,9 +139,10 @@ def verify(
         )
         try:
             if remedy.plan is not None:
-                from grokctl.integrity.backup import refuse_full
+                from grokctl.integrity.room import refuse_full
 
-                refuse_full(root, remedy.plan.required_bytes, remedy.plan.free_bytes)
+                shown = found.shown.absolute()
+                refuse_full(shown, remedy.plan.required_bytes, remedy.plan.free_bytes)
             stage.raise_for(verdict, root)
         except GrokctlError as error:
             if error.hint is not None:

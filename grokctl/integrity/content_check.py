@@ -31,6 +31,7 @@ class ContentCheck:
         observe: Observer,
         *,
         rehash: bool,
+        keeps: bool = True,
     ) -> None:
         """Look at the stamps of the files, and hash nothing yet.
 
@@ -40,6 +41,7 @@ class ContentCheck:
             saved: The receipt on disk.
             observe: Receives progress in bytes.
             rehash: Whether to ignore the receipt.
+            keeps: Whether to write a receipt.
         """
         self.root = root
         self.metainfo = metainfo
@@ -75,7 +77,7 @@ class ContentCheck:
             saved.stamps.keys() == self.trusted and saved.root_of_trust == self.trust.root
         )
         # a receipt of a torrent that others could have put there says nothing, not even later
-        self._cannot_save = self.trust.doubt is not None
+        self._cannot_save = self.trust.doubt is not None or not keeps
         self._save_at = time.monotonic() + _SAVE_EVERY_S
 
     def run(self, jobs: int) -> None:
@@ -104,7 +106,7 @@ class ContentCheck:
                     self._take(checked)
                     self.observe(Advanced(stage=Stage.VERIFY, done=self.hashed))
             except BaseException:
-                if proven := len(self.save().stamps):
+                if (proven := len(self.save().stamps)) and not self._cannot_save:
                     count = f"{proven} of {len(self.places)} files"
                     message = f"{count} are proven; the next verify continues from there"
                     self.observe(Noted(message=message))

@@ -112,6 +112,7 @@ def _plan(console: Console, plan: RepairPlan) -> None:
             ("download", format_bytes(plan.download_bytes)),
             ("pieces", f"{plan.pieces:,}"),
             ("kept until proven", format_bytes(plan.kept_bytes)),
+            *([("copied for links", format_bytes(plan.copied_bytes))] if plan.copied_bytes else []),
             ("room needed", format_bytes(plan.required_bytes)),
             ("free on disk", format_bytes(plan.free_bytes)),
         ],

@@ -2,20 +2,17 @@
 
 import mmap
 import os
-import stat
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Final
 
 from grokctl.checkpoint.file_sizes import regular_size
-from grokctl.checkpoint.folders import partial_files
 from grokctl.checkpoint.release_files import EXTRA, names_of
 from grokctl.events import Advanced, Finished, Noted, Observer, Stage, Started
 from grokctl.integrity.pieces import check_pieces
 from grokctl.os_errors import is_absence
 from grokctl.own_files import create, open_below
-from grokctl.paths import quoted
 from grokctl.system import is_unsupported, usable_cores
 from grokctl.text import format_number
 from grokctl.transfer.destination import FileSelection, forget_resume_data, take_resume_data
@@ -95,36 +92,6 @@ def proven_on_disk(
     return frozenset(proven)
 
 
-def adopt_partial(root: Path, selection: FileSelection, observe: Observer) -> frozenset[int]:
-    """Take over what other programs began to download, and return the pieces that it proves.
-
-    A file of theirs beside a missing one, such as `tensor00000_000.!qB`, gets its final name if a
-    piece of it is proven. All others are named in a note, and stay.
-
-    Raises:
-        OSError: The machine refuses to read or rename a file.
-    """
-    metainfo, found = selection.metainfo, set()
-    for file in metainfo.files:
-        place = selection.places.get(file.index)
-        if place is None or file.index not in selection.wanted:
-            continue
-        for beside in partial_files(root / place):
-            if _is_empty(root / place):
-                places = {**selection.places, file.index: str(beside.relative_to(root))}
-                pieces = list(metainfo.pieces_of(file))
-                checks = check_pieces(root, metainfo, places, pieces, jobs=1)
-                good = {checked.piece for checked in checks if checked.is_good}
-                if good:
-                    beside.rename(root / place)
-                    found |= good
-                    observe(Noted(message=f"{beside.name}: taken over, {len(good)} pieces fit"))
-                    continue
-            message = f"{beside}: left by another program, not used; to delete it: rm"
-            observe(Noted(message=f"{message} {quoted(beside)}"))
-    return frozenset(found)
-
-
 def number_extras(root: Path, selection: FileSelection, observe: Observer) -> None:
     """Before the first fetch of files that a program might run or obey: give each its number.
 
@@ -155,15 +122,6 @@ def number_extras(root: Path, selection: FileSelection, observe: Observer) -> No
         count = format_number(len(shown), "file")
         message = f"{count} that a program might run or obey get a number in {EXTRA} as a name"
         observe(Noted(message=f"{message}: {', '.join(shown[:_MOST_SHOWN])}"))
-
-
-def _is_empty(path: Path) -> bool:
-    """Whether there is nothing at a path, or a file in which nothing has arrived."""
-    try:
-        status = path.lstat()
-    except FileNotFoundError:
-        return True
-    return stat.S_ISREG(status.st_mode) and status.st_size == 0
 
 
 def _with_data(

@@ -150,18 +150,12 @@ def refuse_foreign(request: FetchRequest) -> None:
     origin, root = request.origin, request.root
     if request.options.force:
         return
-    try:
-        is_empty = all(
-            # a kill during our first write leaves `.release.torrent.…`
-            entry.name in _SYSTEM_FOLDERS or entry.name.startswith(f".{TORRENT}.")
-            for entry in root.iterdir()
-        )
-    except FileNotFoundError:
-        return
-    except OSError as error:
-        raise refusal(error, root, kind=FetchError) from error
     claimed = read_source(root)
-    if is_empty or claimed == origin.infohash or _cached_torrent(root, origin.infohash) is not None:
+    if (
+        _is_empty(root)
+        or claimed == origin.infohash
+        or _cached_torrent(root, origin.infohash) is not None
+    ):
         return
     command = f"grokctl fetch {quoted(shown_url(origin.source))} --to"
     if claimed is not None:
@@ -183,12 +177,27 @@ def refuse_foreign(request: FetchRequest) -> None:
 
 
 def is_foreign(request: FetchRequest) -> bool:
-    """Whether a folder that is not empty is to be adopted: grokctl did not begin it."""
-    root, infohash = request.root, request.origin.infohash
-    claimed = read_source(root)
-    if claimed is None and _cached_torrent(root, infohash) is not None:
-        return False
-    return claimed != infohash and root.is_dir() and any(root.iterdir())
+    """Whether a folder that is not empty is to be adopted: grokctl did not begin it.
+
+    Raises:
+        FetchError: The folder cannot be read.
+    """
+    root = request.root
+    return read_source(root) != request.origin.infohash and not _is_empty(root, PRIVATE)
+
+
+def _is_empty(root: Path, *others: str) -> bool:
+    """Whether a folder is missing, or holds nothing of anybody's but these names."""
+    try:
+        return all(
+            # a kill during our first writes leaves `.release.torrent.…`
+            entry.name in {*_SYSTEM_FOLDERS, *others} or entry.name.startswith(f".{TORRENT}.")
+            for entry in root.iterdir()
+        )
+    except FileNotFoundError:
+        return True
+    except OSError as error:
+        raise refusal(error, root, kind=FetchError) from error
 
 
 def local_torrent(request: FetchRequest) -> bytes | None:

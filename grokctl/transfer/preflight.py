@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
 
+from grokctl.checkpoint.adoption import begin_adoption, is_adopting
 from grokctl.checkpoint.file_sizes import regular_size
 from grokctl.checkpoint.torrent import write_torrent
 from grokctl.checkpoint.trust import write_source
@@ -21,9 +22,10 @@ from grokctl.errors import DiskFullError, FetchError
 from grokctl.machine.disks import existing, file_limit, file_system
 from grokctl.machine.network import certificates
 from grokctl.os_errors import is_absence, refusal
-from grokctl.paths import BEGUN, LOCK, PRIVATE, RESUME, TORRENT, quoted
+from grokctl.paths import ADOPTION, BEGUN, LOCK, PRIVATE, RESUME, TORRENT, quoted
 from grokctl.text import format_apart
 from grokctl.transfer.destination import FileSelection, bare_torrent
+from grokctl.transfer.partial_files import candidates
 from grokctl.transfer.sources import FetchOptions, find_mirror
 
 _RESOLVE_S: Final = 3.0
@@ -76,6 +78,7 @@ def make_plan(
     options: FetchOptions,
     *,
     fitting: tuple[int, int] | None = None,
+    required: int = 0,
 ) -> FetchPlan:
     """Run every check; writes nothing.
 
@@ -84,13 +87,12 @@ def make_plan(
         selection: The files to download.
         options: Names mirrors and the proxy.
         fitting: Pieces on disk that are proven, of all.
+        required: Bytes that must be free for copies and the download, if files were hashed.
 
     Raises:
         FetchError: The folder cannot be read, or a name in it leads elsewhere.
     """
-    follows = options.force
-    _refuse_links(root, _lengths(selection), follows=follows)
-    _refuse_unreadable(root, selection, follows=follows)
+    refuse_others(root, selection, follows=options.force or is_adopting(root))
     files = [file for file in selection.metainfo.files if not file.is_pad]
     present, free = _present_nbytes(root, selection), _free_nbytes(root)
     return FetchPlan(
@@ -109,14 +111,19 @@ def make_plan(
         free_nbytes=free,
         fitting=fitting,
         checks=(
-            *_disk_checks(root, selection, present=present, free=free),
+            *_disk_checks(root, selection, present=present, free=free, required=required),
             *_network_checks(selection, options),
         ),
     )
 
 
 def prepare(
-    root: Path, selection: FileSelection, *, trust: str | None = None, follows: bool = False
+    root: Path,
+    selection: FileSelection,
+    *,
+    trust: str | None = None,
+    follows: bool = False,
+    adopts: bool = False,
 ) -> None:
     """Make the folder ready, and refuse before a byte moves a download that cannot succeed.
 
@@ -125,6 +132,7 @@ def prepare(
         selection: The files to download.
         trust: The root of trust of the torrent; None keeps what is known.
         follows: Whether files may be links, which are read and never written to.
+        adopts: Whether the files in it are those of others.
 
     Raises:
         DiskFullError: There is too little space, or too few inodes, or a file is too large.
@@ -132,15 +140,31 @@ def prepare(
     """
     try:
         root.mkdir(parents=True, exist_ok=True)
-        _refuse_links(root, _lengths(selection), follows=follows)
-        _refuse_unreadable(root, selection, follows=follows)
+        refuse_others(root, selection, follows=follows)
         present, free = _present_nbytes(root, selection), _free_nbytes(root)
         raise_failed(_disk_checks(root, selection, present=present, free=free), root)
+        if adopts:  # before the folder looks like ours
+            begin_adoption(root, selection.metainfo)
         torrent = bare_torrent(selection.info, selection.trackers, layers=selection.layers)
         write_torrent(root / TORRENT, torrent)
         write_source(root, infohash=selection.metainfo.infohash, trust=trust)
     except OSError as error:
         raise refusal(error, root, kind=FetchError) from error
+
+
+def refuse_others(root: Path, selection: FileSelection, *, follows: bool) -> None:
+    """Refuse what is no file, or cannot be read, where the files of a release belong.
+
+    Args:
+        root: The release's folder.
+        selection: The files to download.
+        follows: Whether files may be links, which are read and never written to.
+
+    Raises:
+        FetchError: There is such a thing.
+    """
+    _refuse_links(root, _lengths(selection), follows=follows)
+    _refuse_unreadable(root, selection, follows=follows)
 
 
 def cut_files(root: Path, selection: FileSelection) -> None:
@@ -170,10 +194,12 @@ def raise_failed(checks: Iterable[Check], root: Path) -> None:
             raise kind(f"{root}: {check.detail}", _HINTS[check.name].format(quoted(root)))
 
 
-def _disk_checks(root: Path, selection: FileSelection, *, present: int, free: int) -> list[Check]:
+def _disk_checks(
+    root: Path, selection: FileSelection, *, present: int, free: int, required: int = 0
+) -> list[Check]:
     """Whether the destination can hold the wanted files."""
     folder = _existing(root)
-    required = selection.nbytes - present
+    required = max(required, selection.nbytes - present)
     needed, found = format_apart(required, free)
     checks = [_check("disk", required <= free, f"expected {needed} free, found {found}")]
     try:
@@ -266,9 +292,15 @@ def _resolved(hosts: Iterable[str]) -> set[str]:
 
 
 def _present_nbytes(root: Path, selection: FileSelection) -> int:
-    """Disk space that the wanted files already use."""
+    """Disk space that the wanted files already use, under other programs' names too."""
+    partial = candidates(root, selection)
     return sum(
-        min(file.length, _allocated(root / selection.places[file.index]))
+        min(
+            file.length,
+            max(
+                map(_allocated, (root / selection.places[file.index], *partial.get(file.index, ())))
+            ),
+        )
         for file in selection.metainfo.files
         if file.index in selection.wanted
     )
@@ -310,7 +342,8 @@ def _refuse_links(root: Path, places: Mapping[str, int], *, follows: bool) -> No
         follows: Whether these may be links to files of their size.
     """
     folders = {PRIVATE}
-    files = {TORRENT, f"{PRIVATE}/{RESUME}", f"{PRIVATE}/{BEGUN}", f"{PRIVATE}/{LOCK}", *places}
+    own = (f"{PRIVATE}/{name}" for name in (RESUME, BEGUN, ADOPTION, LOCK))
+    files = {TORRENT, *own, *places}
     for place in files:
         folders.update(str(parent) for parent in Path(place).parents if parent.name)
     for name in sorted(folders):
