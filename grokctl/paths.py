@@ -26,6 +26,8 @@ TOKENIZER = "tokenizer.model"
 CONFIG = "config.json"
 TORRENT = "release.torrent"
 MANIFEST = "grokctl.json"
+ADOPTED: Final = "adopted"
+"""The folder of links to releases elsewhere, in home."""
 PRIVATE = ".grokctl"
 """The folder of grokctl's own files in a release."""
 LARGEST_TOKENIZER: Final = 64 * 2**20
@@ -54,7 +56,7 @@ class Home:
     @property
     def adopted(self) -> Path:
         """Links to releases elsewhere, and their proofs."""
-        return self.root / "adopted"
+        return self.root / ADOPTED
 
     @property
     def xla_cache(self) -> Path:
@@ -164,6 +166,12 @@ def kind_of(path: Path) -> str | None:
             return None
         raise
     return "release" if is_release else None
+
+
+def is_of_links(root: Path) -> bool:
+    """Whether a release is a folder of links under home."""
+    key = root.absolute().parent
+    return key.parent.name == ADOPTED and re.fullmatch("[0-9a-f]{12}", key.name) is not None
 
 
 def _is_kind(path: Path, kind: str) -> bool:

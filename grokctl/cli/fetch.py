@@ -145,7 +145,8 @@ def fetch(
         root = (to or stage.default_root(source, where.releases)).absolute()
         kept = root_to_seed(where, root, parse_source(source).torrent)
         if kept != root:
-            console.note(f"{root}: cannot be written; the proof is kept in {kept}")
+            console.note(f"{root}: cannot be written; the proof is kept under {where.root}")
+            console.places.add(kept, root)
             root, options = kept, replace(options, force=True)
         if dry_run:
             with console.observing() as observe:

@@ -29,7 +29,6 @@ from grokctl.cli.options import (
     path_of,
 )
 from grokctl.errors import GrokctlError, UsageError
-from grokctl.paths import quoted
 
 
 def verify(
@@ -89,9 +88,11 @@ def verify(
         found = found_checkpoint(
             console, where, checkpoint, ready=takes_ready, in_any_folder=torrent_file is not None
         )
+        console.places.add(found.root.absolute(), found.shown.absolute())
         root = root_to_prove(where, found, torrent_file, is_repaired=repair).absolute()
         if root != found.root.absolute():
-            console.note(f"{found.shown}: the torrent and its proof are kept in {root}")
+            console.note(f"{found.shown}: the torrent and its proof are kept under {where.root}")
+            console.places.add(root, found.shown.absolute())
         started = time.perf_counter()
         with console.observing() as observe:
             verdict = stage.verify(root, quick=quick, rehash=rehash, jobs=jobs, observe=observe)
@@ -132,6 +133,4 @@ def verify(
                 refuse_full(root, remedy.plan.required_bytes, remedy.plan.free_bytes)
             stage.raise_for(verdict, root)
         except GrokctlError as error:
-            if error.hint is not None:
-                error.hint = error.hint.replace(quoted(root), quoted(found.shown.absolute()))
             raise ReportedError(error) from error
