@@ -85,9 +85,7 @@ def default_home() -> Path:
     """
     named = os.environ.get("GROKCTL_HOME", "").strip()
     if named:
-        if named[0] == named[-1] and named[0] in "'\"":  # files of variables keep the quotes
-            named = named[1:-1]
-        return typed_path(named, "GROKCTL_HOME")
+        return typed_path(unquoted(named), "GROKCTL_HOME")
     try:
         folder = platformdirs.user_data_path("grokctl", appauthor=False)
     except RuntimeError as error:
@@ -96,6 +94,12 @@ def default_home() -> Path:
             "export GROKCTL_HOME=/a/folder",
         ) from error
     return typed_path(str(folder), "home")
+
+
+def unquoted(value: str) -> str:
+    """The value of a variable without the quotes that files of variables keep."""
+    is_quoted = value[:1] in {"'", '"'} and value[0] == value[-1]
+    return value[1:-1] if is_quoted else value
 
 
 def typed_path(text: str, name: str) -> Path:

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Final
 
 from grokctl.checkpoint.adopted import adopt, adopted_root, is_adopted, is_proven_at_home
-from grokctl.checkpoint.folders import ReleaseFolder, release_folder, words_for
+from grokctl.checkpoint.folders import TAR, ReleaseFolder, release_folder, releases_in, words_for
 from grokctl.checkpoint.ready import read_manifest
 from grokctl.errors import GrokctlError, UsageError
 from grokctl.ownership import why_exposed
-from grokctl.paths import CKPT, MANIFEST, TORRENT, Home, expanded, kind_of, quoted
+from grokctl.paths import CKPT, MANIFEST, TORRENT, Home, expanded, is_of_links, kind_of, quoted
 from grokctl.text import printable
 
 _MOST_LISTED: Final = 8
@@ -102,10 +102,11 @@ def _unnamed(home: Home, kinds: Sequence[str]) -> Found:
         if found.root == last:
             return Found(root=last, shown=last, note=note)
         return replace(found, note=note)
-    if there := list(_kept(home)):
+    there = list(_kept(home))
+    if there and "ready" not in kinds:
         raise UsageError(
-            f"no {' or '.join(kinds)} checkpoint under {home.root}; there is {_listed(there)}",
-            f"grokctl reshard {quoted(there[0].name)} --devices 8",
+            f"no release under {home.root}; there is {_listed(there)}",
+            f"grokctl reshard {quoted(there[-1].name)} --devices 8",
         )
     raise UsageError(
         f"no checkpoint under {home.root}",
@@ -209,13 +210,27 @@ def _looked_at(path: Path) -> tuple[ReleaseFolder | None, str | None]:
 
 def _not_found(home: Home, name: str, words: str | None) -> UsageError:
     if words is not None:
-        problem = f"found {words}" if words != "a folder" else f"found neither {CKPT}/ nor "
-        problem += MANIFEST if words == "a folder" else ""
-        return UsageError(f"{name}: expected a checkpoint, {problem}", _list_of(home))
+        return _not_one(home, name, words)
     shown = printable(name, limit=_LONGEST_NAME)
     there = list(_kept(home))
     message = f"{shown}: no such checkpoint; there is {_listed(there) if there else 'none'}"
     return UsageError(f"{message} under {home.root}", _list_of(home))
+
+
+def _not_one(home: Home, name: str, words: str) -> UsageError:
+    """The error about a file or folder that is no checkpoint."""
+    path, hint = expanded(name), _list_of(home)
+    problem = f"found {words}"
+    if words == TAR:
+        hint = f"tar xf {quoted(path)}  # then its folder"
+    if words == "a folder":
+        inside = releases_in(path)
+        problem = f"found neither {CKPT}/ nor {MANIFEST}"
+        if inside:
+            names = [printable(str(entry.relative_to(path))) for entry in inside]
+            problem = f"found a folder of checkpoints: {_cut(names)}"
+            hint = f"name one, such as {quoted(inside[0])}"
+    return UsageError(f"{name}: expected a checkpoint, {problem}", hint)
 
 
 def _list_of(home: Home) -> str:
@@ -228,7 +243,7 @@ def _found(home: Home, path: Path) -> Found:
     A torrent that others could have put there does not replace the one under home, and neither
     does one in a folder that cannot keep a proof.
     """
-    if kind_of(path) == "release" and (path / CKPT).is_dir():
+    if kind_of(path) == "release" and (path / CKPT).is_dir() and not is_of_links(path):
         folder = ReleaseFolder(path, path / CKPT)
         has_torrent = (path / TORRENT).is_file()
         is_believed = has_torrent and why_exposed(path / TORRENT) is None
@@ -260,6 +275,9 @@ def _kind_and_name(path: Path) -> str:
 
 
 def _listed(paths: Sequence[Path]) -> str:
-    names = [_kind_and_name(path) for path in paths[:_MOST_LISTED]]
-    more = len(paths) - _MOST_LISTED
-    return ", ".join(names) + (f" and {more} more" if more > 0 else "")
+    return _cut([_kind_and_name(path) for path in paths])
+
+
+def _cut(names: Sequence[str]) -> str:
+    more = len(names) - _MOST_LISTED
+    return ", ".join(names[:_MOST_LISTED]) + (f" and {more} more" if more > 0 else "")

@@ -173,18 +173,20 @@ def _refuse_other(root: Path, metainfo: Metainfo, torrent_file: Path) -> None:
             )
 
 
-def root_to_seed(home: Home, root: Path, torrent: bytes | None) -> Path:
+def root_to_seed(home: Home, root: Path, torrent: bytes | None, *, is_seeded: bool = False) -> Path:
     """The folder of links for a release in a folder that cannot be written; else that folder.
 
     Args:
         home: Keeps torrents and proofs.
         root: A folder to fetch into.
         torrent: Of the release, if it is on this machine.
+        is_seeded: Whether to seed, also from tensors behind a link, which are never written to.
 
     Raises:
         FetchError: It is not the torrent of a release.
     """
-    if not root.is_dir() or may_write(root) or kind_of(root) == "ready":
+    is_behind_link = is_seeded and (root / CKPT).is_symlink()
+    if not root.is_dir() or (may_write(root) and not is_behind_link) or kind_of(root) == "ready":
         return root
     folder = release_folder(root)
     if folder is None:

@@ -109,8 +109,8 @@ def adopt_partial(root: Path, selection: FileSelection, observe: Observer) -> fr
         place = selection.places.get(file.index)
         if place is None or file.index not in selection.wanted:
             continue
-        for beside in partial_files(root / place):
-            if _is_empty(root / place):
+        for beside in partial_files(root, place):
+            if _is_empty(root / place) and not beside.is_symlink():
                 places = {**selection.places, file.index: str(beside.relative_to(root))}
                 pieces = list(metainfo.pieces_of(file))
                 checks = check_pieces(root, metainfo, places, pieces, jobs=1)
