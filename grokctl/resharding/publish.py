@@ -53,7 +53,7 @@ def destination(out: Path) -> Path:
         return out.absolute()
     with suppress(OSError):
         own = {0, os.geteuid()}
-        target = out.resolve()
+        target = Path(os.path.realpath(out))
         if all(link.lstat().st_uid in own for link in links_on(out)) and is_filled(target):
             return target
     return out.absolute()
@@ -66,7 +66,7 @@ def check_destination(plan: ReshardPlan, *, force: bool) -> None:
         UsageError: It exists, and either `force` is not set or it is not just a ready checkpoint.
     """
     out = plan.out
-    if any(folder.name == CKPT for folder in out.resolve().parents):
+    if any(folder.name == CKPT for folder in Path(os.path.realpath(out)).parents):
         raise UsageError(f"{out}: lies between the tensors of a release", _ELSEWHERE)
     if not os.path.lexists(out) or is_filled(out):
         return
