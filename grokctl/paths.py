@@ -26,6 +26,8 @@ TOKENIZER = "tokenizer.model"
 CONFIG = "config.json"
 TORRENT = "release.torrent"
 MANIFEST = "grokctl.json"
+ADOPTED: Final = "adopted"
+"""The folder of links to releases elsewhere, in home."""
 PRIVATE = ".grokctl"
 """The folder of grokctl's own files in a release."""
 LARGEST_TOKENIZER: Final = 64 * 2**20
@@ -54,7 +56,7 @@ class Home:
     @property
     def adopted(self) -> Path:
         """Links to releases elsewhere, and their proofs."""
-        return self.root / "adopted"
+        return self.root / ADOPTED
 
     @property
     def xla_cache(self) -> Path:
@@ -83,9 +85,7 @@ def default_home() -> Path:
     """
     named = os.environ.get("GROKCTL_HOME", "").strip()
     if named:
-        if named[0] == named[-1] and named[0] in "'\"":  # files of variables keep the quotes
-            named = named[1:-1]
-        return typed_path(named, "GROKCTL_HOME")
+        return typed_path(unquoted(named), "GROKCTL_HOME")
     try:
         folder = platformdirs.user_data_path("grokctl", appauthor=False)
     except RuntimeError as error:
@@ -94,6 +94,12 @@ def default_home() -> Path:
             "export GROKCTL_HOME=/a/folder",
         ) from error
     return typed_path(str(folder), "home")
+
+
+def unquoted(value: str) -> str:
+    """The value of a variable without the quotes that files of variables keep."""
+    is_quoted = value[:1] in {"'", '"'} and value[0] == value[-1]
+    return value[1:-1] if is_quoted else value
 
 
 def typed_path(text: str, name: str) -> Path:
@@ -164,6 +170,12 @@ def kind_of(path: Path) -> str | None:
             return None
         raise
     return "release" if is_release else None
+
+
+def is_of_links(root: Path) -> bool:
+    """Whether a release is a folder of links under home."""
+    key = root.absolute().parent
+    return key.parent.name == ADOPTED and re.fullmatch("[0-9a-f]{12}", key.name) is not None
 
 
 def _is_kind(path: Path, kind: str) -> bool:

@@ -10,10 +10,13 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from grokctl.checkpoint.folders import ReleaseFolder
+from grokctl.checkpoint.receipt import read_receipt
 from grokctl.checkpoint.release_files import is_tensor_file, names_of, release_paths
 from grokctl.checkpoint.torrent import Metainfo, torrent_bytes, write_torrent
 from grokctl.checkpoint.trust import write_source
-from grokctl.paths import CKPT, TORRENT, Home
+from grokctl.errors import FetchError
+from grokctl.ownership import why_exposed
+from grokctl.paths import CKPT, PRIVATE, TORRENT, Home
 
 
 def adopted_root(home: Home, folder: ReleaseFolder) -> Path:
@@ -26,6 +29,45 @@ def adopted_root(home: Home, folder: ReleaseFolder) -> Path:
 def is_adopted(home: Home, folder: ReleaseFolder) -> bool:
     """Whether a torrent of a release elsewhere is kept under home."""
     return (adopted_root(home, folder) / TORRENT).is_file()
+
+
+def may_write(place: Path) -> bool:
+    """Whether this user can write to a folder, which a read-only disk refuses to root as well."""
+    is_read_only = os.statvfs(place).f_flag & os.ST_RDONLY
+    return os.access(place, os.W_OK | os.X_OK) and not is_read_only
+
+
+def keeps_proofs(root: Path) -> bool:
+    """Whether a proof that is written into a release counts later: it can be, and by nobody else.
+
+    Args:
+        root: The release.
+    """
+    private = root / PRIVATE
+    if private.is_symlink() or not may_write(private if private.is_dir() else root):
+        return False
+    return why_exposed(private) is None
+
+
+def is_proven_at_home(home: Home, folder: ReleaseFolder) -> bool:
+    """Whether the proof of a release that grokctl fetched is the one under home.
+
+    It is where the release cannot keep one, or cannot be repaired, or has none.
+
+    Args:
+        home: Keeps torrents and proofs.
+        folder: The release, with its torrent.
+    """
+    if not is_adopted(home, folder):
+        return False
+    own, kept = folder.root / TORRENT, adopted_root(home, folder) / TORRENT
+    try:
+        if torrent_bytes(own) != torrent_bytes(kept):  # another release came later
+            return False
+    except (OSError, FetchError):
+        return False
+    root = folder.root
+    return not keeps_proofs(root) or folder.tensors.is_symlink() or read_receipt(root) is None
 
 
 def adopt(

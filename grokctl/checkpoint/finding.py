@@ -3,16 +3,16 @@
 import errno
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
-from grokctl.checkpoint.adopted import adopt, is_adopted
-from grokctl.checkpoint.folders import ReleaseFolder, release_folder, words_for
+from grokctl.checkpoint.adopted import adopt, adopted_root, is_adopted, is_proven_at_home
+from grokctl.checkpoint.folders import TAR, ReleaseFolder, release_folder, releases_in, words_for
 from grokctl.checkpoint.ready import read_manifest
 from grokctl.errors import GrokctlError, UsageError
 from grokctl.ownership import why_exposed
-from grokctl.paths import CKPT, MANIFEST, TORRENT, Home, expanded, kind_of, quoted
+from grokctl.paths import CKPT, MANIFEST, TORRENT, Home, expanded, is_of_links, kind_of, quoted
 from grokctl.text import printable
 
 _MOST_LISTED: Final = 8
@@ -54,13 +54,41 @@ def find_checkpoint(
     return _unnamed(home, kinds) if name is None else _named(home, name, kinds)
 
 
+def shown_places(home: Home, name: str | None) -> Iterator[tuple[Path, Path]]:
+    """Folders of links under home that the checkpoint of a command may have, and what they are of.
+
+    Messages name the second, which the user knows.
+
+    Args:
+        home: Where checkpoints are kept.
+        name: A name under home, a path, or None.
+    """
+    for path in home.kept_releases() if name is None else _places(home, name):
+        folder = _looked_at(path)[0]
+        if folder is not None:
+            root = adopted_root(home, folder).absolute()
+            if not folder.is_usual:
+                yield root / CKPT, folder.tensors
+            yield root, folder.root if folder.is_usual else path
+
+
+def _places(home: Home, name: str) -> list[Path]:
+    """Where a checkpoint of this name may be."""
+    under_home = [home.ready / name, home.releases / name] if os.sep not in name else []
+    return [*under_home, expanded(name)]
+
+
 def _unnamed(home: Home, kinds: Sequence[str]) -> Found:
     for kind in kinds:
         candidates = home.ready_checkpoints() if kind == "ready" else home.kept_releases()
         if not candidates:
             continue
+        notes: list[str] = []
+        if kind == "ready" and len(candidates) > 1:
+            candidates, notes = _undamaged(candidates)
         if len(candidates) > 1:
             last = _last_of_one_model(candidates) if kind == "ready" else None
+            how = ", made last"
             if last is None:
                 names = ", ".join(path.name for path in candidates)
                 raise UsageError(
@@ -68,20 +96,58 @@ def _unnamed(home: Home, kinds: Sequence[str]) -> Found:
                     f"name one, such as {candidates[0]}",
                 )
         else:
-            (last,) = candidates
-        return Found(root=last, shown=last, note=note_of(home, last))
+            (last,), how = candidates, ""
+        found = _found(home, last)
+        note = "; ".join(filter(None, (*notes, note_of(home, last, how)))) or None
+        if found.root == last:
+            return Found(root=last, shown=last, note=note)
+        return replace(found, note=note)
+    there = list(_kept(home))
+    if there and "ready" not in kinds:
+        raise UsageError(
+            f"no release under {home.root}; there is {_listed(there)}",
+            f"grokctl reshard {quoted(there[-1].name)} --devices 8",
+        )
     raise UsageError(
         f"no checkpoint under {home.root}",
         "grokctl fetch" if "release" in kinds else "grokctl reshard --devices 8",
     )
 
 
-def note_of(home: Home, taken: Path) -> str | None:
-    """The line about a checkpoint that was taken without a name; None if it is the only one."""
+def note_of(home: Home, taken: Path, how: str = "") -> str | None:
+    """The line about a checkpoint that was taken without a name; None if it is the only one.
+
+    Args:
+        home: Has the others.
+        taken: The checkpoint.
+        how: It was chosen, such as `, made last`.
+    """
     others = [path for path in _kept(home) if path != taken]
     if not others:
         return None
-    return f"checkpoint: {_kind_and_name(taken)}; also there: {_listed(others)}"
+    return f"checkpoint: {_kind_and_name(taken)}{how}; also there: {_listed(others)}"
+
+
+def skipped(name: str, error: Exception) -> str:
+    """The line about a damaged checkpoint that is skipped."""
+    why = "it cannot be read" if isinstance(error, OSError) else "it is damaged"
+    return f"{name}: skipped, because {why} ({error})"
+
+
+def _undamaged(roots: list[Path]) -> tuple[list[Path], list[str]]:
+    """The ready checkpoints whose manifests can be read, and lines about the others.
+
+    If there are none, nothing is skipped.
+    """
+    usable, notes = [], []
+    for root in roots:
+        try:
+            read_manifest(root, is_checked=False)
+        except (GrokctlError, OSError) as error:
+            notes.append(skipped(root.name, error))
+        else:
+            usable.append(root)
+    return (usable, notes) if usable else (roots, [])
 
 
 def _last_of_one_model(roots: Sequence[Path]) -> Path | None:
@@ -97,11 +163,17 @@ def _last_of_one_model(roots: Sequence[Path]) -> Path | None:
 
 
 def _named(home: Home, name: str, kinds: Sequence[str]) -> Found:
-    candidates = [home.ready / name, home.releases / name] if os.sep not in name else []
-    candidates.append(expanded(name))
-    for path in candidates:
+    candidates = _places(home, name)
+    for number, path in enumerate(candidates):
         if kind_of(path) in kinds:
-            return _found(home, path)
+            found = _found(home, path)
+            others = [
+                _called(other) for other in candidates[number + 1 :] if _is_other(other, path)
+            ]
+            if not others:
+                return found
+            line = f"{name}: {_called(path)} is meant; also there: {', '.join(others)}"
+            return replace(found, note=line)
     for path in candidates:
         if (kind := kind_of(path)) is not None:
             raise UsageError(f"{name}: expected a {kinds[0]} checkpoint, found a {kind} one")
@@ -110,6 +182,18 @@ def _named(home: Home, name: str, kinds: Sequence[str]) -> Found:
     if folder is not None and "release" in kinds:
         return _elsewhere(home, path, folder)
     raise _not_found(home, name, "a release" if folder is not None else words)
+
+
+def _is_other(path: Path, taken: Path) -> bool:
+    """Whether another checkpoint has the name of the one that was taken."""
+    return _looked_at(path)[0] is not None or (
+        kind_of(path) is not None and os.path.realpath(path) != os.path.realpath(taken)
+    )
+
+
+def _called(path: Path) -> str:
+    """A checkpoint under home, or here, by its kind and name."""
+    return _kind_and_name(path) if path.is_absolute() else f".{os.sep}{path}"
 
 
 def _looked_at(path: Path) -> tuple[ReleaseFolder | None, str | None]:
@@ -126,13 +210,27 @@ def _looked_at(path: Path) -> tuple[ReleaseFolder | None, str | None]:
 
 def _not_found(home: Home, name: str, words: str | None) -> UsageError:
     if words is not None:
-        problem = f"found {words}" if words != "a folder" else f"found neither {CKPT}/ nor "
-        problem += MANIFEST if words == "a folder" else ""
-        return UsageError(f"{name}: expected a checkpoint, {problem}", _list_of(home))
+        return _not_one(home, name, words)
     shown = printable(name, limit=_LONGEST_NAME)
     there = list(_kept(home))
     message = f"{shown}: no such checkpoint; there is {_listed(there) if there else 'none'}"
     return UsageError(f"{message} under {home.root}", _list_of(home))
+
+
+def _not_one(home: Home, name: str, words: str) -> UsageError:
+    """The error about a file or folder that is no checkpoint."""
+    path, hint = expanded(name), _list_of(home)
+    problem = f"found {words}"
+    if words == TAR:
+        hint = f"tar xf {quoted(path)}  # then its folder"
+    if words == "a folder":
+        inside = releases_in(path)
+        problem = f"found neither {CKPT}/ nor {MANIFEST}"
+        if inside:
+            names = [printable(str(entry.relative_to(path))) for entry in inside]
+            problem = f"found a folder of checkpoints: {_cut(names)}"
+            hint = f"name one, such as {quoted(inside[0])}"
+    return UsageError(f"{name}: expected a checkpoint, {problem}", hint)
 
 
 def _list_of(home: Home) -> str:
@@ -142,13 +240,15 @@ def _list_of(home: Home) -> str:
 def _found(home: Home, path: Path) -> Found:
     """A folder of the usual shape; one with its torrent under home is the folder of links.
 
-    A torrent that others could have put there does not replace the one under home.
+    A torrent that others could have put there does not replace the one under home, and neither
+    does one in a folder that cannot keep a proof.
     """
-    if kind_of(path) == "release" and (path / CKPT).is_dir():
+    if kind_of(path) == "release" and (path / CKPT).is_dir() and not is_of_links(path):
         folder = ReleaseFolder(path, path / CKPT)
         has_torrent = (path / TORRENT).is_file()
         is_believed = has_torrent and why_exposed(path / TORRENT) is None
-        if not is_believed and is_adopted(home, folder):
+        is_at_home = is_proven_at_home if is_believed else is_adopted
+        if is_at_home(home, folder):
             root = adopt(home, folder)
             return Found(root=root, shown=path, folder=folder)
         if not has_torrent:
@@ -175,6 +275,9 @@ def _kind_and_name(path: Path) -> str:
 
 
 def _listed(paths: Sequence[Path]) -> str:
-    names = [_kind_and_name(path) for path in paths[:_MOST_LISTED]]
-    more = len(paths) - _MOST_LISTED
-    return ", ".join(names) + (f" and {more} more" if more > 0 else "")
+    return _cut([_kind_and_name(path) for path in paths])
+
+
+def _cut(names: Sequence[str]) -> str:
+    more = len(names) - _MOST_LISTED
+    return ", ".join(names[:_MOST_LISTED]) + (f" and {more} more" if more > 0 else "")

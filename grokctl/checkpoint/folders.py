@@ -1,14 +1,21 @@
 """The shapes that a release has on other people's disks, and words for what is no release."""
 
+import base64
+import errno
+import glob
+import hashlib
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Final
 
 from grokctl.checkpoint.release_files import is_tensor_file
-from grokctl.paths import CKPT, CONFIG, TOKENIZER
+from grokctl.paths import CKPT, CONFIG, TOKENIZER, kind_of, read_limited
+from grokctl.text import printable
 
 PARTIAL_SUFFIXES: Final = (
     ".!qB",
@@ -21,8 +28,29 @@ PARTIAL_SUFFIXES: Final = (
     ".tmp",
     ".crdownload",
     ".download",
+    ".opdownload",
+    ".filepart",
+    ".aria2",
+    ".bc!",
+    ".td",
+    ".xltd",
 )
 """Suffixes of files that other programs have not downloaded to their end."""
+TAR: Final = "a tar archive"
+_TAR: Final = b"ustar"
+_TAR_AT: Final = 257
+_SPECIAL: Final = (
+    (stat.S_ISFIFO, "a pipe"),
+    (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISBLK, "a disk"),
+    (stat.S_ISCHR, "a device"),
+)
+_LONGEST_TARGET: Final = 100
+_LONGEST_REFERENCE: Final = 200
+_MOST_FOLDERS: Final = 100
+"""Entries of a folder that are looked at for releases."""
+_HUB_DOWNLOADS: Final = (".cache", "huggingface", "download")
+"""Where the hub's client keeps what it has not downloaded to its end, in the release."""
 _FIRST_HUB: Final = "ckpt"
 """The tensors' folder in the first upload to the hub."""
 _MAGICS: Final = (
@@ -40,6 +68,7 @@ _ENDINGS: Final = {
     ".gguf": "a GGUF file, the format of llama.cpp",
     ".safetensors": "a safetensors file",
     ".torrent": "a torrent",
+    ".tar": TAR,
     ".bin": "a PyTorch checkpoint",
     ".pt": "a PyTorch checkpoint",
     ".pth": "a PyTorch checkpoint",
@@ -105,35 +134,95 @@ def release_folder(path: Path) -> ReleaseFolder | None:
 
 
 def _below(path: Path) -> ReleaseFolder | None:
-    """The only release in a clone of the reference repository or in a folder of the hub's cache."""
+    """The only release in a clone of the reference repository, or in the hub's cache."""
+    if (found := _in_repository(path)) is not None:
+        return found
+    models = [_in_repository(entry) for entry in _folders(path, "models--")]
+    releases = [found for found in models if found is not None]
+    return releases[0] if len(releases) == 1 else None
+
+
+def _in_repository(path: Path) -> ReleaseFolder | None:
+    """The release in a clone of the reference repository or in a folder of the hub's cache."""
     repository = path / "checkpoints"
     if (repository / CKPT).is_dir():
         is_usual = (repository / TOKENIZER).is_file() or not (path / TOKENIZER).is_file()
         return ReleaseFolder(repository, repository / CKPT, is_usual)
-    snapshots = path / "snapshots"
-    if snapshots.is_dir():
-        found = [entry for entry in snapshots.iterdir() if (entry / CKPT).is_dir()]
-        if len(found) == 1:
-            return ReleaseFolder(found[0], found[0] / CKPT)
+    found = [entry for entry in _folders(path / "snapshots") if (entry / CKPT).is_dir()]
+    if len(found) > 1:
+        found = [entry for entry in found if entry.name == _main_of(path)]
+    return ReleaseFolder(found[0], found[0] / CKPT) if len(found) == 1 else None
+
+
+def _main_of(cached: Path) -> str | None:
+    """The snapshot that the main branch of a repository in the hub's cache refers to."""
+    with suppress(OSError):
+        return (
+            read_limited(cached / "refs" / "main", _LONGEST_REFERENCE)
+            .decode("ascii", "replace")
+            .strip()
+        )
     return None
 
 
-def partial_files(path: Path) -> Iterator[Path]:
-    """Files beside a missing one that another program has not downloaded to their end."""
-    for suffix in PARTIAL_SUFFIXES:
+def releases_in(path: Path) -> list[Path]:
+    """Checkpoints in a folder of several, such as home, below a folder or two."""
+    found = []
+    for folder in (path, *_folders(path)):
+        for entry in _folders(folder):
+            with suppress(OSError):
+                is_release = kind_of(entry) is not None or release_folder(entry) is not None
+                if is_release and folder not in found:
+                    found.append(entry)
+    return found
+
+
+def _folders(path: Path, prefix: str = "") -> list[Path]:
+    """The folders in a folder, by name; none if it cannot be listed."""
+    with suppress(OSError):
+        entries = sorted(path.iterdir())[:_MOST_FOLDERS]
+        return [entry for entry in entries if entry.name.startswith(prefix) and entry.is_dir()]
+    return []
+
+
+def partial_files(root: Path, place: str) -> Iterator[Path]:
+    """Files for a missing one that another program has not downloaded to their end.
+
+    Args:
+        root: The release.
+        place: Of the missing file in it.
+    """
+    path = root / place
+    forms = [(suffix, suffix.lower(), suffix.upper()) for suffix in PARTIAL_SUFFIXES]
+    for suffix in dict.fromkeys(chain.from_iterable(forms)):
         beside = path.with_name(path.name + suffix)
-        if beside.is_file() and not beside.is_symlink():
+        if beside.is_symlink() or beside.is_file():
             yield beside
+    folder = root
+    for name in (*_HUB_DOWNLOADS, *Path(place).parent.parts):
+        folder /= name
+        if folder.is_symlink() or not folder.is_dir():
+            return
+    for name in (path.name, _name_in_downloads(path.name)):
+        yield from sorted(folder.glob(f"{glob.escape(name)}.*.incomplete"))
+
+
+def _name_in_downloads(name: str) -> str:
+    """The name that the hub's client gives a file until it is complete."""
+    digest = hashlib.sha1(f"{name}.metadata".encode(), usedforsecurity=False).digest()
+    return base64.urlsafe_b64encode(digest).decode()
 
 
 def words_for(path: Path) -> str | None:
     """What a file or folder is that is no checkpoint; None if there is no such file."""
     if path.is_file():
         with suppress(OSError), path.open("rb") as file:
-            head = file.read(16)
+            head = file.read(_TAR_AT + len(_TAR))
             for magic, words in _MAGICS:
                 if head.startswith(magic):
                     return words
+            if head[_TAR_AT:] == _TAR:
+                return TAR
         return _ENDINGS.get(path.suffix.lower(), "a file")
     if path.is_dir():
         with suppress(OSError), os.scandir(path) as entries:
@@ -142,7 +231,20 @@ def words_for(path: Path) -> str | None:
                 if ending is not None and not entry.name.endswith((".model", ".bin")):
                     return f"a folder with {ending} ({entry.name})"
         return "a folder"
-    return None
+    return _special(path)
+
+
+def _special(path: Path) -> str | None:
+    """What has a name, and is neither a file nor a folder; None if nothing has it."""
+    try:
+        mode = path.stat().st_mode
+    except OSError as error:
+        if not path.is_symlink():
+            return None
+        if error.errno == errno.ELOOP:
+            return "a loop of links"
+        return f"a link to nothing ({printable(str(path.readlink()), limit=_LONGEST_TARGET)})"
+    return next((words for is_type, words in _SPECIAL if is_type(mode)), "something else")
 
 
 def _holds_tensors(path: Path) -> bool:

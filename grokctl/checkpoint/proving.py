@@ -3,10 +3,17 @@
 import os
 from pathlib import Path
 
-from grokctl.checkpoint.adopted import adopt, adopted_root, is_adopted
+from grokctl.checkpoint.adopted import (
+    adopt,
+    adopted_root,
+    is_adopted,
+    keeps_proofs,
+    may_write,
+)
 from grokctl.checkpoint.adoption import begin_adoption
 from grokctl.checkpoint.finding import Found
 from grokctl.checkpoint.folders import ReleaseFolder, release_folder
+from grokctl.checkpoint.receipt import read_receipt
 from grokctl.checkpoint.release_files import release_paths
 from grokctl.checkpoint.torrent import (
     Metainfo,
@@ -15,11 +22,20 @@ from grokctl.checkpoint.torrent import (
     torrent_bytes,
     write_torrent,
 )
-from grokctl.checkpoint.trust import FOUND, read_source, trust_of, write_source
+from grokctl.checkpoint.trust import FOUND, read_source, trust_of, trusted_metainfo, write_source
 from grokctl.checkpoint.trust import torrent_file as named
+from grokctl.checkpoint.unfinished import read_unfinished
 from grokctl.errors import FetchError, UsageError, invalid
-from grokctl.ownership import why_exposed
-from grokctl.paths import CKPT, PRIVATE, TORRENT, Home, kind_of, quoted, write_atomically
+from grokctl.paths import (
+    CKPT,
+    PRIVATE,
+    TORRENT,
+    Home,
+    is_of_links,
+    kind_of,
+    quoted,
+    write_atomically,
+)
 
 
 def read_torrent(path: Path) -> tuple[bytes, Metainfo]:
@@ -62,7 +78,8 @@ def root_to_prove(
     """The folder in which a release is proven.
 
     A release that grokctl did not fetch is proven as a folder of links under home, so that its own
-    folder stays as it is. Only a repair works in it, where that is possible.
+    folder stays as it is. Only a repair works in it, where that is possible. One that grokctl
+    fetched is proven like that where its own folder cannot keep the proof.
 
     Args:
         home: Keeps torrents and proofs.
@@ -75,12 +92,7 @@ def root_to_prove(
         UsageError: It is a ready checkpoint, or of another torrent; or the file is no torrent.
     """
     if torrent_file is None:
-        if found.folder is None or not is_repaired or not _may_repair_in(found.folder):
-            return found.root
-        kept = adopted_root(home, found.folder)
-        if found.root != kept or not (kept / TORRENT).is_file():
-            return found.root
-        return _move_in(kept, found.folder.root)
+        return _root_to_prove_again(home, found, is_repaired=is_repaired)
     data, metainfo = read_torrent(torrent_file)
     if kind_of(found.root) == "ready":
         problem = "a ready checkpoint has no torrent; its manifest proves it"
@@ -89,10 +101,15 @@ def root_to_prove(
     folder = found.folder
     if folder is None:
         _refuse_other(found.root, metainfo, torrent_file)
-        is_kept_there = is_repaired or why_exposed(found.root / PRIVATE) is None
-        if (found.root / TORRENT).is_file() and is_kept_there:
+        is_kept_there = is_of_links(found.root) or (
+            (found.root / TORRENT).is_file() and _is_worked_in(found.root, is_repaired=is_repaired)
+        )
+        if is_kept_there:
+            if not (found.root / TORRENT).is_file():
+                write_torrent(found.root / TORRENT, data)
             is_found = trust_of(found.root, metainfo.infohash).root == FOUND
-            if is_found and not is_dry and _may_write(found.root):
+            may_record = not is_dry or is_of_links(found.root)
+            if is_found and may_record and may_write(found.root):
                 if is_repaired:
                     begin_adoption(found.root, metainfo, is_repair=True)
                 write_source(found.root, infohash=metainfo.infohash, trust=trust)
@@ -109,10 +126,51 @@ def root_to_prove(
 def root_to_repair(home: Home, found: Found) -> Path:
     """The folder in which a repair would mend a release: its own if possible, else under home."""
     folder = found.folder
-    if folder is None and (found.root / TORRENT).is_file():
+    has_torrent = (found.root / TORRENT).is_file()
+    if folder is None and has_torrent and _is_worked_in(found.root, is_repaired=True):
         return found.root
     folder = folder or ReleaseFolder(found.root, found.root / CKPT)
     return folder.root if _may_repair_in(folder) else adopted_root(home, folder)
+
+
+def _root_to_prove_again(home: Home, found: Found, *, is_repaired: bool) -> Path:
+    """The same for a release whose torrent is kept already, if it has one."""
+    if found.folder is None:
+        return _root_of_own(home, found.root, is_repaired=is_repaired)
+    if not is_repaired or not _may_repair_in(found.folder):
+        return found.root
+    kept = adopted_root(home, found.folder)
+    if found.root != kept or not (kept / TORRENT).is_file():
+        return found.root
+    return _move_in(kept, found.folder.root)
+
+
+def _is_worked_in(root: Path, *, is_repaired: bool) -> bool:
+    """Whether a release that has its torrent is repaired, or proven, in its own folder."""
+    tensors = root / CKPT
+    if is_repaired:
+        return not os.path.lexists(tensors) or _may_repair_in(ReleaseFolder(root, tensors))
+    return keeps_proofs(root)
+
+
+def _root_of_own(home: Home, root: Path, *, is_repaired: bool) -> Path:
+    """The same for a release that grokctl fetched: its torrent and what is proven move along."""
+    if kind_of(root) == "ready" or not (root / CKPT).is_dir() or is_of_links(root):
+        return root
+    if _is_worked_in(root, is_repaired=is_repaired) or read_unfinished(root) is not None:
+        return root
+    metainfo = trusted_metainfo(root)
+    if metainfo is None:
+        return root
+    trust = trust_of(root, metainfo.infohash)
+    if trust.doubt is not None:  # nothing is proven by it, wherever that is kept
+        return root
+    folder = ReleaseFolder(root, root / CKPT)
+    kept = adopt(home, folder, torrent_bytes(root / TORRENT), metainfo, trust=trust.root)
+    receipt = read_receipt(root)
+    if receipt is not None and read_receipt(kept) is None:
+        receipt.write(kept)
+    return kept
 
 
 def _refuse_other(root: Path, metainfo: Metainfo, torrent_file: Path) -> None:
@@ -137,18 +195,20 @@ def _refuse_other(root: Path, metainfo: Metainfo, torrent_file: Path) -> None:
             )
 
 
-def root_to_seed(home: Home, root: Path, torrent: bytes | None) -> Path:
+def root_to_seed(home: Home, root: Path, torrent: bytes | None, *, is_seeded: bool = False) -> Path:
     """The folder of links for a release in a folder that cannot be written; else that folder.
 
     Args:
         home: Keeps torrents and proofs.
         root: A folder to fetch into.
         torrent: Of the release, if it is on this machine.
+        is_seeded: Whether to seed, also from tensors behind a link, which are never written to.
 
     Raises:
         FetchError: It is not the torrent of a release.
     """
-    if not root.is_dir() or _may_write(root) or kind_of(root) == "ready":
+    is_behind_link = is_seeded and (root / CKPT).is_symlink()
+    if not root.is_dir() or (may_write(root) and not is_behind_link) or kind_of(root) == "ready":
         return root
     folder = release_folder(root)
     if folder is None:
@@ -158,18 +218,13 @@ def root_to_seed(home: Home, root: Path, torrent: bytes | None) -> Path:
     return adopt(home, folder, torrent, parse_metainfo(torrent, source="torrent to seed"))
 
 
-def _may_write(place: Path) -> bool:
-    is_read_only = os.statvfs(place).f_flag & os.ST_RDONLY
-    return os.access(place, os.W_OK | os.X_OK) and not is_read_only
-
-
 def _may_repair_in(folder: ReleaseFolder) -> bool:
     """Whether damaged files can be replaced where they are."""
     places = (folder.root, folder.tensors)
     return (
         folder.is_usual
         and not folder.tensors.is_symlink()
-        and all(place.is_dir() and _may_write(place) for place in places)
+        and all(place.is_dir() and may_write(place) for place in places)
     )
 
 

@@ -20,7 +20,7 @@ from grokctl.errors import (
 from grokctl.events import Observer, ignore
 from grokctl.model.config import GROK_1, GrokConfig
 from grokctl.model.tensors import tensor_specs
-from grokctl.paths import TOKENIZER, TORRENT, quoted
+from grokctl.paths import TOKENIZER, TORRENT, is_of_links, quoted
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,6 +87,8 @@ def _advice(root: Path, damage: Damage) -> str | None:
     if (root / TORRENT).is_file():
         return f"grokctl verify {quoted(root)} --repair"
     file = quoted(root / damage.file)
+    if damage.reason is Reason.MISSING and is_of_links(root):  # a fetch fills no links
+        return f"grokctl verify {quoted(root)} --torrent-file FILE.torrent --repair"
     if damage.reason is Reason.MISSING:
         source = "" if read_config(root) == GROK_1 else " FILE.torrent"
         return f"grokctl fetch{source} --to {quoted(root)} --force  # keeps what is there"

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from grokctl.cli.context import cluster_of, command, followed, home_of
+from grokctl.cli.context import cluster_of, command, followed, home_of, name_as_typed
 from grokctl.cli.environment import jax_prepared
 from grokctl.cli.options import (
     CheckpointArgument,
@@ -68,6 +68,7 @@ def bench(
         from grokctl.screen import bench as screen
         from grokctl.session.job import JobRequest, open_job
 
+        name_as_typed(console, home_of(home), checkpoint)
         request = JobRequest(
             home=home_of(home),
             checkpoint=checkpoint,

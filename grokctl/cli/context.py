@@ -12,7 +12,7 @@ Only the failure of another rank ends a process elsewhere: `cluster/ending`, wit
 import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -307,6 +307,21 @@ def home_of(path: Path | None) -> Home:
     return Home(path if path is not None else default_home())
 
 
+def name_as_typed(console: "Console", home: Home, name: str | None) -> None:
+    """Let no message name the folder of links under home instead of the release that is meant.
+
+    Args:
+        console: Prints the messages.
+        home: Has the folder of links.
+        name: Of the checkpoint, as it was typed; None if it was not.
+    """
+    from grokctl.checkpoint.finding import shown_places
+
+    with suppress(OSError, UsageError):  # the command itself says so
+        for place, shown in shown_places(home, name):
+            console.places.add(place, shown)
+
+
 def found_checkpoint(
     console: "Console",
     home: Home,
@@ -327,6 +342,7 @@ def found_checkpoint(
     from grokctl.checkpoint.finding import find_checkpoint
     from grokctl.checkpoint.proving import any_folder
 
+    name_as_typed(console, home, name)
     try:
         found = find_checkpoint(home, name, ready=ready)
     except UsageError:

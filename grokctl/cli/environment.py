@@ -7,7 +7,8 @@ from contextlib import ExitStack, contextmanager
 from typing import Final
 
 from grokctl.errors import HardwareError, invalid
-from grokctl.text import printable
+from grokctl.paths import unquoted
+from grokctl.text import printable, shown_url
 
 _LONGEST: Final = 200
 
@@ -82,14 +83,15 @@ def mirrors_named(names: Sequence[str] | None) -> tuple[str, ...]:
     Raises:
         UsageError: The variable is no address.
     """
-    endpoint = os.environ.get("HF_ENDPOINT", "").strip().rstrip("/")
+    endpoint = unquoted(os.environ.get("HF_ENDPOINT", "").strip()).rstrip("/")
     if not names or not endpoint or "hf" not in names:
         return tuple(names or ())
     from grokctl.transfer.sources import hub_mirror
 
     mirror = hub_mirror(endpoint)
     if mirror is None:
-        raise invalid("HF_ENDPOINT", endpoint, "expected http://host or https://host")
+        expected = "expected http://host or https://host, without a query"
+        raise invalid("HF_ENDPOINT", shown_url(endpoint), expected, "unset HF_ENDPOINT")
     return tuple(mirror if name == "hf" else name for name in names)
 
 

@@ -27,6 +27,7 @@ from grokctl.cli.options import (
 )
 from grokctl.errors import GrokctlError
 from grokctl.parse import read_ranges, read_size
+from grokctl.paths import CKPT
 
 _THREADS: Final = 16
 """Of libtorrent, of mirrors, and for hashes of what is on disk."""
@@ -143,9 +144,16 @@ def fetch(
         )
         where = home_of(home)
         root = (to or stage.default_root(source, where.releases)).absolute()
-        kept = root_to_seed(where, root, parse_source(source).torrent)
+        is_seeded = force and (seed or seed_ratio is not None)
+        kept = root_to_seed(where, root, parse_source(source).torrent, is_seeded=is_seeded)
         if kept != root:
-            console.note(f"{root}: cannot be written; the proof is kept in {kept}")
+            why = (
+                "its tensors are behind a link"
+                if is_seeded and (root / CKPT).is_symlink()
+                else "cannot be written"
+            )
+            console.note(f"{root}: {why}; the proof is kept under {where.root}")
+            console.places.add(kept, root)
             root, options = kept, replace(options, force=True)
         if dry_run:
             with console.observing() as observe:

@@ -2,11 +2,12 @@
 
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from grokctl.cli.context import RESUMES, ReportedError, command, found_checkpoint, home_of
+from grokctl.cli.hints import again
 from grokctl.cli.options import (
     CheckpointArgument,
     DevicesOption,
@@ -19,10 +20,14 @@ from grokctl.cli.options import (
     dtype_of,
     path_of,
 )
-from grokctl.errors import GrokctlError
+from grokctl.errors import GrokctlError, UsageError
 from grokctl.model.placement import read_mesh
 from grokctl.model.precision import Precision
 from grokctl.parse import read_ranges, read_size
+from grokctl.paths import Home
+
+if TYPE_CHECKING:
+    from grokctl.screen.console import Console
 
 
 def reshard(
@@ -85,9 +90,7 @@ def reshard(
 
         where = home_of(home)
         request = ReshardRequest(
-            root=found_checkpoint(
-                console, where, checkpoint, ready=checkpoint is not None
-            ).root.absolute(),
+            root=_source(console, where, checkpoint),
             folder=where.ready,
             out=out,
             mesh=read_mesh(devices, mesh),
@@ -115,3 +118,15 @@ def reshard(
             ready = stage.reshard(plan, proof=planned.proof, force=force, observe=observe)
         seconds = time.perf_counter() - started
         screen.resharded(console, ready, plan, seconds=seconds, peak_rss=peak_rss())
+
+
+def _source(console: "Console", home: Home, checkpoint: str | None) -> Path:
+    """The checkpoint to reshard: without a name a release, which loses nothing."""
+    try:
+        found = found_checkpoint(console, home, checkpoint, ready=checkpoint is not None)
+    except UsageError as error:
+        ready = home.ready_checkpoints() if checkpoint is None else []
+        if ready and not home.kept_releases():
+            error.hint = again(ready[-1].name)
+        raise
+    return found.root.absolute()

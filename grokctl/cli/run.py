@@ -7,7 +7,7 @@ from typing import Annotated, Final
 
 import typer
 
-from grokctl.cli.context import cluster_of, command, followed, home_of
+from grokctl.cli.context import cluster_of, command, followed, home_of, name_as_typed
 from grokctl.cli.environment import jax_prepared
 from grokctl.cli.hints import again, is_piped
 from grokctl.cli.options import (
@@ -126,6 +126,7 @@ def run(
             from grokctl.session.prompts import Prompt, read_prompts
 
             check_name(checkpoint, home_of(home))
+            name_as_typed(console, home_of(home), checkpoint)
             job = JobRequest(
                 home=home_of(home),
                 checkpoint=checkpoint,

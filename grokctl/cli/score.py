@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from grokctl.cli.context import cluster_of, command, followed, home_of
+from grokctl.cli.context import cluster_of, command, followed, home_of, name_as_typed
 from grokctl.cli.environment import jax_prepared
 from grokctl.cli.hints import again, is_piped
 from grokctl.cli.options import (
@@ -74,6 +74,7 @@ def score(
         from grokctl.screen import score as screen
         from grokctl.session.job import JobRequest, open_job
 
+        name_as_typed(console, home_of(home), checkpoint)
         request = JobRequest(
             home=home_of(home),
             checkpoint=checkpoint,

@@ -30,7 +30,6 @@ from grokctl.cli.options import (
     path_of,
 )
 from grokctl.errors import GrokctlError, UsageError
-from grokctl.paths import quoted
 
 
 def verify(
@@ -96,11 +95,15 @@ def verify(
         found = found_checkpoint(
             console, where, checkpoint, ready=takes_ready, in_any_folder=torrent_file is not None
         )
+        console.places.add(found.root.absolute(), found.shown.absolute())
         mends = repair and not dry_run
         root = root_to_prove(where, found, torrent_file, is_repaired=mends, is_dry=dry_run)
         root = root.absolute()
-        if root != found.root.absolute() and not dry_run:
-            console.note(f"{found.shown}: the torrent and its proof are kept in {root}")
+        if root != found.root.absolute():
+            console.places.add(root, found.shown.absolute())
+            if not dry_run:
+                kept = f"the torrent and its proof are kept under {where.root}"
+                console.note(f"{found.shown}: {kept}")
         started = time.perf_counter()
         with console.observing() as observe:
             verdict = stage.verify(
@@ -145,6 +148,4 @@ def verify(
                 refuse_full(shown, remedy.plan.required_bytes, remedy.plan.free_bytes)
             stage.raise_for(verdict, root)
         except GrokctlError as error:
-            if error.hint is not None:
-                error.hint = error.hint.replace(quoted(root), quoted(found.shown.absolute()))
             raise ReportedError(error) from error

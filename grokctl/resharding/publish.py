@@ -20,7 +20,7 @@ from grokctl.errors import Damage, DiskFullError, Reason, UsageError, corrupt
 from grokctl.events import Noted, Observer
 from grokctl.integrity.ready_content import altered
 from grokctl.os_errors import refusal
-from grokctl.own_files import names_in, read_linked, refuse_foreign_links, why_not_own
+from grokctl.own_files import links_on, names_in, read_linked, refuse_foreign_links, why_not_own
 from grokctl.paths import (
     CKPT,
     LARGEST_TOKENIZER,
@@ -43,6 +43,22 @@ _ELSEWHERE: Final = "--out DIR  # another destination"
 # --- before
 
 
+def destination(out: Path) -> Path:
+    """The folder that is filled: also behind a link, if that is this user's own.
+
+    Args:
+        out: As the user typed it.
+    """
+    if not out.is_symlink():
+        return out.absolute()
+    with suppress(OSError):
+        own = {0, os.geteuid()}
+        target = Path(os.path.realpath(out))
+        if all(link.lstat().st_uid in own for link in links_on(out)) and is_filled(target):
+            return target
+    return out.absolute()
+
+
 def check_destination(plan: ReshardPlan, *, force: bool) -> None:
     """Refuse a destination that this reshard may not replace.
 
@@ -50,11 +66,14 @@ def check_destination(plan: ReshardPlan, *, force: bool) -> None:
         UsageError: It exists, and either `force` is not set or it is not just a ready checkpoint.
     """
     out = plan.out
-    if any(folder.name == CKPT for folder in out.resolve().parents):
+    if any(folder.name == CKPT for folder in Path(os.path.realpath(out)).parents):
         raise UsageError(f"{out}: lies between the tensors of a release", _ELSEWHERE)
     if not os.path.lexists(out) or is_filled(out):
         return
-    if out.is_symlink() or kind_of(out) != "ready":
+    if out.is_symlink():
+        problem = "is a symbolic link, expected a new or an empty folder"
+        raise UsageError(f"{out}: {problem}", f"--out {quoted(os.path.realpath(out))}")
+    if kind_of(out) != "ready":
         raise UsageError(f"{out}: exists, and is not a ready checkpoint", _ELSEWHERE)
     if plan.source.root.resolve().is_relative_to(out.resolve()):
         raise UsageError(f"{out}: contains the source of this reshard", _ELSEWHERE)

@@ -15,7 +15,7 @@ from grokctl.model.precision import Precision
 from grokctl.paths import kind_of
 from grokctl.resharding.estimate import Estimate
 from grokctl.resharding.plan import ReshardOptions, ReshardPlan, plan_reshard, usual_name
-from grokctl.resharding.publish import check_destination, check_space
+from grokctl.resharding.publish import check_destination, check_space, destination
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,7 +77,7 @@ def plan_request(request: ReshardRequest, *, observe: Observer = ignore) -> Plan
     )
     options = ReshardOptions(
         mesh=mesh,
-        out=(request.out or request.folder / name).absolute(),
+        out=destination(request.out or request.folder / name),
         precision=request.precision,
         group_size=request.group_size,
         compression=request.compression,

@@ -23,6 +23,7 @@ from grokctl.checks import Check, Status
 from grokctl.errors import GrokctlError, UsageError
 from grokctl.events import Event, Noted, Observer, ignore, throttled
 from grokctl.os_errors import StdoutError
+from grokctl.screen.known_places import KnownPlaces
 from grokctl.screen.progress import Bars, Lines
 from grokctl.screen.terminal import is_terminal, moves_cursor
 from grokctl.text import harmless, to_json
@@ -137,6 +138,8 @@ class Console:
         self.err = _Rich(stderr=True, highlight=False)
         self._live: Bars | None = None
         self._prefix = ""
+        self.places = KnownPlaces()
+        """Folders that notes, errors and hints name as the user knows them."""
 
     def step_back(self, name: str, *, verbose: bool) -> None:
         """Print neither results nor notes, because another process prints them.
@@ -187,7 +190,7 @@ class Console:
         if self.as_json:
             self._json_line(Noted(message=message))
         else:
-            text = Text(harmless(self._prefix + message))
+            text = Text(harmless(self._prefix + self.places.named(message)))
             self.err.print(text, soft_wrap=not is_terminal(self.err.file))
 
     def note_fitting(self, forms: Sequence[str]) -> None:
@@ -202,11 +205,13 @@ class Console:
             error: Ended the command.
             has_result: Whether the object of `--json` was printed already.
         """
+        message = self.places.named(str(error))
+        hint = error.hint and self.places.named(error.hint, is_command=True)
         if self.as_json and not has_result:
-            values = {"ok": False, "error": str(error), "hint": error.hint}
+            values = {"ok": False, "error": message, "hint": hint}
             with suppress(OSError):  # stdout itself may have failed
                 self.emit({**values, "exit_code": error.exit_code})
-        for name, style, text in (("error", "bold red", str(error)), ("hint", "bold", error.hint)):
+        for name, style, text in (("error", "bold red", message), ("hint", "bold", hint)):
             if text:
                 line = Text.assemble((f"{name}: ", style), harmless(text).replace("\n", " "))
                 self.err.print(line, soft_wrap=True)
@@ -424,6 +429,8 @@ class Console:
 
     def _json_line(self, event: Event) -> None:
         values = {"event": type(event).__name__.lower(), **asdict(event)}
+        if isinstance(event, Noted):
+            values["message"] = self.places.named(event.message)
         if sys.stderr is not None:
             with suppress(OSError):  # nobody has to read it
                 sys.stderr.write(to_json(values) + "\n")

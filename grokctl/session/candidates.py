@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from grokctl.checkpoint.finding import find_checkpoint
+from grokctl.checkpoint.finding import find_checkpoint, skipped
 from grokctl.checkpoint.ready import ReadyCheckpoint, open_ready, read_manifest
 from grokctl.checkpoint.receipt import Receipt, proof_of
 from grokctl.checkpoint.refusal import read_refusal
@@ -117,8 +117,7 @@ def open_candidate(root: Path, *, observe: Observer) -> CandidateCheckpoint:
 
 def damaged(name: str, error: Exception) -> Noted:
     """The note about a damaged checkpoint that is skipped."""
-    why = "it cannot be read" if isinstance(error, OSError) else "it is damaged"
-    return Noted(message=f"{name}: skipped, because {why} ({error})")
+    return Noted(message=skipped(name, error))
 
 
 def _candidate(ready: ReadyCheckpoint) -> Candidate:

@@ -149,6 +149,7 @@ def refuse_foreign(request: FetchRequest) -> None:
     """
     origin, root = request.origin, request.root
     if request.options.force:
+        _refuse_other_shape(request)
         return
     claimed = read_source(root)
     if (
@@ -174,6 +175,33 @@ def refuse_foreign(request: FetchRequest) -> None:
     inside = root / folder_name(origin.name, origin.infohash)
     message = f"{root}: expected an empty folder or a release, found other files"
     raise FetchError(message, f"{command} {quoted(inside)}")
+
+
+def _refuse_other_shape(request: FetchRequest) -> None:
+    """Refuse a release whose tensors a fetch would not find: it would fetch all of them again.
+
+    Raises:
+        FetchError: It is one.
+    """
+    origin, root = request.origin, request.root
+    if read_source(root) == origin.infohash:
+        return
+    folder = release_folder(root)
+    if folder is None:
+        return
+    is_link = folder.tensors.is_symlink()
+    if folder.is_usual and not is_link and folder.root.resolve() == root.resolve():
+        return
+    command = f"grokctl verify {quoted(root)} --torrent-file"
+    if folder.is_usual and not is_link:
+        command = f"grokctl fetch {quoted(shown_url(origin.source))} --to {quoted(folder.root)}"
+        advice = f"{command} --force  # adopts it, and keeps what differs"
+    else:
+        file = "FILE" if origin.torrent is None else quoted(shown_url(origin.source))
+        advice = f"{command} {file} --repair  # fetches what is missing, and keeps it under home"
+    how = ", a symbolic link" if is_link else ""
+    message = f"{root}: expected its tensors in {root / CKPT}, found them in {folder.tensors}{how}"
+    raise FetchError(message, advice)
 
 
 def is_foreign(request: FetchRequest) -> bool:

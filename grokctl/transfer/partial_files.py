@@ -39,8 +39,10 @@ def candidates(root: Path, selection: FileSelection) -> dict[int, tuple[Path, ..
     """File index -> files of other programs that may be it, if nothing is in its own place."""
     found = {}
     for index in sorted(selection.wanted):
-        path = root / selection.places[index]
-        beside = tuple(partial_files(path)) if _is_empty(path) else ()
+        place = selection.places[index]
+        if not _is_empty(root / place):
+            continue
+        beside = tuple(path for path in partial_files(root, place) if not path.is_symlink())
         if beside:
             found[index] = beside
     return found
@@ -61,8 +63,8 @@ def find_partial(root: Path, selection: FileSelection) -> PartialFiles:
     """
     search = _Search(root, selection, candidates(root, selection))
     search.run()
-    places = (root / selection.places[index] for index in selection.wanted)
-    every = {path for place in places for path in partial_files(place)}
+    places = [selection.places[index] for index in selection.wanted]
+    every = {path for place in places for path in partial_files(root, place)}
     unused = tuple(sorted(every - set(search.used.values())))
     return PartialFiles(used=search.used, proven=frozenset(search.proven), unused=unused)
 

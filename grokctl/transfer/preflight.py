@@ -22,7 +22,7 @@ from grokctl.errors import DiskFullError, FetchError
 from grokctl.machine.disks import existing, file_limit, file_system
 from grokctl.machine.network import certificates
 from grokctl.os_errors import is_absence, refusal
-from grokctl.paths import ADOPTION, BEGUN, LOCK, PRIVATE, RESUME, TORRENT, quoted
+from grokctl.paths import ADOPTION, BEGUN, CKPT, LOCK, PRIVATE, RESUME, TORRENT, quoted
 from grokctl.text import format_apart
 from grokctl.transfer.destination import FileSelection, bare_torrent
 from grokctl.transfer.partial_files import candidates
@@ -381,7 +381,10 @@ def _expect_type(path: Path, noun: str, is_type: Callable[[int], bool]) -> None:
         raise refusal(error, path, kind=FetchError) from error
     if not is_type(mode):
         other = "a symbolic link" if stat.S_ISLNK(mode) else "something else"
-        raise FetchError(f"{path}: expected a {noun}, found {other}", f"ls -ld {quoted(path)}")
+        hint = f"ls -ld {quoted(path)}"
+        if other == "a symbolic link" and path.name == CKPT:  # its files are replaced under home
+            hint = f"grokctl verify {quoted(path.parent)} --repair"
+        raise FetchError(f"{path}: expected a {noun}, found {other}", hint)
 
 
 def _truncate(path: Path, length: int) -> None:

@@ -289,7 +289,8 @@ def hub_mirror(endpoint: str) -> str | None:
         _expect_url("mirror", endpoint, {"http", "https"})
     except UsageError:
         return None
-    return f"{endpoint}{_HUB_FOLDER}"
+    parts = urlsplit(endpoint)
+    return None if parts.query or parts.fragment else f"{endpoint}{_HUB_FOLDER}"
 
 
 def resolve(peers: Sequence[Endpoint]) -> list[Endpoint]:

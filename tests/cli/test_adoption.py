@@ -2,13 +2,11 @@
 
 import json
 import os
-import shutil
 from pathlib import Path
 
 import pytest
+from copies import TENSOR, copied, flip, linked
 from mounts import remount, tmpfs
-
-TENSOR = "ckpt-0/tensor00003_000"
 
 
 @pytest.fixture
@@ -16,31 +14,6 @@ def own(tmp_path, monkeypatch) -> Path:
     """A home for the proofs of one test."""
     monkeypatch.setenv("GROKCTL_HOME", str(tmp_path / "home"))
     return tmp_path / "home"
-
-
-def copied(seeded, root: Path) -> Path:
-    """The release as a clone of the hub's repository has it."""
-    for name in seeded.files:
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(seeded.root / name, root / name)
-    return root
-
-
-def linked(seeded, root: Path, blobs: Path) -> Path:
-    """The release as the hub's cache has it."""
-    blobs.mkdir()
-    for number, name in enumerate(seeded.files):
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(seeded.root / name, blobs / str(number))
-        (root / name).symlink_to(os.path.relpath(blobs / str(number), (root / name).parent))
-    return root
-
-
-def flip(path: Path) -> bytes:
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 1
-    path.write_bytes(data)
-    return bytes(data)
 
 
 @pytest.mark.usefixtures("own")
@@ -235,7 +208,9 @@ def test_a_file_that_is_no_checkpoint_is_named(grokctl, tmp_path, name, data, wo
     assert f"expected a checkpoint, found {words}" in outcome.error
 
 
-@pytest.mark.parametrize("endpoint", ["http://127.0.0.1:9", "http://127.0.0.1:9/"])
+@pytest.mark.parametrize(
+    "endpoint", ["http://127.0.0.1:9", "http://127.0.0.1:9/", "'http://127.0.0.1:9/'"]
+)
 @pytest.mark.usefixtures("own")
 def test_the_hub_is_where_its_variable_says(
     grokctl, seeded, loopback, tmp_path, monkeypatch, endpoint

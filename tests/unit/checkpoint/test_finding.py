@@ -1,6 +1,8 @@
 """Which checkpoint is meant: with a name, without one, and where other tools put a release."""
 
 import os
+import socket
+import tarfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -256,7 +258,7 @@ def test_a_line_says_what_was_taken_and_what_else_was_there(home):
     found = find_checkpoint(home, None)
     other = find_checkpoint(home, None, ready=False)
 
-    assert found.note == "checkpoint: ready/a; also there: ready/z, releases/grok-1"
+    assert found.note == "checkpoint: ready/a, made last; also there: ready/z, releases/grok-1"
     assert other.note == "checkpoint: releases/grok-1; also there: ready/a, ready/z"
     assert find_checkpoint(home, "z").note is None
 
@@ -286,6 +288,168 @@ def test_a_long_list_is_cut(home):
 
     with pytest.raises(UsageError, match="releases/07 and 3 more under"):
         find(home, "nowhere")
+
+
+@pytest.mark.parametrize("damage", ["{}", "", None], ids=["empty", "nothing", "unreadable"])
+def test_a_damaged_ready_checkpoint_is_skipped_with_a_line(home, two, damage):
+    manifest = two[1] / "grokctl.json"
+    if damage is None:
+        manifest.write_bytes(bytes(9 * 2**20))
+    else:
+        manifest.write_text(damage)
+
+    found = find_checkpoint(home, None)
+
+    assert found.root == two[0]
+    assert found.note.startswith("a: skipped, because it is damaged (grokctl.json: ")
+    assert found.note.endswith("; checkpoint: ready/z; also there: ready/a")
+
+
+@pytest.mark.usefixtures("two")
+def test_a_damaged_checkpoint_is_not_the_one_to_name(home):
+    cut_for(home, "other", 1, "another")
+    (home.ready / "a" / "grokctl.json").write_text("{}")
+
+    with pytest.raises(UsageError, match=r"checkpoints under .*: other, z") as caught:
+        find(home, None)
+
+    assert caught.value.hint == f"name one, such as {home.ready / 'other'}"
+
+
+@pytest.mark.usefixtures("two")
+def test_where_there_is_no_release_the_hint_names_a_ready_checkpoint(home):
+    with pytest.raises(
+        UsageError, match=r"no release under .*; there is ready/a, ready/z"
+    ) as caught:
+        find(home, None, ready=False)
+
+    assert caught.value.hint == "grokctl reshard z --devices 8"
+
+
+@pytest.mark.parametrize(
+    ("make", "places", "line"),
+    [
+        (make_ready, ["ready/x"], None),
+        (make_ready, ["ready/x", "./x"], "x: ready/x is meant; also there: ./x"),
+        (make_release, ["releases/x", "./x"], "x: releases/x is meant; also there: ./x"),
+        (make_release, ["releases/x", "./x/ckpt"], "x: releases/x is meant; also there: ./x"),
+        (make_ready, ["ready/x", "releases/x"], "x: ready/x is meant; also there: releases/x"),
+    ],
+)
+def test_a_line_says_which_of_two_of_one_name_was_taken(home, elsewhere, make, places, line):
+    for place in places:
+        if place == "./x/ckpt":
+            (elsewhere / place).mkdir(parents=True)
+            (elsewhere / place / "tensor00000_000").write_text("")
+        elif place == "./x":
+            make(elsewhere / "x")
+        else:
+            (make_ready if place.startswith("ready") else make_release)(home.root / place)
+
+    assert find_checkpoint(home, "x").note == line
+
+
+def test_a_link_here_to_the_checkpoint_under_home_is_no_other(home, elsewhere):
+    made = make_ready(home.ready / "x")
+    (elsewhere / "x").symlink_to(made)
+
+    assert find_checkpoint(home, "x").note is None
+
+
+# --- what is there instead
+
+
+def special(folder: Path, kind: str) -> Path:
+    path = folder / "odd"
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "socket":
+        with socket.socket(socket.AF_UNIX) as server:
+            server.bind("odd")
+    elif kind == "tar":
+        with tarfile.open(path, "w") as tar:
+            tar.add(folder, arcname="grok-1", recursive=False)
+    else:
+        path.symlink_to("odd" if kind == "loop" else "gone")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        ("pipe", "a pipe"),
+        ("socket", "a socket"),
+        ("loop", "a loop of links"),
+        ("dangling", r"a link to nothing \(gone\)"),
+        ("tar", "a tar archive"),
+    ],
+)
+def test_what_is_neither_a_file_nor_a_folder_is_named(home, elsewhere, kind, words):
+    special(elsewhere, kind)
+
+    with pytest.raises(UsageError, match=f"^odd: expected a checkpoint, found {words}$") as caught:
+        find(home, "odd")
+
+    assert caught.value.hint.startswith("tar xf odd" if kind == "tar" else "ls ")
+
+
+@pytest.mark.parametrize(
+    ("named", "words", "first"),
+    [
+        ("home", "ready/r, releases/a, releases/b", "ready/r"),
+        ("home/releases", "a, b", "a"),
+        ("home/ready", "r", "r"),
+        ("elsewhere", "clone, one", "clone"),
+    ],
+)
+def test_the_releases_in_a_folder_of_several_are_named(
+    home, elsewhere, tmp_path, named, words, first
+):
+    make_ready(home.ready / "r")
+    make_release(home.releases / "a")
+    make_release(home.releases / "b")
+    make_release(elsewhere / "one")
+    make_release(elsewhere / "clone" / "checkpoints")
+
+    with pytest.raises(UsageError, match=f"found a folder of checkpoints: {words}$") as caught:
+        find(home, str(tmp_path / named))
+
+    assert caught.value.hint == f"name one, such as {tmp_path / named / first}"
+
+
+def cached(hub: Path, name: str, *snapshots: str, main: str | None = None) -> Path:
+    """A repository in the cache of the hub's client."""
+    repository = hub / f"models--{name}"
+    for snapshot in snapshots:
+        make_release(repository / "snapshots" / snapshot)
+    if main is not None:
+        (repository / "refs").mkdir()
+        (repository / "refs" / "main").write_text(main)
+    return repository
+
+
+def test_the_hubs_cache_is_a_release_by_its_main_branch(home, elsewhere):
+    repository = cached(elsewhere / "hub", "xai-org--grok-1", "aa", "bb", main="bb\n")
+    cached(elsewhere / "hub", "other--model")
+
+    for named in (repository, elsewhere / "hub"):
+        assert find(home, str(named)) == repository / "snapshots" / "bb"
+
+
+@pytest.mark.parametrize("main", [None, "cc", "", "..", "\xff"])
+def test_snapshots_that_no_branch_tells_apart_are_not_guessed_between(home, elsewhere, main):
+    repository = cached(elsewhere / "hub", "xai-org--grok-1", "aa", "bb", main=main)
+
+    with pytest.raises(UsageError, match="checkpoints: snapshots/aa, snapshots/bb"):
+        find(home, str(repository))
+
+
+def test_two_releases_in_the_hubs_cache_are_named(home, elsewhere):
+    cached(elsewhere / "hub", "xai-org--grok-1", "aa")
+    cached(elsewhere / "hub", "me--grok-1", "bb")
+
+    with pytest.raises(UsageError, match="checkpoints: models--me--grok-1, models--xai"):
+        find(home, str(elsewhere / "hub"))
 
 
 def test_a_checkpoint_in_the_users_home_is_found(monkeypatch, tmp_path, home):
