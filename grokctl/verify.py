@@ -29,7 +29,7 @@ from grokctl.errors import CorruptCheckpointError, Damage, Reason, UnsafePickleE
 from grokctl.events import Noted, Observer, ignore
 from grokctl.integrity.content_check import ContentCheck
 from grokctl.integrity.damage import Findings, find_damage, known_bytes
-from grokctl.integrity.ready_content import altered_files
+from grokctl.integrity.ready_content import check_content
 from grokctl.model.config import GrokConfig
 from grokctl.model.tensors import tensor_specs
 from grokctl.os_errors import is_absence, reason_of
@@ -101,7 +101,9 @@ def verify(
         OSError: The machine refuses to read a file, which says nothing about the file.
     """
     if kind_of(root) == "ready":
-        return verify_ready(read_manifest(root), quick=quick, jobs=jobs, observe=observe)
+        return verify_ready(
+            read_manifest(root), quick=quick, rehash=rehash, jobs=jobs, observe=observe
+        )
     if quick and (unfinished := read_unfinished(root)) is not None:
         return _unfinished_verdict(root, unfinished)
     metainfo = None if quick else trusted_metainfo(root)
@@ -335,14 +337,18 @@ def verify_ready(
     checkpoint: ReadyCheckpoint,
     *,
     quick: bool = False,
+    rehash: bool = False,
     jobs: int | None = None,
     observe: Observer = ignore,
 ) -> Verdict:
     """Hash every file of a ready checkpoint against its manifest, and that against SHA256SUMS.
 
+    Files that its receipt covers and that are unchanged since are not hashed again.
+
     Args:
         checkpoint: From its manifest; its files may be damaged or missing.
         quick: Check only that they exist and have their sizes, and the manifest's own line.
+        rehash: Ignore the receipt.
         jobs: Hashing threads; one per core by default.
         observe: Receives progress in bytes.
     """
@@ -350,24 +356,26 @@ def verify_ready(
     sums = read_sums(checkpoint)
     damage = {item.file: item for item in sums.damage} | damage
     records = [record for record in (*checkpoint.files, *sums.others) if record.name not in damage]
-    hashed = 0
+    content = None
     if not quick:
-        altered, hashed = altered_files(
-            checkpoint.root, records, jobs=_threads(jobs), observe=observe
+        content = check_content(
+            checkpoint, records, damage, rehash=rehash, jobs=_threads(jobs), observe=observe
         )
-        damage |= altered
+        damage |= content.damage
     doubt = None if quick else doubt_of(checkpoint)
     is_proven = not quick and not damage and doubt is None
     verdict = Verdict(
         name=checkpoint.name,
         files=len(checkpoint.files),
         nbytes=checkpoint.nbytes,
-        hashed=hashed,
+        hashed=content.hashed if content else 0,
         damage=tuple(damage[name] for name in sorted(damage)),
         verified=None,
         is_proven=is_proven,
         doubt=doubt,
         root_of_trust=(checkpoint.source.root_of_trust or EARLIER) if is_proven else None,
+        spared=content.spared if content else 0,
+        since=content.since if content else None,
         remedy=reshard_again(checkpoint),
     )
     if not quick:
