@@ -7,6 +7,7 @@ from typing import Final
 
 from grokctl.checkpoint.ready import ReadyCheckpoint, missing_files, read_manifest, reshard_again
 from grokctl.checkpoint.receipt import (
+    Stamp,
     VerifiedRelease,
     not_promised,
     read_receipt,
@@ -14,7 +15,7 @@ from grokctl.checkpoint.receipt import (
 )
 from grokctl.checkpoint.refusal import forget_refusal, write_refusal
 from grokctl.checkpoint.release import Release, damage_error
-from grokctl.checkpoint.release_files import read_config, scan_file
+from grokctl.checkpoint.release_files import files_of, read_config, scan_file
 from grokctl.checkpoint.structure import Survey, survey
 from grokctl.checkpoint.sums import doubt_of, read_sums
 from grokctl.checkpoint.trust import EARLIER, FOUND, trusted_metainfo
@@ -25,7 +26,14 @@ from grokctl.checkpoint.unfinished import (
     read_unfinished,
     refuse_unfinished,
 )
-from grokctl.errors import CorruptCheckpointError, Damage, Reason, UnsafePickleError, UsageError
+from grokctl.errors import (
+    CorruptCheckpointError,
+    Damage,
+    Reason,
+    UnsafePickleError,
+    UsageError,
+    certain,
+)
 from grokctl.events import Noted, Observer, ignore
 from grokctl.integrity.content_check import ContentCheck
 from grokctl.integrity.damage import Findings, find_damage, known_bytes
@@ -112,8 +120,8 @@ def verify(
         structure = survey(root, observe=observe)
         verdict = Verdict(
             name=root.resolve().name,
-            files=len(tensor_specs(structure.config)),
-            nbytes=sum(tensor.path.stat().st_size for tensor in structure.tensors),
+            files=len(names := files_of(root, structure.config)),
+            nbytes=sum(stamp.size for name in names if (stamp := Stamp.of(root / name))),
             hashed=0,
             damage=structure.damage,
             verified=None,
@@ -128,7 +136,7 @@ def verify(
         observe(Noted(message=f"{reason}; hashing every file"))
     check = ContentCheck(root, metainfo, read_receipt(root), observe, rehash=rehash)
     check.run(_threads(jobs))
-    verdict = _with_record(root, _conclude(check, observe))
+    verdict = _with_record(root, _conclude(check, observe), observe)
     _remember(root, verdict, observe)
     return verdict
 
@@ -146,8 +154,11 @@ def _unfinished_verdict(root: Path, unfinished: Unfinished) -> Verdict:
     )
 
 
-def _with_record(root: Path, verdict: Verdict) -> Verdict:
-    """The verdict with the download that explains its damage, counted anew; or the record gone."""
+def _with_record(root: Path, verdict: Verdict, observe: Observer) -> Verdict:
+    """The verdict with the download that explains its damage, or the record gone.
+
+    What is proven is counted anew, and kept: no command names another number.
+    """
     unfinished = read_unfinished(root)
     if unfinished is None:
         return verdict
@@ -157,7 +168,13 @@ def _with_record(root: Path, verdict: Verdict) -> Verdict:
     if any(item.reason is Reason.UNSAFE for item in verdict.damage):
         return verdict  # no download leaves that
     have = max(0, verdict.nbytes - verdict.mend_nbytes)
-    return replace(verdict, unfinished=replace(unfinished, have=have, nbytes=verdict.nbytes))
+    counted = replace(unfinished, have=have, nbytes=verdict.nbytes, is_final=True)
+    try:
+        if counted != unfinished:
+            counted.write(root)
+    except OSError as error:
+        observe(Noted(message=f"result: cannot be kept ({reason_of(error)})"))
+    return replace(verdict, unfinished=counted)
 
 
 def _remember(root: Path, verdict: Verdict, observe: Observer) -> None:
@@ -220,6 +237,7 @@ def _conclude(check: ContentCheck, observe: Observer) -> Verdict:
         _add(damage, (item for name in sorted(check.files) if (item := _unsafe(root, name))))
     else:
         _add(damage, _unpromised(check, structure))
+    check.distrust(item.file for item in certain(damage.values()))
     receipt = check.save()
     verified, doubt = None, None
     if structure is not None and not damage:
@@ -313,9 +331,12 @@ def _add(damage: dict[str, Damage], items: Iterable[Damage]) -> None:
         if known is None:
             damage[item.file] = item
         elif item.reason is Reason.UNSAFE:
-            damage[item.file] = replace(known, reason=item.reason, detail=item.detail)
+            damage[item.file] = replace(
+                known, reason=item.reason, detail=item.detail, is_certain=True
+            )
         elif item.reason is Reason.MALFORMED and known.reason is not Reason.UNPROVEN:
-            damage[item.file] = replace(known, detail=f"{known.detail}; {item.detail}")
+            detail = f"{known.detail}; {item.detail}"
+            damage[item.file] = replace(known, detail=detail, is_certain=True)
 
 
 def _unsafe(root: Path, name: str) -> Damage | None:

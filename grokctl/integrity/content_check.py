@@ -1,7 +1,7 @@
 """Prove the files of a release piece by piece, continuing from a receipt."""
 
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import Final
@@ -106,7 +106,7 @@ class ContentCheck:
         """Untrusted file -> number of its pieces that are not proven yet."""
         self._proven: dict[str, Stamp] = {}
         self._doubted: set[str] = set()
-        """Trusted files with a bad piece."""
+        """Trusted files that are damaged by the evidence."""
         # an old receipt that claims more than is trusted now must be replaced
         self._is_saved = saved is None or (
             saved.stamps.keys() == self.trusted and saved.root_of_trust == self.trust.root
@@ -155,6 +155,16 @@ class ContentCheck:
         self._save_at = time.monotonic() + _SAVE_EVERY_S
         return receipt
 
+    def distrust(self, names: Iterable[str]) -> None:
+        """Leave files out of the receipt, although they are unchanged since they were proven.
+
+        A file that only shares a bad piece with one that has changed stays in it: so the next
+        verification knows which of the two is damaged.
+        """
+        if doubted := self.trusted.intersection(names):
+            self._doubted |= doubted
+            self._is_saved = False
+
     def changed(self) -> Iterator[Damage]:
         """Files whose pieces were good, but which changed during the check."""
         for name, file in self.files.items():
@@ -175,9 +185,6 @@ class ContentCheck:
             self.unreadable[checked.piece] = dict(checked.unreadable)
         if not checked.is_good:
             self.bad.add(checked.piece)
-            if doubted := self.trusted.intersection(names):
-                self._doubted |= doubted
-                self._is_saved = False
             return
         for name in names:
             if name not in self.trusted:

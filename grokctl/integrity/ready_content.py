@@ -21,7 +21,6 @@ from grokctl.events import Advanced, Finished, Noted, Observer, Stage, Started
 from grokctl.integrity.content_check import note_receipt
 from grokctl.integrity.file_hashing import FileHashing
 from grokctl.os_errors import is_absence, located, reason_of
-from grokctl.paths import MANIFEST
 
 _PROGRESS_EVERY_S: Final = 0.1
 
@@ -75,8 +74,6 @@ def check_content(
     bad = {*damaged, *damage}
     still = fresh.untouched(root)  # what changed meanwhile may have other bytes now
     good = {name: stamp for name, stamp in fresh.stamps.items() if name in still - bad}
-    if MANIFEST in bad:
-        good = {}
     keep_ready_receipt(root, continued(checkpoint, receipt, before, good), observe)
     since = receipt.since if receipt is not None and before else None
     return ReadyContent(damage=damage, hashed=hashed, spared=len(before), since=since)
