@@ -16,7 +16,7 @@
 paste. Fields are positional, so that every error survives `pickle`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from enum import IntEnum, StrEnum
 from typing import ClassVar, Final, Self
@@ -84,6 +84,9 @@ class Damage:
     """Bytes of those pieces: the download that repairs the file."""
     advice: str = ""
     """A command for a checkpoint without a torrent, with `{file}` and `{root}` for their paths."""
+    is_certain: bool = True
+    """Whether the file is damaged by the evidence: not if it only shares its bad pieces with
+    others of which one is, or may be."""
 
     def __str__(self) -> str:
         return f"{self.file}: {self.reason}" + (f", {self.detail}" if self.detail else "")
@@ -92,22 +95,58 @@ class Damage:
 def worst(damage: Sequence[Damage]) -> Damage:
     """The damage to name first: an unsafe pickle, then a file that is certainly damaged."""
     unsafe = [item for item in damage if item.reason is Reason.UNSAFE]
-    certain = [item for item in damage if item.reason is not Reason.UNPROVEN]
-    return (unsafe or certain or damage)[0]
+    possible = [item for item in damage if item.reason is not Reason.UNPROVEN]
+    return (unsafe or certain(damage) or possible or damage)[0]
 
 
-def certain(damage: Sequence[Damage]) -> list[Damage]:
+def certain(damage: Iterable[Damage]) -> list[Damage]:
     """The damage without the files that only share a bad piece with another."""
-    return [item for item in damage if item.reason is not Reason.UNPROVEN or not item.pieces]
+    return [item for item in damage if item.is_certain]
+
+
+def possible(damage: Iterable[Damage]) -> list[Damage]:
+    """Files that share a bad piece, and nothing tells which of them is damaged."""
+    return [item for item in damage if not item.is_certain and item.reason is not Reason.UNPROVEN]
+
+
+def bounds_of(damage: Sequence[Damage]) -> tuple[int, int]:
+    """How many files are damaged, at least and at most.
+
+    Where nothing tells the files of a bad piece apart, one of them is damaged; the fewest are
+    counted over pieces that have no file in common.
+    """
+    sure = certain(damage)
+    explained = [pieces for item in sure for pieces in item.pieces]
+    groups: dict[int, set[str]] = {}
+    for item in (open_cases := possible(damage)):
+        for piece in (piece for first, last in item.pieces for piece in range(first, last)):
+            if not any(first <= piece < last for first, last in explained):
+                groups.setdefault(piece, set()).add(item.file)
+    if not sure and not open_cases:
+        return len(damage), len(damage)
+    fewest, counted = len(sure), set[str]()
+    for group in sorted(groups.values(), key=len):
+        if counted.isdisjoint(group):
+            counted |= group
+            fewest += 1
+    return fewest, len(sure) + len(open_cases)
 
 
 def count_of(damage: Sequence[Damage], checked: int) -> str:
-    """`3 of 40 files are damaged, 9 more share their pieces`."""
-    broken = len(certain(damage)) or len(damage)
-    sharing = len(damage) - broken
+    """`3 of 40 files are damaged, 9 more share their pieces`, or `3 to 11 of 40 files are …`."""
+    least, most = bounds_of(damage)
+    sharing = len(damage) - most
     verb = "shares" if sharing == 1 else "share"
     more = f", {sharing} more {verb} their pieces" if sharing else ""
-    return f"{broken} of {checked} files are damaged{more}"
+    is_one = least == most == 1
+    return (
+        f"{count_range(least, most)} of {checked} files {'is' if is_one else 'are'} damaged{more}"
+    )
+
+
+def count_range(least: int, most: int) -> str:
+    """`3`, or `3 to 11`."""
+    return f"{least:,}" if least == most else f"{least:,} to {most:,}"
 
 
 @dataclass(eq=False)

@@ -9,14 +9,13 @@ from grokctl.checkpoint.adoption import end_adoption, is_adopting, is_for_repair
 from grokctl.checkpoint.release_files import release_paths
 from grokctl.checkpoint.torrent import Metainfo
 from grokctl.checkpoint.trust import trusted_metainfo
-from grokctl.errors import UsageError, certain
+from grokctl.errors import UsageError, bounds_of, certain, count_range, possible
 from grokctl.events import Noted, Observer, ignore
 from grokctl.fetch import Fetched, fetch
 from grokctl.integrity.backup import DAMAGED, forget, set_aside, unlink_targets
 from grokctl.integrity.room import measure
 from grokctl.machine.disks import existing
 from grokctl.paths import CKPT, REPLACED, TORRENT, quoted
-from grokctl.text import format_number
 from grokctl.transfer.sources import FetchOptions
 from grokctl.verify import Verdict, raise_for, verify
 
@@ -106,8 +105,11 @@ def repair(
     metainfo = _torrent_for(root, verdict)
     if verdict.unfinished is not None:
         observe(Noted(message=f"incomplete, {verdict.unfinished.share}: fetching the rest"))
-    for damage in () if verdict.unfinished else certain(verdict.damage):
-        observe(Noted(message=f"damaged: {damage}"))
+    if verdict.unfinished is None:
+        for damage in certain(verdict.damage):
+            observe(Noted(message=f"damaged: {damage}"))
+        for damage in possible(verdict.damage):
+            observe(Noted(message=f"perhaps damaged: {damage}"))
     places = release_paths(metainfo)
     bad = verdict.bad_pieces
     # files of others that a fetch began to take over: nobody said that they are damaged
@@ -132,7 +134,8 @@ def repair(
 
 def _torrent_for(root: Path, verdict: Verdict) -> Metainfo:
     """The torrent to repair a release from, if it can be repaired at all."""
-    damaged = format_number(len(certain(verdict.damage)), "damaged file")
+    least, most = bounds_of(verdict.damage)
+    damaged = f"{count_range(least, most)} damaged file{'s' * (most != 1)}"
     if verdict.remedy is not None:
         raise UsageError(f"{root}: {damaged}; a ready checkpoint has no torrent", verdict.remedy)
     if verdict.is_as_promised:

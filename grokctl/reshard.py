@@ -9,6 +9,7 @@ from pathlib import Path
 
 from grokctl.checkpoint.manifest import FileRecord
 from grokctl.checkpoint.ready import ReadyCheckpoint, open_ready
+from grokctl.checkpoint.ready_receipt import keep_ready_receipt, receipt_now
 from grokctl.checkpoint.receipt import Receipt, Stamp, stamps_of
 from grokctl.checkpoint.sums import require_sums
 from grokctl.errors import Reason, UsageError, corrupt
@@ -63,7 +64,7 @@ def reshard(
     Device files grow side by side in a hidden sibling folder, and are hashed as they are written.
     A killed run continues after the last tensor that all of them contain, once the files so far
     have been hashed again. The files of a ready checkpoint are hashed while they are read, and
-    compared with its manifest before anything is published.
+    compared with its manifest before anything is published, unless its receipt covers them.
 
     Args:
         plan: From `plan_reshard`.
@@ -114,10 +115,13 @@ def _write(run: _Run, *, force: bool, observe: Observer) -> None:
             refuse_altered(source, hashing.finish(plan.bytes_out, observe), partial)
         observe(Finished(stage=Stage.RESHARD))
         origin = origin_of(source, run.proof, is_earlier=run.is_earlier)
-        write_rest(plan, partial, origin, records, errors)
+        manifest_sha256 = write_rest(plan, partial, origin, records, errors)
         check_unchanged(source, run.stamps, run.proof, partial)
         check_destination(plan, force=force)  # another program may have written it
         publish(partial, plan.out, observe)
+        # every byte was hashed as it was written, and no name or mode changes any more
+        receipt = receipt_now(plan.out, manifest_sha256, [record.name for record in records])
+        keep_ready_receipt(plan.out, receipt, observe)
 
 
 def _write_devices(

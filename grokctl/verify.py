@@ -7,7 +7,9 @@ from typing import Final
 
 from grokctl.checkpoint.adoption import end_adoption
 from grokctl.checkpoint.ready import ReadyCheckpoint, missing_files, read_manifest, reshard_again
+from grokctl.checkpoint.ready_receipt import keep_ready_receipt
 from grokctl.checkpoint.receipt import (
+    Stamp,
     VerifiedRelease,
     not_promised,
     read_receipt,
@@ -15,7 +17,7 @@ from grokctl.checkpoint.receipt import (
 )
 from grokctl.checkpoint.refusal import forget_refusal, write_refusal
 from grokctl.checkpoint.release import Release, damage_error
-from grokctl.checkpoint.release_files import read_config, scan_file
+from grokctl.checkpoint.release_files import files_of, read_config, scan_file
 from grokctl.checkpoint.structure import Survey, survey
 from grokctl.checkpoint.sums import doubt_of, read_sums
 from grokctl.checkpoint.trust import EARLIER, FOUND, trusted_metainfo
@@ -26,11 +28,18 @@ from grokctl.checkpoint.unfinished import (
     read_unfinished,
     refuse_unfinished,
 )
-from grokctl.errors import CorruptCheckpointError, Damage, Reason, UnsafePickleError, UsageError
+from grokctl.errors import (
+    CorruptCheckpointError,
+    Damage,
+    Reason,
+    UnsafePickleError,
+    UsageError,
+    certain,
+)
 from grokctl.events import Noted, Observer, ignore
 from grokctl.integrity.content_check import ContentCheck
 from grokctl.integrity.damage import Findings, find_damage, known_bytes
-from grokctl.integrity.ready_content import altered_files
+from grokctl.integrity.ready_content import check_content
 from grokctl.model.config import GrokConfig
 from grokctl.model.tensors import tensor_specs
 from grokctl.os_errors import is_absence, reason_of
@@ -105,7 +114,7 @@ def verify(
     """
     if kind_of(root) == "ready":
         return verify_ready(
-            read_manifest(root), quick=quick, keeps=keeps, jobs=jobs, observe=observe
+            read_manifest(root), quick=quick, rehash=rehash, keeps=keeps, jobs=jobs, observe=observe
         )
     if quick and (unfinished := read_unfinished(root)) is not None:
         return _unfinished_verdict(root, unfinished)
@@ -115,8 +124,8 @@ def verify(
         structure = survey(root, observe=observe)
         verdict = Verdict(
             name=root.resolve().name,
-            files=len(tensor_specs(structure.config)),
-            nbytes=sum(tensor.path.stat().st_size for tensor in structure.tensors),
+            files=len(names := files_of(root, structure.config)),
+            nbytes=sum(stamp.size for name in names if (stamp := Stamp.of(root / name))),
             hashed=0,
             damage=structure.damage,
             verified=None,
@@ -132,7 +141,7 @@ def verify(
     saved = read_receipt(root)
     check = ContentCheck(root, metainfo, saved, observe, rehash=rehash, keeps=keeps)
     check.run(_threads(jobs))
-    verdict = _with_record(root, _conclude(check, observe), keeps=keeps)
+    verdict = _with_record(root, _conclude(check, observe), observe, keeps=keeps)
     if keeps:
         _remember(root, verdict, observe)
     return verdict
@@ -151,8 +160,11 @@ def _unfinished_verdict(root: Path, unfinished: Unfinished) -> Verdict:
     )
 
 
-def _with_record(root: Path, verdict: Verdict, *, keeps: bool) -> Verdict:
-    """The verdict with the download that explains its damage, counted anew; or the record gone."""
+def _with_record(root: Path, verdict: Verdict, observe: Observer, *, keeps: bool) -> Verdict:
+    """The verdict with the download that explains its damage, or the record gone.
+
+    What is proven is counted anew, and kept if results are: no command names another number.
+    """
     unfinished = read_unfinished(root)
     if unfinished is None:
         return verdict
@@ -163,7 +175,13 @@ def _with_record(root: Path, verdict: Verdict, *, keeps: bool) -> Verdict:
     if any(item.reason is Reason.UNSAFE for item in verdict.damage):
         return verdict  # no download leaves that
     have = max(0, verdict.nbytes - verdict.mend_nbytes)
-    return replace(verdict, unfinished=replace(unfinished, have=have, nbytes=verdict.nbytes))
+    counted = replace(unfinished, have=have, nbytes=verdict.nbytes, is_final=True)
+    try:
+        if keeps and counted != unfinished:
+            counted.write(root)
+    except OSError as error:
+        observe(Noted(message=f"result: cannot be kept ({reason_of(error)})"))
+    return replace(verdict, unfinished=counted)
 
 
 def _remember(root: Path, verdict: Verdict, observe: Observer) -> None:
@@ -227,6 +245,7 @@ def _conclude(check: ContentCheck, observe: Observer) -> Verdict:
         _add(damage, (item for name in sorted(check.files) if (item := _unsafe(root, name))))
     else:
         _add(damage, _unpromised(check, structure))
+    check.distrust(item.file for item in certain(damage.values()))
     receipt = check.save()
     verified, doubt = None, None
     if structure is not None and not damage:
@@ -320,9 +339,12 @@ def _add(damage: dict[str, Damage], items: Iterable[Damage]) -> None:
         if known is None:
             damage[item.file] = item
         elif item.reason is Reason.UNSAFE:
-            damage[item.file] = replace(known, reason=item.reason, detail=item.detail)
+            damage[item.file] = replace(
+                known, reason=item.reason, detail=item.detail, is_certain=True
+            )
         elif item.reason is Reason.MALFORMED and known.reason is not Reason.UNPROVEN:
-            damage[item.file] = replace(known, detail=f"{known.detail}; {item.detail}")
+            detail = f"{known.detail}; {item.detail}"
+            damage[item.file] = replace(known, detail=detail, is_certain=True)
 
 
 def _unsafe(root: Path, name: str) -> Damage | None:
@@ -344,15 +366,19 @@ def verify_ready(
     checkpoint: ReadyCheckpoint,
     *,
     quick: bool = False,
+    rehash: bool = False,
     keeps: bool = True,
     jobs: int | None = None,
     observe: Observer = ignore,
 ) -> Verdict:
     """Hash every file of a ready checkpoint against its manifest, and that against SHA256SUMS.
 
+    Files that its receipt covers and that are unchanged since are not hashed again.
+
     Args:
         checkpoint: From its manifest; its files may be damaged or missing.
         quick: Check only that they exist and have their sizes, and the manifest's own line.
+        rehash: Ignore the receipt.
         keeps: Whether the result is kept in the folder.
         jobs: Hashing threads; one per core by default.
         observe: Receives progress in bytes.
@@ -361,24 +387,28 @@ def verify_ready(
     sums = read_sums(checkpoint)
     damage = {item.file: item for item in sums.damage} | damage
     records = [record for record in (*checkpoint.files, *sums.others) if record.name not in damage]
-    hashed = 0
+    content = None
     if not quick:
-        altered, hashed = altered_files(
-            checkpoint.root, records, jobs=_threads(jobs), observe=observe
+        content = check_content(
+            checkpoint, records, damage, rehash=rehash, jobs=_threads(jobs), observe=observe
         )
-        damage |= altered
+        if keeps:
+            keep_ready_receipt(checkpoint.root, content.receipt, observe)
+        damage |= content.damage
     doubt = None if quick else doubt_of(checkpoint)
     is_proven = not quick and not damage and doubt is None
     verdict = Verdict(
         name=checkpoint.name,
         files=len(checkpoint.files),
         nbytes=checkpoint.nbytes,
-        hashed=hashed,
+        hashed=content.hashed if content else 0,
         damage=tuple(damage[name] for name in sorted(damage)),
         verified=None,
         is_proven=is_proven,
         doubt=doubt,
         root_of_trust=(checkpoint.source.root_of_trust or EARLIER) if is_proven else None,
+        spared=content.spared if content else 0,
+        since=content.since if content else None,
         remedy=reshard_again(checkpoint),
     )
     if keeps and not quick:

@@ -1,4 +1,4 @@
-"""The receipt of a proof: which files of a release were proven, as they were then."""
+"""The receipt of a proof: which files of a checkpoint were proven, as they were then."""
 
 import hashlib
 import json
@@ -89,17 +89,18 @@ class Stamp:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Receipt:
-    """Files whose content was proven against an infohash."""
+    """Files whose content was proven against an infohash, or against a manifest."""
 
     infohash: str
+    """Of the torrent; of a ready checkpoint, the sha256 of its manifest."""
     verified_at: str
     """When the last of the files was proven; ISO 8601, UTC."""
     stamps: Mapping[str, Stamp]
-    """Path below the release -> the file's stamp when it was proven."""
+    """Path below the checkpoint -> the file's stamp when it was proven."""
     earlier: Mapping[str, str] = field(default_factory=dict)
     """Path of a file that was proven before `verified_at` -> the time."""
     is_complete: bool = False
-    """Whether these are all the files that the torrent promises."""
+    """Whether these are all the files that the torrent, or the manifest, promises."""
     root_of_trust: str = ""
     """Of the infohash, in words; see `Trust`."""
 
@@ -117,7 +118,7 @@ class Receipt:
         return min(map(self.proven_at, self.stamps), default=self.verified_at)
 
     def write(self, root: Path) -> None:
-        """Write it into the release."""
+        """Write it into the checkpoint."""
         values = {
             "version": _VERSION,
             "infohash": self.infohash,
@@ -147,7 +148,7 @@ def now() -> str:
 
 
 def read_receipt(root: Path) -> Receipt | None:
-    """The receipt of a release.
+    """The receipt of a checkpoint.
 
     Returns:
         None if there is none, if it is malformed or of a version that did not record all that is
@@ -169,6 +170,15 @@ def read_receipt(root: Path) -> Receipt | None:
     except (KeyError, TypeError, AttributeError, TooLargeError):
         return None
     return receipt if why_exposed(path) is None else None
+
+
+def forget_receipt(root: Path) -> None:
+    """Delete the receipt: nothing is proven.
+
+    Raises:
+        OSError: The folder cannot be written.
+    """
+    (root / PRIVATE / _RECEIPT).unlink(missing_ok=True)
 
 
 def unread_receipt(root: Path) -> str | None:

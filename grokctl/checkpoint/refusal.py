@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Final
 
 from grokctl.checkpoint.receipt import now
-from grokctl.errors import Damage, worst
+from grokctl.errors import Damage, bounds_of, count_range, worst
 from grokctl.paths import PRIVATE, REFUSAL, quoted, read_limited, write_atomically
-from grokctl.text import format_number, printable
+from grokctl.text import printable
 
 _VERSION: Final = 1
 _TIME: Final = re.compile("[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z")
@@ -25,13 +25,15 @@ class Refusal:
     at: str
     """ISO 8601, UTC."""
     files: int
-    """Damaged files."""
+    """Damaged files, at least."""
+    most: int
+    """Damaged files, at most."""
     first: str
     """The first of them, and its damage."""
 
     def describe(self, root: Path) -> str:
         """One line for people."""
-        damaged = format_number(self.files, "damaged file")
+        damaged = f"{count_range(self.files, self.most)} damaged file{'s' * (self.most != 1)}"
         command = f"grokctl verify {quoted(root)}"
         return f"{root.name}: verify found {damaged} on {self.at}, first {self.first} ({command})"
 
@@ -42,7 +44,9 @@ def write_refusal(root: Path, damage: Sequence[Damage]) -> None:
     Raises:
         OSError: The folder cannot be written.
     """
-    values = {"version": _VERSION, "at": now(), "files": len(damage), "first": str(worst(damage))}
+    least, most = bounds_of(damage)
+    first = str(worst(damage))
+    values = {"version": _VERSION, "at": now(), "files": least, "most": most, "first": first}
     write_atomically(root / PRIVATE / REFUSAL, json.dumps(values, indent=1).encode())
 
 
@@ -63,8 +67,10 @@ def read_refusal(root: Path) -> Refusal | None:
             return None
         values = json.loads(read_limited(path, _LARGEST).decode())
         at, files, first = values["at"], values["files"], values["first"]
-        if not (_TIME.fullmatch(at) and type(files) is int and values["version"] == _VERSION):
+        most = values.get("most", files)  # an earlier version wrote one number
+        is_counted = type(files) is int and type(most) is int
+        if not (_TIME.fullmatch(at) and is_counted and values["version"] == _VERSION):
             return None
-        return Refusal(at=at, files=files, first=printable(first, limit=_LONGEST))
+        return Refusal(at=at, files=files, most=most, first=printable(first, limit=_LONGEST))
     except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError):
         return None

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from grokctl.checkpoint.release_files import file_nbytes, read_config
+from grokctl.checkpoint.release_files import file_nbytes, files_of, read_config
 from grokctl.checkpoint.stored_tensor import StoredTensor
 from grokctl.checkpoint.structure import survey
 from grokctl.checkpoint.unfinished import refuse_unfinished
@@ -19,7 +19,6 @@ from grokctl.errors import (
 )
 from grokctl.events import Observer, ignore
 from grokctl.model.config import GROK_1, GrokConfig
-from grokctl.model.tensors import tensor_specs
 from grokctl.paths import TOKENIZER, TORRENT, is_of_links, quoted
 
 
@@ -65,7 +64,7 @@ def open_release(root: Path, *, observe: Observer = ignore) -> Release:
     refuse_unfinished(root)
     structure = survey(root, observe=observe)
     if structure.damage:
-        num_files = len(tensor_specs(structure.config))
+        num_files = len(files_of(root, structure.config))
         raise damage_error(structure.damage, checked=num_files, root=root)
     return Release(root=root, config=structure.config, tensors=structure.tensors)
 

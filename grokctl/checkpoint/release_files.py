@@ -14,12 +14,12 @@ import numpy as np
 from grokctl.checkpoint.mapped_files import map_to_read
 from grokctl.checkpoint.pickle_writer import Hole, measure
 from grokctl.checkpoint.pickles import BFLOAT16, PickledTensor, scan
-from grokctl.checkpoint.torrent import Metainfo
+from grokctl.checkpoint.torrent import Metainfo, read_metainfo
 from grokctl.checkpoint.torrent_files import TorrentFile
 from grokctl.errors import FetchError, Reason, corrupt
 from grokctl.model.config import GROK_1, GrokConfig
-from grokctl.model.tensors import TensorSpec
-from grokctl.paths import CKPT, CONFIG, MANIFEST, PRIVATE, TORRENT
+from grokctl.model.tensors import TensorSpec, tensor_specs
+from grokctl.paths import CKPT, CONFIG, MANIFEST, PRIVATE, TOKENIZER, TORRENT
 from grokctl.text import printable
 
 EXTRA = f"{PRIVATE}/extra"
@@ -150,6 +150,20 @@ def places_on_disk(root: Path, metainfo: Metainfo) -> dict[int, str]:
         if name != places[index] and not os.path.lexists(root / places[index]):
             places[index] = name if (root / name).is_file() else places[index]
     return places
+
+
+def files_of(root: Path, config: GrokConfig) -> tuple[str, ...]:
+    """The files of a release: those of its torrent; without one, those that a run reads.
+
+    Args:
+        root: The release.
+        config: Of its model.
+    """
+    try:
+        return tuple(places_on_disk(root, read_metainfo(root / TORRENT)).values())
+    except (FetchError, OSError):
+        others = (name for name in (CONFIG, TOKENIZER) if (root / name).is_file())
+        return (*(f"{CKPT}/{spec.file}" for spec in tensor_specs(config)), *others)
 
 
 def scan_file(root: Path, name: str) -> PickledTensor:

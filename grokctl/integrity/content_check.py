@@ -1,7 +1,7 @@
 """Prove the files of a release piece by piece, continuing from a receipt."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import Final
@@ -18,6 +18,43 @@ from grokctl.text import format_number
 
 _SAVE_EVERY_S: Final = 5.0
 """Seconds of work that a killed verification loses at most."""
+
+
+def note_receipt(
+    receipt: Receipt | None,
+    trusted: Collection[str],
+    stamps: Mapping[str, Stamp | None],
+    *,
+    total: int,
+    observe: Observer,
+) -> None:
+    """Say which files of a receipt are not hashed again, and why others are.
+
+    Args:
+        receipt: None if there is none.
+        trusted: Files that it covers, unchanged since.
+        stamps: Of all files now.
+        total: Number of all files.
+        observe: Receives the notes.
+    """
+    if receipt is None:
+        return
+    if trusted:
+        since = receipt.since
+        count = f"{len(trusted)} of {format_number(total, 'file')}"
+        verb = "is unchanged since it was" if len(trusted) == 1 else "are unchanged since they were"
+        observe(Noted(message=f"{count} {verb} proven, {since}"))
+    touched = sum(
+        stamp is not None
+        and name in receipt.stamps
+        and stamp.differs_in_ctime_only(receipt.stamps[name])
+        for name, stamp in stamps.items()
+    )
+    if touched:
+        count = format_number(touched, "file")
+        same = "same size and time, another time of change (ctime)"
+        why = "chmod, links and altered bytes all leave that"
+        observe(Noted(message=f"{count}: {same}: hashed again, because {why}"))
 
 
 class ContentCheck:
@@ -71,7 +108,7 @@ class ContentCheck:
         """Untrusted file -> number of its pieces that are not proven yet."""
         self._proven: dict[str, Stamp] = {}
         self._doubted: set[str] = set()
-        """Trusted files with a bad piece."""
+        """Trusted files that are damaged by the evidence."""
         # an old receipt that claims more than is trusted now must be replaced
         self._is_saved = saved is None or (
             saved.stamps.keys() == self.trusted and saved.root_of_trust == self.trust.root
@@ -85,15 +122,8 @@ class ContentCheck:
         pieces = sorted(
             {piece for name in self._left for piece in self.metainfo.pieces_of(self.files[name])}
         )
-        if self.receipt is not None and self.trusted:
-            count = f"{len(self.trusted)} of {len(self.places)} files"
-            since = self.receipt.since
-            self.observe(Noted(message=f"{count} are unchanged since they were proven, {since}"))
-        if touched := self._touched():
-            count = format_number(touched, "file")
-            same = "same size and time, another time of change (ctime)"
-            why = "chmod, links and altered bytes all leave that"
-            self.observe(Noted(message=f"{count}: {same}: hashed again, because {why}"))
+        total = len(self.places)
+        note_receipt(self.receipt, self.trusted, self.stamps, total=total, observe=self.observe)
         for name, left in self._left.items():
             if not left:
                 self._prove(name)
@@ -127,6 +157,16 @@ class ContentCheck:
         self._save_at = time.monotonic() + _SAVE_EVERY_S
         return receipt
 
+    def distrust(self, names: Iterable[str]) -> None:
+        """Leave files out of the receipt, although they are unchanged since they were proven.
+
+        A file that only shares a bad piece with one that has changed stays in it: so the next
+        verification knows which of the two is damaged.
+        """
+        if doubted := self.trusted.intersection(names):
+            self._doubted |= doubted
+            self._is_saved = False
+
     def changed(self) -> Iterator[Damage]:
         """Files whose pieces were good, but which changed during the check."""
         for name, file in self.files.items():
@@ -147,9 +187,6 @@ class ContentCheck:
             self.unreadable[checked.piece] = dict(checked.unreadable)
         if not checked.is_good:
             self.bad.add(checked.piece)
-            if doubted := self.trusted.intersection(names):
-                self._doubted |= doubted
-                self._is_saved = False
             return
         for name in names:
             if name not in self.trusted:
@@ -184,12 +221,4 @@ class ContentCheck:
             earlier=earlier,
             is_complete=stamps.keys() == self.files.keys(),
             root_of_trust=self.trust.root,
-        )
-
-    def _touched(self) -> int:
-        """Files of which only the time of the last change to their metadata differs."""
-        known = {} if self.receipt is None else self.receipt.stamps
-        return sum(
-            name in known and stamp is not None and stamp.differs_in_ctime_only(known[name])
-            for name, stamp in self.stamps.items()
         )

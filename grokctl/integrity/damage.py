@@ -142,13 +142,14 @@ class _Attribution:
             return None
         if not bad.certain and not bad.suspects:
             detail = f"shares a piece with {_several(bad.culprits)}"
-            return Damage(name, Reason.UNPROVEN, detail, ranges, pieces, cost)
+            return Damage(name, Reason.UNPROVEN, detail, ranges, pieces, cost, is_certain=False)
         detail = f"{len(bad.pieces)} of {len(self.metainfo.pieces_of(file))} pieces"
         if bad.exact == len(bad.pieces):
             detail += ", only in bytes known from its structure"
         if not bad.certain:
             detail += f", or {_several(bad.suspects)}, which shares the piece"
-        return Damage(name, Reason.ALTERED, detail, ranges, pieces, cost)
+        is_certain = bad.certain > 0
+        return Damage(name, Reason.ALTERED, detail, ranges, pieces, cost, is_certain=is_certain)
 
     def _attribute(self, piece: int) -> None:
         """Decide which files a bad piece is damaged in."""

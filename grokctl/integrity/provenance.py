@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from grokctl.checkpoint.ready import ReadyCheckpoint
+from grokctl.checkpoint.ready_receipt import hashed_before, read_ready_receipt
 from grokctl.checkpoint.receipt import Proof
 from grokctl.checkpoint.refusal import read_refusal
 from grokctl.checkpoint.sums import doubt_of
@@ -36,10 +37,13 @@ def describe_unhashed(source: ReadyCheckpoint) -> str:
 
 
 def describe_hashed(source: ReadyCheckpoint) -> str:
-    """That the files of a ready checkpoint are hashed on the way, and what that proves."""
+    """That files of a ready checkpoint are hashed on the way or before; what that proves."""
     refusal = read_refusal(source.root)
     if refusal is not None:
         return refusal.describe(source.root)
     doubt = doubt_of(source)
     what = f"; not proven: {doubt}" if doubt else ""
+    receipt = read_ready_receipt(source)
+    if receipt is not None and hashed_before(source, receipt) >= source.manifest.records.keys():
+        return f"{source.root.name}: unchanged since its files were hashed, {receipt.since}{what}"
     return f"{source.root.name}: its files are hashed while they are read{what}"

@@ -1,17 +1,85 @@
-"""Hash the files of a ready checkpoint, and compare them with its manifest."""
+"""Hash the files of a ready checkpoint that its receipt does not cover; compare the hashes."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from grokctl.checkpoint.manifest import FileRecord
+from grokctl.checkpoint.ready import ReadyCheckpoint
+from grokctl.checkpoint.ready_receipt import (
+    continued,
+    hashed_before,
+    read_ready_receipt,
+    receipt_now,
+)
+from grokctl.checkpoint.receipt import Receipt, unread_receipt
 from grokctl.errors import Damage, Reason
-from grokctl.events import Advanced, Finished, Observer, Stage, Started
+from grokctl.events import Advanced, Finished, Noted, Observer, Stage, Started
+from grokctl.integrity.content_check import note_receipt
 from grokctl.integrity.file_hashing import FileHashing
 from grokctl.os_errors import is_absence, located, reason_of
 
 _PROGRESS_EVERY_S: Final = 0.1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReadyContent:
+    """What hashing the files of a ready checkpoint has shown."""
+
+    damage: dict[str, Damage]
+    """By file."""
+    hashed: int
+    """Bytes that were hashed now."""
+    spared: int
+    """Files that were not: the receipt covers them, and they are unchanged since."""
+    since: str | None
+    """When the first of those was hashed."""
+    receipt: Receipt
+    """Of all files that are good."""
+
+
+def check_content(
+    checkpoint: ReadyCheckpoint,
+    records: Sequence[FileRecord],
+    damaged: Collection[str],
+    *,
+    rehash: bool,
+    jobs: int,
+    observe: Observer,
+) -> ReadyContent:
+    """Hash files that the receipt does not cover; a new one covers all that are good.
+
+    Args:
+        checkpoint: From its manifest.
+        records: The files whose sizes are right, with their sha256.
+        damaged: Other files.
+        rehash: Whether to ignore the receipt.
+        jobs: Threads.
+        observe: Receives progress in bytes.
+
+    Raises:
+        OSError: The machine refuses to read a file.
+    """
+    root = checkpoint.root
+    if not rehash and (reason := unread_receipt(root)) is not None:
+        observe(Noted(message=f"{reason}; hashing every file"))
+    names = [record.name for record in records]
+    receipt = None if rehash else read_ready_receipt(checkpoint)
+    before = hashed_before(checkpoint, receipt).intersection(names)
+    fresh = receipt_now(root, checkpoint.manifest_sha256, names)
+    note_receipt(receipt, before, fresh.stamps, total=len(names), observe=observe)
+    left = [record for record in records if record.name not in before]
+    damage, hashed = altered_files(root, left, jobs=jobs, observe=observe)
+    bad = {*damaged, *damage}
+    still = fresh.untouched(root)  # what changed meanwhile may have other bytes now
+    good = {name: stamp for name, stamp in fresh.stamps.items() if name in still - bad}
+    covering = continued(checkpoint, receipt, before, good)
+    since = receipt.since if receipt is not None and before else None
+    return ReadyContent(
+        damage=damage, hashed=hashed, spared=len(before), since=since, receipt=covering
+    )
 
 
 def altered_files(

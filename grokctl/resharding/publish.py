@@ -269,8 +269,11 @@ def write_rest(
     origin: Source,
     records: list[FileRecord],
     errors: Mapping[str, float],
-) -> None:
+) -> str:
     """Write the tokenizer, the checksums and, last, the manifest.
+
+    Returns:
+        The sha256 of the manifest.
 
     Raises:
         CorruptCheckpointError: The tokenizer of a ready checkpoint is not that of its manifest.
@@ -296,10 +299,12 @@ def write_rest(
             files=tuple(records),
         )
     )
+    manifest_sha256 = hashlib.sha256(manifest).hexdigest()
     sums = [f"{record.sha256}  {record.name}\n" for record in records]
-    sums.append(f"{hashlib.sha256(manifest).hexdigest()}  {MANIFEST}\n")
+    sums.append(f"{manifest_sha256}  {MANIFEST}\n")
     partial.write(SUMS, "".join(sums).encode())
     partial.write(MANIFEST, manifest)
+    return manifest_sha256
 
 
 def take_back(partial: PartialFolder, out: Path) -> None:

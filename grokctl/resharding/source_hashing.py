@@ -2,7 +2,7 @@
 
 The hashing trails the reshard by its share of the work, as both go through the files from the
 beginning to the end. What the reshard does not read, as an earlier run did or another device has
-it, is read here, once.
+it, is read here, once. Files that a receipt covers, unchanged since, are not hashed.
 """
 
 import hashlib
@@ -15,6 +15,7 @@ from typing import Any, Final, Self
 
 from grokctl.checkpoint.manifest import FileRecord
 from grokctl.checkpoint.ready import ReadyCheckpoint
+from grokctl.checkpoint.ready_receipt import hashed_before, read_ready_receipt
 from grokctl.checkpoint.release import Release
 from grokctl.errors import Damage, Reason
 from grokctl.events import Advanced, Observer, Stage
@@ -58,14 +59,17 @@ class SourceHashing:
 
         Args:
             source: A ready checkpoint, whose manifest has the hashes; of a release, which a
-                receipt proves, nothing is hashed.
+                receipt proves, nothing is hashed. The stamps of its files were taken before, and
+                are compared at the end: what changes later is not published.
         """
         self._source = source
         self._changed = Condition()
         self._is_cancelled = Event()
         records: list[FileRecord] = []
         if isinstance(source, ReadyCheckpoint):
+            before = hashed_before(source, read_ready_receipt(source))
             records = [source.manifest.record_of(device) for device in source.manifest.devices]
+            records = [record for record in records if record.name not in before]
         self._files = [_opened(source.root, record) for record in records]
         count = min(len(self._files), usable_cores())
         self._threads = [

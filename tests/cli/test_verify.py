@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -433,12 +434,15 @@ def test_a_release_without_a_name_for_itself_is_named(grokctl, verified, monkeyp
 
 
 def test_a_ready_checkpoint_is_proven_whole(grokctl, cut):
-    outcome = grokctl("verify", cut("words", 4).root, "--json")
+    outcome = grokctl("verify", cut("words", 4).root, "--rehash", "--json")
+    again = grokctl("verify", cut("words", 4).root)
 
     values = outcome.result
     assert outcome.exit_code == 0
     assert values["files"] == 5
     assert values["hashed_bytes"] == values["bytes"]
+    assert "5 of 5 files are unchanged since they were proven, " in again.stderr
+    assert re.search(r"proven before +5 files, unchanged since, the first on \d", again.stdout)
 
 
 def test_a_tokenizer_that_was_changed_in_a_ready_checkpoint_is_found(

@@ -11,6 +11,7 @@ from grokctl.checkpoint.receipt import Receipt
 from grokctl.checkpoint.release import Release
 from grokctl.events import Advanced, Event, Noted, Observer, Stage, ignore
 from grokctl.model.placement import MeshShape
+from grokctl.paths import PRIVATE
 from grokctl.reshard import reshard
 from grokctl.resharding.plan import ReshardOptions, plan_reshard
 
@@ -31,11 +32,11 @@ def cut(
 
 
 def contents(root: Path) -> dict[str, str]:
-    """Every file below a folder, and the sum of its bytes."""
+    """Every file below a folder, and the sum of its bytes; not the receipt, which has times."""
     return {
         path.relative_to(root).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in root.rglob("*")
-        if path.is_file()
+        if path.is_file() and path.parent.name != PRIVATE
     }
 
 

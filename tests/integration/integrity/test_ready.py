@@ -26,7 +26,7 @@ def ready_pristine(pristine, tmp_path_factory) -> Path:
 def test_a_whole_ready_checkpoint_is_whole(ready_pristine):
     checkpoint = open_ready(ready_pristine)
 
-    verdict = verify_ready(checkpoint)
+    verdict = verify_ready(checkpoint, rehash=True)
 
     assert verdict.damage == ()
     assert verdict.verified is None
@@ -88,7 +88,7 @@ def test_a_device_file_that_is_too_long_is_damage_and_a_disk_that_fails_is_hardw
     break_disk(monkeypatch, refused.name, refused.nbytes // 2)
 
     with pytest.raises(OSError, match="Input/output error") as caught:
-        verify_ready(read_manifest(root))
+        verify_ready(read_manifest(root), rehash=True)
 
     assert caught.value.filename == str(root / refused.name)
     assert damage[long.name].reason is Reason.LONG

@@ -1,0 +1,95 @@
+"""The receipt of a ready checkpoint: which of its files were hashed, as they were then."""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from grokctl.checkpoint.ready import SUMS, ReadyCheckpoint
+from grokctl.checkpoint.receipt import Receipt, Stamp, forget_receipt, now, read_receipt
+from grokctl.events import Noted, Observer
+from grokctl.os_errors import reason_of
+from grokctl.ownership import why_exposed
+from grokctl.paths import MANIFEST
+
+
+def read_ready_receipt(checkpoint: ReadyCheckpoint) -> Receipt | None:
+    """The receipt of a ready checkpoint; None if there is none that is believed, or of another."""
+    receipt = read_receipt(checkpoint.root)
+    is_usable = receipt is not None and receipt.infohash == checkpoint.manifest_sha256
+    return receipt if is_usable else None
+
+
+def hashed_before(checkpoint: ReadyCheckpoint, receipt: Receipt | None) -> frozenset[str]:
+    """Files that had their hashes, and are unchanged since.
+
+    The hash of a file that is not in the manifest is a line of SHA256SUMS: that must be unchanged,
+    too.
+
+    Args:
+        checkpoint: With its manifest as it is now.
+        receipt: From `read_ready_receipt`.
+    """
+    untouched = frozenset(receipt.untouched(checkpoint.root) if receipt else ())
+    known = untouched if SUMS in untouched else untouched & checkpoint.manifest.records.keys()
+    return known - {MANIFEST, SUMS}
+
+
+def receipt_now(root: Path, manifest_sha256: str, names: Iterable[str]) -> Receipt:
+    """The receipt of files that were hashed just now, and nothing will change their stamps.
+
+    Args:
+        root: The ready checkpoint.
+        manifest_sha256: Of the bytes of its manifest.
+        names: Of all files with a hash in the manifest.
+    """
+    stamps = {name: Stamp.of(root / name) for name in (*names, MANIFEST, SUMS)}
+    return Receipt(
+        infohash=manifest_sha256,
+        verified_at=now(),
+        stamps={name: stamp for name, stamp in stamps.items() if stamp is not None},
+        is_complete=None not in stamps.values(),
+    )
+
+
+def continued(
+    checkpoint: ReadyCheckpoint,
+    receipt: Receipt | None,
+    before: Iterable[str],
+    good: Mapping[str, Stamp],
+) -> Receipt:
+    """A receipt of what was hashed now, and of what was hashed before.
+
+    Args:
+        checkpoint: With its manifest.
+        receipt: The one before; None if there is none.
+        before: Files of it that were not hashed again.
+        good: The stamps of all files that are not damaged.
+    """
+    times = {} if receipt is None else {name: receipt.proven_at(name) for name in before}
+    is_hashed = bool(good.keys() - times.keys() - {MANIFEST, SUMS})
+    at = now() if is_hashed else max(times.values(), default=now())
+    return Receipt(
+        infohash=checkpoint.manifest_sha256,
+        verified_at=at,
+        stamps=good,
+        earlier={name: time for name, time in times.items() if time != at and name in good},
+        is_complete={*checkpoint.manifest.records, MANIFEST, SUMS} <= good.keys(),
+    )
+
+
+def keep_ready_receipt(root: Path, receipt: Receipt, observe: Observer) -> None:
+    """Write the receipt of a ready checkpoint, or delete that which is there if it has no files.
+
+    Where other users can write it would not be believed, and they could have changed the files.
+
+    Args:
+        root: The ready checkpoint.
+        receipt: Covers the manifest, unless that is damaged: then nothing is covered.
+        observe: Receives a note if it cannot be written.
+    """
+    try:
+        if MANIFEST not in receipt.stamps or why_exposed(root / MANIFEST) is not None:
+            forget_receipt(root)
+        elif read_receipt(root) != receipt:
+            receipt.write(root)
+    except OSError as error:
+        observe(Noted(message=f"receipt: cannot be written ({reason_of(error)})"))
