@@ -12,7 +12,7 @@ from grokctl.checkpoint.trust import trusted_metainfo
 from grokctl.errors import UsageError, bounds_of, certain, count_range, possible
 from grokctl.events import Noted, Observer, ignore
 from grokctl.fetch import Fetched, fetch
-from grokctl.integrity.backup import DAMAGED, forget, set_aside, unlink_targets
+from grokctl.integrity.backup import DAMAGED, begun_nbytes, forget, set_aside, unlink_targets
 from grokctl.integrity.room import measure
 from grokctl.machine.disks import existing
 from grokctl.paths import CKPT, REPLACED, TORRENT, quoted
@@ -72,7 +72,7 @@ def plan_repair(root: Path, verdict: Verdict, *, place: Path | None = None) -> R
         kept_bytes=backup.kept,
         copied_bytes=backup.copied,
         required_bytes=backup.required,
-        free_bytes=shutil.disk_usage(existing(place)).free,
+        free_bytes=shutil.disk_usage(existing(place)).free + begun_nbytes(place),
     )
 
 

@@ -142,6 +142,23 @@ def forget(root: Path) -> None:
         shutil.rmtree(DAMAGED, dir_fd=private)
 
 
+def begun_nbytes(root: Path) -> int:
+    """Disk space of copies that a kill left; the next backup deletes them before it begins.
+
+    Args:
+        root: The release.
+
+    Raises:
+        OSError: They cannot be looked at.
+    """
+    return sum(
+        path.lstat().st_blocks * 512
+        for under in (DAMAGED, REPLACED)
+        for begun in (root / PRIVATE / under).glob(f"*{_BEGUN}")
+        for path in begun.rglob("*")
+    )
+
+
 def _forget_begun(root: Path) -> None:
     """Delete the copies of a kill: their originals are as they were until the last copy is safe."""
     for under in (DAMAGED, REPLACED):

@@ -19,6 +19,7 @@ from grokctl.checkpoint.torrent import write_torrent
 from grokctl.checkpoint.trust import write_source
 from grokctl.checks import Check, Status
 from grokctl.errors import DiskFullError, FetchError
+from grokctl.integrity.backup import begun_nbytes
 from grokctl.machine.disks import existing, file_limit, file_system
 from grokctl.machine.network import certificates
 from grokctl.os_errors import is_absence, refusal
@@ -323,7 +324,7 @@ def _existing(root: Path) -> Path:
 
 def _free_nbytes(root: Path) -> int:
     try:
-        return shutil.disk_usage(_existing(root)).free
+        return shutil.disk_usage(_existing(root)).free + begun_nbytes(root)
     except OSError as error:
         raise refusal(error, root, kind=FetchError) from error
 

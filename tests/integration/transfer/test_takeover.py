@@ -11,8 +11,9 @@ from grokctl.checkpoint.finding import find_checkpoint
 from grokctl.checkpoint.proving import root_to_prove
 from grokctl.errors import DiskFullError, FetchError
 from grokctl.events import Noted, Stage, Started
-from grokctl.fetch import fetch
+from grokctl.fetch import fetch, plan_fetch
 from grokctl.integrity import backup
+from grokctl.integrity.backup import begun_nbytes
 from grokctl.paths import Home
 from grokctl.repair import repair
 from grokctl.transfer.destination import fetch_lock
@@ -97,6 +98,12 @@ def kill_copying(swarm, root, monkeypatch):
         with pytest.raises(KeyboardInterrupt):
             fetch(swarm.magnet, root, swarm.options(force=True))
     assert list((root / ".grokctl" / "replaced").glob("*.begun"))
+    assert begun_nbytes(root) > 0
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=0))
+        planned = plan_fetch(swarm.magnet, root, swarm.options())
+    assert planned.free_nbytes == begun_nbytes(root)
+    assert planned.fitting is not None
 
 
 @pytest.mark.parametrize("force", [False, True])
