@@ -86,3 +86,17 @@ def test_other_bytes_under_such_a_name_stay_and_need_room(swarm, root, monkeypat
 
     assert not planned.fits
     assert beside.exists()
+
+
+def test_the_form_that_fits_is_used_of_one_file(swarm, tmp_path):
+    root, name = tmp_path / "theirs", "ckpt-0/tensor00003_000"
+    shutil.copytree(swarm.root, root)
+    data = (root / name).read_bytes()
+    (root / name).rename(root / f"{name}.part")
+    (root / f"{name}.!qB").write_bytes(bytes(len(data)))
+
+    fetched = fetch(swarm.magnet, root, swarm.options(force=True))
+
+    assert fetched.downloaded == 0
+    assert (root / f"{name}.!qB").exists()
+    assert (root / name).read_bytes() == data
