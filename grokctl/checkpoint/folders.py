@@ -122,13 +122,13 @@ def release_folder(path: Path) -> ReleaseFolder | None:
         return None
     if (path / CKPT).is_dir():
         return ReleaseFolder(path, path / CKPT)
-    if _holds_tensors(path):
+    if holds_tensors(path):
         whole = path.absolute()
         if whole.name == CKPT:
             return ReleaseFolder(whole.parent, whole)
         root = whole.parent if whole.name == _FIRST_HUB else whole
         return ReleaseFolder(root, whole, is_usual=False)
-    if _holds_tensors(path / _FIRST_HUB):
+    if holds_tensors(path / _FIRST_HUB):
         return ReleaseFolder(path, path / _FIRST_HUB, is_usual=False)
     return _below(path)
 
@@ -247,7 +247,8 @@ def _special(path: Path) -> str | None:
     return next((words for is_type, words in _SPECIAL if is_type(mode)), "something else")
 
 
-def _holds_tensors(path: Path) -> bool:
+def holds_tensors(path: Path) -> bool:
+    """Whether files in a folder have the names of tensors."""
     with suppress(FileNotFoundError, NotADirectoryError), os.scandir(path) as entries:
         return any(is_tensor_file(entry.name) for entry in entries)
     return False
