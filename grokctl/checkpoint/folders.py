@@ -5,6 +5,7 @@ import errno
 import glob
 import hashlib
 import os
+import re
 import stat
 from collections.abc import Iterator
 from contextlib import suppress
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Final
 
 from grokctl.checkpoint.release_files import is_tensor_file
-from grokctl.paths import CKPT, CONFIG, TOKENIZER, kind_of, read_limited
+from grokctl.paths import ADOPTED, CKPT, CONFIG, TOKENIZER, kind_of, read_limited
 from grokctl.text import printable
 
 PARTIAL_SUFFIXES: Final = (
@@ -183,6 +184,12 @@ def _folders(path: Path, prefix: str = "") -> list[Path]:
         entries = sorted(path.iterdir())[:_MOST_FOLDERS]
         return [entry for entry in entries if entry.name.startswith(prefix) and entry.is_dir()]
     return []
+
+
+def is_of_links(root: Path) -> bool:
+    """Whether a release is a folder of links under home."""
+    key = root.absolute().parent
+    return key.parent.name == ADOPTED and re.fullmatch("[0-9a-f]{12}", key.name) is not None
 
 
 def partial_files(root: Path, place: str) -> Iterator[Path]:
