@@ -172,12 +172,6 @@ def kind_of(path: Path) -> str | None:
     return "release" if is_release else None
 
 
-def is_of_links(root: Path) -> bool:
-    """Whether a release is a folder of links under home."""
-    key = root.absolute().parent
-    return key.parent.name == ADOPTED and re.fullmatch("[0-9a-f]{12}", key.name) is not None
-
-
 def _is_kind(path: Path, kind: str) -> bool:
     """Whether a folder of ours is of a kind; one that others closed to us is of none."""
     try:

@@ -8,11 +8,18 @@ from pathlib import Path
 from typing import Final
 
 from grokctl.checkpoint.adopted import adopt, adopted_root, is_adopted, is_proven_at_home
-from grokctl.checkpoint.folders import TAR, ReleaseFolder, release_folder, releases_in, words_for
+from grokctl.checkpoint.folders import (
+    TAR,
+    ReleaseFolder,
+    is_of_links,
+    release_folder,
+    releases_in,
+    words_for,
+)
 from grokctl.checkpoint.ready import read_manifest
 from grokctl.errors import GrokctlError, UsageError
 from grokctl.ownership import why_exposed
-from grokctl.paths import CKPT, MANIFEST, TORRENT, Home, expanded, is_of_links, kind_of, quoted
+from grokctl.paths import CKPT, MANIFEST, TORRENT, Home, expanded, kind_of, quoted
 from grokctl.text import printable
 
 _MOST_LISTED: Final = 8

@@ -5,6 +5,7 @@ import errno
 import glob
 import hashlib
 import os
+import re
 import stat
 from collections.abc import Iterator
 from contextlib import suppress
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Final
 
 from grokctl.checkpoint.release_files import is_tensor_file
-from grokctl.paths import CKPT, CONFIG, TOKENIZER, kind_of, read_limited
+from grokctl.paths import ADOPTED, CKPT, CONFIG, TOKENIZER, kind_of, read_limited
 from grokctl.text import printable
 
 PARTIAL_SUFFIXES: Final = (
@@ -122,13 +123,13 @@ def release_folder(path: Path) -> ReleaseFolder | None:
         return None
     if (path / CKPT).is_dir():
         return ReleaseFolder(path, path / CKPT)
-    if _holds_tensors(path):
+    if holds_tensors(path):
         whole = path.absolute()
         if whole.name == CKPT:
             return ReleaseFolder(whole.parent, whole)
         root = whole.parent if whole.name == _FIRST_HUB else whole
         return ReleaseFolder(root, whole, is_usual=False)
-    if _holds_tensors(path / _FIRST_HUB):
+    if holds_tensors(path / _FIRST_HUB):
         return ReleaseFolder(path, path / _FIRST_HUB, is_usual=False)
     return _below(path)
 
@@ -183,6 +184,12 @@ def _folders(path: Path, prefix: str = "") -> list[Path]:
         entries = sorted(path.iterdir())[:_MOST_FOLDERS]
         return [entry for entry in entries if entry.name.startswith(prefix) and entry.is_dir()]
     return []
+
+
+def is_of_links(root: Path) -> bool:
+    """Whether a release is a folder of links under home."""
+    key = root.absolute().parent
+    return key.parent.name == ADOPTED and re.fullmatch("[0-9a-f]{12}", key.name) is not None
 
 
 def partial_files(root: Path, place: str) -> Iterator[Path]:
@@ -247,7 +254,8 @@ def _special(path: Path) -> str | None:
     return next((words for is_type, words in _SPECIAL if is_type(mode)), "something else")
 
 
-def _holds_tensors(path: Path) -> bool:
+def holds_tensors(path: Path) -> bool:
+    """Whether files in a folder have the names of tensors."""
     with suppress(FileNotFoundError, NotADirectoryError), os.scandir(path) as entries:
         return any(is_tensor_file(entry.name) for entry in entries)
     return False

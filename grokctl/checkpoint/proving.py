@@ -12,7 +12,7 @@ from grokctl.checkpoint.adopted import (
 )
 from grokctl.checkpoint.adoption import begin_adoption
 from grokctl.checkpoint.finding import Found
-from grokctl.checkpoint.folders import ReleaseFolder, release_folder
+from grokctl.checkpoint.folders import ReleaseFolder, is_of_links, release_folder
 from grokctl.checkpoint.receipt import read_receipt
 from grokctl.checkpoint.release_files import release_paths
 from grokctl.checkpoint.torrent import (
@@ -31,7 +31,6 @@ from grokctl.paths import (
     PRIVATE,
     TORRENT,
     Home,
-    is_of_links,
     kind_of,
     quoted,
     write_atomically,

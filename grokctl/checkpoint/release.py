@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from grokctl.checkpoint.folders import is_of_links
 from grokctl.checkpoint.release_files import file_nbytes, files_of, read_config
 from grokctl.checkpoint.stored_tensor import StoredTensor
 from grokctl.checkpoint.structure import survey
@@ -19,7 +20,7 @@ from grokctl.errors import (
 )
 from grokctl.events import Observer, ignore
 from grokctl.model.config import GROK_1, GrokConfig
-from grokctl.paths import TOKENIZER, TORRENT, is_of_links, quoted
+from grokctl.paths import TOKENIZER, TORRENT, quoted
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -22,10 +22,9 @@ from rich.text import Text
 from grokctl.checks import Check, Status
 from grokctl.errors import GrokctlError, UsageError
 from grokctl.events import Event, Noted, Observer, ignore, throttled
-from grokctl.os_errors import StdoutError
 from grokctl.screen.known_places import KnownPlaces
 from grokctl.screen.progress import Bars, Lines
-from grokctl.screen.terminal import is_terminal, moves_cursor
+from grokctl.screen.terminal import is_terminal, moves_cursor, to_stdout
 from grokctl.text import harmless, to_json
 
 Facts = Sequence[tuple[str, str]]
@@ -108,17 +107,6 @@ def _line(text: str) -> str:
     return harmless(text).replace("\n", " ").replace("\t", " ")
 
 
-@contextmanager
-def _to_stdout() -> Iterator[None]:
-    """Errors in here are those of stdout, which the errors themselves do not tell."""
-    try:
-        yield
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        raise StdoutError(error) from error
-
-
 class _Rich(RichConsole):
     """A console that ignores a closed pipe."""
 
@@ -179,7 +167,7 @@ class Console:
             return
         is_shown = is_terminal(sys.stdout)
         live = self._live if is_shown else None
-        with live.away() if live is not None else nullcontext(), _to_stdout():
+        with live.away() if live is not None else nullcontext(), to_stdout():
             sys.stdout.write(harmless(text) if is_shown else text)
             sys.stdout.flush()
 
@@ -401,7 +389,7 @@ class Console:
         `is_whole` leaves wrapping to the terminal, so that the line is copied as one.
         """
         if is_terminal(self.out.file):
-            with _to_stdout():
+            with to_stdout():
                 self.out.print(renderable, soft_wrap=is_whole)
             return
         with self.out.capture() as captured:

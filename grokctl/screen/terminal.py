@@ -1,8 +1,11 @@
 """What a stream can show: colours are one thing, a cursor that moves is another."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Final
+
+from grokctl.os_errors import StdoutError
 
 _DUMB: Final = frozenset({"dumb", "unknown", "emacs"})
 """Terminals, by `TERM`, that print what they get from left to right."""
@@ -25,3 +28,14 @@ def moves_cursor(stream: Any, environ: Mapping[str, str] | None = None) -> bool:
     variables = os.environ if environ is None else environ
     is_log = variables.get("CI", "").lower() not in _NO
     return is_terminal(stream) and not is_log and variables.get("TERM", "").lower() not in _DUMB
+
+
+@contextmanager
+def to_stdout() -> Iterator[None]:
+    """Errors in here are those of stdout, which the errors themselves do not tell."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise StdoutError(error) from error

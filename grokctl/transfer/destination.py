@@ -7,7 +7,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Final
 
-from grokctl.checkpoint.folders import release_folder
+from grokctl.checkpoint.folders import holds_tensors, release_folder
 from grokctl.checkpoint.release_files import names_of, release_paths
 from grokctl.checkpoint.torrent import (
     Metainfo,
@@ -187,7 +187,7 @@ def _refuse_other_shape(request: FetchRequest) -> None:
     if read_source(root) == origin.infohash:
         return
     folder = release_folder(root)
-    if folder is None:
+    if folder is None or not holds_tensors(folder.tensors):
         return
     is_link = folder.tensors.is_symlink()
     if folder.is_usual and not is_link and folder.root.resolve() == root.resolve():

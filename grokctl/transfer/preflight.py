@@ -383,7 +383,10 @@ def _expect_type(path: Path, noun: str, is_type: Callable[[int], bool]) -> None:
     if not is_type(mode):
         other = "a symbolic link" if stat.S_ISLNK(mode) else "something else"
         hint = f"ls -ld {quoted(path)}"
-        if other == "a symbolic link" and path.name == CKPT:  # its files are replaced under home
+        is_kept = (path.parent / TORRENT).is_file()
+        if (
+            other == "a symbolic link" and path.name == CKPT and is_kept
+        ):  # its files are replaced under home
             hint = f"grokctl verify {quoted(path.parent)} --repair"
         raise FetchError(f"{path}: expected a {noun}, found {other}", hint)
 

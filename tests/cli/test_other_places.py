@@ -18,6 +18,7 @@ def own(tmp_path, monkeypatch) -> Path:
 def fetched(seeded, root: Path) -> Path:
     """The release as grokctl has fetched it, not verified yet."""
     copied(seeded, root)
+    root.chmod(0o755)  # a new file system is open to all
     (root / "release.torrent").write_bytes(seeded.torrent.read_bytes())
     return root
 
@@ -136,9 +137,13 @@ def test_no_message_names_the_folder_of_links(
     named = (verb[0], "f1", *verb[1:])
 
     outcomes = [grokctl("verify", "f1")]
+    planned = grokctl("reshard", "f1", "--devices", 1, "--json", "--out", tmp_path / "out")
     (tensors / "tensor00003_000").unlink()
     outcomes += [grokctl(*named), grokctl(*named, "--json"), grokctl(*named, "-q")]
 
+    assert planned.exit_code == 0
+    assert "(grokctl verify f1)" in planned.stderr
+    assert str(own / "adopted") not in planned.stdout + planned.stderr
     for outcome in outcomes:
         assert outcome.exit_code in {2, 20}
         assert str(own) not in outcome.stdout + outcome.stderr
