@@ -20,7 +20,7 @@ from grokctl.os_errors import is_absence, refusal
 from grokctl.own_files import copy_mode, open_below, refuse_foreign_links
 from grokctl.paths import PRIVATE, create_beside, quoted
 from grokctl.system import is_unsupported, optional
-from grokctl.text import format_apart, format_bytes
+from grokctl.text import format_apart, format_bytes, format_number
 
 DAMAGED: Final = "damaged"
 """Folder of what a repair overwrote, until it is proven."""
@@ -167,7 +167,8 @@ def unlink_targets(
                 copies[place] = min(size, length)
         refuse_full(root, sum(copies.values()), shutil.disk_usage(root).free)
         if copies:
-            observe(Noted(message=f"copying {len(copies):,} links: nothing is written to targets"))
+            count = format_number(len(copies), "link")
+            observe(Noted(message=f"copying {count}: nothing is written to targets"))
         for place, nbytes in copies.items():
             _copy_target(root, root / place, nbytes)
     except OSError as error:

@@ -118,7 +118,8 @@ def adopt_partial(root: Path, selection: FileSelection, observe: Observer) -> fr
                 if good:
                     beside.rename(root / place)
                     found |= good
-                    observe(Noted(message=f"{beside.name}: taken over, {len(good)} pieces fit"))
+                    fit = "1 piece fits" if len(good) == 1 else f"{len(good):,} pieces fit"
+                    observe(Noted(message=f"{beside.name}: taken over, {fit}"))
                     continue
             message = f"{beside}: left by another program, not used; to delete it: rm"
             observe(Noted(message=f"{message} {quoted(beside)}"))
