@@ -95,6 +95,8 @@ class _StageProgress:
         took = format_seconds(self.elapsed)
         if self.unit is Unit.NOTHING:
             return took
+        if not self.before and self.done < self.total:
+            return f"{format_count(self.done, self.unit)} in {took}"
         if not self.before:
             return f"{self} in {took}"
         before = f"{format_count(self.before, self.unit)} before"
