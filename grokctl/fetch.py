@@ -94,6 +94,9 @@ class Fetched:
     uploaded: int | None
     """Payload bytes sent while seeding; None if it did not seed."""
     seconds: float
+    """Until every wanted file was complete, without seeding."""
+    seed_seconds: float | None
+    """While it seeded; None if it did not."""
     is_complete: bool
     """Whether the release is complete; False after `only`, unless the rest came earlier."""
     is_proven: bool
@@ -168,14 +171,16 @@ def fetch(
             observe=observe,
             counts_rest=have is not None,
         )
-        uploaded = None
+        uploaded = seed_seconds = None
         try:
             last = download.run()
+            seconds = time.monotonic() - began
             placed.check()
             if last.has_everything:
                 forget_unfinished(root)
             if options.seed or options.seed_ratio is not None:
                 uploaded = download.seed()
+                seed_seconds = time.monotonic() - began - seconds
         finally:
             _record_end(download, placed)
         contributions, troubles = _account(swarm, mirrors, last)
@@ -191,7 +196,8 @@ def fetch(
         nbytes=selection.nbytes,
         downloaded=sum(contribution.nbytes for contribution in contributions),
         uploaded=uploaded,
-        seconds=time.monotonic() - began,
+        seconds=seconds,
+        seed_seconds=seed_seconds,
         is_complete=last.has_everything,
         is_proven=_is_proven(root, selection),
         has_tokenizer=has_tokenizer(root),

@@ -76,7 +76,8 @@ def damage_error(damage: Sequence[Damage], *, checked: int, root: Path) -> Grokc
     first = worst(damage)
     hint = _advice(root, first)
     if unsafe:
-        message = f"{len(unsafe)} of {checked} files are unsafe pickles, first {first}"
+        kind = "is an unsafe pickle" if len(unsafe) == 1 else "are unsafe pickles"
+        message = f"{len(unsafe)} of {checked} files {kind}, first {first}"
         return UnsafePickleError(message, f"{hint}  # nothing was executed", tuple(damage))
     message = f"{count_of(damage, checked)}, first {first}"
     return CorruptCheckpointError(message, hint, tuple(damage))

@@ -27,7 +27,7 @@ from grokctl.os_errors import refusal
 from grokctl.own_files import copy_mode, names_in, open_below, refuse_foreign_links
 from grokctl.paths import PRIVATE, REPLACED, create_beside
 from grokctl.system import is_unsupported, optional
-from grokctl.text import format_bytes
+from grokctl.text import format_bytes, format_number
 
 DAMAGED: Final = "damaged"
 """Folder of what a repair overwrote, until it is proven."""
@@ -110,9 +110,8 @@ def unlink_targets(
         refuse_full(root, backup.required, shutil.disk_usage(root).free)
         if not backup.copies:
             return
-        observe(
-            Noted(message=f"copying {len(backup.copies):,} links: nothing is written to targets")
-        )
+        count = format_number(len(backup.copies), "link")
+        observe(Noted(message=f"copying {count}: nothing is written to targets"))
         for place, nbytes in targets_of(root, lengths, backup.copies).items():
             _copy_target(root, root / place, nbytes)
     except OSError as error:

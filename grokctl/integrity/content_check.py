@@ -137,8 +137,9 @@ class ContentCheck:
                     self.observe(Advanced(stage=Stage.VERIFY, done=self.hashed))
             except BaseException:
                 if (proven := len(self.save().stamps)) and not self._cannot_save:
-                    count = f"{proven} of {len(self.places)} files"
-                    message = f"{count} are proven; the next verify continues from there"
+                    count = f"{proven} of {format_number(len(self.places), 'file')}"
+                    verb = "is" if proven == 1 else "are"
+                    message = f"{count} {verb} proven; the next verify continues from there"
                     self.observe(Noted(message=message))
                 raise
         self.save()

@@ -12,9 +12,9 @@ from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 from rich import box
+from rich.cells import cell_len
 from rich.console import Console as RichConsole
 from rich.console import Group, RenderableType
-from rich.markup import escape
 from rich.padding import Padding
 from rich.table import Column, Table
 from rich.text import Text
@@ -30,6 +30,8 @@ from grokctl.text import harmless, to_json
 Facts = Sequence[tuple[str, str]]
 """Names and values: the rows of a table with two columns."""
 
+_COMMAND: Final = "grokctl "
+"""How a value begins that is a command."""
 _PIPE_WIDTH: Final = 200
 _ENDLESS: Final = 10_000
 _BARS: Final = " ▁▂▃▄▅▆▇█"
@@ -95,11 +97,18 @@ def _table(
     return table
 
 
-def _grid(facts: Sequence[tuple[str, str]]) -> Table:
-    grid = Table.grid(Column(style="dim"), Column(overflow="fold"), padding=(0, 2))
+def _rows(facts: Facts, *, indent: int = 0) -> Iterator[tuple[RenderableType, bool]]:
+    """Names and values, and whether a value is to be copied: such a line is never wrapped."""
+    width = max((cell_len(harmless(name)) for name, _ in facts), default=0)
     for name, value in facts:
-        grid.add_row(escape(harmless(name)), escape(harmless(value)))
-    return grid
+        label, text = Text(_line(name), style="dim"), harmless(value)
+        if " " not in text or text.startswith(_COMMAND):
+            label.pad_right(width - label.cell_len)
+            yield Text.assemble(" " * indent, label, "  ", text), True
+            continue
+        grid = Table.grid(Column(width=width), Column(overflow="fold"), padding=(0, 2, 0, 0))
+        grid.add_row(label, Text(text))
+        yield Padding(grid, (0, 0, 0, indent), expand=False), False
 
 
 def _line(text: str) -> str:
@@ -179,7 +188,7 @@ class Console:
             self._json_line(Noted(message=message))
         else:
             text = Text(harmless(self._prefix + self.places.named(message)))
-            self.err.print(text, soft_wrap=not is_terminal(self.err.file))
+            self.err.print(text, soft_wrap=True)  # it may end with a command to copy
 
     def note_fitting(self, forms: Sequence[str]) -> None:
         """Print the first form that fits into a line; without a terminal, every form does."""
@@ -371,7 +380,10 @@ class Console:
 
     def facts(self, title: str, facts: Sequence[tuple[str, str]]) -> None:
         """Print names and values to stdout."""
-        self._print(Group(Text(_line(title), style="bold"), Padding(_grid(facts), (0, 0, 1, 1))))
+        self._print(Text(_line(title), style="bold"))
+        for row, is_whole in _rows(facts, indent=1):
+            self._print(row, is_whole=is_whole)
+        self._print(Text())
 
     def asides(self, facts: Sequence[tuple[str, str]]) -> None:
         """Print names and values on stderr: they are not the result."""
@@ -381,7 +393,8 @@ class Console:
             for name, value in facts:
                 self.note(f"{name}: {value}")
         else:
-            self.err.print(_grid(facts))
+            for row, is_whole in _rows(facts):
+                self.err.print(row, soft_wrap=is_whole)
 
     def _print(self, renderable: RenderableType, *, is_whole: bool = False) -> None:
         """Print to stdout; to a pipe, without trailing blanks.

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from grokctl.paths import quoted
 from grokctl.screen.console import show
-from grokctl.text import format_bytes, format_seconds, shown_url
+from grokctl.text import format_bytes, format_number, format_seconds, shown_url
 
 if TYPE_CHECKING:  # a screen imports no stage
     from grokctl.fetch import Fetched
@@ -56,7 +56,8 @@ def _fitting(plan: FetchPlan) -> str:
         return ""
     good, count = plan.fitting
     rest = "" if good == count else "; the rest is kept aside"
-    return f", {good:,} of {count:,} pieces fit{rest}"
+    fit = "fits" if good == 1 else "fit"
+    return f", {good:,} of {format_number(count, 'piece')} {fit}{rest}"
 
 
 def fetched(console: Console, result: Fetched) -> None:
@@ -70,7 +71,7 @@ def fetched(console: Console, result: Fetched) -> None:
         source = quoted(shown_url(result.source))
         remaining.append(("for text", f"grokctl fetch {source} --to {root} --tokenizer FILE"))
     downloaded, uploaded = format_bytes(result.downloaded), format_bytes(result.uploaded or 0)
-    took = format_seconds(result.seconds)
+    took, seeded = format_seconds(result.seconds), format_seconds(result.seed_seconds or 0)
     title = f"{'seeded' if has_only_seeded else 'fetched'} {result.root.name}"
     title += "" if result.is_complete else " in part"
     show(
@@ -82,6 +83,7 @@ def fetched(console: Console, result: Fetched) -> None:
             "downloaded_bytes": result.downloaded,
             "uploaded_bytes": result.uploaded,
             "seconds": result.seconds,
+            "seed_seconds": result.seed_seconds,
             "complete": result.is_complete,
             "extras": list(result.extras),
             "verified": result.is_proven,
@@ -95,7 +97,7 @@ def fetched(console: Console, result: Fetched) -> None:
             ("infohash", result.infohash),
             ("bytes", format_bytes(result.nbytes)),
             *([] if has_only_seeded else [("downloaded", f"{downloaded} in {took}")]),
-            *([] if result.uploaded is None else [("uploaded", f"{uploaded} in {took}")]),
+            *([] if result.uploaded is None else [("uploaded", f"{uploaded} in {seeded}")]),
             *(
                 (f"  {each.source}", format_bytes(each.nbytes))
                 for each in result.contributions

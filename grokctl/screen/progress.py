@@ -63,6 +63,7 @@ class _StageProgress:
         self.unit = started.unit
         # prompts differ in length, and the detail of seeding has rates with names
         self._has_rate = started.unit is not Unit.PROMPTS and started.stage is not Stage.SEED
+        self._is_open = started.stage is Stage.SEED
         self.before = started.done
         self.done = started.done
         self.began = time.monotonic()
@@ -90,9 +91,23 @@ class _StageProgress:
 
     @property
     def summary(self) -> str:
-        """The total and the time it took."""
+        """What was done, the time it took, and what was done before."""
         took = format_seconds(self.elapsed)
-        return took if self.unit is Unit.NOTHING else f"{self} in {took}"
+        if self.unit is Unit.NOTHING:
+            return took
+        if not self.before and self.done < self.total:
+            return f"{format_count(self.done, self.unit)} in {took}"
+        if not self.before:
+            return f"{self} in {took}"
+        before = f"{format_count(self.before, self.unit)} before"
+        if self.done <= self.before:
+            return f"nothing in {took}, {before}"
+        return f"{format_count(self.done - self.before, self.unit)} in {took}, {before}"
+
+    def finish(self) -> None:
+        """All of the work is done; seeding ends whenever the user wants."""
+        if not self._is_open:
+            self.done = self.total or self.done
 
     def __str__(self) -> str:
         if self.unit is Unit.NOTHING:
@@ -251,7 +266,7 @@ class Bars:
         if stage in _FLEETING:
             self._progress.remove_task(task)
         else:
-            progress.done = progress.total or progress.done
+            progress.finish()
             self._progress.update(
                 task,
                 total=max(progress.total, 1),
@@ -288,7 +303,7 @@ class Lines:
                 progress = self._stages.pop(stage)
                 has_line = self._due.pop(stage)[0] > self._every
                 if has_line or stage not in _UNSAID:
-                    progress.done = progress.total or progress.done
+                    progress.finish()
                     self._note(f"{_TITLES[stage]}: {progress.summary}")
             case Noted(message=message):
                 self._note(message)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from grokctl.errors import count_of
-from grokctl.text import format_bytes, format_seconds
+from grokctl.text import format_bytes, format_number, format_seconds
 
 if TYPE_CHECKING:  # a screen imports no stage
     from grokctl.errors import Damage
@@ -83,7 +83,8 @@ def verdict(
     if console.quiet:
         console.write(f"{result.name}: {summary}\n")
         return
-    spared = f"{result.spared:,} files, unchanged since, the first on {result.since}"
+    first = f"the first on {result.since}" if result.spared > 1 else f"{result.since}"
+    spared = f"{format_number(result.spared, 'file')}, unchanged since, {first}"
     console.facts(
         f"{result.name}: {summary}",
         [

@@ -127,12 +127,16 @@ class Download:
         now = self._poll()
         first = now.uploaded
         before = 0 if goal is None else first  # a ratio counts earlier sessions, too
+        if goal is not None and before >= goal:
+            sent = f"{format_bytes(before)} of {format_bytes(goal)} were uploaded before"
+            self.observe(Noted(message=f"seed: the ratio {ratio:g} is reached: {sent}"))
+            return 0
         try:
             self._note_address()
             self.observe(Started(stage=Stage.SEED, total=goal or 0, done=before))
             while goal is None or now.uploaded < goal:
-                rates = f"up {format_rate(now.upload_rate)}, down {format_rate(now.rate)}"
-                detail = f"{rates} · {format_number(now.peers, 'peer')}"
+                rate = f"up {format_rate(now.upload_rate)}"
+                detail = f"{rate} · {format_number(now.peers, 'peer')}"
                 done = before + now.uploaded - first
                 self.observe(Advanced(stage=Stage.SEED, done=done, detail=detail))
                 now = self._poll()
@@ -307,8 +311,11 @@ def _progress_map(have: list[bool], pieces: list[int]) -> tuple[float, ...]:
 
 
 def _rates(now: Snapshot, states: list[MirrorState]) -> str:
-    mirrored = [f"mirror {state.name} {format_rate(state.rate)}" for state in states]
-    return " · ".join([format_rate(now.rate), *mirrored, _peer_counts(now)])
+    """Rates with names, where there is more than the one of the whole stage; and the peers."""
+    rates = [f"mirror {state.name} {format_rate(state.rate)}" for state in states]
+    if rates:
+        rates.insert(0, f"swarm {format_rate(now.rate)}")
+    return " · ".join([*rates, _peer_counts(now)])
 
 
 def _peer_counts(now: Snapshot) -> str:

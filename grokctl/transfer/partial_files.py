@@ -137,7 +137,7 @@ def adopt_partial(root: Path, selection: FileSelection, observe: Observer) -> fr
     for index, path in sorted(partial.used.items()):
         path.rename(root / selection.places[index])
         good = len(partial.proven.intersection(selection.metainfo.pieces_of(files[index])))
-        count = f"{good:,} pieces fit"
+        count = "1 piece fits" if good == 1 else f"{good:,} pieces fit"
         observe(Noted(message=f"{path.name}: taken over, {count}"))
     for path in partial.unused:
         message = f"{path}: left by another program, not used; to delete it: rm"

@@ -12,7 +12,7 @@ from grokctl.checkpoint.torrent import Metainfo
 from grokctl.errors import FetchError, GrokctlError
 from grokctl.os_errors import refusal
 from grokctl.paths import PRIVATE
-from grokctl.text import printable, shown_url
+from grokctl.text import format_number, printable, shown_url
 from grokctl.transfer.resume_data import infohash_of
 from grokctl.transfer.sources import Endpoint
 from grokctl.transfer.swarm_settings import settings_pack
@@ -347,7 +347,7 @@ class Swarm:
             case lt.save_resume_data_alert():
                 self._resume = lt.write_resume_data_buf(alert.params)
             case lt.tracker_reply_alert():
-                self.trackers[alert.url] = f"{alert.num_peers} peers"
+                self.trackers[alert.url] = format_number(alert.num_peers, "peer")
             case lt.tracker_error_alert():
                 reason = alert.failure_reason() or alert.error.message()
                 self.trackers[alert.url] = printable(reason)

@@ -70,7 +70,7 @@ def _keep_others(
     if not is_adopted:
         return
     count = f"{len(selection.pieces) - len(missing):,} of {len(selection.pieces):,} pieces"
-    observe(Noted(message=f"{count} on disk are those of the torrent"))
+    observe(Noted(message=f"{count} on disk fit the torrent"))
     kept = set_aside(
         root,
         metainfo,

@@ -69,7 +69,7 @@ def test_every_verb_refuses_a_release_with_a_damaged_file(
     outcome = grokctl(*using(verb, two_layers, tmp_path))
 
     assert outcome.exit_code == 20
-    assert f"1 of 26 files are damaged, first {TENSOR}: {reason}" in outcome.error
+    assert f"1 of 27 files is damaged, first {TENSOR}: {reason}" in outcome.error
     assert not (tmp_path / "out").exists()
 
 
@@ -81,7 +81,7 @@ def test_all_damaged_files_are_listed_and_not_only_the_first(grokctl, two_layers
     outcome = grokctl("verify", two_layers, "--quick")
 
     assert outcome.exit_code == 20
-    assert "3 of 26 files" in outcome.error
+    assert "3 of 27 files" in outcome.error
     assert all(name in outcome.stdout for name in names)
 
 
@@ -371,7 +371,7 @@ def test_no_verb_executes_an_unsafe_pickle(grokctl, two_layers, tmp_path, attack
     outcome = grokctl(*using(verb, two_layers, tmp_path))
 
     assert outcome.exit_code == 21
-    assert f"1 of 26 files are unsafe pickles, first {TENSOR}: unsafe" in outcome.error
+    assert f"1 of 27 files is an unsafe pickle, first {TENSOR}: unsafe" in outcome.error
     assert "nothing was executed" in outcome.hint
     assert not attack.canary.exists()
     assert not (tmp_path / "out").exists()

@@ -759,6 +759,21 @@ def test_seeding_ends_with_an_interrupt_and_the_download_is_whole(swarm, tmp_pat
     assert stopped == "seeding stopped; the download is complete"
 
 
+def test_a_ratio_that_is_reached_seeds_nothing_and_says_so(swarm, tmp_path):
+    seen = []
+
+    fetched = fetch(
+        swarm.magnet, tmp_path / "got", swarm.options(seed_ratio=1e-9), observe=seen.append
+    )
+
+    assert fetched.uploaded == 0
+    assert 0 <= fetched.seed_seconds < fetched.seconds
+    assert "seed: the ratio 1e-09 is reached: 0 B of 0 B were uploaded before" in [
+        event.message for event in seen if isinstance(event, Noted)
+    ]
+    assert not [event for event in seen if getattr(event, "stage", None) is Stage.SEED]
+
+
 @pytest.mark.parametrize("ratio", [None, 1e9])
 def test_a_restarted_seed_counts_this_session(swarm, ratio):
     everything = frozenset(range(swarm.metainfo.num_pieces))
@@ -793,7 +808,7 @@ def test_a_restarted_seed_counts_this_session(swarm, ratio):
     (started,) = [event for event in events if isinstance(event, Started)]
     (advanced,) = [event for event in events if isinstance(event, Advanced)]
     assert started.done == advanced.done == (0 if ratio is None else 10**9)
-    assert advanced.detail == "up 0 B/s, down 0 B/s · 0 peers"
+    assert advanced.detail == "up 0 B/s · 0 peers"
 
 
 def test_seeding_ends_when_the_ratio_is_reached(swarm, tmp_path):

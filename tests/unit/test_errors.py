@@ -24,9 +24,11 @@ from grokctl.errors import (
     StalledError,
     UnsafePickleError,
     UsageError,
+    bounds_of,
     corrupt,
     count_of,
     invalid,
+    worst,
 )
 
 
@@ -172,7 +174,8 @@ def test_no_other_module_invents_a_failure_for_users():
 def damaged(count, sharing):
     bad = [Damage(f"a{index}", Reason.SHORT) for index in range(count)]
     return bad + [
-        Damage(f"b{index}", Reason.UNPROVEN, pieces=((0, 1),)) for index in range(sharing)
+        Damage(f"b{index}", Reason.UNPROVEN, pieces=((0, 1),), is_certain=False)
+        for index in range(sharing)
     ]
 
 
@@ -180,7 +183,7 @@ def damaged(count, sharing):
     ("count", "sharing", "words"),
     [
         (3, 9, "3 of 40 files are damaged, 9 more share their pieces"),
-        (1, 1, "1 of 40 files are damaged, 1 more shares their pieces"),
+        (1, 1, "1 of 40 files is damaged, 1 more shares their pieces"),
         (2, 0, "2 of 40 files are damaged"),
         (0, 2, "2 of 40 files are damaged"),
     ],
@@ -193,3 +196,42 @@ def test_a_file_that_the_torrent_does_not_contain_counts():
     stray = Damage("c", Reason.UNPROVEN, "is not in the torrent")
 
     assert count_of([*damaged(1, 1), stray], 40).startswith("2 of 40 files are damaged, 1 more")
+
+
+def shared(*pieces):
+    """Files that may be damaged: `a` and `b` share a piece, `b` and `c` the next, and so on."""
+    return [
+        Damage(name, Reason.ALTERED, pieces=(each,), is_certain=False)
+        for name, each in zip("abcdefgh", pieces, strict=False)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("damage", "bounds"),
+    [
+        pytest.param(shared((7, 8), (7, 8)), (1, 2), id="two-of-one-piece"),
+        pytest.param(shared((7, 8), (7, 9), (8, 9)), (1, 3), id="a-chain-of-three"),
+        pytest.param(shared((1, 2), (1, 2), (5, 6), (5, 6)), (2, 4), id="two-pieces-apart"),
+        pytest.param(
+            [Damage("z", Reason.SHORT, pieces=((1, 3),)), *shared((2, 3), (2, 3))],
+            (1, 3),
+            id="explained-by-a-certain-one",
+        ),
+        pytest.param(
+            [Damage("z", Reason.SHORT, pieces=((0, 1),)), *shared((2, 3), (2, 3))],
+            (2, 3),
+            id="beside-a-certain-one",
+        ),
+    ],
+)
+def test_where_nothing_tells_files_apart_the_count_has_two_ends(damage, bounds):
+    least, most = bounds
+
+    assert bounds_of(damage) == bounds
+    assert count_of(damage, 40) == f"{least} to {most} of 40 files are damaged"
+
+
+def test_a_file_that_is_certainly_damaged_is_named_first():
+    certain = Damage("z", Reason.SHORT)
+
+    assert worst([*shared((7, 8), (7, 8)), certain]) is certain

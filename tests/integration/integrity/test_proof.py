@@ -256,7 +256,7 @@ def test_an_unsafe_pickle_is_refused_even_if_the_torrent_promises_it(root):
 
     assert verdict.verified is None
     assert {name: item.reason for name, item in found(verdict).items()} == {NORM: Reason.UNSAFE}
-    with pytest.raises(UnsafePickleError, match="1 of 15 files are unsafe pickles"):
+    with pytest.raises(UnsafePickleError, match="1 of 15 files is an unsafe pickle"):
         raise_for(verdict, root)
 
 

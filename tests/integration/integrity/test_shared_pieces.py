@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 from damaging import DOWN, GATE, PIECE, UP, flip, found
 
-from grokctl.checkpoint.receipt import read_receipt
-from grokctl.errors import CorruptCheckpointError, Reason
+from grokctl.checkpoint.receipt import Stamp, read_receipt
+from grokctl.checkpoint.refusal import read_refusal
+from grokctl.errors import CorruptCheckpointError, Reason, count_of
 from grokctl.events import Advanced, Stage
 from grokctl.verify import raise_for, verify
 
@@ -80,10 +81,50 @@ def test_a_file_that_an_earlier_proof_covers_is_not_blamed(seeded):
     assert damage[GATE].reason is Reason.ALTERED
     assert "which shares" not in damage[GATE].detail
     assert damage[DOWN].reason is Reason.UNPROVEN
-    assert not {GATE, DOWN} & read_receipt(seeded.root).stamps.keys()
+    assert GATE not in read_receipt(seeded.root).stamps
+    assert [found(verify(seeded.root)) for _ in range(2)] == [damage, damage]
+    assert count_of(tuple(damage.values()), 15).startswith("1 of 15 files is damaged, 1 more")
+    assert read_refusal(seeded.root).describe(seeded.root).count("found 1 damaged file on") == 1
+    flip(seeded.root / GATE, length - 100)
+    again = verify(seeded.root)
+    assert (again.damage, again.spared) == ((), 14)
+    assert again.verified is not None
 
 
-def test_an_earlier_proof_is_given_up_for_a_file_that_shares_a_bad_piece(seeded):
+def test_without_an_earlier_proof_files_that_share_a_bad_piece_may_be_damaged(seeded):
+    for name in (GATE, UP):
+        flip(seeded.root / name, seeded.files()[name][1] - 100)
+
+    verdict = verify(seeded.root)
+
+    damage = found(verdict)
+    assert {name for name in damage if not damage[name].is_certain} == damage.keys()
+    with pytest.raises(
+        CorruptCheckpointError, match=f"^2 to {len(damage)} of 15 files are damaged"
+    ):
+        raise_for(verdict, seeded.root)
+    shown = read_refusal(seeded.root).describe(seeded.root)
+    assert f"verify found 2 to {len(damage)} damaged files on" in shown
+
+
+def test_an_earlier_proof_is_given_up_for_a_file_with_evidence_against_it(seeded):
+    verify(seeded.root)
+    _, length = seeded.files()[GATE]
+    overwrite(seeded.root / GATE, length - 3, b"???")
+    overwrite(seeded.root / DOWN, 0, b"?")
+    receipt = read_receipt(seeded.root)
+    now = {DOWN: Stamp.of(seeded.root / DOWN), UP: Stamp.of(seeded.root / UP)}
+    replace(receipt, stamps=now, is_complete=False).write(
+        seeded.root
+    )  # as if the disk had changed it
+
+    damage = found(verify(seeded.root))
+
+    assert damage[DOWN].is_certain
+    assert DOWN not in read_receipt(seeded.root).stamps
+
+
+def test_an_earlier_proof_is_kept_for_a_file_that_shares_a_bad_piece_with_a_missing_one(seeded):
     verify(seeded.root)
     receipt = read_receipt(seeded.root)
     (seeded.root / GATE).unlink()
@@ -92,7 +133,8 @@ def test_an_earlier_proof_is_given_up_for_a_file_that_shares_a_bad_piece(seeded)
     damage = found(verify(seeded.root))
 
     assert damage[DOWN].reason is Reason.UNPROVEN
-    assert DOWN not in read_receipt(seeded.root).stamps
+    assert DOWN in read_receipt(seeded.root).stamps
+    assert not read_receipt(seeded.root).is_complete
 
 
 def test_a_file_that_is_touched_after_an_earlier_proof_was_believed_is_not_proven(root):

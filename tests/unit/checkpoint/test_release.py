@@ -359,7 +359,7 @@ def test_all_damage_is_listed_and_not_only_the_first(release):
     ]
     assert error.exit_code == 20
     assert str(error) == (
-        f"3 of 26 files are damaged, first ckpt-0/{KEY}: missing, expected 4,519 bytes"
+        f"3 of 27 files are damaged, first ckpt-0/{KEY}: missing, expected 4,519 bytes"
     )
 
 
@@ -389,7 +389,7 @@ def test_an_unsafe_file_decides_the_exit_code_and_nothing_of_it_runs(release, tm
     assert isinstance(error, UnsafePickleError)
     assert error.exit_code == 21
     assert [damage.reason for damage in error.damage] == [Reason.MISSING, Reason.UNSAFE]
-    assert str(error).startswith(f"1 of 26 files are unsafe pickles, first ckpt-0/{NORM}: unsafe")
+    assert str(error).startswith(f"1 of 27 files is an unsafe pickle, first ckpt-0/{NORM}: unsafe")
     assert "posix.system" in str(error)
     assert "nothing was executed" in error.hint
     assert not (tmp_path / "canary").exists()

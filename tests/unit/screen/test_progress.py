@@ -21,7 +21,7 @@ def lines(monkeypatch):
         observe(Started(stage=stage, **started))
         for _ in range(seconds):
             now += 1
-            observe(Advanced(stage=stage, done=int(now) * 1000, detail="up 2 kB/s, down 0 B/s"))
+            observe(Advanced(stage=stage, done=int(now) * 1000, detail="up 2 kB/s"))
         return observe, said
 
     return show
@@ -76,7 +76,7 @@ def test_a_note_is_said_at_once(lines):
 def test_rates_of_seeding_have_names(lines):
     _, said = lines(Stage.SEED, 5)
 
-    assert said == [(5, "seed: 5.0 kB · up 2 kB/s, down 0 B/s")]
+    assert said == [(5, "seed: 5.0 kB · up 2 kB/s")]
 
 
 @pytest.mark.parametrize("facts", [(), (("swarm", "x" * 200),)], ids=["a-line", "a-block"])
@@ -94,3 +94,20 @@ def test_bars_are_wide_and_leave_room_for_the_echo_of_ctrl_c(columns, facts):
     first, *rest = f"  fetch {last}".splitlines()
     assert first.count("\u2501") + first.count("\u2578") + first.count("\u257a") >= 14
     assert all(len(line.rstrip()) <= columns - 3 for line in (first, *rest[:-1]))
+
+
+@pytest.mark.parametrize(
+    ("stage", "begun", "seconds", "line"),
+    [
+        pytest.param(Stage.FETCH, 7000, 0, "fetch: nothing in 0 s, 7.0 kB before", id="all-here"),
+        pytest.param(Stage.FETCH, 3000, 4, "fetch: 4.0 kB in 4 s, 3.0 kB before", id="a-part"),
+        pytest.param(Stage.SEED, 2000, 4, "seed: 2.0 kB in 4 s, 2.0 kB before", id="seeded-before"),
+        pytest.param(Stage.SEED, 0, 3, "seed: 3.0 kB in 3 s", id="seed"),
+    ],
+)
+def test_the_last_line_counts_what_was_done_now(lines, stage, begun, seconds, line):
+    observe, said = lines(stage, seconds, total=7000, done=begun)
+
+    observe(Finished(stage=stage))
+
+    assert said[-1][1] == line
