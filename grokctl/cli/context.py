@@ -34,8 +34,6 @@ if TYPE_CHECKING:
 
 RESUMES: Final = "interrupted; the same command resumes where it stopped"
 
-_NO_THREAD: Final = "can't start new thread"
-"""How Python says it; the class is only `RuntimeError`."""
 _ParseError: Final = typer.BadParameter.__base__
 """Raised by typer for an invalid command line; typer exports only this subclass of it."""
 _TYPERS_WORDS: Final = {
@@ -159,6 +157,7 @@ def command(
         verbose: Log to stderr.
         interrupted: Printed after Ctrl-C or SIGTERM.
     """
+    from grokctl.machine.limits import require_memory
     from grokctl.screen.console import Console
 
     if verbose:
@@ -168,6 +167,7 @@ def command(
         logging.getLogger("httpx").setLevel(logging.WARNING)  # it logs signed addresses
     console = Console(as_json=as_json, quiet=quiet)
     try:
+        require_memory()
         with _options_as_typed():
             yield console
     except ReportedError as reported:
@@ -180,8 +180,8 @@ def command(
         raise
     except BrokenPipeError:
         raise
-    except (MemoryError, RuntimeError) as error:
-        limited = _limit_in(error)
+    except (MemoryError, RuntimeError, ImportError) as error:
+        limited = limit_of(error)
         if limited is None:
             raise
         console.failure(limited)
@@ -198,15 +198,11 @@ def command(
         raise typer.Exit(code) from error
 
 
-def _limit_in(error: MemoryError | RuntimeError) -> GrokctlError | None:
+def limit_of(error: Exception) -> GrokctlError | None:
     """The error for a limit of this process that Python ran into; None if it is another."""
-    from grokctl.machine.limits import few_threads, little_memory
+    from grokctl.machine.limits import limit_in, little_memory
 
-    if isinstance(error, MemoryError):
-        return little_memory()
-    if _NO_THREAD in str(error):
-        return few_threads("the system starts no more of them")
-    return None
+    return little_memory() if isinstance(error, MemoryError) else limit_in(str(error))
 
 
 @contextmanager

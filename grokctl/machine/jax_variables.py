@@ -59,19 +59,22 @@ _READ_AT_START: Final = re.compile(
 _TIMEOUT_S: Final = 60
 _START: Final = """
 import os, resource
-space, most = resource.getrlimit(resource.RLIMIT_AS)
-if space != resource.RLIM_INFINITY:
-    resource.setrlimit(resource.RLIMIT_AS, (max(1, space - 2**30), most))  # a run needs more
+is_limited = False
+for kind in (resource.RLIMIT_AS, resource.RLIMIT_DATA):
+    space, most = resource.getrlimit(kind)
+    if space != resource.RLIM_INFINITY:
+        is_limited = True
+        resource.setrlimit(kind, (max(1, space - 2**30), most))  # a run needs more
 import jax
 from jaxlib import xla_client
 read_for_a_gpu = getattr(xla_client, "generate_pjrt_gpu_plugin_options", None)
 if read_for_a_gpu is not None:
     read_for_a_gpu()
 jax.devices()
-if space != resource.RLIM_INFINITY or "JAX_DUMP_IR_TO" in os.environ:
+if is_limited or "JAX_DUMP_IR_TO" in os.environ:
     jax.jit(lambda x: x @ x)(jax.numpy.ones((64, 64))).block_until_ready()
 """
-"""An address space that is too small ends the process, too: the trial has a GiB less. JAX makes
+"""A limit of memory that is too small ends the process, too: the trial has a GiB less. JAX makes
 the folder of its dumps when it compiles."""
 _LOG: Final = re.compile(r"^([EF])\d{4} [\d:.]+ +\d+ [\w.]+:\d+\] (?:Check failed: .*\) )?")
 """The beginning of a line that XLA logs: an error, or what ended the process."""

@@ -19,6 +19,7 @@ from grokctl.checkpoint.sums import doubt_of
 from grokctl.errors import Damage, DiskFullError, Reason, UsageError, corrupt
 from grokctl.events import Noted, Observer
 from grokctl.integrity.ready_content import altered
+from grokctl.machine.disks import largest_file
 from grokctl.os_errors import refusal
 from grokctl.own_files import names_in, read_linked, refuse_foreign_links, why_not_own
 from grokctl.paths import (
@@ -84,8 +85,14 @@ def check_space(plan: ReshardPlan, nbytes: int, free: int) -> None:
     """Refuse a reshard that does not fit.
 
     Raises:
-        DiskFullError: Fewer bytes are free than will be written.
+        DiskFullError: Fewer bytes are free than will be written, or a file would be too large.
     """
+    largest = max((layout.nbytes for layout in plan.layouts), default=0)
+    limit, origin = largest_file(disk_of(plan.out))
+    if limit is not None and largest > limit:
+        needed, found = format_apart(largest, limit)
+        message = f"{plan.out}: expected files of {needed}, found a limit of {found} ({origin})"
+        raise DiskFullError(message, "ulimit -f unlimited" if "ulimit" in origin else _ELSEWHERE)
     if nbytes > free:
         needed, found = format_apart(nbytes, free)
         raise DiskFullError(
