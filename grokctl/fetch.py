@@ -153,7 +153,7 @@ def fetch(
             )
         claims = _claims(request, selection, have, observe, is_adopted=adopts)
         with _writing(root):
-            record_progress(request, selection.metainfo, claims.have)
+            record_progress(request, selection, claims.have)
         placed = PlacedFiles(root, selection, observe)
         after.callback(placed.remove_empty)
         swarm.add(_transfer(request, selection, peers, claims))
@@ -311,7 +311,7 @@ def _record_end(download: Download, placed: PlacedFiles) -> None:
     if placed.is_doubtful or placed.replaced():
         with suppress(OSError):
             forget_resume_data(root)
-            record_progress(download.request, download.selection.metainfo, (), is_final=True)
+            record_progress(download.request, download.selection, (), is_final=True)
         return
     with suppress(OSError, RuntimeError):
         download.record(is_final=True)

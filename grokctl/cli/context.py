@@ -21,10 +21,10 @@ import typer
 from typer.core import TyperGroup
 
 from grokctl import interrupts
-from grokctl.cli.hints import at_home, remember
+from grokctl.cli.hints import again, arguments_typed, remember, to_paste
 from grokctl.errors import ExitCode, GrokctlError, InvalidValueError, UsageError
 from grokctl.os_errors import refusal
-from grokctl.paths import Home, default_home, quoted
+from grokctl.paths import Home, default_home
 
 if TYPE_CHECKING:
     from grokctl.checkpoint.finding import Found
@@ -77,7 +77,7 @@ class ErrorBoundary(TyperGroup):
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Parse what precedes the command."""
         ctx.obj = "--json" in args
-        remember(args)
+        remember(args, self.commands)
         if not args:
             return super().parse_args(ctx, args)  # prints the help
         if failure := _misencoded(args):
@@ -118,8 +118,10 @@ def _usage_error(error: Any) -> UsageError:
     extra = re.fullmatch(r"Got unexpected extra argument\S* \((.*)\)\.?", error.format_message())
     if extra is None:
         return UsageError(_noun_first(error.format_message()), f"{where} --help")
-    hint = f"{where} CHECKPOINT -p {quoted(extra[1])}" if where.endswith(" run") else None
-    return UsageError(f"{extra[1]}: unexpected argument", hint or f"{where} --help")
+    hint, words = f"{where} --help", arguments_typed()[1:]
+    if where.endswith(" run") and words and words[0] not in arguments_typed()[:1]:
+        hint = again("-p", " ".join(words), instead_of=words)
+    return UsageError(f"{extra[1]}: unexpected argument", hint)
 
 
 def _misencoded(args: list[str]) -> UsageError | None:
@@ -171,11 +173,11 @@ def command(
         with _options_as_typed():
             yield console
     except ReportedError as reported:
-        reported.error.hint = at_home(reported.error.hint)
+        reported.error.hint = to_paste(reported.error.hint)
         console.failure(reported.error, has_result=True)
         raise reported.error from None
     except GrokctlError as error:
-        error.hint = at_home(error.hint)
+        error.hint = to_paste(error.hint)
         console.failure(error)
         raise
     except BrokenPipeError:
@@ -301,6 +303,18 @@ def option_of(name: str) -> str:
 def home_of(path: Path | None) -> Home:
     """The home that `--home` names, or the default."""
     return Home(path if path is not None else default_home())
+
+
+def require_checkpoint(home: Home, name: str | None) -> None:
+    """Refuse a checkpoint that is not there before anything else is asked of the user.
+
+    Raises:
+        UsageError: A name was typed, and nothing has it.
+    """
+    from grokctl.checkpoint.finding import find_checkpoint
+
+    if name is not None:
+        find_checkpoint(home, name)
 
 
 def found_checkpoint(

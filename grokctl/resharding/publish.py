@@ -8,6 +8,7 @@ import stat
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from typing import Final
 
@@ -38,7 +39,6 @@ from grokctl.text import format_apart
 
 _SYSTEM_FOLDERS: Final = frozenset({"lost+found"})
 """A new file system has these, so a folder with nothing else counts as empty."""
-_ELSEWHERE: Final = "--out DIR  # another destination"
 
 
 # --- before
@@ -52,19 +52,28 @@ def check_destination(plan: ReshardPlan, *, force: bool) -> None:
     """
     out = plan.out
     if any(folder.name == CKPT for folder in out.resolve().parents):
-        raise UsageError(f"{out}: lies between the tensors of a release", _ELSEWHERE)
+        release = next(each.parent for each in out.resolve().parents if each.name == CKPT)
+        message = f"{out}: lies between the tensors of a release"
+        raise UsageError(message, _elsewhere(release))
     if not os.path.lexists(out) or is_filled(out):
         return
     if out.is_symlink() or kind_of(out) != "ready":
-        raise UsageError(f"{out}: exists, and is not a ready checkpoint", _ELSEWHERE)
+        raise UsageError(f"{out}: exists, and is not a ready checkpoint", _elsewhere(out))
     if plan.source.root.resolve().is_relative_to(out.resolve()):
-        raise UsageError(f"{out}: contains the source of this reshard", _ELSEWHERE)
+        raise UsageError(f"{out}: contains the source of this reshard", _elsewhere(out))
     for path in sorted(out.iterdir()):
         if foreign := None if _is_beside(path.name) else foreign_in(path):
             message = f"{out}: contains {foreign!r}, which grokctl did not write"
-            raise UsageError(message, _ELSEWHERE)
+            raise UsageError(message, _elsewhere(out))
     if not force:
-        raise UsageError(f"{out}: exists", "--force  # replaces it; or --out DIR")
+        raise UsageError(f"{out}: exists", "--force  # replaces it; or --out, elsewhere")
+
+
+def _elsewhere(taken: Path) -> str:
+    """A destination beside one that cannot be used."""
+    names = (taken.with_name(f"{taken.name}-{number}") for number in count(2))
+    free = next(place for place in names if not os.path.lexists(place))
+    return f"--out {quoted(free)}  # another destination"
 
 
 def check_tokenizer(source: Release | ReadyCheckpoint) -> None:
@@ -87,17 +96,16 @@ def check_space(plan: ReshardPlan, nbytes: int, free: int) -> None:
     Raises:
         DiskFullError: Fewer bytes are free than will be written, or a file would be too large.
     """
+    hint = f"df -h {quoted(disk_of(plan.out))}  # or --out on another disk"
     largest = max((layout.nbytes for layout in plan.layouts), default=0)
     limit, origin = largest_file(disk_of(plan.out))
     if limit is not None and largest > limit:
         needed, found = format_apart(largest, limit)
         message = f"{plan.out}: expected files of {needed}, found a limit of {found} ({origin})"
-        raise DiskFullError(message, "ulimit -f unlimited" if "ulimit" in origin else _ELSEWHERE)
+        raise DiskFullError(message, "ulimit -f unlimited" if "ulimit" in origin else hint)
     if nbytes > free:
         needed, found = format_apart(nbytes, free)
-        raise DiskFullError(
-            f"{disk_of(plan.out)}: expected {needed} free, found {found}", _ELSEWHERE
-        )
+        raise DiskFullError(f"{disk_of(plan.out)}: expected {needed} free, found {found}", hint)
 
 
 def is_filled(out: Path) -> bool:
@@ -139,7 +147,7 @@ def writing(out: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise refusal(error, out.parent, hint=_ELSEWHERE) from error
+        raise refusal(error, out.parent) from error
 
 
 # --- the partial folder
