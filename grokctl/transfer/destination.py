@@ -1,5 +1,6 @@
 """The folder of a download: selected files, ownership, and resume data."""
 
+import shlex
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -165,7 +166,8 @@ def refuse_foreign(request: FetchRequest) -> None:
     claimed = read_source(root)
     if is_empty or claimed == origin.infohash or _cached_torrent(root, origin.infohash) is not None:
         return
-    command = f"grokctl fetch {quoted(shown_url(origin.source))} --to"
+    words = [shown_url(origin.source), *chosen_options(request.options)]
+    command = f"grokctl fetch {shlex.join(words)} --to"
     if claimed is not None:
         other = root.with_name(f"{root.name}-{origin.infohash[:8]}")
         message = f"{root}: expected release {origin.infohash}, found {claimed}"

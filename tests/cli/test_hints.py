@@ -7,6 +7,10 @@ import typer
 
 from grokctl.checkpoint.torrent import build_metainfo
 from grokctl.cli.app import app
+from grokctl.cli.hints import remember, to_paste
+from grokctl.parse import read_ranges, read_size
+from grokctl.transfer.destination import chosen_options
+from grokctl.transfer.sources import FetchOptions
 
 PLACEHOLDERS = {"DIR", "FILE", "CHECKPOINT", "HOST:PORT", "NAME", "TEXT", "N", "…", "X"}
 PIECE = 16384
@@ -42,6 +46,7 @@ WRONG = [
     ),
     ("fetch TORRENT --max-download 20", ["TORRENT", "--max-download", "20MB"]),
     ("fetch nosuch.torrent", None),
+    ("verify --repair --no-dht --dry-run", ["--repair", "--no-dht"]),  # there are several
 ]
 
 
@@ -53,6 +58,35 @@ def places(home, cut):
     files = [f"ckpt-0/{path.name}" for path in sorted((root / "ckpt-0").iterdir())]
     torrent.write_bytes(build_metainfo(root, files, name="two-layers", piece_length=PIECE))
     return {"HOME": str(home), "READY": str(cut("two-layers", 1).root), "TORRENT": str(torrent)}
+
+
+def test_a_download_is_continued_with_its_rate_and_its_files():
+    options = FetchOptions(
+        only=("tensor0000*",),
+        layers=frozenset({2, 0}),
+        max_download=900,
+        bind="127.0.0.1",
+        source_trackers=False,
+    )
+
+    words = list(chosen_options(options))
+    _, again = parsed(["fetch", *words])
+
+    assert again["only"] == ["tensor0000*"]
+    assert read_ranges(again["layers"], "--layers", "0") == {0, 2}
+    assert read_size(again["max_download"], "--max-download", unit="MB") == 900
+    assert (again["bind"], again["no_trackers"]) == ("127.0.0.1", True)
+
+
+def test_the_command_with_a_variable_is_the_one_that_was_typed():
+    commands = typer.main.get_command(app).commands
+    remember(["run", "x", "-n", "2"], commands)
+
+    assert to_paste("JAX_PLATFORMS=cpu grokctl run …") == "JAX_PLATFORMS=cpu grokctl run x -n 2"
+    assert to_paste("CHECKPOINT /a/b") == "grokctl run /a/b x -n 2"
+    assert to_paste("--mesh model=4") == "grokctl run x -n 2 --mesh model=4"
+    remember(["run", "-n2", "--devices=8"], commands)
+    assert to_paste("--mesh model=4 -n 3  # fewer") == "grokctl run --mesh model=4 -n 3  # fewer"
 
 
 def parsed(words):
