@@ -46,6 +46,7 @@ WRONG = [
     ),
     ("fetch TORRENT --max-download 20", ["TORRENT", "--max-download", "20MB"]),
     ("fetch nosuch.torrent", None),
+    ("fetch TORRENT --to HOME/releases/two-layers --no-dht --dry-run", ["--no-dht", "--force"]),
     ("verify --repair --no-dht --dry-run", ["--repair", "--no-dht"]),  # there are several
 ]
 
