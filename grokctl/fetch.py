@@ -158,7 +158,7 @@ def fetch(
             )
         claims = take_stock(request, selection, have, observe, follows=follows)
         with writing(root):
-            record_progress(request, selection.metainfo, claims.have)
+            record_progress(request, selection, claims.have)
         placed = PlacedFiles(root, selection, observe)
         after.callback(placed.remove_empty)
         swarm.add(_transfer(request, selection, peers, claims))
@@ -303,7 +303,7 @@ def _record_end(download: Download, placed: PlacedFiles) -> None:
     if placed.is_doubtful or placed.replaced():
         with suppress(OSError):
             forget_resume_data(root)
-            record_progress(download.request, download.selection.metainfo, (), is_final=True)
+            record_progress(download.request, download.selection, (), is_final=True)
         return
     with suppress(OSError, RuntimeError):
         download.record(is_final=True)

@@ -1,8 +1,8 @@
 """What the operating system refused, as an error that users understand.
 
 A file that cannot be read is not damaged. `refusal` is the error for the machine: of the caller's
-kind, or about a full disk (12) or failing hardware (40). `is_absence` tells what is damage: a file
-that is missing, or ends early.
+kind, or about a full disk or a file over its limit (12), or failing hardware (40). `is_absence`
+tells what is damage: a file that is missing, or ends early.
 """
 
 import errno
@@ -57,8 +57,8 @@ def refusal(
 ) -> GrokctlError:
     """Translate an `OSError`, the same way for every command.
 
-    A full disk and an exhausted quota are a `DiskFullError`, and a failing disk a `HardwareError`,
-    whatever was being done; everything else is of the caller's kind.
+    A full disk, an exhausted quota and a file over `ulimit -f` are a `DiskFullError`, and a failing
+    disk a `HardwareError`, whatever was being done; everything else is of the caller's kind.
 
     Args:
         error: As Python raised it.
@@ -76,6 +76,8 @@ def refusal(
     message = f"{where}: {reason_of(error)}"
     if error.errno in _FULL:
         return DiskFullError(message, _more_room(folder or place))
+    if _is_over_file_limit(error):
+        return DiskFullError(message, "ulimit -f unlimited")
     if error.errno in _BROKEN:
         return HardwareError(message, "dmesg | tail  # what the kernel says about the disk")
     if error.errno == errno.EMFILE:
@@ -88,7 +90,17 @@ def reason_of(error: OSError) -> str:
     if error.errno == errno.EMFILE:
         limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         return f"{error.strerror}: this process may have {limit} (ulimit -n)"
+    if _is_over_file_limit(error):
+        limit, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
+        return f"{error.strerror}: this process may write files of {limit:,} bytes (ulimit -f)"
     return error.strerror or str(error)
+
+
+def _is_over_file_limit(error: OSError) -> bool:
+    """Whether a file would have become larger than this process may write."""
+    if error.errno != errno.EFBIG or isinstance(error, TooLargeError):
+        return False
+    return resource.getrlimit(resource.RLIMIT_FSIZE)[0] != resource.RLIM_INFINITY
 
 
 def is_absence(error: OSError) -> bool:

@@ -100,7 +100,7 @@ def _unnamed(home: Home, kinds: Sequence[str]) -> Found:
                 names = ", ".join(path.name for path in candidates)
                 raise UsageError(
                     f"several checkpoints under {candidates[0].parent}: {names}",
-                    f"name one, such as {candidates[0]}",
+                    f"CHECKPOINT {quoted(candidates[0])}",
                 )
         else:
             (last,), how = candidates, ""
@@ -241,7 +241,8 @@ def _not_one(home: Home, name: str, words: str) -> UsageError:
 
 
 def _list_of(home: Home) -> str:
-    return f"ls {quoted(home.releases)} {quoted(home.ready)}"
+    kept = [folder for folder in (home.releases, home.ready) if folder.is_dir()]
+    return f"ls {' '.join(map(quoted, kept))}" if kept else "grokctl fetch"
 
 
 def _found(home: Home, path: Path) -> Found:

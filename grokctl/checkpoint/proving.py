@@ -95,7 +95,8 @@ def root_to_prove(
     data, metainfo = read_torrent(torrent_file)
     if kind_of(found.root) == "ready":
         problem = "a ready checkpoint has no torrent; its manifest proves it"
-        raise UsageError(f"--torrent-file {torrent_file}: {problem}", "grokctl verify")
+        hint = f"grokctl verify {quoted(found.root)}"
+        raise UsageError(f"--torrent-file {torrent_file}: {problem}", hint)
     trust = named(torrent_file, data)
     folder = found.folder
     if folder is None:

@@ -9,7 +9,8 @@ import typer
 
 from grokctl import __version__, interrupts
 from grokctl.cli import bench, demo, doctor, fetch, inspect, reshard, run, score, verify
-from grokctl.cli.context import ErrorBoundary, exit_code_of
+from grokctl.cli.context import ErrorBoundary, exit_code_of, limit_of
+from grokctl.cli.environment import one_thread_of_blas
 from grokctl.cli.help import GroupedCommand
 from grokctl.cli.options import HomeOption
 from grokctl.errors import ExitCode
@@ -28,6 +29,7 @@ app = typer.Typer(
 
 def main() -> NoReturn:
     """The `grokctl` command."""
+    one_thread_of_blas()
     try:
         interrupts.install()
         for stream in (sys.stdout, sys.stderr):
@@ -44,12 +46,30 @@ def main() -> NoReturn:
             interrupts.leave(end.code if isinstance(end.code, int) else bool(end.code))
         interrupts.flush()
         raise
-    except Exception as error:
-        if not interrupts.is_abrupt():
-            raise
-        traceback.print_exc()
-        interrupts.leave(exit_code_of(error))
+    except (MemoryError, RuntimeError, ImportError) as error:
+        _end_by_limit(error)
+    except Exception as error:  # noqa: BLE001 (a bug, reported as Python does)
+        _end_by_bug(error)
     raise AssertionError  # app() exits
+
+
+def _end_by_limit(error: Exception) -> NoReturn:
+    """End because of a limit of this process that was met outside of every command.
+
+    There may be no thread that watches for Ctrl-C, and no memory for a console.
+    """
+    failure = None if interrupts.is_abrupt() else limit_of(error)
+    if failure is None:
+        _end_by_bug(error)
+    sys.stderr.write(f"error: {failure}\nhint: {failure.hint}\n")
+    sys.exit(failure.exit_code)
+
+
+def _end_by_bug(error: Exception) -> NoReturn:
+    if not interrupts.is_abrupt():
+        raise error
+    traceback.print_exception(error)
+    interrupts.leave(exit_code_of(error))
 
 
 @app.callback(invoke_without_command=True)

@@ -21,10 +21,10 @@ import typer
 from typer.core import TyperGroup
 
 from grokctl import interrupts
-from grokctl.cli.hints import at_home, remember
+from grokctl.cli.hints import again, arguments_typed, remember, to_paste
 from grokctl.errors import ExitCode, GrokctlError, InvalidValueError, UsageError
 from grokctl.os_errors import refusal
-from grokctl.paths import Home, default_home, quoted
+from grokctl.paths import Home, default_home
 
 if TYPE_CHECKING:
     from grokctl.checkpoint.finding import Found
@@ -34,8 +34,6 @@ if TYPE_CHECKING:
 
 RESUMES: Final = "interrupted; the same command resumes where it stopped"
 
-_NO_THREAD: Final = "can't start new thread"
-"""How Python says it; the class is only `RuntimeError`."""
 _ParseError: Final = typer.BadParameter.__base__
 """Raised by typer for an invalid command line; typer exports only this subclass of it."""
 _TYPERS_WORDS: Final = {
@@ -79,7 +77,7 @@ class ErrorBoundary(TyperGroup):
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Parse what precedes the command."""
         ctx.obj = "--json" in args
-        remember(args)
+        remember(args, self.commands)
         if not args:
             return super().parse_args(ctx, args)  # prints the help
         if failure := _misencoded(args):
@@ -120,8 +118,10 @@ def _usage_error(error: Any) -> UsageError:
     extra = re.fullmatch(r"Got unexpected extra argument\S* \((.*)\)\.?", error.format_message())
     if extra is None:
         return UsageError(_noun_first(error.format_message()), f"{where} --help")
-    hint = f"{where} CHECKPOINT -p {quoted(extra[1])}" if where.endswith(" run") else None
-    return UsageError(f"{extra[1]}: unexpected argument", hint or f"{where} --help")
+    hint, words = f"{where} --help", arguments_typed()[1:]
+    if where.endswith(" run") and words and words[0] not in arguments_typed()[:1]:
+        hint = again("-p", " ".join(words), instead_of=words)
+    return UsageError(f"{extra[1]}: unexpected argument", hint)
 
 
 def _misencoded(args: list[str]) -> UsageError | None:
@@ -159,6 +159,7 @@ def command(
         verbose: Log to stderr.
         interrupted: Printed after Ctrl-C or SIGTERM.
     """
+    from grokctl.machine.limits import require_memory
     from grokctl.screen.console import Console
 
     if verbose:
@@ -168,20 +169,21 @@ def command(
         logging.getLogger("httpx").setLevel(logging.WARNING)  # it logs signed addresses
     console = Console(as_json=as_json, quiet=quiet)
     try:
+        require_memory()
         with _options_as_typed():
             yield console
     except ReportedError as reported:
-        reported.error.hint = at_home(reported.error.hint)
+        reported.error.hint = to_paste(reported.error.hint)
         console.failure(reported.error, has_result=True)
         raise reported.error from None
     except GrokctlError as error:
-        error.hint = at_home(error.hint)
+        error.hint = to_paste(error.hint)
         console.failure(error)
         raise
     except BrokenPipeError:
         raise
-    except (MemoryError, RuntimeError) as error:
-        limited = _limit_in(error)
+    except (MemoryError, RuntimeError, ImportError) as error:
+        limited = limit_of(error)
         if limited is None:
             raise
         console.failure(limited)
@@ -198,15 +200,11 @@ def command(
         raise typer.Exit(code) from error
 
 
-def _limit_in(error: MemoryError | RuntimeError) -> GrokctlError | None:
+def limit_of(error: Exception) -> GrokctlError | None:
     """The error for a limit of this process that Python ran into; None if it is another."""
-    from grokctl.machine.limits import few_threads, little_memory
+    from grokctl.machine.limits import limit_in, little_memory
 
-    if isinstance(error, MemoryError):
-        return little_memory()
-    if _NO_THREAD in str(error):
-        return few_threads("the system starts no more of them")
-    return None
+    return little_memory() if isinstance(error, MemoryError) else limit_in(str(error))
 
 
 @contextmanager
@@ -320,6 +318,18 @@ def name_as_typed(console: "Console", home: Home, name: str | None) -> None:
     with suppress(OSError, UsageError):  # the command itself says so
         for place, shown in shown_places(home, name):
             console.places.add(place, shown)
+
+
+def require_checkpoint(home: Home, name: str | None) -> None:
+    """Refuse a checkpoint that is not there before anything else is asked of the user.
+
+    Raises:
+        UsageError: A name was typed, and nothing has it.
+    """
+    from grokctl.checkpoint.finding import find_checkpoint
+
+    if name is not None:
+        find_checkpoint(home, name)
 
 
 def found_checkpoint(

@@ -1,7 +1,6 @@
 """Set the environment variables that JAX and OpenSSL read; nothing below `cli` sets any."""
 
 import os
-import resource
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Final
@@ -11,6 +10,17 @@ from grokctl.paths import unquoted
 from grokctl.text import printable, shown_url
 
 _LONGEST: Final = 200
+_BLAS_THREADS: Final = "OPENBLAS_NUM_THREADS"
+
+
+def one_thread_of_blas() -> None:
+    """Keep numpy's OpenBLAS from starting threads, unless the user chose a number.
+
+    It starts them when it is imported, and ends the process where it cannot. Only JAX, which has
+    its own, multiplies large matrices.
+    """
+    if not os.environ.get(_BLAS_THREADS):
+        os.environ[_BLAS_THREADS] = "1"
 
 
 @contextmanager
@@ -40,11 +50,10 @@ def jax_prepared() -> Iterator[None]:
         HardwareError: JAX does not start with a variable of the user's, or with the limits.
     """
     from grokctl.machine.jax_variables import OWN, start_failure
-    from grokctl.machine.limits import ENOUGH_THREADS, limit_of, little_memory, require_threads
+    from grokctl.machine.limits import ENOUGH_THREADS, little_memory, memory_limits, require_threads
 
     require_threads(ENOUGH_THREADS)
-    is_limited = limit_of(resource.RLIMIT_AS) is not None
-    failure = start_failure(os.environ, always=is_limited)
+    failure = start_failure(os.environ, always=bool(memory_limits()))
     if failure is not None and not failure[1]:
         raise little_memory()
     if failure is not None:

@@ -31,6 +31,8 @@ from grokctl.paths import CKPT
 
 _THREADS: Final = 16
 """Of libtorrent, of mirrors, and for hashes of what is on disk."""
+_FILES: Final = 64
+"""Open files and connections without which no peer can be reached."""
 _STALL_S: Final = 300.0
 _PLAN_WITHIN_S: Final = 60.0
 """Seconds that a plan waits for the metadata."""
@@ -112,12 +114,13 @@ def fetch(
     ):
         from grokctl import fetch as stage
         from grokctl.checkpoint.proving import root_to_seed
-        from grokctl.machine.limits import require_threads
+        from grokctl.machine.limits import require_files, require_threads
         from grokctl.screen import fetch as screen
         from grokctl.transfer.preflight import raise_failed
         from grokctl.transfer.sources import FetchOptions, parse_source
 
         require_threads(_THREADS)
+        require_files(_FILES)
         patience = _PLAN_WITHIN_S if dry_run else _STALL_S
         options = FetchOptions(
             peers=tuple(peer or ()),

@@ -7,7 +7,14 @@ from typing import Annotated, Final
 
 import typer
 
-from grokctl.cli.context import cluster_of, command, followed, home_of, name_as_typed
+from grokctl.cli.context import (
+    cluster_of,
+    command,
+    followed,
+    home_of,
+    name_as_typed,
+    require_checkpoint,
+)
 from grokctl.cli.environment import jax_prepared
 from grokctl.cli.hints import again, is_piped
 from grokctl.cli.options import (
@@ -33,7 +40,7 @@ from grokctl.errors import UsageError
 from grokctl.model.placement import read_mesh
 from grokctl.model.precision import KvType
 from grokctl.parse import plain_text, read_stdin, read_text, read_token_ids
-from grokctl.paths import Home, quoted
+from grokctl.paths import Home
 
 _SEEDS: Final = 10**6
 """A random seed is below this: short enough to type again."""
@@ -157,6 +164,9 @@ def run(
             )
             request = settings.change(request, "stop", stop or [])
             prompts = read_prompts(prompts_file, request) if prompts_file else None
+            is_text = any(each is not None for each in (prompt, prompt_file, token_ids))
+            if prompts is None and not is_text:
+                require_checkpoint(home_of(home), checkpoint)
             content = None if prompts else read_prompt(prompt, prompt_file, token_ids)
             if as_json and prompts is None and content is None:
                 raise UsageError("a prompt is required", again("-p", "Once upon a time"))
@@ -188,7 +198,7 @@ def check_name(checkpoint: str | None, home: Home) -> None:
     if not any(map(os.path.lexists, places)):
         raise UsageError(
             f"{checkpoint}: expected a checkpoint, found a text",
-            f"grokctl run -p {quoted(checkpoint)}",
+            again("-p", checkpoint, instead_of=(checkpoint,)),
         )
 
 

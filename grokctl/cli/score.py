@@ -6,7 +6,14 @@ from typing import Annotated
 
 import typer
 
-from grokctl.cli.context import cluster_of, command, followed, home_of, name_as_typed
+from grokctl.cli.context import (
+    cluster_of,
+    command,
+    followed,
+    home_of,
+    name_as_typed,
+    require_checkpoint,
+)
 from grokctl.cli.environment import jax_prepared
 from grokctl.cli.hints import again, is_piped
 from grokctl.cli.options import (
@@ -85,6 +92,8 @@ def score(
         )
         if followed(console, request, cluster, (text, token_ids)):
             return
+        if text is None and token_ids is None:
+            require_checkpoint(home_of(home), checkpoint)
         content = read_content(text, token_ids)
         check_output(logits, text)
         with console.observing() as observe:
@@ -109,6 +118,8 @@ def read_content(text: str | None, token_ids: str | None) -> str | tuple[int, ..
     if token_ids is not None and text is None:
         return read_token_ids(token_ids, "--token-ids")
     if text is not None:
-        raise UsageError("expected --text or --token-ids, found both", "--text essay.txt")
+        raise UsageError(
+            "expected --text or --token-ids, found both", again(without=("--token-ids",))
+        )
     hint = again("--text", "-" if is_piped() else "essay.txt")
     raise UsageError("expected --text or --token-ids, found neither", hint)

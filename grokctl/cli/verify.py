@@ -9,6 +9,7 @@ import typer
 
 from grokctl.cli.context import ReportedError, command, found_checkpoint, home_of
 from grokctl.cli.environment import certificates_named, mirrors_named
+from grokctl.cli.hints import again
 from grokctl.cli.options import (
     BindOption,
     CheckpointArgument,
@@ -82,10 +83,10 @@ def verify(
         if quick and repair:
             raise UsageError(
                 "--quick --repair: expected one of them; --quick does not look for bad pieces",
-                "grokctl verify --repair",
+                again(without=("--quick",)),
             )
         if dry_run and not repair:
-            raise UsageError("--dry-run: expected --repair", "grokctl verify --repair --dry-run")
+            raise UsageError("--dry-run: expected --repair", again("--repair"))
         own = where = home_of(home)
         if dry_run:
             where = stack.enter_context(rehearsed(own))

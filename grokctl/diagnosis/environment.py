@@ -16,6 +16,16 @@ _JOINED: Final = frozenset({"Slurm", "Open MPI"})
 _PROMPT: Final = "grokctl run -p 'Once upon a time'"
 _SUPPORTED: Final = frozenset({"http", "socks5", "socks5h"})
 """Types of proxy that BitTorrent supports."""
+_COMPILERS: Final = (
+    "JAX_DISABLE_MOST_OPTIMIZATIONS",
+    "JAX_OPTIMIZATION_LEVEL",
+    "JAX_MEMORY_FITTING_",
+    "JAX_EXEC_TIME_OPTIMIZATION_EFFORT",
+    "JAX_COMPILER_ENABLE_REMAT_PASS",
+    "JAX_ALLOW_F16_REDUCTIONS",
+    "JAX_ENABLE_PGLE",
+)
+"""Flags of JAX that reach the compiler."""
 _MOST_TEXT: Final = 60
 """Characters of a variable to show."""
 
@@ -138,8 +148,13 @@ def _virtual(name: str, value: str, machine: Machine) -> Check:
     return _shown(name, value, machine, meaning="virtual devices when JAX runs on the CPU")
 
 
+def _hub(name: str, value: str, machine: Machine) -> Check:
+    return _shown(name, value, machine, meaning="where --mirror hf fetches from")
+
+
 _JUDGES: Final[Mapping[str, Callable[[str, str, Machine], Check]]] = {
     **dict.fromkeys(OWN, _set_aside),
+    **dict.fromkeys(_COMPILERS, _compiler),
     "JAX_PLATFORM": _platforms,
     "XLA_FLAGS": _compiler,
     "LIBTPU_INIT_ARGS": _compiler,
@@ -155,6 +170,7 @@ _JUDGES: Final[Mapping[str, Callable[[str, str, Machine], Check]]] = {
     "JAX_": _shown,
     "XLA_": _shown,
     "LD_LIBRARY_PATH": _libraries,
+    "HF_ENDPOINT": _hub,
 }
 """Beginning of a variable's name -> its check."""
 

@@ -99,6 +99,7 @@ def facts(machine: Machine, redact: Redaction) -> Iterable[tuple[str, Facts]]:
                 f"{_count(machine.open_files)}, at most {_count(machine.open_files_most)}",
             ),
             ("address space", _bytes(machine.address_space, "no limit")),
+            ("data segment", _bytes(machine.data_segment, "no limit")),
         ],
     )
 

@@ -12,6 +12,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Final
 
+from grokctl.machine.environment import PUBLIC
+
 GONE: Final = "[redacted]"
 _USER: Final = "[user]"
 _HOST: Final = "[host]"
@@ -145,6 +147,8 @@ class Redaction:
 
     def variable(self, name: str, value: str) -> str:
         """The value of an environment variable, whose name may show that it is private."""
+        if name in PUBLIC:
+            return self(value)
         if value and (_SECRET.fullmatch(name) or name.lower() == "no_proxy"):
             return GONE
         return self(f"{name}={value}").partition("=")[2]

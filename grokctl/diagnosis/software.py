@@ -6,7 +6,7 @@ from typing import Final
 
 from grokctl.checks import Check, Status
 from grokctl.diagnosis.inventory import ready_nbytes
-from grokctl.machine.facts import Machine
+from grokctl.machine.facts import Found, Machine
 from grokctl.machine.limits import ENOUGH_THREADS
 from grokctl.model.config import GROK_1
 from grokctl.model.placement import MeshShape
@@ -20,7 +20,7 @@ _PYTHONS: Final = ((3, 11), (3, 13))
 _ENOUGH_FILES: Final = 1024
 _WANTED_FILES: Final = 4096
 _ENOUGH_LOCKED: Final = 2**30
-_UNLIMITED: Final = "ulimit -v unlimited  # unless an administrator set the limit"
+_UNLIMITED: Final = "ulimit {} unlimited  # unless an administrator set the limit"
 
 
 def numbers(version: str) -> tuple[int, ...]:
@@ -108,15 +108,19 @@ def open_files(machine: Machine) -> Iterator[Check]:
     yield Check("open files", Status.WARN, detail, raised)
 
 
-def address_space(machine: Machine) -> Iterator[Check]:
-    """Whether weights can be mapped: login nodes often set a limit."""
-    limit = machine.address_space
-    if limit is not None:
-        detail = (
-            f"limited to {format_bytes(limit)}: a run on the CPU maps all weights, "
-            f"{format_bytes(ready_nbytes(Precision.INT8, MeshShape(1, 1)))} at int8"
-        )
-        yield Check("address space", Status.WARN, detail, _UNLIMITED)
+def memory_limits(machine: Machine) -> Iterator[Check]:
+    """Whether weights can be mapped, and JAX can start: login nodes often set a limit."""
+    status = Status.FAIL if machine.jax.found is Found.FAILED else Status.WARN
+    why = "JAX does not start" if status is Status.FAIL else "a run on the CPU maps all weights"
+    if (space := machine.address_space) is not None:
+        weights = format_bytes(ready_nbytes(Precision.INT8, MeshShape(1, 1)))
+        more = "" if status is Status.FAIL else f", {weights} at int8"
+        detail = f"limited to {format_bytes(space)}: {why}{more}"
+        yield Check("address space", status, detail, _UNLIMITED.format("-v"))
+    if (data := machine.data_segment) is not None:
+        why = why if status is Status.FAIL else "JAX and the KV cache need more"
+        detail = f"limited to {format_bytes(data)}: {why}"
+        yield Check("data segment", status, detail, _UNLIMITED.format("-d"))
 
 
 def threads(machine: Machine) -> Iterator[Check]:
@@ -144,4 +148,4 @@ def locked_memory(machine: Machine) -> Iterator[Check]:
         yield Check("locked memory", Status.OK, f"{detail}; grokctl locks none")
 
 
-CHECKS: Final = (python, versions, libtorrent, open_files, threads, locked_memory, address_space)
+CHECKS: Final = (python, versions, libtorrent, open_files, threads, locked_memory, memory_limits)

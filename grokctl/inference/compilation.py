@@ -2,10 +2,12 @@
 
 import errno
 import os
+import re
 import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from glob import escape
 from importlib.metadata import version
 from pathlib import Path
 from typing import Final
@@ -18,6 +20,17 @@ from grokctl.paths import quoted
 from grokctl.system import optional
 
 _PRIVATE: Final = 0o700
+_UNREADABLE: Final = re.compile(
+    r"Error reading persistent compilation cache entry for '([^']+)': (\w+): (.*)", re.DOTALL
+)
+"""How JAX warns of a kept program that it cannot read: its name, and what was raised."""
+_OF_THE_MACHINE: Final = re.compile("RuntimeError|Timeout|OSError|(Permission|FileNotFound)Error")
+"""Raised where no program was read: a package is missing, or the system refuses."""
+_ABOUT_THE_CACHE: Final = re.compile(
+    "Cache value for key .* exceeds the maximum cache size|Error writing persistent compilation"
+    "|PERSISTENT CACHE (MISS|WRITE)"
+)
+"""Other warnings of JAX about its cache: a program is not kept, and the run is none the worse."""
 
 
 def use_compilation_cache(folder: Path, *, observe: Observer = ignore) -> None:
@@ -66,7 +79,7 @@ def _make_private(folder: Path) -> None:
 
 @contextmanager
 def compiling(observe: Observer) -> Iterator[None]:
-    """Compile in here; if a kept program cannot be read, delete all of them.
+    """Compile in here; if a kept program cannot be read, delete it.
 
     JAX only warns, and never replaces a program that a full disk or a crash cut short.
 
@@ -76,17 +89,24 @@ def compiling(observe: Observer) -> Iterator[None]:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         yield
-    is_broken = False
+    damaged: set[str] = set()
+    refused = ""
     for warning in caught:
-        if "persistent compilation cache" in str(warning.message):
-            is_broken = True
-        else:
+        unreadable = _UNREADABLE.match(str(warning.message))
+        if unreadable is not None and _OF_THE_MACHINE.fullmatch(unreadable[2]):
+            refused = refused or unreadable[3]
+        elif unreadable is not None:
+            damaged.add(unreadable[1])
+        elif _ABOUT_THE_CACHE.match(str(warning.message)) is None:
             warnings.warn_explicit(
                 warning.message, warning.category, warning.filename, warning.lineno
             )
     folder = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]  # set at run time
-    if is_broken and folder:
-        observe(Noted(message=f"{folder}: holds damaged programs, so all are compiled again"))
+    if refused:
+        observe(Noted(message=f"{folder}: compiled programs cannot be kept ({refused})"))
+    if damaged and folder:
+        observe(Noted(message=f"{folder}: holds damaged programs, which are compiled again"))
         with suppress(OSError):
-            for kept in Path(folder).glob("jit_*"):
-                kept.unlink()
+            for name in damaged:
+                for kept in Path(folder).glob(f"{escape(name)}-*"):
+                    kept.unlink()

@@ -18,6 +18,7 @@ from grokctl.model.memory_share import SHARE_VARIABLES
 from grokctl.model.placement import MESH_SIZES
 from grokctl.system import usable_cores
 
+_CPU_DEVICES: Final = "JAX_NUM_CPU_DEVICES"
 _PROBE_BYTES: Final = 2**28
 _PROBE_ROUNDS: Final = 3
 _PROBE_CALLS: Final = 16
@@ -47,20 +48,21 @@ def find_devices(count: int, *, processes: int = 1, observe: Observer = ignore) 
     devices = jax.devices()
     if processes > 1:
         return _of_each(devices, own, processes)
+    if devices[0].platform != "cpu" and len(devices) >= count:
+        return devices[:count]
+    cpus = jax.devices("cpu")
+    if len(cpus) < count:
+        is_set = bool(os.environ.get(_CPU_DEVICES))
+        raise HardwareError(
+            f"JAX runs with {len(cpus)} CPU devices, the mesh needs {count}",
+            f"unset {_CPU_DEVICES}" if is_set else f"export {_CPU_DEVICES}={count}",
+        )
     if devices[0].platform != "cpu":
-        if len(devices) >= count:
-            return devices[:count]
         few = f"{len(devices)} {devices[0].device_kind}"
         observe(Noted(message=f"{few} for a mesh of {count}: runs on virtual CPU devices"))
     elif count > 1:
         cores = usable_cores()
         observe(Noted(message=f"runs on {count} virtual CPU devices over {cores} cores"))
-    cpus = jax.devices("cpu")
-    if len(cpus) < count:
-        raise HardwareError(
-            f"JAX runs with {len(cpus)} CPU devices, the mesh needs {count}",
-            f"JAX_NUM_CPU_DEVICES={count} grokctl run …",
-        )
     return cpus[:count]
 
 

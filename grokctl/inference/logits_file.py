@@ -42,8 +42,11 @@ def _mapped(place: Path, shape: tuple[int, int]) -> Iterator[Logits]:
     """Mapped to a new file, which gets its name at the end."""
     handle, partial = create_beside(place)
     try:
-        with os.fdopen(handle, "r+b") as file:
-            out = _array_in(file, shape)
+        try:
+            with os.fdopen(handle, "r+b") as file:
+                out = _array_in(file, shape)
+        except OSError as error:
+            raise located(error, place) from error
         yield out
         out.flush()
         replace_output(partial, place)
@@ -70,8 +73,8 @@ def _streamed(place: Path, shape: tuple[int, int]) -> Iterator[Logits]:
         out = np.zeros(shape, np.float32)
         yield out
         header = np.lib.format.header_data_from_array_1_0(out)
-        np.lib.format.write_array_header_1_0(file, header)
         try:
+            np.lib.format.write_array_header_1_0(file, header)
             file.write(out.data)
             file.flush()
         except OSError as error:

@@ -92,7 +92,7 @@ def check_room(
         free = stats["bytes_limit"] - stats.get("bytes_in_use", 0)
         if needed.total > free:
             if needed.total - free < _unclaimed(device, stats["bytes_limit"]):
-                hint = f"{share_variable()}={MEMORY_SHARE} grokctl run …"
+                hint = f"export {share_variable()}={MEMORY_SHARE}"
             else:
                 count = size or len(devices)
                 hint = _less(count, needed, context=context, free=free, precision=precision)

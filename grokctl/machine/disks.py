@@ -6,6 +6,7 @@ import mmap
 import os
 import random
 import re
+import resource
 import shutil
 import tempfile
 import time
@@ -158,6 +159,19 @@ def file_system(folder: Path, *, table: Path = _MOUNTS) -> str:
 def file_limit(system: str) -> int | None:
     """Bytes that a file cannot reach on a type of file system; None without such a limit."""
     return 2**32 if system in _SMALL_FILES else None
+
+
+def largest_file(folder: Path) -> tuple[int | None, str]:
+    """The most bytes that a file may have, and where the limit comes from."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
+    if soft != resource.RLIM_INFINITY:
+        return soft, "ulimit -f"
+    try:
+        system = file_system(folder)
+    except OSError:
+        return None, ""
+    limit = file_limit(system)
+    return (None, "") if limit is None else (limit - 1, system)
 
 
 def existing(path: Path) -> Path:

@@ -26,10 +26,21 @@ _NAMES: Final = re.compile(
     r"|NVIDIA_TF32_OVERRIDE|CUDA_(LAUNCH_BLOCKING|DEVICE_MAX_CONNECTIONS)"
     r"|(CUDA|HIP|ROCR)_VISIBLE_DEVICES|CUDA_DEVICE_ORDER|HSA_OVERRIDE_GFX_VERSION"
     r"|LD_(LIBRARY_PATH|PRELOAD)|OMP_NUM_THREADS|PYTHONPATH|TMPDIR"
-    r"|SSL_CERT_(FILE|DIR)|(HTTPS?|ALL|NO)_PROXY|(https?|all|no)_proxy",
+    r"|HF_ENDPOINT|SSL_CERT_(FILE|DIR)|(HTTPS?|ALL|NO)_PROXY|(https?|all|no)_proxy",
     re.ASCII,
 )
 _SECRET: Final = re.compile(r"TOKEN|KEY|SECRET|PASS|CREDENTIAL|AUTH", re.IGNORECASE)
+PUBLIC: Final = frozenset(
+    {
+        "JAX_LEGACY_PRNG_KEY",
+        "JAX_DEBUG_KEY_REUSE",
+        "JAX_COMPILATION_CACHE_INCLUDE_METADATA_IN_KEY",
+        "JAX_REMOVE_CUSTOM_PARTITIONING_PTR_FROM_CACHE_KEY",
+        "JAX_COMPILER_ENABLE_REMAT_PASS",
+        "NCCL_IB_PKEY",
+    }
+)
+"""Variables of JAX and NCCL that hold no secret, though their names look like it."""
 _LOGIN: Final = re.compile(r"\A([a-z][a-z0-9+.-]*://)?.*@", re.IGNORECASE | re.DOTALL)
 _PASSWORD: Final = re.compile(r"(?<=//)[^/@\s]*@")
 """User name and password before a host, inside other text."""
@@ -55,7 +66,7 @@ def surroundings(environ: Mapping[str, str]) -> Surroundings:
         variables={
             name: _harmless(name, environ[name])
             for name in sorted(environ)
-            if _NAMES.fullmatch(name) and not _SECRET.search(name)
+            if _NAMES.fullmatch(name) and (name in PUBLIC or not _SECRET.search(name))
         },
     )
 

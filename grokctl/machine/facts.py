@@ -190,6 +190,8 @@ class Machine:
     """Hard limit of open files."""
     address_space: int | None = None
     """Bytes of address space; None without a limit."""
+    data_segment: int | None = None
+    """Bytes of memory that is no file's; None without a limit."""
     threads: int | None = None
     """Threads that could be started, of as many as a run needs; None if not tried."""
     thread_limits: tuple[str, ...] = ()

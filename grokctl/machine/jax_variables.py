@@ -32,33 +32,54 @@ OWN: Final[Mapping[str, str]] = {
     "JAX_CHECK_TRACER_LEAKS": "checks of every step",
     "JAX_NO_EXECUTION": "execution",
     "JAX_NO_TRACING": "compilation",
+    "JAX_RAISE_PERSISTENT_CACHE_ERRORS": "errors of kept programs",
     "JAX_DEFAULT_DEVICE": "the device",
     "JAX_SOFTMAX_CUSTOM_JVP": "the arithmetic",
     "JAX_CPU_ENABLE_ASYNC_DISPATCH": "the order of execution",
 }
 """Variables that change what JAX computes, and what they change: JAX's own default is needed."""
-_USERS: Final = re.compile(
-    "JAX_(PLATFORMS|COMPILATION_CACHE_DIR|COORDINATOR_ADDRESS|COORDINATOR_IP"
-    "|LOG_COMPILES|TRACEBACK_FILTERING|LOGGING_LEVEL)"
-    "|XLA_(PYTHON_)?CLIENT_.*"
+_FINE: Final = re.compile(
+    r"JAX_(PLATFORMS|COMPILATION_CACHE_DIR|COORDINATOR_(ADDRESS|IP|BIND_ADDRESS))=.*"
+    r"|JAX_NUM_CPU_DEVICES=[0-9]{1,4}"
+    r"|JAX_(LOG_COMPILES|EXPLAIN_CACHE_MISSES|DISABLE_MOST_OPTIMIZATIONS|ENABLE_PGLE"
+    r"|ENABLE_COMPILATION_CACHE)=(0|1|true|false|on|off|yes|no)"
+    r"|JAX_LOGGING_LEVEL=(debug|info|warning|error|critical)"
+    r"|JAX_TRACEBACK_FILTERING=(off|tracebackhide|remove_frames|quiet_remove_frames|auto)"
+    r"|JAX_COMPILATION_CACHE_MAX_SIZE=-1"
+    r"|JAX_PERSISTENT_CACHE_MIN_(COMPILE_TIME_SECS|ENTRY_SIZE_BYTES)=(-1|[0-9]{1,12})"
+    r"|XLA_(PYTHON_)?CLIENT_MEM_FRACTION=[0-9]*\.?[0-9]+"
+    r"|XLA_PYTHON_CLIENT_PREALLOCATE=.*"
+    r"|XLA_PYTHON_CLIENT_ALLOCATOR=(default|platform|bfc|cuda_async)",
+    re.IGNORECASE | re.DOTALL,
 )
-"""Variables that JAX cannot fail to read."""
-_PLAIN: Final = re.compile("-?[0-9.]+|true|false", re.IGNORECASE)
-"""Values that numbers and switches may have."""
-_READ_AT_START: Final = re.compile("JAX_[A-Z0-9_]+|XLA_FLAGS|LIBTPU_INIT_ARGS|TF_XLA_FLAGS")
+"""Variables and values with which JAX certainly starts, so that no trial is needed."""
+_READ_AT_START: Final = re.compile(
+    "JAX_[A-Z0-9_]+|XLA_FLAGS|LIBTPU_INIT_ARGS|TF_XLA_FLAGS|XLA_(PYTHON_)?CLIENT_[A-Z0-9_]+"
+)
 _TIMEOUT_S: Final = 60
 _START: Final = """
-import resource
-space, most = resource.getrlimit(resource.RLIMIT_AS)
-if space != resource.RLIM_INFINITY:
-    resource.setrlimit(resource.RLIMIT_AS, (max(1, space - 2**30), most))  # a run needs more
+import os, resource
+is_limited = False
+for kind in (resource.RLIMIT_AS, resource.RLIMIT_DATA):
+    space, most = resource.getrlimit(kind)
+    if space != resource.RLIM_INFINITY:
+        is_limited = True
+        resource.setrlimit(kind, (max(1, space - 2**30), most))  # a run needs more
 import jax
+from jaxlib import xla_client
+read_for_a_gpu = getattr(xla_client, "generate_pjrt_gpu_plugin_options", None)
+if read_for_a_gpu is not None:
+    read_for_a_gpu()
 jax.devices()
-if space != resource.RLIM_INFINITY:
+if is_limited or "JAX_DUMP_IR_TO" in os.environ:
     jax.jit(lambda x: x @ x)(jax.numpy.ones((64, 64))).block_until_ready()
 """
-"""An address space that is too small ends the process, too: the trial has a GiB less."""
-_LOG: Final = re.compile(r"^[A-Z]\d{4} [\d:.]+ +\d+ [\w.]+:\d+\] ")
+"""A limit of memory that is too small ends the process, too: the trial has a GiB less. JAX makes
+the folder of its dumps when it compiles."""
+_LOG: Final = re.compile(r"^([EF])\d{4} [\d:.]+ +\d+ [\w.]+:\d+\] (?:Check failed: .*\) )?")
+"""The beginning of a line that XLA logs: an error, or what ended the process."""
+_RAISED: Final = re.compile(r"[A-Za-z_][\w.]*(Error|Exception|Interrupt|Warning)\b")
+"""The beginning of the line with what Python raised."""
 
 
 def doubtful(environ: Mapping[str, str]) -> tuple[str, ...]:
@@ -69,7 +90,7 @@ def doubtful(environ: Mapping[str, str]) -> tuple[str, ...]:
         if _READ_AT_START.fullmatch(name)
         and environ[name].strip()
         and name not in OWN
-        and not (_USERS.fullmatch(name) or _PLAIN.fullmatch(environ[name].strip()))
+        and not _FINE.fullmatch(f"{name}={environ[name].strip()}")
     )
 
 
@@ -90,7 +111,8 @@ def start_failure(
     names = doubtful(environ)
     if not names and not always:
         return None
-    child = {**{k: v for k, v in environ.items() if k not in OWN}, "JAX_PLATFORMS": "cpu"}
+    unread = OWN.keys() | {"JAX_COMPILATION_CACHE_DIR"}  # a run has its own cache
+    child = {**{k: v for k, v in environ.items() if k not in unread}, "JAX_PLATFORMS": "cpu"}
     with suppress(subprocess.TimeoutExpired, OSError):
         done = subprocess.run(  # noqa: S603 (our own interpreter)
             [sys.executable, "-P", "-c", _START],
@@ -102,9 +124,22 @@ def start_failure(
         )
         if done.returncode == 0:
             return None
-        lines = [line for line in done.stderr.decode(errors="replace").splitlines() if line.strip()]
-        fatal = [line for line in lines if line.startswith("F")]
-        why = _LOG.sub("", (fatal or lines or ["ends without a word"])[-1])
-        named = [name for name in names if name in why or name.lower() in why]
-        return why, tuple(named) or (() if always else names)
+        why = _reason_in(done.stderr.decode(errors="replace"))
+        return why, _blamed(names, environ, why) or (() if always else names)
     return None
+
+
+def _reason_in(stderr: str) -> str:
+    """The line of a failed start that tells why: XLA's error, or what Python raised."""
+    lines = [line.strip() for line in stderr.splitlines() if line.strip()]
+    logged = [(match[1], line[match.end() :]) for line in lines if (match := _LOG.match(line))]
+    if any(level == "F" for level, _ in logged):
+        return next((text for level, text in logged if level == "E"), logged[-1][1])
+    raised = [line for line in lines if _RAISED.match(line)]
+    return (raised or lines or ["ends without a word"])[-1]
+
+
+def _blamed(names: tuple[str, ...], environ: Mapping[str, str], why: str) -> tuple[str, ...]:
+    """The variables that a reason names, or else those whose value it quotes."""
+    named = tuple(name for name in names if name in why or name.lower() in why)
+    return named or tuple(name for name in names if environ[name].strip() in why)

@@ -81,6 +81,7 @@ def look(
         open_files=soft,
         open_files_most=hard,
         address_space=limit_of(resource.RLIMIT_AS),
+        data_segment=limit_of(resource.RLIMIT_DATA),
         threads=startable_threads(ENOUGH_THREADS),
         thread_limits=tuple(thread_limits()),
         locked_memory=limit_of(resource.RLIMIT_MEMLOCK),

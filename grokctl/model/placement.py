@@ -197,5 +197,6 @@ def read_mesh(devices: int | None, mesh: str | None) -> MeshShape | None:
         return None if devices is None else MeshShape(1, devices)
     shape = MeshShape.parse(mesh)
     if devices not in {None, shape.size}:
-        raise invalid("mesh", mesh, f"expected {devices} devices, found {shape.size}")
+        hint = f"--devices {shape.size} --mesh {shape}"
+        raise invalid("mesh", mesh, f"expected {devices} devices, found {shape.size}", hint)
     return shape

@@ -96,6 +96,12 @@ def layer_order(num_layers: int) -> tuple[int, ...]:
     return tuple(sorted(range(num_layers), key=str))
 
 
+def num_layers_of(num_tensors: int) -> int:
+    """Decoder layers of a release with so many files; 0 if no model has that number."""
+    num_layers, rest = divmod(num_tensors - _BEFORE_LAYERS, len(_LAYER))
+    return 0 if rest else max(num_layers, 0)
+
+
 def layer_files(num_tensors: int, layers: Collection[int]) -> set[str]:
     """File names in `ckpt-0` of the tensors of some decoder layers.
 
@@ -106,8 +112,8 @@ def layer_files(num_tensors: int, layers: Collection[int]) -> set[str]:
     Raises:
         ValueError: No model has this number of tensors, or a layer is missing from it.
     """
-    num_layers, rest = divmod(num_tensors - _BEFORE_LAYERS, len(_LAYER))
-    if rest or num_layers < 1:
+    num_layers = num_layers_of(num_tensors)
+    if num_layers < 1:
         raise ValueError(f"{num_tensors} tensors are no whole layers")
     order = layer_order(num_layers)
     if not set(layers) <= set(order):

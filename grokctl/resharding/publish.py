@@ -8,6 +8,7 @@ import stat
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from typing import Final
 
@@ -19,6 +20,7 @@ from grokctl.checkpoint.sums import doubt_of
 from grokctl.errors import Damage, DiskFullError, Reason, UsageError, corrupt
 from grokctl.events import Noted, Observer
 from grokctl.integrity.ready_content import altered
+from grokctl.machine.disks import largest_file
 from grokctl.os_errors import refusal
 from grokctl.own_files import links_on, names_in, read_linked, refuse_foreign_links, why_not_own
 from grokctl.paths import (
@@ -37,7 +39,6 @@ from grokctl.text import format_apart
 
 _SYSTEM_FOLDERS: Final = frozenset({"lost+found"})
 """A new file system has these, so a folder with nothing else counts as empty."""
-_ELSEWHERE: Final = "--out DIR  # another destination"
 
 
 # --- before
@@ -66,23 +67,32 @@ def check_destination(plan: ReshardPlan, *, force: bool) -> None:
         UsageError: It exists, and either `force` is not set or it is not just a ready checkpoint.
     """
     out = plan.out
-    if any(folder.name == CKPT for folder in Path(os.path.realpath(out)).parents):
-        raise UsageError(f"{out}: lies between the tensors of a release", _ELSEWHERE)
+    inside = next((each for each in Path(os.path.realpath(out)).parents if each.name == CKPT), None)
+    if inside is not None:
+        message = f"{out}: lies between the tensors of a release"
+        raise UsageError(message, _elsewhere(inside.parent))
     if not os.path.lexists(out) or is_filled(out):
         return
     if out.is_symlink():
         problem = "is a symbolic link, expected a new or an empty folder"
         raise UsageError(f"{out}: {problem}", f"--out {quoted(os.path.realpath(out))}")
     if kind_of(out) != "ready":
-        raise UsageError(f"{out}: exists, and is not a ready checkpoint", _ELSEWHERE)
+        raise UsageError(f"{out}: exists, and is not a ready checkpoint", _elsewhere(out))
     if plan.source.root.resolve().is_relative_to(out.resolve()):
-        raise UsageError(f"{out}: contains the source of this reshard", _ELSEWHERE)
+        raise UsageError(f"{out}: contains the source of this reshard", _elsewhere(out))
     for path in sorted(out.iterdir()):
         if foreign := None if _is_beside(path.name) else foreign_in(path):
             message = f"{out}: contains {foreign!r}, which grokctl did not write"
-            raise UsageError(message, _ELSEWHERE)
+            raise UsageError(message, _elsewhere(out))
     if not force:
-        raise UsageError(f"{out}: exists", "--force  # replaces it; or --out DIR")
+        raise UsageError(f"{out}: exists", "--force  # replaces it; or --out, elsewhere")
+
+
+def _elsewhere(taken: Path) -> str:
+    """A destination beside one that cannot be used."""
+    names = (taken.with_name(f"{taken.name}-{number}") for number in count(2))
+    free = next(place for place in names if not os.path.lexists(place))
+    return f"--out {quoted(free)}  # another destination"
 
 
 def check_tokenizer(source: Release | ReadyCheckpoint) -> None:
@@ -103,13 +113,18 @@ def check_space(plan: ReshardPlan, nbytes: int, free: int) -> None:
     """Refuse a reshard that does not fit.
 
     Raises:
-        DiskFullError: Fewer bytes are free than will be written.
+        DiskFullError: Fewer bytes are free than will be written, or a file would be too large.
     """
+    hint = f"df -h {quoted(disk_of(plan.out))}  # or --out on another disk"
+    largest = max((layout.nbytes for layout in plan.layouts), default=0)
+    limit, origin = largest_file(disk_of(plan.out))
+    if limit is not None and largest > limit:
+        needed, found = format_apart(largest, limit)
+        message = f"{plan.out}: expected files of {needed}, found a limit of {found} ({origin})"
+        raise DiskFullError(message, "ulimit -f unlimited" if "ulimit" in origin else hint)
     if nbytes > free:
         needed, found = format_apart(nbytes, free)
-        raise DiskFullError(
-            f"{disk_of(plan.out)}: expected {needed} free, found {found}", _ELSEWHERE
-        )
+        raise DiskFullError(f"{disk_of(plan.out)}: expected {needed} free, found {found}", hint)
 
 
 def is_filled(out: Path) -> bool:
@@ -151,7 +166,7 @@ def writing(out: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise refusal(error, out.parent, hint=_ELSEWHERE) from error
+        raise refusal(error, out.parent) from error
 
 
 # --- the partial folder

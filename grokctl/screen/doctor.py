@@ -18,6 +18,8 @@ from grokctl.screen.console import Console, StackedBar, StatusCell
 from grokctl.text import format_bytes, format_number, format_seconds
 
 _PARTS: Final = ("weights", "cache", "workspace")
+_CAUSES: Final = frozenset({"threads", "address space", "data segment", "open files"})
+"""Checks of the limits of this process."""
 _ANSWERS: Final = {Status.OK: "yes", Status.WARN: "yes", Status.FAIL: "no"}
 _ANSWER: Final = re.compile("^(yes|no)[:,]? ")
 _VARIABLE: Final = re.compile("[A-Z]+(_[A-Z0-9]+)+")
@@ -78,11 +80,17 @@ def _detail(check: Check, redact: Redaction) -> str:
 
 
 def failure(diagnosis: Diagnosis) -> HardwareError:
-    """The error for a diagnosis that is not ok: its first failed check, or the missing memory."""
-    for group in diagnosis.groups:
-        for check in group.checks:
-            if check.status is Status.FAIL:
-                return HardwareError(f"{check.name}: {check.detail}", check.fix or None)
+    """The error for a diagnosis that is not ok: its first failed check, or the missing memory.
+
+    A limit of the process comes first: it is the cause of what else fails.
+    """
+    failed = [
+        check for group in diagnosis.groups for check in group.checks if check.status is Status.FAIL
+    ]
+    failed.sort(key=lambda check: check.name not in _CAUSES)
+    if failed:
+        check = failed[0]
+        return HardwareError(f"{check.name}: {check.detail}", check.fix or None)
     plans = [plan for plan in diagnosis.plans if plan.is_possible]
     least = min(plans, key=lambda plan: plan.missing, default=None)
     name = described(diagnosis.hardware)

@@ -1,5 +1,6 @@
 """The folder of a download: selected files, ownership, and resume data."""
 
+import shlex
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from grokctl.checkpoint.torrent_files import V2
 from grokctl.checkpoint.trust import read_source
 from grokctl.checkpoint.unfinished import Unfinished, forget_unfinished, read_unfinished
 from grokctl.errors import FetchError, invalid
-from grokctl.model.tensors import layer_files
+from grokctl.model.tensors import layer_files, num_layers_of
 from grokctl.os_errors import TooLargeError, refusal
 from grokctl.paths import (
     BEGUN,
@@ -120,7 +121,9 @@ def _wanted(
         try:
             files = layer_files(num_tensors, layers)
         except ValueError as error:
-            raise invalid("layers", max(layers), str(error), "--layers 0-3") from error
+            largest = max(num_layers_of(num_tensors) - 1, 0)
+            hint = f"--layers 0-{largest}" if largest else "--layers 0"
+            raise invalid("layers", max(layers), str(error), hint) from error
         wanted |= {
             index for index, place in places.items() if place.removeprefix(f"{CKPT}/") in files
         }
@@ -158,7 +161,8 @@ def refuse_foreign(request: FetchRequest) -> None:
         or _cached_torrent(root, origin.infohash) is not None
     ):
         return
-    command = f"grokctl fetch {quoted(shown_url(origin.source))} --to"
+    words = [shown_url(origin.source), *chosen_options(request.options)]
+    command = f"grokctl fetch {shlex.join(words)} --to"
     if claimed is not None:
         other = root.with_name(f"{root.name}-{origin.infohash[:8]}")
         message = f"{root}: expected release {origin.infohash}, found {claimed}"
@@ -324,25 +328,32 @@ def forget_resume_data(root: Path) -> None:
 
 
 def record_progress(
-    request: FetchRequest, metainfo: Metainfo, have: Iterable[int], *, is_final: bool = False
+    request: FetchRequest,
+    selection: FileSelection,
+    have: Iterable[int],
+    *,
+    is_final: bool = False,
 ) -> None:
     """Record how much of a release is on disk, and how to continue; or that all of it is.
 
     Args:
         request: The download.
-        metainfo: Its torrent.
+        selection: The files to download; once these are complete, the others are what is missing.
         have: Pieces on disk.
         is_final: Whether the fetch ends.
 
     Raises:
         OSError: The folder cannot be written.
     """
+    metainfo, there = selection.metainfo, frozenset(have)
     nbytes = sum(map(metainfo.piece_size, range(metainfo.num_pieces)))
-    done = sum(map(metainfo.piece_size, have))
+    done = sum(map(metainfo.piece_size, there))
     if done >= nbytes:
         forget_unfinished(request.root)
         return
-    source, options = shown_url(request.origin.source), tuple(_typed(request.options))
+    source, options = shown_url(request.origin.source), tuple(typed_options(request.options))
+    if not there.issuperset(selection.pieces):
+        options += tuple(_selected(request.options))
     if request.origin.torrent is not None:
         source = str(Path(source).absolute())
         is_repair = source == str((request.root / TORRENT).absolute())
@@ -358,7 +369,7 @@ def record_progress(
     ).write(request.root)
 
 
-def _typed(options: FetchOptions) -> Iterator[str]:
+def typed_options(options: FetchOptions) -> Iterator[str]:
     """The options that tell where the bytes come from, without credentials."""
     for option, values in (
         ("--peer", options.peers),
@@ -370,8 +381,8 @@ def _typed(options: FetchOptions) -> Iterator[str]:
         ("--proxy", (options.proxy,)),
         ("--torrent-file", (options.torrent_file and options.torrent_file.absolute(),)),
         ("--tokenizer", (options.tokenizer and options.tokenizer.absolute(),)),
-        ("--max-download", (options.max_download,)),
-        ("--max-upload", (options.max_upload,)),
+        ("--max-download", _with_unit(options.max_download)),
+        ("--max-upload", _with_unit(options.max_upload)),
         ("--connections", (options.connections,)),
     ):
         for value in values:
@@ -380,6 +391,25 @@ def _typed(options: FetchOptions) -> Iterator[str]:
     yield from ["--no-dht"] * (not options.dht)
     yield from ["--no-lsd"] * (not options.lsd)
     yield from ["--no-trackers"] * (not options.source_trackers)
+
+
+def chosen_options(options: FetchOptions) -> Iterator[str]:
+    """The options of a fetch, without credentials: where from, and which files."""
+    yield from typed_options(options)
+    yield from _selected(options)
+
+
+def _with_unit(rate: float | None) -> tuple[str, ...]:
+    """A rate as the command line takes any: a small number without a unit is refused."""
+    return () if rate is None else (f"{rate:.0f}B",)
+
+
+def _selected(options: FetchOptions) -> Iterator[str]:
+    """The options that select files."""
+    for glob in options.only:
+        yield from ("--only", glob)
+    if options.layers is not None:
+        yield from ("--layers", ",".join(map(str, sorted(options.layers))))
 
 
 def remove_parts(root: Path) -> None:

@@ -1,20 +1,20 @@
 """A download in progress: resume data, background syncs, progress and stalls."""
 
 import os
+import shlex
 import threading
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 from urllib.parse import urlsplit
 
 from grokctl.errors import FetchError, GrokctlError, StalledError
 from grokctl.events import Advanced, Finished, Noted, Observer, Stage, Started
 from grokctl.os_errors import refusal
-from grokctl.paths import quoted
 from grokctl.system import optional
 from grokctl.text import (
     format_bytes,
@@ -26,6 +26,7 @@ from grokctl.text import (
 )
 from grokctl.transfer.destination import (
     FileSelection,
+    chosen_options,
     record_progress,
     save_resume_data,
 )
@@ -183,7 +184,7 @@ class Download:
     def record(self, *, is_final: bool = False) -> None:
         """Record how far the release is, or that it is complete."""
         have = (piece for piece, is_there in enumerate(self.swarm.have()) if is_there)
-        record_progress(self.request, self.selection.metainfo, have, is_final=is_final)
+        record_progress(self.request, self.selection, have, is_final=is_final)
 
     def _arrived(self, now: Snapshot) -> int:
         """Payload bytes received so far, from the swarm and from mirrors."""
@@ -366,13 +367,21 @@ def stalled(
         f"found none for {options.stall_timeout_s:g} s from {_peer_counts(now)} "
         f"({'; '.join(answers) or 'no trackers'})"
     )
-    command = f"grokctl fetch {quoted(shown_url(origin.source))} --to {quoted(request.root)}"
+
+    def hint(*more: str, comment: str = "", **changes: Any) -> str:
+        typed = chosen_options(replace(options, **changes))
+        words = ["grokctl", "fetch", shown_url(origin.source), "--to", str(request.root)]
+        return shlex.join([*words, *typed, *more]) + (f"  # {comment}" if comment else "")
+
+    patient = ("--stall-timeout", "3600")
     if not options.dht and not options.proxy:
-        return StalledError(message, f"{command}  # without --no-dht: other peers may have it")
-    if options.is_local:
-        return StalledError(message, f"{command}  # {options.bind} reaches only this machine")
-    if awaited == "metadata":
-        return StalledError(message, f"{command} --torrent-file FILE  # from a peer that has it")
-    if origin.tokenizer is not None and not options.mirrors:
-        return StalledError(message, f"{command} --mirror {next(iter(MIRRORS))}")
-    return StalledError(message, f"{command} --stall-timeout 3600 --peer HOST:PORT")
+        advice = hint(dht=True, comment="without --no-dht: other peers may have it")
+    elif options.is_local:
+        advice = hint(bind=None, comment=f"{options.bind} reaches only this machine")
+    elif awaited == "metadata":
+        advice = hint(*patient, comment="or with --torrent-file, from a peer that has it")
+    elif origin.tokenizer is not None and not options.mirrors:
+        advice = hint("--mirror", next(iter(MIRRORS)))
+    else:
+        advice = hint(*patient, comment="or with --peer, of somebody who has it")
+    return StalledError(message, advice)

@@ -1,7 +1,6 @@
 """Checks of space, links, limits and host names before a byte moves; makes the folder ready."""
 
 import os
-import resource
 import shutil
 import socket
 import stat
@@ -20,7 +19,7 @@ from grokctl.checkpoint.trust import write_source
 from grokctl.checks import Check, Status
 from grokctl.errors import DiskFullError, FetchError
 from grokctl.integrity.backup import begun_nbytes
-from grokctl.machine.disks import existing, file_limit, file_system
+from grokctl.machine.disks import existing, largest_file
 from grokctl.machine.network import certificates
 from grokctl.os_errors import is_absence, refusal
 from grokctl.paths import ADOPTION, BEGUN, CKPT, LOCK, PRIVATE, RESUME, TORRENT, quoted
@@ -215,7 +214,7 @@ def _disk_checks(
     largest = max(
         file.length for file in selection.metainfo.files if file.index in selection.wanted
     )
-    limit, origin = _file_size_limit(folder)
+    limit, origin = largest_file(folder)
     detail = "no limit"
     if limit is not None:
         needed, found = format_apart(largest, limit)
@@ -229,19 +228,6 @@ def _disk_checks(
 
 def _check(name: str, is_fine: bool, detail: str) -> Check:  # noqa: FBT001 (the verdict)
     return Check(name, Status.OK if is_fine else Status.FAIL, detail)
-
-
-def _file_size_limit(folder: Path) -> tuple[int | None, str]:
-    """The most bytes that a file may have, and where the limit comes from."""
-    soft, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
-    if soft != resource.RLIM_INFINITY:
-        return soft, "ulimit -f"
-    try:
-        system = file_system(folder)
-    except OSError:
-        return None, ""
-    limit = file_limit(system)
-    return (None, "") if limit is None else (limit - 1, system)
 
 
 def _network_checks(selection: FileSelection, options: FetchOptions) -> list[Check]:

@@ -1,5 +1,6 @@
 """One libtorrent session with one torrent: its alerts become snapshots, notes and our errors."""
 
+import os
 import time
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -10,7 +11,8 @@ import libtorrent as lt
 
 from grokctl.checkpoint.torrent import Metainfo
 from grokctl.errors import FetchError, GrokctlError
-from grokctl.os_errors import refusal
+from grokctl.machine.limits import limit_in
+from grokctl.os_errors import reason_of, refusal
 from grokctl.paths import PRIVATE
 from grokctl.text import format_number, printable, shown_url
 from grokctl.transfer.resume_data import infohash_of
@@ -41,6 +43,7 @@ class Swarm:
 
     Raises:
         FetchError: The address or port that the user named cannot be listened on.
+        HardwareError: A limit of this process keeps libtorrent from starting.
     """
 
     def __init__(self, network: NetworkOptions) -> None:
@@ -58,7 +61,7 @@ class Swarm:
         self._reserved: set[int] = set()
         self._quiet_since = time.monotonic()
         self._uses_utp = False
-        self._session: lt.session | None = lt.session(settings_pack(network))
+        self._session: lt.session | None = _opened(network)
 
     def __enter__(self) -> Self:
         return self
@@ -363,6 +366,18 @@ class Swarm:
                 self._notes.extend(_notes_in(alert))
 
 
+def _opened(network: NetworkOptions) -> lt.session:
+    """A session; libtorrent has only words for a limit of this process.
+
+    Raises:
+        HardwareError: A limit keeps it from starting its threads.
+    """
+    try:
+        return lt.session(settings_pack(network))
+    except RuntimeError as error:
+        raise limit_in(str(error)) or FetchError(f"libtorrent: {error}") from error
+
+
 def _refuse_disagreement(info: lt.torrent_info, metainfo: Metainfo) -> None:
     """Refuse a torrent that libtorrent and our own checks read differently."""
     layout = info.layout()
@@ -391,11 +406,20 @@ def _failure_in(alert: lt.alert) -> GrokctlError | None:
     """The error that ends a transfer; libtorrent itself only pauses, or stops requesting."""
     match alert:
         case lt.torrent_error_alert():
-            return FetchError(f"torrent: {printable(alert.error.message())}")
+            return _torrent_failure(alert.error.value(), alert.error.message())
         case lt.file_error_alert():
             return _disk_failure(alert.filename(), alert.error.value(), alert.error.message())
         case _:
             return None
+
+
+def _torrent_failure(code: int, reason: str) -> GrokctlError:
+    """The error that stopped a torrent: the system's, by its words, or libtorrent's own."""
+    message = f"torrent: {printable(reason)}"
+    if code > 0 and reason == os.strerror(code):
+        error = refusal(OSError(code, reason), kind=FetchError)
+        return type(error)(f"torrent: {reason_of(OSError(code, reason))}", error.hint)
+    return FetchError(message)
 
 
 def _disk_failure(file: str, code: int, reason: str) -> GrokctlError:

@@ -220,7 +220,7 @@ def test_an_unknown_accelerator_is_answered_with_those_that_are_known(grokctl):
     outcome = grokctl("doctor", "--accelerator", "abacus")
 
     assert all(known.slug in outcome.error for known in PUBLISHED)
-    assert outcome.hint.startswith("--accelerator ")
+    assert outcome.hint.startswith("grokctl doctor --accelerator ")
 
 
 @pytest.mark.parametrize("columns", [60, 80, 120])

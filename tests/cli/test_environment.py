@@ -10,7 +10,7 @@ import pytest
 import grokctl
 from grokctl.cli.environment import certificates_named, gpu_memory_claimed, jax_prepared
 from grokctl.machine import network
-from grokctl.machine.jax_variables import doubtful, start_failure
+from grokctl.machine.jax_variables import _reason_in, doubtful, start_failure
 from grokctl.model.memory_share import MEMORY_SHARE, SHARE_VARIABLES
 
 PACKAGE = Path(grokctl.__file__).parent
@@ -144,8 +144,28 @@ def test_only_what_may_stop_jax_costs_a_trial():
     }
 
     assert doubtful(fine | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}) == ()
+    assert doubtful({"JAX_LOG_COMPILES": "1", "JAX_LOGGING_LEVEL": "DEBUG"}) == ()
     assert doubtful(bad) == tuple(sorted(bad))
     assert start_failure({**os.environ, "JAX_NEW": "new"}) is None
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        "LOG_COMPILES=maybe",
+        "LOGGING_LEVEL=foo",
+        "TRACEBACK_FILTERING=foo",
+        "NUM_CPU_DEVICES=1.5",
+        "CPU_COLLECTIVES_IMPLEMENTATION=1",
+        "OPTIMIZATION_LEVEL=7",
+        "ENABLE_COMPILATION_CACHE=2",
+        "PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=true",
+    ],
+)
+def test_a_value_of_the_wrong_type_is_doubtful_whatever_the_flag(wrong):
+    name, _, value = wrong.partition("=")
+
+    assert doubtful({f"JAX_{name}": value}) == (f"JAX_{name}",)
 
 
 @pytest.mark.parametrize(
@@ -153,7 +173,12 @@ def test_only_what_may_stop_jax_costs_a_trial():
     [
         ("XLA_FLAGS", "--xla_gpu_no_such_flag=1"),
         ("XLA_FLAGS", "no-such-file"),
+        ("XLA_FLAGS", "--help"),
         ("JAX_NUM_CPU_DEVICES", "many"),
+        ("JAX_LOG_COMPILES", "maybe"),
+        ("JAX_OPTIMIZATION_LEVEL", "7"),
+        ("JAX_DUMP_IR_TO", "/proc/nothere"),
+        ("XLA_PYTHON_CLIENT_MEM_FRACTION", "most"),
     ],
 )
 def test_a_variable_with_which_jax_does_not_start_is_named(grokctl, monkeypatch, name, value):
@@ -162,5 +187,22 @@ def test_a_variable_with_which_jax_does_not_start_is_named(grokctl, monkeypatch,
     outcome = grokctl("run", "--token-ids", "1")
 
     assert outcome.exit_code == 40
-    assert f"{name}={value}" in outcome.error
+    assert f"{name}={value}: JAX does not start with it: " in outcome.error
+    assert "Flags:" not in outcome.error
     assert outcome.hint == f"unset {name}"
+
+
+def test_the_line_that_tells_why_is_the_one_that_is_shown():
+    usage = "usage: --help\nFlags:\n\t--xla_a=false\tbool\tEnable a: an Error: none.\n"
+    ended = (
+        "F1130 12:27:55.8   21202 flags.cc:220] Check failed: Parse(a, b) Flag parsing failed.\n"
+    )
+    value = "E1130 12:27:55.7   21202 flags.cc:93] Couldn't interpret value perhaps for flag a.\n"
+    raised = (
+        "Traceback:\n  x = y\nValueError: bad a\n-----\nFor simplicity, JAX has removed frames.\n"
+    )
+
+    assert _reason_in(ended + usage) == "Flag parsing failed."
+    assert _reason_in(value + ended + usage) == "Couldn't interpret value perhaps for flag a."
+    assert _reason_in(raised) == "ValueError: bad a"
+    assert _reason_in("") == "ends without a word"

@@ -316,3 +316,17 @@ def test_the_next_command_can_be_pasted_even_with_a_space_in_it(grokctl, release
     outcome = grokctl("reshard", release, "--devices", 2, "--out", out)
 
     assert f"grokctl run '{out}'" in outcome.stdout
+
+
+@pytest.mark.parametrize(("limit", "code"), [(1000, 12), (2**40, 0), (None, 0)])
+def test_the_plan_knows_the_largest_file_that_may_be_written(
+    grokctl, two_layers, monkeypatch, limit, code
+):
+    monkeypatch.setattr("grokctl.resharding.publish.largest_file", lambda _: (limit, "ulimit -f"))
+
+    outcome = grokctl("reshard", two_layers, "--devices", 1, "--dry-run")
+
+    assert outcome.exit_code == code
+    if code:
+        assert "found a limit of 1000 B (ulimit -f)" in outcome.error.replace("1,000 B", "1000 B")
+        assert outcome.hint == "ulimit -f unlimited"

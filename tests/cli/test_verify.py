@@ -226,7 +226,7 @@ def test_a_quick_look_cannot_be_repaired_by(grokctl, verified):
 
     assert outcome.exit_code == 2
     assert "--quick" in outcome.error
-    assert outcome.hint == "grokctl verify --repair"
+    assert outcome.hint == f"grokctl verify {verified} --repair"
 
 
 def test_a_repair_that_fails_leaves_the_damaged_original_aside(

@@ -25,14 +25,22 @@ from grokctl.errors import (
 from grokctl.fetch import plan_fetch
 from grokctl.inference.logits_file import logits_file
 from grokctl.integrity.backup import set_aside
-from grokctl.os_errors import NotAFileError, StdoutError, is_absence, located, reason_of, refusal
+from grokctl.os_errors import (
+    NotAFileError,
+    StdoutError,
+    TooLargeError,
+    is_absence,
+    located,
+    reason_of,
+    refusal,
+)
 from grokctl.paths import write_atomically
 from grokctl.resharding.publish import writing
 from grokctl.screen.console import Console
 from grokctl.transfer.destination import fetch_lock
 from grokctl.transfer.download import _sync
 from grokctl.transfer.sources import FetchOptions
-from grokctl.transfer.swarm import _disk_failure
+from grokctl.transfer.swarm import _disk_failure, _torrent_failure
 
 FULL = [errno.ENOSPC, errno.EDQUOT]
 OTHERS = [errno.EROFS, errno.EACCES, errno.EFBIG]
@@ -83,6 +91,31 @@ def test_too_many_open_files_names_the_limit():
 
     assert f"may have {limit} (ulimit -n)" in str(error)
     assert error.hint.startswith("ulimit -n ")
+
+
+@pytest.mark.parametrize("kind", [UsageError, FetchError])
+def test_a_file_over_the_limit_of_the_process_names_the_limit(monkeypatch, kind):
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (102_400, 102_400))
+
+    error = refusal(refused(errno.EFBIG, "/data/a"), kind=kind, hint="--out DIR")
+    ours = refusal(TooLargeError(Path("/data/a"), most=1, found=2), kind=kind)
+
+    assert type(error) is DiskFullError
+    assert "this process may write files of 102,400 bytes (ulimit -f)" in str(error)
+    assert error.hint == "ulimit -f unlimited"
+    assert type(ours) is kind
+    assert "ulimit" not in str(ours)
+
+
+@pytest.mark.parametrize("code", [errno.EMFILE, errno.ENOSPC, errno.EACCES], ids=named)
+def test_what_stops_a_torrent_is_the_system_s_error(code):
+    error = _torrent_failure(code, os.strerror(code))
+    other = _torrent_failure(code, "mismatching info-hash")
+
+    assert str(error).startswith(f"torrent: {os.strerror(code)}")
+    assert type(error) is (DiskFullError if code == errno.ENOSPC else FetchError)
+    assert ("ulimit -n" in str(error)) == (code == errno.EMFILE) == bool(error.hint)
+    assert str(other) == "torrent: mismatching info-hash"
 
 
 def test_only_what_could_be_looked_at_can_be_absent():

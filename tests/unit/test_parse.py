@@ -12,7 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from grokctl.cli.app import app
-from grokctl.cli.hints import at_home, remember
+from grokctl.cli.hints import remember, to_paste
 from grokctl.cli.options import path_of
 from grokctl.cli.run import read_prompt
 from grokctl.cli.score import read_content
@@ -178,18 +178,20 @@ def test_a_missing_text_has_a_hint_that_knows_what_was_piped(kind, prompt, text,
 def test_a_hint_keeps_the_home_that_was_typed(typed):
     remember(["verify", *typed])
 
-    assert at_home("grokctl fetch") == "grokctl fetch --home '/a b'"
+    assert to_paste("grokctl fetch") == "grokctl fetch --home '/a b'"
     assert (
-        at_home("grokctl verify --quick  # fast") == "grokctl verify --quick --home '/a b'  # fast"
+        to_paste("grokctl verify --quick  # fast") == "grokctl verify --quick --home '/a b'  # fast"
     )
-    for hint in ("grokctl verify /x", "grokctl run …", "ls -l", None, "grokctl fetch --home DIR"):
-        assert at_home(hint) == hint
+    assert to_paste("grokctl run -p 'a/b; c # d'") == "grokctl run -p 'a/b; c # d' --home '/a b'"
+    assert to_paste("grokctl verify /x") == "grokctl verify /x --home '/a b'"
+    for hint in ("grokctl run -p | cat", "ls -l", None, "grokctl fetch --home DIR"):
+        assert to_paste(hint) == hint
 
 
 def test_a_hint_has_no_home_where_none_was_typed():
     remember(["verify"])
 
-    assert at_home("grokctl fetch") == "grokctl fetch"
+    assert to_paste("grokctl fetch") == "grokctl fetch"
 
 
 def test_a_command_prints_the_hint_with_its_home(tmp_path):

@@ -262,12 +262,12 @@ def test_a_gpu_of_which_jax_takes_too_little_is_said_to(monkeypatch):
 
     assert refusal(*eight, needed=needs(40)).hint == "--devices 16"
     monkeypatch.setenv("XLA_CLIENT_MEM_FRACTION", "0.75")
-    assert refusal(*eight, needed=needs(40)).hint == "XLA_CLIENT_MEM_FRACTION=0.92 grokctl run …"
+    assert refusal(*eight, needed=needs(40)).hint == "export XLA_CLIENT_MEM_FRACTION=0.92"
     assert refusal(*eight, needed=needs(46)).hint == "--devices 16"
     monkeypatch.delenv("XLA_CLIENT_MEM_FRACTION")
     monkeypatch.setenv("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.75")
     assert refusal(*eight, needed=needs(40)).hint == (
-        "XLA_PYTHON_CLIENT_MEM_FRACTION=0.92 grokctl run …"  # JAX refuses both at a time
+        "export XLA_PYTHON_CLIENT_MEM_FRACTION=0.92"  # JAX refuses both at a time
     )
     monkeypatch.setenv("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.9")
     assert refusal(*eight, needed=needs(40)).hint == "--devices 16"

@@ -43,6 +43,18 @@ SITUATIONS_ENVIRONMENT = [
         "unset XLA_FLAGS",
         id="xla-flags",
     ),
+    *(
+        pytest.param(told(**{name: "1"}), name, "warn", "changes compilation", f"unset {name}")
+        for name in ("JAX_DISABLE_MOST_OPTIMIZATIONS", "JAX_OPTIMIZATION_LEVEL", "JAX_ENABLE_PGLE")
+    ),
+    pytest.param(
+        told(HF_ENDPOINT="https://hub.example"),
+        "HF_ENDPOINT",
+        "ok",
+        "https://hub.example: where --mirror hf fetches from",
+        "",
+        id="hub",
+    ),
     pytest.param(told(XLA_FLAGS=" "), "XLA_FLAGS", "ok", "is empty", "", id="no-xla-flags"),
     pytest.param(
         told(server(memory=Memory(total=TB, available=TB, limit=GB)), cluster="Kubernetes"),

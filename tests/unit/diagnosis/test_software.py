@@ -4,6 +4,8 @@ import pytest
 from machines import CUDA, EIGHT, GB, assert_verdict, server
 
 from grokctl.machine.facts import (
+    Found,
+    JaxReport,
     Machine,
 )
 
@@ -94,6 +96,22 @@ SITUATIONS_SOFTWARE = [
         "limited to 8.0 GB: a run on the CPU maps all weights, 318.2 GB at int8",
         "ulimit -v unlimited  # unless an administrator set the limit",
         id="a-login-node-that-limits-address-space",
+    ),
+    pytest.param(
+        server(data_segment=8 * GB),
+        "data segment",
+        "warn",
+        "limited to 8.0 GB",
+        "ulimit -d unlimited  # unless an administrator set the limit",
+        id="a-login-node-that-limits-the-data-segment",
+    ),
+    pytest.param(
+        server(data_segment=GB // 2, jax=JaxReport(found=Found.FAILED, error="ImportError")),
+        "data segment",
+        "fail",
+        "limited to 500.0 MB: JAX does not start",
+        "ulimit -d unlimited",
+        id="a-limit-of-memory-with-which-jax-does-not-start",
     ),
 ]
 

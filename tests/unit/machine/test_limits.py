@@ -9,7 +9,11 @@ import sys
 import pytest
 from machines import laptop
 
+from grokctl.cli.app import main
+from grokctl.cli.environment import one_thread_of_blas
 from grokctl.diagnosis.software import locked_memory, threads
+from grokctl.errors import HardwareError
+from grokctl.machine import limits
 from grokctl.machine.limits import require_threads, startable_threads, thread_limits
 
 LIMITED = """
@@ -75,8 +79,97 @@ def test_a_command_that_needs_more_threads_says_so_before_it_begins(tmp_path, co
 
 
 @pytest.mark.parametrize(
+    ("kind", "limit", "option"),
+    [
+        ("RLIMIT_AS", 60_000_000, "-v"),
+        ("RLIMIT_AS", 200_000_000, "-v"),
+        ("RLIMIT_DATA", 60_000_000, "-d"),
+    ],
+)
+def test_too_little_memory_for_the_libraries_is_named_before_they_end_the_process(
+    kind, limit, option
+):
+    done = subprocess.run(
+        [sys.executable, "-c", LIMITED, kind, str(limit), "verify", "x"],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+    assert done.returncode == 40, done.stderr
+    assert f"are too few (ulimit {option})\nhint: ulimit {option} unlimited" in done.stderr
+    assert "OpenBLAS" not in done.stderr
+
+
+def test_a_thread_that_lacks_memory_for_its_stack_is_no_lack_of_threads(monkeypatch):
+    near = [limits.MemoryLimit("data segment", "-d", 2**29, 2**29 - 2**20)]
+    far = [limits.MemoryLimit("data segment", "-d", 2**40, 2**29)]
+
+    monkeypatch.setattr(limits, "memory_limits", lambda: near)
+    assert limits.few_threads("none").hint == "ulimit -d unlimited"
+    monkeypatch.setattr(limits, "memory_limits", lambda: far)
+    assert limits.few_threads("none").hint.startswith("ulimit -u unlimited")
+
+
+def test_limits_of_memory_have_what_is_used_of_them(monkeypatch, tmp_path):
+    (tmp_path / "proc/self").mkdir(parents=True)
+    (tmp_path / "proc/self/status").write_text("VmPeak:\t 9 kB\nVmSize:\t 3 kB\nVmData:\t 2 kB\n")
+    monkeypatch.setattr(limits, "limit_of", lambda kind: 2**20 if kind else None)
+
+    found = limits.memory_limits(tmp_path)
+
+    assert [(each.option, each.used) for each in found] == [("-v", 3072), ("-d", 2048)]
+
+
+@pytest.mark.parametrize(
+    ("words", "hint"),
+    [
+        ("Resource temporarily unavailable", "ulimit -u unlimited"),
+        ("can't start new thread", "ulimit -u unlimited"),
+        ("Cannot allocate memory", "grokctl doctor"),
+        ("x.so: failed to map segment from shared object", "grokctl doctor"),
+    ],
+)
+def test_words_of_a_library_about_a_limit_are_understood(monkeypatch, words, hint):
+    monkeypatch.setattr(limits, "memory_limits", list)
+
+    assert limits.limit_in(words).hint.startswith(hint)
+    assert limits.limit_in("something else") is None
+
+
+def test_a_command_that_needs_more_open_files_names_the_limit(monkeypatch):
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (24, 24))
+
+    with pytest.raises(HardwareError, match=r"expected at least 64, found 24 \(ulimit -n\)"):
+        limits.require_files(64)
+    limits.require_files(24)
+
+
+def test_numpy_starts_no_threads_unless_a_number_was_chosen(monkeypatch):
+    name = "OPENBLAS_NUM_THREADS"
+    for before, after in (("", "1"), ("7", "7")):
+        monkeypatch.setenv(name, before)
+        one_thread_of_blas()
+        assert os.environ[name] == after
+
+
+def test_not_even_one_thread_is_a_sentence_too(monkeypatch, capsys):
+    def refuse():
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr("grokctl.interrupts.install", refuse)
+    with pytest.raises(SystemExit) as end:
+        main()
+
+    assert end.value.code == 40
+    assert capsys.readouterr().err.startswith("error: threads: the system starts no more of them")
+
+
+@pytest.mark.parametrize(
     ("error", "words"),
     [
+        (ImportError("a.so: failed to map segment"), "memory: the system has no more of it"),
         (RuntimeError("can't start new thread"), "threads: the system starts no more of them"),
         (MemoryError(), "memory: the system has no more of it"),
     ],

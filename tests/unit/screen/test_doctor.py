@@ -362,3 +362,13 @@ def test_what_is_not_known_of_a_machine_is_called_unknown(capsys):
     assert "JAX error      broken" in text
     assert "250.0 MB of 500.0 MB used" in text
     assert "reads memory at  an unknown rate" in text
+
+
+@pytest.mark.parametrize("name", ["threads", "address space", "data segment", "open files"])
+def test_a_limit_of_the_process_is_the_cause_whatever_failed_before_it(name):
+    jax = Check("JAX", Status.FAIL, "does not start: ImportError", "pip install .")
+    limit = Check(name, Status.FAIL, "too little", "ulimit -x unlimited")
+
+    error = report.failure(diagnosis(groups=(Group("a", (jax,)), Group("b", (limit,)))))
+
+    assert (str(error), error.hint) == (f"{name}: too little", "ulimit -x unlimited")
