@@ -94,7 +94,11 @@ def test_a_killed_download_is_counted_by_what_is_on_disk(release):
 
 
 def test_the_last_bad_result_is_kept_until_it_is_forgotten(tmp_path):
-    damage = [Damage("b", Reason.UNPROVEN, "shares"), Damage("a", Reason.ALTERED, "3 of 7 pieces")]
+    damage = [
+        Damage("b", Reason.UNPROVEN, "shares", is_certain=False),
+        Damage("a", Reason.ALTERED, "3 of 7 pieces"),
+        Damage("c", Reason.SHORT, "expected 7"),
+    ]
 
     write_refusal(tmp_path, damage)
     found = read_refusal(tmp_path)
