@@ -3,6 +3,7 @@
 import os
 import stat
 from concurrent.futures import ThreadPoolExecutor
+from threading import Timer
 
 import pytest
 
@@ -134,6 +135,17 @@ def test_a_second_name_of_a_file_is_no_secret(monkeypatch, home, tmp_path):
 
     assert "found 2 names" in refused(home)
     assert "found 2 names" in refused(home, {VARIABLE: f"@{home.cluster_key}"})
+
+
+def test_a_key_that_another_process_is_making_is_waited_for(home, tmp_path):
+    home.root.mkdir()
+    temporary = write(tmp_path / "hidden")
+    os.link(temporary, home.cluster_key)
+    timer = Timer(0.2, temporary.unlink)
+    timer.start()
+
+    assert find_secret({}, home) == SECRET.encode()
+    timer.join()
 
 
 @pytest.mark.parametrize("mode", [0o777, 0o773, 0o1777])
