@@ -152,6 +152,7 @@ def fetch(
         is_repair = have is not None
         refuse_exposed(root, places, observe, force=options.force, is_repair=is_repair)
         prepare(root, selection, trust=request.trust, follows=follows, adopts=adopts)
+        refuse_exposed(root, places, ignore, force=options.force, is_repair=is_repair)  # now made
         stack.enter_context(fetch_lock(root))
         if tokenizer is None:
             _fetch_tokenizer(request, selection, observe)

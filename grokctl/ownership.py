@@ -42,8 +42,13 @@ def why_exposed(path: Path) -> str | None:
         return f"{error.filename or path} cannot be looked at ({error.strerror or error})"
 
 
-def exposures(path: Path) -> Iterator[tuple[Path, os.stat_result, str]]:
+def exposures(path: Path, *, is_made: bool = False) -> Iterator[tuple[Path, os.stat_result, str]]:
     """Every place on the way to a file or folder, and itself, that another user can change.
+
+    Args:
+        path: The file or folder.
+        is_made: Whether this user makes what is missing: others cannot rename it in a folder with
+            the sticky bit.
 
     Yields:
         The place, its status, and the words of `why_exposed` for it.
@@ -53,7 +58,7 @@ def exposures(path: Path) -> Iterator[tuple[Path, os.stat_result, str]]:
     """
     steps = list(_steps(Path(os.path.abspath(path))))  # noqa: PTH100 (follows no link)
     for number, (place, status) in enumerate(steps, 1):
-        is_above = number < len(steps)
+        is_above = number < len(steps) or is_made
         problem = _foreign(status, is_above=is_above)
         if problem is None and not stat.S_ISLNK(status.st_mode):
             is_sticky = is_above and bool(status.st_mode & stat.S_ISVTX)

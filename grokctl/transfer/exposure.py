@@ -42,7 +42,7 @@ def refuse_exposed(
     own = Path(os.path.realpath(root))
     try:
         # something in a folder: its sticky bit then counts
-        ways = [exposures(root / name / "file") for name in sorted(inside)]
+        ways = [exposures(root / name / "file", is_made=True) for name in sorted(inside)]
         found = {place: (status, problem) for way in ways for place, status, problem in way}
     except OSError as error:
         raise refusal(error, root, kind=FetchError) from error
@@ -59,7 +59,7 @@ def refuse_exposed(
             message += f"; if the folder is yours alone: chmod go-w {quoted(place)}"
         observe(Noted(message=message))
         return
-    if (doubt := why_exposed(root)) is not None:
+    if root.exists() and (doubt := why_exposed(root)) is not None:
         observe(Noted(message=f"{doubt}: other users can replace what is fetched"))
 
 

@@ -21,8 +21,8 @@ from grokctl.paths import PRIVATE, quoted
 from grokctl.transfer.destination import FileSelection
 
 _PARTS: Final = re.compile(r"\..*\.parts")
-_Identity = tuple[int, int]
-"""Device and inode."""
+_Identity = tuple[int, int, int]
+"""Device, inode, and the type: a link can get the inode of a file that was deleted."""
 
 
 class PlacedFiles:
@@ -161,7 +161,7 @@ class PlacedFiles:
         with ExitStack() as stack:
             above = open_below(stack, self._root, tuple(folders))
             status = os.stat(name, dir_fd=above, follow_symlinks=False)
-        return status.st_dev, status.st_ino
+        return status.st_dev, status.st_ino, stat.S_IFMT(status.st_mode)
 
     def _now(self, place: str) -> _Identity | None:
         try:
