@@ -32,6 +32,7 @@ from grokctl.transfer.destination import (
     select_files,
 )
 from grokctl.transfer.download import SAVE_WITHIN_S, Download, stalled
+from grokctl.transfer.exposure import refuse_exposed
 from grokctl.transfer.mirrors import Mirrors
 from grokctl.transfer.partial_files import find_partial
 from grokctl.transfer.placed_files import PlacedFiles
@@ -147,7 +148,11 @@ def fetch(
         selection = select_files(torrent, request)
         follows = options.force or have is not None or is_adopting(root)
         adopts = is_foreign(request)
+        places = selection.places.values()
+        is_repair = have is not None
+        refuse_exposed(root, places, observe, force=options.force, is_repair=is_repair)
         prepare(root, selection, trust=request.trust, follows=follows, adopts=adopts)
+        refuse_exposed(root, places, ignore, force=options.force, is_repair=is_repair)  # now made
         stack.enter_context(fetch_lock(root))
         if tokenizer is None:
             _fetch_tokenizer(request, selection, observe)
@@ -159,7 +164,8 @@ def fetch(
         claims = take_stock(request, selection, have, observe, follows=follows)
         with writing(root):
             record_progress(request, selection, claims.have)
-        placed = PlacedFiles(root, selection, observe)
+        placed = PlacedFiles(root, selection)
+        after.callback(placed.close)
         after.callback(placed.remove_empty)
         swarm.add(_transfer(request, selection, peers, claims))
         mirrors = _mirrors(stack, selection, options)
@@ -169,6 +175,7 @@ def fetch(
             swarm=swarm,
             mirrors=mirrors,
             observe=observe,
+            watch=placed.watch,
             counts_rest=have is not None,
         )
         uploaded = seed_seconds = None
@@ -188,7 +195,6 @@ def fetch(
         remove_parts(root)
     if tokenizer is not None and options.tokenizer is not None:
         put_tokenizer(root, tokenizer, options.tokenizer, force=options.force)
-    places = selection.places.values()
     return Fetched(
         source=source,
         root=root,
@@ -222,6 +228,7 @@ def plan_fetch(
     selection = select_files(torrent, request)
     adopts = is_adopting(root) or is_foreign(request)
     follows = options.force or adopts
+    refuse_exposed(root, selection.places.values(), observe, force=options.force)
     refuse_others(root, selection, follows=follows)
     with writing(root):
         partial = find_partial(root, selection)

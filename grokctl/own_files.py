@@ -8,6 +8,8 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
+from grokctl.system import optional
+
 FOLDER: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _FILE: Final = os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
 _MOST_LINKS: Final = 40
@@ -125,6 +127,15 @@ def create(name: str, folder: int, mode: int = 0o666) -> int:
     return os.open(name, flags | _FILE, mode, dir_fd=folder)
 
 
+def open_to_others(folder: int) -> None:
+    """Give an open folder the mode that the umask leaves to a new one."""
+    umask = os.umask(0o077)
+    os.umask(umask)
+    inherited = os.fstat(folder).st_mode & stat.S_ISGID
+    with optional():
+        os.fchmod(folder, 0o777 & ~umask | inherited)
+
+
 def links_on(path: Path) -> Iterator[Path]:
     """Every symbolic link on the way to the end of a path, in the order of the kernel.
 
@@ -149,75 +160,3 @@ def links_on(path: Path) -> Iterator[Path]:
         target = place.readlink()
         rest.extend(reversed(target.parts))
         place = place.parent if not target.is_absolute() else Path(rest.pop())
-
-
-def refuse_foreign_links(path: Path, root: Path) -> None:
-    """Refuse a file below a folder that another user has linked to what only this user may read.
-
-    Args:
-        path: The file, which is about to be copied.
-        root: The folder; the user named it, so links on the way to it are fine.
-
-    Raises:
-        ForeignFileError: A link belongs neither to this user nor to root nor to the owner of the
-            file that it leads to, and others could not read that file themselves.
-    """
-    own = {0, os.geteuid()}
-    status = path.stat()
-    for link in links_on(root.resolve() / path.relative_to(root)):
-        owner = link.lstat().st_uid
-        if owner in own or owner == status.st_uid:
-            continue
-        if not copy_mode(path, Path("/")) & stat.S_IROTH:
-            raise ForeignFileError("is another user's link to a file that others cannot read", link)
-
-
-def read_linked(path: Path, root: Path, *, most: int) -> tuple[bytes, int]:
-    """Read a file of a release, which may be a link, to copy it.
-
-    Args:
-        path: The file, or the link.
-        root: The release.
-        most: Bytes that a file of its kind can have.
-
-    Returns:
-        Its bytes, and the mode of `copy_mode`.
-
-    Raises:
-        ForeignFileError: See `refuse_foreign_links`; or a link changed meanwhile.
-        OSError: It cannot be read.
-    """
-    with path.open("rb") as file:
-        refuse_foreign_links(path, root)
-        mode = copy_mode(path, root)
-        if not os.path.samestat(os.fstat(file.fileno()), path.stat()):
-            raise ForeignFileError("changed while it was read", path)
-        if (size := os.fstat(file.fileno()).st_size) > most:
-            raise ForeignFileError(f"expected at most {most:,} bytes, found {size:,}", path)
-        return file.read(size), mode
-
-
-def copy_mode(path: Path, root: Path) -> int:
-    """The mode for a copy of a file, so that nobody reads the copy who could not read the file.
-
-    Folders that the file shares with `root` do not count: the copy lies there, too, or its user
-    has moved it on purpose.
-
-    Args:
-        path: A file; links are followed.
-        root: The folder of the release that contains the file or a link to it.
-
-    Returns:
-        Rights to read and write, which the umask limits further.
-    """
-    whole, within = path.resolve(), root.resolve()
-    mode = stat.S_IMODE(whole.stat().st_mode) & 0o666
-    if whole.is_relative_to(within):
-        return mode | 0o600
-    for folder in whole.parents:
-        if within.is_relative_to(folder):
-            break
-        if not folder.stat().st_mode & stat.S_IXOTH:
-            mode &= 0o660
-    # a file of a group alone stays with its owner, because the copy may belong to another group
-    return 0o600 | (mode if mode & stat.S_IROTH else 0)

@@ -36,20 +36,35 @@ def why_exposed(path: Path) -> str | None:
         One clause with the place, such as `/scratch/x can be written by others`; None if only this
         user and root can change it.
     """
-    whole = Path(os.path.abspath(path))  # noqa: PTH100 (follows no link)
     try:
-        steps = list(_steps(whole))
+        return next((f"{place} {problem}" for place, _, problem in exposures(path)), None)
     except OSError as error:
-        return f"{error.filename or whole} cannot be looked at ({error.strerror or error})"
+        return f"{error.filename or path} cannot be looked at ({error.strerror or error})"
+
+
+def exposures(path: Path, *, is_made: bool = False) -> Iterator[tuple[Path, os.stat_result, str]]:
+    """Every place on the way to a file or folder, and itself, that another user can change.
+
+    Args:
+        path: The file or folder.
+        is_made: Whether this user makes what is missing: others cannot rename it in a folder with
+            the sticky bit.
+
+    Yields:
+        The place, its status, and the words of `why_exposed` for it.
+
+    Raises:
+        OSError: One cannot be looked at.
+    """
+    steps = list(_steps(Path(os.path.abspath(path))))  # noqa: PTH100 (follows no link)
     for number, (place, status) in enumerate(steps, 1):
-        is_above = number < len(steps)
+        is_above = number < len(steps) or is_made
         problem = _foreign(status, is_above=is_above)
         if problem is None and not stat.S_ISLNK(status.st_mode):
             is_sticky = is_above and bool(status.st_mode & stat.S_ISVTX)
             problem = None if is_sticky else _open_to(place, status)
         if problem is not None:
-            return f"{place} {problem}"
-    return None
+            yield place, status, problem
 
 
 def can_be_written(place: Path, status: os.stat_result) -> str | None:

@@ -6,7 +6,6 @@ import os
 import re
 import secrets
 import shlex
-import shutil
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -16,9 +15,9 @@ from typing import Final
 
 import platformdirs
 
-from grokctl.errors import GrokctlError, UsageError, invalid
+from grokctl.errors import GrokctlError, UsageError
 from grokctl.os_errors import NotAFileError, TooLargeError, located
-from grokctl.own_files import FOLDER, create, links_on, opened_folder, why_not_own
+from grokctl.own_files import FOLDER, create, opened_folder, why_not_own
 from grokctl.system import optional
 
 CKPT = "ckpt-0"
@@ -288,80 +287,6 @@ def _create_hidden(name: str, folder: int, mode: int = 0o666) -> tuple[int, str]
         temporary = f".{name[:_LONGEST_PREFIX]}.{secrets.token_hex(4)}"
         with suppress(FileExistsError):
             return create(temporary, folder, mode), temporary
-
-
-def find_output(path: Path, name: str, example: str) -> tuple[Path, bool]:
-    """Where an output that the user named goes: links are followed, devices are kept.
-
-    Args:
-        path: As the user typed it.
-        name: The field of the library, for errors.
-        example: A path for the hint.
-
-    Returns:
-        The path at the end of all links, and whether a regular file is or will be there, which
-        can be replaced by another. If not, the output must be written into what is there.
-
-    Raises:
-        InvalidValueError: It is a folder, a terminal, a block device, a socket, or our own stdout.
-        OSError: The links form a loop, or the machine refuses to look at them.
-    """
-    try:
-        status = path.stat()
-    except FileNotFoundError:
-        status = None
-    if any(_is_planted(link) for link in links_on(path)):
-        raise invalid(name, path, "is another user's link, expected a file", f"--{name} {example}")
-    if status is None:
-        return Path(os.path.realpath(path)), True
-    if problem := _unfit(path, status):
-        raise invalid(name, path, problem, f"--{name} {example}")
-    is_regular = stat.S_ISREG(status.st_mode)
-    return Path(os.path.realpath(path)) if is_regular else path, is_regular
-
-
-def _unfit(path: Path, status: os.stat_result) -> str | None:
-    """The reason why nothing can be written into what has the name of an output."""
-    mode = status.st_mode
-    if stat.S_ISDIR(mode) or not path.name:
-        return "is a folder, expected a file"
-    if stat.S_ISBLK(mode) or stat.S_ISSOCK(mode):
-        return "is a disk or a socket, expected a file"
-    if stat.S_ISCHR(mode):
-        return "is a terminal, expected a file" if _is_terminal(path) else None
-    folder = Path(os.path.realpath(path)).parent
-    if stat.S_ISREG(mode) and (folder.name == CKPT or kind_of(folder) is not None):
-        return "is a file of a checkpoint, expected another file"
-    for number, stream in ((1, "stdout"), (2, "stderr")):
-        with suppress(OSError):  # it is closed
-            if os.path.samestat(status, os.fstat(number)):
-                return f"is {stream} of this command, expected another file"
-    return None
-
-
-def _is_planted(link: Path) -> bool:
-    """Whether a link belongs to another user, in a folder where everybody may put one."""
-    is_foreign = link.lstat().st_uid not in {0, os.geteuid()}
-    return is_foreign and bool(link.parent.stat().st_mode & stat.S_IWOTH)
-
-
-def _is_terminal(path: Path) -> bool:
-    handle = os.open(path, os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
-    try:
-        return os.isatty(handle)
-    finally:
-        os.close(handle)
-
-
-def replace_output(temporary: Path, place: Path) -> None:
-    """Give a finished file the name of an output; into a mounted file, copy it."""
-    try:
-        temporary.replace(place)
-    except OSError as error:
-        if error.errno != errno.EBUSY:  # a container mounts single files
-            raise
-        shutil.copyfile(temporary, place)
-        temporary.unlink()
 
 
 def fsync_folder(folder: int) -> None:

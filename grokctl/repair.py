@@ -16,6 +16,7 @@ from grokctl.integrity.backup import DAMAGED, begun_nbytes, forget, set_aside, u
 from grokctl.integrity.room import measure
 from grokctl.machine.disks import existing
 from grokctl.paths import CKPT, REPLACED, TORRENT, quoted
+from grokctl.transfer.exposure import refuse_exposed
 from grokctl.transfer.sources import FetchOptions
 from grokctl.verify import Verdict, raise_for, verify
 
@@ -114,6 +115,7 @@ def repair(
     bad = verdict.bad_pieces
     # files of others that a fetch began to take over: nobody said that they are damaged
     is_adopted = is_adopting(root) and not is_for_repair(root)
+    refuse_exposed(root, places.values(), ignore, force=options.force, is_repair=True)
     unlink_targets(root, metainfo, places, bad, observe=observe)
     under = REPLACED if is_adopted else DAMAGED
     backup = set_aside(root, metainfo, places, bad, under=under, observe=observe)

@@ -29,6 +29,10 @@ _UNREADABLE: Final = re.compile(r"(?i:[^aeiouy0-9._-]{5})|[A-Z]{2}|[a-z]{15}")
 _TOPIC: Final = re.compile(r"urn:[a-z0-9]{1,8}:[A-Za-z0-9]{0,80}")
 _TITLE: Final = re.compile(r"[\w.()+ -]{0,200}")
 
+_QUOTED: Final = re.compile(r"""(?<!\w)(?:"[^"]*"|'[^']*')""")
+"""A word in the quotes of a shell, and no apostrophe."""
+
+_BREAKS: Final = frozenset("\n\t")
 _KEPT: Final = frozenset("\n\t\u200c\u200d\u0600\u0601\u0602\u0603\u0604\u0605\u06dd\u070f\u08e2")
 """Controls and format characters of usual text: lines, joiners, and signs that Arabic draws."""
 
@@ -123,6 +127,32 @@ def harmless(text: str) -> str:
     The joiners of emojis and of Persian words stay, and so do the format characters that are seen.
     """
     return "".join(c for c in text if unicodedata.category(c) not in {"Cc", "Cf"} or c in _KEPT)
+
+
+def to_copy(text: str) -> str:
+    r"""A text with a command, such as a hint: each quoted name in it is seen, and right if pasted.
+
+    A quoted word with line breaks, or with characters that `harmless` would take out, gets the
+    quotes of bash and zsh that name them by their bytes: `rm $'a\342\200\256b'`.
+    """
+
+    def visible(match: re.Match[str]) -> str:
+        word = match[0]
+        is_shown = harmless(word) == word and not _BREAKS.intersection(word)
+        if is_shown or word.startswith('"'):
+            return word
+        return "$'" + "".join(map(_visible, word[1:-1])) + "'"
+
+    return harmless(_QUOTED.sub(visible, text))
+
+
+def _visible(character: str) -> str:
+    if character == "\\":
+        return "\\\\"
+    is_shown = harmless(character) and character not in _BREAKS
+    if is_shown and unicodedata.category(character) != "Cs":
+        return character
+    return "".join(f"\\{byte:03o}" for byte in character.encode(errors="surrogateescape"))
 
 
 def shown_url(url: str) -> str:

@@ -17,10 +17,12 @@ from typing import Final
 
 from grokctl.errors import ExitCode
 from grokctl.paths import quoted
+from grokctl.text import harmless, to_copy
 
 _HANDLER: Final = ctypes.CFUNCTYPE(None, ctypes.c_int)
-_mapped: Final[dict[int, tuple[Path, int]]] = {}
-"""Files that are mapped now, and their sizes when they were."""
+_mapped: Final[dict[int, tuple[Path, int, str, str]]] = {}
+"""Files that are mapped now, their sizes when they were, and how a terminal may show both them and
+the command that looks at them: it is too late to think of that when a signal has come."""
 _numbers: Final = count()
 
 
@@ -37,7 +39,8 @@ def map_to_read(handle: int, path: Path) -> mmap.mmap:
     """
     memory = mmap.mmap(handle, 0, access=mmap.ACCESS_READ)
     number = next(_numbers)
-    _mapped[number] = path, len(memory)
+    hint = to_copy(f"grokctl verify {quoted(path.parent)}")
+    _mapped[number] = path, len(memory), harmless(str(path)), hint
     weakref.finalize(memory, _mapped.pop, number, None)
     catch_bus_errors()
     return memory
@@ -45,14 +48,14 @@ def map_to_read(handle: int, path: Path) -> mmap.mmap:
 
 def _end(_signal: int) -> None:
     """Say which file is shorter than it was, and end the process."""
-    for path, nbytes in list(_mapped.values()):
+    for path, nbytes, shown, hint in list(_mapped.values()):
         try:
             size = path.stat().st_size
         except OSError:
             continue
         if size < nbytes:
-            message = f"{path}: expected {nbytes:,} bytes, found {size:,}: it was cut while in use"
-            _write(f"error: {message}\nhint: grokctl verify {quoted(path.parent)}\n")
+            message = f"{shown}: expected {nbytes:,} bytes, found {size:,}: it was cut while in use"
+            _write(f"error: {message}\nhint: {hint}\n")
             os._exit(ExitCode.CORRUPT)
     _write("error: this machine: bus error: memory or a disk fails\nhint: dmesg | tail\n")
     os._exit(ExitCode.HARDWARE)

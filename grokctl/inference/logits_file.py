@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from grokctl.os_errors import located
-from grokctl.paths import create_beside, find_output, replace_output
+from grokctl.outputs import create_output, find_output, replace_output
 from grokctl.system import optional
 
 Logits = NDArray[np.float32]
@@ -40,7 +40,7 @@ def logits_file(path: Path | None, shape: tuple[int, int]) -> Iterator[Logits | 
 @contextmanager
 def _mapped(place: Path, shape: tuple[int, int]) -> Iterator[Logits]:
     """Mapped to a new file, which gets its name at the end."""
-    handle, partial = create_beside(place)
+    handle, partial = create_output(place)
     try:
         try:
             with os.fdopen(handle, "r+b") as file:

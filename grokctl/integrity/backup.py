@@ -3,6 +3,7 @@
 import errno
 import os
 import shutil
+import stat
 import time
 from collections.abc import Collection, Mapping
 from contextlib import ExitStack, suppress
@@ -23,8 +24,11 @@ from grokctl.integrity.room import (
     refuse_full,
     targets_of,
 )
+from grokctl.linked_files import opened_linked
+from grokctl.marks import MARK, delete_in, delete_marked, put_mark
 from grokctl.os_errors import refusal
-from grokctl.own_files import copy_mode, names_in, open_below, refuse_foreign_links
+from grokctl.own_files import names_in, open_below, open_to_others, opened_folder, why_not_own
+from grokctl.ownership import can_be_written
 from grokctl.paths import PRIVATE, REPLACED, create_beside
 from grokctl.system import is_unsupported, optional
 from grokctl.text import format_bytes, format_number
@@ -120,25 +124,53 @@ def unlink_targets(
 
 def _copy_target(root: Path, path: Path, nbytes: int) -> None:
     """Replace a link by the first bytes of its target, which nobody else may read than before."""
-    refuse_foreign_links(path, root)
-    handle, temporary = create_beside(path, copy_mode(path, root))
-    try:
-        with os.fdopen(handle, "r+b") as target, path.open("rb") as source:
-            target.truncate(nbytes)
-            for low, high in data_of(source.fileno(), 0, nbytes):
-                _copy(source.fileno(), target.fileno(), low, min(high, nbytes))
-            os.fsync(target.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    with opened_linked(path, root) as source:
+        handle, temporary = create_beside(path, source.copy_mode)
+        try:
+            with os.fdopen(handle, "r+b") as target:
+                target.truncate(nbytes)
+                for low, high in data_of(source.handle, 0, nbytes):
+                    _copy(source.handle, target.fileno(), low, min(high, nbytes))
+                os.fsync(target.fileno())
+            temporary.replace(path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
 
 
 def forget(root: Path) -> None:
     """Delete the backups of this and earlier repairs: the release is proven."""
     with suppress(OSError), ExitStack() as stack:
         private = open_below(stack, root, (PRIVATE,))
-        shutil.rmtree(DAMAGED, dir_fd=private)
+        parent = open_below(stack, root, (PRIVATE, DAMAGED))
+        for name in names_in(parent):
+            _delete(stack, root, (PRIVATE, DAMAGED, name))
+        os.rmdir(DAMAGED, dir_fd=private)
+
+
+def _delete(stack: ExitStack, root: Path, place: tuple[str, ...]) -> None:
+    """Delete a backup; where others can rename folders of this user's to its name, if it is one.
+
+    Args:
+        stack: Closes the descriptors.
+        root: The release.
+        place: The names of the folders on the way, and its own.
+    """
+    name, parent, is_exposed = place[-1], -1, False
+    for depth in range(len(place)):
+        parent = open_below(stack, root, place[:depth])
+        status, path = os.fstat(parent), root.joinpath(*place[:depth])
+        is_exposed |= bool(why_not_own(status) or can_be_written(path, status))
+    if is_exposed:
+        with suppress(OSError):
+            delete_marked(name, parent, made_as=name.removesuffix(_BEGUN))
+        return
+    if not stat.S_ISDIR(os.stat(name, dir_fd=parent, follow_symlinks=False).st_mode):
+        os.unlink(name, dir_fd=parent)
+        return
+    with opened_folder(name, above=parent) as folder:
+        delete_in(folder, last=MARK)
+        os.rmdir(name, dir_fd=parent)
 
 
 def begun_nbytes(root: Path) -> int:
@@ -165,7 +197,7 @@ def _forget_begun(root: Path) -> None:
             parent = open_below(stack, root, (PRIVATE, under))
             for name in names_in(parent):
                 if name.endswith(_BEGUN):
-                    shutil.rmtree(name, dir_fd=parent)
+                    _delete(stack, root, (PRIVATE, under, name))
 
 
 def _keep(root: Path, originals: Collection[Original], under: str) -> Path:
@@ -173,13 +205,17 @@ def _keep(root: Path, originals: Collection[Original], under: str) -> Path:
         parent = open_below(stack, root, (PRIVATE, under), make=True)
         name = _new_name(parent)
         begun = f"{name}{_BEGUN}"
+        folder = stack.enter_context(opened_folder(begun, above=parent))
         try:
+            put_mark(folder, name)
             # copies first: nothing changes until the last of them is safe
             for original in originals:
                 if not original.is_moved:
                     _keep_one(root, (PRIVATE, under, begun), original)
         except BaseException:
-            shutil.rmtree(begun, dir_fd=parent, ignore_errors=True)
+            with suppress(OSError):
+                delete_in(folder, last=MARK)
+                os.rmdir(begun, dir_fd=parent)
             raise
         os.rename(begun, name, src_dir_fd=parent, dst_dir_fd=parent)
         with optional():
@@ -187,6 +223,9 @@ def _keep(root: Path, originals: Collection[Original], under: str) -> Path:
         for original in originals:
             if original.is_moved:
                 _keep_one(root, (PRIVATE, under, name), original)
+        if under != DAMAGED:  # it stays, for all who could read it before
+            os.unlink(MARK, dir_fd=folder)
+            open_to_others(folder)
     return root / PRIVATE / under / name
 
 
@@ -238,6 +277,6 @@ def _new_name(parent: int) -> str:
         if name in taken:
             continue
         with suppress(FileExistsError):
-            os.mkdir(f"{name}{_BEGUN}", 0o777, dir_fd=parent)
+            os.mkdir(f"{name}{_BEGUN}", 0o700, dir_fd=parent)
             return name
     raise FileExistsError(errno.EEXIST, "has too many folders", now)

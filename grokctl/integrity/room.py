@@ -13,8 +13,9 @@ from grokctl.checkpoint.file_sizes import regular_size
 from grokctl.checkpoint.torrent import Metainfo
 from grokctl.errors import DiskFullError, FetchError, GrokctlError
 from grokctl.integrity.damage import merged
+from grokctl.linked_files import opened_linked
 from grokctl.os_errors import is_absence, refusal
-from grokctl.own_files import open_below, refuse_foreign_links
+from grokctl.own_files import open_below
 from grokctl.paths import quoted
 from grokctl.text import format_apart
 
@@ -135,9 +136,8 @@ def has_links(root: Path, places: Iterable[str]) -> bool:
 
 def _copied(path: Path, root: Path, nbytes: int) -> tuple[tuple[int, int], ...]:
     """The data of the target of a link."""
-    refuse_foreign_links(path, root)
-    with path.open("rb") as source:
-        return tuple(data_of(source.fileno(), 0, nbytes))
+    with opened_linked(path, root) as source:
+        return tuple(data_of(source.handle, 0, nbytes))
 
 
 def _of_copy(

@@ -2,27 +2,28 @@
 
 import os
 import secrets
-import shutil
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from grokctl.events import Noted, Observer
+from grokctl.marks import MARK, is_marked, put_mark
 from grokctl.own_files import (
     ForeignFileError,
     create,
     names_in,
     open_own,
+    open_to_others,
     opened_folder,
     why_not_own,
 )
 from grokctl.ownership import can_be_written
+from grokctl.resharding.replaced import delete_files, is_begun
 from grokctl.system import optional
 
-JOURNAL: Final = "journal"
 _MODE: Final = 0o700
 """While it grows; once it is published, the umask decides."""
 
@@ -34,6 +35,8 @@ class PartialFolder:
     path: Path
     handle: int
     above: int
+    is_exposed: bool = False
+    """Whether other users can give its name, and those beside it, to something else."""
 
     @property
     def name(self) -> str:
@@ -44,7 +47,8 @@ class PartialFolder:
     def nbytes(self) -> int:
         """Bytes of its files."""
         with os.scandir(self.handle) as entries:
-            return sum(entry.stat(follow_symlinks=False).st_size for entry in entries)
+            files = [entry for entry in entries if entry.name != MARK]
+            return sum(entry.stat(follow_symlinks=False).st_size for entry in files)
 
     def open(self, name: str, flags: int = 0) -> int:
         """Open a file of this user's own in it, or create it.
@@ -81,17 +85,18 @@ class PartialFolder:
             raise ForeignFileError("was replaced by somebody while it was written", place)
 
     def delete(self) -> None:
-        """Delete it and all that is in it."""
-        self.require_name(self.name)
-        shutil.rmtree(self.name, dir_fd=self.above)
+        """Delete its files, whatever has its name by now; and the folder, if that is empty then."""
+        names = names_in(self.handle)
+        delete_files(self.handle, (name for name in names if name != MARK))
+        if set(names_in(self.handle)) <= {MARK}:
+            delete_files(self.handle, [MARK])
+            with suppress(OSError):  # of something else, or not empty any more
+                self.require_name(self.name)
+                os.rmdir(self.name, dir_fd=self.above)
 
     def open_to_others(self) -> None:
         """Give it the mode that the umask leaves to a new folder."""
-        umask = os.umask(0o077)
-        os.umask(umask)
-        inherited = os.fstat(self.handle).st_mode & stat.S_ISGID
-        with optional():
-            os.fchmod(self.handle, 0o777 & ~umask | inherited)
+        open_to_others(self.handle)
 
 
 @contextmanager
@@ -99,7 +104,8 @@ def opened_partial(path: Path, observe: Observer) -> Iterator[PartialFolder]:
     """Open the partial folder of an earlier run, or make one.
 
     One that others could have made or changed is not continued: its bytes would be published as
-    this user's. Then another one is made, with a name that nobody can guess.
+    this user's. Nor is one without the mark of grokctl: others can rename what is this user's own.
+    Then another one is made, with a name that nobody can guess.
 
     Args:
         path: The usual name.
@@ -111,42 +117,77 @@ def opened_partial(path: Path, observe: Observer) -> Iterator[PartialFolder]:
     with suppress(FileExistsError):  # a file: it cannot be opened as a folder
         path.parent.mkdir(parents=True, exist_ok=True)
     with opened_folder(path.parent) as above:
-        for place in _candidates(path, above):
-            if not _is_usable(place, above, observe):
-                continue
-            with opened_folder(place.name, above=above) as handle:
-                problem = _problem(os.fstat(handle), place)  # of what was opened
-                if problem is not None:
-                    raise ForeignFileError(problem, place)
+        is_exposed = _is_exposed(path.parent, above)
+        for place in _candidates(path, above, is_exposed=is_exposed):
+            with ExitStack() as stack:
+                handle = _opened(stack, place, above, observe)
+                if handle is None:
+                    continue
                 with optional():
                     os.fchmod(handle, os.fstat(handle).st_mode & ~0o077)
-                yield PartialFolder(place, handle, above)
+                yield PartialFolder(place, handle, above, is_exposed)
                 return
 
 
-def _candidates(path: Path, above: int) -> Iterator[Path]:
-    """The usual name, those of earlier runs that could not use it, and new ones without end."""
+def _is_exposed(parent: Path, above: int) -> bool:
+    """Whether others can rename what is in a folder: it is theirs, or open and not sticky."""
+    status = os.fstat(above)
+    if status.st_uid not in {0, os.geteuid()}:
+        return True
+    return not status.st_mode & stat.S_ISVTX and can_be_written(parent, status) is not None
+
+
+def _candidates(path: Path, above: int, *, is_exposed: bool) -> Iterator[Path]:
+    """The usual name, those of earlier runs that could not use it, and new ones without end.
+
+    Where others could have given the usual name to a folder of this user's, a new one has another.
+    """
     stem = path.name.removesuffix(".partial")
-    yield path
-    for name in names_in(above):
+    names = names_in(above)
+    if path.name in names or not is_exposed:
+        yield path
+    for name in names:
         if name.startswith(f"{stem}.") and name.endswith(".partial") and name != path.name:
             yield path.with_name(name)
     while True:
         yield path.with_name(f"{stem}.{secrets.token_hex(8)}.partial")
 
 
-def _is_usable(place: Path, above: int, observe: Observer) -> bool:
-    """Whether a name is a folder of this user's own; a new folder is made if there is none."""
+def _opened(stack: ExitStack, place: Path, above: int, observe: Observer) -> int | None:
+    """Open a partial folder, or make it; None if it is not this user's and grokctl's work.
+
+    Raises:
+        ForeignFileError: One that was just made is not.
+    """
+    handle, is_new = None, False
     with suppress(FileExistsError):
         os.mkdir(place.name, _MODE, dir_fd=above)
-        return True
+        is_new = True
     problem = _problem(os.stat(place.name, dir_fd=above, follow_symlinks=False), place)
+    if problem is None:
+        handle = stack.enter_context(opened_folder(place.name, above=above))
+        problem = _problem(os.fstat(handle), place) or _unmarked(handle, place.name)
+    if problem is not None and is_new:  # so would be the next
+        raise ForeignFileError(problem, place)
     if problem is not None:
         observe(Noted(message=f"{place}: {problem}, so it is not continued"))
-    return problem is None
+        return None
+    return handle
 
 
 def _problem(status: os.stat_result, place: Path) -> str | None:
     if not stat.S_ISDIR(status.st_mode):
         return "is no folder"
     return why_not_own(status) or can_be_written(place, status)
+
+
+def _unmarked(handle: int, name: str) -> str | None:
+    """Words for a folder that grokctl may not have made; one that it has made gets its mark."""
+    if is_marked(handle, name):
+        return None
+    names = names_in(handle)
+    if names and not is_begun(names):
+        return "has files, and no mark of grokctl"
+    with suppress(FileExistsError):  # of another run, at this moment
+        put_mark(handle, name)
+    return None

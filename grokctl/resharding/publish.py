@@ -6,7 +6,7 @@ import os
 import secrets
 import stat
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
@@ -20,9 +20,11 @@ from grokctl.checkpoint.sums import doubt_of
 from grokctl.errors import Damage, DiskFullError, Reason, UsageError, corrupt
 from grokctl.events import Noted, Observer
 from grokctl.integrity.ready_content import altered
+from grokctl.linked_files import read_linked, refuse_foreign_links
 from grokctl.machine.disks import largest_file
+from grokctl.marks import MARK
 from grokctl.os_errors import refusal
-from grokctl.own_files import links_on, names_in, read_linked, refuse_foreign_links, why_not_own
+from grokctl.own_files import ForeignFileError, links_on, names_in, opened_folder, why_not_own
 from grokctl.paths import (
     CKPT,
     LARGEST_TOKENIZER,
@@ -32,9 +34,15 @@ from grokctl.paths import (
     kind_of,
     quoted,
 )
-from grokctl.resharding.partial import JOURNAL, PartialFolder
+from grokctl.resharding.partial import PartialFolder
 from grokctl.resharding.plan import ReshardPlan
-from grokctl.resharding.replaced import delete_checkpoint, delete_files, foreign_in, is_own_name
+from grokctl.resharding.replaced import (
+    JOURNAL,
+    delete_checkpoint,
+    delete_files,
+    foreign_in,
+    is_own_name,
+)
 from grokctl.text import format_apart
 
 _SYSTEM_FOLDERS: Final = frozenset({"lost+found"})
@@ -325,12 +333,13 @@ def write_rest(
 def take_back(partial: PartialFolder, out: Path) -> None:
     """Continue after a kill during `publish` into a folder: its files are still of this run.
 
-    What another user may have put there stays, and is replaced at the end.
+    What another user may have put there stays, and is replaced at the end; where others can rename
+    files of this user's to our names, nothing is taken.
     """
     if not _is_partial(partial.name) or (out / MANIFEST).exists() or not is_filled(out):
         return
     there = names_in(partial.handle)
-    for name in names_in(partial.above):
+    for name in [] if partial.is_exposed else names_in(partial.above):
         if not is_own_name(name) or name in there:
             continue
         status = os.stat(name, dir_fd=partial.above, follow_symlinks=False)
@@ -339,14 +348,25 @@ def take_back(partial: PartialFolder, out: Path) -> None:
 
 
 def _fill(partial: PartialFolder) -> None:
-    """Move the files into an existing folder; the manifest, last, makes it a checkpoint."""
+    """Move the files into an existing folder; the manifest, last, makes it a checkpoint.
+
+    Raises:
+        ForeignFileError: Others can have renamed a file of this user's to the name of one.
+    """
+    names = sorted(names_in(partial.handle), key=lambda name: name == MANIFEST)
+    if partial.is_exposed and (taken := set(filter(is_own_name, names_in(partial.above)))):
+        place = partial.path.with_name(min(taken))
+        raise ForeignFileError("is there already, in a folder that others can write to", place)
     delete_files(partial.above, [MANIFEST])
     delete_files(partial.above, names_in(partial.above))
     delete_files(partial.handle, [JOURNAL])
-    for name in sorted(names_in(partial.handle), key=lambda name: name == MANIFEST):
+    for name in names:
+        if name in {JOURNAL, MARK}:
+            continue
         if name == MANIFEST:
             fsync_folder(partial.above)
         os.rename(name, name, src_dir_fd=partial.handle, dst_dir_fd=partial.above)
+    delete_files(partial.handle, [MARK])  # last: a run that continues deletes the folder
     os.rmdir(partial.name, dir_fd=partial.above)
     fsync_folder(partial.above)
 
@@ -369,17 +389,22 @@ def publish(partial: PartialFolder, out: Path, observe: Observer) -> None:
         _fill(partial)
         return
     replaced = partial.path.with_suffix(".replaced").name
-    delete_checkpoint(replaced, partial.above)
-    if _exists(replaced, partial.above):  # it holds more than a checkpoint
+    if not partial.is_exposed:  # elsewhere, others can have given its name to another checkpoint
+        delete_checkpoint(replaced, partial.above)
+    if partial.is_exposed or _exists(replaced, partial.above):  # it holds more than a checkpoint
         replaced = f"{replaced.removesuffix('.replaced')}.{secrets.token_hex(8)}.replaced"
-    if _exists(out.name, partial.above):
-        os.rename(out.name, replaced, src_dir_fd=partial.above, dst_dir_fd=partial.above)
-    os.rename(partial.name, out.name, src_dir_fd=partial.above, dst_dir_fd=partial.above)
-    partial.require_name(out.name)
-    partial.open_to_others()
-    fsync_folder(partial.above)
-    delete_files(partial.handle, [JOURNAL])
-    delete_checkpoint(replaced, partial.above)
+    with ExitStack() as stack:
+        old = None
+        if _exists(out.name, partial.above):
+            old = stack.enter_context(opened_folder(out.name, above=partial.above))
+            os.rename(out.name, replaced, src_dir_fd=partial.above, dst_dir_fd=partial.above)
+        os.rename(partial.name, out.name, src_dir_fd=partial.above, dst_dir_fd=partial.above)
+        partial.require_name(out.name)
+        partial.open_to_others()
+        fsync_folder(partial.above)
+        delete_files(partial.handle, [JOURNAL, MARK])
+        if old is not None:
+            delete_checkpoint(replaced, partial.above, opened=old)
     if _exists(replaced, partial.above):
         place = partial.path.with_name(replaced)
         observe(Noted(message=f"{place}: contains files that grokctl did not write, and stays"))

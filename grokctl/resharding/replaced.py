@@ -9,14 +9,16 @@ from typing import Final
 
 from grokctl.checkpoint.frames import SUFFIX
 from grokctl.checkpoint.ready import SUMS
+from grokctl.marks import MARK
 from grokctl.own_files import names_in, opened_folder
 from grokctl.paths import MANIFEST, PRIVATE, TOKENIZER
-from grokctl.resharding.partial import JOURNAL
 
-_OWN: Final = re.compile(
-    rf"device-\d\d-of-\d\d\.safetensors({re.escape(SUFFIX)})?|"
-    + "|".join(map(re.escape, (MANIFEST, SUMS, TOKENIZER, JOURNAL, PRIVATE)))
-)
+JOURNAL: Final = "journal"
+"""The tensors that are written, in a partial folder."""
+_DEVICE: Final = rf"device-\d\d-of-\d\d\.safetensors({re.escape(SUFFIX)})?"
+_BEGUN: Final = re.compile("|".join([_DEVICE, *map(re.escape, (SUMS, TOKENIZER, JOURNAL))]))
+"""Files of a checkpoint that is not complete."""
+_OWN: Final = re.compile("|".join([_BEGUN.pattern, *map(re.escape, (MANIFEST, MARK, PRIVATE))]))
 _RECORD: Final = re.compile(r"\.?[a-z]+\.json(\.[0-9a-f]{8})?|lock|resume(\.begun)?")
 """Files in the private folder, and how they are called while they are written."""
 
@@ -24,6 +26,13 @@ _RECORD: Final = re.compile(r"\.?[a-z]+\.json(\.[0-9a-f]{8})?|lock|resume(\.begu
 def is_own_name(name: str) -> bool:
     """Whether a ready checkpoint has a file of this name, or its private folder."""
     return _OWN.fullmatch(name) is not None
+
+
+def is_begun(names: Iterable[str]) -> bool:
+    """Whether a folder with these names, and no mark, is a partial one of an earlier version."""
+    found = set(names)
+    has_device = any(re.fullmatch(_DEVICE, name) for name in found)
+    return JOURNAL in found and has_device and all(map(_BEGUN.fullmatch, found))
 
 
 def foreign_in(path: Path) -> str | None:
@@ -46,16 +55,18 @@ def _is_record(path: Path) -> bool:
     return _RECORD.fullmatch(path.name) is not None and (path.is_symlink() or not path.is_dir())
 
 
-def delete_checkpoint(name: str, above: int) -> None:
+def delete_checkpoint(name: str, above: int, *, opened: int | None = None) -> None:
     """Delete the files of a ready checkpoint, and its folder if that holds nothing else.
 
     Args:
         name: Of the folder; a link is not followed.
         above: Descriptor of the folder that contains it.
+        opened: Its own descriptor; nothing else that has its name by now is touched.
     """
     with suppress(OSError), opened_folder(name, above=above) as handle:
-        delete_files(handle, names_in(handle))
-        os.rmdir(name, dir_fd=above)
+        if opened is None or os.path.samestat(os.fstat(opened), os.fstat(handle)):
+            delete_files(handle, names_in(handle))
+            os.rmdir(name, dir_fd=above)
 
 
 def delete_files(folder: int, names: Iterable[str]) -> None:

@@ -27,7 +27,8 @@ from grokctl.checkpoint.tensor_source import (
 )
 from grokctl.events import Advanced, Observer, Stage
 from grokctl.resharding.convert import Squares
-from grokctl.resharding.partial import JOURNAL, PartialFolder
+from grokctl.resharding.partial import PartialFolder
+from grokctl.resharding.replaced import JOURNAL
 from grokctl.system import optional, usable_cores
 
 _BUFFER: Final = 4 * 2**20

@@ -25,7 +25,7 @@ from grokctl.events import Event, Noted, Observer, ignore, throttled
 from grokctl.screen.known_places import KnownPlaces
 from grokctl.screen.progress import Bars, Lines
 from grokctl.screen.terminal import is_terminal, moves_cursor, to_stdout
-from grokctl.text import harmless, to_json
+from grokctl.text import harmless, to_copy, to_json
 
 Facts = Sequence[tuple[str, str]]
 """Names and values: the rows of a table with two columns."""
@@ -101,7 +101,7 @@ def _rows(facts: Facts, *, indent: int = 0) -> Iterator[tuple[RenderableType, bo
     """Names and values, and whether a value is to be copied: such a line is never wrapped."""
     width = max((cell_len(harmless(name)) for name, _ in facts), default=0)
     for name, value in facts:
-        label, text = Text(_line(name), style="dim"), harmless(value)
+        label, text = Text(_line(name), style="dim"), to_copy(value)
         if " " not in text or text.startswith(_COMMAND):
             label.pad_right(width - label.cell_len)
             yield Text.assemble(" " * indent, label, "  ", text), True
@@ -187,7 +187,7 @@ class Console:
         if self.as_json:
             self._json_line(Noted(message=message))
         else:
-            text = Text(harmless(self._prefix + self.places.named(message)))
+            text = Text(to_copy(self._prefix + self.places.named(message)))
             self.err.print(text, soft_wrap=True)  # it may end with a command to copy
 
     def note_fitting(self, forms: Sequence[str]) -> None:
@@ -210,7 +210,8 @@ class Console:
                 self.emit({**values, "exit_code": error.exit_code})
         for name, style, text in (("error", "bold red", message), ("hint", "bold", hint)):
             if text:
-                line = Text.assemble((f"{name}: ", style), harmless(text).replace("\n", " "))
+                shown = to_copy(text) if name == "hint" else harmless(text)
+                line = Text.assemble((f"{name}: ", style), shown.replace("\n", " "))
                 self.err.print(line, soft_wrap=True)
 
     def table(

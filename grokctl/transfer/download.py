@@ -1,10 +1,11 @@
 """A download in progress: resume data, background syncs, progress and stalls."""
 
+import math
 import os
 import shlex
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
@@ -42,6 +43,8 @@ _BUSY_TICK_S: Final = 0.05
 """With mirrors, whose idle workers wait for the next tick."""
 _SCAN_EVERY_S: Final = 0.5
 _SAVE_EVERY_S: Final = 30.0
+_WATCH_EVERY_S: Final = 1.0
+"""Between looks at the folders; files are looked at when progress is saved."""
 _LISTEN_WITHIN_S: Final = 5.0
 SAVE_WITHIN_S: Final = 3.0
 """Seconds that resume data may take at the end."""
@@ -64,6 +67,8 @@ class Download:
     swarm: Swarm
     mirrors: Mirrors | None
     observe: Observer
+    watch: Callable[..., None]
+    """Of `PlacedFiles`: raises where others lead libtorrent elsewhere."""
     counts_rest: bool = False
     """Report the missing bytes alone as progress, as a repair does."""
     _base: int = 0
@@ -81,7 +86,7 @@ class Download:
         Raises:
             StalledError: Nothing arrived for `stall_timeout_s`.
             DiskFullError: The disk is full.
-            FetchError: A file could not be written for another reason.
+            FetchError: A file could not be written for another reason, or was replaced.
         """
         while (now := self._poll()).is_checking:
             pass
@@ -94,6 +99,7 @@ class Download:
         total, done = self.selection.nbytes - self._base, now.done - self._base
         self.observe(Started(stage=Stage.FETCH, total=total, done=done))
         self._arrived_at = saved_at = time.monotonic()
+        watched_at = -math.inf
         arrived = self._arrived(now)
         while not now.has_wanted:
             if scheduler is not None:
@@ -106,8 +112,12 @@ class Download:
             elif self._is_stalled(clock) and not now.has_wanted:
                 raise stalled("payload", self.request, self.swarm, now, self._states)
             writeback.advance(self._arrived(now))
+            if clock - watched_at > _WATCH_EVERY_S:
+                watched_at = clock
+                self.watch()
             if clock - saved_at > _SAVE_EVERY_S:
                 saved_at = clock
+                self.watch(files=True)
                 self.swarm.request_resume_data()
             self._save(self.swarm.take_resume_data())
         self.swarm.flush()

@@ -1,37 +1,39 @@
 """The files that libtorrent writes: made before it opens them, and looked at again at the end.
 
 libtorrent follows links, and looks for none. A file that this user has created, in a folder that
-nobody else can write to, stays the one that libtorrent opens; elsewhere, others can replace it.
+nobody else can write to, stays the one that libtorrent opens; elsewhere, others can replace it,
+and the fetch ends as soon as that is seen.
 """
 
 import os
+import re
 import stat
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
+from typing import Final
 
 from grokctl.errors import FetchError
-from grokctl.events import Noted, Observer
 from grokctl.integrity.pieces import check_pieces
 from grokctl.os_errors import refusal
-from grokctl.own_files import create, open_below
-from grokctl.ownership import why_exposed
-from grokctl.paths import quoted
+from grokctl.own_files import create, names_in, open_below
+from grokctl.paths import PRIVATE, quoted
 from grokctl.transfer.destination import FileSelection
 
-_Identity = tuple[int, int]
-"""Device and inode."""
+_PARTS: Final = re.compile(r"\..*\.parts")
+_Identity = tuple[int, int, int]
+"""Device, inode, and the type: a link can get the inode of a file that was deleted."""
 
 
 class PlacedFiles:
     """The wanted files of a download, each of them there."""
 
-    def __init__(self, root: Path, selection: FileSelection, observe: Observer) -> None:
+    def __init__(self, root: Path, selection: FileSelection) -> None:
         """Create the files that are missing.
 
         Args:
             root: The release.
             selection: The files to download.
-            observe: Receives a note if others can replace the files.
 
         Raises:
             FetchError: A name leads elsewhere, or a file cannot be created.
@@ -47,16 +49,24 @@ class PlacedFiles:
         """Whether bytes may have gone elsewhere."""
         self._made: list[Path] = []
         """Files and folders, in the order in which they were made."""
-        problem = why_exposed(root)
-        if problem is not None:
-            message = "other users can replace what is fetched, while it arrives and afterwards"
-            observe(Noted(message=f"{problem}: {message}"))
+        self._open = ExitStack()
+        self._folders: dict[str, int] = {}
+        """Folders that libtorrent writes to, below the release, and their descriptors."""
         try:
             for place in self._files:
                 self._create(place)
             self._identities = {place: self._identity(place) for place in self._files}
+            with ExitStack() as stack:
+                for folder in sorted({PRIVATE, *_folders_of(self._files)}):
+                    names = Path(folder).parts
+                    self._folders[folder] = open_below(stack, root, names, make=True)
+                self._open = stack.pop_all()
         except OSError as error:
             raise refusal(error, root, kind=FetchError) from error
+
+    def close(self) -> None:
+        """Close the folders."""
+        self._open.close()
 
     def check(self) -> None:
         """Look again: the bytes of a complete download are in its files.
@@ -73,7 +83,52 @@ class PlacedFiles:
             if size < file.length:
                 raise self._failure(place, f"expected {file.length:,} bytes, found {size:,}")
         self._identities = {place: self._identity(place) for place in self._files}
+        self.watch()
         self.is_doubtful = False
+
+    def watch(self, *, files: bool = False) -> None:
+        """Look whether libtorrent still writes where the download began.
+
+        Args:
+            files: Whether to look at every file, too; one that became another file of one name is
+                left to `check`.
+
+        Raises:
+            FetchError: A folder or a file was replaced, or a part file leads elsewhere.
+        """
+        was, self.is_doubtful = self.is_doubtful, True
+        for folder, handle in self._folders.items():
+            if not self._is_same(folder, handle):
+                raise self._failure(folder, "was replaced while it was fetched")
+        for place in [*self._parts(), *(self.replaced() if files else [])]:
+            if not self._is_plain(place):
+                raise self._failure(place, "was replaced while it was fetched")
+        self.is_doubtful = was
+
+    def _is_same(self, folder: str, handle: int) -> bool:
+        """Whether the way to a folder still ends at the one that was opened."""
+        try:
+            with ExitStack() as stack:
+                now = open_below(stack, self._root, Path(folder).parts)
+                return os.path.samestat(os.fstat(now), os.fstat(handle))
+        except OSError:
+            return False
+
+    def _parts(self) -> list[str]:
+        """Files in which libtorrent keeps pieces of unwanted files."""
+        with suppress(OSError):  # a folder that may not be listed
+            names = names_in(self._folders[PRIVATE])
+            return [f"{PRIVATE}/{name}" for name in names if _PARTS.fullmatch(name)]
+        return []
+
+    def _is_plain(self, place: str) -> bool:
+        """Whether a place has a regular file without a second name, or nothing."""
+        folder, _, name = place.rpartition("/")
+        try:
+            status = os.stat(name, dir_fd=self._folders[folder], follow_symlinks=False)
+        except FileNotFoundError:
+            return True
+        return stat.S_ISREG(status.st_mode) and status.st_nlink == 1
 
     def replaced(self) -> list[str]:
         """The files that are not those of the beginning any more."""
@@ -106,7 +161,7 @@ class PlacedFiles:
         with ExitStack() as stack:
             above = open_below(stack, self._root, tuple(folders))
             status = os.stat(name, dir_fd=above, follow_symlinks=False)
-        return status.st_dev, status.st_ino
+        return status.st_dev, status.st_ino, stat.S_IFMT(status.st_mode)
 
     def _now(self, place: str) -> _Identity | None:
         try:
@@ -127,3 +182,11 @@ class PlacedFiles:
         path = self._root / place
         hint = f"ls -ld {quoted(path.parent)}  # who can write there?"
         return FetchError(f"{path}: {problem}", hint)
+
+
+def _folders_of(places: Iterable[str]) -> Iterator[str]:
+    """The folders on the way to files, below the release; it is empty for the release itself."""
+    yield ""
+    for place in places:
+        for folder in Path(place).parents[:-1]:
+            yield folder.as_posix()

@@ -2,6 +2,8 @@
 
 import json
 import math
+import shlex
+import subprocess
 from dataclasses import asdict
 
 import pytest
@@ -21,6 +23,7 @@ from grokctl.text import (
     harmless,
     has_secret,
     shown_url,
+    to_copy,
     to_json,
 )
 from grokctl.transfer.swarm import rate_limit
@@ -200,3 +203,31 @@ def test_no_password_is_shown_whatever_is_in_it(password, user):
     secret = f"<{password}>"
 
     assert secret not in shown_url(f"http://{user.replace('/', '')}:{secret}@proxy:1/x")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "a\u202eb",
+        "it's\u2066 a 'name'",
+        "a\nb\tc",
+        "back\\slash\x1b[2J",
+        "\U000e0041 tag",
+        "\x9b31m",
+    ],
+)
+def test_a_command_names_the_file_with_invisible_characters_when_it_is_pasted(name):
+    shown = to_copy(f"other's: to delete it: rm -r {shlex.quote(name)}  # it's gone then")
+
+    assert harmless(shown) == shown
+    assert "\n" not in shown
+    command = shown.partition("rm -r ")[2].partition("  #")[0]
+    script = ["bash", "-c", f"printf %s {command}"]
+    assert subprocess.run(script, capture_output=True, check=True).stdout == name.encode()
+
+
+@pytest.mark.parametrize(
+    "text", ["rm -r 'a b'", "it's a file of somebody's", "rm -r plain", 'say "it\'s"', "'\u200d'"]
+)
+def test_a_command_without_invisible_characters_stays_as_it_is(text):
+    assert to_copy(text) == text

@@ -32,18 +32,26 @@ print("read")
 """
 
 
-@pytest.mark.parametrize("reader", READERS)
-def test_a_cut_file_is_named(tmp_path, reader):
+@pytest.mark.parametrize(
+    ("reader", "name", "shown", "pasted"),
+    [
+        ("python", "a\u202eb\x1b[2Jc", "ab[2Jc", r"$'{}/a\342\200\256b\033[2Jc'"),
+        ("numpy", "plain", "plain", "{}/plain"),
+        ("a-thread-without-the-interpreter", "it's", "it's", """'{}/it'"'"'s'"""),
+    ],
+)
+def test_a_cut_file_is_named(tmp_path, reader, name, shown, pasted):
     script = SCRIPT.format(reader=READERS[reader])
+    (tmp_path / name).mkdir()
 
     done = subprocess.run(
-        [sys.executable, "-c", script, tmp_path, "5000"],
+        [sys.executable, "-c", script, tmp_path / name, "5000"],
         capture_output=True, text=True, check=False, timeout=60,
     )  # fmt: skip
 
-    expected = f"error: {tmp_path}/device 0: expected 1,000,000 bytes, found 5,000"
+    expected = f"error: {tmp_path}/{shown}/device 0: expected 1,000,000 bytes, found 5,000"
     assert done.stderr.startswith(expected)
-    assert done.stderr.endswith(f"hint: grokctl verify {tmp_path}\n")
+    assert done.stderr.endswith(f"hint: grokctl verify {pasted.format(tmp_path)}\n")
     assert (done.returncode, done.stdout) == (20, "")
 
 

@@ -10,7 +10,7 @@ from cuts import contents, cut, interrupt_at, kept_by, partial_of
 from places import TWO_LAYERS
 
 from grokctl.checkpoint.release import open_release
-from grokctl.errors import UsageError
+from grokctl.errors import CorruptCheckpointError, UsageError
 from grokctl.events import Finished, Noted, Stage
 from grokctl.model.placement import MeshShape
 
@@ -167,6 +167,158 @@ def test_a_folder_that_is_swapped_meanwhile_is_not_published(release, tmp_path):
         cut(release, MESH, out, observe=swap)
 
     assert not out.exists()
+
+
+# --- another folder of this user's, renamed to the name of a partial one
+
+
+def thesis_in(folder: Path, *names: str) -> Path:
+    """A private folder of this user's with work in it."""
+    path = folder / "thesis"
+    (path / "sub").mkdir(parents=True, mode=0o700)
+    path.chmod(0o700)
+    for name in ("chapter1", "sub/notes", *names):
+        (path / name).write_text("years")
+    if names == ("journal",):
+        shutil.rmtree(path / "sub")
+        (path / "chapter1").unlink()
+    return path
+
+
+@pytest.mark.parametrize(
+    "names", [(), ("journal",), ("journal", FIRST), ("tokenizer.model", "SHA256SUMS")]
+)
+@pytest.mark.parametrize("mode", [0o777, 0o755])
+def test_a_folder_without_a_mark_is_neither_continued_nor_opened_nor_deleted(
+    two_layers, tmp_path, names, mode
+):
+    shared, source, events = tmp_path / "shared", open_release(two_layers), []
+    shared.mkdir()
+    with pytest.raises(KeyboardInterrupt):
+        cut(source, MESH, shared / "out", observe=interrupt_at(2))
+    usual = partial_of(shared / "out")
+    shutil.rmtree(usual)
+    thesis_in(shared, *names).rename(usual)
+    shared.chmod(mode)
+    before = tree(usual)
+
+    def alter(event):
+        events.append(event)
+        if event == Finished(stage=Stage.RESHARD):  # the reshard deletes what it has written
+            path = next((two_layers / "ckpt-0").iterdir())
+            path.write_bytes(path.read_bytes())
+
+    with pytest.raises(CorruptCheckpointError):
+        cut(source, MESH, shared / "out", observe=alter)
+    cut(open_release(two_layers), MESH, shared / "out")
+
+    assert tree(usual) == before
+    assert mode_of(usual) == 0o700
+    assert [path.name for path in shared.iterdir() if path.name != "out"] == [usual.name]
+    notes = [event.message for event in events if isinstance(event, Noted)]
+    assert any("no mark of grokctl, so it is not continued" in note for note in notes)
+
+
+def test_a_partial_folder_with_the_mark_of_another_is_not_continued(release, out, whole):
+    partial, events = partial_of(out), []
+    partial.rename(out.parent / "aside")
+    shutil.copytree(out.parent / "aside", partial)
+
+    cut(release, MESH, out, observe=events.append)
+
+    assert kept_by(events) == 0
+    assert contents(out) == whole
+    assert (partial / "journal").exists()
+
+
+@pytest.mark.parametrize("more", [None, "SHA256SUMS", "notes"])
+def test_a_partial_folder_of_an_earlier_version_is_continued_if_all_in_it_is_of_one(
+    release, out, whole, more
+):
+    partial, events = partial_of(out), []
+    (partial / ".made-by-grokctl").unlink()
+    if more is not None:
+        (partial / more).touch()
+
+    cut(release, MESH, out, observe=events.append)
+
+    assert (kept_by(events) > 0) == (more != "notes")
+    assert contents(out) == whole
+
+
+@pytest.mark.parametrize("mode", [0o777, 0o2775, 0o1777, 0o755])
+def test_the_name_cannot_be_guessed_where_others_could_give_it_away(release, tmp_path, whole, mode):
+    if os.geteuid():
+        pytest.skip("only root can be two users")
+    shared, events = tmp_path / "shared", []
+    shared.mkdir()
+    os.chown(shared, -1, OTHER)
+    shared.chmod(mode)
+    with pytest.raises(KeyboardInterrupt):
+        cut(release, MESH, shared / "out", observe=interrupt_at(40))
+    name = partial_of(shared / "out").name
+
+    cut(release, MESH, shared / "out", observe=events.append)
+
+    assert (len(name.split(".")) == len(["", "out", "0123", "partial"]) + 1) == (
+        mode in {0o777, 0o2775}
+    )
+    assert kept_by(events) > 0
+    assert contents(shared / "out") == whole
+    assert [path.name for path in shared.iterdir()] == ["out"]
+
+
+def test_notes_of_the_user_in_a_partial_folder_stay_when_it_is_deleted(two_layers, tmp_path):
+    source, out = open_release(two_layers), tmp_path / "out"
+
+    def alter(event):
+        if event == Finished(stage=Stage.RESHARD):
+            (partial_of(out) / "notes").write_text("mine")
+            (partial_of(out) / "tokenizer.model").mkdir()
+            path = next((two_layers / "ckpt-0").iterdir())
+            path.write_bytes(path.read_bytes())
+
+    with pytest.raises((CorruptCheckpointError, UsageError)):
+        cut(source, MESH, out, observe=alter)
+
+    assert (partial_of(out) / "notes").read_text() == "mine"
+
+
+@pytest.mark.parametrize("name", [FIRST, "tokenizer.model"])
+def test_nothing_with_our_names_is_taken_or_replaced_in_a_shared_folder(release, tmp_path, name):
+    out = tmp_path / "out"
+    out.mkdir()
+    out.chmod(0o777)
+    with pytest.raises(KeyboardInterrupt):
+        cut(release, MESH, out, observe=interrupt_at(40))
+    (out / name).write_text("years")  # of this user, renamed by another
+
+    with pytest.raises(UsageError, match="is there already"):
+        cut(release, MESH, out)
+
+    assert (out / name).read_text() == "years"
+
+
+@pytest.mark.parametrize("is_forced", [False, True])
+def test_another_checkpoint_with_the_name_of_a_replaced_one_stays(
+    release, whole, tmp_path, is_forced
+):
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    with pytest.raises(KeyboardInterrupt):
+        cut(release, MESH, shared / "out", observe=interrupt_at(2))
+    replaced = partial_of(shared / "out").with_suffix(".replaced")
+    shutil.rmtree(partial_of(shared / "out"))
+    other = cut(release, MESH, tmp_path / "other").root
+    if is_forced:
+        cut(release, MESH, shared / "out")
+    other.rename(replaced)
+    shared.chmod(0o777)
+
+    cut(release, MESH, shared / "out", force=is_forced)
+
+    assert contents(replaced) == contents(shared / "out") == whole
+    assert sorted(path.name for path in shared.iterdir()) == sorted([replaced.name, "out"])
 
 
 # --- modes

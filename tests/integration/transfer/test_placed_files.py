@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -11,11 +12,12 @@ from grokctl.checkpoint.torrent import build_metainfo, parse_metainfo
 from grokctl.checkpoint.unfinished import read_unfinished
 from grokctl.errors import FetchError, StalledError
 from grokctl.events import Finished, Noted, Stage, Started
-from grokctl.fetch import fetch, seeding
+from grokctl.fetch import fetch, plan_fetch, seeding
 from grokctl.repair import repair
 from grokctl.verify import verify
 
 TENSOR = "ckpt-0/tensor00003_000"
+OTHER = 54_321
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can be two users")
 
 
@@ -125,17 +127,148 @@ def test_files_are_there_before_libtorrent_opens_them_and_gone_if_nothing_arrive
     assert sorted(path.name for path in root.iterdir()) == [".grokctl", "release.torrent"]
 
 
-@pytest.mark.parametrize("mode", [0o777, 0o1777, 0o700])
-def test_a_folder_that_others_can_write_to_is_named_once(swarm, tmp_path, mode):
-    root, events = tmp_path / "got", []
-    root.mkdir()
-    root.chmod(mode)
+@pytest.fixture(scope="module")
+def fetched(swarm, tmp_path_factory):
+    root = tmp_path_factory.mktemp("fetched") / "got"
+    fetch(swarm.magnet, root, swarm.options())
+    return root
 
-    fetch(swarm.magnet, root, swarm.options(), observe=events.append)
+
+def to_all(folder):
+    folder.chmod(0o777)
+
+
+def to_a_group(folder):
+    os.chown(folder, -1, OTHER)
+    folder.chmod(0o2775)
+
+
+def to_all_but_sticky(folder):
+    folder.chmod(0o1777)
+
+
+def to_its_owner(folder):
+    os.chown(folder, OTHER, -1)
+
+
+@as_root
+@pytest.mark.parametrize("place", [".", "got", "got/ckpt-0", "got/.grokctl"])
+@pytest.mark.parametrize("share", [to_all, to_a_group, to_all_but_sticky, to_its_owner])
+def test_a_destination_that_others_can_lead_elsewhere_is_refused_or_named(
+    swarm, fetched, tmp_path, share, place
+):
+    base, events = tmp_path / "base", []
+    folder, root = base / place, base / "got"
+    base.mkdir()
+    is_dry = place.startswith("got/")
+    if is_dry:
+        shutil.copytree(fetched, root)
+    folder.mkdir(exist_ok=True)
+    share(folder)
+    is_refused = share is to_all or (share is to_its_owner and place != ".")
+
+    def download(**options):
+        do = plan_fetch if is_dry else fetch
+        do(swarm.magnet, root, swarm.options(**options), observe=events.append)
+
+    if is_refused:
+        before = list(base.rglob("*"))
+        with pytest.raises(FetchError, match="overwrite files of yours elsewhere") as caught:
+            download()
+        assert str(folder.resolve()) in str(caught.value)
+        assert f"chmod o-w {folder.resolve()}" in caught.value.hint or share is to_its_owner
+        assert "--force" in caught.value.hint
+        assert list(base.rglob("*")) == before
+    events.clear()
+    download(force=is_refused)
 
     said = [note for note in notes_of(events) if "other users can replace" in note]
-    assert len(said) == (mode != 0o700)
-    assert all(note.startswith(f"{root} can be written by others: ") for note in said)
+    is_named = share is not to_all_but_sticky or place == "got"
+    assert len(said) == is_named
+    assert all(note.startswith(str(folder.resolve())) for note in said)
+    if share is to_a_group:
+        assert "make the fetch overwrite files of yours elsewhere" in said[0]
+        assert f"chmod go-w {folder.resolve()}" in said[0]
+
+
+def test_folders_of_ones_own_are_not_named(swarm, tmp_path):
+    events = []
+
+    fetch(swarm.magnet, tmp_path / "got", swarm.options(), observe=events.append)
+
+    assert not any("other users" in note for note in notes_of(events))
+
+
+# --- what is seen while it arrives
+
+
+def tensors_elsewhere(root, victim):
+    folder = victim / "links"
+    folder.mkdir()
+    for path in (root / "ckpt-0").iterdir():
+        (folder / path.name).symlink_to(victim / "secret")
+    (root / "ckpt-0").rename(victim / "ckpt-0")
+    folder.rename(root / "ckpt-0")
+
+
+def private_elsewhere(root, victim):
+    (root / ".grokctl").rename(victim / ".grokctl")
+    (root / ".grokctl").mkdir()
+
+
+def release_elsewhere(root, victim):
+    root.rename(victim / "got")
+    shutil.copytree(victim / "got", root)
+
+
+def parts_linked(root, victim):
+    (root / ".grokctl/.0123.parts").symlink_to(victim / "secret")
+
+
+def parts_hard_linked(root, victim):
+    (root / ".grokctl/.0123.parts").hardlink_to(victim / "secret")
+
+
+FOLDERS = [tensors_elsewhere, private_elsewhere, release_elsewhere, parts_linked, parts_hard_linked]
+
+
+@pytest.mark.parametrize("plant", FOLDERS)
+def test_a_fetch_ends_as_soon_as_a_folder_leads_elsewhere(
+    swarm, torrent_file, tmp_path, victim, plant
+):
+    root = tmp_path / "got"
+
+    def act(event):
+        if isinstance(event, Started) and event.stage is Stage.FETCH:
+            plant(root, victim)
+
+    options = swarm.options(peers=(), stall_timeout_s=10)
+    with pytest.raises(FetchError, match="was replaced while it was fetched") as caught:
+        fetch(str(torrent_file), root, options, observe=act)
+
+    assert not isinstance(caught.value, StalledError)
+    assert "ls -ld" in caught.value.hint
+    assert (victim / "secret").read_bytes() == b"precious"
+
+
+@pytest.mark.parametrize("plant", [Path.symlink_to, Path.hardlink_to])
+def test_a_file_that_leads_elsewhere_is_seen_when_progress_is_saved(
+    swarm, torrent_file, tmp_path, victim, plant, monkeypatch
+):
+    monkeypatch.setattr("grokctl.transfer.download._SAVE_EVERY_S", 0.0)
+    root = tmp_path / "got"
+
+    def act(event):
+        if isinstance(event, Started) and event.stage is Stage.FETCH:
+            (root / TENSOR).unlink()
+            plant(root / TENSOR, victim / "secret")
+
+    options = swarm.options(peers=(), stall_timeout_s=10)
+    with pytest.raises(FetchError, match="was replaced while it was fetched") as caught:
+        fetch(str(torrent_file), root, options, observe=act)
+
+    assert not isinstance(caught.value, StalledError)
+    assert (victim / "secret").read_bytes() == b"precious"
 
 
 # --- second names

@@ -153,6 +153,7 @@ def test_records_of_ours_that_are_too_large_are_none(holes, name, read):
 def test_a_journal_without_a_line_is_begun_again(holes):
     folder = holes(".out.partial/journal").parent
     folder.chmod(0o700)
+    (folder / "device-00-of-01.safetensors").touch()
 
     with little_memory(2**26), opened_partial(folder, ignore) as partial:
         journal = Journal(partial, devices=1)

@@ -10,7 +10,9 @@ from damaging import refuse
 from grokctl.checkpoint.torrent import Metainfo, build_metainfo, parse_metainfo
 from grokctl.errors import DiskFullError, FetchError
 from grokctl.events import Noted
-from grokctl.integrity.backup import forget, set_aside
+from grokctl.integrity.backup import DAMAGED, forget, set_aside
+from grokctl.marks import MARK
+from grokctl.paths import REPLACED
 from grokctl.text import format_bytes
 
 PIECE = 16384
@@ -50,7 +52,8 @@ def content(root: Path) -> dict[str, bytes]:
 
 
 def kept_in(folder: Path) -> set[str]:
-    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir()}
+    files = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir()}
+    return files - {MARK}
 
 
 def test_the_ranges_of_bad_pieces_are_kept_at_their_own_offsets(root, metainfo):
@@ -157,6 +160,70 @@ def test_all_is_forgotten_when_the_release_is_whole(root, metainfo):
 
     assert [path.name for path in (root / ".grokctl").iterdir()] == ["receipt.json"]
     assert content(root) == before
+
+
+# --- whose backup it is
+
+
+def rename_to(root: Path, name: str) -> Path:
+    """Work of this user, which somebody renames to the name of a backup."""
+    thesis = root.parent / "thesis"
+    (thesis / "sub").mkdir(parents=True)
+    (thesis / "sub/chapter").write_text("years")
+    (root / ".grokctl").mkdir(exist_ok=True)
+    place = root / ".grokctl" / name
+    place.parent.mkdir(exist_ok=True)
+    return thesis.rename(place)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "damaged",
+        "damaged/2026-11-30T120000Z",
+        "damaged/2026-11-30T120000Z.begun",
+        "replaced/x.begun",
+    ],
+)
+@pytest.mark.parametrize("where", [".", ".grokctl"])
+def test_what_others_renamed_to_a_backup_is_not_deleted(root, metainfo, name, where):
+    place = rename_to(root, name)
+    (root / where).chmod(0o777)
+
+    kept = keep(root, metainfo, {1})
+    forget(root)
+
+    assert (place / "sub/chapter").read_text() == "years"
+    assert not kept.exists()
+
+
+def test_backups_of_an_earlier_version_are_deleted_where_nobody_else_can_write(root, metainfo):
+    rename_to(root, "damaged/2026-11-30T120000Z")
+    rename_to(root, "damaged/2026-11-30T120001Z.begun")
+
+    assert keep(root, metainfo, {1}) is not None
+    assert len(list((root / ".grokctl/damaged").iterdir())) == 2
+    forget(root)
+
+    assert list((root / ".grokctl").iterdir()) == []
+
+
+def test_a_backup_that_is_swapped_while_it_is_deleted_takes_nothing_with_it(
+    root, metainfo, monkeypatch
+):
+    kept, unlink = keep(root, metainfo, {1}), os.unlink
+    swapped = []
+
+    def swap(name, **options):
+        if not swapped:
+            kept.rename(root / "aside")
+            swapped.append(rename_to(root, f"damaged/{kept.name}"))
+        unlink(name, **options)
+
+    monkeypatch.setattr(os, "unlink", swap)
+    forget(root)
+
+    assert (swapped[0] / "sub/chapter").read_text() == "years"
 
 
 # --- where links lead
@@ -311,14 +378,21 @@ def test_what_the_disk_refuses_to_read_is_left_out(root, metainfo, monkeypatch):
     assert kept[PIECE + 4096 : 3 * PIECE] == original[PIECE + 4096 : 3 * PIECE]
 
 
+@pytest.mark.parametrize("under", [DAMAGED, REPLACED])
 @pytest.mark.parametrize("umask", [0o002, 0o022, 0o077])
-def test_a_backup_follows_the_umask(root, metainfo, umask):
+def test_a_backup_follows_the_umask_and_is_closed_if_it_will_be_deleted(
+    root, metainfo, umask, under
+):
     before = os.umask(umask)
     try:
-        folder = keep(root, metainfo, {1, 4})
+        folder = keep(root, metainfo, {1, 4}, under=under)
     finally:
         os.umask(before)
 
+    if under == DAMAGED:
+        assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+        folder.chmod(0o777 & ~umask)
+    assert (folder / MARK).exists() == (under == DAMAGED)
     for path in (folder.parent, folder, folder / "ckpt-0", folder / "ckpt-0/a"):
         full = 0o777 if path.is_dir() else 0o666
         assert stat.S_IMODE(path.stat().st_mode) == full & ~umask

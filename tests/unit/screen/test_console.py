@@ -5,6 +5,7 @@ import io
 import pytest
 from rich.console import Console as RichConsole
 
+from grokctl.errors import UsageError
 from grokctl.screen import console as module
 from grokctl.screen.console import Console
 
@@ -54,3 +55,17 @@ def test_prose_is_folded_beside_its_name(narrow):
     assert lines[1].startswith(" proven before  40 files")
     assert all(len(line) <= 40 for line in lines)
     assert lines[2].startswith(" " * 16)
+
+
+def test_notes_and_hints_keep_names_with_invisible_characters_right(capsys):
+    console, command = Console(), "rm -r '.out.\u202e.partial'"
+
+    console.note(f"to delete it: {command}")
+    console.failure(UsageError("x\u202ey: exists", command))
+
+    shown = r"rm -r $'.out.\342\200\256.partial'"
+    assert capsys.readouterr().err.splitlines() == [
+        f"to delete it: {shown}",
+        "error: xy: exists",
+        f"hint: {shown}",
+    ]
