@@ -5,7 +5,7 @@ import os
 import pwd
 import stat
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -36,9 +36,29 @@ def why_exposed(path: Path) -> str | None:
         One clause with the place, such as `/scratch/x can be written by others`; None if only this
         user and root can change it.
     """
-    whole = Path(os.path.abspath(path))  # noqa: PTH100 (follows no link)
+    return _why_exposed(path, {})
+
+
+def exposed_files(root: Path, names: Iterable[str]) -> dict[str, str]:
+    """The files that another user could change or exchange, each with `why_exposed`.
+
+    Times and inodes show nothing about these: a page of a mapped file that was dirty already can be
+    changed without a new time, and a folder can be exchanged for another.
+
+    Args:
+        root: A folder.
+        names: Of files below it. Every folder and link is looked at once for all of them.
+    """
+    seen: dict[Path, os.stat_result] = {}
+    found = {name: _why_exposed(root / name, seen) for name in names}
+    return {name: reason for name, reason in found.items() if reason is not None}
+
+
+def _why_exposed(path: Path, seen: dict[Path, os.stat_result]) -> str | None:
+    """The same; folders and links that were seen are not looked at again."""
+    whole = path.absolute()  # keeps `..`, which may come after a link
     try:
-        steps = list(_steps(whole))
+        steps = list(_steps(whole, seen))
     except OSError as error:
         return f"{error.filename or whole} cannot be looked at ({error.strerror or error})"
     for number, (place, status) in enumerate(steps, 1):
@@ -62,27 +82,31 @@ def can_be_written(place: Path, status: os.stat_result) -> str | None:
     return _open_to(place, status)
 
 
-def _steps(path: Path) -> Iterator[tuple[Path, os.stat_result]]:
+def _steps(path: Path, seen: dict[Path, os.stat_result]) -> Iterator[tuple[Path, os.stat_result]]:
     """Every folder and link on the way to a path, and at last the path; ends where nothing is."""
     place, rest, links = Path(path.anchor), list(path.parts[:0:-1]), 0
     yield place, place.lstat()
     while rest:
         part = rest.pop()
-        if part == "..":  # of a link's target
+        if part == "..":
             place = place.parent
             continue
-        try:
-            status = (place / part).lstat()
-        except (FileNotFoundError, NotADirectoryError):
-            return
-        yield place / part, status
+        step = place / part
+        status = seen.get(step)
+        if status is None:
+            try:
+                status = step.lstat()
+            except (FileNotFoundError, NotADirectoryError):
+                return
+            seen[step] = status
+        yield step, status
         if not stat.S_ISLNK(status.st_mode):
-            place /= part
+            place = step
             continue
         links += 1
         if links > _MOST_LINKS:
             raise OSError(0, "too many links", str(path))
-        target = (place / part).readlink()
+        target = step.readlink()
         rest.extend(reversed(target.parts[1:] if target.is_absolute() else target.parts))
         if target.is_absolute():
             place = Path(target.anchor)

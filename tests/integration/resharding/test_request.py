@@ -91,7 +91,7 @@ def test_a_ready_checkpoint_keeps_its_mesh_unless_another_is_asked_for(release, 
     assert (same.plan.mesh, same.plan.out.name) == (TWO, "small-int4-2")
     assert (other.plan.mesh, other.plan.out.name) == (MeshShape(1, 1), "small-int8-1")
     assert same.proof is None
-    assert same.provenance.startswith("source: its files are hashed while they are read")
+    assert same.provenance.startswith("source: unchanged since its files were hashed, ")
 
 
 def test_what_the_reshard_would_refuse_is_refused_before_it(release, tmp_path):
