@@ -17,7 +17,7 @@ from grokctl.checkpoint.refusal import read_refusal
 from grokctl.checkpoint.release import open_release
 from grokctl.checkpoint.release_files import file_nbytes
 from grokctl.checkpoint.stored_tensor import StoredTensor
-from grokctl.checkpoint.sums import doubt_of
+from grokctl.checkpoint.sums import doubt_unhashed
 from grokctl.checkpoint.tensor_source import LogicalTensor, extent
 from grokctl.checkpoint.value_stats import Part, StoredValues, ValueStats
 from grokctl.errors import Reason, UsageError, corrupt
@@ -130,7 +130,8 @@ def inspect(
     if kind_of(root) == "ready":
         checkpoint = open_ready(root)
         config, entries, total = checkpoint.config, _of_ready(checkpoint), checkpoint.nbytes
-        is_proven, provenance = doubt_of(checkpoint) is None, describe_unhashed(checkpoint)
+        is_proven = doubt_unhashed(checkpoint) is None
+        provenance = describe_unhashed(checkpoint)
     else:
         release = open_release(root, observe=observe)
         config, total = release.config, release.nbytes

@@ -5,7 +5,7 @@ import os
 import pwd
 import stat
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -36,17 +36,40 @@ def why_exposed(path: Path) -> str | None:
         One clause with the place, such as `/scratch/x can be written by others`; None if only this
         user and root can change it.
     """
+    return _first_exposure(path, {})
+
+
+def exposed_files(root: Path, names: Iterable[str]) -> dict[str, str]:
+    """The files that another user could change or exchange, each with `why_exposed`.
+
+    Times and inodes show nothing about these: a page of a mapped file that was dirty already can be
+    changed without a new time, and a folder can be exchanged for another.
+
+    Args:
+        root: A folder.
+        names: Of files below it. Every folder and link is looked at once for all of them.
+    """
+    seen: dict[Path, os.stat_result] = {}
+    found = {name: _first_exposure(root / name, seen) for name in names}
+    return {name: reason for name, reason in found.items() if reason is not None}
+
+
+def _first_exposure(path: Path, seen: dict[Path, os.stat_result]) -> str | None:
+    """The same; folders and links that were seen are not looked at again."""
     try:
-        return next((f"{place} {problem}" for place, _, problem in exposures(path)), None)
+        return next((f"{place} {problem}" for place, _, problem in exposures(path, seen)), None)
     except OSError as error:
         return f"{error.filename or path} cannot be looked at ({error.strerror or error})"
 
 
-def exposures(path: Path, *, is_made: bool = False) -> Iterator[tuple[Path, os.stat_result, str]]:
+def exposures(
+    path: Path, seen: dict[Path, os.stat_result] | None = None, *, is_made: bool = False
+) -> Iterator[tuple[Path, os.stat_result, str]]:
     """Every place on the way to a file or folder, and itself, that another user can change.
 
     Args:
         path: The file or folder.
+        seen: Folders and links that need not be looked at again.
         is_made: Whether this user makes what is missing: others cannot rename it in a folder with
             the sticky bit.
 
@@ -56,7 +79,8 @@ def exposures(path: Path, *, is_made: bool = False) -> Iterator[tuple[Path, os.s
     Raises:
         OSError: One cannot be looked at.
     """
-    steps = list(_steps(Path(os.path.abspath(path))))  # noqa: PTH100 (follows no link)
+    whole = path.absolute()  # keeps `..`, which may come after a link
+    steps = list(_steps(whole, {} if seen is None else seen))
     for number, (place, status) in enumerate(steps, 1):
         is_above = number < len(steps) or is_made
         problem = _foreign(status, is_above=is_above)
@@ -77,27 +101,31 @@ def can_be_written(place: Path, status: os.stat_result) -> str | None:
     return _open_to(place, status)
 
 
-def _steps(path: Path) -> Iterator[tuple[Path, os.stat_result]]:
+def _steps(path: Path, seen: dict[Path, os.stat_result]) -> Iterator[tuple[Path, os.stat_result]]:
     """Every folder and link on the way to a path, and at last the path; ends where nothing is."""
     place, rest, links = Path(path.anchor), list(path.parts[:0:-1]), 0
     yield place, place.lstat()
     while rest:
         part = rest.pop()
-        if part == "..":  # of a link's target
+        if part == "..":
             place = place.parent
             continue
-        try:
-            status = (place / part).lstat()
-        except (FileNotFoundError, NotADirectoryError):
-            return
-        yield place / part, status
+        step = place / part
+        status = seen.get(step)
+        if status is None:
+            try:
+                status = step.lstat()
+            except (FileNotFoundError, NotADirectoryError):
+                return
+            seen[step] = status
+        yield step, status
         if not stat.S_ISLNK(status.st_mode):
-            place /= part
+            place = step
             continue
         links += 1
         if links > _MOST_LINKS:
             raise OSError(0, "too many links", str(path))
-        target = (place / part).readlink()
+        target = step.readlink()
         rest.extend(reversed(target.parts[1:] if target.is_absolute() else target.parts))
         if target.is_absolute():
             place = Path(target.anchor)

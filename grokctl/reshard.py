@@ -12,6 +12,7 @@ from grokctl.checkpoint.ready import ReadyCheckpoint, open_ready
 from grokctl.checkpoint.ready_receipt import keep_ready_receipt, receipt_now
 from grokctl.checkpoint.receipt import Receipt, Stamp, stamps_of
 from grokctl.checkpoint.sums import require_sums
+from grokctl.checkpoint.trust import EARLIER
 from grokctl.errors import Reason, UsageError, corrupt
 from grokctl.events import Advanced, Finished, Noted, Observer, Stage, Started, ignore
 from grokctl.ownership import why_exposed
@@ -120,7 +121,9 @@ def _write(run: _Run, *, force: bool, observe: Observer) -> None:
         check_destination(plan, force=force)  # another program may have written it
         publish(partial, plan.out, observe)
         # every byte was hashed as it was written, and no name or mode changes any more
-        receipt = receipt_now(plan.out, manifest_sha256, [record.name for record in records])
+        names = [record.name for record in records]
+        trust = (origin.root_of_trust or EARLIER) if origin.proven else ""
+        receipt = receipt_now(plan.out, manifest_sha256, names, root_of_trust=trust)
         keep_ready_receipt(plan.out, receipt, observe)
 
 

@@ -11,15 +11,14 @@ from grokctl.checkpoint.ready_receipt import keep_ready_receipt
 from grokctl.checkpoint.receipt import (
     Stamp,
     VerifiedRelease,
+    look_for_receipt,
     not_promised,
-    read_receipt,
-    unread_receipt,
 )
 from grokctl.checkpoint.refusal import forget_refusal, write_refusal
 from grokctl.checkpoint.release import Release, damage_error
 from grokctl.checkpoint.release_files import files_of, read_config, scan_file
 from grokctl.checkpoint.structure import Survey, survey
-from grokctl.checkpoint.sums import doubt_of, read_sums
+from grokctl.checkpoint.sums import doubt_of, exposure_of, read_sums
 from grokctl.checkpoint.trust import EARLIER, FOUND, trusted_metainfo
 from grokctl.checkpoint.unfinished import (
     Unfinished,
@@ -43,6 +42,7 @@ from grokctl.integrity.ready_content import check_content
 from grokctl.model.config import GrokConfig
 from grokctl.model.tensors import tensor_specs
 from grokctl.os_errors import is_absence, reason_of
+from grokctl.ownership import exposed_files
 from grokctl.paths import CKPT, CONFIG, TOKENIZER, TORRENT, kind_of, quoted
 from grokctl.system import usable_cores
 
@@ -66,6 +66,8 @@ class Verdict:
     """Whether every byte that a run reads is proven."""
     doubt: str | None = None
     """Why it is not proven although nothing is damaged; None if it is, or was not looked at."""
+    is_exposed: bool = False
+    """Whether the doubt is that other users can change a file."""
     root_of_trust: str | None = None
     """What the proof goes back to, in words; None if nothing is proven."""
     bad_pieces: frozenset[int] = frozenset()
@@ -136,9 +138,9 @@ def verify(
             f"{root}: the structure is sound, the content cannot be proven without {TORRENT}",
             f"grokctl verify {quoted(root)} --torrent-file FILE  # or --quick",
         )
-    if not rehash and (reason := unread_receipt(root)) is not None:
+    saved, reason = look_for_receipt(root)
+    if not rehash and reason is not None:
         observe(Noted(message=f"{reason}; hashing every file"))
-    saved = read_receipt(root)
     check = ContentCheck(root, metainfo, saved, observe, rehash=rehash, keeps=keeps)
     check.run(_threads(jobs))
     verdict = _with_record(root, _conclude(check, observe), observe, keeps=keeps)
@@ -247,9 +249,10 @@ def _conclude(check: ContentCheck, observe: Observer) -> Verdict:
         _add(damage, _unpromised(check, structure))
     check.distrust(item.file for item in certain(damage.values()))
     receipt = check.save()
-    verified, doubt = None, None
+    verified, doubt, is_exposed = None, None, False
     if structure is not None and not damage:
-        doubt = _doubt(check)
+        doubt, exposure = _doubt(check), _exposure(check)
+        is_exposed, doubt = doubt is None and exposure is not None, doubt or exposure
     if structure is not None and not damage and doubt is None:
         release = Release(root=root, config=structure.config, tensors=structure.tensors)
         verified = VerifiedRelease(release=release, receipt=receipt)
@@ -262,6 +265,7 @@ def _conclude(check: ContentCheck, observe: Observer) -> Verdict:
         verified=verified,
         is_proven=verified is not None,
         doubt=doubt,
+        is_exposed=is_exposed,
         root_of_trust=check.trust.root if verified is not None else None,
         bad_pieces=frozenset(check.bad),
         mend_nbytes=sum(map(metainfo.piece_size, check.bad)),
@@ -279,6 +283,12 @@ def _doubt(check: ContentCheck) -> str | None:
     if not_promised(check.root, used, check.files.keys()):
         return f"{TOKENIZER}: is not in the torrent"
     return None
+
+
+def _exposure(check: ContentCheck) -> str | None:
+    """The way in which other users can change a file that a run reads; None if they cannot."""
+    used = [TOKENIZER] if (check.root / TOKENIZER).exists() else []
+    return check.exposure() or next(iter(exposed_files(check.root, used).values()), None)
 
 
 def _promised(damage: Damage) -> Damage:
@@ -406,6 +416,7 @@ def verify_ready(
         verified=None,
         is_proven=is_proven,
         doubt=doubt,
+        is_exposed=doubt is not None and doubt == exposure_of(checkpoint),
         root_of_trust=(checkpoint.source.root_of_trust or EARLIER) if is_proven else None,
         spared=content.spared if content else 0,
         since=content.since if content else None,

@@ -33,13 +33,33 @@ def hashed_before(checkpoint: ReadyCheckpoint, receipt: Receipt | None) -> froze
     return known - {MANIFEST, SUMS}
 
 
-def receipt_now(root: Path, manifest_sha256: str, names: Iterable[str]) -> Receipt:
+def proven_by(checkpoint: ReadyCheckpoint, receipt: Receipt | None) -> str:
+    """The root of trust of a source that was proven when this machine made a ready checkpoint.
+
+    Whoever owns a copy need not have made it: its manifest is a claim. No copy and no archive can
+    bring a receipt that fits, which has the inode and the time of change (ctime) of the manifest.
+
+    Args:
+        checkpoint: With its manifest as it is now.
+        receipt: From `read_ready_receipt`.
+
+    Returns:
+        In words; empty if the receipt does not show it.
+    """
+    is_made_here = receipt is not None and MANIFEST in receipt.untouched(checkpoint.root)
+    return receipt.root_of_trust if receipt is not None and is_made_here else ""
+
+
+def receipt_now(
+    root: Path, manifest_sha256: str, names: Iterable[str], *, root_of_trust: str = ""
+) -> Receipt:
     """The receipt of files that were hashed just now, and nothing will change their stamps.
 
     Args:
         root: The ready checkpoint.
         manifest_sha256: Of the bytes of its manifest.
         names: Of all files with a hash in the manifest.
+        root_of_trust: Of the proven source that it was made from just now; empty otherwise.
     """
     stamps = {name: Stamp.of(root / name) for name in (*names, MANIFEST, SUMS)}
     return Receipt(
@@ -47,6 +67,7 @@ def receipt_now(root: Path, manifest_sha256: str, names: Iterable[str]) -> Recei
         verified_at=now(),
         stamps={name: stamp for name, stamp in stamps.items() if stamp is not None},
         is_complete=None not in stamps.values(),
+        root_of_trust=root_of_trust,
     )
 
 
@@ -55,6 +76,8 @@ def continued(
     receipt: Receipt | None,
     before: Iterable[str],
     good: Mapping[str, Stamp],
+    *,
+    root_of_trust: str,
 ) -> Receipt:
     """A receipt of what was hashed now, and of what was hashed before.
 
@@ -63,6 +86,7 @@ def continued(
         receipt: The one before; None if there is none.
         before: Files of it that were not hashed again.
         good: The stamps of all files that are not damaged.
+        root_of_trust: From `proven_by`, also if the receipt is ignored: hashing finds none.
     """
     times = {} if receipt is None else {name: receipt.proven_at(name) for name in before}
     is_hashed = bool(good.keys() - times.keys() - {MANIFEST, SUMS})
@@ -73,6 +97,7 @@ def continued(
         stamps=good,
         earlier={name: time for name, time in times.items() if time != at and name in good},
         is_complete={*checkpoint.manifest.records, MANIFEST, SUMS} <= good.keys(),
+        root_of_trust=root_of_trust,
     )
 
 

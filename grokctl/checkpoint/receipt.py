@@ -6,9 +6,10 @@ import re
 import stat
 import time
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final, Self
+from typing import Any, Final, Self
 
 from grokctl.checkpoint.ready import ReadyCheckpoint
 from grokctl.checkpoint.release import Release
@@ -19,7 +20,7 @@ from grokctl.checkpoint.trust import (
     read_source,
 )
 from grokctl.os_errors import TooLargeError, is_absence
-from grokctl.ownership import why_exposed
+from grokctl.ownership import exposed_files, why_exposed
 from grokctl.paths import (
     CONFIG,
     LARGEST_TOKENIZER,
@@ -37,6 +38,8 @@ _INFOHASH = re.compile("[0-9a-f]{40}|[0-9a-f]{64}")
 _TIME = re.compile("[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z")
 _LARGEST: Final = 32 * 2**20
 """Bytes of a receipt: of ten thousand files with the longest names."""
+_MOST_VALUES: Final = 200_000
+"""Values of a receipt: those files have seven each. A value takes far more memory than bytes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,11 +105,17 @@ class Receipt:
     is_complete: bool = False
     """Whether these are all the files that the torrent, or the manifest, promises."""
     root_of_trust: str = ""
-    """Of the infohash, in words; see `Trust`."""
+    """Of the infohash, in words; see `Trust`. Of a ready checkpoint: of its source, if this machine
+    made it from one that was proven; else empty."""
+
+    def unchanged(self, root: Path) -> set[str]:
+        """Files that have the same stamps as when they were proven, which others could fake."""
+        return {name for name, stamp in self.stamps.items() if _has(root / name, stamp)}
 
     def untouched(self, root: Path) -> set[str]:
-        """Files that are unchanged since they were proven."""
-        return {name for name, stamp in self.stamps.items() if _has(root / name, stamp)}
+        """Files that are unchanged since they were proven, and that no other user can change."""
+        unchanged = self.unchanged(root)
+        return unchanged - exposed_files(root, unchanged).keys()
 
     def proven_at(self, name: str) -> str:
         """When a file was proven."""
@@ -154,12 +163,35 @@ def read_receipt(root: Path) -> Receipt | None:
         None if there is none, if it is malformed or of a version that did not record all that is
         compared now, or if others could have written it; see `unread_receipt`.
     """
+    return look_for_receipt(root)[0]
+
+
+def look_for_receipt(root: Path) -> tuple[Receipt | None, str | None]:
+    """The receipt of a checkpoint, as by `read_receipt`, or the reason why it is not believed.
+
+    Returns:
+        None and None if there is none.
+    """
     path = root / PRIVATE / _RECEIPT
+    with suppress(OSError):  # the reason for that follows
+        if not path.is_file():
+            return None, None
+    if (exposure := why_exposed(path)) is not None:  # costs nothing, whatever is in it
+        return None, f"receipt: {exposure}"
     try:
-        values = read_object(path, limit=_LARGEST)
+        values = read_object(path, limit=_LARGEST, most_values=_MOST_VALUES)
+    except TooLargeError as error:
+        return None, f"{PRIVATE}/{_RECEIPT}: {error.strerror}"
+    receipt = _parsed(values)
+    return receipt, None if receipt is not None else _reason_in(values)
+
+
+def _parsed(values: Mapping[str, Any]) -> Receipt | None:
+    """A receipt of this version; None if something in it makes no sense."""
+    try:
         if values["version"] != _VERSION or type(values["complete"]) is not bool:
             return None
-        receipt = Receipt(
+        return Receipt(
             infohash=_text(values["infohash"], _INFOHASH),
             verified_at=_text(values["verified_at"], _TIME),
             stamps={name: Stamp(*map(_integer, stamp)) for name, stamp in values["files"].items()},
@@ -167,9 +199,8 @@ def read_receipt(root: Path) -> Receipt | None:
             is_complete=values["complete"],
             root_of_trust=_words(values["root_of_trust"]),
         )
-    except (KeyError, TypeError, AttributeError, TooLargeError):
+    except (KeyError, TypeError, AttributeError):
         return None
-    return receipt if why_exposed(path) is None else None
 
 
 def forget_receipt(root: Path) -> None:
@@ -183,16 +214,12 @@ def forget_receipt(root: Path) -> None:
 
 def unread_receipt(root: Path) -> str | None:
     """The reason why a receipt is not believed; None if it is, or if there is none."""
-    path = root / PRIVATE / _RECEIPT
-    if not path.is_file() or read_receipt(root) is not None:
-        return None
-    exposure = why_exposed(path)
-    if exposure is not None:
-        return f"receipt: {exposure}"
-    try:
-        version = read_object(path, limit=_LARGEST).get("version")
-    except TooLargeError as error:
-        return f"{PRIVATE}/{_RECEIPT}: {error.strerror}"
+    return look_for_receipt(root)[1]
+
+
+def _reason_in(values: Mapping[str, Any]) -> str:
+    """What a receipt is that cannot be used."""
+    version = values.get("version")
     is_other = isinstance(version, int | str) and version != _VERSION
     actual = f"version {printable(str(version), limit=40)}" if is_other else "a damaged one"
     if version == _WITHOUT_CTIME:
@@ -244,21 +271,34 @@ def proof_of(release: Release) -> Proof:
     of Grok-1 and the sha256 of its tokenizer are built in, which proves these.
     """
     root = release.root
-    receipt = read_receipt(root)
-    if receipt is None:
-        return Proof(None, unread_receipt(root) or "")
-    requested = read_source(root)
-    if requested not in {None, receipt.infohash}:
-        return Proof(None, f"receipt: expected infohash {requested}, found {receipt.infohash}")
     used = {str(tensor.path.relative_to(root)) for tensor in release.tensors}
     used |= {name for name in (CONFIG, TOKENIZER) if (root / name).exists()}
+    receipt, reason = look_for_receipt(root)
+    if receipt is None:
+        return Proof(None, reason or _exposure(root, used) or "")
+    doubt = _doubt(root, receipt, used)
+    return Proof(receipt) if doubt is None else Proof(None, doubt)
+
+
+def _doubt(root: Path, receipt: Receipt, used: Collection[str]) -> str | None:
+    """Why a receipt does not prove the files that a run reads; None if it does."""
+    requested = read_source(root)
+    if requested not in {None, receipt.infohash}:
+        return f"receipt: expected infohash {requested}, found {receipt.infohash}"
+    unchanged = receipt.unchanged(root)
+    if exposure := _exposure(root, {*used, *unchanged}):  # hashing again does not mend this
+        return exposure
+    if changed := receipt.stamps.keys() - unchanged:
+        return f"{printable(min(changed))}: changed since it was proven"
     if not receipt.is_complete:
-        return Proof(None, "receipt: does not cover every file of the torrent")
-    if changed := receipt.stamps.keys() - receipt.untouched(root):
-        return Proof(None, f"{printable(min(changed))}: changed since it was proven")
-    if unpromised := not_promised(root, used, receipt.stamps.keys()):
-        return Proof(None, f"{unpromised[0]}: is not in the torrent")
-    return Proof(receipt)
+        return "receipt: does not cover every file of the torrent"
+    unpromised = not_promised(root, used, receipt.stamps.keys())
+    return f"{unpromised[0]}: is not in the torrent" if unpromised else None
+
+
+def _exposure(root: Path, names: Collection[str]) -> str | None:
+    """The way in which other users can change one of these files; None if they cannot."""
+    return next(iter(exposed_files(root, sorted(names)).values()), None)
 
 
 def not_promised(root: Path, used: Collection[str], promised: Collection[str]) -> list[str]:

@@ -8,12 +8,17 @@ from typing import Final
 from grokctl.checkpoint.file_sizes import regular_size
 from grokctl.checkpoint.manifest import FileRecord
 from grokctl.checkpoint.ready import SUMS, ReadyCheckpoint
+from grokctl.checkpoint.ready_receipt import hashed_before, proven_by, read_ready_receipt
 from grokctl.errors import Damage, Reason, corrupt
-from grokctl.ownership import why_exposed
+from grokctl.ownership import exposed_files
 from grokctl.paths import MANIFEST, TOKENIZER, quoted
 
 _LARGEST: Final = 2**20
 """Bytes: a line has about a hundred, and a mesh at most sixteen files."""
+NOT_MADE_HERE: Final = (
+    f"its manifest says that the source was proven; this copy was not made here, or {MANIFEST} was "
+    "touched since (grokctl reshard RELEASE makes one that is proven)"
+)
 _LINE: Final = re.compile(r"([0-9a-f]{64}) [ *]([A-Za-z0-9][A-Za-z0-9._-]*)")
 
 
@@ -87,16 +92,34 @@ def require_sums(checkpoint: ReadyCheckpoint) -> None:
             raise corrupt(damage.file, damage.reason, damage.detail, command)
 
 
+def exposure_of(checkpoint: ReadyCheckpoint) -> str | None:
+    """The way in which other users can change what a run reads; None if they cannot."""
+    used = [MANIFEST, *sorted(checkpoint.manifest.records)]
+    used += [TOKENIZER] if checkpoint.tokenizer is not None else []
+    return next(iter(exposed_files(checkpoint.root, used).values()), None)
+
+
 def doubt_of(checkpoint: ReadyCheckpoint) -> str | None:
     """Why a ready checkpoint is not proven, whatever its hashes; None if it is.
 
-    A manifest that says `proven` counts where only this user and root can write it.
+    A manifest that says `proven` counts where only this user and root can change the files, and
+    where the receipt shows that this machine made them.
     """
     if not checkpoint.source.proven:
         return "made from a release that was not proven"
-    exposure = why_exposed(checkpoint.root / MANIFEST)
-    if exposure is not None:
-        return f"{MANIFEST}: {exposure}"
+    if (exposure := exposure_of(checkpoint)) is not None:
+        return exposure
     if checkpoint.tokenizer is not None and TOKENIZER not in checkpoint.manifest.records:
         return f"{TOKENIZER}: is not in {MANIFEST}"
+    if not proven_by(checkpoint, read_ready_receipt(checkpoint)):
+        return NOT_MADE_HERE
     return None
+
+
+def doubt_unhashed(checkpoint: ReadyCheckpoint) -> str | None:
+    """Why a ready checkpoint is not proven as it is now, if nobody hashes it; None if it is."""
+    if (doubt := doubt_of(checkpoint)) is not None:
+        return doubt
+    known = hashed_before(checkpoint, read_ready_receipt(checkpoint))
+    changed = sorted(checkpoint.manifest.records.keys() - known)
+    return f"{changed[0]}: changed since it was hashed" if changed else None

@@ -133,18 +133,22 @@ def _read_record(root: Path) -> dict[str, Any]:
         raise corrupt(name, Reason.MALFORMED, detail, f"rm {quoted(path)}") from error
 
 
-def read_object(path: Path, *, limit: int) -> dict[str, Any]:
+def read_object(path: Path, *, limit: int, most_values: int | None = None) -> dict[str, Any]:
     """A JSON object; an empty one if the file is missing, or holds something else.
 
     Args:
         path: The file.
         limit: Bytes that it may have.
+        most_values: Values that it may have, and commas in its texts; with more it is not parsed.
 
     Raises:
         TooLargeError: It has more.
     """
     try:
-        values = json.loads(read_limited(path, limit).decode())
+        data = read_limited(path, limit)
+        if most_values is not None and data.count(b",") >= most_values:
+            return {}
+        values = json.loads(data.decode())
     except TooLargeError:
         raise
     except (OSError, ValueError, RecursionError):

@@ -83,6 +83,7 @@ def reshard(
     with command(as_json=as_json, quiet=quiet, verbose=verbose, interrupted=RESUMES) as console:
         from grokctl import reshard as stage
         from grokctl.checkpoint.frames import Compression
+        from grokctl.checkpoint.sums import doubt_of
         from grokctl.machine.memory import peak_rss
         from grokctl.resharding.estimate import estimate
         from grokctl.resharding.request import ReshardRequest, check_feasible, plan_request
@@ -117,7 +118,14 @@ def reshard(
         with console.observing() as observe:
             ready = stage.reshard(plan, proof=planned.proof, force=force, observe=observe)
         seconds = time.perf_counter() - started
-        screen.resharded(console, ready, plan, seconds=seconds, peak_rss=peak_rss())
+        screen.resharded(
+            console,
+            ready,
+            plan,
+            is_proven=doubt_of(ready) is None,
+            seconds=seconds,
+            peak_rss=peak_rss(),
+        )
 
 
 def _source(console: "Console", home: Home, checkpoint: str | None) -> Path:

@@ -14,6 +14,7 @@ from grokctl.errors import Damage, Reason
 from grokctl.events import Advanced, Finished, Noted, Observer, Stage, Started
 from grokctl.integrity.pieces import Checked, check_pieces
 from grokctl.os_errors import reason_of
+from grokctl.ownership import exposed_files
 from grokctl.text import format_number
 
 _SAVE_EVERY_S: Final = 5.0
@@ -91,6 +92,8 @@ class ContentCheck:
         self.stamps = {name: Stamp.of(root / name) for name in self.places.values()}
         self.trusted = frozenset(receipt.untouched(root) if receipt else ()) & self.stamps.keys()
         """Files that the receipt covers, unchanged since."""
+        self._exposed = exposed_files(root, self._present())
+        """Files that others can change, which no receipt covers; with the reason."""
         self.bad: set[int] = set()
         """Pieces that do not have their hashes."""
         self.unreadable: dict[int, dict[str, str]] = {}
@@ -177,6 +180,14 @@ class ContentCheck:
                 whole = ((0, file.length),) if file.length else ()
                 yield Damage(name, Reason.UNPROVEN, "changed while it was verified", whole)
 
+    def exposure(self) -> str | None:
+        """The way in which other users can change a file; None if they cannot and could not."""
+        found = self._exposed | exposed_files(self.root, self._present())
+        return next((found[name] for name in sorted(found)), None)
+
+    def _present(self) -> list[str]:
+        return sorted(name for name, stamp in self.stamps.items() if stamp is not None)
+
     def _take(self, checked: Checked) -> None:
         self.hashed += checked.nbytes
         names = [
@@ -201,7 +212,8 @@ class ContentCheck:
         """Every piece of a file is good: it is proven, unless it changed during the check."""
         stamp = self.stamps[name]
         has_size = stamp is not None and stamp.size == self.files[name].length
-        if stamp is not None and has_size and stamp == Stamp.of(self.root / name):
+        is_private = name not in self._exposed
+        if stamp is not None and has_size and stamp == Stamp.of(self.root / name) and is_private:
             self._proven[name] = stamp
             self._is_saved = False
 

@@ -6,7 +6,7 @@ from grokctl.checkpoint.ready import ReadyCheckpoint
 from grokctl.checkpoint.ready_receipt import hashed_before, read_ready_receipt
 from grokctl.checkpoint.receipt import Proof
 from grokctl.checkpoint.refusal import read_refusal
-from grokctl.checkpoint.sums import doubt_of
+from grokctl.checkpoint.sums import doubt_of, doubt_unhashed
 from grokctl.paths import quoted
 
 
@@ -30,7 +30,7 @@ def describe_unhashed(source: ReadyCheckpoint) -> str:
     refusal = read_refusal(root)
     if refusal is not None:
         return refusal.describe(root)
-    doubt = doubt_of(source)
+    doubt = doubt_unhashed(source)
     what = f"; not proven: {doubt}" if doubt else ""
     command = f"grokctl verify {quoted(root)} hashes them"
     return f"{root.name}: files not hashed before use ({command}){what}"

@@ -11,6 +11,7 @@ from grokctl.checkpoint.ready import ReadyCheckpoint
 from grokctl.checkpoint.ready_receipt import (
     continued,
     hashed_before,
+    proven_by,
     read_ready_receipt,
     receipt_now,
 )
@@ -66,7 +67,8 @@ def check_content(
     if not rehash and (reason := unread_receipt(root)) is not None:
         observe(Noted(message=f"{reason}; hashing every file"))
     names = [record.name for record in records]
-    receipt = None if rehash else read_ready_receipt(checkpoint)
+    saved = read_ready_receipt(checkpoint)
+    receipt = None if rehash else saved
     before = hashed_before(checkpoint, receipt).intersection(names)
     fresh = receipt_now(root, checkpoint.manifest_sha256, names)
     note_receipt(receipt, before, fresh.stamps, total=len(names), observe=observe)
@@ -75,7 +77,8 @@ def check_content(
     bad = {*damaged, *damage}
     still = fresh.untouched(root)  # what changed meanwhile may have other bytes now
     good = {name: stamp for name, stamp in fresh.stamps.items() if name in still - bad}
-    covering = continued(checkpoint, receipt, before, good)
+    trust = proven_by(checkpoint, saved)
+    covering = continued(checkpoint, receipt, before, good, root_of_trust=trust)
     since = receipt.since if receipt is not None and before else None
     return ReadyContent(
         damage=damage, hashed=hashed, spared=len(before), since=since, receipt=covering

@@ -67,7 +67,13 @@ def _devices(mesh: MeshShape, count: int) -> str:
 
 
 def resharded(
-    console: Console, ready: ReadyCheckpoint, plan: ReshardPlan, *, seconds: float, peak_rss: int
+    console: Console,
+    ready: ReadyCheckpoint,
+    plan: ReshardPlan,
+    *,
+    is_proven: bool,
+    seconds: float,
+    peak_rss: int,
 ) -> None:
     """Print a finished ready checkpoint."""
     show(
@@ -82,7 +88,7 @@ def resharded(
             "bytes": ready.nbytes,
             "plain_bytes": plan.bytes_out,
             "bytes_in": plan.bytes_in,
-            "proven": ready.source.proven,
+            "proven": is_proven,
             "relative_rms_error": ready.manifest.errors,
             "peak_rss_bytes": peak_rss,
             "seconds": seconds,

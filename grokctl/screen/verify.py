@@ -77,6 +77,8 @@ def verdict(
     summary = "every byte is proven"
     if quick:
         summary = "the structure is sound; no content is proven"
+    elif result.is_exposed:
+        summary = f"every byte is as promised now; other users can change it ({result.doubt})"
     elif not result.is_proven:
         other = "the manifest" if result.remedy is not None else "its torrent"
         summary = f"every byte matches {other}; not proven: {result.doubt}"

@@ -9,7 +9,7 @@ from grokctl.checkpoint.ready import ReadyCheckpoint, open_ready, read_manifest
 from grokctl.checkpoint.receipt import Receipt, proof_of
 from grokctl.checkpoint.refusal import read_refusal
 from grokctl.checkpoint.release import open_release
-from grokctl.checkpoint.sums import doubt_of
+from grokctl.checkpoint.sums import doubt_unhashed
 from grokctl.checkpoint.tensor_source import ReleaseSource, TensorSource
 from grokctl.errors import CorruptCheckpointError
 from grokctl.events import Noted, Observer
@@ -110,7 +110,7 @@ def open_candidate(root: Path, *, observe: Observer) -> CandidateCheckpoint:
     refusal = read_refusal(root)
     if refusal is not None:
         observe(Noted(message=refusal.describe(root)))
-    if (doubt := doubt_of(ready)) is not None:
+    if (doubt := doubt_unhashed(ready)) is not None:
         observe(Noted(message=f"{ready.name}: not proven: {doubt}"))
     return CandidateCheckpoint(root, _candidate(ready), ready)
 

@@ -566,3 +566,39 @@ def test_a_file_that_is_not_promised_is_named_as_the_reason(grokctl, verified):
     assert words in screen.stdout
     assert (result["ok"], result["proven"], result["root_of_trust"]) == (True, False, None)
     assert result["doubt"] == "tokenizer.model: is not in the torrent"
+
+
+def test_a_release_that_others_can_write_is_as_promised_now_and_nothing_of_it_is_proven(
+    grokctl, verified, tmp_path
+):
+    path = verified / "ckpt-0/tensor00003_000"
+    path.chmod(0o666)
+    reason = f"{path} can be written by others"
+
+    said, result = grokctl("verify", verified), grokctl("verify", verified, "--json").result
+    reshard = ("reshard", verified, "--devices", 1, "--out", tmp_path / "out", "--json")
+    resharded = grokctl(*reshard)
+
+    assert said.exit_code == 0
+    words = f"every byte is as promised now; other users can change it ({reason})"
+    assert words in said.stdout.replace("\n", " ")
+    assert (result["ok"], result["proven"], result["doubt"]) == (True, False, reason)
+    assert result["hashed_bytes"] > 0
+    assert f"not proven: {reason}" in resharded.stderr
+    assert not resharded.result["proven"]
+
+
+def test_a_reshard_into_a_folder_of_others_is_not_called_proven(grokctl, verified, tmp_path):
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    shared.chmod(0o777)
+    outs = (tmp_path / "own", shared / "out")
+
+    results = [
+        grokctl("reshard", verified, "--devices", 1, "--out", out, "--json").result for out in outs
+    ]
+
+    assert [result["proven"] for result in results] == [True, False]
+    verdicts = [grokctl("verify", out, "--json").result for out in outs]
+    assert [verdict["proven"] for verdict in verdicts] == [True, False]
+    assert verdicts[1]["doubt"] == f"{shared} can be written by others"

@@ -19,6 +19,7 @@ import pytest
 import zstandard
 from places import DATA
 
+from grokctl.checkpoint.sums import NOT_MADE_HERE
 from grokctl.fetch import seeding
 
 YESTERDAY = DATA / "yesterday"
@@ -124,15 +125,20 @@ def notes(outcome):
 
 
 @pytest.mark.parametrize(("kept", "name"), READY)
-def test_a_ready_checkpoint_says_what_it_said(grokctl, kept, name, home):
+def test_a_ready_checkpoint_says_what_it_said(grokctl, kept, name, home, tmp_path):
     expected = expected_of(kept)
-    result, root = expected["ready"][name], kept / "home/ready" / name
+    result = expected["ready"][name]
+    root = shutil.copytree(kept / "home/ready" / name, tmp_path / name)
     how = (root, "--mesh", result["mesh"], "--compute", "float32", "--home", home, "--json")
 
     verified = grokctl("verify", root, "--json")
     score = grokctl("score", *how, "--token-ids", expected["ids"])
 
     assert verified.result["ok"]
+    assert not verified.result["proven"]  # it has no receipt of its reshard
+    is_claimed = json.loads((root / "grokctl.json").read_bytes())["source"]["proven"]
+    words = NOT_MADE_HERE if is_claimed else "made from a release that was not proven"
+    assert verified.result["doubt"] == words
     assert score.result["nll"] == pytest.approx(result["nll"], abs=1e-4)
 
 

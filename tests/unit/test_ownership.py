@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from grokctl import ownership
-from grokctl.ownership import why_exposed
+from grokctl.ownership import exposed_files, why_exposed
 
 OTHER = 54_321
 """A user and a group that this machine does not have."""
@@ -124,6 +124,36 @@ def test_the_folder_of_a_link_counts(folder, tmp_path):
 
     exposed = tmp_path / "shared"
     assert why_exposed(exposed / "link/file") == f"{exposed} can be written by others"
+
+
+def test_two_dots_after_a_link_lead_out_of_its_target(folder, tmp_path):
+    (tmp_path / "link").symlink_to(folder)
+    folder.parent.chmod(0o777)
+
+    assert why_exposed(tmp_path / "link/../x") == f"{folder.parent} can be written by others"
+
+
+def test_of_many_files_each_has_its_reason_and_every_folder_is_looked_at_once(
+    folder, tmp_path, monkeypatch
+):
+    names = [f"ckpt-0/{number}" for number in range(20)]
+    (folder / "ckpt-0").mkdir(mode=0o755)
+    for name in names[2:]:
+        (folder / name).write_text("x")
+    (folder / names[0]).symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere").write_text("x")
+    (tmp_path / "elsewhere").chmod(0o666)
+    (folder / names[5]).chmod(0o666)
+    looked, lstat = [], Path.lstat
+    monkeypatch.setattr(Path, "lstat", lambda path: looked.append(path) or lstat(path))
+
+    found = exposed_files(folder, names)
+
+    assert found == {
+        names[0]: f"{tmp_path / 'elsewhere'} can be written by others",
+        names[5]: f"{folder / names[5]} can be written by others",
+    }
+    assert looked.count(folder) == looked.count(folder / "ckpt-0") == 1
 
 
 def test_links_in_a_circle_are_no_proof(tmp_path):

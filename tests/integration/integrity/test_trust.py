@@ -309,12 +309,13 @@ def test_a_named_torrent_is_kept_under_home_where_others_can_write(root, tmp_pat
     verdict = verify(kept)
 
     assert kept.is_relative_to(home.adopted)
-    assert verdict.is_proven
-    assert verdict.root_of_trust == torrent_file(given, given.read_bytes())
-    assert str(given) in verdict.root_of_trust
+    assert (verdict.damage, verdict.doubt) == ((), f"{root} can be written by others")
     assert find_checkpoint(home, str(root)).root == kept
-    assert verify(kept).hashed == 0
+    assert verify(kept).hashed == verdict.nbytes
     root.chmod(0o755)
+    assert verify(kept).root_of_trust == torrent_file(given, given.read_bytes())
+    assert str(given) in verify(kept).root_of_trust
+    assert verify(kept).hashed == 0
     assert find_checkpoint(home, str(root)).root == kept  # its own folder has no proof yet
 
 
@@ -351,7 +352,10 @@ def test_the_root_of_trust_is_that_of_the_fetch(root, monkeypatch):
 
     monkeypatch.setattr(trust, "GROK_1_INFOHASH", infohash)
     root.chmod(0o777)
-    assert verify(root).root_of_trust == BUILT_IN  # wherever it lies
+    assert trust_of(root, infohash).root == BUILT_IN  # wherever it lies
+    assert verify(root).doubt == f"{root} can be written by others"
+    root.chmod(0o755)
+    assert verify(root).root_of_trust == BUILT_IN
 
 
 def test_the_built_in_infohash_is_its_own_root(tmp_path):

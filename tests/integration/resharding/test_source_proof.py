@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from cuts import contents, cut, interrupt_at, partial_of
+from cuts import contents, cut, interrupt_at, made_here, partial_of
 
 from grokctl.checkpoint.frames import Compression
 from grokctl.checkpoint.miniature import MINIATURE, write_miniature
@@ -51,7 +51,7 @@ def ready_pristine(pristine, tmp_path_factory):
 @pytest.fixture
 def ready(ready_pristine, tmp_path):
     """A copy to damage."""
-    return shutil.copytree(ready_pristine.root, tmp_path / "ready")
+    return made_here(shutil.copytree(ready_pristine.root, tmp_path / "ready"))
 
 
 def opened(root):
@@ -188,6 +188,7 @@ def test_a_tokenizer_that_the_manifest_does_not_have_is_not_proven(pristine, tmp
     (bare / "tokenizer.model").unlink()
     ready = cut(open_release(bare), TWO, tmp_path / "ready")
     rewrite(ready.root, lambda values: values["source"].update(proven=True), with_sums=True)
+    made_here(ready.root)
     assert doubt_of(opened(ready.root)) is None
     (ready.root / "tokenizer.model").write_bytes(b"planted")
 
@@ -211,7 +212,8 @@ def test_a_manifest_that_others_can_write_hands_no_proof_on(ready, tmp_path, pla
     verdict = verify_ready(read_manifest(ready))
     assert verdict.damage == ()
     assert not verdict.is_proven
-    assert verdict.doubt == f"grokctl.json: {exposed} can be written by others"
+    assert verdict.doubt == f"{exposed} can be written by others"
+    assert verdict.is_exposed
 
 
 def test_a_resumed_reshard_hashes_what_the_killed_one_read(ready, tmp_path):

@@ -10,7 +10,13 @@ import pytest
 
 from grokctl.checkpoint.proving import read_torrent
 from grokctl.checkpoint.ready import read_manifest
-from grokctl.checkpoint.receipt import read_receipt, unread_receipt
+from grokctl.checkpoint.receipt import (
+    Receipt,
+    Stamp,
+    look_for_receipt,
+    read_receipt,
+    unread_receipt,
+)
 from grokctl.checkpoint.refusal import read_refusal
 from grokctl.checkpoint.torrent import read_metainfo
 from grokctl.checkpoint.trust import read_source
@@ -125,6 +131,49 @@ def test_a_receipt_of_a_billion_zeros_is_not_believed(holes):
     assert reason is not None
     assert "expected at most" in reason
     assert "found 1,073,741,824" in reason
+
+
+@pytest.mark.parametrize(
+    ("whole", "value"),
+    [("[%s0]", "[],"), ('{%s"":0}', '"":[],'), ('{"files":{"x":[%s0]}}', "[],")],
+    ids=["a-list", "an-object", "a-stamp"],
+)
+def test_a_receipt_of_a_million_values_is_not_parsed(tmp_path, whole, value):
+    path = tmp_path / ".grokctl/receipt.json"
+    path.parent.mkdir()
+    path.write_text(whole % (value * 2**20))
+
+    with little_memory(2**24):  # as bytes it has 6 MB, as values 60
+        receipt, reason = look_for_receipt(tmp_path)
+
+    assert receipt is None
+    assert reason.endswith("found a damaged one")
+
+
+@pytest.mark.parametrize("place", [".grokctl/receipt.json", ".grokctl", "."])
+def test_a_receipt_that_others_can_write_is_not_even_read(tmp_path, place):
+    path = tmp_path / ".grokctl/receipt.json"
+    path.parent.mkdir()
+    path.write_bytes(b" " * 2**23)
+    (tmp_path / place).chmod(0o777)
+
+    with little_memory(2**20):
+        assert read_receipt(tmp_path) is None
+        assert unread_receipt(tmp_path).endswith("can be written by others")
+
+
+def test_a_receipt_of_ten_thousand_files_with_the_longest_names_is_read(tmp_path):
+    names = [f"{number:05}{'x' * 250}" for number in range(10_000)]
+    at = "2024-03-17T12:00:00Z"
+    receipt = Receipt(
+        infohash="0" * 40,
+        verified_at=at,
+        stamps={name: Stamp(*range(5)) for name in names},
+        earlier=dict.fromkeys(names, at),
+    )
+    receipt.write(tmp_path)
+
+    assert read_receipt(tmp_path) == receipt
 
 
 def test_a_tokenizer_that_the_user_gives_is_refused_by_its_size(holes):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from grokctl.checkpoint import receipt as receipts
 from grokctl.checkpoint.receipt import (
     Receipt,
     Stamp,
@@ -19,6 +20,7 @@ from grokctl.checkpoint.release import open_release
 from grokctl.checkpoint.torrent import build_metainfo, parse_metainfo
 from grokctl.checkpoint.trust import read_source, trusted_metainfo, write_source
 from grokctl.errors import CorruptCheckpointError, Reason
+from grokctl.verify import verify
 
 HASH = "0123456789abcdef0123456789abcdef01234567"
 TENSOR = "ckpt-0/tensor00005_000"
@@ -342,3 +344,21 @@ def test_earlier_times_that_make_no_sense_make_no_receipt(release, receipt, earl
 
     assert receipt.stamps
     assert read_receipt(release) is None
+
+
+@pytest.mark.parametrize("content", ["whole", "damaged"])
+def test_a_receipt_is_parsed_once(release, receipt, torrent, monkeypatch, content):
+    write_source(release, infohash=parse_metainfo(torrent, source="x").infohash)
+    path = release / ".grokctl" / "receipt.json"
+    if content == "damaged":
+        path.write_text(path.read_text().replace("complete", "whole"))
+    parsed, read = [], receipts.read_object
+    monkeypatch.setattr(
+        receipts, "read_object", lambda *a, **k: parsed.append(a[0]) or read(*a, **k)
+    )
+
+    proof_of(open_release(release))
+    verify(release, keeps=False)
+
+    assert receipt.stamps
+    assert parsed == [path, path]  # by each of the two
