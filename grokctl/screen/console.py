@@ -8,11 +8,9 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any, Final
 
-from rich import box
-from rich.cells import cell_len
 from rich.console import Console as RichConsole
 from rich.console import Group, RenderableType
 from rich.padding import Padding
@@ -24,14 +22,10 @@ from grokctl.errors import GrokctlError, UsageError
 from grokctl.events import Event, Noted, Observer, ignore, throttled
 from grokctl.screen.known_places import KnownPlaces
 from grokctl.screen.progress import Bars, Lines
+from grokctl.screen.tables import Facts, StackedBar, StatusCell, one_line, rows_of, table_of
 from grokctl.screen.terminal import is_terminal, moves_cursor, to_stdout
 from grokctl.text import harmless, to_copy, to_json
 
-Facts = Sequence[tuple[str, str]]
-"""Names and values: the rows of a table with two columns."""
-
-_COMMAND: Final = "grokctl "
-"""How a value begins that is a command."""
 _PIPE_WIDTH: Final = 200
 _ENDLESS: Final = 10_000
 _BARS: Final = " ▁▂▃▄▅▆▇█"
@@ -52,68 +46,6 @@ _NAME_WIDTH: Final = 22
 """Widest column for the names of checks; a longer name takes a second line."""
 _STACK_WIDTH: Final = range(8, 41)
 """Narrowest and widest bar, in cells."""
-
-
-@dataclass(frozen=True, slots=True)
-class StatusCell:
-    """A cell of a table with a status: a symbol and words."""
-
-    status: Status
-    text: str
-    first: str = ""
-    """Text before it, or above it in a narrow terminal."""
-
-
-@dataclass(frozen=True, slots=True)
-class StackedBar:
-    """A bar of parts, on a scale that ends at a limit."""
-
-    label: str
-    parts: tuple[float, ...]
-    limit: float
-    text: str
-    """The same in numbers, printed beside it."""
-
-
-def _table(
-    columns: Sequence[str],
-    rows: Sequence[Sequence[Text]],
-    *,
-    shown: Sequence[str],
-    right: Sequence[str],
-) -> Table:
-    table = Table(
-        box=box.SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
-        pad_edge=False,
-        show_edge=False,
-    )
-    for name in shown:
-        heading = Text(harmless(name))
-        table.add_column(heading, justify="right" if name in right else "left", overflow="fold")
-    places = [columns.index(name) for name in shown]
-    for row in rows:
-        table.add_row(*(row[place] for place in places))
-    return table
-
-
-def _rows(facts: Facts, *, indent: int = 0) -> Iterator[tuple[RenderableType, bool]]:
-    """Names and values, and whether a value is to be copied: such a line is never wrapped."""
-    width = max((cell_len(harmless(name)) for name, _ in facts), default=0)
-    for name, value in facts:
-        label, text = Text(_line(name), style="dim"), to_copy(value)
-        if " " not in text or text.startswith(_COMMAND):
-            label.pad_right(width - label.cell_len)
-            yield Text.assemble(" " * indent, label, "  ", text), True
-            continue
-        grid = Table.grid(Column(width=width), Column(overflow="fold"), padding=(0, 2, 0, 0))
-        grid.add_row(label, Text(text))
-        yield Padding(grid, (0, 0, 0, indent), expand=False), False
-
-
-def _line(text: str) -> str:
-    """The text in one line."""
-    return harmless(text).replace("\n", " ").replace("\t", " ")
 
 
 class _Rich(RichConsole):
@@ -236,7 +168,7 @@ class Console:
 
         def render() -> Table:
             cells = [[self._cell(cell, is_split=is_split) for cell in row] for row in rows]
-            return _table(columns, cells, shown=shown, right=right)
+            return table_of(columns, cells, shown=shown, right=right)
 
         if self._width_of(render()) > self.out.width:
             is_split = True
@@ -244,7 +176,7 @@ class Console:
             if self._width_of(render()) <= self.out.width:
                 break
             shown.remove(name)
-        self._print(Text(_line(title), style="bold"))
+        self._print(Text(one_line(title), style="bold"))
         self._print(Padding(render(), (0, 0, 1, 0), expand=False))
 
     def _cell(self, cell: str | StatusCell, *, is_split: bool) -> Text:
@@ -310,11 +242,11 @@ class Console:
             padding=(0, 2, 0, 0),
         )
         sign = Text(f"{self._symbol(check.status)} {word}", style=style)
-        grid.add_row(sign, Text(_line(check.name)), Text(_line(check.detail)))
+        grid.add_row(sign, Text(one_line(check.name)), Text(one_line(check.detail)))
         self._print(Padding(grid, (0, 0, 0, 2), expand=False))
         if check.fix:
             arrow = "->" if self._is_plain else "→"
-            self._print(Text(f"          {arrow} {_line(check.fix)}"), is_whole=True)
+            self._print(Text(f"          {arrow} {one_line(check.fix)}"), is_whole=True)
 
     def stacked(
         self, title: str, names: Sequence[str], rest: str, stacks: Sequence[StackedBar]
@@ -338,14 +270,14 @@ class Console:
         )
         for stack in stacks:
             bar = self._stack(stack, width)
-            grid.add_row(Text(_line(stack.label)), bar, Text(_line(stack.text)))
+            grid.add_row(Text(one_line(stack.label)), bar, Text(one_line(stack.text)))
         legend = Text()
         for cell, style, name in zip(self._layers, _LAYER_STYLES, names, strict=False):
             legend.append(cell, style).append(f" {name}   ")
         legend.append(f"{self._empty} {rest}")
         if any(sum(stack.parts) > stack.limit for stack in stacks):
             legend.append(f"   {self._end} limit")
-        self._print(Text(_line(title), style="bold"))
+        self._print(Text(one_line(title), style="bold"))
         self._print(Padding(Group(grid, legend), (0, 0, 1, 2), expand=False))
 
     def _stack(self, stack: StackedBar, width: int) -> Text:
@@ -381,8 +313,8 @@ class Console:
 
     def facts(self, title: str, facts: Sequence[tuple[str, str]]) -> None:
         """Print names and values to stdout."""
-        self._print(Text(_line(title), style="bold"))
-        for row, is_whole in _rows(facts, indent=1):
+        self._print(Text(one_line(title), style="bold"))
+        for row, is_whole in rows_of(facts, indent=1):
             self._print(row, is_whole=is_whole)
         self._print(Text())
 
@@ -394,7 +326,7 @@ class Console:
             for name, value in facts:
                 self.note(f"{name}: {value}")
         else:
-            for row, is_whole in _rows(facts):
+            for row, is_whole in rows_of(facts):
                 self.err.print(row, soft_wrap=is_whole)
 
     def _print(self, renderable: RenderableType, *, is_whole: bool = False) -> None:

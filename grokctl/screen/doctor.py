@@ -14,7 +14,8 @@ from grokctl.errors import HardwareError
 from grokctl.machine.facts import Machine
 from grokctl.model.placement import MeshShape
 from grokctl.planning.plans import Hardware, Plan, examples
-from grokctl.screen.console import Console, StackedBar, StatusCell
+from grokctl.screen.console import Console
+from grokctl.screen.tables import StackedBar, StatusCell
 from grokctl.text import format_bytes, format_number, format_seconds
 
 _PARTS: Final = ("weights", "cache", "workspace")

@@ -10,7 +10,8 @@ from grokctl.text import format_bytes, format_number, format_rate, format_second
 
 if TYPE_CHECKING:  # a screen imports no stage
     from grokctl.inference.generation import BatchStats, Generation
-    from grokctl.screen.console import Console, Facts
+    from grokctl.screen.console import Console
+    from grokctl.screen.tables import Facts
 
 _ENDS: Final = {"interrupted": "stopped", "context": "end of the context"}
 """Ends of a text that its reader may not expect."""

@@ -34,7 +34,8 @@ from grokctl.model.sizing import Needs
 from grokctl.planning.plans import Hardware, Plan
 from grokctl.screen import console as screen
 from grokctl.screen import doctor as report
-from grokctl.screen.console import Console, StackedBar, StatusCell
+from grokctl.screen.console import Console
+from grokctl.screen.tables import StackedBar, StatusCell
 
 GB = 10**9
 EIGHT = Hardware(platform="gpu", name="H100", count=8, memory=70 * GB, bandwidth=3e12)
