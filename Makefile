@@ -4,7 +4,8 @@ PYTHON313 ?= python3.13
 BIN := .venv/bin
 READY := .venv/.ready
 SECONDS ?= 600
-WORKERS ?= 2
+# three share two cores, because a test often waits; each takes a GB of memory
+WORKERS ?= 3
 # the commands and swarms come first, because they take longest
 PARALLEL := -m pytest --numprocesses $(WORKERS) --dist loadscope --no-loadscope-reorder
 PYTEST := $(BIN)/python $(PARALLEL)

@@ -16,7 +16,7 @@ from grokctl.errors import GrokctlError, UsageError
 from grokctl.events import Advanced, Finished, Noted, Observer, Stage, Started, Unit, ignore
 from grokctl.integrity.room import has_links, measure
 from grokctl.paths import CKPT, PRIVATE, TOKENIZER, quoted, require_utf8
-from grokctl.text import format_bytes, format_number, shown_url
+from grokctl.text import format_bytes, format_number
 from grokctl.transfer.data_on_disk import proven_on_disk
 from grokctl.transfer.destination import (
     FileSelection,
@@ -154,7 +154,7 @@ def fetch(
         elif TOKENIZER in selection.places.values():
             raise UsageError(
                 f"{options.tokenizer}: the torrent contains its own {TOKENIZER}",
-                f"grokctl fetch {quoted(shown_url(source))} --to {quoted(root)}",
+                f"grokctl fetch {quoted(request.origin.shown)} --to {quoted(root)}",
             )
         claims = take_stock(request, selection, have, observe, follows=follows)
         with writing(root):

@@ -15,16 +15,19 @@ _MINUTE, _SMALL, _LEAST = 60, 10, 0.001
 _UNITS: Final = ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
 _UNPRINTABLE: Final = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
 """Unicode categories: controls, directions, surrogates, unassigned, line separators."""
-_REST: Final = r"([^/?#]*)([^?#]*)(.*)"
-_URL_PARTS: Final = re.compile(
-    # a password may have any character
-    rf"([A-Za-z][A-Za-z0-9+.-]*://)([^:/]*:.*@|[^/]*@)?{_REST}",
-    re.DOTALL,
-)
-_LOGIN_PARTS: Final = re.compile(rf"()([^:/]+:.*@){_REST}", re.DOTALL)
-_PASSKEY: Final = re.compile(r"(?=.*[0-9])[\w~%+=-]{10,}|(?=.*[a-z])(?=.*[A-Z])[\w~%+=-]{20,}")
-"""A part of a path that no person has named."""
-_VALUE: Final = re.compile(r"([?&;=#])[^?&;=#]+(?=[&;#]|$)")
+_GONE: Final = "…"
+_FILE: Final = re.compile(r"(?:\.{0,2}/(?!/)|~[\w-]*/).*|[^@?#;:\\]+\.torrent", re.DOTALL)
+"""The path of a file, which is shown as it is."""
+_HOSTS: Final = re.compile(r"[A-Za-z0-9.*-]+(?:,[A-Za-z0-9.*-]+)+")
+"""Hosts that need no proxy."""
+_SCHEME: Final = re.compile(r"(?:[A-Za-z][A-Za-z0-9+.-]*:)?[/\\]{2,}")
+_ADDRESS: Final = re.compile(r"[0-9]{1,3}(?:\.[0-9]{1,3}){3}|\[[0-9A-Fa-f:.]{2,45}\]")
+_PORT: Final = re.compile(r":[0-9]{0,5}|")
+_MOST_RUNS, _MOST_DIGITS, _MOST_HOST_DIGITS, _LONGEST_WORD = 3, 4, 6, 24
+_UNREADABLE: Final = re.compile(r"(?i:[^aeiouy0-9._-]{5})|[A-Z]{2}|[a-z]{15}")
+"""In a path, parts of words that no person has chosen: no vowels, capitals, too long."""
+_TOPIC: Final = re.compile(r"urn:[a-z0-9]{1,8}:[A-Za-z0-9]{0,80}")
+_TITLE: Final = re.compile(r"[\w.()+ -]{0,200}")
 
 _KEPT: Final = frozenset("\n\t\u200c\u200d\u0600\u0601\u0602\u0603\u0604\u0605\u06dd\u070f\u08e2")
 """Controls and format characters of usual text: lines, joiners, and signs that Arabic draws."""
@@ -123,29 +126,120 @@ def harmless(text: str) -> str:
 
 
 def shown_url(url: str) -> str:
-    """A URL without what lets its bearer in: user, password, passkeys in the path, query values.
+    """A URL without what lets its bearer in: user, password, passkeys wherever they stand.
 
-    It hides too much rather than too little, and takes what is no valid URL as well. Of a magnet
-    link, it leaves out the trackers that have such a part: the rest can still be pasted.
+    Only what is known to be harmless is shown: scheme, host and port, plain words of the path and
+    of the names in a query. It takes what is no valid URL as well; the path of a file that begins
+    with `/`, `./` or `~/`, or ends with `.torrent`, is shown as it is. Of a magnet link, it leaves
+    out the fields and trackers that may have a secret: the rest can still be pasted.
     """
-    if url.startswith("magnet:"):
-        head, mark, query = url.partition("?")
-        fields = (field for field in query.split("&") if not has_secret(_tracker_in(field)))
-        return head + mark + "&".join(fields)
-    parts = _URL_PARTS.fullmatch(url) or _LOGIN_PARTS.fullmatch(url)
-    if parts is None:
-        return url  # the path of a file, say
-    scheme, login, host, path, values = parts.groups("")
-    shown = "/".join("…" if _PASSKEY.fullmatch(part) else part for part in path.split("/"))
-    return scheme + ("…@" if login else "") + host + shown + _VALUE.sub(r"\1…", values)
+    text = url.strip()
+    if text[:7].lower() == "magnet:":
+        return _shown_magnet(text)
+    if _FILE.fullmatch(text) or _HOSTS.fullmatch(text):
+        return url
+    match = _SCHEME.match(text)
+    scheme = match[0] if match else ""
+    host, path = _split(text[len(scheme) :], r"[/\\?#]")
+    if "@" in path:  # all of it may be the password of a user
+        return scheme + _GONE
+    login, _, host = host.rpartition("@")
+    path, fragment = _split(path, "#")
+    path, query = _split(path, r"\?")
+    parts = re.split(r"([/\\])", path)
+    return "".join(
+        (
+            scheme,
+            f"{_GONE}@" if login or "@" in text else "",
+            _shown_host(host),
+            *(part if part in {"/", "\\"} else _shown_part(part) for part in parts),
+            *(map(_shown_field, re.split("([?&;])", query))),
+            f"#{_GONE}" if len(fragment) > 1 else fragment,
+        )
+    )
+
+
+def shown_host(host: str) -> str:
+    """The host of a URL without labels that may be a passkey."""
+    return host if ":" in host else _shown_host(host)
 
 
 def has_secret(url: str) -> bool:
     """Whether a URL has a part that should not be shown, or kept where others can read it."""
-    return shown_url(url) != url
+    return shown_url(url) != url.strip()
 
 
-def _tracker_in(field: str) -> str:
-    """The tracker of a magnet link's field; empty if the field is another."""
+def _split(text: str, mark: str) -> tuple[str, str]:
+    """What is before a mark, and the rest with it."""
+    match = re.search(mark, text)
+    place = match.start() if match else len(text)
+    return text[:place], text[place:]
+
+
+def _shown_host(host: str) -> str:
+    """A host and its port; what is no name or address may be anything."""
+    match = _ADDRESS.match(host)
+    name, port = (match[0], host[match.end() :]) if match else _split(host, ":")
+    if not _PORT.fullmatch(port):
+        return _GONE
+    if match is None:
+        labels = (
+            label if _is_word(label, _MOST_HOST_DIGITS) else _GONE for label in name.split(".")
+        )
+        name = ".".join(labels)
+    return name + port
+
+
+def _shown_part(part: str) -> str:
+    """A part of a path, if it is a plain word such as `announce.php` or `grok-1`."""
+    word, mark, rest = part.partition(";")
+    is_plain = _is_word(word, _MOST_DIGITS) and not _UNREADABLE.search(word)
+    return (word if is_plain else _GONE) + mark + (_GONE if rest else "")
+
+
+def _shown_field(field: str) -> str:
+    """A field of a query, with its name at most; or a mark between fields."""
+    if field in {"", "?", "&", ";"}:
+        return field
+    name, mark, value = field.partition("=")
+    is_plain = value and name.replace("_", "").isalpha() and _is_word(name, 0)
+    return f"{name}{mark}{_GONE}" if is_plain else _GONE
+
+
+def _is_word(text: str, most_digits: int) -> bool:
+    """Whether a person may have named it: short words of one case, and few digits."""
+    if len(text) > _LONGEST_WORD or not re.fullmatch(r"[A-Za-z0-9._-]*", text):
+        return False
+    if sum(map(str.isdigit, text)) > most_digits:
+        return False
+    return all(_is_plain(word) for word in re.split("[._-]", text))
+
+
+def _is_plain(word: str) -> bool:
+    capital = re.fullmatch("[A-Z][a-z]+", word)
+    runs = [word] if capital else re.findall("[a-z]+|[A-Z]+|[0-9]+", word)
+    kinds = {"A" if run.isupper() else "a" for run in runs if not run.isdigit()}
+    return len(runs) <= _MOST_RUNS and len(kinds) <= 1
+
+
+def _shown_magnet(link: str) -> str:
+    """A magnet link with the fields that show what is fetched, and trackers without a secret."""
+    head, mark, query = link.partition("?")
+    fields = re.split("[&;]", query.partition("#")[0])
+    kept = "&".join(field for field in fields if _is_harmless(field))
+    return (head if head.lower() == "magnet:" else f"magnet:{_GONE}") + mark + kept
+
+
+def _is_harmless(field: str) -> bool:
     name, _, value = field.partition("=")
-    return unquote(value) if re.fullmatch(r"tr(\.[0-9]+)?", name) else ""
+    text = unquote(value)
+    match name:
+        case "xt":
+            return bool(_TOPIC.fullmatch(value))
+        case "dn":
+            return bool(_TITLE.fullmatch(text))
+        case "xl":
+            return value.isdigit()
+        case _:
+            is_tracker = bool(re.fullmatch(r"tr(\.[0-9]+)?", name))
+            return is_tracker and "://" in text and not has_secret(text)

@@ -13,7 +13,7 @@ from grokctl.checkpoint.torrent_files import TorrentFile
 from grokctl.errors import CorruptCheckpointError, FetchError
 from grokctl.ownership import why_exposed
 from grokctl.paths import BEGUN, CKPT, PRIVATE, TORRENT, UNFINISHED, read_limited, write_atomically
-from grokctl.text import format_bytes
+from grokctl.text import format_bytes, has_secret
 
 _VERSION: Final = 1
 _BLOCK: Final = 512
@@ -56,7 +56,11 @@ class Unfinished:
             "bytes": self.nbytes,
             "final": self.is_final,
         }
-        write_atomically(root / PRIVATE / UNFINISHED, json.dumps(values, indent=1).encode())
+        words = (self.source, *self.options)
+        # earlier versions took more URLs for harmless than this one does
+        is_private = any(("://" in word or ":?" in word) and has_secret(word) for word in words)
+        data = json.dumps(values, indent=1).encode()
+        write_atomically(root / PRIVATE / UNFINISHED, data, mode=0o600 if is_private else 0o666)
 
     @classmethod
     def of_values(cls, values: dict[str, Any]) -> Self | None:

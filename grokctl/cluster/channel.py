@@ -7,6 +7,7 @@ import socket
 from collections import deque
 from contextlib import suppress
 from dataclasses import dataclass
+from threading import Lock
 from typing import Final
 
 from grokctl.errors import PeerError
@@ -16,7 +17,9 @@ _LENGTH: Final = 4
 LARGEST: Final = 2**24
 """Bytes of a message: the tokens of a step are four each."""
 _CHUNK: Final = 2**16
-_SILENT_S: Final = 60
+_ASKED_S, _ASKED = 10, 4
+"""Seconds between the system's questions, and how many may stay without an answer."""
+_SILENT_S: Final = 20
 """Seconds of silence after which the system asks whether the other end is there: while a person
 thinks, firewalls on the way would forget the connection."""
 
@@ -99,7 +102,7 @@ def _frame_mac(key: bytes, number: int, message: bytes) -> bytes:
 
 
 class Channel:
-    """A connection to another process of the run; one thread may send while another receives.
+    """A connection to another process of the run; any threads may send while one receives.
 
     Args:
         connection: Blocking from here on.
@@ -115,6 +118,7 @@ class Channel:
         self.rank = rank
         self._key = sending
         self._sent = 0
+        self._sending = Lock()
         self._reader = FrameReader(receiving)
         self._messages: deque[bytes] = deque()
         connection.setblocking(True)
@@ -126,9 +130,10 @@ class Channel:
         Raises:
             OSError: The connection is broken.
         """
-        data = frame(self._key, self._sent, message)
-        self._sent += 1
-        self.connection.sendall(data)
+        with self._sending:
+            data = frame(self._key, self._sent, message)
+            self._sent += 1
+            self.connection.sendall(data)
 
     def receive(self, within_s: float | None = None) -> bytes:
         """The next message.
@@ -142,7 +147,10 @@ class Channel:
             PeerError: What came is false.
         """
         poll = select.poll()
-        poll.register(self.connection, select.POLLIN)
+        try:
+            poll.register(self.connection, select.POLLIN)
+        except ValueError as error:  # it has no descriptor any more
+            raise ConnectionAbortedError("it was closed here") from error
         while not self._messages:
             if not poll.poll(None if within_s is None else max(0, int(1000 * within_s))):
                 raise TimeoutError
@@ -165,3 +173,5 @@ def keep_alive(connection: socket.socket) -> None:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, _SILENT_S)
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, _ASKED_S)
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, _ASKED)

@@ -124,6 +124,20 @@ class Ending:
             if not self._is_over.is_set():
                 self._leave(reason)
 
+    def lose(self, reason: str) -> None:
+        """End this process from a thread that is not its own, because another rank is silent.
+
+        JAX may still reach that rank, which then ends with the same reason.
+        """
+        if self._is_over.is_set():
+            return
+        self.begin(PeerError.exit_code)
+        with suppress(jax.errors.JaxRuntimeError):  # another rank failed before
+            self._store.key_value_set(_FAILED, f"rank {self._launch.rank}: {reason}")
+        self._speak(reason)
+        self.part()
+        interrupts.leave(PeerError.exit_code)
+
     def _leave(self, reason: str) -> NoReturn:
         """End this process from a thread that is not its own."""
         self.begin(PeerError.exit_code)

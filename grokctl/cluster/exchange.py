@@ -7,12 +7,15 @@ carry prompts and sampled tokens, go from rank 0 to every other rank on a connec
 import json
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
+from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, Final
 
 import jax
 
+from grokctl.cluster.heartbeat import Heartbeat
 from grokctl.cluster.launcher import Launch
 from grokctl.cluster.rendezvous import Note
 from grokctl.errors import PeerError
@@ -28,6 +31,8 @@ WAIT_MS: Final = 1000
 PAIR: Final = 2
 """Processes of which each knows the other one's rank."""
 _LEAST_S: Final = 5
+_PART: Final = 0.75
+"""Of the timeout: the rest is for the end."""
 _SILENT_S: Final = 3
 """Seconds of waiting for another rank without a note."""
 _LATE: Final = "DEADLINE_EXCEEDED"
@@ -52,6 +57,8 @@ class Exchange:
         self._exchanges = 0
         self._orders: tuple[Channel, ...] = ()
         """On rank 0, the connections to all other ranks; elsewhere, the one to rank 0."""
+        self._heard: SimpleQueue[bytes | OSError | PeerError] = SimpleQueue()
+        """Orders, as they come, and at last the error that ended them."""
         self._store: Any = None
         """Client of JAX's coordination service; None before this process has joined."""
 
@@ -59,6 +66,14 @@ class Exchange:
     def heartbeat_s(self) -> int:
         """Seconds without a sign of life after which a process counts as lost."""
         return max(_LEAST_S, self._bound_s // 2)
+
+    @property
+    def silent_s(self) -> float:
+        """Seconds without a message on a connection of orders after which its rank is lost.
+
+        More than those of `heartbeat_s`, because the threads of Python wait for each other.
+        """
+        return max(_LEAST_S, _PART * self._bound_s)
 
     # --- facts
 
@@ -159,11 +174,22 @@ class Exchange:
     def hear(self) -> bytes | None:
         """The next order of rank 0; None after the last."""
         (channel,) = self._orders
-        try:
-            order = channel.receive()
-        except OSError as error:
-            raise self._lost(error, channel.rank) from error
+        order = self._heard.get()
+        if isinstance(order, OSError):
+            raise self._lost(order, channel.rank) from order
+        if isinstance(order, PeerError):
+            raise order
         return None if order == _DONE else order
+
+    def keep_in_touch(self, lose: Callable[[str], None]) -> None:
+        """From now on, send and expect signs of life on every connection of orders.
+
+        Args:
+            lose: Ends this process, because another rank is silent; gets a sentence about it.
+        """
+        for channel in self._orders:
+            take = self._heard.put if self.rank else partial(_note_false, lose=lose)
+            Heartbeat(channel, silent_s=self.silent_s, take=take, lose=lose).start()
 
     def release(self) -> None:
         """Send the other ranks the last order; on rank 0."""
@@ -190,6 +216,12 @@ class Exchange:
             time.sleep(self.heartbeat_s)
         lost = "another process" if rank is None else f"rank {rank}"
         return PeerError(f"{lost} was lost: {first_line(error)}")
+
+
+def _note_false(message: bytes | OSError | PeerError, *, lose: Callable[[str], None]) -> None:
+    """On rank 0, which gets no orders: a broken connection is noticed by the next order."""
+    if not isinstance(message, OSError):
+        lose(str(message) if isinstance(message, PeerError) else "another rank sent an order")
 
 
 def is_late(error: Exception) -> bool:

@@ -66,6 +66,7 @@ class Cluster(Exchange):
         self._ending.watch(self._store)
         versions = {name: version(name) for name in ("jax", "jaxlib")}
         self.agree("program", {"grokctl": __version__, **versions}, within_s=self._bound_s)
+        self.keep_in_touch(self._ending.lose)
 
     def _initialize(self, met: Meeting) -> None:
         self._ending.catch_abort()

@@ -37,16 +37,35 @@ _NAMES: Final = (
 )
 _SHORT_NAMES: Final = (
     r"(?:[\w.-]*[_.-])?"
-    r"(?:pass|pat|otp|totp|mfa|pin|sig|sas|jwt|csrf|xsrf|sid|nonce|salt|dsn|creds?)"
+    r"(?:pass|pw|pat|otp|totp|mfa|pin|sig|sas|jwt|csrf|xsrf|sid|nonce|salt|dsn|creds?)"
 )
 """Whole words of a name that are parts of harmless ones: `pass` of `bypass`, `pin` of `spin`."""
 _VALUE: Final = r"(?:\"(?:[^\"\\]|\\.)*\"?|'[^']*'?|[^\s&;,\"']+)"
 _ASSIGNED: Final = re.compile(
     rf"(?P<name>(?<![\w.-])(?:{_NAMES}|{_SHORT_NAMES}|[\w.-]*key|user(?:name)?|login))(?P<between>\"?'?\s*=\s*){_VALUE}"
-    rf"|(?P<key>(?<![\w.-])(?:{_NAMES}))(?P<colon>\"?'?:\s*){_VALUE}"
+    rf"|(?P<key>(?<![\w.-])(?:{_NAMES}|(?:[\w.-]*[_.-])?(?:pass|pw|otp|totp|pin|jwt|creds?)))(?P<colon>\"?'?:\s*){_VALUE}"
     rf"|(?P<option>(?<![\w-])--?{_NAMES})(?P<blank>\s+)(?![-\s]){_VALUE}",
     re.IGNORECASE,
 )
+_SPOKEN: Final = re.compile(
+    rf"(?P<name>\b(?:password|passwd|passphrase|passcode|pwd)(?:\s+(?:is|was))?\s*:?\s+)(?![-\s]){_VALUE}"
+    rf"|(?P<brief>\b(?:token|secret|key|pin|otp)(?:\s+(?:is|was))?\s*:?\s+)"
+    r"(?:[0-9]{4,8}\b|(?=[^\s0-9]*[0-9])(?=[^\sa-z]*[a-z])[A-Za-z0-9+/=]{6,}(?![\w.-]))",
+    re.IGNORECASE,
+)
+"""A secret in a sentence."""
+_TYPED: Final = re.compile(
+    rf"(?P<name>(?<![\w-])(?:-[uU]|--(?:proxy-)?user)[\s=]*)(?:\"[^\"]*:[^\"]*\"|'[^']*:[^']*'|[^\s:'\"]+:\S+)"
+    rf"|(?P<program>\b(?:mysql\w*|mariadb[\w-]*|mongo\w*|sshpass|plink|redis-cli|ldap\w+|unzip|zip|7z\w?)"
+    rf"\s(?:[^\n|;&]{{0,200}}?\s)?-[paPw])\s*(?![-\s]){_VALUE}"
+)
+"""A secret that programs take in an option without a name."""
+_HOOKS: Final = re.compile(
+    r"(?P<name>\b(?:hooks\.slack\.com|discord(?:app)?\.com/api/(?:v[0-9]+/)?webhooks"
+    r"|[\w.-]*webhook\.office\.com|api\.telegram\.org)/)[^\s\"'<>]+",
+    re.IGNORECASE,
+)
+"""Addresses that let whoever knows them write."""
 _SECRET: Final = re.compile(rf"{_NAMES}|{_SHORT_NAMES}|[\w.-]*key", re.IGNORECASE)
 _COOKIES: Final = re.compile(r"(?P<name>\b(?:set-)?cookie2?\"?'?\s*[:=]\s*)[^\n]+", re.IGNORECASE)
 """Of which one line has several."""
@@ -65,8 +84,9 @@ _TOKENS: Final = re.compile(
     r"(?<![A-Za-z0-9])(?:"
     r"eyJ[\w-]{5,}\.[\w-]+(?:\.[\w-]*)?"  # JSON web tokens
     r"|(?:hf|gh[a-z]|npm|r8|dop_v1|glpat|github_pat|pypi|nvapi|sk|pk|rk|xox[a-z]|ya29|AIza|whsec"
-    r"|SG|shp[a-z]{2}|hv[sbr]|dckr_pat|lin_api|figd|tskey|sq0[a-z]{3}|gsk)"
+    r"|glsa|glc|sbp|pul|atlasv1|ATATT|SG|shp[a-z]{2}|hv[sbr]|dckr_pat|lin_api|figd|tskey|sq0[a-z]{3}|gsk)"
     r"(?:[_.-]|(?<=AIza))[\w.-]{6,}"
+    r"|(?i:AGE-SECRET-KEY-)\w+"
     r"|(?:AKIA|ASIA|AROA|AIDA|ABIA|ACCA)[A-Z0-9]{12,}"
     r"|(?:ssh-[a-z0-9-]+|ecdsa-[\w-]+|sk-ssh-\S+)\s+AAAA[\w+/=]+(?:\s+\S+@\S+)?"
     r"|AAAA[BCE][\w+/=]{20,}"
@@ -81,10 +101,12 @@ _RANDOM: Final = re.compile(
 )
 """Long words of capitals, small letters and digits: none of our own words looks like that."""
 _HOME_FOLDER: Final = re.compile(
-    r"(?P<before>/(?:(?:(?:export|nfs|net|mnt|gpfs|lustre|global|work|data)/)*(?:home|u|users|homes)[0-9]*"
-    r"(?:/[a-z]{1,2}(?=/\w{3}))?|var/home|Users)/"
+    r"(?P<before>/(?:(?:(?:export|nfs|net|mnt|gpfs|lustre|global|work|data)/)*(?:home[0-9]*/jusers|[a-z]{0,3}home|homes|u|j?users)[0-9]*"
+    r"(?:/[a-z]{1,2}(?=/(?:[a-z]/)?(?:\w{3}|\[user\]))){0,2}+|var/home|Users"
+    r"|afs/[\w.-]+/(?:users?|u|home|people)(?:/[a-z]{1,2}(?=/[\w\[])){0,2}+)/"
+    r"|(?<![\w.])/fsx/"
     r"|(?<![A-Za-z])[A-Za-z]:\\+(?:Users|Documents and Settings)\\+)"
-    r"(?!\[user\])[^/\\\s:,;'\"]+"
+    r"(?!\[user\]|jusers/)[^/\\\s:,;'\"]+"
 )
 _HARDWARE_ADDRESS: Final = re.compile(r"(?<![\w:-])(?:[0-9A-Fa-f]{2}:){5}[0-9A-Fa-f]{2}(?![\w:-])")
 _NUMBERS: Final = re.compile(
@@ -135,7 +157,10 @@ class Redaction:
         text = _HEADER.sub(rf"\g<name>{GONE}", text)
         text = _COOKIES.sub(rf"\g<name>{GONE}", text)
         text = _SCHEME.sub(rf"\g<name>{GONE}", text)
+        text = _HOOKS.sub(rf"\g<name>{GONE}", text)
+        text = _TYPED.sub(lambda match: f"{match['name'] or match['program'] + ' '}{GONE}", text)
         text = _ASSIGNED.sub(_without_value, text)
+        text = _SPOKEN.sub(lambda match: f"{match['name'] or match['brief']}{GONE}", text)
         text = _PLACES.sub(rf"\g<name>{GONE}", text)
         text = _TOKENS.sub(GONE, text)
         text = _RANDOM.sub(GONE, text)
@@ -168,8 +193,14 @@ class Redaction:
 
     def _without_host(self, text: str) -> str:
         for name in sorted(set(self.hosts) - _COMMON_HOSTS, key=len, reverse=True):
-            # such as frontier7-ib0, and frontier7.example.org
-            whole = rf"(?<![\w.-]){re.escape(name)}(?:-[A-Za-z]+[0-9]*)?(?:\.[\w.-]*\w)?(?![\w-])"
+            # such as frontier7-ib0, and frontier7.example.org; with a number, no usual word begins
+            # or ends so: node-frontier7 and frontier7b
+            before = r"(?:[A-Za-z0-9]+-)*" if re.search("[0-9]", name) else ""
+            after = r"(?:[A-Za-z]{1,4})?" if name[-1:].isdigit() else ""
+            whole = (
+                rf"(?<![\w.-]){before}{re.escape(name)}{after}"
+                r"(?:-[A-Za-z]+[0-9]*)?(?:\.[\w.-]*\w)?(?![\w-])"
+            )
             text = re.sub(whole, _HOST, text, flags=re.IGNORECASE)
         return text
 

@@ -9,7 +9,7 @@ from typing import Final
 
 from grokctl import __version__
 from grokctl.machine.facts import Software, Surroundings
-from grokctl.text import printable
+from grokctl.text import printable, shown_url
 
 _MOST_PROCESSES: Final = 2**20
 _SLURM: Final = (
@@ -79,7 +79,9 @@ def without_password(proxy: str) -> str:
 def _harmless(name: str, value: str) -> str:
     """A value that can be shown, even if it is not text."""
     text = value.encode(errors="surrogateescape").decode(errors="replace")
-    return without_password(text) if "proxy" in name.lower() else _PASSWORD.sub("", text)
+    if "proxy" not in name.lower():
+        return _PASSWORD.sub("", text)
+    return text if name.lower() == "no_proxy" else shown_url(without_password(text))
 
 
 def _cluster(environ: Mapping[str, str]) -> tuple[str, int, int]:

@@ -38,7 +38,7 @@ from grokctl.paths import (
     read_limited,
     write_atomically,
 )
-from grokctl.text import has_secret, printable, shown_url
+from grokctl.text import has_secret, printable
 from grokctl.transfer.sources import FetchOptions, FetchRequest, parse_source, plain_urls
 
 _LARGEST_RESUME: Final = 64 * 2**20
@@ -161,7 +161,7 @@ def refuse_foreign(request: FetchRequest) -> None:
         or _cached_torrent(root, origin.infohash) is not None
     ):
         return
-    words = [shown_url(origin.source), *chosen_options(request.options)]
+    words = [origin.shown, *chosen_options(request.options)]
     command = f"grokctl fetch {shlex.join(words)} --to"
     if claimed is not None:
         other = root.with_name(f"{root.name}-{origin.infohash[:8]}")
@@ -198,10 +198,10 @@ def _refuse_other_shape(request: FetchRequest) -> None:
         return
     command = f"grokctl verify {quoted(root)} --torrent-file"
     if folder.is_usual and not is_link:
-        command = f"grokctl fetch {quoted(shown_url(origin.source))} --to {quoted(folder.root)}"
+        command = f"grokctl fetch {quoted(origin.shown)} --to {quoted(folder.root)}"
         advice = f"{command} --force  # adopts it, and keeps what differs"
     else:
-        file = "FILE" if origin.torrent is None else quoted(shown_url(origin.source))
+        file = "FILE" if origin.torrent is None else quoted(origin.shown)
         advice = f"{command} {file} --repair  # fetches what is missing, and keeps it under home"
     how = ", a symbolic link" if is_link else ""
     message = f"{root}: expected its tensors in {root / CKPT}, found them in {folder.tensors}{how}"
@@ -246,7 +246,7 @@ def local_torrent(request: FetchRequest) -> bytes | None:
         raise invalid("torrent_file", given, "no such file", f"ls -l {quoted(given)}")
     parsed = parse_source(str(given))
     if parsed.infohash != origin.infohash:
-        name = printable(origin.name) or shown_url(origin.source)
+        name = printable(origin.name) or origin.shown
         raise FetchError(
             f"{given}: expected infohash {origin.infohash} of {name}, found {parsed.infohash}",
             f"grokctl fetch {quoted(given)}",
@@ -351,7 +351,7 @@ def record_progress(
     if done >= nbytes:
         forget_unfinished(request.root)
         return
-    source, options = shown_url(request.origin.source), tuple(typed_options(request.options))
+    source, options = request.origin.shown, tuple(typed_options(request.options))
     if not there.issuperset(selection.pieces):
         options += tuple(_selected(request.options))
     if request.origin.torrent is not None:
@@ -386,7 +386,8 @@ def typed_options(options: FetchOptions) -> Iterator[str]:
         ("--connections", (options.connections,)),
     ):
         for value in values:
-            if value is not None and not has_secret(str(value)):
+            is_url = option in {"--tracker", "--web-seed", "--mirror", "--proxy"}
+            if value is not None and not (is_url and has_secret(str(value))):
                 yield from (option, str(value))
     yield from ["--no-dht"] * (not options.dht)
     yield from ["--no-lsd"] * (not options.lsd)

@@ -22,7 +22,7 @@ from grokctl.text import (
     format_number,
     format_rate,
     printable,
-    shown_url,
+    shown_host,
 )
 from grokctl.transfer.destination import (
     FileSelection,
@@ -348,7 +348,8 @@ def _awaited(now: Snapshot, states: list[MirrorState]) -> str:
 def _tracker_answers(request: FetchRequest, swarm: Swarm) -> list[str]:
     """The last answer of every tracker."""
     answers = dict.fromkeys(request.trackers, "no answer") | swarm.trackers
-    return [f"{urlsplit(url).hostname}: {answer}" for url, answer in answers.items()]
+    hosts = {url: shown_host(urlsplit(url).hostname or "") for url in answers}
+    return [f"{hosts[url]}: {answer}" for url, answer in answers.items()]
 
 
 def stalled(
@@ -370,7 +371,7 @@ def stalled(
 
     def hint(*more: str, comment: str = "", **changes: Any) -> str:
         typed = chosen_options(replace(options, **changes))
-        words = ["grokctl", "fetch", shown_url(origin.source), "--to", str(request.root)]
+        words = ["grokctl", "fetch", origin.shown, "--to", str(request.root)]
         return shlex.join([*words, *typed, *more]) + (f"  # {comment}" if comment else "")
 
     patient = ("--stall-timeout", "3600")

@@ -23,7 +23,7 @@ from grokctl.machine.disks import existing, largest_file
 from grokctl.machine.network import certificates
 from grokctl.os_errors import is_absence, refusal
 from grokctl.paths import ADOPTION, BEGUN, CKPT, LOCK, PRIVATE, RESUME, TORRENT, quoted
-from grokctl.text import format_apart
+from grokctl.text import format_apart, shown_host
 from grokctl.transfer.destination import FileSelection, bare_torrent
 from grokctl.transfer.partial_files import candidates
 from grokctl.transfer.sources import FetchOptions, find_mirror
@@ -252,7 +252,7 @@ def _network_checks(selection: FileSelection, options: FetchOptions) -> list[Che
             continue
         failed = [host for host in several if host not in resolved]
         detail = f"{len(several) - len(failed)} of {len(several)} host names resolve"
-        detail += f"; not {', '.join(failed)}" if failed else ""
+        detail += f"; not {', '.join(map(shown_host, failed))}" if failed else ""
         status = Status.WARN if len(failed) == len(several) else Status.OK
         checks.append(Check(name, status, detail))
     return checks

@@ -27,7 +27,7 @@ from grokctl.checkpoint.trust import (
 from grokctl.errors import FetchError, UsageError, invalid
 from grokctl.os_errors import reason_of, refusal
 from grokctl.paths import TORRENT, expanded
-from grokctl.text import printable, shown_url
+from grokctl.text import printable, shown_host, shown_url
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,10 +42,8 @@ class Mirror:
     def at(cls, url: str) -> Self:
         """A mirror named after its host."""
         parts = urlsplit(url)
-        return cls(
-            f"{parts.hostname}:{parts.port}" if parts.port else parts.hostname or shown_url(url),
-            url,
-        )
+        name = shown_host(parts.hostname or "")
+        return cls(f"{name}:{parts.port}" if parts.port else name or shown_url(url), url)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -192,6 +190,11 @@ class Origin:
     torrent: bytes | None = None
     trust: str = TYPED
     """The root of trust, in words."""
+
+    @property
+    def shown(self) -> str:
+        """The source for messages and hints, without credentials."""
+        return shown_url(self.source) if self.torrent is None else self.source
 
     @property
     def tokenizer(self) -> PinnedFile | None:

@@ -1,11 +1,10 @@
-"""Ranges of files over HTTP, through safe redirects; the only importer of httpx."""
+"""Ranges of files over HTTP, through safe redirects."""
 
-import ipaddress
 import re
 import socket
 import ssl
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from threading import Lock
 from types import TracebackType
 from typing import Final, Self
@@ -15,7 +14,8 @@ import certifi
 import httpx
 
 from grokctl import __version__
-from grokctl.text import printable
+from grokctl.text import printable, shown_url
+from grokctl.transfer.direct import Dialer, Direct, PrivateAddressError, Proxied
 
 _TIMEOUT: Final = httpx.Timeout(30.0, connect=15.0)
 _MOST_HOPS: Final = 5
@@ -23,11 +23,6 @@ _CONTENT_RANGE: Final = re.compile(r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,
 _LENGTH: Final = re.compile(r"[0-9]{1,18}")
 _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
 _ABSENT: Final = frozenset({404, 410, 416})
-_GLOBAL_UNICAST: Final = ipaddress.ip_network("2000::/3")
-_NAT64: Final = ipaddress.ip_network("64:ff9b::/96")
-"""Ends in an IPv4 address, to which a gateway connects."""
-_SIX_TO_FOUR: Final = ipaddress.ip_network("2002::/16")
-"""Contains an IPv4 address, possibly a private one."""
 _FORBIDDEN: Final = frozenset({401, 403, 407, 451})
 _STALE: Final = frozenset({400, 401, 403, 404, 410})
 """Answers of a signed address that has expired."""
@@ -49,8 +44,9 @@ class Web:
     """HTTP client for several threads, as a context manager.
 
     It follows redirects itself: to http and https only, never from https to http, and never from
-    a public server into a private network. It remembers the final address of each file, so that
-    the next range costs no redirect; an expired signed address is requested again.
+    a public server into a private network: it connects to the addresses that it has checked. It
+    remembers the final address of each file, so that the next range costs no redirect; an expired
+    signed address is requested again.
     """
 
     def __init__(
@@ -64,22 +60,37 @@ class Web:
                 environment variables apply.
             connections: At a time, at most.
         """
-        self._is_proxied = proxy is not None
-        self._uses_environment = proxy is None and bind is None
-        self._final: dict[str, httpx.URL] = {}
+        self._final: dict[str, tuple[httpx.URL, bool]] = {}
+        """Final address of each file, and whether it must be on the public Internet."""
         self._lock = Lock()
         self._sockets: set[socket.socket] = set()
-        limits = httpx.Limits(max_connections=connections, max_keepalive_connections=connections)
-        context = _certificates()
-        transport = None
-        if bind is not None and proxy is None:
-            transport = httpx.HTTPTransport(verify=context, limits=limits, local_address=bind)
-        self._client = httpx.Client(
-            verify=context,
-            limits=limits,
+        self._limits = httpx.Limits(
+            max_connections=connections, max_keepalive_connections=connections
+        )
+        self._context = _certificates()
+        self._proxies = {"all": proxy} if proxy else {} if bind else _environment()
+        self._asks_bypass = proxy is None
+        self._through = {url: self._proxied(url) for url in set(self._proxies.values())}
+        self._dialer = Dialer(only_public=False)
+        self._anywhere = self._direct(self._dialer, bind)
+        self._outside = self._direct(Dialer(only_public=True), bind)
+
+    def _direct(self, dialer: Dialer, bind: str | None) -> httpx.Client:
+        return self._client(Direct(dialer, self._context, self._limits, bind))
+
+    def _proxied(self, url: str) -> httpx.Client | None:
+        """Requests through a proxy; None if it is of no kind that can be used."""
+        try:
+            transport = Proxied(verify=self._context, limits=self._limits, proxy=url)
+        except (ValueError, httpx.InvalidURL):
+            return None
+        return self._client(transport)
+
+    @staticmethod
+    def _client(transport: httpx.BaseTransport) -> httpx.Client:
+        return httpx.Client(
             transport=transport,
-            proxy=proxy,
-            trust_env=proxy is None,
+            trust_env=False,
             timeout=_TIMEOUT,
             headers={"User-Agent": f"grokctl/{__version__}", "Accept-Encoding": "identity"},
         )
@@ -102,7 +113,9 @@ class Web:
         for wire in waiting:
             with suppress(OSError):
                 wire.shutdown(socket.SHUT_RDWR)
-        self._client.close()
+        for client in (self._anywhere, self._outside, *self._through.values()):
+            if client is not None:
+                client.close()
 
     @contextmanager
     def open_range(
@@ -132,6 +145,8 @@ class Web:
                     yield _body(response, length)
         except httpx.HTTPError as error:
             raise WebError(_reason(error)) from error
+        except PrivateAddressError as error:
+            raise RefusedError(f"leads into a private network ({_short(error)})") from error
         except (httpx.InvalidURL, httpx.StreamError, UnicodeError) as error:
             raise RefusedError(f"has an invalid address ({_short(error)})") from error
         except RuntimeError as error:  # httpx raises it when the client was closed meanwhile
@@ -156,23 +171,45 @@ class Web:
         with self._lock:
             known = self._final.get(url)
         if known is not None:
-            with self._client.stream("GET", known, headers=headers) as response:
+            with self._asked(known[0], headers, is_outside=known[1]) as response:
                 if response.status_code not in _STALE | _REDIRECTS:
                     yield response
                     return
-        place = httpx.URL(url)
-        is_proxied = self._is_proxied or (self._uses_environment and _has_proxy(place))
-        is_local = is_proxied or not _is_public(place)
+        place, is_outside = httpx.URL(url), False
         for _ in range(_MOST_HOPS + 1):
-            with self._client.stream("GET", place, headers=headers) as response:
+            with self._asked(place, headers, is_outside=is_outside) as response:
                 if response.status_code not in _REDIRECTS:
                     if response.is_success:
                         with self._lock:
-                            self._final[url] = place
+                            self._final[url] = place, is_outside
                     yield response
                     return
-                place = _next(place, response, is_local=is_local)
+                host = place.raw_host.decode("ascii")  # as it is asked for, if it has other letters
+                # a server behind a proxy is as strange as a public one
+                is_outside |= bool(self._proxy(place)) or not self._dialer.is_local(host)
+                place = _next(place, response)
         raise RefusedError(f"redirects more than {_MOST_HOPS} times")
+
+    def _asked(
+        self,
+        place: httpx.URL,
+        headers: dict[str, str],
+        *,
+        is_outside: bool,
+    ) -> AbstractContextManager[httpx.Response]:
+        """The answer of a server, which is outside of private networks unless a proxy finds it."""
+        proxy = self._proxy(place)
+        direct = self._outside if is_outside else self._anywhere
+        client = direct if proxy is None else self._through[proxy]
+        if client is None:
+            why = shown_url(proxy or "")
+            raise RefusedError(f"needs a proxy, and {_short(why)} is no usable one")
+        return client.stream("GET", place, headers=headers)
+
+    def _proxy(self, place: httpx.URL) -> str | None:
+        """The proxy for a request, which resolves the host; None for a direct one."""
+        proxy = self._proxies.get(place.scheme) or self._proxies.get("all")
+        return None if proxy and self._asks_bypass and proxy_bypass(place.host) else proxy
 
 
 def parse_content_range(header: str) -> tuple[int, int, int] | None:
@@ -236,8 +273,8 @@ def _body(response: httpx.Response, length: int) -> Iterator[bytes]:
         raise WebError(f"closed the connection {left:,} bytes early")
 
 
-def _next(place: httpx.URL, response: httpx.Response, *, is_local: bool) -> httpx.URL:
-    """The target of a redirect, if it is safe."""
+def _next(place: httpx.URL, response: httpx.Response) -> httpx.URL:
+    """The target of a redirect, if its form is safe; its address is checked on connecting."""
     target = place.join(response.headers.get("location", ""))
     if target.scheme not in {"http", "https"} or not target.host:
         raise RefusedError("redirects to an invalid address")
@@ -245,38 +282,16 @@ def _next(place: httpx.URL, response: httpx.Response, *, is_local: bool) -> http
         raise RefusedError(f"redirects from https to http ({_short(target.host)})")
     if target.userinfo:
         raise RefusedError("redirects to an address with a password")
-    if not is_local and not _is_public(target):
-        raise RefusedError(f"redirects into a private network ({_short(target.host)})")
     return target
 
 
-def _has_proxy(url: httpx.URL) -> bool:
-    """Whether the environment names a proxy for a request; the proxy resolves the host."""
-    return bool({url.scheme, "all"} & getproxies().keys()) and not proxy_bypass(url.host)
-
-
-def _is_public(url: httpx.URL) -> bool:
-    """Whether every address of a host is on the public Internet."""
-    try:
-        port = url.port or (443 if url.scheme == "https" else 80)
-        addresses = socket.getaddrinfo(url.host, port, type=socket.SOCK_STREAM)
-    except (OSError, UnicodeError) as error:
-        raise WebError(
-            f"{_short(url.host)}: {getattr(error, 'strerror', None) or error}"
-        ) from error
-    return all(_is_global(str(address[0])) for *_, address in addresses)
-
-
-def _is_global(address: str) -> bool:
-    try:
-        ip = ipaddress.ip_address(address.partition("%")[0])
-    except ValueError:
-        return False
-    if ip in _NAT64:
-        ip = ipaddress.ip_address(int(ip) & 0xFFFFFFFF)
-    if isinstance(ip, ipaddress.IPv6Address) and (ip not in _GLOBAL_UNICAST or ip in _SIX_TO_FOUR):
-        return False
-    return ip.is_global and not ip.is_multicast
+def _environment() -> dict[str, str]:
+    """The proxies that the environment names, by the scheme of a request."""
+    return {
+        scheme: proxy if "://" in proxy else f"http://{proxy}"
+        for scheme, proxy in getproxies().items()
+        if scheme in {"http", "https", "all"} and proxy
+    }
 
 
 def _certificates() -> ssl.SSLContext:

@@ -252,7 +252,7 @@ def test_a_reshard_fills_an_empty_folder_and_measures_its_disk(grokctl, home, tm
         names = {path.name for path in volume.iterdir()}
 
     assert filled.exit_code == 0, filled.stderr
-    assert not [path for path in empty.iterdir() if path.name.startswith(".")]
+    assert [path.name for path in empty.iterdir() if path.name.startswith(".")] == [".grokctl"]
     assert again.exit_code == 2
     assert (full.exit_code, refused.exit_code) == (12, 12)
     assert str(tmp_path / "volume") in refused.error

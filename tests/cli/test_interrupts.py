@@ -126,7 +126,7 @@ def test_a_verify_of_a_ready_checkpoint_can_be_stopped_inside_a_file(interrupt, 
     )
 
     ended = interrupt(
-        *("verify", cut("two-layers", 1).root, "--json"),
+        *("verify", cut("two-layers", 1).root, "--rehash", "--json"),
         code=slow,
         until=event("advanced", "verify"),
         by=stop_signal,

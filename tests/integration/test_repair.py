@@ -130,6 +130,9 @@ def test_verify_takes_a_ready_checkpoint_and_hashes_its_files(swarm, tmp_path):
     verdict = verify(ready.root)
     quick = verify(ready.root, quick=True)
 
-    assert (verdict.damage, verdict.hashed) == ((), verdict.nbytes)
+    again = verify(ready.root, rehash=True)
+
+    assert (verdict.damage, verdict.hashed, verdict.spared) == ((), 0, verdict.files)
+    assert (again.damage, again.hashed) == ((), verdict.nbytes)
     assert quick.hashed == 0
     assert verdict.remedy is not None

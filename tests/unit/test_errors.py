@@ -43,6 +43,7 @@ DAMAGE = Damage(
 TRANSLATED = {
     ("bencode.py", "MalformedError"),
     ("context.py", "ReportedError"),
+    ("direct.py", "PrivateAddressError"),
     ("web.py", "WebError"),
 }
 """Raised by one module for another, which always turns it into an error for users."""

@@ -3,6 +3,7 @@
 import errno
 import os
 import stat
+import warnings
 
 import pytest
 from torrents import names_in
@@ -26,7 +27,9 @@ BUSY = FetchError("busy")
 
 def as_stranger(job) -> bool:
     """Whether a job is done in a process of another user."""
-    child = os.fork()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # of JAX: the child only calls the system
+        child = os.fork()
     if child == 0:
         try:
             os.setgroups([])

@@ -313,7 +313,7 @@ def test_a_damaged_checkpoint_is_not_the_one_to_name(home):
     with pytest.raises(UsageError, match=r"checkpoints under .*: other, z") as caught:
         find(home, None)
 
-    assert caught.value.hint == f"name one, such as {home.ready / 'other'}"
+    assert caught.value.hint == f"CHECKPOINT {home.ready / 'other'}"
 
 
 @pytest.mark.usefixtures("two")
@@ -390,7 +390,7 @@ def test_what_is_neither_a_file_nor_a_folder_is_named(home, elsewhere, kind, wor
     with pytest.raises(UsageError, match=f"^odd: expected a checkpoint, found {words}$") as caught:
         find(home, "odd")
 
-    assert caught.value.hint.startswith("tar xf odd" if kind == "tar" else "ls ")
+    assert caught.value.hint.startswith("tar xf odd" if kind == "tar" else "grokctl fetch")
 
 
 @pytest.mark.parametrize(

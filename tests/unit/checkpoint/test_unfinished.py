@@ -1,6 +1,8 @@
 import errno
 import json
 import os
+import stat
+from dataclasses import replace
 
 import pytest
 
@@ -12,7 +14,7 @@ from grokctl.checkpoint.unfinished import (
     refuse_unfinished,
 )
 from grokctl.errors import CorruptCheckpointError, Damage, Reason
-from grokctl.paths import kind_of
+from grokctl.paths import PRIVATE, UNFINISHED, kind_of
 
 RECORD = Unfinished(
     source="magnet:?xt=urn:btih:0",
@@ -32,6 +34,29 @@ def test_a_record_is_read_as_it_was_written_until_it_is_forgotten(tmp_path):
     forget_unfinished(tmp_path)
     assert read_unfinished(tmp_path) is None
     refuse_unfinished(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("values", "mode"),
+    [
+        pytest.param({}, 0o644, id="harmless"),
+        pytest.param(
+            {"options": ("--only", "ckpt-0/tensor0000*", "--port", "1")}, 0o644, id="glob"
+        ),
+        pytest.param({"source": "/a@b/0a1b2c3d4e5f6071.torrent"}, 0o644, id="file"),
+        pytest.param({"options": ("--mirror", "http://h/0a1b2c3d4e5f6071/")}, 0o600, id="path"),
+        pytest.param({"options": ("--proxy", "http://u:p@h:1")}, 0o600, id="proxy"),
+        pytest.param({"source": "magnet:?xt=urn:btih:0&ws=https://h/"}, 0o600, id="magnet"),
+    ],
+)
+def test_a_record_with_a_passkey_of_an_earlier_version_is_its_users_alone(tmp_path, values, mode):
+    before = os.umask(0o022)
+    try:
+        replace(RECORD, **values).write(tmp_path)
+    finally:
+        os.umask(before)
+
+    assert stat.S_IMODE((tmp_path / PRIVATE / UNFINISHED).stat().st_mode) == mode
 
 
 def test_the_refusal_says_how_far_it_is_and_how_it_continues(tmp_path):
@@ -94,7 +119,11 @@ def test_a_killed_download_is_counted_by_what_is_on_disk(release):
 
 
 def test_the_last_bad_result_is_kept_until_it_is_forgotten(tmp_path):
-    damage = [Damage("b", Reason.UNPROVEN, "shares"), Damage("a", Reason.ALTERED, "3 of 7 pieces")]
+    damage = [
+        Damage("b", Reason.UNPROVEN, "shares", is_certain=False),
+        Damage("a", Reason.ALTERED, "3 of 7 pieces"),
+        Damage("c", Reason.SHORT, "expected 7"),
+    ]
 
     write_refusal(tmp_path, damage)
     found = read_refusal(tmp_path)

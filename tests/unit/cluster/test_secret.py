@@ -3,6 +3,7 @@
 import os
 import stat
 from concurrent.futures import ThreadPoolExecutor
+from threading import Timer
 
 import pytest
 
@@ -80,14 +81,101 @@ def test_a_file_that_others_can_read_or_write_is_refused_with_the_remedy(home, m
     assert raised.value.hint == f"chmod 600 {path}"
 
 
+def refused(home, environment=None):
+    """What is said of a file that is no secret."""
+    with pytest.raises(UsageError) as raised:
+        find_secret(environment or {}, home)
+    assert raised.value.exit_code == 2
+    assert raised.value.hint
+    return str(raised.value)
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
-def test_a_file_of_another_user_is_no_secret(home, tmp_path):
+def test_a_file_of_another_user_is_an_error(home, tmp_path):
     os.chown(write(home.cluster_key), 4242, -1)
     os.chown(write(tmp_path / "key"), 4242, -1)
+    expected = "expected a file of user 0, found one of 4242"
+
+    assert expected in refused(home)
+    assert expected in refused(home, {VARIABLE: f"@{tmp_path / 'key'}"})
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
+def test_a_network_disk_that_gives_files_to_nobody_gets_no_key(monkeypatch, home):
+    on_a_disk(monkeypatch, "nfs")
+    create = module.create_beside
+
+    def squashed(path, mode):
+        handle, temporary = create(path, mode)
+        os.fchown(handle, 65534, -1)
+        return handle, temporary
+
+    monkeypatch.setattr(module, "create_beside", squashed)
 
     assert find_secret({}, home) is None
-    with pytest.raises(UsageError, match=r"expected a file of user 0, found one of 4242"):
-        find_secret({VARIABLE: f"@{tmp_path / 'key'}"}, home)
+    assert list(home.root.iterdir()) == []
+
+
+@pytest.mark.parametrize("target", ["victim", "missing", "folder"])
+def test_a_link_is_not_followed(home, tmp_path, target):
+    write(tmp_path / "victim")
+    (tmp_path / "folder").mkdir()
+    home.root.mkdir()
+    home.cluster_key.symlink_to(tmp_path / target)
+
+    expected = "expected a file with the job secret, found a symbolic link"
+    assert expected in refused(home)
+    assert expected in refused(home, {VARIABLE: f"@{home.cluster_key}"})
+
+
+def test_a_second_name_of_a_file_is_no_secret(monkeypatch, home, tmp_path):
+    monkeypatch.setattr(module, "_MAKING_S", 0.1)
+    home.root.mkdir()
+    os.link(write(tmp_path / "victim"), home.cluster_key)
+
+    assert "found 2 names" in refused(home)
+    assert "found 2 names" in refused(home, {VARIABLE: f"@{home.cluster_key}"})
+
+
+def test_a_key_that_another_process_is_making_is_waited_for(home, tmp_path):
+    home.root.mkdir()
+    temporary = write(tmp_path / "hidden")
+    os.link(temporary, home.cluster_key)
+    timer = Timer(0.2, temporary.unlink)
+    timer.start()
+
+    assert find_secret({}, home) == SECRET.encode()
+    timer.join()
+
+
+@pytest.mark.parametrize("mode", [0o777, 0o773, 0o1777])
+def test_a_key_where_others_can_write_is_an_error(home, mode):
+    key = write(home.cluster_key)
+    home.root.chmod(mode)
+    below = write(home.root / "own" / "key")
+
+    if mode == 0o1777:  # nobody renames what is in a folder with the sticky bit
+        assert find_secret({}, home) == SECRET.encode()
+    else:
+        expected = f"nobody else can replace, but {home.root} can be written by others"
+        assert expected in refused(home)
+        assert expected in refused(home, {VARIABLE: f"@{key}"})
+        assert expected in refused(home, {VARIABLE: f"@{below}"})
+
+
+def test_no_key_is_made_where_others_can_write(monkeypatch, home):
+    on_a_disk(monkeypatch, "nfs")
+    home.root.mkdir()
+    home.root.chmod(0o777)
+
+    assert find_secret({}, home) is None
+    assert not home.cluster_key.exists()
+
+
+def test_a_folder_is_no_secret(home):
+    home.cluster_key.mkdir(parents=True)
+
+    assert "expected a file with the job secret" in refused(home)
 
 
 @pytest.mark.parametrize("text", ["", "short", "x" * 5000], ids=["empty", "short", "long"])

@@ -41,6 +41,9 @@ SECRETS = {
     "shop token": "shpat_" + "0a1b2c3d4e5f60718293a4b5c6d7e8f9",
     "vault token": "hvs." + "CAESIJ1234567890abcdefghij",
     "registry token": "dckr_pat_" + "aB3dE6gH9jK2mN5pQ8sT1vW4yZ7",
+    "age key": "AGE-SECRET-KEY-" + "1QQPZRY9X8GF2TVDW0S3JN54KHCE6MUA7L",
+    "dashboard token": "glsa_" + "abcdefghijklmnop_12345678",
+    "database token": "sbp_" + "abcdefgh12345678",
     "unknown": "q7x2m9k4z8p3w6r1",
     "unknown-and-capital": "Kq7Xm2Zp9Wr4Ts6",
     "AWS key id": "AKIA" + "IOSFODNN7EXAMPLE",
@@ -126,6 +129,31 @@ def test_who_logs_in_goes_and_where_to_stays(text, expected):
         'PASSWORD="open\\" sesame"',
         "Cookie: opensesame",
         "pass\x1bword=opensesame",
+        "curl -u alice:opensesame http://x",
+        "curl -ualice:opensesame http://x",
+        "curl --proxy-user 'alice:open sesame' http://x",
+        "wget --user=alice:opensesame x",
+        "mysql -popensesame db",
+        "mysql -u alice -h h -popensesame",
+        "mariadb-dump -popensesame",
+        "sshpass -p opensesame ssh h",
+        "sshpass -popensesame ssh h",
+        "redis-cli -h h -a opensesame",
+        "pw=opensesame",
+        "db_pw=opensesame",
+        "pass: opensesame",
+        "otp: opensesame",
+        "pw: opensesame",
+        "password opensesame",
+        "Password is: opensesame",
+        "the passphrase was opensesame",
+        "key is opensesame1",
+        "token opensesame1",
+        "https://hooks.slack.com/services/T0/B0/opensesame",
+        "https://hooks.slack.com/workflows/opensesame",
+        "https://discord.com/api/webhooks/12/opensesame",
+        "https://discordapp.com/api/v10/webhooks/12/opensesame",
+        "https://acme.webhook.office.com/webhookb2/opensesame",
         "password=\x1b[31mopensesame",
         "password=open\x00sesame",
         "-----BEGIN OPENSSH PRIVATE KEY-----\nopensesame\nopensesame\n-----END OPENSSH PRIVATE KEY",
@@ -163,6 +191,12 @@ def test_what_is_called_a_secret_goes(text):
         ("/users/bob/x", "/users/[user]/x"),
         ("/u/bob/x", "/u/[user]/x"),
         ("/home/b/bobby/x", "/home/b/[user]/x"),
+        ("/afs/cern.ch/user/b/bob/x", "/afs/cern.ch/user/b/[user]/x"),
+        ("/afs/ir.acme.edu/users/b/o/bob", "/afs/ir.acme.edu/users/b/o/[user]"),
+        ("/nethome/bob/x and /rhome/bob", "/nethome/[user]/x and /rhome/[user]"),
+        ("/cluster/home/bob/x", "/cluster/home/[user]/x"),
+        ("/fsx/bob/x", "/fsx/[user]/x"),
+        ("/p/home/jusers/bob/juwels", "/p/home/jusers/[user]/juwels"),
         ("C:\\Users\\bob\\x", "C:\\Users\\[user]\\x"),
         ("/mnt/c/Users/bob/x", "/mnt/c/Users/[user]/x"),
         ("/scratch/malice/alice-data/alices", "/scratch/malice/alice-data/alices"),
@@ -171,6 +205,7 @@ def test_what_is_called_a_secret_goes(text):
 )
 def test_folders_of_somebody_become_anybodys(text, expected):
     assert ALICE(text) == expected
+    assert ALICE(expected) == expected
 
 
 @pytest.mark.parametrize(
@@ -192,6 +227,9 @@ def test_folders_of_somebody_become_anybodys(text, expected):
         ("frontier77 xfrontier7", "frontier77 xfrontier7"),
         ("frontier7-ib0 and frontier7-eth1.acme.example", "[host] and [host]"),
         ("frontier7-gpu", "[host]"),
+        ("frontier7b and frontier7ib:80", "[host] and [host]:80"),
+        ("node-frontier7.local", "[host]"),
+        ("a-b-frontier7-ib0", "[host]"),
     ],
 )
 def test_addresses_and_the_host_go(text, expected):
@@ -233,6 +271,8 @@ def test_the_name_of_a_variable_says_whether_its_value_goes(name, value, expecte
         "compass=1 spin=2 bypass=3 opinion=4 signal=5 design=6 path=7",
         "tensor00042_000 ckpt-0/tensor00769_000 device-09-of-16.safetensors jax-cuda12-plugin",
         "int4-expert=2,model=8 avx512_vnni amx_int8 x86_64-linux-gnu sm_90a h100-sxm5-80gb",
+        "token 3 of 12, key tensor00042_000, password-less, a u: 3, -u 5 -p 8",
+        "grokctl run -p 'The answer to life is'",
         "a Basic installation, author of passes: none; sessions: key, value",
     ],
 )

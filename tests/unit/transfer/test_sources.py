@@ -1,9 +1,12 @@
 """Which trackers a download asks, and whether it leaves this machine."""
 
+from dataclasses import replace
+
 import pytest
 
 from grokctl.errors import FetchError, InvalidValueError
-from grokctl.transfer.sources import FetchOptions, find_mirror, parse_source
+from grokctl.transfer.destination import typed_options
+from grokctl.transfer.sources import FetchOptions, Origin, find_mirror, parse_source
 
 FAR = ("udp://tracker.example.org:80", "http://203.0.113.7/announce")
 NEAR = ("http://127.0.0.1:9/announce", "http://localhost:9/announce", "udp://[::1]:9")
@@ -62,3 +65,34 @@ def test_a_magnet_link_that_is_refused_is_shown_without_passkeys():
 
 def test_a_mirror_without_a_host_is_named_without_its_secret():
     assert "opensesame" not in find_mirror("http:///x?key=opensesame").name
+
+
+def test_the_command_that_continues_keeps_every_option_but_urls_with_a_secret():
+    options = FetchOptions(
+        peers=("203.0.113.7:6881",),
+        mirrors=("hf", "http://192.168.100.200:8080/grok-1/", "https://h/0a1b2c3d4e5f6071/"),
+        trackers=("udp://t.example:1/announce", "http://t.example/announce?opensesame="),
+        web_seeds=("https://s.example/OpenSesame/",),
+        proxy="socks5://me:opensesame@proxy:1",
+        max_download=123_456_789_000,
+    )
+
+    words = list(typed_options(options))
+
+    assert words == [
+        *("--peer", "203.0.113.7:6881", "--tracker", "udp://t.example:1/announce"),
+        *("--mirror", "hf", "--mirror", "http://192.168.100.200:8080/grok-1/"),
+        *("--max-download", "123456789000B"),
+    ]
+
+
+def test_a_mirror_is_not_named_after_a_passkey():
+    assert find_mirror("https://0p3n5e54m3012345678.m.example:8/x").name == "….m.example:8"
+    assert find_mirror("https://[2001:db8::5]:8/x").name == "2001:db8::5:8"
+
+
+def test_the_file_of_a_torrent_is_named_as_it_is():
+    origin = Origin(source="a@b.torrent", infohash="0" * 40, name="", trackers=(), torrent=b"")
+
+    assert origin.shown == "a@b.torrent"
+    assert replace(origin, source="me:pw@b", torrent=None).shown == "…@b"
