@@ -184,10 +184,10 @@ def test_a_chain_of_public_servers_stays_outside(web, folder, monkeypatch):
 
     with serving(Chain, folder) as server:
         names = Names(monkeypatch, server.port)
-        public = {"mirror.test": [PUBLIC], "h0.test": ["1.1.1.1"], "h1.test": ["1.0.0.1"]}
-        names.answers = public | {"h2.test": ["127.0.0.1"]}
+        public = {"mirror.test": [PUBLIC], "h0.test": ["1.1.1.1"]}
+        names.answers = public | {"h1.test": ["127.0.0.1"]}
 
-        with pytest.raises(RefusedError, match=r"into a private network \(h2.test\)"):
+        with pytest.raises(RefusedError, match=r"into a private network \(h1.test\)"):
             public_read(web)
 
 
