@@ -30,15 +30,19 @@ def put_mark(folder: int, name: str) -> None:
         os.close(handle)
 
 
-def is_marked(folder: int, name: str) -> bool:
+def is_marked(folder: int, name: str, *, is_copy: bool = False) -> bool:
     """Whether this user has marked an open folder as made under a name.
 
-    One that was made under another name, or was copied, is not.
+    Args:
+        folder: Its descriptor.
+        name: That which it was made under.
+        is_copy: Whether a copy counts as well, which has the mark of another folder.
     """
     with suppress(OSError):
         handle = open_own(MARK, folder, Path(name) / MARK, flags=os.O_RDONLY)
         try:
-            return os.read(handle, _MOST) == _text(folder, name)
+            found, own = os.read(handle, _MOST), _text(folder, name)
+            return found == own or (is_copy and found.splitlines()[:1] == own.splitlines()[:1])
         finally:
             os.close(handle)
     return False

@@ -186,8 +186,12 @@ def _unmarked(handle: int, name: str) -> str | None:
     if is_marked(handle, name):
         return None
     names = names_in(handle)
-    if names and not is_begun(names):
+    is_copy = is_marked(handle, name, is_copy=True)  # as `cp -a` makes one
+    if is_copy:
+        names.remove(MARK)
+    if names and not is_begun(names, is_copy=is_copy):
         return "has files, and no mark of grokctl"
+    delete_files(handle, [MARK])
     with suppress(FileExistsError):  # of another run, at this moment
         put_mark(handle, name)
     return None

@@ -28,11 +28,16 @@ def is_own_name(name: str) -> bool:
     return _OWN.fullmatch(name) is not None
 
 
-def is_begun(names: Iterable[str]) -> bool:
-    """Whether a folder with these names, and no mark, is a partial one of an earlier version."""
+def is_begun(names: Iterable[str], *, is_copy: bool = False) -> bool:
+    """Whether a folder with these names is a partial one of an earlier version.
+
+    Args:
+        names: All that are in it, but no mark.
+        is_copy: Whether it is a copy of one that grokctl made: it need not have every file.
+    """
     found = set(names)
-    has_device = any(re.fullmatch(_DEVICE, name) for name in found)
-    return JOURNAL in found and has_device and all(map(_BEGUN.fullmatch, found))
+    is_whole = JOURNAL in found and any(re.fullmatch(_DEVICE, name) for name in found)
+    return (is_whole or is_copy) and all(map(_BEGUN.fullmatch, found))
 
 
 def foreign_in(path: Path) -> str | None:

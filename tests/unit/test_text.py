@@ -211,7 +211,7 @@ def test_no_password_is_shown_whatever_is_in_it(password, user):
         "a\u202eb",
         "it's\u2066 a 'name'",
         "a\nb\tc",
-        "back\\slash\x1b[2J",
+        "back\\now\x1b[2J",
         "\U000e0041 tag",
         "\x9b31m",
     ],

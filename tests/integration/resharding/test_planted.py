@@ -221,14 +221,30 @@ def test_a_folder_without_a_mark_is_neither_continued_nor_opened_nor_deleted(
 
 def test_a_partial_folder_with_the_mark_of_another_is_not_continued(release, out, whole):
     partial, events = partial_of(out), []
-    partial.rename(out.parent / "aside")
-    shutil.copytree(out.parent / "aside", partial)
+    with pytest.raises(KeyboardInterrupt):
+        cut(release, MESH, out.with_name("other"), observe=interrupt_at(40))
+    shutil.rmtree(partial)
+    partial_of(out.with_name("other")).rename(partial)
 
     cut(release, MESH, out, observe=events.append)
 
     assert kept_by(events) == 0
     assert contents(out) == whole
     assert (partial / "journal").exists()
+
+
+@pytest.mark.parametrize("more", [None, "notes"])
+def test_a_copy_of_a_partial_folder_is_continued_if_all_in_it_is_of_one(release, out, whole, more):
+    partial, events = partial_of(out), []
+    partial.rename(out.parent / "aside")
+    shutil.copytree(out.parent / "aside", partial)
+    if more is not None:
+        (partial / more).touch()
+
+    cut(release, MESH, out, observe=events.append)
+
+    assert (kept_by(events) > 0) == (more is None)
+    assert contents(out) == whole
 
 
 @pytest.mark.parametrize("more", [None, "SHA256SUMS", "notes"])

@@ -61,7 +61,9 @@ class Stopped:
     @property
     def first(self) -> Path:
         """The first device's file."""
-        return next(path for path in sorted(self.partial.iterdir()) if path.name != "journal")
+        return next(
+            path for path in sorted(self.partial.iterdir()) if path.name.startswith("device-")
+        )
 
     def go_on(self) -> int:
         """Run it to its end; how many tensors it kept."""
@@ -449,7 +451,9 @@ def test_a_file_that_is_gone_begins_all_anew(stopped):
 
 
 def test_files_that_changed_places_begin_anew(stopped):
-    one, other = sorted(path for path in stopped.partial.iterdir() if path.name != "journal")
+    one, other = sorted(
+        path for path in stopped.partial.iterdir() if path.name.startswith("device-")
+    )
     aside = stopped.partial / "aside"
     one.rename(aside)
     other.rename(one)
