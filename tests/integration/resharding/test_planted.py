@@ -298,6 +298,7 @@ def test_notes_of_the_user_in_a_partial_folder_stay_when_it_is_deleted(two_layer
         cut(source, MESH, out, observe=alter)
 
     assert (partial_of(out) / "notes").read_text() == "mine"
+    assert (partial_of(out) / ".made-by-grokctl").exists()
 
 
 @pytest.mark.parametrize("name", [FIRST, "tokenizer.model"])
@@ -321,13 +322,12 @@ def test_another_checkpoint_with_the_name_of_a_replaced_one_stays(
 ):
     shared = tmp_path / "shared"
     shared.mkdir()
-    with pytest.raises(KeyboardInterrupt):
-        cut(release, MESH, shared / "out", observe=interrupt_at(2))
-    replaced = partial_of(shared / "out").with_suffix(".replaced")
-    shutil.rmtree(partial_of(shared / "out"))
     other = cut(release, MESH, tmp_path / "other").root
     if is_forced:
         cut(release, MESH, shared / "out")
+    with pytest.raises(KeyboardInterrupt):
+        cut(release, MESH, shared / "out", force=is_forced, observe=interrupt_at(2))
+    replaced = partial_of(shared / "out").with_suffix(".replaced")
     other.rename(replaced)
     shared.chmod(0o777)
 
