@@ -4,13 +4,19 @@ import os
 import stat
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Final
 
 from grokctl.errors import FetchError
 from grokctl.events import Noted, Observer
+from grokctl.machine.disks import existing, file_system
 from grokctl.os_errors import refusal
 from grokctl.ownership import exposures, why_exposed
 from grokctl.paths import CKPT, PRIVATE, quoted
 
+_WITHOUT_RIGHTS: Final = frozenset(
+    {"9p", "cifs", "drvfs", "exfat", "fuseblk", "msdos", "ntfs", "ntfs3", "smb3", "vfat"}
+)
+"""File systems of Windows and its shares: the rights that they show are the same for every file."""
 _DANGER = "can replace what is fetched, and make the fetch overwrite files of yours elsewhere"
 
 
@@ -36,7 +42,7 @@ def refuse_exposed(
 
     Raises:
         FetchError: All users can write to a folder on the way, which has no sticky bit, or the
-            release or a folder in it belongs to another user.
+            release or a folder in it belongs to another user. Not on file systems without rights.
     """
     inside = {PRIVATE, CKPT, *(place.split("/")[0] for place in places if "/" in place)}
     own = Path(os.path.realpath(root))
@@ -50,7 +56,8 @@ def refuse_exposed(
         is_open = status.st_mode & (stat.S_IWOTH | stat.S_ISVTX) == stat.S_IWOTH
         is_open &= not stat.S_ISLNK(status.st_mode)
         is_foreign = problem.startswith("belongs to") and place.is_relative_to(own)
-        if (is_open or is_foreign) and not force:
+        has_rights = not force and file_system(existing(place)) not in _WITHOUT_RIGHTS
+        if (is_open or is_foreign) and has_rights:
             message = f"{place} {problem}: other users {_DANGER}"
             raise FetchError(message, _hint(place, status, is_repair=is_repair))
     for place, (status, problem) in found.items():

@@ -191,6 +191,22 @@ def test_a_destination_that_others_can_lead_elsewhere_is_refused_or_named(
         assert f"chmod go-w {folder.resolve()}" in said[0]
 
 
+@as_root
+@pytest.mark.parametrize("kind", ["9p", "exfat", "cifs"])
+@pytest.mark.parametrize("share", [to_all, to_its_owner])
+def test_a_file_system_on_which_all_files_have_the_same_rights_is_named(
+    swarm, tmp_path, share, kind, monkeypatch
+):
+    root, events = tmp_path / "got", []
+    root.mkdir()
+    share(root)
+    monkeypatch.setattr("grokctl.transfer.exposure.file_system", lambda _: kind)
+
+    plan_fetch(swarm.magnet, root, swarm.options(), observe=events.append)
+
+    assert any("overwrite files of yours" in note for note in notes_of(events))
+
+
 def test_folders_of_ones_own_are_not_named(swarm, tmp_path):
     events = []
 
