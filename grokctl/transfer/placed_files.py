@@ -9,7 +9,7 @@ import os
 import re
 import stat
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
@@ -74,7 +74,10 @@ class PlacedFiles:
         Raises:
             FetchError: A file was replaced meanwhile, or is short.
         """
-        self.is_doubtful = True
+        with self._doubting():
+            self._check()
+
+    def _check(self) -> None:
         for place in self.replaced():  # some file systems give a file another number
             if not self._is_proven(place):
                 raise self._failure(place, "was replaced while it was fetched")
@@ -84,7 +87,6 @@ class PlacedFiles:
                 raise self._failure(place, f"expected {file.length:,} bytes, found {size:,}")
         self._identities = {place: self._identity(place) for place in self._files}
         self.watch()
-        self.is_doubtful = False
 
     def watch(self, *, files: bool = False) -> None:
         """Look whether libtorrent still writes where the download began.
@@ -96,14 +98,22 @@ class PlacedFiles:
         Raises:
             FetchError: A folder or a file was replaced, or a part file leads elsewhere.
         """
-        was, self.is_doubtful = self.is_doubtful, True
-        for folder, handle in self._folders.items():
-            if not self._is_same(folder, handle):
-                raise self._failure(folder, "was replaced while it was fetched")
-        for place in [*self._parts(), *(self.replaced() if files else [])]:
-            if not self._is_plain(place):
-                raise self._failure(place, "was replaced while it was fetched")
-        self.is_doubtful = was
+        with self._doubting():
+            for folder, handle in self._folders.items():
+                if not self._is_same(folder, handle):
+                    raise self._failure(folder, "was replaced while it was fetched")
+            for place in [*self._parts(), *(self.replaced() if files else [])]:
+                if not self._is_plain(place):
+                    raise self._failure(place, "was replaced while it was fetched")
+
+    @contextmanager
+    def _doubting(self) -> Iterator[None]:
+        """Doubt what was written if a look ends with an error; Ctrl-C in it shows nothing."""
+        try:
+            yield
+        except Exception:
+            self.is_doubtful = True
+            raise
 
     def _is_same(self, folder: str, handle: int) -> bool:
         """Whether the way to a folder still ends at the one that was opened."""

@@ -800,7 +800,12 @@ def test_a_restarted_seed_counts_this_session(swarm, ratio):
             )
         )
         download = Download(
-            request=request, selection=selection, swarm=session, mirrors=None, observe=observe
+            request=request,
+            selection=selection,
+            swarm=session,
+            mirrors=None,
+            observe=observe,
+            watch=lambda **_: None,
         )
         sent = download.seed()
 

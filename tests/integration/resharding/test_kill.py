@@ -148,6 +148,7 @@ def is_whole_if_there(job: Job, whole: Whole) -> bool:
     except FileNotFoundError:
         return not job.out.exists() or job.out.is_dir()
     found.pop("journal", None)  # of no more use, and on its way out
+    found.pop(".made-by-grokctl", None)
     found.pop(".grokctl", None)  # the receipt comes when everything is in its place
     return found == whole.nbytes
 
