@@ -4,7 +4,7 @@ from contextlib import suppress
 from dataclasses import replace
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from grokctl.checkpoint.storage import released_storage, storage_in
@@ -371,7 +371,12 @@ READY = st.lists(st.sampled_from(range(len(CUTS))), min_size=1, max_size=3, uniq
 """Places in `CUTS`, whose own texts are too long for an example."""
 
 
+def order(plan):
+    return *plan.drawbacks, -plan.context
+
+
 @settings(deadline=None, max_examples=40)
+@example(ready=[3, 6], count=4, size=80, sequences=2)
 @given(READY, st.sampled_from([1, 4, 8, 16]), st.integers(1, 200), st.integers(1, 64))
 def test_what_is_chosen_fits_and_more_memory_refuses_nothing(ready, count, size, sequences):
     candidates = [CUTS[place] for place in ready]
@@ -388,4 +393,5 @@ def test_what_is_chosen_fits_and_more_memory_refuses_nothing(ready, count, size,
     assert choice.plan.fits
     assert choice.plan.mesh.size <= count
     assert choice.candidate in candidates
-    assert more.plan.context >= choice.plan.context
+    # a better precision than int4 comes before more context
+    assert order(more.plan) <= order(choice.plan)
