@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Final
 
 from grokctl.own_files import ForeignFileError
+from grokctl.ownership import MOST_LINKS, is_own
 
-_MOST_LINKS: Final = 40
-"""Links that are followed in one path, as by the kernel."""
 _LOOK: Final = getattr(os, "O_PATH", 0) | os.O_NOFOLLOW | os.O_CLOEXEC
 """To open a folder or a link only to look at it; systems but Linux need the right to read it."""
 
@@ -61,9 +60,9 @@ class LinkedFile:
             ForeignFileError: A link belongs neither to this user nor to root nor to the owner of
                 the file that it leads to, and others could not read that file themselves.
         """
-        own = {0, os.geteuid(), self.status.st_uid}
         for path, link in self.links:
-            if link.st_uid not in own and not self.copy_mode & stat.S_IROTH:
+            is_theirs = not is_own(link) and link.st_uid != self.status.st_uid
+            if is_theirs and not self.copy_mode & stat.S_IROTH:
                 problem = "is another user's link to a file that others cannot read"
                 raise ForeignFileError(problem, path)
 
@@ -137,7 +136,7 @@ class _Way:
             else:
                 target = self._enter(part, is_last=is_file and not rest)
                 count += target is not None
-                if count > _MOST_LINKS:
+                if count > MOST_LINKS:
                     raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
                 rest.extend(reversed(target.parts if target is not None else ()))
 

@@ -8,8 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from grokctl.errors import invalid
-from grokctl.own_files import links_on
-from grokctl.ownership import can_be_written
+from grokctl.ownership import can_be_written, is_own, links_on
 from grokctl.paths import CKPT, create_beside, kind_of
 from grokctl.system import optional
 
@@ -35,7 +34,7 @@ def find_output(path: Path, name: str, example: str) -> tuple[Path, bool]:
     except FileNotFoundError:
         status = None
     whole = path.absolute()
-    if any(_is_planted(link, is_named=link == whole) for link in links_on(path)):
+    if any(_is_planted(link, own, is_named=link == whole) for link, own in links_on(path)):
         raise invalid(name, path, "is another user's link, expected a file", f"--{name} {example}")
     if status is None:
         return Path(os.path.realpath(path)), True
@@ -64,21 +63,19 @@ def _unfit(path: Path, status: os.stat_result) -> str | None:
     return None
 
 
-def _is_planted(link: Path, *, is_named: bool) -> bool:
+def _is_planted(link: Path, status: os.stat_result, *, is_named: bool) -> bool:
     """Whether a link belongs to another user, who may have put it where an output is expected.
 
     Args:
         link: On the way to the output.
+        status: Of the link itself.
         is_named: Whether the output itself is the link; a link on the way to it, in a folder that
             belongs to who made the link, is a part of how the machine is set up.
     """
-    own = {0, os.geteuid()}
-    if link.lstat().st_uid in own:
+    if is_own(status):
         return False
     folder = link.parent.stat()
-    return can_be_written(link.parent, folder) is not None or (
-        is_named and folder.st_uid not in own
-    )
+    return can_be_written(link.parent, folder) is not None or (is_named and not is_own(folder))
 
 
 def _is_terminal(path: Path) -> bool:

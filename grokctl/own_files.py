@@ -12,8 +12,6 @@ from grokctl.system import optional
 
 FOLDER: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _FILE: Final = os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
-_MOST_LINKS: Final = 40
-"""Links that are followed in one path, as by the kernel."""
 
 
 class ForeignFileError(OSError):
@@ -68,6 +66,21 @@ def open_below(stack: ExitStack, root: Path, names: tuple[str, ...], *, make: bo
                 os.mkdir(name, 0o777, dir_fd=handle)
         handle = stack.enter_context(opened_folder(name, above=handle))
     return handle
+
+
+def folder_of(stack: ExitStack, root: Path, place: str) -> tuple[int, str]:
+    """The open folder of a file below a root, through no link; and its name.
+
+    Args:
+        stack: Closes the descriptors.
+        root: May be a link.
+        place: Path of the file below it, `/`-separated.
+
+    Raises:
+        OSError: A folder is missing, is a link, or cannot be read.
+    """
+    *folders, name = place.split("/")
+    return open_below(stack, root, tuple(folders)), name
 
 
 def names_in(folder: int) -> list[str]:
@@ -134,29 +147,3 @@ def open_to_others(folder: int) -> None:
     inherited = os.fstat(folder).st_mode & stat.S_ISGID
     with optional():
         os.fchmod(folder, 0o777 & ~umask | inherited)
-
-
-def links_on(path: Path) -> Iterator[Path]:
-    """Every symbolic link on the way to the end of a path, in the order of the kernel.
-
-    Raises:
-        OSError: They form a loop, or cannot be looked at.
-    """
-    rest = list(reversed(path.absolute().parts))
-    place = Path(rest.pop())
-    count = 0
-    while rest:
-        part = rest.pop()
-        if part == "..":
-            place = place.parent
-            continue
-        place /= part
-        if not place.is_symlink():
-            continue
-        count += 1
-        if count > _MOST_LINKS:
-            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
-        yield place
-        target = place.readlink()
-        rest.extend(reversed(target.parts))
-        place = place.parent if not target.is_absolute() else Path(rest.pop())

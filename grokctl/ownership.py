@@ -1,5 +1,6 @@
 """Who can change a file: this user and root only, as ssh asks of its keys, or others as well."""
 
+import errno
 import grp
 import os
 import pwd
@@ -11,7 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Final
 
-_MOST_LINKS: Final = 40
+MOST_LINKS: Final = 40
 """Links that are followed in one path, as by the kernel."""
 _ACL: Final = "system.posix_acl_access"
 _ACL_USER, _ACL_OWN_GROUP, _ACL_GROUP, _ACL_MASK = 0x02, 0x04, 0x08, 0x10
@@ -36,7 +37,7 @@ def why_exposed(path: Path) -> str | None:
         One clause with the place, such as `/scratch/x can be written by others`; None if only this
         user and root can change it.
     """
-    return _first_exposure(path, {})
+    return _exposure(path, {})
 
 
 def exposed_files(root: Path, names: Iterable[str]) -> dict[str, str]:
@@ -50,11 +51,11 @@ def exposed_files(root: Path, names: Iterable[str]) -> dict[str, str]:
         names: Of files below it. Every folder and link is looked at once for all of them.
     """
     seen: dict[Path, os.stat_result] = {}
-    found = {name: _first_exposure(root / name, seen) for name in names}
+    found = {name: _exposure(root / name, seen) for name in names}
     return {name: reason for name, reason in found.items() if reason is not None}
 
 
-def _first_exposure(path: Path, seen: dict[Path, os.stat_result]) -> str | None:
+def _exposure(path: Path, seen: dict[Path, os.stat_result]) -> str | None:
     """The same; folders and links that were seen are not looked at again."""
     try:
         return next((f"{place} {problem}" for place, _, problem in exposures(path, seen)), None)
@@ -86,19 +87,35 @@ def exposures(
         problem = _foreign(status, is_above=is_above)
         if problem is None and not stat.S_ISLNK(status.st_mode):
             is_sticky = is_above and bool(status.st_mode & stat.S_ISVTX)
-            problem = None if is_sticky else _open_to(place, status)
+            problem = None if is_sticky else can_be_written(place, status)
         if problem is not None:
             yield place, status, problem
 
 
-def can_be_written(place: Path, status: os.stat_result) -> str | None:
-    """Words for others who can write to a file or folder itself; None if there are none.
+def first_exposure(root: Path, names: Iterable[str]) -> str | None:
+    """`why_exposed` of the first of several files that another user could change, in their order.
 
     Args:
-        place: The file or folder.
-        status: Of it.
+        root: A folder.
+        names: Of files below it.
     """
-    return _open_to(place, status)
+    return next(iter(exposed_files(root, names).values()), None)
+
+
+def links_on(path: Path) -> Iterator[tuple[Path, os.stat_result]]:
+    """Every symbolic link on the way to the end of a path, and its status, in the kernel's order.
+
+    Raises:
+        OSError: They form a loop, or cannot be looked at.
+    """
+    for place, status in _steps(path.absolute(), {}):
+        if stat.S_ISLNK(status.st_mode):
+            yield place, status
+
+
+def is_own(status: os.stat_result) -> bool:
+    """Whether a file, folder or link belongs to this user or to root."""
+    return status.st_uid in {0, os.geteuid()}
 
 
 def _steps(path: Path, seen: dict[Path, os.stat_result]) -> Iterator[tuple[Path, os.stat_result]]:
@@ -123,8 +140,8 @@ def _steps(path: Path, seen: dict[Path, os.stat_result]) -> Iterator[tuple[Path,
             place = step
             continue
         links += 1
-        if links > _MOST_LINKS:
-            raise OSError(0, "too many links", str(path))
+        if links > MOST_LINKS:
+            raise OSError(errno.ELOOP, "too many links: symbolic links form a loop", str(path))
         target = step.readlink()
         rest.extend(reversed(target.parts[1:] if target.is_absolute() else target.parts))
         if target.is_absolute():
@@ -133,14 +150,18 @@ def _steps(path: Path, seen: dict[Path, os.stat_result]) -> Iterator[tuple[Path,
 
 def _foreign(status: os.stat_result, *, is_above: bool) -> str | None:
     """Words for another owner; None for this user and root."""
-    owners = {0, os.geteuid()}
-    if is_above and (nobody := _unmapped()) is not None:
-        owners.add(nobody)
-    return None if status.st_uid in owners else f"belongs to {_name_of_user(status.st_uid)}"
+    if is_own(status) or (is_above and status.st_uid == _unmapped()):
+        return None
+    return f"belongs to {_name_of_user(status.st_uid)}"
 
 
-def _open_to(place: Path, status: os.stat_result) -> str | None:
-    """Words for others who can write; None if there are none."""
+def can_be_written(place: Path, status: os.stat_result) -> str | None:
+    """Words for others who can write to a file or folder itself; None if there are none.
+
+    Args:
+        place: The file or folder.
+        status: Of it.
+    """
     if status.st_mode & stat.S_IWOTH:
         return "can be written by others"
     if not status.st_mode & stat.S_IWGRP:

@@ -42,7 +42,7 @@ from grokctl.integrity.ready_content import check_content
 from grokctl.model.config import GrokConfig
 from grokctl.model.tensors import tensor_specs
 from grokctl.os_errors import is_absence, reason_of
-from grokctl.ownership import exposed_files
+from grokctl.ownership import first_exposure
 from grokctl.paths import CKPT, CONFIG, TOKENIZER, TORRENT, kind_of, quoted
 from grokctl.system import usable_cores
 
@@ -288,7 +288,7 @@ def _doubt(check: ContentCheck) -> str | None:
 def _exposure(check: ContentCheck) -> str | None:
     """The way in which other users can change a file that a run reads; None if they cannot."""
     used = [TOKENIZER] if (check.root / TOKENIZER).exists() else []
-    return check.exposure() or next(iter(exposed_files(check.root, used).values()), None)
+    return check.exposure() or first_exposure(check.root, used)
 
 
 def _promised(damage: Damage) -> Damage:

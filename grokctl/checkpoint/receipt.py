@@ -20,7 +20,7 @@ from grokctl.checkpoint.trust import (
     read_source,
 )
 from grokctl.os_errors import TooLargeError, is_absence
-from grokctl.ownership import exposed_files, why_exposed
+from grokctl.ownership import exposed_files, first_exposure, why_exposed
 from grokctl.paths import (
     CONFIG,
     LARGEST_TOKENIZER,
@@ -275,7 +275,7 @@ def proof_of(release: Release) -> Proof:
     used |= {name for name in (CONFIG, TOKENIZER) if (root / name).exists()}
     receipt, reason = look_for_receipt(root)
     if receipt is None:
-        return Proof(None, reason or _exposure(root, used) or "")
+        return Proof(None, reason or first_exposure(root, sorted(used)) or "")
     doubt = _doubt(root, receipt, used)
     return Proof(receipt) if doubt is None else Proof(None, doubt)
 
@@ -286,19 +286,14 @@ def _doubt(root: Path, receipt: Receipt, used: Collection[str]) -> str | None:
     if requested not in {None, receipt.infohash}:
         return f"receipt: expected infohash {requested}, found {receipt.infohash}"
     unchanged = receipt.unchanged(root)
-    if exposure := _exposure(root, {*used, *unchanged}):  # hashing again does not mend this
-        return exposure
+    if exposure := first_exposure(root, sorted({*used, *unchanged})):
+        return exposure  # hashing again does not mend this
     if changed := receipt.stamps.keys() - unchanged:
         return f"{printable(min(changed))}: changed since it was proven"
     if not receipt.is_complete:
         return "receipt: does not cover every file of the torrent"
     unpromised = not_promised(root, used, receipt.stamps.keys())
     return f"{unpromised[0]}: is not in the torrent" if unpromised else None
-
-
-def _exposure(root: Path, names: Collection[str]) -> str | None:
-    """The way in which other users can change one of these files; None if they cannot."""
-    return next(iter(exposed_files(root, sorted(names)).values()), None)
 
 
 def not_promised(root: Path, used: Collection[str], promised: Collection[str]) -> list[str]:

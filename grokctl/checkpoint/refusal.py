@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Final
 
 from grokctl.checkpoint.receipt import now
+from grokctl.checkpoint.trust import read_object
 from grokctl.errors import Damage, bounds_of, count_range, worst
-from grokctl.paths import PRIVATE, REFUSAL, quoted, read_limited, write_atomically
+from grokctl.paths import PRIVATE, REFUSAL, quoted, write_atomically
 from grokctl.text import printable
 
 _VERSION: Final = 1
@@ -63,14 +64,12 @@ def read_refusal(root: Path) -> Refusal | None:
     """The last verification, if it found damage; None if it found none, or there was none."""
     path = root / PRIVATE / REFUSAL
     try:
-        if not path.is_file():  # reading a pipe would block
-            return None
-        values = json.loads(read_limited(path, _LARGEST).decode())
+        values = read_object(path, limit=_LARGEST)
         at, files, first = values["at"], values["files"], values["first"]
         most = values.get("most", files)  # an earlier version wrote one number
         is_counted = type(files) is int and type(most) is int
         if not (_TIME.fullmatch(at) and is_counted and values["version"] == _VERSION):
             return None
         return Refusal(at=at, files=files, most=most, first=printable(first, limit=_LONGEST))
-    except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError):
+    except (OSError, KeyError, TypeError, AttributeError):
         return None

@@ -9,8 +9,9 @@ from grokctl.checkpoint.file_sizes import regular_size
 from grokctl.checkpoint.manifest import FileRecord
 from grokctl.checkpoint.ready import SUMS, ReadyCheckpoint
 from grokctl.checkpoint.ready_receipt import hashed_before, proven_by, read_ready_receipt
+from grokctl.checkpoint.receipt import Receipt
 from grokctl.errors import Damage, Reason, corrupt
-from grokctl.ownership import exposed_files
+from grokctl.ownership import first_exposure
 from grokctl.paths import MANIFEST, TOKENIZER, quoted
 
 _LARGEST: Final = 2**20
@@ -96,7 +97,7 @@ def exposure_of(checkpoint: ReadyCheckpoint) -> str | None:
     """The way in which other users can change what a run reads; None if they cannot."""
     used = [MANIFEST, *sorted(checkpoint.manifest.records)]
     used += [TOKENIZER] if checkpoint.tokenizer is not None else []
-    return next(iter(exposed_files(checkpoint.root, used).values()), None)
+    return first_exposure(checkpoint.root, used)
 
 
 def doubt_of(checkpoint: ReadyCheckpoint) -> str | None:
@@ -105,21 +106,25 @@ def doubt_of(checkpoint: ReadyCheckpoint) -> str | None:
     A manifest that says `proven` counts where only this user and root can change the files, and
     where the receipt shows that this machine made them.
     """
+    return _doubt(checkpoint, read_ready_receipt(checkpoint))
+
+
+def _doubt(checkpoint: ReadyCheckpoint, receipt: Receipt | None) -> str | None:
     if not checkpoint.source.proven:
         return "made from a release that was not proven"
     if (exposure := exposure_of(checkpoint)) is not None:
         return exposure
     if checkpoint.tokenizer is not None and TOKENIZER not in checkpoint.manifest.records:
         return f"{TOKENIZER}: is not in {MANIFEST}"
-    if not proven_by(checkpoint, read_ready_receipt(checkpoint)):
+    if not proven_by(checkpoint, receipt):
         return NOT_MADE_HERE
     return None
 
 
 def doubt_unhashed(checkpoint: ReadyCheckpoint) -> str | None:
     """Why a ready checkpoint is not proven as it is now, if nobody hashes it; None if it is."""
-    if (doubt := doubt_of(checkpoint)) is not None:
+    receipt = read_ready_receipt(checkpoint)
+    if (doubt := _doubt(checkpoint, receipt)) is not None:
         return doubt
-    known = hashed_before(checkpoint, read_ready_receipt(checkpoint))
-    changed = sorted(checkpoint.manifest.records.keys() - known)
+    changed = sorted(checkpoint.manifest.records.keys() - hashed_before(checkpoint, receipt))
     return f"{changed[0]}: changed since it was hashed" if changed else None

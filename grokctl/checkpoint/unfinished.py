@@ -10,9 +10,10 @@ from typing import Any, Final, Self
 from grokctl.checkpoint.release_files import EXTRA
 from grokctl.checkpoint.torrent import read_metainfo
 from grokctl.checkpoint.torrent_files import TorrentFile
+from grokctl.checkpoint.trust import read_object
 from grokctl.errors import CorruptCheckpointError, FetchError
 from grokctl.ownership import why_exposed
-from grokctl.paths import BEGUN, CKPT, PRIVATE, TORRENT, UNFINISHED, read_limited, write_atomically
+from grokctl.paths import BEGUN, CKPT, PRIVATE, TORRENT, UNFINISHED, write_atomically
 from grokctl.text import format_bytes, has_secret
 
 _VERSION: Final = 1
@@ -91,9 +92,8 @@ def read_unfinished(root: Path) -> Unfinished | None:
     """The download of a release that is not complete; None if there is none."""
     path = root / PRIVATE / UNFINISHED
     if path.is_file():
-        with suppress(OSError, ValueError, RecursionError):
-            values = json.loads(read_limited(path, _LARGEST).decode())
-            record = Unfinished.of_values(values) if isinstance(values, dict) else None
+        with suppress(OSError):
+            record = Unfinished.of_values(read_object(path, limit=_LARGEST))
             if record is not None and why_exposed(path) is not None:
                 # a stranger's source and options are no command to paste
                 own = root / TORRENT

@@ -12,7 +12,7 @@ from typing import BinaryIO, Final
 
 from grokctl.errors import UsageError
 from grokctl.machine.disks import existing, file_system
-from grokctl.ownership import why_exposed
+from grokctl.ownership import is_own, why_exposed
 from grokctl.paths import Home, create_beside, quoted
 
 VARIABLE: Final = "GROKCTL_JOB_SECRET"
@@ -127,7 +127,7 @@ def _refuse_foreign(path: Path, status: os.stat_result) -> None:
     """
     if not stat.S_ISREG(status.st_mode):
         raise UsageError(f"{path}: expected a file with the job secret, found something else", SAME)
-    if status.st_uid not in {0, os.geteuid()}:
+    if not is_own(status):
         raise UsageError(
             f"{path}: expected a file of user {os.geteuid()}, found one of {status.st_uid}", SAME
         )

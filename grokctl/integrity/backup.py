@@ -17,7 +17,6 @@ from grokctl.integrity.room import (
     Original,
     data_of,
     disk_refusal,
-    folder_of,
     lengths_of,
     measure,
     open_file,
@@ -27,7 +26,14 @@ from grokctl.integrity.room import (
 from grokctl.linked_files import opened_linked
 from grokctl.marks import MARK, delete_in, delete_marked, put_mark
 from grokctl.os_errors import refusal
-from grokctl.own_files import names_in, open_below, open_to_others, opened_folder, why_not_own
+from grokctl.own_files import (
+    folder_of,
+    names_in,
+    open_below,
+    open_to_others,
+    opened_folder,
+    why_not_own,
+)
 from grokctl.ownership import can_be_written
 from grokctl.paths import PRIVATE, REPLACED, create_beside
 from grokctl.system import is_unsupported, optional

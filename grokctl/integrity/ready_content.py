@@ -130,9 +130,18 @@ def _damage_to(root: Path, record: FileRecord, hashed: Future[str]) -> Damage | 
     try:
         return altered(record, hashed.result())
     except OSError as error:
-        if not is_absence(error):
-            raise located(error, root / record.name) from error
-        return Damage(record.name, Reason.UNREADABLE, reason_of(error), ((0, record.nbytes),))
+        return unreadable(root, record, error)
+
+
+def unreadable(root: Path, record: FileRecord, error: OSError) -> Damage:
+    """The damage to a file that cannot be read as far as its record says.
+
+    Raises:
+        OSError: The machine refuses to read it, which says nothing about the file.
+    """
+    if not is_absence(error):
+        raise located(error, root / record.name) from error
+    return Damage(record.name, Reason.UNREADABLE, reason_of(error), ((0, record.nbytes),))
 
 
 def altered(record: FileRecord, sha256: str) -> Damage | None:

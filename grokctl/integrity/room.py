@@ -15,7 +15,7 @@ from grokctl.errors import DiskFullError, FetchError, GrokctlError
 from grokctl.integrity.damage import merged
 from grokctl.linked_files import opened_linked
 from grokctl.os_errors import is_absence, refusal
-from grokctl.own_files import open_below
+from grokctl.own_files import folder_of
 from grokctl.paths import quoted
 from grokctl.text import format_apart
 
@@ -264,12 +264,6 @@ def refuse_full(root: Path, required: int, free: int) -> None:
             f"{root}: expected {needed} free for backup and repair, found {found}",
             f"df -h {quoted(root)}",
         )
-
-
-def folder_of(stack: ExitStack, root: Path, place: str) -> tuple[int, str]:
-    """The open folder of a file of the release, below its root and through no link; its name."""
-    *folders, name = place.split("/")
-    return open_below(stack, root, tuple(folders)), name
 
 
 def open_file(stack: ExitStack, folder: int, name: str) -> int:

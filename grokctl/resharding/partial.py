@@ -20,7 +20,7 @@ from grokctl.own_files import (
     opened_folder,
     why_not_own,
 )
-from grokctl.ownership import can_be_written
+from grokctl.ownership import can_be_written, is_own
 from grokctl.resharding.replaced import delete_files, is_begun
 from grokctl.system import optional
 
@@ -132,9 +132,8 @@ def opened_partial(path: Path, observe: Observer) -> Iterator[PartialFolder]:
 def _is_exposed(parent: Path, above: int) -> bool:
     """Whether others can rename what is in a folder: it is theirs, or open and not sticky."""
     status = os.fstat(above)
-    if status.st_uid not in {0, os.geteuid()}:
-        return True
-    return not status.st_mode & stat.S_ISVTX and can_be_written(parent, status) is not None
+    is_sticky = bool(status.st_mode & stat.S_ISVTX)
+    return not is_own(status) or (not is_sticky and can_be_written(parent, status) is not None)
 
 
 def _candidates(path: Path, above: int, *, is_exposed: bool) -> Iterator[Path]:

@@ -24,7 +24,8 @@ from grokctl.linked_files import read_linked, refuse_foreign_links
 from grokctl.machine.disks import largest_file
 from grokctl.marks import MARK
 from grokctl.os_errors import refusal
-from grokctl.own_files import ForeignFileError, links_on, names_in, opened_folder, why_not_own
+from grokctl.own_files import ForeignFileError, names_in, opened_folder, why_not_own
+from grokctl.ownership import is_own, links_on
 from grokctl.paths import (
     CKPT,
     LARGEST_TOKENIZER,
@@ -61,9 +62,8 @@ def destination(out: Path) -> Path:
     if not out.is_symlink():
         return out.absolute()
     with suppress(OSError):
-        own = {0, os.geteuid()}
         target = Path(os.path.realpath(out))
-        if all(link.lstat().st_uid in own for link in links_on(out)) and is_filled(target):
+        if all(is_own(link) for _, link in links_on(out)) and is_filled(target):
             return target
     return out.absolute()
 

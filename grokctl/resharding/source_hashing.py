@@ -17,11 +17,11 @@ from grokctl.checkpoint.manifest import FileRecord
 from grokctl.checkpoint.ready import ReadyCheckpoint
 from grokctl.checkpoint.ready_receipt import hashed_before, read_ready_receipt
 from grokctl.checkpoint.release import Release
-from grokctl.errors import Damage, Reason
+from grokctl.errors import Damage
 from grokctl.events import Advanced, Observer, Stage
 from grokctl.integrity.pieces import Feeder, open_regular
-from grokctl.integrity.ready_content import altered
-from grokctl.os_errors import is_absence, located, reason_of, refusal
+from grokctl.integrity.ready_content import altered, unreadable
+from grokctl.os_errors import refusal
 from grokctl.system import usable_cores
 
 _BUFFER: Final = 2**20
@@ -177,7 +177,7 @@ def _opened(root: Path, record: FileRecord) -> _File:
 def _damage_to(root: Path, file: _File) -> Damage | None:
     if file.trouble is None:
         return altered(file.record, file.hasher.hexdigest())
-    if not is_absence(file.trouble):
-        raise refusal(located(file.trouble, root / file.record.name)) from file.trouble
-    whole = ((0, file.record.nbytes),)
-    return Damage(file.record.name, Reason.UNREADABLE, reason_of(file.trouble), whole)
+    try:
+        return unreadable(root, file.record, file.trouble)
+    except OSError as error:
+        raise refusal(error) from error

@@ -7,7 +7,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
-from grokctl.own_files import ForeignFileError, links_on, why_not_own
+from grokctl.own_files import ForeignFileError, why_not_own
+from grokctl.ownership import is_own, links_on
 from grokctl.paths import create_beside
 
 _MOST_LINES: Final = 1000
@@ -60,8 +61,7 @@ class History:
         Raises:
             OSError: It is, or it cannot be opened.
         """
-        own = {0, os.geteuid()}
-        if any(link.lstat().st_uid not in own for link in links_on(self._path)):
+        if not all(is_own(link) for _, link in links_on(self._path)):
             raise ForeignFileError("is another user's link", self._path)
         handle = os.open(self._path, flags | os.O_NONBLOCK | os.O_CLOEXEC, _MODE)
         status = os.fstat(handle)

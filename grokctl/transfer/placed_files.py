@@ -16,7 +16,7 @@ from typing import Final
 from grokctl.errors import FetchError
 from grokctl.integrity.pieces import check_pieces
 from grokctl.os_errors import refusal
-from grokctl.own_files import create, names_in, open_below
+from grokctl.own_files import create, folder_of, names_in, open_below
 from grokctl.paths import PRIVATE, quoted
 from grokctl.transfer.destination import FileSelection
 
@@ -155,21 +155,21 @@ class PlacedFiles:
                     path.unlink()
 
     def _create(self, place: str) -> None:
-        *folders, name = place.split("/")
+        folders = place.split("/")[:-1]
         for depth in range(1, len(folders) + 1):
             folder = self._root.joinpath(*folders[:depth])
             if not folder.exists():
                 self._made.append(folder)
                 folder.mkdir()
         with ExitStack() as stack, suppress(FileExistsError):
-            os.close(create(name, open_below(stack, self._root, tuple(folders))))
+            above, name = folder_of(stack, self._root, place)
+            os.close(create(name, above))
             self._made.append(self._root / place)
 
     def _identity(self, place: str) -> _Identity:
         """Of a file itself; no folder on the way is a link."""
-        *folders, name = place.split("/")
         with ExitStack() as stack:
-            above = open_below(stack, self._root, tuple(folders))
+            above, name = folder_of(stack, self._root, place)
             status = os.stat(name, dir_fd=above, follow_symlinks=False)
         return status.st_dev, status.st_ino, stat.S_IFMT(status.st_mode)
 
