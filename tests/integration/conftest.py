@@ -62,3 +62,20 @@ def swarm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SeededRelease]:
             metainfo=parse_metainfo(torrent, source="small"),
             peer=f"{host}:{port}",
         )
+
+
+@pytest.fixture
+def torrent_file(swarm: SeededRelease, tmp_path: Path) -> Path:
+    """The torrent of the seeded release, as a user keeps it."""
+    path = tmp_path / "given.torrent"
+    path.write_bytes(swarm.torrent)
+    return path
+
+
+@pytest.fixture
+def victim(tmp_path: Path) -> Path:
+    """A folder with a file that somebody would like to see overwritten."""
+    folder = tmp_path / "victim"
+    folder.mkdir()
+    (folder / "secret").write_bytes(b"precious")
+    return folder

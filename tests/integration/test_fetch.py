@@ -48,13 +48,6 @@ def listener():
         yield server
 
 
-@pytest.fixture
-def torrent_file(swarm, tmp_path):
-    path = tmp_path / "given.torrent"
-    path.write_bytes(swarm.torrent)
-    return path
-
-
 def port_of(server):
     return server.getsockname()[1]
 

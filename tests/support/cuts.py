@@ -3,19 +3,36 @@
 import hashlib
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from grokctl.checkpoint.miniature import MINIATURE, write_miniature
 from grokctl.checkpoint.ready import ReadyCheckpoint, read_manifest
 from grokctl.checkpoint.ready_receipt import receipt_now
 from grokctl.checkpoint.receipt import Receipt
 from grokctl.checkpoint.release import Release
-from grokctl.checkpoint.trust import TYPED
+from grokctl.checkpoint.torrent import build_metainfo, parse_metainfo
+from grokctl.checkpoint.trust import TYPED, write_source
 from grokctl.events import Advanced, Event, Noted, Observer, Stage, ignore
 from grokctl.model.placement import MeshShape
 from grokctl.paths import PRIVATE
 from grokctl.reshard import reshard
 from grokctl.resharding.plan import ReshardOptions, plan_reshard
+from grokctl.verify import verify
+
+SMALL = replace(MINIATURE, num_layers=1, vocab_size=512, emb_size=64, num_q_heads=4, num_kv_heads=2)
+
+
+def proven_release(root: Path) -> Receipt:
+    """Write a small release with the torrent of a magnet that was typed; return its proof."""
+    files = write_miniature(root, SMALL)
+    torrent = build_metainfo(root, files, name="small", piece_length=16384)
+    (root / "release.torrent").write_bytes(torrent)
+    write_source(root, infohash=parse_metainfo(torrent, source="small").infohash, trust=TYPED)
+    verified = verify(root).verified
+    assert verified is not None
+    return verified.receipt
 
 
 def cut(

@@ -20,3 +20,11 @@ def release(tmp_path: Path) -> Path:
     shutil.copytree(TWO_LAYERS / "ckpt-0", root / "ckpt-0")
     shutil.copy(TWO_LAYERS / "config.json", root)
     return root
+
+
+@pytest.fixture
+def precious(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file that somebody would like to see overwritten."""
+    path = tmp_path_factory.mktemp("victim") / "thesis"
+    path.write_text("mine")
+    return path

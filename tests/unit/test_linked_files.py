@@ -5,12 +5,10 @@ from contextlib import suppress
 from itertools import combinations
 
 import pytest
+from users import OTHER, as_root
 
 from grokctl.linked_files import opened_linked, read_linked, refuse_foreign_links
 from grokctl.own_files import ForeignFileError
-
-OTHER = 54_321
-as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can be two users")
 
 
 @pytest.fixture

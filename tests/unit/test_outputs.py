@@ -1,28 +1,13 @@
 """Outputs: whose links lead to them, and who can read the file that replaces another."""
 
 import os
-import stat
 import struct
 
 import pytest
+from users import OTHER, as_root, mode_of
 
 from grokctl.errors import InvalidValueError
 from grokctl.outputs import create_output, find_output, replace_output
-
-OTHER = 54_321
-as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can be two users")
-
-
-def mode_of(path) -> int:
-    return stat.S_IMODE(path.stat().st_mode)
-
-
-@pytest.fixture
-def precious(tmp_path_factory):
-    """A file that somebody would like to see overwritten."""
-    path = tmp_path_factory.mktemp("victim") / "thesis"
-    path.write_text("mine")
-    return path
 
 
 def shared_by_list(folder):

@@ -7,6 +7,7 @@ import warnings
 
 import pytest
 from torrents import names_in
+from users import OTHER, as_root, mode_of
 
 from grokctl.errors import FetchError
 from grokctl.own_files import (
@@ -17,8 +18,6 @@ from grokctl.own_files import (
 from grokctl.ownership import links_on
 from grokctl.paths import locked, write_atomically
 
-OTHER = 54_321
-as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can be two users")
 BUSY = FetchError("busy")
 
 
@@ -37,18 +36,6 @@ def as_stranger(job) -> bool:
             os._exit(1)
         os._exit(0)
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-
-
-def mode_of(path) -> int:
-    return stat.S_IMODE(path.stat().st_mode)
-
-
-@pytest.fixture
-def precious(tmp_path_factory):
-    """A file that somebody would like to see overwritten."""
-    path = tmp_path_factory.mktemp("victim") / "thesis"
-    path.write_text("mine")
-    return path
 
 
 @pytest.fixture

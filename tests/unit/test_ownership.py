@@ -7,14 +7,12 @@ import struct
 from pathlib import Path
 
 import pytest
+from users import OTHER, as_root
 
 from grokctl import ownership
 from grokctl.ownership import exposed_files, why_exposed
 
-OTHER = 54_321
 """A user and a group that this machine does not have."""
-
-as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
 
 
 @pytest.fixture(autouse=True)

@@ -1,16 +1,14 @@
 """The cache of compiled programs is executed, so only this user may have written it."""
 
 import os
-import stat
 from importlib.metadata import version
 
 import jax
 import pytest
+from users import OTHER, as_root, mode_of
 
 from grokctl.inference.compilation import use_compilation_cache
 
-OTHER = 54_321
-as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can be two users")
 NAME = f"{version('jaxlib')}-cpu"
 
 
@@ -26,10 +24,6 @@ def used(folder) -> tuple[str | None, list[str]]:
     notes = []
     use_compilation_cache(folder, observe=lambda event: notes.append(event.message))
     return jax.config.jax_compilation_cache_dir, notes
-
-
-def mode_of(path) -> int:
-    return stat.S_IMODE(path.stat().st_mode)
 
 
 @pytest.mark.parametrize("umask", [0o002, 0o022])

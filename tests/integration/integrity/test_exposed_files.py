@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import pytest
 from cuts import cut
 from damaging import DOWN, GATE, found
+from users import OTHER, as_root
 
 from grokctl.checkpoint.receipt import proof_of, read_receipt
 from grokctl.checkpoint.release import open_release
@@ -17,10 +18,7 @@ from grokctl.model.placement import MeshShape
 from grokctl.resharding.request import ReshardRequest, plan_request
 from grokctl.verify import verify
 
-OTHER = 54_321
 """A user that this machine does not have."""
-
-as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
 
 
 def proof(root):

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 from damaging import DOWN, GATE, flip, found
+from users import OTHER
 
 from grokctl.checkpoint import receipt as receipts
 from grokctl.checkpoint import trust
@@ -32,7 +33,6 @@ from grokctl.integrity.provenance import describe_proof
 from grokctl.paths import Home
 from grokctl.verify import verify
 
-OTHER = 54_321
 """A user that this machine does not have."""
 
 

@@ -7,24 +7,21 @@ import shutil
 from dataclasses import replace
 
 import pytest
-from cuts import cut
+from cuts import cut, proven_release
 
-from grokctl.checkpoint.miniature import MINIATURE, write_miniature
 from grokctl.checkpoint.ready import SUMS, open_ready, read_manifest
 from grokctl.checkpoint.ready_receipt import read_ready_receipt
 from grokctl.checkpoint.receipt import Stamp
 from grokctl.checkpoint.release import open_release
 from grokctl.checkpoint.sums import NOT_MADE_HERE, doubt_of
-from grokctl.checkpoint.torrent import build_metainfo, parse_metainfo
-from grokctl.checkpoint.trust import BUILT_IN, TYPED, write_source
+from grokctl.checkpoint.trust import BUILT_IN, TYPED
 from grokctl.events import Noted
 from grokctl.inspect import inspect
 from grokctl.model.placement import MeshShape
 from grokctl.resharding.source_hashing import SourceHashing
 from grokctl.session.candidates import open_candidate
-from grokctl.verify import verify, verify_ready
+from grokctl.verify import verify_ready
 
-SMALL = replace(MINIATURE, num_layers=1, vocab_size=512, emb_size=64, num_q_heads=4, num_kv_heads=2)
 TWO, FOUR = MeshShape(1, 2), MeshShape(2, 2)
 FIRST, SECOND = (f"device-{index:02d}-of-02.safetensors" for index in range(2))
 
@@ -33,11 +30,8 @@ FIRST, SECOND = (f"device-{index:02d}-of-02.safetensors" for index in range(2))
 def release(tmp_path_factory):
     """A proven release, and its receipt."""
     root = tmp_path_factory.mktemp("pristine") / "small"
-    files = write_miniature(root, SMALL)
-    torrent = build_metainfo(root, files, name="small", piece_length=16384)
-    (root / "release.torrent").write_bytes(torrent)
-    write_source(root, infohash=parse_metainfo(torrent, source="small").infohash, trust=TYPED)
-    return open_release(root), verify(root).verified.receipt
+    proof = proven_release(root)
+    return open_release(root), proof
 
 
 @pytest.fixture(scope="module")

@@ -8,20 +8,15 @@ from pathlib import Path
 import pytest
 from cuts import contents, cut, interrupt_at, kept_by, partial_of
 from places import TWO_LAYERS
+from users import OTHER, as_root, mode_of
 
 from grokctl.checkpoint.release import open_release
 from grokctl.errors import CorruptCheckpointError, UsageError
 from grokctl.events import Finished, Noted, Stage
 from grokctl.model.placement import MeshShape
 
-OTHER = 54_321
 MESH = MeshShape(1, 2)
 FIRST = "device-00-of-02.safetensors"
-as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can be two users")
-
-
-def mode_of(path: Path) -> int:
-    return stat.S_IMODE(path.stat().st_mode)
 
 
 @pytest.fixture(scope="module")

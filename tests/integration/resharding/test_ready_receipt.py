@@ -3,13 +3,12 @@
 import hashlib
 import os
 import shutil
-from dataclasses import replace
 
 import pytest
-from cuts import cut
+from cuts import SMALL, cut
 from damaging import flip
 
-from grokctl.checkpoint.miniature import MINIATURE, write_miniature
+from grokctl.checkpoint.miniature import write_miniature
 from grokctl.checkpoint.ready import SUMS, open_ready, read_manifest
 from grokctl.checkpoint.ready_receipt import read_ready_receipt
 from grokctl.checkpoint.release import open_release
@@ -20,7 +19,6 @@ from grokctl.paths import TOKENIZER
 from grokctl.resharding.source_hashing import SourceHashing
 from grokctl.verify import verify_ready
 
-SMALL = replace(MINIATURE, num_layers=1, vocab_size=512, emb_size=64, num_q_heads=4, num_kv_heads=2)
 TWO, FOUR = MeshShape(1, 2), MeshShape(2, 2)
 FIRST, SECOND = (f"device-{index:02d}-of-02.safetensors" for index in range(2))
 

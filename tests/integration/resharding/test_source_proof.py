@@ -4,19 +4,16 @@ import hashlib
 import json
 import os
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from cuts import contents, cut, interrupt_at, made_here, partial_of
+from cuts import contents, cut, interrupt_at, made_here, partial_of, proven_release
 
 from grokctl.checkpoint.frames import Compression
-from grokctl.checkpoint.miniature import MINIATURE, write_miniature
 from grokctl.checkpoint.ready import SUMS, open_ready, read_manifest
 from grokctl.checkpoint.release import open_release
 from grokctl.checkpoint.sums import doubt_of, read_sums
-from grokctl.checkpoint.torrent import build_metainfo, parse_metainfo
-from grokctl.checkpoint.trust import TYPED, write_source
+from grokctl.checkpoint.trust import TYPED
 from grokctl.errors import CorruptCheckpointError, Reason
 from grokctl.events import Advanced, Finished, Noted, Stage
 from grokctl.model.placement import MeshShape
@@ -26,7 +23,6 @@ from grokctl.resharding import source_hashing
 from grokctl.resharding.plan import ReshardOptions, plan_reshard
 from grokctl.verify import verify, verify_ready
 
-SMALL = replace(MINIATURE, num_layers=1, vocab_size=512, emb_size=64, num_q_heads=4, num_kv_heads=2)
 TWO, FOUR = MeshShape(1, 2), MeshShape(2, 2)
 FIRST, SECOND = (f"device-{index:02d}-of-02.safetensors" for index in range(2))
 
@@ -34,10 +30,7 @@ FIRST, SECOND = (f"device-{index:02d}-of-02.safetensors" for index in range(2))
 @pytest.fixture(scope="module")
 def pristine(tmp_path_factory):
     root = tmp_path_factory.mktemp("pristine") / "small"
-    files = write_miniature(root, SMALL)
-    torrent = build_metainfo(root, files, name="small", piece_length=16384)
-    (root / "release.torrent").write_bytes(torrent)
-    write_source(root, infohash=parse_metainfo(torrent, source="small").infohash, trust=TYPED)
+    proven_release(root)
     return root
 
 

@@ -49,22 +49,6 @@ def root(arrived, tmp_path):
     return shutil.copytree(arrived, tmp_path / "got")
 
 
-@pytest.fixture
-def victim(tmp_path):
-    """What somebody would like to see overwritten."""
-    folder = tmp_path / "victim"
-    folder.mkdir()
-    (folder / "secret").write_bytes(b"precious")
-    return folder
-
-
-@pytest.fixture
-def torrent_file(swarm, tmp_path):
-    path = tmp_path / "given.torrent"
-    path.write_bytes(swarm.torrent)
-    return path
-
-
 def put_away(path):
     if path.is_dir():
         shutil.rmtree(path)

@@ -20,13 +20,6 @@ PIECE = 16384
 
 
 @pytest.fixture
-def torrent_file(swarm, tmp_path):
-    path = tmp_path / "given.torrent"
-    path.write_bytes(swarm.torrent)
-    return path
-
-
-@pytest.fixture
 def impatient(monkeypatch):
     """Seconds become tenths."""
     monkeypatch.setattr("grokctl.transfer.mirrors._PATIENCE_S", 0.5)

@@ -99,13 +99,6 @@ class Signed(Handler):
             super().respond()
 
 
-@pytest.fixture
-def torrent_file(swarm, tmp_path):
-    path = tmp_path / "given.torrent"
-    path.write_bytes(swarm.torrent)
-    return path
-
-
 def alone(server, **changes):
     """Options for a mirror and nobody else."""
     return FetchOptions(**{**LOOPBACK, "mirrors": (server.url,), **changes})

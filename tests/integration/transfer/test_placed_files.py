@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from users import OTHER, as_root
 
 from grokctl.checkpoint.torrent import build_metainfo, parse_metainfo
 from grokctl.checkpoint.unfinished import read_unfinished
@@ -17,24 +18,6 @@ from grokctl.repair import repair
 from grokctl.verify import verify
 
 TENSOR = "ckpt-0/tensor00003_000"
-OTHER = 54_321
-as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can be two users")
-
-
-@pytest.fixture
-def victim(tmp_path):
-    """What somebody would like to see overwritten."""
-    folder = tmp_path / "victim"
-    folder.mkdir()
-    (folder / "secret").write_bytes(b"precious")
-    return folder
-
-
-@pytest.fixture
-def torrent_file(swarm, tmp_path):
-    path = tmp_path / "given.torrent"
-    path.write_bytes(swarm.torrent)
-    return path
 
 
 def notes_of(events) -> list[str]:

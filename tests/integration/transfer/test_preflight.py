@@ -18,13 +18,6 @@ from grokctl.text import format_bytes
 ROOM = 4 * 2**20
 
 
-@pytest.fixture
-def torrent_file(swarm, tmp_path):
-    path = tmp_path / "given.torrent"
-    path.write_bytes(swarm.torrent)
-    return path
-
-
 def check(planned, name):
     (found,) = [check for check in planned.checks if check.name == name]
     return found

@@ -4,6 +4,7 @@ import os
 import stat
 
 import pytest
+from users import as_root
 
 from grokctl.session.history import History
 
@@ -118,9 +119,6 @@ def test_the_mode_of_a_device_is_left_alone(path, monkeypatch):
 
 
 # --- what others plant
-
-
-as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can be two users")
 
 
 def anothers_link(path, precious):
