@@ -118,6 +118,7 @@ class ContentCheck:
         )
         # a receipt of a torrent that others could have put there says nothing, not even later
         self._cannot_save = self.trust.doubt is not None or not keeps
+        self._saved: Receipt | None = None
         self._save_at = time.monotonic() + _SAVE_EVERY_S
 
     def run(self, jobs: int) -> None:
@@ -150,7 +151,9 @@ class ContentCheck:
 
     def save(self) -> Receipt:
         """Write the receipt of everything that is proven by now."""
-        receipt = self._new_receipt()
+        if self._is_saved and self._saved is not None:
+            return self._saved  # the same, with the time that was written
+        receipt = self._saved = self._new_receipt()
         if not self._is_saved and not self._cannot_save:
             self._is_saved = True
             try:

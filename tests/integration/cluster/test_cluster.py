@@ -753,7 +753,7 @@ def test_a_rank_that_never_comes_is_named_and_waited_for_no_longer_than_said(by_
 
     assert lonely.code == ExitCode.PEER
     assert re.fullmatch(r"rank 1: has not come to 127\.0\.0\.1:\d+ within 20 s", lonely.error)
-    assert lonely.seconds < SHORTEST_S + SLACK_S
+    assert lonely.seconds < SHORTEST_S + 4 * SLACK_S  # it starts JAX first
 
 
 @pytest.mark.slow
@@ -765,7 +765,7 @@ def test_a_coordinator_that_cannot_be_reached_is_named_with_the_reason(by_hand, 
     assert lost.code == ExitCode.PEER
     assert "rank 0 cannot be reached at 127.0.0.1:" in lost.error
     assert "Connection refused" in lost.error
-    assert lost.seconds < SHORTEST_S + SLACK_S
+    assert lost.seconds < SHORTEST_S + 4 * SLACK_S
 
 
 def test_a_coordinator_that_no_name_server_knows_is_named_too():

@@ -1,3 +1,4 @@
+import itertools
 import json
 import os
 import shutil
@@ -53,6 +54,15 @@ def test_a_whole_release_is_proven_and_the_proof_covers_every_file(seeded):
     assert verdict.verified.receipt.infohash == seeded.metainfo.infohash
     assert set(verdict.verified.receipt.stamps) == set(seeded.files())
     raise_for(verdict, seeded.root)
+
+
+def test_the_verdict_has_the_time_that_was_written(root, monkeypatch):
+    seconds = itertools.count(10)  # every look at the clock is a second later
+    monkeypatch.setattr(
+        "grokctl.integrity.content_check.now", lambda: f"2026-11-30T00:00:{next(seconds)}Z"
+    )
+
+    assert verify(root, rehash=True).verified.receipt == read_receipt(root)
 
 
 def test_a_second_verification_hashes_nothing(root):
