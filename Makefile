@@ -14,6 +14,9 @@ LOCKED := -m pip install --quiet --no-deps --require-hashes --requirement
 COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --upgrade --generate-hashes \
 	--no-strip-extras --no-annotate --no-header
 
+# the suite starts hundreds of processes: without kept bytecode, each would compile grokctl again
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: demo test test-fast test-slow test-newest schedulers fuzz check fix bench rehearsal picture lock install clean
 
 demo: $(READY)  ## the whole pipeline, for real, on a miniature

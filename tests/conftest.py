@@ -1,11 +1,12 @@
 """Sixteen CPU devices, strict promotion, and the miniature that the project carries."""
 
 import atexit
+import gc
 import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
@@ -85,6 +86,17 @@ def _delete(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     with suppress(OSError):  # others are still there
         folder.parent.rmdir()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Look for no garbage among modules and tests, which stay to the end: now, or at any test."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 _PROGRAMS = _share_compiled_programs()
