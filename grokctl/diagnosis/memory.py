@@ -28,8 +28,10 @@ def processor(machine: Machine) -> Iterator[Check]:
     yield Check("processor", Status.OK, f"{detail}{units}")
     if machine.accelerators:
         return
-    if cpu.has_fast_bfloat16:
+    if "amx_bf16" in cpu.flags:
         yield Check("matrix unit", Status.OK, "AMX: multiplies bfloat16")
+    elif cpu.has_fast_bfloat16:
+        yield Check("matrix unit", Status.OK, "none, but dot products of bfloat16")
     else:
         yield Check("matrix unit", Status.OK, "none for bfloat16: operands are float32")
 

@@ -137,7 +137,7 @@ def share_variable() -> str:
 
 
 def has_fast_bfloat16() -> bool:
-    """Whether this CPU has a matrix unit for bfloat16 (AMX): three times as fast as in float32."""
+    """Whether this CPU multiplies bfloat16 by itself: up to three times as fast as float32."""
     return cpu().has_fast_bfloat16
 
 

@@ -4,6 +4,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
+from typing import Final
+
+FAST_BFLOAT16: Final = frozenset({"amx_bf16", "avx512_bf16", "bf16", "svebf16"})
+"""Instruction sets that multiply bfloat16 and sum in float32; the last two are ARM's."""
 
 
 class Found(StrEnum):
@@ -78,8 +82,8 @@ class Cpu:
 
     @property
     def has_fast_bfloat16(self) -> bool:
-        """Whether it has a matrix unit for bfloat16."""
-        return "amx_bf16" in self.flags
+        """Whether it multiplies bfloat16 by itself: by a matrix unit (AMX) or by dot products."""
+        return not FAST_BFLOAT16.isdisjoint(self.flags)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

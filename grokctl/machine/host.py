@@ -23,7 +23,7 @@ _MEMORY_PARTS: Final = 4
 """The probe takes at most one of this many parts of free memory."""
 _ROUNDS: Final = 3
 _FLAGS: Final = re.compile(
-    r"amx_\w+|avx(2|512f|512_(bf16|fp16|vnni)|_vnni)?|f16c|fma|asimd|bf16|i8mm|sve2?"
+    r"amx_\w+|avx(2|512f|512_(bf16|fp16|vnni)|_vnni)?|f16c|fma|asimd|(sve)?bf16|i8mm|sve2?"
 )
 _MODEL: Final = ("model name", "cpu model", "cpu", "uarch")
 """Its names in `/proc/cpuinfo` by architecture; ARM only has numbers."""

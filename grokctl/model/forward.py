@@ -215,7 +215,12 @@ def mixture_of_experts(
     experts, rows = layer.experts, x.reshape(-1, x.shape[-1])
     gates, chosen = route(layer.router, rows, config=shape.config)
     local = _on_this_device(chosen, count, num_experts=experts.count)
-    run = rows_of_a_run(rows.shape[0], config=shape.config, platform=shape.platform)
+    run = rows_of_a_run(
+        len(rows),
+        config=shape.config,
+        platform=shape.platform,
+        operand=shape.operand.itemsize,
+    )
     if run == 1:
         partial = _token_by_token(experts, rows, gates, local, shape=shape)
     else:

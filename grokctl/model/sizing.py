@@ -10,10 +10,12 @@ import numpy as np
 from grokctl.model.bucketing import (
     BLOCK,
     POSITION_BLOCK,
+    TOP_LOGPROBS,
     layers_together,
     padded_batch,
     room,
     rows_of_a_run,
+    score_width,
 )
 from grokctl.model.config import GrokConfig
 from grokctl.model.placement import MeshShape
@@ -127,9 +129,9 @@ def workspace_bytes(
     """Bytes of activations, logits and temporaries of the largest step.
 
     Programs run one after the other, and each reuses the memory of the one before, so this is the
-    most that one program takes: one that embeds, runs layers or is the head, for a chunk of a
-    prompt or for a token in every slot. It includes arguments and results that are neither weights
-    nor cache.
+    most that one program takes: one that embeds, runs layers, is the head or scores, for a chunk of
+    a prompt or for a token in every slot. It includes arguments and results that are neither
+    weights nor cache.
 
     tests/integration/inference/test_sizing.py compares it with XLA's reports, and
     benchmarks/gpu_forms.py does so for GPUs.
@@ -137,7 +139,7 @@ def workspace_bytes(
     longest, _ = room(terms.context, platform=platform)
     operands = {_FLOAT32 if terms.compute is Compute.FLOAT32 else _BFLOAT16}
     if platform == "cpu":
-        operands.add(_FLOAT32)  # of a CPU without a bfloat16 matrix unit, whatever this one has
+        operands.add(_FLOAT32)  # of a CPU that does not multiply bfloat16, whatever this one does
     steps = (
         _Step(
             config=config,
@@ -152,7 +154,9 @@ def workspace_bytes(
         for batch, time in ((1, longest), (padded_batch(terms.slots), 1))
         for operand in operands
     )
-    return max(nbytes for step in steps for nbytes in (step.embed, step.layers, step.head))
+    return max(
+        nbytes for step in steps for nbytes in (step.embed, step.layers, step.head, step.scores)
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -198,6 +202,24 @@ class _Step:
             return 2 * (self._hidden + logits)
         embedding = self.config.vocab_size // self.mesh.model * self.config.emb_size * _FLOAT32
         return self._hidden + logits + embedding + _LIBRARY
+
+    @property
+    def scores(self) -> int:
+        """Logits of a block of the vocabulary, and the rows of the embedding that they come from.
+
+        A CPU has the logits twice. Elsewhere there is room for a sort, which has them and their ids
+        once more each, for as many logits as there may be at a time, and for what the head needs.
+        """
+        vocab, embed = self.config.vocab_size // self.mesh.model, self.config.emb_size
+        if self.is_cpu:
+            width = score_width(self.tokens, vocab=vocab, embed=embed)
+            logits, rows = self.tokens * width * _FLOAT32, width * embed * _FLOAT32
+            if width == vocab:
+                return 2 * (self._hidden + logits)
+            kept = vocab // width * self.tokens * 2 * TOP_LOGPROBS * _FLOAT32  # of every block
+            return 2 * (self._hidden + logits) + rows + kept
+        logits = min(BLOCK, self.tokens * vocab * _FLOAT32)
+        return 2 * self._hidden + 4 * logits + vocab * embed * _FLOAT32 + _LIBRARY
 
     @property
     def layers(self) -> int:
@@ -253,7 +275,9 @@ class _Step:
     @property
     def _experts(self) -> int:
         """Normed vectors and sum; the tokens of a run, wider within an expert; and its weight."""
-        run = rows_of_a_run(self.tokens, config=self.config, platform=self.platform)
+        run = rows_of_a_run(
+            self.tokens, config=self.config, platform=self.platform, operand=self.operand
+        )
         inputs, columns = self.config.emb_size, self.config.ffn_size // self.mesh.model
         rows, wide = run * inputs * _FLOAT32, run * columns * _FLOAT32
         if self.is_cpu:

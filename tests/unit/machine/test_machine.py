@@ -207,8 +207,25 @@ def test_a_processor_says_what_it_is(tmp_path, text, model, flags):
 
     assert found.flags == flags
     assert found.model == model if model else found.model
-    assert found.has_fast_bfloat16 == ("amx_bf16" in flags)
     assert found.bandwidth is None
+
+
+@pytest.mark.parametrize(
+    ("line", "is_fast"),
+    [
+        ("flags : avx512f avx512_bf16 amx_bf16", True),
+        ("flags : avx512f avx512_bf16", True),  # Zen 4, Cooper Lake
+        ("flags : avx2 avx512f avx512_vnni amx_int8", False),
+        ("Features : asimd bf16 i8mm", True),
+        ("Features : asimd sve svebf16", True),
+        ("Features : asimd sve", False),
+    ],
+)
+def test_a_processor_that_multiplies_bfloat16_is_known_by_its_flags(tmp_path, line, is_fast):
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc/cpuinfo").write_text(f"{line}\n")
+
+    assert cpu(tmp_path).has_fast_bfloat16 is is_fast
 
 
 def test_memory_is_read_at_some_speed_and_not_where_there_is_too_little():

@@ -12,6 +12,7 @@ from grokctl.checkpoint.release import open_release
 from grokctl.checkpoint.tensor_source import LogicalTensor, ReleaseSource, Storage, extent
 from grokctl.events import ignore
 from grokctl.infer import infer
+from grokctl.inference.chunks import Chunk
 from grokctl.inference.devices import find_devices
 from grokctl.inference.loading import Loader
 from grokctl.inference.plan import EngineOptions
@@ -339,11 +340,24 @@ def test_padding_goes_through_no_expert(devices, source, count):
 @pytest.mark.parametrize("tokens", [1, 2, 8, 64, 512, 4096])
 def test_a_run_is_no_longer_than_what_there_is_to_run(tokens):
     for platform in ("cpu", "gpu"):
-        run = rows_of_a_run(tokens, config=GROK_1, platform=platform)
+        run = rows_of_a_run(tokens, config=GROK_1, platform=platform, operand=2)
 
         mean = tokens / 4
         assert 1 <= run <= tokens
         assert run == 1 or mean <= run or run == forms._LONGEST_RUN.get(platform, run)
+
+
+def test_only_float32_on_a_cpu_has_short_runs():
+    runs = {
+        (platform, operand): [
+            rows_of_a_run(tokens, config=GROK_1, platform=platform, operand=operand)
+            for tokens in (8, 9, 16, 17, 64)
+        ]
+        for platform, operand in (("cpu", 4), ("cpu", 2), ("gpu", 4))
+    }
+
+    longer = [1, 8, 8, 16, 32]
+    assert runs == {("cpu", 4): [1, 4, 4, 16, 32], ("cpu", 2): longer, ("gpu", 4): longer}
 
 
 def test_one_token_alone_goes_through_the_same_experts_as_among_many(devices):
@@ -462,7 +476,7 @@ def test_what_another_text_left_in_the_cache_is_never_seen(engine):
 def test_the_last_logits_are_those_of_the_last_token(engine):
     every = logits_of(engine, TOKENS[:12])
 
-    last = engine.runner.prefill(0, TOKENS[:12])
+    last = engine.runner.read_last(0, TOKENS, Chunk(0, 12, 16)).on_host()[0]
 
     assert last.shape == (256,)
     np.testing.assert_allclose(last, every[-1], atol=1e-5)
