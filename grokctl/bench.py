@@ -1,7 +1,7 @@
 """Measure how fast a loaded model reads prompts and writes tokens, beside what its memory gives."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
@@ -10,10 +10,15 @@ from grokctl.errors import UsageError
 from grokctl.events import Advanced, Finished, Observer, Stage, Started, Unit, ignore
 from grokctl.inference.devices import memory_bandwidth
 from grokctl.inference.engine import Engine
-from grokctl.inference.model_runner import ModelRunner
+from grokctl.inference.generation import BatchStats, Request
 from grokctl.inference.plan import RunPlan
+from grokctl.inference.scheduler import Scheduler
+from grokctl.inference.stream import Batch
+from grokctl.model.sampling import Sampling
 
 _SEED: Final = 1
+RUN_DEFAULTS: Final = Sampling(temperature=0.7, top_p=0.95)
+"""Sampling of `grokctl run`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +83,7 @@ def bench(
     max_tokens: int,
     observe: Observer = ignore,
 ) -> Bench:
-    """Run each workload on random prompts, greedily and past the end token.
+    """Run each workload on random prompts, sampled as `run` does, past the end token.
 
     Args:
         engine: Runs as many prompts at a time as the largest batch.
@@ -90,57 +95,67 @@ def bench(
         UsageError: The context does not hold it.
     """
     check_workloads(engine.plan, workloads, max_tokens)
-    runner = engine.runner
     bandwidth = memory_bandwidth(engine.devices)
     random = np.random.default_rng(_SEED)
     rows: list[Row] = []
-    runner.begin(rows)
     observe(Started(stage=Stage.BENCH, total=len(workloads), unit=Unit.NOTHING))
     for done, workload in enumerate(workloads):
         detail = f"{workload.prompt_tokens:,} tokens x {workload.batch}"
         observe(Advanced(stage=Stage.BENCH, done=done, detail=detail))
         shape = workload.batch, workload.prompt_tokens
         prompts = random.integers(engine.config.vocab_size, size=shape).tolist()
-        rows.append(_measure(runner, prompts, max_tokens, bandwidth))
+        rows.append(_measure(engine.scheduler, prompts, max_tokens, bandwidth))
     observe(Finished(stage=Stage.BENCH))
     return Bench(
         max_tokens=max_tokens,
         load_s=engine.load_s,
-        compile_s=runner.compile_s,
+        compile_s=engine.runner.compile_s,
         bandwidth=bandwidth,
         rows=tuple(rows),
     )
 
 
 def _measure(
-    runner: ModelRunner, prompts: list[list[int]], max_tokens: int, bandwidth: float
+    scheduler: Scheduler, prompts: list[list[int]], max_tokens: int, bandwidth: float
 ) -> Row:
-    """Run prompts side by side, each of them at every step, unlike those of a real batch."""
+    """Read prompts, each for one token; then continue all of them side by side.
+
+    The second time their slots have kept them, so every step decodes all of them.
+    """
     batch, length = len(prompts), len(prompts[0])
-    slots = range(batch)
-    runner.prefill(0, prompts[0])  # compiles, and brings weights into memory
-    begun = runner.clock()
-    tokens = [int(runner.prefill(slot, prompts[slot]).argmax()) for slot in slots]
-    prefill_s = runner.clock() - begun
-
-    def decode(step: int) -> None:
-        logits = runner.decode(slots, tokens, [length + step] * batch)
-        tokens[:] = logits.argmax(axis=1).tolist()
-
-    decode(0)  # compiles
-    read, begun = runner.experts_nbytes(), runner.clock()
-    for step in range(1, max_tokens):
-        decode(step)
-    step_s = (runner.clock() - begun) / (max_tokens - 1)
-    experts = (runner.experts_nbytes() - read) // (max_tokens - 1)
-    nbytes = runner.step_nbytes(experts)
+    first = replace(_requests(prompts[:1], 1)[0], cache_prompt=False)
+    _run(scheduler, [first])  # compiles, and brings weights into memory
+    read = _run(scheduler, _requests(prompts, 1))
+    _run(scheduler, _requests(prompts, 1))  # compiles
+    decoded = _run(scheduler, _requests(prompts, max_tokens))
+    prefill_s = read.prefill_s + read.decode_s  # of a prompt of one token, a decode step reads it
+    step_s = decoded.decode_s / decoded.steps
     return Row(
         prompt_tokens=length,
         batch=batch,
         prefill_tokens_per_s=batch * length / prefill_s,
         first_token_s=prefill_s / batch,
-        decode_tokens_per_s=batch / step_s,
+        decode_tokens_per_s=decoded.decode_tokens_per_s,
         step_s=step_s,
-        bytes_per_step=nbytes,
-        bandwidth_fraction=nbytes / step_s / bandwidth,
+        bytes_per_step=decoded.bytes_per_step,
+        bandwidth_fraction=decoded.bytes_per_step / step_s / bandwidth,
     )
+
+
+def _requests(prompts: list[list[int]], max_tokens: int) -> list[Request]:
+    return [
+        Request(
+            prompt=tuple(prompt),
+            sampling=replace(RUN_DEFAULTS, seed=seed),
+            max_tokens=max_tokens,
+            ignore_eos=True,
+        )
+        for seed, prompt in enumerate(prompts)
+    ]
+
+
+def _run(scheduler: Scheduler, requests: list[Request]) -> BatchStats:
+    batch = Batch(scheduler, requests)
+    for _ in batch:
+        pass
+    return batch.stats

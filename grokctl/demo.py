@@ -189,15 +189,15 @@ def _reshard(
 def _run(ready: ReadyCheckpoint, observe: Observer) -> Generation:
     options = EngineOptions(mesh=ready.mesh, compute=Compute.FLOAT32, context=64)
     engine = infer(ready, options, tokenizer=ready.tokenizer, observe=observe)
-    generation = engine.generate(
+    stream = engine.generate(
         engine.plan.encode(PROMPT),
         sampling=Sampling(temperature=0.8, seed=3),
         max_tokens=_TOKENS,
         ignore_eos=True,
     )
-    for _ in generation:
+    for _ in stream:
         pass
-    return generation
+    return stream.result
 
 
 def _size(folder: Path) -> str:

@@ -1,7 +1,8 @@
-"""Compiled programs of a step: the embedding, a few layers at a time, and the head."""
+"""Compiled programs of a step: the embedding, a few layers at a time, and a head."""
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
+from enum import IntEnum
 from typing import Any, Final
 
 import jax
@@ -11,7 +12,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Int
 
 from grokctl.inference.loading import Loader
-from grokctl.model import forward
+from grokctl.model import candidates, forward, scores
 from grokctl.model.bucketing import layers_together
 from grokctl.model.cache import Cache, LayerCache, Positions
 from grokctl.model.forward import MODEL_AXIS
@@ -19,8 +20,26 @@ from grokctl.model.parameters import Layer, Parameters
 from grokctl.model.step_spec import StepShape
 
 _EVERYWHERE = PartitionSpec()
+_SPLIT = PartitionSpec(None, None, MODEL_AXIS)
+_CANDIDATES: Final = 1024
+"""Largest logits that all devices list together: 95% of the probability are hardly ever in more."""
+_FEWEST_CANDIDATES: Final = 128
+_FOR_EACH_SHARD = PartitionSpec(MODEL_AXIS)
 _FACTS: Final = 4
 """Columns of a packed task before the tokens: slot, start, select, count."""
+
+
+class Head(IntEnum):
+    """What a step computes from the last layer's output."""
+
+    NONE = 0
+    """Nothing: only the cache is extended."""
+    LAST = 1
+    """The logits after one token of each sequence, left on the devices."""
+    EVERY = 2
+    """The logits after every token, for the host."""
+    SCORES = 3
+    """The log-probabilities of given tokens, and of the likeliest."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,7 +55,9 @@ class Task:
     count: int
     """Tokens without padding."""
     select: Sequence[int]
-    """Token of each sequence whose logits are computed, unless all are."""
+    """Token of each sequence for `Head.LAST`."""
+    targets: Sequence[int] = ()
+    """As many as tokens: the one after each, for `Head.SCORES` of one sequence."""
 
     def packed(self) -> np.ndarray[Any, np.dtype[np.int32]]:
         """The task as one array: every array that is handed over takes time."""
@@ -57,6 +78,7 @@ class Step:
     layers: tuple[Any, ...]
     """The same program many times, unless layers are stored differently."""
     head: Any
+    """None for `Head.NONE`."""
     together: int
     """Layers in a program."""
     shared: NamedSharding
@@ -69,21 +91,22 @@ class Step:
         parameters: Parameters,
         cache: Cache,
         packed: np.ndarray[Any, np.dtype[np.int32]],
+        targets: np.ndarray[Any, np.dtype[np.int32]],
         read: jax.Array,
-    ) -> tuple[jax.Array, Cache, jax.Array]:
+    ) -> tuple[Any, Cache, jax.Array]:
         """Run a task.
 
         Args:
             parameters: The parameters that the step was compiled for.
             cache: Given away.
             packed: A packed task of the shape that the step was compiled for.
+            targets: Of the task, `(1, time)`, for `Head.SCORES`; `(0,)` for others.
             read: Number of experts that each device has read; this step's are added.
 
         Returns:
-            Logits `(batch, chosen, vocab)`, the extended cache, and experts read.
+            What the head computes, the extended cache, and experts read.
         """
-        # each process for its own devices: device_put would compare the values of all processes
-        task = jax.make_array_from_callback(packed.shape, self.shared, lambda part: packed[part])
+        task = handed_over(packed, self.shared)
         hidden = self._ended(self.embed(parameters.embedding, task))
         extended: list[LayerCache] = []
         for number, program in enumerate(self.layers):
@@ -91,11 +114,19 @@ class Step:
             hidden, longer, read = program(parameters.layers[part], cache[part], read, hidden, task)
             extended += longer
             self._ended(hidden)
-        logits: jax.Array = self.head(parameters.embedding, parameters.final_norm, hidden, task)
-        return logits, tuple(extended), read
+        result = None
+        if self.head is not None:
+            given = [handed_over(targets, self.shared)] if targets.size else [task]
+            result = self.head(parameters.embedding, parameters.final_norm, hidden, *given)
+        return result, tuple(extended), read
 
     def _ended(self, hidden: jax.Array) -> jax.Array:
         return hidden.block_until_ready() if self.one_at_a_time else hidden
+
+
+def handed_over(array: np.ndarray[Any, Any], shared: NamedSharding) -> jax.Array:
+    """An array of the host on every device: `device_put` would compare it between processes."""
+    return jax.make_array_from_callback(array.shape, shared, lambda part: array[part])
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,8 +142,8 @@ class Programs:
     shape: StepShape
     _compiled: dict[Hashable, Any] = field(default_factory=dict)
 
-    def step(self, cache: Cache, read: jax.Array, *, batch: int, time: int, every: bool) -> Step:
-        """A step of a shape, with logits of every token or of one token of each sequence."""
+    def step(self, cache: Cache, read: jax.Array, *, batch: int, time: int, head: Head) -> Step:
+        """A step of a shape."""
         together = layers_together(self.shape.platform)
         layers = self.parameters.layers
         starts = range(0, len(layers), together)
@@ -124,9 +155,9 @@ class Programs:
                 )
                 for low in starts
             ),
-            head=self._head(batch, time, every=every),
+            head=self._head(head, batch, time),
             together=together,
-            shared=self._shared,
+            shared=self.shared,
             one_at_a_time=self.shape.platform == "cpu" and self.shape.mesh.size > 1,
         )
 
@@ -161,21 +192,87 @@ class Programs:
         arguments = [self._hidden(batch, time), self._task(batch, time)]
         return self._program("layers", run, per_device, arguments, outputs, donate=1)
 
-    def _head(self, batch: int, time: int, *, every: bool) -> Any:
-        def head(
+    def _head(self, kind: Head, batch: int, time: int) -> Any:
+        shape, is_shared = self.shape, self.loader.is_shared
+
+        def last(
             embedding: jax.Array, final_norm: jax.Array, hidden: jax.Array, task: jax.Array
         ) -> jax.Array:
-            chosen = None if every else task[:, 2]
-            logits = forward.head(embedding[0], final_norm[0], hidden, chosen, shape=self.shape)
-            if self.loader.is_shared:  # a process sees only its own devices' part
-                logits = jax.lax.all_gather(logits, MODEL_AXIS, axis=2, tiled=True)
-            return logits
+            return forward.head(embedding[0], final_norm[0], hidden, task[:, 2], shape=shape)
 
-        arguments = [self._hidden(batch, time), self._task(batch, time)]
+        def every(
+            embedding: jax.Array, final_norm: jax.Array, hidden: jax.Array, task: jax.Array
+        ) -> jax.Array:
+            del task
+            logits = forward.head(embedding[0], final_norm[0], hidden, None, shape=shape)
+            return _gathered(logits) if is_shared else logits
+
+        def scored(
+            embedding: jax.Array, final_norm: jax.Array, hidden: jax.Array, targets: jax.Array
+        ) -> scores.Scores:
+            return scores.scores(embedding[0], final_norm[0], hidden, targets, shape=shape)
+
+        if kind is Head.NONE:
+            return None
+        function, outputs = {
+            Head.LAST: (last, _SPLIT),
+            Head.EVERY: (every, _EVERYWHERE if is_shared else _SPLIT),
+            Head.SCORES: (scored, _EVERYWHERE),
+        }[kind]
+        given = self._targets(time) if kind is Head.SCORES else self._task(batch, time)
         per_device = (self.parameters.embedding, self.parameters.final_norm)
-        split = PartitionSpec(None, None, MODEL_AXIS)
-        outputs = _EVERYWHERE if self.loader.is_shared else split
-        return self._program(f"head, every={every}", head, per_device, arguments, outputs)
+        arguments = [self._hidden(batch, time), given]
+        return self._program(f"head {kind}", function, per_device, arguments, outputs)
+
+    def largest(self, batch: int, adjusted: int) -> Any:
+        """The program that finds each row's largest logits: see `model/candidates`.
+
+        Args:
+            batch: Rows.
+            adjusted: Logits of each row that are changed before.
+        """
+
+        def largest(
+            logits: jax.Array, temperatures: jax.Array, ids: jax.Array, values: jax.Array
+        ) -> jax.Array:
+            found = candidates.largest(
+                logits[:, 0], temperatures, ids, values, count=self.candidates
+            )
+            if self.loader.is_shared:  # a process sees only its own devices' part
+                return jnp.asarray(jax.lax.all_gather(found, MODEL_AXIS))
+            return found[None]
+
+        arguments = [
+            self._logits(batch),
+            self._struct((batch,), jnp.float32),
+            self._struct((batch, adjusted), jnp.int32),
+            self._struct((batch, adjusted), jnp.float32),
+        ]
+        outputs = _EVERYWHERE if self.loader.is_shared else _FOR_EACH_SHARD
+        return self._program("largest", largest, (), arguments, outputs)
+
+    def cleared(self, cache: Cache, slot: int) -> Cache:
+        """The cache, which is given away, with zeros in one slot.
+
+        Values that are not finite would spoil later sequences there: a weight of 0 does not hide
+        them.
+        """
+
+        def cleared(cache: Cache, slot: jax.Array) -> Cache:
+            zeroed: Cache = jax.tree.map(lambda leaf: leaf.at[:, slot[0]].set(0), cache)
+            return zeroed
+
+        slots = handed_over(np.array([slot], np.int32), self.shared)
+        arguments = [self._struct((1,), jnp.int32)]
+        program = self._program(
+            "cleared", cleared, (cache,), arguments, self.loader.per_device, donate=0
+        )
+        after: Cache = program(cache, slots)
+        return after
+
+    def gather(self, batch: int) -> Any:
+        """The program that brings whole rows of logits to every process."""
+        return self._program("gather", _gathered, (), [self._logits(batch)], _EVERYWHERE)
 
     def _program(
         self,
@@ -198,7 +295,7 @@ class Programs:
                 mesh=self.loader.jax_mesh,
                 in_specs=(
                     *[self.loader.per_device] * len(per_device),
-                    *[_EVERYWHERE] * len(arguments),
+                    *[leaf.sharding.spec for leaf in arguments],
                 ),
                 out_specs=outputs,
                 check_vma=False,
@@ -208,13 +305,33 @@ class Programs:
         return self._compiled[key]
 
     @property
-    def _shared(self) -> NamedSharding:
+    def candidates(self) -> int:
+        """Largest logits of a row that each device lists."""
+        return max(_FEWEST_CANDIDATES, _CANDIDATES // self.shape.mesh.model)
+
+    @property
+    def shared(self) -> NamedSharding:
+        """Of arrays that every device has whole."""
         return NamedSharding(self.loader.jax_mesh, _EVERYWHERE)
 
     def _task(self, batch: int, time: int) -> jax.ShapeDtypeStruct:
-        shape = (batch, _FACTS + time)
-        return jax.ShapeDtypeStruct(shape, jnp.int32, sharding=self._shared)
+        return self._struct((batch, _FACTS + time), jnp.int32)
+
+    def _targets(self, time: int) -> jax.ShapeDtypeStruct:
+        return self._struct((1, time), jnp.int32)
 
     def _hidden(self, batch: int, time: int) -> jax.ShapeDtypeStruct:
-        shape = (batch, time, self.shape.config.emb_size)
-        return jax.ShapeDtypeStruct(shape, jnp.float32, sharding=self._shared)
+        return self._struct((batch, time, self.shape.config.emb_size), jnp.float32)
+
+    def _logits(self, batch: int) -> jax.ShapeDtypeStruct:
+        return self._struct((batch, 1, self.shape.config.vocab_size), jnp.float32, _SPLIT)
+
+    def _struct(
+        self, shape: tuple[int, ...], dtype: Any, spec: PartitionSpec = _EVERYWHERE
+    ) -> jax.ShapeDtypeStruct:
+        sharding = NamedSharding(self.loader.jax_mesh, spec)
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+
+
+def _gathered(logits: jax.Array) -> jax.Array:
+    return jnp.asarray(jax.lax.all_gather(logits, MODEL_AXIS, axis=2, tiled=True))

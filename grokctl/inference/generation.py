@@ -1,14 +1,18 @@
-"""The results of a run as values: tokens, texts, timings and scores."""
+"""A request, the events on its way, and its result, as values."""
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, fields
 from enum import StrEnum
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
+from grokctl.errors import GrokctlError, invalid
 from grokctl.model.sampling import Sampling
+
+TOP: Final = 20
+"""Likeliest tokens of which log-probabilities are kept."""
 
 
 class FinishReason(StrEnum):
@@ -22,6 +26,16 @@ class FinishReason(StrEnum):
     INTERRUPTED = "interrupted"
 
 
+class PromptOutput(StrEnum):
+    """What a request wants of its prompt, beside its continuation."""
+
+    NOTHING = "nothing"
+    SCORES = "scores"
+    """The log-probability of every token after the first: `PromptScores`."""
+    LOGITS = "logits"
+    """The logits after every token: `PromptLogits`, and no continuation."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
     """A prompt, and the settings of its continuation."""
@@ -30,11 +44,97 @@ class Request:
     """Token ids, at least one."""
     sampling: Sampling
     max_tokens: int
-    """Ends with `length` after this many, or with `context` before."""
+    """Ends with `length` after this many, or with `context` before; with 0, the prompt is read only
+    if something of it is wanted."""
+    min_tokens: int = 0
+    """Before this many tokens, neither the end token nor a stop token is sampled."""
     stop: tuple[str, ...] = ()
     """The text ends before the first of these, with `stop`."""
+    stop_token_ids: tuple[int, ...] = ()
+    """Each of these ends the text as the end token does."""
     ignore_eos: bool = False
     """Whether to go on after the end token."""
+    cache_prompt: bool = True
+    """Whether to start from a kept prefix of the prompt, and to keep this one for later."""
+    logprobs: int | None = None
+    """Whether tokens come with log-probabilities, and with those of so many of the likeliest."""
+    of_prompt: PromptOutput = PromptOutput.NOTHING
+    """What is wanted of the prompt itself."""
+
+    def __post_init__(self) -> None:
+        if self.max_tokens < 0:
+            raise invalid("max_tokens", self.max_tokens, "expected at least 0")
+        if self.min_tokens < 0:
+            raise invalid("min_tokens", self.min_tokens, "expected at least 0")
+        if self.logprobs is not None and not 0 <= self.logprobs <= TOP:
+            raise invalid("logprobs", self.logprobs, f"expected 0 to {TOP}")
+        if self.of_prompt is PromptOutput.LOGITS and self.max_tokens:
+            raise invalid("max_tokens", self.max_tokens, "expected 0 beside the prompt's logits")
+
+    def check_vocabulary(self, vocab_size: int) -> None:
+        """Refuse settings that name a token id outside the vocabulary.
+
+        Raises:
+            InvalidValueError: There is one.
+        """
+        biased = tuple(token for token, _ in self.sampling.logit_bias)
+        for name, ids in (("stop_token_ids", self.stop_token_ids), ("logit_bias", biased)):
+            for token in ids:
+                if not 0 <= token < vocab_size:
+                    raise invalid(name, token, f"expected a token id from 0 to {vocab_size - 1}")
+
+
+# --- what happens to a request, in this order
+
+
+@dataclass(frozen=True, slots=True)
+class PromptRead:
+    """The prompt has a slot, or a part of it has run."""
+
+    done: int
+    """Tokens of the prompt in the KV cache, those of a kept prefix included."""
+    cached: int
+    """Tokens of the kept prefix."""
+
+
+@dataclass(frozen=True, slots=True)
+class PromptScores:
+    """Log-probabilities of consecutive tokens of the prompt."""
+
+    start: int
+    """Place of the first of these tokens in the prompt; at least 1: nothing precedes token 0."""
+    logprobs: NDArray[np.float32]
+    """Natural logarithm of each token's probability after the tokens before it, `(tokens,)`."""
+    top_ids: NDArray[np.int32]
+    """The likeliest tokens in each place, the likeliest first, `(tokens, 20)`."""
+    top_logprobs: NDArray[np.float32]
+    """Their log-probabilities, `(tokens, 20)`."""
+
+    @property
+    def end(self) -> int:
+        """Place behind the last of these tokens."""
+        return self.start + len(self.logprobs)
+
+    def between(self, low: int, high: int) -> "PromptScores":
+        """Those of the tokens from place `low` to before `high`."""
+        low = max(low, self.start)
+        part = slice(low - self.start, max(0, high - self.start))
+        return PromptScores(
+            start=low,
+            logprobs=self.logprobs[part],
+            top_ids=self.top_ids[part],
+            top_logprobs=self.top_logprobs[part],
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class PromptLogits:
+    """Logits after consecutive tokens of the prompt."""
+
+    start: int
+    """Place of the first of these tokens in the prompt."""
+    logits: NDArray[np.float32]
+    """`(tokens, vocab)`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,47 +145,86 @@ class Token:
     """None for text that only the end of the generation made certain."""
     text: str
     """Text that the token made certain: maybe none, maybe that of several tokens."""
+    logprob: float | None = None
+    """Natural logarithm of its probability by the model alone: before temperature, filters, bias
+    and penalties. None if not wanted."""
+    top: tuple[tuple[int, float], ...] = ()
+    """Ids and log-probabilities of the likeliest tokens, as many as wanted."""
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """The last event of a request that was fulfilled or cancelled."""
+
+    generation: "Generation"
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """The last event of a request that could not be fulfilled."""
+
+    error: GrokctlError
+
+
+RequestEvent = PromptRead | PromptScores | PromptLogits | Token | Ended | Failed
+
+
+# --- results
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Stats:
     """Timings of loading and of one generation."""
 
     load_s: float = 0.0
     compile_s: float = 0.0
     first_token_s: float = 0.0
-    """From the prompt to the first token, without compilation."""
+    """Of the prompt, up to the first token: without compilation, and without other requests."""
     prefill_tokens_per_s: float = 0.0
     decode_tokens_per_s: float = 0.0
+    cached_tokens: int = 0
+    """Tokens of the prompt whose keys and values were kept from an earlier request."""
     bytes_per_token: int = 0
     """Weights read for one decoded token, on all devices together."""
     bandwidth_fraction: float | None = None
     """Share of the measured memory bandwidth that decoding reached; None if not measured."""
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class BatchStats:
-    """Timings of loading and of all prompts of a batch together."""
+    """Timings of loading and of many requests together."""
 
     load_s: float = 0.0
     compile_s: float = 0.0
     seconds: float = 0.0
     """From the first prompt to the last token, without compilation."""
     prompt_tokens: int = 0
+    """Tokens of all prompts that came to an end."""
+    cached_tokens: int = 0
+    """Of these, tokens whose keys and values were kept from earlier requests."""
     tokens: int = 0
-    """Generated tokens."""
+    """Generated tokens of these."""
     prefill_s: float = 0.0
     prefilled: int = 0
-    """Tokens of prompts that ran: none of a prompt without tokens to generate."""
+    """Tokens of prompts that ran, other than those of decode steps."""
     decode_s: float = 0.0
     steps: int = 0
     """Decode steps: each makes one token of every running sequence."""
     decoded: int = 0
-    """Tokens made by decode steps; the first of every sequence comes from its prompt."""
+    """Tokens made by decode steps; most sequences get their first one from their prompt."""
     bytes_read: int = 0
     """Weights read by decode steps, on all devices together."""
     bandwidth_fraction: float | None = None
     """Share of the measured memory bandwidth that decoding reached; None if not measured."""
+
+    def since(self, before: "BatchStats") -> "BatchStats":
+        """What came after an earlier state of the same statistics; loading is of both."""
+        sums = {field.name: getattr(self, field.name) for field in fields(self)}
+        past = {name: getattr(before, name) for name in sums}
+        kept = ("load_s", "bandwidth_fraction")
+        return BatchStats(
+            **{name: sums[name] if name in kept else sums[name] - past[name] for name in sums}
+        )
 
     @property
     def prefill_tokens_per_s(self) -> float:
@@ -103,26 +242,20 @@ class BatchStats:
         return self.bytes_read // self.steps if self.steps else 0
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Generation:
-    """One prompt's continuation; iterate over it once, then read its fields."""
+    """One prompt's continuation."""
 
-    tokens: Iterator[Token]
     prompt_tokens: int
     seed: int
+    ids: tuple[int, ...]
+    """Every sampled token, the end token included."""
+    text: str
+    """Without the end token, and without a stop string and what follows it."""
+    finish_reason: FinishReason
+    ended_by: int | str | None = None
+    """The stop string, or the stop token, that ended it; None for the end token and other ends."""
     stats: Stats
-    ids: list[int] = field(default_factory=list)
-    text: str = ""
-    finish_reason: FinishReason | None = None
-
-    def __iter__(self) -> Iterator[Token]:
-        return self.tokens
-
-    def add(self, token: Token) -> None:
-        """Append a token."""
-        if token.id is not None:
-            self.ids.append(token.id)
-        self.text += token.text
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,51 +278,3 @@ class Score:
             return math.exp(self.mean_nll)
         except OverflowError:
             return None
-
-
-class StopFilter:
-    """Holds back text that may be the beginning of a stop string."""
-
-    def __init__(self, stop: tuple[str, ...]) -> None:
-        self._stop = tuple(filter(None, stop))
-        self._pending = ""
-        self.has_stopped = False
-
-    def push(self, text: str) -> str:
-        """Add text; return what is certain to come before any stop string."""
-        if self.has_stopped:
-            return ""
-        self._pending += text
-        # the stop string that is complete first, whatever the pieces of text
-        matches = [
-            (place + len(text), place)
-            for text in self._stop
-            if (place := self._pending.find(text)) >= 0
-        ]
-        if matches:
-            self.has_stopped = True
-            return self._pending[: min(matches)[1]]
-        keep = max(
-            (
-                length
-                for text in self._stop
-                for length in range(min(len(text) - 1, len(self._pending)), 0, -1)
-                if self._pending.endswith(text[:length])
-            ),
-            default=0,
-        )
-        certain = self._pending[: len(self._pending) - keep]
-        self._pending = self._pending[len(certain) :]
-        return certain
-
-    def finish(self) -> str:
-        """The text held back: no stop string follows."""
-        return "" if self.has_stopped else self._pending
-
-
-def negative_log_likelihood(logits: NDArray[np.float32], targets: NDArray[np.int64]) -> float:
-    """Sum over rows of `logsumexp(logits) - logits[target]`, in float64."""
-    wide = logits.astype(np.float64)
-    top = wide.max(axis=1, keepdims=True, initial=-np.inf)
-    normaliser = np.log(np.exp(wide - top).sum(axis=1)) + top[:, 0]
-    return float(np.sum(normaliser - wide[np.arange(len(targets)), targets]))

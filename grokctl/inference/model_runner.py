@@ -3,28 +3,45 @@
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
-from typing import Final
+from enum import IntEnum
+from typing import Any, Final
 
 import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
 from grokctl.cluster.process_group import Cluster
-from grokctl.errors import Reason, UsageError, corrupt
-from grokctl.events import Advanced, Finished, Observer, Stage, Started, Unit, ignore
+from grokctl.events import Advanced, Finished, Observer, Stage, Started, Unit
+from grokctl.inference.chunks import Chunk
 from grokctl.inference.compilation import compiling
-from grokctl.inference.compiled_steps import Programs, Step, Task
+from grokctl.inference.compiled_steps import Head, Programs, Step, Task, handed_over
+from grokctl.inference.generation import PromptScores
 from grokctl.inference.loading import Loader, out_of_memory
-from grokctl.model.bucketing import SHORTEST_CHUNK, padded_batch, room
+from grokctl.inference.step_logits import AdjustedRows, StepLogits
+from grokctl.model.bucketing import padded_batch, room
 from grokctl.model.cache import Cache, empty_cache
 from grokctl.model.parameters import Parameters
 from grokctl.model.sizing import Terms
 from grokctl.model.step_spec import StepShape
 
-_Key = tuple[int, int, bool]
-"""Sequences, tokens of each, and whether the step computes logits of all tokens."""
-_KEY_LENGTH: Final = 3
+_Key = tuple[int, int, Head]
+"""Sequences, tokens of each, and what the step computes."""
+_HEADER: Final = 4
+"""Numbers at the beginning of an order."""
 _NOTHING: Final = np.empty(0, np.int32)
+
+
+class _Order(IntEnum):
+    """What rank 0 of a cluster has the others do with it."""
+
+    COMPILE = 0
+    RUN = 1
+    LARGEST = 2
+    """Find the largest of the logits of the last step."""
+    GATHER = 3
+    """Gather the logits of the last step."""
+    CLEAR = 4
+    """Clear a slot."""
 
 
 class ModelRunner:
@@ -51,10 +68,11 @@ class ModelRunner:
     ) -> None:
         self.compile_s = 0.0
         self._cluster = cluster
-        self.chunk, self._past = room(terms.context, platform=shape.platform)
+        self.longest_chunk, self.past = room(terms.context, platform=shape.platform)
+        """Most tokens of a chunk, and positions of a slot."""
         self._loader = loader
         self._parameters = parameters
-        self._shape = shape
+        self.shape = shape
         self.slots = terms.slots
         self._cache_dtype = jnp.dtype(terms.cache_dtype)
         self._observe = observe
@@ -64,62 +82,60 @@ class ModelRunner:
             self._cache = self._new_cache()
             self._none_read = self._programs.none_read()
         self._experts_read = 0
-        self._owner: object = None
+        self._logits: Any = None
+        """Of the last step, on the devices."""
 
     def _new_cache(self) -> Cache:
         with out_of_memory():
             return empty_cache(
-                self._shape.config,
-                self._shape.mesh,
+                self.shape.config,
+                self.shape.mesh,
                 slots=self.slots,
-                past=self._past,
+                past=self.past,
                 dtype=self._cache_dtype,
                 zeros=self._loader.zeros,
             )
 
-    def begin(self, owner: object) -> None:
-        """Give the cache to an owner; the previous owner's entries are lost."""
-        self._owner = owner
+    @property
+    def platform(self) -> str:
+        """`cpu`, `gpu` or `tpu`."""
+        return self.shape.platform
 
-    def check(self, owner: object) -> None:
-        """Refuse to go on after another owner began.
+    # --- steps
 
-        Raises:
-            UsageError: The cache has another owner.
-        """
-        if self._owner is not owner:
-            raise UsageError("another generation began on this engine, so this one cannot go on")
-
-    def prefill(
-        self, slot: int, tokens: Sequence[int], start: int = 0, *, observe: Observer = ignore
-    ) -> NDArray[np.float32]:
-        """Run the tokens of one sequence, in chunks.
+    def read(self, slot: int, tokens: Sequence[int], chunk: Chunk) -> None:
+        """Run a chunk of a prompt, for its keys and values alone.
 
         Args:
             slot: The sequence's slot.
-            tokens: At least one; with those before, no more than the context.
-            start: Position of the first.
-            observe: Receives progress in tokens.
-
-        Returns:
-            Logits after the last token, `(vocab,)`.
+            tokens: The prompt.
+            chunk: Which of its tokens.
         """
-        logits = np.empty(0, np.float32)
-        observe(Started(stage=Stage.PREFILL, total=len(tokens), unit=Unit.TOKENS))
-        for low in range(0, len(tokens), self.chunk):
-            part = tokens[low : low + self.chunk]
-            logits = self._chunk(slot, part, start + low, every=False)[0]
-            observe(Advanced(stage=Stage.PREFILL, done=low + len(part)))
-        observe(Finished(stage=Stage.PREFILL))
-        return logits
+        self._read(slot, tokens, chunk, Head.NONE)
 
-    def score(self, tokens: Sequence[int], start: int) -> NDArray[np.float32]:
-        """Run at most a chunk of tokens in the first slot; logits after each, `(tokens, vocab)`."""
-        return self._chunk(0, tokens, start, every=True)
+    def read_last(self, slot: int, tokens: Sequence[int], chunk: Chunk) -> StepLogits:
+        """Run a chunk of a prompt; logits after its last token, `(1, vocab)`."""
+        self._read(slot, tokens, chunk, Head.LAST)
+        return self._step_logits(1)
+
+    def read_every(self, slot: int, tokens: Sequence[int], chunk: Chunk) -> NDArray[np.float32]:
+        """Run a chunk of a prompt; logits after each token, `(count, vocab)`."""
+        logits = np.asarray(self._read(slot, tokens, chunk, Head.EVERY))
+        return logits[0, : chunk.count]
+
+    def score(self, slot: int, tokens: Sequence[int], chunk: Chunk) -> PromptScores:
+        """Run a chunk of a prompt, each of whose tokens has a next one; the scores of those."""
+        found = self._read(slot, tokens, chunk, Head.SCORES)
+        return PromptScores(
+            start=chunk.start + 1,
+            logprobs=np.asarray(found.logprob)[: chunk.count],
+            top_ids=np.asarray(found.top_ids)[: chunk.count],
+            top_logprobs=np.asarray(found.top_logprobs)[: chunk.count],
+        )
 
     def decode(
         self, slots: Sequence[int], tokens: Sequence[int], positions: Sequence[int]
-    ) -> NDArray[np.float32]:
+    ) -> StepLogits:
         """Run one token of each of some sequences.
 
         Args:
@@ -140,33 +156,58 @@ class ModelRunner:
             count=count,
             select=[0] * batch,
         )
-        return self._run((batch, 1, False), task)[:count, 0]
+        self._run((batch, 1, Head.LAST), task)
+        return self._step_logits(count)
 
-    def _chunk(
-        self, slot: int, tokens: Sequence[int], start: int, *, every: bool
-    ) -> NDArray[np.float32]:
-        length = self.padded(len(tokens))
-        padding = [self._shape.config.pad_token] * (length - len(tokens))
-        task = Task(
-            tokens=[[*tokens, *padding]],
-            slots=[slot],
-            start=[start],
-            count=len(tokens),
-            select=[len(tokens) - 1],
+    def clear(self, slot: int) -> None:
+        """Write zeros over the keys and values of a slot."""
+        self._tell(_Order.CLEAR, (slot, 0, Head.NONE))
+        self._clear(slot)
+
+    def _clear(self, slot: int) -> None:
+        cache, self._cache = self._cache or self._new_cache(), ()
+        with out_of_memory(), self._computing():
+            self._cache = self._programs.cleared(cache, slot)
+
+    def _step_logits(self, rows: int) -> StepLogits:
+        return StepLogits(
+            self,
+            rows=rows,
+            padded=padded_batch(rows),
+            vocab_size=self.shape.config.vocab_size,
+            is_on_device=self.shape.draws_on_device,
         )
-        return self._run((1, length, every), task)[0, : len(tokens)]
 
-    def padded(self, length: int) -> int:
-        """Length of the padded chunk for `length` tokens."""
-        if length == 1:
-            return 1
-        return min(self.chunk, max(SHORTEST_CHUNK, 1 << (length - 1).bit_length()))
+    def _read(self, slot: int, tokens: Sequence[int], chunk: Chunk, head: Head) -> Any:
+        assert chunk.start + chunk.padded <= self.past  # else XLA writes over other tokens
+        padding = [self.shape.config.pad_token] * (chunk.padded - chunk.count)
+        targets: Sequence[int] = ()
+        if head is Head.SCORES:
+            targets = [*tokens[chunk.start + 1 : chunk.end + 1], *padding]
+        task = Task(
+            tokens=[[*tokens[chunk.start : chunk.end], *padding]],
+            slots=[slot],
+            start=[chunk.start],
+            count=chunk.count,
+            select=[chunk.count - 1],
+            targets=targets,
+        )
+        return self._run((1, chunk.padded, head), task)
 
-    def step(self, batch: int, length: int, *, every: bool = False) -> Step:
-        """The compiled step of a shape; compiled once."""
-        key: _Key = (batch, length, every)
+    # --- programs
+
+    def chunk_step(self, chunk: Chunk, head: Head) -> Step:
+        """The compiled step of a chunk; compiled once."""
+        return self._step((1, chunk.padded, head))
+
+    def decode_step(self, sequences: int) -> Step:
+        """The compiled step that decodes so many sequences; compiled once."""
+        return self._step((padded_batch(sequences), 1, Head.LAST))
+
+    def _step(self, key: _Key) -> Step:
+        batch, length, head = key
         if key not in self._steps:
-            self._tell(key)  # so that all processes compile at the same time
+            self._tell(_Order.COMPILE, key)  # so that all processes compile at the same time
             started = time.perf_counter()
             what = "one token" if length == 1 else f"{length} tokens"
             detail = what if batch == 1 else f"{what} of {batch} sequences"
@@ -174,55 +215,110 @@ class ModelRunner:
             self._observe(Advanced(stage=Stage.COMPILE, detail=detail))
             with out_of_memory(), compiling(self._observe):
                 self._steps[key] = self._programs.step(
-                    self._cache, self._none_read, batch=batch, time=length, every=every
+                    self._cache, self._none_read, batch=batch, time=length, head=head
                 )
             self._observe(Finished(stage=Stage.COMPILE))
             self.compile_s += time.perf_counter() - started
         return self._steps[key]
+
+    def _run(self, key: _Key, task: Task) -> Any:
+        self._step(key)
+        packed = task.packed()
+        targets = np.array([task.targets], np.int32) if task.targets else _NOTHING
+        self._tell(_Order.RUN, key, packed, targets)
+        return self._execute(key, packed, targets)
+
+    def _execute(self, key: _Key, packed: NDArray[np.int32], targets: NDArray[np.int32]) -> Any:
+        step = self._steps[key]
+        with out_of_memory(), self._computing():
+            self._cache = self._cache or self._new_cache()
+            try:
+                result, self._cache, read = step.run(
+                    self._parameters, self._cache, packed, targets, self._none_read
+                )
+                here = sum(int(np.sum(np.asarray(part.data))) for part in read.addressable_shards)
+                self._experts_read += here
+            except BaseException:
+                self._cache = ()  # it was given away
+                raise
+        self._logits = result if key[2] is Head.LAST else None
+        return result
+
+    def _computing(self) -> Any:
+        return nullcontext() if self._cluster is None else self._cluster.computing()
+
+    # --- logits of the last step
+
+    def logits_on_host(self, batch: int) -> NDArray[np.float32]:
+        """Bring the logits of the last step to the host, `(batch, vocab)`."""
+        if self._loader.is_shared:
+            self._tell(_Order.GATHER, (batch, 0, Head.LAST))
+            return self._gather(batch)
+        with out_of_memory(), self._computing():
+            return np.asarray(self._logits)[:, 0]
+
+    def _gather(self, batch: int) -> NDArray[np.float32]:
+        with out_of_memory(), self._computing():
+            return np.asarray(self._programs.gather(batch)(self._logits))[:, 0]
+
+    @property
+    def candidates(self) -> int:
+        """Largest logits of a row that each device lists."""
+        return self._programs.candidates
+
+    def largest_logits(self, rows: AdjustedRows) -> NDArray[np.int32]:
+        """Find the largest logits of each row of the last step.
+
+        Args:
+            rows: Temperatures and adjustments of every row, padding included.
+
+        Returns:
+            What `model/candidates.largest` has found, `(devices, rows, columns)`.
+        """
+        batch, adjusted = rows.ids.shape
+        self._tell(_Order.LARGEST, (batch, adjusted, Head.LAST), *rows.packed())
+        return self._largest(rows)
+
+    def _largest(self, rows: AdjustedRows) -> NDArray[np.int32]:
+        program = self._programs.largest(*rows.ids.shape)
+        given = [handed_over(array, self._programs.shared) for array in rows.arrays()]
+        with out_of_memory(), self._computing():
+            return np.asarray(program(self._logits, *given))
+
+    # --- the other processes of a cluster
 
     def follow(self) -> None:
         """Run the steps of rank 0 until its last; on every other rank."""
         assert self._cluster is not None
         while (order := self._cluster.hear()) is not None:
             facts = np.frombuffer(order, np.int32)
-            batch, length, every = map(int, facts[:_KEY_LENGTH])
-            step = self.step(batch, length, every=bool(every))
-            if len(facts) > _KEY_LENGTH:
-                self._execute(step, facts[_KEY_LENGTH:].reshape(batch, -1))
+            number, batch, length, head = map(int, facts[:_HEADER])
+            self._obey(_Order(number), (batch, length, Head(head)), facts[_HEADER:])
 
-    def _tell(self, key: _Key, packed: NDArray[np.int32] = _NOTHING) -> None:
-        """Have the other processes compile a step, and run it if it comes with a task."""
+    def _obey(self, order: _Order, key: _Key, facts: NDArray[np.int32]) -> None:
+        batch, length, head = key
+        match order:
+            case _Order.COMPILE:
+                self._step(key)
+            case _Order.RUN:
+                cut = len(facts) - (length if head is Head.SCORES else 0)
+                packed, targets = facts[:cut].reshape(batch, -1), facts[cut:]
+                self._step(key)
+                self._execute(key, packed, targets.reshape(1, -1) if targets.size else targets)
+            case _Order.LARGEST:
+                self._largest(AdjustedRows.unpacked(facts, rows=batch))
+            case _Order.GATHER:
+                self._gather(batch)
+            case _Order.CLEAR:
+                self._clear(batch)
+
+    def _tell(self, order: _Order, key: _Key, *arrays: NDArray[np.int32]) -> None:
+        """Have the other processes do the same."""
         if self._cluster is not None and self._cluster.rank == 0:
-            self._cluster.tell(np.array(key, np.int32).tobytes() + packed.tobytes())
+            header = np.array([order, *key], np.int32)
+            self._cluster.tell(b"".join(array.tobytes() for array in (header, *arrays)))
 
-    def _run(self, key: _Key, task: Task) -> NDArray[np.float32]:
-        batch, length, every = key
-        step, packed = self.step(batch, length, every=every), task.packed()
-        self._tell(key, packed)
-        return self._execute(step, packed)
-
-    def _execute(self, step: Step, packed: NDArray[np.int32]) -> NDArray[np.float32]:
-        computing = nullcontext() if self._cluster is None else self._cluster.computing()
-        with out_of_memory(), computing:
-            try:
-                logits, self._cache, read = step.run(
-                    self._parameters, self._cache, packed, self._none_read
-                )
-                values: NDArray[np.float32] = np.asarray(logits)
-                here = sum(int(np.sum(np.asarray(part.data))) for part in read.addressable_shards)
-                self._experts_read += here
-            except KeyboardInterrupt:
-                self._cache = self._new_cache()  # the old one was given away
-                self._owner = None
-                raise
-        if not np.isfinite(values).all():
-            raise corrupt(
-                "logits",
-                Reason.MALFORMED,
-                "the model computed values that are not finite: a weight or a scale is not",
-                "grokctl verify  # proves the files; grokctl inspect --stats shows values",
-            )
-        return values
+    # --- measurements
 
     def clock(self) -> float:
         """Seconds; it stands still while something is compiled."""
@@ -233,9 +329,9 @@ class ModelRunner:
 
         Assumes that other processes read as many as this one: over many tokens they do.
         """
-        config, loader = self._shape.config, self._loader
+        config, loader = self.shape.config, self._loader
         # every expert is on as many devices as the mesh has columns
-        copies = config.num_layers * config.num_experts * self._shape.mesh.model
+        copies = config.num_layers * config.num_experts * self.shape.mesh.model
         local_copies = copies * len(loader.local) // len(loader.devices)
         return self._experts_read * loader.expert_nbytes // local_copies
 

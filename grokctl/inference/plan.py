@@ -28,6 +28,8 @@ class EngineOptions:
     """Sequences that the cache has room for at a time."""
     kv: KvType = KvType.COMPUTE
     compilation_cache: Path | None = None
+    draws_on_device: bool | None = None
+    """Whether devices look for the tokens to draw from; by default accelerators do."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

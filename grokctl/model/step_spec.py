@@ -20,7 +20,10 @@ class StepShape:
     """Type of the key-value cache, and of operands on platforms that multiply it fast: bfloat16 or
     float32. All else is float32, which costs little beside the weights."""
     has_fast_bfloat16: bool = False
-    """Whether a CPU multiplies matrices faster in bfloat16; accelerators do."""
+    """Whether a CPU multiplies bfloat16 by itself, faster than float32 or as fast; accelerators
+    do."""
+    draws_on_device: bool = False
+    """Whether devices look for the tokens to draw from, and rows of logits stay there."""
     has_kernel: bool = False
     """Whether a GPU multiplies few tokens by the kernel of `model/kernels`."""
 

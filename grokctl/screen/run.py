@@ -33,6 +33,7 @@ def generation(
             "tokens": result.ids,
             "text": result.text,
             "finish_reason": result.finish_reason,
+            "ended_by": result.ended_by,
             "seed": result.seed,
             "stats": asdict(result.stats),
         }
@@ -52,6 +53,7 @@ def generations(console: Console, stats: BatchStats, prompts: int) -> None:
                 "compile_s": stats.compile_s,
                 "prefill_tokens_per_s": stats.prefill_tokens_per_s,
                 "decode_tokens_per_s": stats.decode_tokens_per_s,
+                "cached_tokens": stats.cached_tokens,
                 "steps": stats.steps,
                 "bytes_per_step": stats.bytes_per_step,
                 "bandwidth_fraction": stats.bandwidth_fraction,
@@ -119,16 +121,18 @@ def stats(console: Console, result: Generation) -> None:
     """Print all measurements of a text on stderr."""
     measured = result.stats
     rate = measured.decode_tokens_per_s * measured.bytes_per_token
+    cached = measured.cached_tokens
     console.asides(
         [
             ("load", format_seconds(measured.load_s)),
             ("compile", format_seconds(measured.compile_s)),
             ("first token", format_seconds(measured.first_token_s)),
-            ("prefill", _counted(result.prompt_tokens, measured.prefill_tokens_per_s)),
+            *_kept(cached),
+            ("prefill", _counted(result.prompt_tokens - cached, measured.prefill_tokens_per_s)),
             ("decode", _counted(max(0, len(result.ids) - 1), measured.decode_tokens_per_s)),
             ("reads per token", format_bytes(measured.bytes_per_token)),
             *_bandwidth(console, rate, measured.bandwidth_fraction),
-            ("ended by", str(result.finish_reason)),
+            ("ended by", _end_of(result)),
             ("seed", str(result.seed)),
         ]
     )
@@ -142,12 +146,26 @@ def stats_many(console: Console, measured: BatchStats, prompts: int) -> None:
             ("prompts", f"{prompts:,} in {format_seconds(measured.seconds)}"),
             ("load", format_seconds(measured.load_s)),
             ("compile", format_seconds(measured.compile_s)),
-            ("prefill", _counted(measured.prompt_tokens, measured.prefill_tokens_per_s)),
+            *_kept(measured.cached_tokens),
+            ("prefill", _counted(measured.prefilled, measured.prefill_tokens_per_s)),
             ("decode", _counted(measured.decoded, measured.decode_tokens_per_s)),
             ("reads per step", format_bytes(measured.bytes_per_step)),
             *_bandwidth(console, rate, measured.bandwidth_fraction),
         ]
     )
+
+
+def _end_of(result: Generation) -> str:
+    """The reason of an end, and the stop string or token."""
+    if result.ended_by is None:
+        return str(result.finish_reason)
+    is_token = isinstance(result.ended_by, int)
+    return f"{result.finish_reason} ({'token ' if is_token else ''}{result.ended_by!r})"
+
+
+def _kept(tokens: int) -> Facts:
+    """Tokens of prompts that did not run again."""
+    return [("kept prefix", format_number(tokens, "token"))] if tokens else []
 
 
 def _counted(tokens: int, rate: float) -> str:

@@ -7,11 +7,12 @@ from typing import Final
 from grokctl import interrupts
 from grokctl.cluster.process_group import Cluster
 from grokctl.inference.engine import Engine
-from grokctl.inference.generation import FinishReason, Generation
+from grokctl.inference.generation import FinishReason, Generation, Token
+from grokctl.inference.stream import Stream
 from grokctl.screen import run as screen
 from grokctl.screen.console import Console
 from grokctl.session.job import JobRequest, open_job
-from grokctl.session.prompts import Prompt, check_stop, to_requests
+from grokctl.session.prompts import Prompt, check_settings, to_requests
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,49 +33,54 @@ _PLAIN: Final = Output()
 def write(
     console: Console,
     engine: Engine,
-    generation: Generation,
+    stream: Stream,
     *,
     echo: str | None,
-    stream: bool,
+    is_streamed: bool,
     stop: interrupts.StopRequest | None = None,
-) -> bool:
+) -> Generation:
     """Print a generation while it runs, or at its end.
 
     Args:
         console: Prints the text; nothing if it prints JSON.
         engine: Runs the generation.
-        generation: Not yet begun.
+        stream: Not yet begun.
         echo: Printed before it.
-        stream: Print every token at once.
+        is_streamed: Print every token at once.
         stop: Ctrl-C requests it. By default, one before the first token interrupts the whole
             command, and one after that ends the generation.
 
     Returns:
-        Whether Ctrl-C ended the generation.
+        The generation; `interrupted` if Ctrl-C ended it.
     """
     is_silent = console.as_json
     has_text = engine.tokenizer is not None
+    has_begun = False
     with ExitStack() as stack:
-        for token in generation:
-            if stop is None:
-                stop = stack.enter_context(interrupts.deferred())
-            if echo is not None and not is_silent:
-                console.write(echo)  # not earlier: progress bars would erase it
-                echo = None
-            if stream and not is_silent:
-                console.write(token.text if has_text else f"{token.id} ")
-            if stop.is_made:
-                break
-        is_stopped = stop is not None and stop.is_made
-    if is_stopped:
-        generation.tokens = iter(())  # frees the engine for the next one
-        generation.finish_reason = FinishReason.INTERRUPTED
-    if not is_silent:
+        for event in stream.events():
+            if isinstance(event, Token):
+                has_begun = True
+                if stop is None:
+                    stop = stack.enter_context(interrupts.deferred())
+                if echo is not None and not is_silent:
+                    console.write(echo)  # not earlier: progress bars would erase it
+                    echo = None
+                if is_streamed and not is_silent:
+                    console.write(event.text if has_text else _shown_id(event))
+            if stop is not None and stop.is_made:
+                stream.cancel()
+    generation = stream.result
+    was_stopped = generation.finish_reason is FinishReason.INTERRUPTED
+    if not is_silent and (has_begun or not was_stopped):
         console.write(echo or "")
-        if not stream:
+        if not is_streamed:
             console.write(generation.text if has_text else " ".join(map(str, generation.ids)))
         console.write("\n")
-    return is_stopped
+    return generation
+
+
+def _shown_id(token: Token) -> str:
+    return "" if token.id is None else f"{token.id} "
 
 
 def complete(
@@ -99,16 +105,16 @@ def complete(
     """
     with console.observing() as observe:
         job = open_job(request, cluster=cluster, observe=observe)
-        check_stop(prompt.settings.stop, job.plan)
+        check_settings(prompt.settings, job.plan)
         ids = job.tokens(prompt.content)
         engine = job.start(observe)
-        generation = engine.fulfil(replace(prompt.settings, prompt=ids))
+        stream = engine.fulfil(replace(prompt.settings, prompt=ids))
         is_text = isinstance(prompt.content, str)
         text = prompt.content if is_text else " ".join(map(str, ids)) + " "
         echo = str(text) if output.echo else None
-        is_stopped = write(console, engine, generation, echo=echo, stream=output.stream)
+        generation = write(console, engine, stream, echo=echo, is_streamed=output.stream)
         if output.all_stats or console.as_json:
-            engine.measure_bandwidth(generation.stats)
+            generation = engine.measured(generation)
     if console.as_json:
         screen.generation(console, generation)
     elif output.all_stats:
@@ -116,7 +122,7 @@ def complete(
     else:
         is_drawn = prompt.settings.sampling.temperature > 0
         screen.closing(console, generation, has_loaded=True, is_drawn=is_drawn)
-    return is_stopped
+    return generation.finish_reason is FinishReason.INTERRUPTED
 
 
 def follow(console: Console, request: JobRequest, cluster: Cluster) -> None:
@@ -156,11 +162,13 @@ def complete_many(
         batch = engine.generate_many(requests)
         for index, generation in batch:
             screen.generation(console, generation, index=index, name=prompts[index].id)
+        stats = batch.stats
         if all_stats or console.as_json:
-            engine.measure_bandwidth(batch.stats)
+            fraction = engine.bandwidth_fraction(stats)
+            stats = replace(stats, bandwidth_fraction=fraction)
     if console.as_json:
-        screen.generations(console, batch.stats, len(prompts))
+        screen.generations(console, stats, len(prompts))
     elif all_stats:
-        screen.stats_many(console, batch.stats, len(prompts))
+        screen.stats_many(console, stats, len(prompts))
     else:
-        screen.closing_many(console, batch.stats, len(prompts))
+        screen.closing_many(console, stats, len(prompts))

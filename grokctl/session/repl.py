@@ -11,7 +11,7 @@ from grokctl.cluster.process_group import Cluster
 from grokctl.errors import InvalidValueError, UsageError
 from grokctl.events import Event, Observer, ignore
 from grokctl.inference.engine import Engine
-from grokctl.inference.generation import FinishReason, Generation, Request
+from grokctl.inference.generation import Generation, Request
 from grokctl.parse import plain_text, read_token_ids
 from grokctl.screen import run as screen
 from grokctl.screen.console import Console
@@ -74,20 +74,13 @@ def converse(
         console.write("\n")
 
 
-class _StoppedError(Exception):
-    """Ctrl-C, seen between two steps of the engine."""
-
-
 class _Observer:
-    """Passes events to the current text's observer, and ends the text at a stop request."""
+    """Passes the engine's events to the observer of the current text."""
 
     def __init__(self) -> None:
         self.to: Observer = ignore
-        self.stop = interrupts.StopRequest()
 
     def __call__(self, event: Event) -> None:
-        if self.stop.is_made:
-            raise _StoppedError
         self.to(event)
 
 
@@ -136,7 +129,7 @@ class _Conversation:
     def _command(self, name: str, rest: str) -> None:
         match name:
             case "/more":
-                self._complete((*self._request.prompt, *self._finished().ids), None)
+                self._more()
             case "/retry":
                 self._retry()
             case "/set":
@@ -154,21 +147,14 @@ class _Conversation:
             interrupts.deferred() as stop,
             self._console.observing() as self._observer.to,
         ):
-            self._observer.stop = stop
-            generation = self._engine.fulfil(replace(request, prompt=prompt))
-            try:
-                write(
-                    self._console,
-                    self._engine,
-                    generation,
-                    echo=echo,
-                    stream=True,
-                    stop=stop,
-                )
-            except _StoppedError:  # before its first token
-                generation.finish_reason = FinishReason.INTERRUPTED
-            finally:
-                self._observer.stop = interrupts.StopRequest()
+            generation = write(
+                self._console,
+                self._engine,
+                self._engine.fulfil(replace(request, prompt=prompt)),
+                echo=echo,
+                is_streamed=True,
+                stop=stop,
+            )
         seed = (request.sampling.seed + 1) % 2**64
         self._request = replace(
             request, prompt=prompt, sampling=replace(request.sampling, seed=seed)
@@ -179,6 +165,12 @@ class _Conversation:
         else:
             is_drawn = request.sampling.temperature > 0
             screen.closing(self._console, generation, has_loaded=False, is_drawn=is_drawn)
+
+    def _more(self) -> None:
+        ids = self._finished().ids
+        if ids[-1:] == (self._engine.config.eos_token,) and not self._request.ignore_eos:
+            ids = ids[:-1]  # the text goes on as if it had not ended
+        self._complete((*self._request.prompt, *ids), None)
 
     def _retry(self) -> None:
         self._finished()
@@ -208,15 +200,14 @@ class _Conversation:
         match settings.get(self._request, _NAMES[name]):
             case bool() as switch:
                 return "on" if switch else "off"
-            case tuple() as texts:
-                return " ".join(map(repr, texts)) or "nothing"
+            case tuple() as several:
+                return " ".join(map(repr, several)) or "nothing"
             case value:
                 return f"{value}, for the next text" if name == "seed" else str(value)
 
     def _stats(self) -> None:
-        last = self._finished()
-        self._engine.measure_bandwidth(last.stats)
-        screen.stats(self._console, last)
+        self._last = self._engine.measured(self._finished())
+        screen.stats(self._console, self._last)
 
     def _finished(self) -> Generation:
         if self._last is None:

@@ -16,8 +16,9 @@ from grokctl.errors import CorruptCheckpointError, PlacementError, UsageError
 from grokctl.events import Finished, Stage, Started, Unit
 from grokctl.infer import infer
 from grokctl.inference.engine import Engine
-from grokctl.inference.generation import FinishReason, StopFilter
+from grokctl.inference.generation import FinishReason
 from grokctl.inference.plan import EngineOptions
+from grokctl.inference.stop_filter import StopFilter
 from grokctl.model.placement import MeshShape
 from grokctl.model.precision import Compute
 from grokctl.model.sampling import Sampling
@@ -62,10 +63,10 @@ def prompt(words) -> list[int]:
     return words.encode("The import statement")
 
 
-def finished(generation):
-    """A generation that was taken to its end."""
-    list(generation)
-    return generation
+def finished(stream):
+    """The result of a stream that was taken to its end."""
+    list(stream)
+    return stream.result
 
 
 def forced(monkeypatch, ids: list[int]) -> None:
@@ -88,7 +89,7 @@ def test_a_generation_ends_with_length_after_as_many_tokens_as_asked_for(engine,
 def test_no_tokens_can_be_asked_for(engine, prompt):
     generation = finished(engine.generate(prompt, sampling=GREEDY, max_tokens=0))
 
-    assert generation.ids == []
+    assert generation.ids == ()
     assert generation.text == ""
     assert generation.finish_reason is FinishReason.LENGTH
 
@@ -164,14 +165,15 @@ def test_an_impossible_mesh_is_refused(release):
 # --- the end token
 
 
-def test_the_end_token_ends_a_generation_and_is_left_out(engine, prompt, words, monkeypatch):
+def test_the_end_token_ends_a_generation_and_is_no_text(engine, prompt, words, monkeypatch):
     said = words.encode("words")
     forced(monkeypatch, [*said, SMALL.eos_token, *said])
 
     generation = finished(engine.generate(prompt, sampling=GREEDY, max_tokens=20))
 
-    assert generation.ids == said
+    assert generation.ids == (*said, SMALL.eos_token)  # it was sampled
     assert generation.text == " words"
+    assert generation.ended_by is None
     assert generation.finish_reason is FinishReason.STOP
 
 
@@ -180,7 +182,7 @@ def test_the_end_token_can_come_first(engine, prompt, monkeypatch):
 
     generation = finished(engine.generate(prompt, sampling=GREEDY, max_tokens=20))
 
-    assert (generation.ids, generation.text) == ([], "")
+    assert (generation.ids, generation.text) == ((SMALL.eos_token,), "")
     assert generation.finish_reason is FinishReason.STOP
 
 
@@ -193,7 +195,7 @@ def test_the_end_token_can_be_ignored(engine, prompt, words, monkeypatch):
         engine.generate(prompt, sampling=GREEDY, max_tokens=len(ids), ignore_eos=True)
     )
 
-    assert generation.ids == ids
+    assert generation.ids == tuple(ids)
     assert generation.text == " words words"
     assert generation.finish_reason is FinishReason.LENGTH
 
@@ -204,8 +206,8 @@ def test_half_a_character_at_the_end_is_said_in_the_end(engine, prompt, monkeypa
 
     tokens = list(engine.generate(prompt, sampling=GREEDY, max_tokens=20))
 
-    assert [token.id for token in tokens] == [first, second, None]
-    assert [token.text for token in tokens] == ["", "", "\ufffd\ufffd"]
+    assert [token.id for token in tokens] == [first, second, SMALL.eos_token, None]
+    assert [token.text for token in tokens] == ["", "", "", "\ufffd\ufffd"]
 
 
 # --- stop strings
@@ -239,7 +241,7 @@ def test_a_generation_ends_before_a_stop_string_across_tokens(
 
     assert generation.text == expected
     assert generation.finish_reason is FinishReason.STOP
-    assert ids[: len(generation.ids)] == generation.ids
+    assert tuple(ids[: len(generation.ids)]) == generation.ids
 
 
 @pytest.mark.parametrize("stop", [[], [""], ["wordsx"], ["xyz"], [" the import statement words."]])
@@ -247,7 +249,7 @@ def test_what_only_looks_like_a_stop_string_is_said(engine, prompt, words, monke
     generation, ids = cut_by(engine, prompt, words, monkeypatch, "the import statement words", stop)
 
     assert generation.text == " the import statement words"
-    assert generation.ids == ids
+    assert generation.ids == tuple(ids)
     assert generation.finish_reason is FinishReason.LENGTH
 
 
@@ -347,13 +349,14 @@ def test_sampled_text_is_the_same_on_every_mesh(release, engine, prompt):
 
 
 def test_each_token_s_text_together_is_the_text(engine, prompt, words):
-    generation = engine.generate(prompt, sampling=WARM, max_tokens=20, ignore_eos=True)
+    stream = engine.generate(prompt, sampling=WARM, max_tokens=20, ignore_eos=True)
 
-    tokens = list(generation)
+    tokens = list(stream)
+    generation = stream.result
 
     assert "".join(token.text for token in tokens) == generation.text
-    assert [token.id for token in tokens if token.id is not None] == generation.ids
-    assert words.decode(prompt) + generation.text == words.decode(prompt + generation.ids)
+    assert tuple(token.id for token in tokens if token.id is not None) == generation.ids
+    assert words.decode(prompt) + generation.text == words.decode([*prompt, *generation.ids])
 
 
 def test_without_a_tokenizer_there_are_ids_and_no_text(release):
@@ -417,22 +420,22 @@ def weights_read_for_a_token(config, *, devices: int) -> int:
 
 
 def test_statistics_are_filled_in(release, engine, prompt):
-    stats = engine.generate(prompt, sampling=GREEDY, max_tokens=6, ignore_eos=True).stats
-    assert stats.first_token_s == 0
-
     generation = finished(engine.generate(prompt, sampling=GREEDY, max_tokens=6, ignore_eos=True))
 
     stats = generation.stats
     assert stats.load_s > 0
     assert stats.compile_s == 0  # this engine has compiled what it takes
     assert 0 < stats.first_token_s < 60
-    assert stats.prefill_tokens_per_s == pytest.approx(len(prompt) / stats.first_token_s)
+    ran = len(prompt) - stats.cached_tokens
+    assert stats.prefill_tokens_per_s == pytest.approx(ran / stats.first_token_s)
     assert stats.decode_tokens_per_s > 0
     assert stats.bandwidth_fraction is None
     assert stats.bytes_per_token == weights_read_for_a_token(SMALL, devices=1)
     for devices in (4, 16):
         other = start(release, f"model={devices}")
-        found = other.generate(prompt, sampling=GREEDY, max_tokens=0).stats.bytes_per_token
+        found = finished(
+            other.generate(prompt, sampling=GREEDY, max_tokens=0)
+        ).stats.bytes_per_token
         expected = weights_read_for_a_token(SMALL, devices=devices)
         # the release has 8 scale rows whatever the mesh: fewer than 8 devices repeat none
         assert found == expected
@@ -441,9 +444,7 @@ def test_statistics_are_filled_in(release, engine, prompt):
 def test_the_memory_s_bandwidth_is_measured_when_asked(engine, prompt):
     generation = finished(engine.generate(prompt, sampling=GREEDY, max_tokens=4, ignore_eos=True))
 
-    engine.measure_bandwidth(generation.stats)
-
-    assert 0 < generation.stats.bandwidth_fraction < 1
+    assert 0 < engine.measured(generation).stats.bandwidth_fraction < 1
 
 
 def test_nothing_is_compiled_between_tokens_nor_twice(release, prompt):
@@ -453,9 +454,9 @@ def test_nothing_is_compiled_between_tokens_nor_twice(release, prompt):
     iterator = iter(generation)
 
     next(iterator)
-    assert generation.stats.compile_s > 0
     before = events.count(Started(stage=Stage.COMPILE, unit=Unit.NOTHING))
     list(iterator)
+    assert generation.result.stats.compile_s > 0
     finished(engine.generate(prompt, sampling=GREEDY, max_tokens=4, ignore_eos=True))
 
     assert events.count(Started(stage=Stage.COMPILE, unit=Unit.NOTHING)) == before == 2
@@ -494,6 +495,7 @@ def test_a_score_is_that_of_its_own_logits_and_of_the_reference():
 
     assert score.tokens == len(golden.tokens)
     assert score.nll == pytest.approx(negative_log_likelihood(logits, golden.tokens), rel=1e-12)
+    assert engine.score(golden.tokens).nll == pytest.approx(score.nll, rel=1e-6)
     assert score.nll == pytest.approx(
         negative_log_likelihood(golden.float32, golden.tokens),
         abs=2 * FLOAT32_BOUND * len(golden.tokens),
@@ -506,11 +508,11 @@ def test_a_score_does_not_depend_on_the_chunks(engine):
     whole = engine.score(tokens)
 
     runner = engine.runner
-    chunk, runner.chunk = runner.chunk, 16
+    chunk, runner.longest_chunk = runner.longest_chunk, 16
     try:
         parts = engine.score(tokens)
     finally:
-        runner.chunk = chunk
+        runner.longest_chunk = chunk
 
     assert parts.nll == pytest.approx(whole.nll, rel=1e-6)
 
@@ -525,6 +527,6 @@ def test_greedy_text_is_the_likeliest_by_its_own_score(engine, prompt):
     ids = finished(engine.generate(prompt, sampling=GREEDY, max_tokens=6, ignore_eos=True)).ids
     logits = np.zeros((len(prompt) + 6, SMALL.vocab_size), np.float32)
 
-    engine.score(prompt + ids, logits_out=logits)
+    engine.score([*prompt, *ids], logits_out=logits)
 
-    assert logits[len(prompt) - 1 : -1].argmax(axis=1).tolist() == ids
+    assert tuple(logits[len(prompt) - 1 : -1].argmax(axis=1).tolist()) == ids

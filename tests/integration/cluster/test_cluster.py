@@ -53,6 +53,15 @@ MESHES = ("expert=2,model=8", "model=16")
 PROMPT = [3, 17, 250, 9, 77, 5]
 TOKENS = 6
 GREEDY = ("--temperature", 0, "--ignore-eos", "--compute", "float32")
+HOT = Sampling(temperature=3.0, seed=5, presence_penalty=1.0, logit_bias=((9, 2.0),))
+DRAWN = (
+    *("--temperature", 3, "--seed", 5, "--top-p", 1, "--presence-penalty", 1),
+    *("--logit-bias", "9=2", "--ignore-eos", "--compute", "float32"),
+)
+FEW = """
+for name in ("_CANDIDATES", "_FEWEST_CANDIDATES"):  # so that whole rows are needed, too
+    patch(f"inference.compiled_steps:{name}", lambda _: 20)
+"""
 SHORTEST_S = 20
 """The least that --cluster-timeout takes."""
 SLACK_S = 15
@@ -104,7 +113,7 @@ with joined(
                 PROMPT, sampling=sampling, max_tokens=TOKENS, ignore_eos=True
             )
             list(text)
-            np.savez(f"{out}-{number}.npz", logits=logits, ids=text.ids)
+            np.savez(f"{out}-{number}.npz", logits=logits, ids=text.result.ids)
             cluster.release()
         Path(f"{out}-{number}-{cluster.rank}.json").write_text(json.dumps(mapped()))
 leave(0)
@@ -225,6 +234,8 @@ class Alone:
 
     logits: np.ndarray
     ids: list[int]
+    drawn: list[int]
+    """The same prompt at `HOT`."""
 
 
 def compute(engine: Engine) -> Alone:
@@ -233,8 +244,9 @@ def compute(engine: Engine) -> Alone:
     text = engine.generate(
         PROMPT, sampling=Sampling(temperature=0), max_tokens=TOKENS, ignore_eos=True
     )
-    list(text)
-    return Alone(logits, text.ids)
+    hot = engine.generate(PROMPT, sampling=HOT, max_tokens=TOKENS, ignore_eos=True)
+    list(text), list(hot)
+    return Alone(logits, list(text.result.ids), list(hot.result.ids))
 
 
 def start_alone(ready: ReadyCheckpoint, **options: object) -> Engine:
@@ -323,17 +335,21 @@ def test_logits_tokens_and_mapped_files_of_two_processes_under_a_launcher(
 
 
 def test_rank_0_alone_talks_and_each_host_has_only_its_own_files(by_hand, parts, alone):
-    prompt = ("--token-ids", ",".join(map(str, PROMPT)), "-n", TOKENS, *GREEDY)
+    prompt = ("--token-ids", ",".join(map(str, PROMPT)), "-n", TOKENS, *DRAWN)
     arguments = ("run", *prompt, "--json", "--context", 32)
 
     secret = secrets.token_hex()
-    first = by_hand(0, *arguments, GROKCTL_HOME=str(parts[0]), GROKCTL_JOB_SECRET=secret)
-    second = by_hand(1, *arguments, GROKCTL_HOME=str(parts[1]), GROKCTL_JOB_SECRET=secret)
+    first, second = (
+        by_hand(
+            rank, *arguments, code=FEW, GROKCTL_HOME=str(parts[rank]), GROKCTL_JOB_SECRET=secret
+        )
+        for rank in range(2)
+    )
 
     assert (first.wait().code, second.wait().code) == (0, 0), first.stderr + second.stderr
     assert "no job secret" not in first.stderr
     (line,) = first.stdout.splitlines()
-    assert json.loads(line)["tokens"] == alone["model=1"].ids
+    assert json.loads(line)["tokens"] == alone["model=1"].drawn
     assert (second.stdout, second.stderr) == ("", "")
     for home in parts:
         part = open_ready(home / "ready" / "words")
@@ -377,7 +393,7 @@ def test_many_prompts_from_stdin_of_rank_0_are_answered_under_mpirun(mpirun, rea
     assert done.returncode == 0, done.stderr
     found = [json.loads(line) for line in done.stdout.splitlines()]
     assert {each["index"]: each["tokens"] for each in found} == {
-        index: generation.ids for index, generation in expected.items()
+        index: list(generation.ids) for index, generation in expected.items()
     }
 
 
@@ -445,8 +461,8 @@ def test_a_person_at_the_terminal_of_rank_0_uses_both(by_hand, ready):
         ignore_eos=True,
     )
     list(text)
-    assert f"the{text.text}" in once
-    assert f"the{text.text}" in again
+    assert f"the{text.result.text}" in once
+    assert f"the{text.result.text}" in again
 
 
 def test_a_terminal_is_given_back_as_it_was_when_another_rank_is_lost(by_hand, ready):

@@ -92,9 +92,9 @@ def test_logits_through_the_cache_match_the_reference():
     golden = load_golden("two-layers")
     engine = start(ReleaseSource(golden.release), "model=1")
 
-    engine.score(golden.tokens)
+    score_logits(engine, golden.tokens)
     rows = [
-        engine.runner.decode([0], [token], [len(golden.tokens) + step])[0]
+        engine.runner.decode([0], [token], [len(golden.tokens) + step]).on_host()[0]
         for step, token in enumerate(golden.greedy)
     ]
 
@@ -106,7 +106,7 @@ def test_a_prompt_in_many_chunks_gives_the_logits_of_one():
     engine = start(ReleaseSource(golden.release), "model=2")
     whole = score_logits(engine, golden.tokens)
 
-    engine.runner.chunk = 16  # 24 tokens: one full chunk and a padded one
+    engine.runner.longest_chunk = 16  # 24 tokens: one full chunk and a padded one
     parts = score_logits(engine, golden.tokens)
 
     assert np.abs(parts - whole).max() < FLOAT32_BOUND

@@ -1,7 +1,10 @@
 """Continuous batching: what comes out is what every prompt alone would give, in order of ending."""
 
+import collections
+import itertools
 from dataclasses import replace
 
+import jax
 import numpy as np
 import pytest
 from golden import load_golden
@@ -12,8 +15,9 @@ from grokctl.checkpoint.tensor_source import ReleaseSource
 from grokctl.errors import CorruptCheckpointError, UsageError
 from grokctl.events import Advanced, Finished, Stage, Started, Unit
 from grokctl.infer import infer
+from grokctl.inference.chunks import chunks
 from grokctl.inference.engine import Engine
-from grokctl.inference.generation import FinishReason, Request
+from grokctl.inference.generation import Ended, Failed, FinishReason, PromptOutput, Request
 from grokctl.inference.plan import EngineOptions
 from grokctl.model.placement import MeshShape
 from grokctl.model.precision import Compute, KvType
@@ -31,8 +35,10 @@ def release(tmp_path_factory) -> Release:
     return open_release(root)
 
 
-def start(release, mesh="model=1", *, slots=3, kv=KvType.COMPUTE, observe=EVENTS.append) -> Engine:
-    options = EngineOptions(mesh=MeshShape.parse(mesh), compute=Compute.FLOAT32, slots=slots, kv=kv)
+def start(release, mesh="model=1", *, observe=EVENTS.append, **options) -> Engine:
+    options = EngineOptions(
+        mesh=MeshShape.parse(mesh), compute=Compute.FLOAT32, **{"slots": 3, **options}
+    )
     source = ReleaseSource(release)
     return infer(source, options, tokenizer=release.tokenizer, observe=observe)
 
@@ -49,15 +55,9 @@ def request(index: int, length: int, max_tokens: int, **options) -> Request:
 
 
 def alone(engine, wanted: Request):
-    generation = engine.generate(
-        wanted.prompt,
-        sampling=wanted.sampling,
-        max_tokens=wanted.max_tokens,
-        stop=wanted.stop,
-        ignore_eos=wanted.ignore_eos,
-    )
-    list(generation)
-    return generation
+    stream = engine.fulfil(replace(wanted, cache_prompt=False))
+    list(stream)
+    return stream.result
 
 
 WANTED = [
@@ -91,6 +91,86 @@ def test_every_prompt_gets_what_it_would_get_alone(release, one_by_one, mesh):
     assert len(found[5].ids) == SMALL.sequence_len - 60 + 1  # the context ends it
 
 
+ODD = {
+    "bias": Sampling(temperature=1.0, seed=3, logit_bias=((7, 30.0), (8, -100.0))),
+    "penalties": Sampling(temperature=0, frequency_penalty=1.5, presence_penalty=2.0),
+    "hot": Sampling(temperature=2.0, seed=4),
+    "top-k": Sampling(temperature=1.0, top_k=3, seed=5),
+    "min-p": Sampling(temperature=1.0, min_p=0.2, seed=6),
+    "nucleus": Sampling(temperature=0.9, top_p=0.5, seed=7),
+}
+
+
+@pytest.mark.parametrize("mesh", ["model=1", "expert=2,model=2"])
+def test_tokens_drawn_from_what_the_devices_find_are_those_of_whole_rows(release, engine, mesh):
+    wanted = [
+        request(100 + index, 5, 12, sampling=sampling, logprobs=5)
+        for index, sampling in enumerate(ODD.values())
+    ]
+    wanted += [
+        request(110, 4, 8, min_tokens=6, stop_token_ids=tuple(range(0, 512, 2)), ignore_eos=False),
+        request(111, 1, 8, sampling=Sampling(temperature=0.7, top_p=0.95, seed=1)),
+    ]
+    devices = start(release, mesh, draws_on_device=True)
+
+    streams = [(devices.fulfil(each), engine.fulfil(each)) for each in wanted]
+
+    for each, (found, expected) in zip(wanted, streams, strict=True):
+        tokens, others = list(found), list(expected)
+        assert found.result.ids == expected.result.ids
+        assert found.result.text == expected.result.text
+        for token, other in zip(tokens, others, strict=True):
+            assert [id_ for id_, _ in token.top] == [id_ for id_, _ in other.top]
+            assert (token.logprob is None) == (each.logprobs is None or token.id is None)
+            numbers = [token.logprob or 0.0, *[value for _, value in token.top]]
+            expected_numbers = [other.logprob or 0.0, *[value for _, value in other.top]]
+            assert numbers == pytest.approx(expected_numbers, abs=1e-4)
+    assert len(streams[0][0].result.ids) == 12
+
+
+def test_log_probabilities_are_the_model_s_own(engine):
+    sampling = Sampling(temperature=2.0, seed=9, logit_bias=((9, 5.0),))
+    wanted = request(120, 6, 8, sampling=sampling, logprobs=3)
+    tokens = [token for token in engine.fulfil(wanted) if token.id is not None]
+    ids = [*wanted.prompt, *[token.id for token in tokens]]
+    logits = np.zeros((len(ids), SMALL.vocab_size), np.float32)
+
+    engine.score(ids, logits_out=logits)
+
+    rows = logits[len(wanted.prompt) - 1 : -1].astype(np.float64)
+    expected = rows - np.log(np.exp(rows).sum(axis=1, keepdims=True))
+    for row, token in zip(expected, tokens, strict=True):
+        assert token.logprob == pytest.approx(row[token.id], abs=1e-4)
+        likeliest = np.argsort(-row, kind="stable")[:3]
+        assert [id_ for id_, _ in token.top] == likeliest.tolist()
+        assert [value for _, value in token.top] == pytest.approx(row[likeliest], abs=1e-4)
+
+
+def test_a_stop_token_ends_a_text_but_not_too_early(engine):
+    plain = alone(engine, request(130, 4, 8))
+    stop = plain.ids[2]
+    ended = alone(engine, request(130, 4, 8, stop_token_ids=(stop,)))
+    first = plain.ids.index(stop)
+
+    assert ended.ids == plain.ids[: first + 1]
+    assert (ended.finish_reason, ended.ended_by) == (FinishReason.STOP, stop)
+    later = alone(engine, request(130, 4, 8, stop_token_ids=(stop,), min_tokens=first + 1))
+    assert stop not in later.ids[: first + 1]
+    assert len(later.ids) > first + 1
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        ({"stop_token_ids": (512,)}, "stop_token_ids 512: expected a token id from 0 to 511"),
+        ({"sampling": Sampling(logit_bias=((600, 1.0),))}, "logit_bias 600: expected a token id"),
+    ],
+)
+def test_settings_that_name_no_token_are_refused(engine, options, problem):
+    with pytest.raises(UsageError, match=problem):
+        engine.fulfil(request(0, 3, 1, **options))
+
+
 def test_padding_of_a_batch_changes_no_stream(release):
     runner = start(release, slots=7).runner
     prompts = [request(60 + index, 4 + index, 1).prompt for index in range(7)]
@@ -98,13 +178,16 @@ def test_padding_of_a_batch_changes_no_stream(release):
 
     def decoded(streams, slots):
         for stream, slot in zip(streams, slots, strict=True):
-            runner.prefill(slot, prompts[stream])
+            for chunk in chunks(
+                0, len(prompts[stream]), longest=runner.longest_chunk, past=runner.past
+            ):
+                runner.read(slot, prompts[stream], chunk)
         return [
             runner.decode(
                 slots,
                 [tokens[stream] for stream in streams],
                 [len(prompts[stream]) + step for stream in streams],
-            )
+            ).on_host()
             for step, tokens in enumerate(made)
         ]
 
@@ -115,36 +198,45 @@ def test_padding_of_a_batch_changes_no_stream(release):
         np.testing.assert_allclose(found, alone[:, list(streams)], atol=1e-5)
 
 
-def test_two_generations_at_a_time_are_refused_and_not_mixed_up(engine):
-    first, second = (
-        iter(engine.generate(request(index, 6, 5).prompt, sampling=GREEDY, max_tokens=5))
-        for index in (70, 71)
-    )
-    next(first)
-    next(second)
+def test_generations_at_the_same_time_are_not_mixed_up(engine):
+    wanted = [request(index, 6, 5) for index in range(70, 75)]  # more than slots
+    streams = [engine.fulfil(each) for each in wanted]
+    batch = engine.generate_many([request(75, 4, 2), request(76, 4, 9)])
+    taken = [[] for _ in streams]
 
-    with pytest.raises(UsageError, match="another generation began"):
-        next(first)
-    batch = iter(engine.generate_many([request(72, 4, 2), request(73, 4, 9)]))
-    next(batch)
-    with pytest.raises(UsageError, match="another generation began"):
-        next(second)
-    engine.score([5, 6, 7])
-    with pytest.raises(UsageError, match="another generation began"):
-        next(batch)
+    for each in itertools.zip_longest(*streams):  # a token of each in turn
+        for tokens, token in zip(taken, each, strict=True):
+            tokens.extend([token.id] if token else [])
+    score = engine.score([5, 6, 7])
+
+    for tokens, stream, each in zip(taken, streams, wanted, strict=True):
+        assert tuple(tokens) == stream.result.ids == alone(engine, each).ids
+    assert dict(batch)[1].ids == alone(engine, request(76, 4, 9)).ids
+    assert engine.score([5, 6, 7]).nll == score.nll
 
 
-def test_a_batch_that_was_left_can_go_on_only_if_nothing_else_began(engine):
+def test_a_batch_that_was_left_goes_on_where_it_was(engine):
     wanted = [request(80, 4, 2), request(81, 4, 9)]
-    left, given_up = engine.generate_many(wanted), engine.generate_many(wanted)
+    left = engine.generate_many(wanted)
     next(iter(left))
-    (rest,) = left
-    next(iter(given_up))
     engine.score([5, 6, 7])
+
+    (rest,) = left
 
     assert rest[1].ids == alone(engine, wanted[1]).ids
-    with pytest.raises(UsageError, match="another generation began"):
-        list(given_up)
+
+
+def test_what_nobody_waits_for_is_not_computed(engine):
+    stream, batch = engine.fulfil(request(90, 4, 60)), engine.generate_many(WANTED)
+    next(iter(stream))
+    next(iter(batch))
+
+    del stream, batch
+    before = engine.scheduler.totals.steps
+    alone(engine, request(91, 4, 3))
+
+    assert engine.scheduler.totals.steps == before + 2
+    assert not engine.scheduler.has_work
 
 
 def test_a_long_one_does_not_hold_the_short_ones(engine):
@@ -180,22 +272,24 @@ def test_texts_end_where_they_would_end_alone(engine):
 
 
 def test_statistics_are_those_of_all_prompts_together(engine):
-    batch = engine.generate_many(WANTED)
+    batch = engine.generate_many([replace(wanted, cache_prompt=False) for wanted in WANTED])
 
     found = dict(batch)
 
     stats = batch.stats
     assert stats.tokens == sum(len(generation.ids) for generation in found.values())
     assert stats.prompt_tokens == sum(len(wanted.prompt) for wanted in WANTED)
-    assert stats.prefilled == sum(len(wanted.prompt) for wanted in WANTED if wanted.max_tokens)
-    begun = sum(wanted.max_tokens > 0 for wanted in WANTED)
-    assert stats.decoded == stats.tokens - begun
+    assert stats.prefilled == sum(
+        len(wanted.prompt) for wanted in WANTED if wanted.max_tokens and len(wanted.prompt) > 1
+    )
+    # the others get their first token from their prompt, in a chunk
+    chunked = sum(wanted.max_tokens > 0 and len(wanted.prompt) > 1 for wanted in WANTED)
+    assert stats.decoded == stats.tokens - chunked
     assert stats.decoded / engine.runner.slots <= stats.steps < stats.decoded
     assert 0 < stats.prefill_s + stats.decode_s <= stats.seconds
     one, every = engine.runner.step_nbytes(0), engine._loader.nbytes
     assert one < stats.bytes_per_step < every
-    engine.measure_bandwidth(stats)
-    assert 0 < stats.bandwidth_fraction < 1
+    assert 0 < engine.bandwidth_fraction(stats) < 1
     assert all(
         generation.stats.first_token_s > 0 for index, generation in found.items() if index != 3
     )
@@ -249,8 +343,94 @@ def test_damaged_weights_end_the_batch(release):
     layers = (broken, *engine.runner._parameters.layers[1:])
     engine.runner._parameters = replace(engine.runner._parameters, layers=layers)
 
-    with pytest.raises(CorruptCheckpointError, match="not finite"):
-        list(engine.generate_many(WANTED))
+    batch, stream = engine.generate_many(WANTED[:2]), engine.fulfil(WANTED[0])
+    for _ in range(2):  # one for each
+        with pytest.raises(CorruptCheckpointError, match="not finite"):
+            list(batch)
+    assert list(batch) == []  # all were reported
+    for again in (list, lambda failed: failed.cancel(), lambda failed: failed.result):
+        with pytest.raises(CorruptCheckpointError, match="not finite"):
+            again(stream)
+    assert not engine.scheduler.has_work
+
+
+def test_who_cannot_receive_events_is_left_out_and_holds_nobody(engine):
+    def broken(_event):
+        raise OSError
+
+    healthy = engine.fulfil(request(170, 5, 12))
+    for index in range(5):
+        engine.scheduler.submit(request(171 + index, 4 + index, 40), broken)
+    before = engine.scheduler.totals.decoded
+
+    list(healthy)
+
+    assert healthy.result.ids == alone(engine, healthy.request).ids
+    assert not engine.scheduler.has_work
+    assert engine.scheduler.totals.decoded < before + 40
+
+
+def test_a_cancellation_while_the_inbox_is_emptied_is_not_lost(engine):
+    scheduler, events, tickets = engine.scheduler, [], []
+
+    class Inbox(collections.deque):
+        def popleft(self):
+            if not tickets:  # meanwhile, another client comes and goes
+                tickets.append(scheduler.submit(request(181, 4, 60), events.append))
+                scheduler.cancel(tickets[0])
+            return super().popleft()
+
+    stream = engine.fulfil(request(180, 4, 3))
+    scheduler._inbox = Inbox(scheduler._inbox)
+    list(stream)
+    while scheduler.has_work:
+        scheduler.turn()
+    scheduler._inbox = collections.deque()
+
+    (end,) = [event for event in events if isinstance(event, Ended)]
+    assert end.generation.finish_reason is FinishReason.INTERRUPTED
+    assert len(end.generation.ids) <= 2
+
+
+@pytest.mark.parametrize(
+    ("output", "length", "tokens"),
+    [
+        pytest.param(PromptOutput.NOTHING, 40, 4, id="prompt"),
+        pytest.param(PromptOutput.NOTHING, 2, 4, id="token"),
+        pytest.param(PromptOutput.SCORES, 40, 4, id="scores"),
+        pytest.param(PromptOutput.LOGITS, 40, 0, id="logits"),
+    ],
+)
+def test_what_is_not_finite_ends_one_request_once_and_spoils_no_other(
+    release, engine, output, length, tokens
+):
+    spoiled, events = start(release, slots=2), []
+    scheduler, runner = spoiled.scheduler, spoiled.runner
+    runner.longest_chunk = 16
+    ill, healthy = (
+        request(150, length, tokens, of_prompt=output),
+        spoiled.fulfil(request(140, 5, 9)),
+    )
+
+    scheduler.submit(ill, events.append)
+    scheduler.turn()
+    (slot,) = [
+        active.slot.number
+        for active in (*scheduler._reading, *scheduler._decoding)
+        if active.request is ill
+    ]
+    runner._cache = jax.tree.map(lambda leaf: leaf.at[:, slot].set(np.nan), runner._cache)
+    list(healthy)
+    while scheduler.has_work:
+        scheduler.turn()
+
+    assert [type(event) for event in events].count(Failed) == 1
+    assert isinstance(events[-1], Failed)
+    assert healthy.result.ids == alone(engine, healthy.request).ids
+    assert sorted(each.number for each in scheduler._slots.free) == [0, 1]
+    after = [request(160 + index, 6, 5) for index in range(4)]
+    found = dict(spoiled.generate_many(after))
+    assert [found[index].ids for index in range(4)] == [alone(engine, each).ids for each in after]
 
 
 # --- keys and values as int8
@@ -275,4 +455,4 @@ def test_an_int8_cache_changes_the_score_little_and_no_greedy_token(name):
         max_tokens=len(golden.greedy),
         ignore_eos=True,
     )
-    assert alone(engine, wanted).ids == golden.greedy
+    assert list(alone(engine, wanted).ids) == golden.greedy

@@ -8,22 +8,25 @@ import jax.numpy as jnp
 import psutil
 import pytest
 from golden import load_golden
+from jax.sharding import NamedSharding, PartitionSpec
 
 from grokctl.checkpoint.layout import weight_bytes
 from grokctl.checkpoint.storage import released_storage, storage_in
 from grokctl.checkpoint.tensor_source import ReleaseSource
 from grokctl.errors import HardwareError
 from grokctl.infer import infer
-from grokctl.inference.compiled_steps import Programs
+from grokctl.inference.compiled_steps import Head, Programs
 from grokctl.inference.devices import find_devices
 from grokctl.inference.loading import Loader
 from grokctl.inference.plan import EngineOptions
 from grokctl.model.bucketing import padded_batch, room
 from grokctl.model.cache import empty_cache
 from grokctl.model.config import GROK_1, GrokConfig
+from grokctl.model.forward import MODEL_AXIS
 from grokctl.model.placement import MeshShape
 from grokctl.model.precision import Compute, KvType, Precision
-from grokctl.model.sizing import Needs, Terms, needs
+from grokctl.model.scores import scores
+from grokctl.model.sizing import Needs, Terms, _Step, needs
 from grokctl.model.step_spec import StepShape
 
 WIDE = replace(GROK_1, num_layers=2, emb_size=1536, num_q_heads=16, vocab_size=16384)
@@ -64,7 +67,7 @@ class Case:
         )
 
     def programs(self, *shapes) -> list["Reported"]:
-        """What XLA says of programs for steps: sequences, tokens, whether all logits are wanted."""
+        """What XLA says of programs for steps: sequences, tokens of each, and the head."""
         source = SimpleNamespace(storage=self.storage, config=self.config)
         loader = Loader(source, self.mesh, find_devices(self.mesh.size))
         shape = StepShape(
@@ -83,13 +86,13 @@ class Case:
             zeros=loader.absent,
         )
         read, found = loader.absent((), jnp.dtype(jnp.int32)), []
-        for batch, time, every in shapes:
-            step = programs.step(cache, read, batch=batch, time=time, every=every)
+        for batch, time, head in shapes:
+            step = programs.step(cache, read, batch=batch, time=time, head=head)
             hidden, task = batch * time * self.config.emb_size * 4, batch * (4 + time) * 4
             found += [
                 Reported.of("embed", step.embed, given=task),
                 *[Reported.of("layers", one, given=hidden + task + 4) for one in step.layers],
-                Reported.of("head", step.head, given=hidden + (0 if every else task)),
+                Reported.of("head", step.head, given=hidden + (0 if head is Head.EVERY else task)),
             ]
         return found
 
@@ -97,7 +100,7 @@ class Case:
     def largest(self) -> list["Reported"]:
         """Of a chunk of a prompt whose logits are all wanted, and of a token in every slot."""
         chunk, _ = room(self.context, platform="cpu")
-        return self.programs((1, chunk, True), (padded_batch(self.slots), 1, False))
+        return self.programs((1, chunk, Head.EVERY), (padded_batch(self.slots), 1, Head.LAST))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,7 +179,7 @@ def test_so_does_a_layer_of_grok_1_at_its_full_width(mesh):
     assert 0.98 * workspace <= needed.workspace <= 1.2 * workspace
 
 
-@pytest.mark.parametrize("shape", [(1, 1, False), (16, 1, False), (1, 512, False)], ids=str)
+@pytest.mark.parametrize("shape", [(1, 1), (16, 1), (1, 512)], ids=str)
 @pytest.mark.parametrize(
     "precision",
     [
@@ -187,10 +190,60 @@ def test_so_does_a_layer_of_grok_1_at_its_full_width(mesh):
 def test_no_smaller_step_of_it_takes_more(shape, precision):
     case = Case(config=ONE_LAYER, precision=precision, context=8192, slots=16)
 
-    found, needed = case.programs(shape), case.needed
+    found, needed = case.programs((*shape, Head.LAST)), case.needed
 
     assert held_by(found, ONE_LAYER) == needed.weights + needed.cache
     assert max(program.workspace for program in found) <= needed.workspace
+
+
+@pytest.mark.parametrize(
+    ("config", "mesh", "tokens"),
+    [
+        pytest.param(GROK_1, MeshShape(1, 1), 512, id="in blocks"),
+        pytest.param(GROK_1, MeshShape(1, 1), 16, id="at once"),
+        pytest.param(GROK_1, EIGHT, 512, id="in blocks on eight"),
+        pytest.param(WIDE, MeshShape(1, 1), 512, id="a smaller model"),
+    ],
+)
+def test_scores_take_what_xla_reports(config, mesh, tokens):
+    shape = StepShape(config=config, mesh=mesh, platform="cpu", compute=jnp.dtype(jnp.float32))
+    jax_mesh = jax.make_mesh(
+        (mesh.expert, mesh.model), ("expert", MODEL_AXIS), devices=find_devices(mesh.size)
+    )
+    split, everywhere = PartitionSpec(MODEL_AXIS), PartitionSpec()
+
+    def array(dtype, *shape, spec=everywhere):
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(jax_mesh, spec))
+
+    program = jax.jit(
+        jax.shard_map(
+            lambda *arrays: scores(*arrays, shape=shape),
+            mesh=jax_mesh,
+            in_specs=(split, everywhere, everywhere, everywhere),
+            out_specs=everywhere,
+            check_vma=False,
+        )
+    ).lower(
+        array(jnp.float32, config.vocab_size, config.emb_size, spec=split),
+        array(jnp.float32, config.emb_size),
+        array(jnp.float32, 1, tokens, config.emb_size),
+        array(jnp.int32, 1, tokens),
+    )
+
+    found = Reported.of("scores", program.compile(), given=tokens * (config.emb_size + 1) * 4)
+
+    counted = _Step(
+        config=config,
+        mesh=mesh,
+        tokens=tokens,
+        batch=1,
+        platform="cpu",
+        operand=4,
+        kept=4,
+        precision=Precision.INT8,
+    )
+    assert 0.98 * found.workspace <= counted.scores <= 1.25 * found.workspace
+    assert counted.scores <= counted.head  # which has the logits of all tokens
 
 
 @pytest.mark.parametrize("precision", Precision, ids=str)

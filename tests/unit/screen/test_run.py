@@ -1,5 +1,8 @@
 """The closing line of a run fits its terminal, with as many facts as possible."""
 
+import re
+from dataclasses import replace
+
 import pytest
 
 from grokctl.inference.generation import BatchStats, FinishReason, Generation, Stats
@@ -41,11 +44,11 @@ def terminal(monkeypatch, capsys):
 
 def generation(stats, reason=FinishReason.LENGTH):
     return Generation(
-        tokens=iter(()),
         prompt_tokens=3,
         seed=999_999,
         stats=stats,
-        ids=[1, 2, 3],
+        ids=(1, 2, 3),
+        text="",
         finish_reason=reason,
     )
 
@@ -84,14 +87,31 @@ def test_a_wide_terminal_is_told_everything(terminal):
 
 
 def test_a_text_without_tokens_has_no_speeds(terminal):
-    stats = Stats(load_s=1.0)
-    empty = Generation(tokens=iter(()), prompt_tokens=3, seed=1, stats=stats)
+    empty = replace(generation(Stats(load_s=1.0)), ids=())
 
     said = terminal(
         80, lambda console: screen.closing(console, empty, has_loaded=True, is_drawn=False)
     )
 
     assert said == "load 1 s\n"
+
+
+@pytest.mark.parametrize(
+    ("ended_by", "shown"),
+    [(None, "stop"), ("\n\n", "stop ('\\n\\n')"), (42, "stop (token 42)")],
+)
+def test_all_measurements_name_the_kept_prefix_and_the_stop(terminal, ended_by, shown):
+    stopped = replace(
+        generation(replace(MANY, cached_tokens=2), FinishReason.STOP), ended_by=ended_by
+    )
+
+    said = terminal(100, lambda console: screen.stats(console, stopped))
+
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", said)
+    lines = [" ".join(line.split()) for line in plain.splitlines()]
+    assert "kept prefix 2 tokens" in lines
+    assert any(line.startswith("prefill 1 token at") for line in lines)
+    assert f"ended by {shown}" in lines
 
 
 @pytest.mark.parametrize("columns", [80, 120, 200])

@@ -1,0 +1,59 @@
+"""How the rest of a prompt is cut into chunks, each of which a compiled step runs."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from grokctl.model.bucketing import SHORTEST_CHUNK
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Consecutive tokens of a prompt that run together."""
+
+    start: int
+    """Position of the first."""
+    count: int
+    padded: int
+    """`count` and the padding behind: the length of the step."""
+
+    @property
+    def end(self) -> int:
+        """Position behind the last."""
+        return self.start + self.count
+
+
+def padded_length(count: int, *, longest: int) -> int:
+    """Length of the step for `count` tokens: 1, or a power of two from 16 to `longest`."""
+    if count == 1:
+        return 1
+    return min(longest, max(SHORTEST_CHUNK, 1 << (count - 1).bit_length()))
+
+
+def next_chunk(start: int, end: int, *, longest: int, past: int) -> Chunk:
+    """The next tokens of a prompt to run.
+
+    A step writes `padded` positions of the cache, and XLA moves a write that would reach behind
+    the cache to lower positions, over other tokens, without a word. So a chunk near the end of the
+    cache is short; and if even the shortest does not fit, it starts earlier, with up to 15 tokens
+    that have run before.
+
+    Args:
+        start: Position of the first token that has not run.
+        end: Length of the prompt, at least `start + 1`.
+        longest: Most tokens of a chunk, a power of two, at least 16.
+        past: Positions of the cache, a multiple of 16, at least `end`.
+    """
+    rest = end - start
+    padded = padded_length(rest, longest=longest)
+    while start + padded > past and padded > SHORTEST_CHUNK:
+        padded //= 2
+    start = min(start, past - padded)
+    return Chunk(start=start, count=min(end - start, padded), padded=padded)
+
+
+def chunks(start: int, end: int, *, longest: int, past: int) -> Iterator[Chunk]:
+    """All chunks of a prompt, in order; see `next_chunk`."""
+    while start < end:
+        chunk = next_chunk(start, end, longest=longest, past=past)
+        yield chunk
+        start = chunk.end
