@@ -1,6 +1,7 @@
 """`grokctl run`."""
 
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Annotated, Final
@@ -36,7 +37,7 @@ from grokctl.cli.options import (
     path_of,
 )
 from grokctl.cluster.launcher import BOUND_S
-from grokctl.errors import UsageError
+from grokctl.errors import UsageError, invalid
 from grokctl.model.placement import read_mesh
 from grokctl.model.precision import KvType
 from grokctl.parse import plain_text, read_stdin, read_text, read_token_ids
@@ -45,6 +46,7 @@ from grokctl.paths import Home
 _SEEDS: Final = 10**6
 """A random seed is below this: short enough to type again."""
 _BATCH: Final = 8
+_BIAS: Final = re.compile(r"(?P<id>[0-9]{1,9})=(?P<bias>[+-]?[0-9]{1,9}(\.[0-9]{1,9})?)")
 _WORDS: Final = 2
 """A text has so many, and the name of a checkpoint hardly ever."""
 
@@ -87,11 +89,27 @@ def run(
     min_p: Annotated[
         float, typer.Option(metavar="P", help="Drop tokens below P times the most likely.")
     ] = 0.0,
+    frequency_penalty: Annotated[
+        float, typer.Option(metavar="F", help="Lower a token's logit by F each time it occurred.")
+    ] = 0.0,
+    presence_penalty: Annotated[
+        float, typer.Option(metavar="F", help="Lower the logit of a token that occurred by F.")
+    ] = 0.0,
+    logit_bias: Annotated[
+        list[str] | None,
+        typer.Option(metavar="ID=BIAS", help="Add to the logit of a token, -100 to 100."),
+    ] = None,
     seed: Annotated[
         int | None, typer.Option(metavar="N", help="Random seed.", show_default="random")
     ] = None,
+    min_tokens: Annotated[
+        int, typer.Option(metavar="N", min=0, help="Do not stop at a token before N tokens.")
+    ] = 0,
     stop: Annotated[
         list[str] | None, typer.Option(metavar="TEXT", help="Stop before this text.")
+    ] = None,
+    stop_token_ids: Annotated[
+        str | None, typer.Option(metavar="1,2,3", help="Stop at these tokens.")
     ] = None,
     ignore_eos: Annotated[
         bool, typer.Option("--ignore-eos", help="Continue after the end token.")
@@ -99,6 +117,10 @@ def run(
     echo: Annotated[bool, typer.Option("--echo", help="Print the prompt first.")] = False,
     no_stream: Annotated[
         bool, typer.Option("--no-stream", help="Print the text when it is complete.")
+    ] = False,
+    no_cache_prompt: Annotated[
+        bool,
+        typer.Option("--no-cache-prompt", help="Read every prompt from its beginning."),
     ] = False,
     devices: DevicesOption = None,
     mesh: MeshOption = None,
@@ -157,10 +179,19 @@ def run(
                 top_p=top_p,
                 top_k=top_k,
                 min_p=min_p,
+                frequency_penalty=frequency_penalty,
+                presence_penalty=presence_penalty,
+                logit_bias=read_bias(logit_bias or []),
                 seed=int.from_bytes(os.urandom(4)) % _SEEDS if seed is None else seed,
             )
             request = Request(
-                prompt=(), sampling=sampling, max_tokens=max_tokens, ignore_eos=ignore_eos
+                prompt=(),
+                sampling=sampling,
+                max_tokens=max_tokens,
+                min_tokens=min_tokens,
+                stop_token_ids=read_stop_tokens(stop_token_ids),
+                ignore_eos=ignore_eos,
+                cache_prompt=not no_cache_prompt,
             )
             request = settings.change(request, "stop", stop or [])
             prompts = read_prompts(prompts_file, request) if prompts_file else None
@@ -218,6 +249,21 @@ def check_many(prompts_file: str | None, *, batch: int | None, echo: bool, no_st
     for name, is_given in (("--echo", echo), ("--no-stream", no_stream)):
         if is_given:
             raise UsageError(f"{name}: has no effect with --prompts-file, which prints JSON")
+
+
+def read_bias(texts: list[str]) -> tuple[tuple[int, float], ...]:
+    """Parse `--logit-bias`."""
+    bias = []
+    for text in texts:
+        if not (found := _BIAS.fullmatch(text)):
+            raise invalid("--logit-bias", text, "expected ID=BIAS, such as 42=-100")
+        bias.append((int(found["id"]), float(found["bias"])))
+    return tuple(bias)
+
+
+def read_stop_tokens(text: str | None) -> tuple[int, ...]:
+    """Parse `--stop-token-ids`."""
+    return () if text is None else read_token_ids(text, "--stop-token-ids")
 
 
 def read_prompt(

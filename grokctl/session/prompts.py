@@ -87,14 +87,16 @@ def to_requests(prompts: list[Prompt], plan: "RunPlan") -> list[Request]:
     return requests
 
 
-def check_stop(stop: tuple[str, ...], plan: "RunPlan") -> None:
-    """Refuse stop texts for a checkpoint without a tokenizer, which generates no text.
+def check_settings(request: Request, plan: "RunPlan") -> None:
+    """Refuse settings that a checkpoint cannot follow.
 
     Raises:
-        InvalidValueError: There are some.
+        InvalidValueError: Stop texts need a tokenizer, or a token id lies outside the vocabulary.
     """
-    if stop and plan.tokenizer is None:
-        raise invalid("stop", stop[0], "needs a tokenizer.model, this checkpoint has none")
+    if request.stop and plan.tokenizer is None:
+        problem = "needs a tokenizer.model, this checkpoint has none"
+        raise invalid("stop", request.stop[0], problem)
+    request.check_vocabulary(plan.config.vocab_size)
 
 
 def _request(prompt: Prompt, plan: "RunPlan") -> Request:
@@ -102,7 +104,7 @@ def _request(prompt: Prompt, plan: "RunPlan") -> Request:
     if plan.tokenizer is None and isinstance(content, str):
         hint = '{"token_ids": [1, 2, 3]}'
         raise UsageError("a text needs a tokenizer.model, this checkpoint has none", hint)
-    check_stop(prompt.settings.stop, plan)
+    check_settings(prompt.settings, plan)
     tokens = plan.encode(content) if isinstance(content, str) else content
     if not tokens:
         raise UsageError("the prompt is empty", _EXAMPLE)

@@ -13,6 +13,10 @@ _LARGEST: Final = 2**64
 _MOST_STOPS: Final = 64
 _LONGEST_STOP: Final = 1000
 """Characters. Every new text is searched for every stop string."""
+_MOST_IDS: Final = 1024
+"""Token ids that a setting can name."""
+_LONGEST_ID: Final = 10
+"""Digits."""
 _OF_SAMPLING: Final = frozenset(field.name for field in fields(Sampling))
 _SWITCHES: Final = {
     "on": True,
@@ -81,6 +85,25 @@ def _texts(name: str, value: object) -> tuple[str, ...]:
     return tuple(filter(None, texts))
 
 
+def _token_ids(name: str, value: object) -> tuple[int, ...]:
+    if not isinstance(value, list):
+        raise _invalid(name, value, "a list of token ids")
+    if len(value) > _MOST_IDS:
+        raise _mismatch(name, f"at most {_MOST_IDS:,} token ids", f"{len(value):,}")
+    return tuple(_count(name, token) for token in value)
+
+
+def _bias(name: str, value: object) -> tuple[tuple[int, float], ...]:
+    if not isinstance(value, dict):
+        raise _invalid(name, value, 'an object such as {"42": -100}')
+    if len(value) > _MOST_IDS:
+        raise _mismatch(name, f"at most {_MOST_IDS:,} token ids", f"{len(value):,}")
+    for key in value:
+        if not (key.isascii() and key.isdecimal() and len(key) <= _LONGEST_ID):
+            raise _mismatch(name, "token ids as keys", brief(key))
+    return tuple(sorted((int(key), _number(name, bias)) for key, bias in value.items()))
+
+
 def _parse_switch(text: str) -> object:
     try:
         return _SWITCHES[text.lower()]
@@ -89,10 +112,18 @@ def _parse_switch(text: str) -> object:
 
 
 def _parse_texts(text: str) -> object:
+    return _parse_json(text) if text[:1] in {'"', "["} else text
+
+
+def _parse_json(text: str) -> object:
     try:
-        return json.loads(text) if text[:1] in {'"', "["} else text
+        return json.loads(text)
     except RecursionError as error:
         raise ValueError(text) from error
+
+
+def _parse_ids(text: str) -> object:
+    return _parse_json(text if text[:1] == "[" else f"[{text}]")
 
 
 _NUMBER: Final = Setting(expected="a number", parse=float, check=_number)
@@ -100,15 +131,23 @@ _INTEGER: Final = Setting(expected="an integer", parse=int, check=_integer)
 _COUNT: Final = Setting(expected="an integer", parse=int, check=_count)
 _SWITCH: Final = Setting(expected="on or off", parse=_parse_switch, check=_switch)
 _TEXTS: Final = Setting(expected="a text, or JSON", parse=_parse_texts, check=_texts)
+_IDS: Final = Setting(expected="token ids, 1,2,3", parse=_parse_ids, check=_token_ids)
+_BIAS: Final = Setting(expected='JSON such as {"42": -100}', parse=_parse_json, check=_bias)
 SETTINGS: Final[Mapping[str, Setting]] = {
     "temperature": _NUMBER,
     "top_p": _NUMBER,
     "top_k": _COUNT,
     "min_p": _NUMBER,
+    "frequency_penalty": _NUMBER,
+    "presence_penalty": _NUMBER,
+    "logit_bias": _BIAS,
     "seed": _INTEGER,
     "max_tokens": _COUNT,
+    "min_tokens": _COUNT,
     "stop": _TEXTS,
+    "stop_token_ids": _IDS,
     "ignore_eos": _SWITCH,
+    "cache_prompt": _SWITCH,
 }
 """By the names of the fields of `Request` and `Sampling`, which are the keys of JSON, too."""
 

@@ -125,6 +125,16 @@ def test_several_candidates_are_listed(grokctl, tmp_path, release, verb):
         pytest.param(["--token-ids", "1", "--top-p", "1.1"], ["top-p"], id="large nucleus"),
         pytest.param(["--token-ids", "1", "--top-k", "-1"], ["top-k"], id="top-k"),
         pytest.param(["--token-ids", "1", "--min-p", "2"], ["min-p"], id="min-p"),
+        pytest.param(
+            ["--token-ids", "1", "--presence-penalty", "3"], ["--presence-penalty 3"], id="penalty"
+        ),
+        pytest.param(["--token-ids", "1", "--logit-bias", "5"], ["'5'", "ID=BIAS"], id="no bias"),
+        pytest.param(
+            ["--token-ids", "1", "--logit-bias", "999=1"], ["999", "255"], id="bias of no token"
+        ),
+        pytest.param(
+            ["--token-ids", "1", "--stop-token-ids", "256"], ["256", "255"], id="no stop token"
+        ),
         pytest.param(["--token-ids", "1", "--seed", "-1"], ["seed"], id="negative seed"),
         pytest.param(["--token-ids", "1", "--seed", str(2**64)], ["seed"], id="huge seed"),
         pytest.param(["--token-ids", "1", "--compute", "int4"], ["int4"], id="compute"),

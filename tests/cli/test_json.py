@@ -11,6 +11,7 @@ STATS = {
     "first_token_s": NUMBER,
     "prefill_tokens_per_s": NUMBER,
     "decode_tokens_per_s": NUMBER,
+    "cached_tokens": int,
     "bytes_per_token": int,
     "bandwidth_fraction": (float, type(None)),
 }
@@ -160,6 +161,7 @@ def test_run_says_what_it_wrote(grokctl, home, cut):
         "tokens": list,
         "text": str,
         "finish_reason": str,
+        "ended_by": (str, int, type(None)),
         "seed": int,
         "stats": dict,
     }

@@ -42,6 +42,12 @@ def test_a_line_overrides_what_the_command_line_says(read):
         "seed": 8,
         "stop": ["a", "b"],
         "ignore_eos": True,
+        "frequency_penalty": 0.5,
+        "presence_penalty": -1,
+        "logit_bias": {"4": -100},
+        "min_tokens": 2,
+        "stop_token_ids": [9],
+        "cache_prompt": False,
     }
 
     (prompt,) = read(json.dumps(line).encode())
@@ -49,10 +55,22 @@ def test_a_line_overrides_what_the_command_line_says(read):
     assert (prompt.content, prompt.id) == ("x", "me")
     assert prompt.settings == Request(
         prompt=(),
-        sampling=Sampling(temperature=0.5, top_p=0.9, top_k=3, min_p=0.1, seed=8),
+        sampling=Sampling(
+            temperature=0.5,
+            top_p=0.9,
+            top_k=3,
+            min_p=0.1,
+            seed=8,
+            frequency_penalty=0.5,
+            presence_penalty=-1.0,
+            logit_bias=((4, -100.0),),
+        ),
         max_tokens=7,
+        min_tokens=2,
         stop=("a", "b"),
+        stop_token_ids=(9,),
         ignore_eos=True,
+        cache_prompt=False,
     )
 
 

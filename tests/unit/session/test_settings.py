@@ -32,6 +32,12 @@ ANYTHING = st.recursive(
         ("stop", "x", ("x",)),
         ("stop", ["x", "", "y"], ("x", "y")),
         ("ignore_eos", True, True),
+        ("frequency_penalty", 1, 1.0),
+        ("presence_penalty", -2, -2.0),
+        ("logit_bias", {"42": -100, "7": 0.5}, ((7, 0.5), (42, -100.0))),
+        ("min_tokens", 3, 3),
+        ("stop_token_ids", [5, 2], (5, 2)),
+        ("cache_prompt", False, False),
     ],
 )
 def test_a_value_of_the_right_type_is_taken_and_nothing_else_changes(name, value, found):
@@ -85,6 +91,9 @@ def test_anything_typed_is_taken_or_a_usage_error(name, text):
         ("stop", '["a", "b"]', ["a", "b"]),
         ("ignore_eos", "ON", True),
         ("ignore_eos", "no", False),
+        ("stop_token_ids", "1, 2", [1, 2]),
+        ("stop_token_ids", "[3]", [3]),
+        ("logit_bias", '{"42": -1}', {"42": -1}),
     ],
 )
 def test_what_people_type_is_what_they_mean(name, text, value):
@@ -105,6 +114,16 @@ def test_what_people_type_is_what_they_mean(name, text, value):
         ("stop", "\ud800", "half a character"),
         ("ignore_eos", "yes", "true or false"),
         ("ignore_eos", {}, "an object"),
+        ("frequency_penalty", 2.5, "expected -2 to 2"),
+        ("logit_bias", [], "an object such as"),
+        ("logit_bias", {"x": 1}, "token ids as keys"),
+        ("logit_bias", {"٣": 1}, "token ids as keys"),
+        ("logit_bias", {"1": 101}, "a bias of -100 to 100"),
+        ("logit_bias", {"1": 1, "01": 2}, "each id once"),
+        ("logit_bias", {str(token): 0 for token in range(1025)}, "at most 1,024"),
+        ("min_tokens", -1, "at least 0"),
+        ("stop_token_ids", [-1], "at least 0"),
+        ("stop_token_ids", 5, "a list of token ids"),
     ],
 )
 def test_what_is_wrong_with_a_value_is_said(name, value, why):
