@@ -26,14 +26,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from _llama import Peer, llama
+from _operands import SLOWER, both_operands, chosen_over_other
 from _reference import run_reference
 
+from grokctl.bench import RUN_DEFAULTS
 from grokctl.checkpoint.miniature import MINIATURE, write_miniature
 from grokctl.checkpoint.pickles import BFLOAT16
 from grokctl.checkpoint.ready import ReadyCheckpoint, open_ready
 from grokctl.checkpoint.release import open_release
 from grokctl.checkpoint.tensor_source import LogicalTensor, Slices, Storage
 from grokctl.infer import infer
+from grokctl.inference.chunks import Chunk, chunks
+from grokctl.inference.compiled_steps import Head
 from grokctl.inference.devices import find_devices, has_fast_bfloat16, memory_bandwidth
 from grokctl.inference.engine import Engine
 from grokctl.inference.plan import EngineOptions
@@ -42,6 +46,7 @@ from grokctl.model.matmul import project
 from grokctl.model.parameters import Matrix
 from grokctl.model.placement import MeshShape
 from grokctl.model.precision import Precision
+from grokctl.model.sampling import Sampling
 from grokctl.model.step_spec import StepShape
 from grokctl.reshard import reshard
 from grokctl.resharding.plan import ReshardOptions, plan_reshard
@@ -54,7 +59,7 @@ ATTENTION = 2 * CONFIG.emb_size * (CONFIG.q_size + CONFIG.kv_size)
 USED = ATTENTION + CONFIG.num_selected_experts * EXPERT
 """Weights of a layer that a token is multiplied with."""
 CONTEXT = 4096
-STEPS = {1: 10, 4: 4, 16: 2}
+STEPS = {1: 10, 2: 6, 4: 4, 8: 3, 16: 2}
 """Decode steps of a round, by how many sequences they go through."""
 DISK = {"int8": 10.7e9, "int4": 8.2e9, "bf16": 15.7e9, "float32": 25.5e9}
 """Bytes that are needed at a time."""
@@ -109,15 +114,16 @@ def peak(folder: Path) -> dict[str, Any]:
     """What a run takes beside its weights, what its programs take, and how long they compile."""
     runner = start(open_ready(folder / "ready")).runner
     programs = {}
-    for name, shape in {"1 token": (1, 1), "64 tokens": (1, 64), "512 tokens": (1, 512)}.items():
+    for count in (1, 64, 512):
         compiled = runner.compile_s
-        step = runner.step(*shape)
+        step = runner.chunk_step(Chunk(0, count, count), Head.LAST)
         nbytes = step.layers[0].memory_analysis().temp_size_in_bytes
+        name = "1 token" if count == 1 else f"{count} tokens"
         programs[name] = (runner.compile_s - compiled, nbytes)
     tokens = prompt(64)
-    runner.prefill(0, tokens)
+    runner.read_last(0, tokens, Chunk(0, 64, 64))
     for position, token in enumerate(tokens[:16], 64):
-        runner.decode([0], [token], [position])
+        runner.decode([0], [token], [position]).on_host()
     highest = int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])
     mapped = is_weights = 0
     for line in Path("/proc/self/smaps").read_text().splitlines():
@@ -191,7 +197,7 @@ class Streams:
         """Seconds and bytes of a step of some sequences, whose tokens are drawn: so are experts."""
         tokens, positions = prompt(count, self.done), [self.done] * count
         began, read = self.runner.clock(), self.runner.experts_nbytes()
-        self.runner.decode(range(count), tokens, positions)
+        self.runner.decode(range(count), tokens, positions).on_host()
         seconds = self.runner.clock() - began
         self.done += 1
         return seconds, self.runner.step_nbytes(self.runner.experts_nbytes() - read)
@@ -200,9 +206,14 @@ class Streams:
         """Seconds, of two attempts the better."""
         spent = []
         for seed in range(2):
-            began = self.runner.clock()
-            self.runner.prefill(0, prompt(length, seed))
-            spent.append(self.runner.clock() - began)
+            tokens, runner = prompt(length, seed), self.runner
+            began = runner.clock()
+            for chunk in chunks(0, length, longest=runner.longest_chunk, past=runner.past):
+                if chunk.end < length:
+                    runner.read(0, tokens, chunk)
+                else:
+                    runner.read_last(0, tokens, chunk).on_host()
+            spent.append(runner.clock() - began)
         return min(spent)
 
 
@@ -210,14 +221,14 @@ class Bare:
     """One expert's products in a loop, over the bytes that the layer has, and nothing else."""
 
     def __init__(self, ready: ReadyCheckpoint) -> None:
-        shape = StepShape(
+        self.shape = StepShape(
             config=ready.config,
             mesh=ONE,
             platform=jax.devices()[0].platform,
             compute=jnp.dtype(jnp.bfloat16),
             has_fast_bfloat16=has_fast_bfloat16(),
         )
-        self.project = jax.jit(lambda x, held, n: project(x, held, shape=shape, expert=n))
+        self.project = jax.jit(lambda x, held, n: project(x, held, shape=self.shape, expert=n))
         tensors = {tensor.key: tensor for tensor in ready.storage.tensors}
 
         def whole(key: str) -> Any:
@@ -358,12 +369,56 @@ def report_decode(
     if "token_s" in reference:
         ratio = reference["token_s"] / median(one[0] for one, _ in steps[1])
         judge("decode 100x of the reference", ok=ratio > 100, found=f"{ratio:.0f}x")
+    sums = {count: count / median(one[0] for one, _ in each) for count, each in steps.items()}
+    slowest = min(sums, key=sums.__getitem__)
+    judge(
+        "many sequences are never slower in sum than one",
+        ok=sums[slowest] >= sums[1],
+        found=f"{sums[slowest] / sums[1]:.2f}x with {slowest}",
+    )
     if ON_CPU:
         weights, share = USED / layer, rate / kernel
         judge("decode 6 G weights/s", ok=weights > 6e9, found=f"{weights / 1e9:.1f}")
         judge("decode 0.75 of the bare kernel", ok=share > 0.75, found=f"{share:.2f}")
     else:
         judge("decode 0.6 of memory", ok=rate > 0.6 * memory, found=f"{rate / memory:.2f}")
+
+
+def report_sampling(streams: Streams, rounds: int) -> None:
+    """Steps of a layer, and draws from as many rows of the whole vocabulary, in turn.
+
+    The layer's own vocabulary is small, so the rows are Gaussian: of deviation 1, which is flat,
+    to 5.
+    """
+    random, rows = np.random.default_rng(5), []
+    draws = {"greedy": Sampling(temperature=0), "defaults": RUN_DEFAULTS}
+    worst = share = 0.0
+    for count in (1, max(STEPS)):
+        logits = {
+            deviation: random.normal(0, deviation, (count, GROK_1.vocab_size)).astype(np.float32)
+            for deviation in (1, 2, 5)
+        }
+        spent: dict[tuple[str, int], list[float]] = {}
+        steps = []
+        for number in range(rounds * STEPS[count]):
+            steps.append(streams.decode(count)[0])
+            for deviation, values in logits.items():
+                for name, sampling in draws.items():
+                    began = time.perf_counter()
+                    for row in values:
+                        sampling.choose(row, number)
+                    took = time.perf_counter() - began
+                    spent.setdefault((name, deviation), []).append(took)
+        step = median(steps)
+        for deviation in logits:
+            greedy, default = (median(spent[name, deviation]) for name in draws)
+            slower = (step + default) / (step + greedy) - 1
+            worst, share = max(worst, default / count), max(share, slower)
+            cells = [f"{1e3 * seconds:.2f}" for seconds in (step, greedy, default)]
+            rows.append((f"{count}, deviation {deviation}", *cells, f"{slower:.1%}"))
+    table(("sequences", "ms, 1 layer", "ms, greedy", "ms, defaults of run", "slower"), *rows)
+    judge("a token drawn in 1 ms", ok=worst <= 1e-3, found=f"{1e3 * worst:.2f} ms")
+    judge("5% of greedy's rate", ok=share <= 0.05, found=f"{share:.1%}")
 
 
 def report_prefill(many: Streams, peer: Peer) -> None:
@@ -387,6 +442,23 @@ def report_prefill(many: Streams, peer: Peer) -> None:
     table((title, "seconds", "tokens/s", "GFLOP/s needed", "of float32", "of bfloat16"), *rows)
     if not ON_CPU:
         judge("prefill 0.4 of bfloat16", ok=share > 0.4, found=f"{share:.2f}")
+
+
+def report_operands(bare: Bare) -> None:
+    """One product with operands of both types: whether the processor's flags chose the faster."""
+    is_fast, held = bare.shape.has_fast_bfloat16, bare.held[0]
+    found = both_operands(held, bare.shape)
+    ratios = {count: chosen_over_other(took, is_fast=is_fast) for count, took in found.items()}
+    table(
+        ("`gate` of an expert, tokens", "ms, float32", "ms, bfloat16", "chosen / other"),
+        *[
+            (count, *[f"{1e3 * one:.0f}" for one in took.values()], f"{ratios[count]:.2f}")
+            for count, took in found.items()
+        ],
+    )
+    worst = max(ratios.values())
+    name = "bfloat16" if is_fast else "float32"
+    judge("operands by capability are the faster", ok=worst < SLOWER, found=f"{name}, {worst:.2f}x")
 
 
 def report_start(folder: Path) -> None:
@@ -452,7 +524,10 @@ def main() -> None:
             decodes, prefills = llama(options.llama_cli, ready, folder / "layer.gguf")
         many = Streams(ready, options.layers or layers_that_fit(ready))
         report_decode(ready, many, options.rounds, decodes, reference)
+        report_sampling(Streams(ready, 1), options.rounds)
         report_prefill(Streams(ready, 1) if ON_CPU else many, prefills)
+        if ON_CPU:
+            report_operands(Bare(ready))
         report_start(folder)
 
 
