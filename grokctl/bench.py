@@ -10,11 +10,12 @@ from grokctl.errors import UsageError
 from grokctl.events import Advanced, Finished, Observer, Stage, Started, Unit, ignore
 from grokctl.inference.devices import memory_bandwidth
 from grokctl.inference.engine import Engine
-from grokctl.inference.generation import BatchStats, Request
+from grokctl.inference.generation import BatchStats, Generation, Request
 from grokctl.inference.plan import RunPlan
 from grokctl.inference.scheduler import Scheduler
 from grokctl.inference.stream import Batch
 from grokctl.model.sampling import Sampling
+from grokctl.text import format_number
 
 _SEED: Final = 1
 RUN_DEFAULTS: Final = Sampling(temperature=0.7, top_p=0.95)
@@ -100,7 +101,7 @@ def bench(
     rows: list[Row] = []
     observe(Started(stage=Stage.BENCH, total=len(workloads), unit=Unit.NOTHING))
     for done, workload in enumerate(workloads):
-        detail = f"{workload.prompt_tokens:,} tokens x {workload.batch}"
+        detail = f"{format_number(workload.prompt_tokens, 'token')} x {workload.batch}"
         observe(Advanced(stage=Stage.BENCH, done=done, detail=detail))
         shape = workload.batch, workload.prompt_tokens
         prompts = random.integers(engine.config.vocab_size, size=shape).tolist()
@@ -123,18 +124,19 @@ def _measure(
     The second time their slots have kept them, so every step decodes all of them.
     """
     batch, length = len(prompts), len(prompts[0])
-    first = replace(_requests(prompts[:1], 1)[0], cache_prompt=False)
-    _run(scheduler, [first])  # compiles, and brings weights into memory
-    read = _run(scheduler, _requests(prompts, 1))
+    first = _requests(prompts if length == 1 else prompts[:1], 1)
+    # compiles, and brings weights into memory
+    _run(scheduler, [replace(request, cache_prompt=False) for request in first])
+    read, readings = _run(scheduler, _requests(prompts, 1))
     _run(scheduler, _requests(prompts, 1))  # compiles
-    decoded = _run(scheduler, _requests(prompts, max_tokens))
+    decoded, _ = _run(scheduler, _requests(prompts, max_tokens))
     prefill_s = read.prefill_s + read.decode_s  # of a prompt of one token, a decode step reads it
     step_s = decoded.decode_s / decoded.steps
     return Row(
         prompt_tokens=length,
         batch=batch,
         prefill_tokens_per_s=batch * length / prefill_s,
-        first_token_s=prefill_s / batch,
+        first_token_s=sum(reading.stats.first_token_s for reading in readings) / batch,
         decode_tokens_per_s=decoded.decode_tokens_per_s,
         step_s=step_s,
         bytes_per_step=decoded.bytes_per_step,
@@ -154,8 +156,7 @@ def _requests(prompts: list[list[int]], max_tokens: int) -> list[Request]:
     ]
 
 
-def _run(scheduler: Scheduler, requests: list[Request]) -> BatchStats:
+def _run(scheduler: Scheduler, requests: list[Request]) -> tuple[BatchStats, list[Generation]]:
     batch = Batch(scheduler, requests)
-    for _ in batch:
-        pass
-    return batch.stats
+    generations = [generation for _, generation in batch]
+    return batch.stats, generations

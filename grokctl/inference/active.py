@@ -1,7 +1,9 @@
 """A request on its way through the scheduler: queued, then in a slot."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
+
+import numpy as np
 
 from grokctl.inference.chunks import Chunk
 from grokctl.inference.compiled_steps import Head
@@ -14,7 +16,7 @@ from grokctl.inference.generation import (
     Stats,
 )
 from grokctl.inference.sequence import Sequence
-from grokctl.inference.slots import Slot
+from grokctl.inference.slots import SHORTEST_PREFIX, Slot, common_prefix
 
 
 @dataclass(slots=True, eq=False)
@@ -24,6 +26,12 @@ class Ticket:
     request: Request
     deliver: Callable[[RequestEvent], object]
     is_cancelled: bool = False
+
+    @property
+    def needs_slot(self) -> bool:
+        """Whether there is something to compute."""
+        request = self.request
+        return request.max_tokens > 0 or request.of_prompt is not PromptOutput.NOTHING
 
 
 @dataclass(slots=True, eq=False)
@@ -76,6 +84,10 @@ class Active:
             return list(self.request.prompt[: self.read])
         return [*self.request.prompt, *self.sequence.ids[:-1]]
 
+    def as_slot(self) -> Slot:
+        """Its slot, with what is kept there until now."""
+        return Slot(self.slot.number, np.asarray(self.kept, np.int32), self.scores)
+
     def head_of(self, chunk: Chunk) -> Head:
         """What is computed after a chunk of the prompt."""
         match self.request.of_prompt:
@@ -109,3 +121,27 @@ class Active:
                 cached_tokens=self.cached,
             ),
         )
+
+
+def is_read_soon(request: Request, reading: Iterable[Active], slots: Iterable[Slot]) -> bool:
+    """Whether a request under way is reading much more of a prompt than is kept.
+
+    Args:
+        request: Waits.
+        reading: Requests that read their prompts.
+        slots: All slots, with what they have kept.
+    """
+    if not request.is_reused:
+        return False
+    prompt = np.asarray(request.prompt, np.int32)
+    wants_scores = request.of_prompt is PromptOutput.SCORES
+    soon = [
+        common_prefix(np.asarray(active.request.prompt, np.int32), prompt)
+        for active in reading
+        if active.request.cache_prompt
+        and (active.request.of_prompt is PromptOutput.SCORES or not wants_scores)
+    ]
+    most = min(max(soon, default=0), len(prompt) - 1)
+    if most < SHORTEST_PREFIX:
+        return False
+    return most - max(slot.kept_for(request, prompt) for slot in slots) >= SHORTEST_PREFIX

@@ -2,8 +2,13 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Final
 
 from grokctl.model.bucketing import SHORTEST_CHUNK
+
+_BESIDE_DECODE: Final = {"cpu": 128}
+"""Most tokens of prompts in a turn that other sequences wait for to decode."""
+_BESIDE_DECODE_ELSEWHERE: Final = 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +25,19 @@ class Chunk:
     def end(self) -> int:
         """Position behind the last."""
         return self.start + self.count
+
+
+def turn_budget(longest: int, *, platform: str, is_decoding: bool) -> int:
+    """Tokens of prompts in a turn.
+
+    Args:
+        longest: Most tokens of a chunk.
+        platform: `cpu`, `gpu` or `tpu`.
+        is_decoding: Whether other sequences wait for the turn to end.
+    """
+    if not is_decoding:
+        return longest
+    return min(longest, _BESIDE_DECODE.get(platform, _BESIDE_DECODE_ELSEWHERE))
 
 
 def padded_length(count: int, *, longest: int) -> int:

@@ -270,6 +270,23 @@ class Programs:
         after: Cache = program(cache, slots)
         return after
 
+    def copied(self, cache: Cache, source: int, target: int) -> Cache:
+        """The cache, which is given away, with one slot written over another."""
+
+        def copied(cache: Cache, slots: jax.Array) -> Cache:
+            copies: Cache = jax.tree.map(
+                lambda leaf: leaf.at[:, slots[1]].set(leaf[:, slots[0]]), cache
+            )
+            return copies
+
+        slots = handed_over(np.array([source, target], np.int32), self.shared)
+        arguments = [self._struct((2,), jnp.int32)]
+        program = self._program(
+            "copied", copied, (cache,), arguments, self.loader.per_device, donate=0
+        )
+        after: Cache = program(cache, slots)
+        return after
+
     def gather(self, batch: int) -> Any:
         """The program that brings whole rows of logits to every process."""
         return self._program("gather", _gathered, (), [self._logits(batch)], _EVERYWHERE)

@@ -61,6 +61,11 @@ class Request:
     of_prompt: PromptOutput = PromptOutput.NOTHING
     """What is wanted of the prompt itself."""
 
+    @property
+    def is_reused(self) -> bool:
+        """Whether a kept prefix is of use: all logits of a prompt come from running all of it."""
+        return self.cache_prompt and self.of_prompt is not PromptOutput.LOGITS
+
     def __post_init__(self) -> None:
         if self.max_tokens < 0:
             raise invalid("max_tokens", self.max_tokens, "expected at least 0")

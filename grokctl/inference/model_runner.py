@@ -1,8 +1,8 @@
 """The model on its devices, a step at a time: its parameters, its cache, and its programs."""
 
 import time
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Hashable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from enum import IntEnum
 from typing import Any, Final
 
@@ -42,6 +42,8 @@ class _Order(IntEnum):
     """Gather the logits of the last step."""
     CLEAR = 4
     """Clear a slot."""
+    COPY = 5
+    """Copy a slot."""
 
 
 class ModelRunner:
@@ -78,6 +80,7 @@ class ModelRunner:
         self._observe = observe
         self._programs = Programs(loader, parameters, shape)
         self._steps: dict[_Key, Step] = {}
+        self._compiled: set[Hashable] = set()
         with compiling(observe):
             self._cache = self._new_cache()
             self._none_read = self._programs.none_read()
@@ -166,8 +169,19 @@ class ModelRunner:
 
     def _clear(self, slot: int) -> None:
         cache, self._cache = self._cache or self._new_cache(), ()
-        with out_of_memory(), self._computing():
+        with self._compiling_once("clear", "the clearing of a slot"), self._computing():
             self._cache = self._programs.cleared(cache, slot)
+
+    def copy(self, source: int, target: int) -> bool:
+        """Write the keys and values of a slot over those of another; True, when that is done."""
+        self._tell(_Order.COPY, (source, target, Head.NONE))
+        self._copy(source, target)
+        return True
+
+    def _copy(self, source: int, target: int) -> None:
+        cache, self._cache = self._cache or self._new_cache(), ()
+        with self._compiling_once("copy", "the copy of a slot"), self._computing():
+            self._cache = self._programs.copied(cache, source, target)
 
     def _step_logits(self, rows: int) -> StepLogits:
         return StepLogits(
@@ -208,18 +222,33 @@ class ModelRunner:
         batch, length, head = key
         if key not in self._steps:
             self._tell(_Order.COMPILE, key)  # so that all processes compile at the same time
-            started = time.perf_counter()
             what = "one token" if length == 1 else f"{length} tokens"
             detail = what if batch == 1 else f"{what} of {batch} sequences"
-            self._observe(Started(stage=Stage.COMPILE, unit=Unit.NOTHING))
-            self._observe(Advanced(stage=Stage.COMPILE, detail=detail))
-            with out_of_memory(), compiling(self._observe):
+            with self._compiling_once(key, detail):
+                self._cache = self._cache or self._new_cache()
                 self._steps[key] = self._programs.step(
                     self._cache, self._none_read, batch=batch, time=length, head=head
                 )
-            self._observe(Finished(stage=Stage.COMPILE))
-            self.compile_s += time.perf_counter() - started
+                if head is Head.LAST and self.shape.draws_on_device:
+                    self._programs.largest(batch, 0)
+                    self._compiled.add(("largest", batch, 0))
         return self._steps[key]
+
+    @contextmanager
+    def _compiling_once(self, key: Hashable, detail: str) -> Iterator[None]:
+        """Report a compilation, and stop the clock meanwhile, the first time that a key comes."""
+        if key in self._compiled:
+            with out_of_memory():
+                yield
+            return
+        started = time.perf_counter()
+        self._observe(Started(stage=Stage.COMPILE, unit=Unit.NOTHING))
+        self._observe(Advanced(stage=Stage.COMPILE, detail=detail))
+        with out_of_memory(), compiling(self._observe):
+            yield
+        self._compiled.add(key)
+        self._observe(Finished(stage=Stage.COMPILE))
+        self.compile_s += time.perf_counter() - started
 
     def _run(self, key: _Key, task: Task) -> Any:
         self._step(key)
@@ -258,8 +287,10 @@ class ModelRunner:
             return np.asarray(self._logits)[:, 0]
 
     def _gather(self, batch: int) -> NDArray[np.float32]:
+        with self._compiling_once(("gather", batch), "the gathering of logits"):
+            program = self._programs.gather(batch)
         with out_of_memory(), self._computing():
-            return np.asarray(self._programs.gather(batch)(self._logits))[:, 0]
+            return np.asarray(program(self._logits))[:, 0]
 
     @property
     def candidates(self) -> int:
@@ -280,7 +311,9 @@ class ModelRunner:
         return self._largest(rows)
 
     def _largest(self, rows: AdjustedRows) -> NDArray[np.int32]:
-        program = self._programs.largest(*rows.ids.shape)
+        key = ("largest", *rows.ids.shape)
+        with self._compiling_once(key, f"the draw of {rows.ids.shape[0]} tokens"):
+            program = self._programs.largest(*rows.ids.shape)
         given = [handed_over(array, self._programs.shared) for array in rows.arrays()]
         with out_of_memory(), self._computing():
             return np.asarray(program(self._logits, *given))
@@ -311,6 +344,8 @@ class ModelRunner:
                 self._gather(batch)
             case _Order.CLEAR:
                 self._clear(batch)
+            case _Order.COPY:
+                self._copy(batch, length)
 
     def _tell(self, order: _Order, key: _Key, *arrays: NDArray[np.int32]) -> None:
         """Have the other processes do the same."""

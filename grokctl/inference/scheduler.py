@@ -6,13 +6,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 import numpy as np
 
 from grokctl.errors import GrokctlError
-from grokctl.inference.active import Active, Ticket
-from grokctl.inference.chunks import Chunk, chunks, next_chunk
+from grokctl.inference.active import Active, Ticket, is_read_soon
+from grokctl.inference.chunks import Chunk, chunks, next_chunk, turn_budget
 from grokctl.inference.compiled_steps import Head
 from grokctl.inference.generation import (
     BatchStats,
@@ -30,14 +30,11 @@ from grokctl.inference.generation import (
 from grokctl.inference.model_runner import ModelRunner
 from grokctl.inference.plan import RunPlan
 from grokctl.inference.sequence import Sequence
-from grokctl.inference.slots import Slots
+from grokctl.inference.slots import Place, Slot, Slots
 from grokctl.inference.step_logits import Draw, not_finite
 
-_Result = TypeVar("_Result")
-
-_BESIDE_DECODE: Final = {"cpu": 128}
-"""Most tokens of prompts in a turn that other sequences wait for to decode."""
-_BESIDE_DECODE_ELSEWHERE: Final = 512
+_LOOKED_AT: Final = 64
+"""Waiting requests that are passed over in a turn, at most."""
 _FEWEST: Final = 64
 """A chunk counts as at least so many tokens: a short one reads most of the experts, too."""
 
@@ -68,11 +65,9 @@ class Scheduler:
         self._waiting: deque[Ticket] = deque()
         self._slots = Slots(runner.slots)
         self._reading: deque[Active] = deque()
-        """The next one to read is the first."""
         self._decoding: list[Active] = []
         self._has_cancelled = False
         self._turning: int | None = None
-        """The thread that takes a turn now."""
         self._arrived = threading.Event()
 
     # --- for any thread
@@ -119,7 +114,7 @@ class Scheduler:
     @property
     def running(self) -> int:
         """Requests in slots."""
-        return len(self._reading) + len(self._decoding)
+        return self._runner.slots - len(self._slots.free)
 
     def turn(self) -> None:
         """Make one token of every sequence whose prompt was read, and read on in other prompts.
@@ -170,7 +165,11 @@ class Scheduler:
         """Look into the inbox, and end the requests that were cancelled."""
         has_cancelled, self._has_cancelled = self._has_cancelled, False  # before the inbox
         while self._inbox:
-            self._waiting.append(self._inbox.popleft())
+            ticket = self._inbox.popleft()
+            if ticket.needs_slot:
+                self._waiting.append(ticket)
+            else:
+                self._end_unread(ticket)
         if not has_cancelled:
             return
         for _ in range(len(self._waiting)):
@@ -186,60 +185,79 @@ class Scheduler:
     def _admit(self) -> None:
         """Give waiting requests free slots: first come, first served.
 
-        Compiles their steps now, so that few are compiled between tokens.
+        A prompt waits while another request reads a beginning that both have. Steps are compiled
+        now, so that few are compiled between tokens.
         """
         self._sort_out()
-        decodes = False
-        while self._waiting and self._slots.free:
+        later: list[Ticket] = []
+        while self._waiting and self._slots.free and len(later) < _LOOKED_AT:
             ticket = self._waiting.popleft()
-            request = ticket.request
-            if request.max_tokens == 0 and request.of_prompt is PromptOutput.NOTHING:
-                self._end_unread(ticket)
+            if is_read_soon(ticket.request, self._reading, [*self._slots.free, *self._busy]):
+                later.append(ticket)
                 continue
-            is_reused = request.cache_prompt and request.of_prompt is not PromptOutput.LOGITS
-            slot, common = self._slots.take(request.prompt, reuse=is_reused)
-            active = Active(
-                ticket=ticket,
-                sequence=self._sequence(request),
-                slot=slot,
-                compiled=self._runner.compile_s,
-            )
-            self._reading.append(active)  # now it is found if this is interrupted
-            self._start_from(active, common)
-            decodes = decodes or active.steps > 0
-            if not active.decodes:
+            active = self._placed(ticket)
+            if active is None:
+                break
+            try:
                 self._compile(active)
-                self._tell(active.ticket, PromptRead(done=active.read, cached=active.cached))
+            except GrokctlError as error:  # the cache is as it was: the others go on
+                self._end(active, error)
+                continue
+            if not active.decodes:
+                self._tell(ticket, PromptRead(done=active.read, cached=active.cached))
             self._go_on(active)
-        if decodes:
-            self._runner.decode_step(max(1, len(self._decoding)))
+        self._waiting.extendleft(reversed(later))
 
-    def _sequence(self, request: Request) -> Sequence:
-        return Sequence(
-            request,
-            eos_token=self._plan.config.eos_token,
-            tokenizer=self._plan.tokenizer,
-            context=self._plan.context,
+    @property
+    def _busy(self) -> list[Slot]:
+        """The slots of requests under way, with what they have kept until now."""
+        running = (*self._reading, *self._decoding)
+        return [active.as_slot() for active in running if active.request.cache_prompt]
+
+    def _placed(self, ticket: Ticket) -> Active | None:
+        """A request in a slot, with the prefix that was kept; None if copying it has failed."""
+        request = ticket.request
+        place = self._slots.take(request, self._busy)
+        active = Active(
+            ticket=ticket,
+            sequence=Sequence(
+                request,
+                eos_token=self._plan.config.eos_token,
+                tokenizer=self._plan.tokenizer,
+                context=self._plan.context,
+            ),
+            slot=place.slot,
+            compiled=self._runner.compile_s,
         )
+        self._reading.append(active)  # now it is found if this is interrupted
+        if place.source is not None:
+            copy = partial(self._runner.copy, place.source, place.slot.number)
+            if self._computed(copy) is None:
+                return None
+        self._start_from(active, place)
+        return active
 
-    def _start_from(self, active: Active, common: int) -> None:
-        """Begin behind the tokens that the slot has kept."""
-        prompt = active.request.prompt
+    def _start_from(self, active: Active, place: Place) -> None:
+        """Begin behind the tokens that the slot has."""
+        common = place.common
+        active.scores = place.scores
         if active.request.of_prompt is PromptOutput.SCORES:
             # a token's score comes from the token before, which runs again unless both are kept
-            common = min(common, active.slot.scored)
-            active.scores = active.slot.scores_of(common)
             self._tell(active.ticket, *active.scores)
+            common = active.scores[-1].end if active.scores else 0
             active.read = max(0, common - 1)
         else:
-            active.read = min(common, len(prompt) - 1)  # the last one's logits are wanted
+            active.read = min(common, len(active.request.prompt) - 1)  # its logits are wanted
         active.cached = active.read
 
     def _compile(self, active: Active) -> None:
-        """Compile the steps of a prompt's chunks."""
+        """Compile the steps of a prompt's chunks, and one of decoding."""
         past = self._runner.past
-        for chunk in chunks(active.read, active.to_read, longest=self._budget, past=past):
+        end = active.read if active.decodes else active.to_read
+        for chunk in chunks(active.read, end, longest=self._budget, past=past):
             self._runner.chunk_step(chunk, active.head_of(chunk))
+        if active.steps > 0:
+            self._runner.decode_step(1)
 
     def _go_on(self, active: Active) -> None:
         """Let a request read that can, or decode, or end."""
@@ -255,10 +273,8 @@ class Scheduler:
     @property
     def _budget(self) -> int:
         """Tokens of prompts in a turn."""
-        most = self._runner.longest_chunk
-        if not self._decoding:
-            return most
-        return min(most, _BESIDE_DECODE.get(self._runner.platform, _BESIDE_DECODE_ELSEWHERE))
+        longest, platform = self._runner.longest_chunk, self._runner.platform
+        return turn_budget(longest, platform=platform, is_decoding=bool(self._decoding))
 
     def _decode(self) -> None:
         """Make one token of every sequence whose prompt was read."""
@@ -305,7 +321,7 @@ class Scheduler:
             begun = self._runner.clock()
             draws = self._computed(partial(self._run, active, chunk))
             if draws is None:
-                return
+                return  # all have ended
             spent = self._runner.clock() - begun
             active.read_s += spent
             active.ran += chunk.count
@@ -338,7 +354,7 @@ class Scheduler:
                 self._tell(active.ticket, part)
         return []
 
-    def _computed(self, compute: Callable[[], _Result]) -> _Result | None:
+    def _computed(self, compute: Callable[[], Any]) -> Any:
         """What a step gives; None if it failed, with everything that was in the cache."""
         try:
             return compute()
@@ -369,7 +385,8 @@ class Scheduler:
             finish_reason=reason,
             stats=self._stats,
         )
-        self._count(prompt_tokens=generation.prompt_tokens)
+        if reason is FinishReason.LENGTH:
+            self._count(prompt_tokens=generation.prompt_tokens)
         self._tell(ticket, Ended(generation))
 
     def _lose_all(self, reason: FinishReason | GrokctlError) -> None:
@@ -408,8 +425,8 @@ class Scheduler:
             return
         if reason is not None:
             active.sequence.finish(reason)
-        compile_s = self._runner.compile_s - active.compiled
-        generation = active.result(replace(self._stats, compile_s=compile_s))
+        stats = replace(self._stats, compile_s=self._runner.compile_s - active.compiled)
+        generation = active.result(stats)
         self._count(
             prompt_tokens=generation.prompt_tokens,
             cached_tokens=active.cached,

@@ -95,9 +95,11 @@ class Sequence:
         is_cut = self.limit < self.request.max_tokens
         allowed = FinishReason.CONTEXT if is_cut else FinishReason.LENGTH
         self.finish_reason = reason or allowed
-        if self.finish_reason is FinishReason.INTERRUPTED:
-            return []
+        if self.finish_reason is FinishReason.INTERRUPTED or not self.ids:
+            return []  # what a prompt leaves open is no text of ours
         rest = self._filter.push(self._stream.finish() if self._stream else "")
         rest += self._filter.finish()
+        if self._filter.has_stopped:
+            self.finish_reason, self.ended_by = FinishReason.STOP, self._filter.found
         self.text += rest
         return [Token(None, rest)] if rest else []

@@ -7,10 +7,10 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from grokctl.inference.generation import PromptScores
+from grokctl.inference.generation import PromptOutput, PromptScores, Request
 
-_SHORTEST_PREFIX: Final = 16
-"""A shorter prefix is worth it only if it is most of what the slot has kept."""
+SHORTEST_PREFIX: Final = 16
+"""Tokens of a prefix that is worth a copy."""
 
 
 @dataclass(slots=True, eq=False)
@@ -25,14 +25,30 @@ class Slot:
     used: int = 0
     """When it was given back: a count, of all slots together."""
 
-    @property
-    def scored(self) -> int:
-        """Kept tokens with scores, the first one included, which has none; 0 without scores."""
-        return self.scores[-1].end if self.scores else 0
+    def kept_for(self, request: Request, prompt: NDArray[np.int32]) -> int:
+        """Tokens of a request's prompt that are kept; if it wants scores, with scores."""
+        common = common_prefix(self.tokens, prompt)
+        if request.of_prompt is PromptOutput.SCORES:
+            return min(common, self.scores[-1].end if self.scores else 0)
+        return common
 
     def scores_of(self, tokens: int) -> list[PromptScores]:
         """The scores of the first `tokens` kept tokens."""
         return [part.between(0, tokens) for part in self.scores if part.start < tokens]
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a prompt starts."""
+
+    slot: Slot
+    """Its slot, which is free no more."""
+    common: int
+    """Tokens of the prompt that the slot has, or gets."""
+    scores: list[PromptScores]
+    """Of these tokens, as far as they were scored."""
+    source: int | None = None
+    """The slot whose keys and values have to be copied."""
 
 
 class Slots:
@@ -42,27 +58,32 @@ class Slots:
         self.free = [Slot(number) for number in range(count)]
         self._uses = 0
 
-    def take(self, prompt: Sequence[int], *, reuse: bool) -> tuple[Slot, int]:
-        """Take a free slot: with the longest common prefix, or else the least valuable.
+    def take(self, request: Request, busy: Sequence[Slot] = ()) -> Place:
+        """Take a free slot for the prompt of a request.
+
+        The longest common prefix of all slots is used where it is, if its slot is free and loses
+        less than it gives. Otherwise it is copied to the least valuable slot.
 
         Args:
-            prompt: Token ids.
-            reuse: Whether to start from a kept prefix.
-
-        Returns:
-            The slot, and the tokens that it has of the prompt. There must be a free one.
+            request: If it wants scores, only kept tokens with scores are of use.
+            busy: The slots that are not free, with what they have now.
         """
-        wanted = np.asarray(prompt, np.int32)
-        common = {slot.number: _common(slot.tokens, wanted) if reuse else 0 for slot in self.free}
-        worth = [
-            slot
-            for slot in self.free
-            if common[slot.number] >= _SHORTEST_PREFIX or 2 * common[slot.number] > len(slot.tokens)
-        ]
-        best = max(worth, key=lambda slot: common[slot.number], default=None)
-        chosen = best or min(self.free, key=self._value)
-        self.free.remove(chosen)
-        return chosen, common[chosen.number]
+        wanted = np.asarray(request.prompt, np.int32)
+        least = min(self.free, key=self._value)
+        best, common = least, 0
+        for slot in (*self.free, *busy) if request.is_reused else ():
+            length = slot.kept_for(request, wanted)
+            if (length, -len(slot.tokens)) > (common, -len(best.tokens)):
+                best, common = slot, length
+        loses_less = best is least or 2 * common > len(best.tokens)
+        if best in self.free and loses_less:
+            self.free.remove(best)
+            return Place(best, common, best.scores_of(common))
+        self.free.remove(least)
+        if common < SHORTEST_PREFIX:
+            common = least.kept_for(request, wanted) if request.is_reused else 0
+            return Place(least, common, least.scores_of(common))
+        return Place(least, common, best.scores_of(common), best.number)
 
     @staticmethod
     def _value(slot: Slot) -> tuple[bool, int, int]:
@@ -85,7 +106,7 @@ class Slots:
         self.free.append(slot)
 
 
-def _common(kept: NDArray[np.int32], wanted: NDArray[np.int32]) -> int:
+def common_prefix(kept: NDArray[np.int32], wanted: NDArray[np.int32]) -> int:
     """Length of the common prefix."""
     length = min(len(kept), len(wanted))
     differ = np.flatnonzero(kept[:length] != wanted[:length])

@@ -78,23 +78,21 @@ class Stream:
         return self._generation is not None or self._error is not None
 
     def cancel(self) -> None:
-        """End the request with the text so far.
-
-        Raises:
-            GrokctlError: It has failed.
-        """
+        """End the request with the text so far; the events until now can still be taken."""
         self._scheduler.cancel(self._ticket)
         self._scheduler.end_cancelled()
-        for _ in self.events():
-            pass
 
     @property
     def result(self) -> Generation:
-        """The result, after the last token.
+        """The result, after the last token or `cancel`.
 
         Raises:
             UsageError: The request has not ended.
+            GrokctlError: It could not be fulfilled.
         """
+        if self._events and isinstance(self._events[-1], Ended | Failed):
+            for _ in self.events():
+                pass  # nobody wants them any more
         if self._error is not None:
             raise self._error
         if self._generation is None:

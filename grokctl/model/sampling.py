@@ -131,14 +131,19 @@ class Sampling:
         Returns:
             The bias less the penalties, and -inf for banned tokens; None if nothing changes.
         """
-        added = dict(self.logit_bias)
-        if self.frequency_penalty or self.presence_penalty:
-            for token, count in counts.items():
-                penalty = count * self.frequency_penalty + (count > 0) * self.presence_penalty
-                added[token] = added.get(token, 0.0) - penalty
-        added |= dict.fromkeys(banned, -inf)
-        ids = np.array(sorted(added), np.int32)
-        values = np.array([added[token] for token in sorted(added)], np.float32)
+        if not (self.frequency_penalty or self.presence_penalty):
+            counts = {}
+        if not (counts or self.logit_bias or banned):
+            return None
+        times = np.fromiter(counts.values(), np.float64, len(counts))
+        penalties = times * self.frequency_penalty + (times > 0) * self.presence_penalty
+        bias = np.array([value for _, value in self.logit_bias], np.float64)
+        named = [*counts, *(token for token, _ in self.logit_bias), *banned]
+        added = np.concatenate([-penalties, bias, np.full(len(banned), -inf)])
+        ids, places = np.unique(np.array(named, np.int32), return_inverse=True)
+        sums = np.zeros(len(ids))
+        np.add.at(sums, places, added)
+        values = sums.astype(np.float32)
         changed = np.abs(values) >= _SMALLEST
         return Adjustments(ids[changed], values[changed]) if changed.any() else None
 

@@ -68,7 +68,7 @@ def write(
                 if is_streamed and not is_silent:
                     console.write(event.text if has_text else _shown_id(event))
             if stop is not None and stop.is_made:
-                stream.cancel()
+                stream.cancel()  # what it has said until now still comes
     generation = stream.result
     was_stopped = generation.finish_reason is FinishReason.INTERRUPTED
     if not is_silent and (has_begun or not was_stopped):

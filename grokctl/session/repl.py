@@ -2,6 +2,7 @@
 
 import difflib
 import importlib
+import json
 from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any, Final
@@ -11,7 +12,7 @@ from grokctl.cluster.process_group import Cluster
 from grokctl.errors import InvalidValueError, UsageError
 from grokctl.events import Event, Observer, ignore
 from grokctl.inference.engine import Engine
-from grokctl.inference.generation import Generation, Request
+from grokctl.inference.generation import FinishReason, Generation, Request
 from grokctl.parse import plain_text, read_token_ids
 from grokctl.screen import run as screen
 from grokctl.screen.console import Console
@@ -19,6 +20,7 @@ from grokctl.session import settings
 from grokctl.session.complete import write
 from grokctl.session.history import History, edit_lines
 from grokctl.session.job import JobRequest, open_job
+from grokctl.session.prompts import check_settings
 
 _NAMES: Final = {name.replace("_", "-"): name for name in settings.SETTINGS}
 """Settings by the names that people type."""
@@ -167,8 +169,10 @@ class _Conversation:
             screen.closing(self._console, generation, has_loaded=False, is_drawn=is_drawn)
 
     def _more(self) -> None:
-        ids = self._finished().ids
-        if ids[-1:] == (self._engine.config.eos_token,) and not self._request.ignore_eos:
+        last = self._finished()
+        ids, eos = last.ids, self._engine.config.eos_token
+        ends = {last.ended_by} if self._request.ignore_eos else {last.ended_by, eos}
+        if last.finish_reason is FinishReason.STOP and ids and ids[-1] in ends:
             ids = ids[:-1]  # the text goes on as if it had not ended
         self._complete((*self._request.prompt, *ids), None)
 
@@ -193,10 +197,14 @@ class _Conversation:
             )
         if value.strip():
             parsed = settings.parse(_NAMES[name], value.strip())
-            self._request = settings.change(self._request, _NAMES[name], parsed)
+            changed = settings.change(self._request, _NAMES[name], parsed)
+            check_settings(changed, self._engine.plan)
+            self._request = changed
         self._console.asides([(name, self._shown(name))])
 
     def _shown(self, name: str) -> str:
+        if name == "logit-bias" and (bias := self._request.sampling.logit_bias):
+            return json.dumps({str(token): value for token, value in bias})  # as it is typed
         match settings.get(self._request, _NAMES[name]):
             case bool() as switch:
                 return "on" if switch else "off"

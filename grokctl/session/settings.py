@@ -117,9 +117,16 @@ def _parse_texts(text: str) -> object:
 
 def _parse_json(text: str) -> object:
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=_unique)
     except RecursionError as error:
         raise ValueError(text) from error
+
+
+def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        raise ValueError(pairs)
+    return values
 
 
 def _parse_ids(text: str) -> object:

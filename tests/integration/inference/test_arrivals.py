@@ -334,6 +334,46 @@ def test_a_prefix_is_kept_at_any_length_up_to_the_end_of_the_context(engine, que
     assert arrivals_[1][0].result.ids == alone(engine, whole).ids
 
 
+@pytest.mark.parametrize("output", [PromptOutput.NOTHING, PromptOutput.SCORES])
+def test_prompts_that_come_together_read_what_they_share_once(engine, output):
+    shared = RANDOM.integers(3, CONFIG.vocab_size, 700).tolist()
+    together = [
+        Arrival(
+            Request(
+                prompt=(*shared, *range(start, start + 5)),
+                sampling=GREEDY,
+                max_tokens=4 if output is PromptOutput.NOTHING else 0,
+                of_prompt=output,
+                ignore_eos=True,
+            ),
+            turn=0,
+        )
+        for start in range(5, 5 + 10 * SLOTS, 10)
+    ]
+
+    play(engine, together)
+
+    ran = [read_of(arrival)[1] for arrival in together]
+    assert sum(ran) < 700 + SLOTS * 32
+    for arrival in together:
+        fresh = Arrival(replace(arrival.request, cache_prompt=False), turn=0)
+        play(engine, [fresh])
+        assert arrival.result.ids == fresh.result.ids
+        if output is PromptOutput.SCORES:
+            found, expected_ = scores_of(arrival.events), scores_of(fresh.events)
+            np.testing.assert_allclose(found, expected_, atol=1e-5)
+
+
+def test_nothing_to_compute_needs_no_slot(engine):
+    running = [Arrival(fresh(5, max_tokens=8, ignore_eos=True), turn=0) for _ in range(SLOTS)]
+    nothing = Arrival(fresh(5, max_tokens=0), turn=2)
+
+    play(engine, [*running, nothing])
+
+    assert nothing.events == [Ended(nothing.result)]
+    assert nothing.result.finish_reason is FinishReason.LENGTH
+
+
 def scores_of(events: list) -> np.ndarray:
     parts = [event for event in events if isinstance(event, PromptScores)]
     assert [part.start for part in parts] == [1, *[part.end for part in parts[:-1]]]

@@ -2,7 +2,10 @@
 
 import collections
 import itertools
+import sys
+from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -12,10 +15,11 @@ from golden import load_golden
 from grokctl.checkpoint.miniature import MINIATURE, write_miniature
 from grokctl.checkpoint.release import Release, open_release
 from grokctl.checkpoint.tensor_source import ReleaseSource
-from grokctl.errors import CorruptCheckpointError, UsageError
+from grokctl.errors import CorruptCheckpointError, HardwareError, UsageError
 from grokctl.events import Advanced, Finished, Stage, Started, Unit
 from grokctl.infer import infer
 from grokctl.inference.chunks import chunks
+from grokctl.inference.compiled_steps import Programs
 from grokctl.inference.engine import Engine
 from grokctl.inference.generation import Ended, Failed, FinishReason, PromptOutput, Request
 from grokctl.inference.plan import EngineOptions
@@ -348,10 +352,31 @@ def test_damaged_weights_end_the_batch(release):
         with pytest.raises(CorruptCheckpointError, match="not finite"):
             list(batch)
     assert list(batch) == []  # all were reported
-    for again in (list, lambda failed: failed.cancel(), lambda failed: failed.result):
+    for again in (list, lambda failed: failed.result, list):
         with pytest.raises(CorruptCheckpointError, match="not finite"):
             again(stream)
+        stream.cancel()  # changes nothing
     assert not engine.scheduler.has_work
+
+
+def test_a_step_that_cannot_be_compiled_fails_its_request_alone(release, engine, monkeypatch):
+    other, events = start(release), []
+    healthy = other.fulfil(request(190, 5, 12))
+    next(iter(healthy))
+    compile_step = Programs.step
+
+    def small(*arguments, time, **options):
+        if time > 16:
+            raise HardwareError("out of memory")
+        return compile_step(*arguments, time=time, **options)
+
+    monkeypatch.setattr(Programs, "step", small)
+    other.scheduler.submit(request(191, 40, 3), events.append)
+    list(healthy)
+
+    assert [type(event) for event in events] == [Failed]
+    assert healthy.result.ids == alone(engine, healthy.request).ids
+    assert len(other.scheduler._slots.free) == 3
 
 
 def test_who_cannot_receive_events_is_left_out_and_holds_nobody(engine):
@@ -456,3 +481,46 @@ def test_an_int8_cache_changes_the_score_little_and_no_greedy_token(name):
         ignore_eos=True,
     )
     assert list(alone(engine, wanted).ids) == golden.greedy
+
+
+# --- Ctrl-C
+
+
+class InterruptAt:
+    """Raises KeyboardInterrupt at a line of the scheduler, counted from the first that runs."""
+
+    def __init__(self, line: int) -> None:
+        self.left = line
+
+    def __call__(self, frame, event, _argument):
+        if "/inference/" not in frame.f_code.co_filename:
+            return None
+        if event == "line" and Path(frame.f_code.co_filename).stem in {"scheduler", "slots"}:
+            self.left -= 1
+            if self.left == 0:
+                raise KeyboardInterrupt
+        return self
+
+
+@pytest.mark.parametrize("line", np.random.default_rng(6).integers(1, 900, 25).tolist())
+def test_an_interrupt_anywhere_ends_what_runs_and_leaves_a_whole_engine(engine, one_by_one, line):
+    scheduler, events = engine.scheduler, [[] for _ in WANTED]
+    for wanted, inbox in zip(WANTED, events, strict=True):
+        scheduler.submit(replace(wanted, max_tokens=min(wanted.max_tokens, 6)), inbox.append)
+    before = sys.gettrace()
+    sys.settrace(InterruptAt(line))
+    try:
+        with suppress(KeyboardInterrupt):
+            while scheduler.has_work:
+                scheduler.turn()
+    finally:
+        sys.settrace(before)
+
+    while scheduler.has_work:
+        scheduler.turn()
+    for inbox, expected in zip(events, one_by_one, strict=True):
+        (end,) = [event for event in inbox if isinstance(event, Ended | Failed)][:1]
+        assert expected.ids[: len(end.generation.ids)] == end.generation.ids
+    assert sorted(slot.number for slot in scheduler._slots.free) == [0, 1, 2]
+    found = dict(engine.generate_many([WANTED[0], WANTED[6]]))
+    assert [found[0].ids, found[1].ids] == [one_by_one[0].ids, one_by_one[6].ids]

@@ -483,11 +483,11 @@ def test_a_number_outside_its_range_is_a_usage_error_that_says_it(options):
 @pytest.mark.parametrize(
     ("bias", "said"),
     [
-        pytest.param(((3, 1.0), (-1, 2.0)), r"(-1, 2.0): expected an id of at least 0", id="id"),
-        pytest.param(((3, 100.5),), "(3, 100.5): expected an id", id="large"),
-        pytest.param(((3, -100.5),), "(3, -100.5): expected an id", id="low"),
-        pytest.param(((3, math.nan),), "(3, nan): expected an id", id="none"),
-        pytest.param(((3, 1.0), (3, 2.0)), "(3, 2.0): expected each id once", id="twice"),
+        pytest.param(((3, 1.0), (-1, 2.0)), "'-1=2': expected an id of at least 0", id="id"),
+        pytest.param(((3, 100.5),), "'3=100.5': expected an id", id="large"),
+        pytest.param(((3, -100.5),), "'3=-100.5': expected an id", id="low"),
+        pytest.param(((3, math.nan),), "'3=nan': expected an id", id="none"),
+        pytest.param(((3, 1.0), (3, 2.0)), "'3=2': expected each id once", id="twice"),
     ],
 )
 def test_a_bias_outside_its_range_is_a_usage_error_that_says_it(bias, said):
