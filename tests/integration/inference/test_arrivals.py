@@ -136,14 +136,15 @@ def wanted(index: int) -> Request:
     )
 
 
-def test_two_hundred_requests_at_random_times(engine):
+@pytest.mark.parametrize("count", [70, pytest.param(200, marks=pytest.mark.slow)])
+def test_many_requests_at_random_times(engine, count):
     chosen = [
         Arrival(
             request=wanted(index),
-            turn=int(RANDOM.integers(0, 400)),
+            turn=int(RANDOM.integers(0, 2 * count)),
             cancelled_after=int(RANDOM.integers(0, 6)) if index % 3 == 0 else None,
         )
-        for index in range(200)
+        for index in range(count)
     ]
 
     play(engine, chosen)
@@ -163,7 +164,8 @@ def test_two_hundred_requests_at_random_times(engine):
         before = sum(steps(engine, each.request, chunk=shortest) for each in arrival.ahead)
         own = steps(engine, arrival.request, chunk=shortest)
         assert arrival.first_token - arrival.submitted <= before / SLOTS + SLOTS + own
-    assert sum(arrival.result.finish_reason is FinishReason.INTERRUPTED for arrival in chosen) > 20
+    ends = [arrival.result.finish_reason for arrival in chosen]
+    assert ends.count(FinishReason.INTERRUPTED) > count // 10
 
 
 def fresh(length: int, **options) -> Request:
