@@ -12,7 +12,6 @@ from grokctl.checkpoint.ready import ReadyCheckpoint, open_ready
 from grokctl.checkpoint.ready_receipt import keep_ready_receipt, receipt_now
 from grokctl.checkpoint.receipt import Receipt, Stamp, stamps_of
 from grokctl.checkpoint.sums import require_sums
-from grokctl.checkpoint.trust import EARLIER
 from grokctl.errors import Reason, UsageError, corrupt
 from grokctl.events import Advanced, Finished, Noted, Observer, Stage, Started, ignore
 from grokctl.ownership import why_exposed
@@ -122,7 +121,7 @@ def _write(run: _Run, *, force: bool, observe: Observer) -> None:
         publish(partial, plan.out, observe)
         # every byte was hashed as it was written, and no name or mode changes any more
         names = [record.name for record in records]
-        trust = (origin.root_of_trust or EARLIER) if origin.proven else ""
+        trust = (origin.root_of_trust or "") if origin.proven else ""
         receipt = receipt_now(plan.out, manifest_sha256, names, root_of_trust=trust)
         keep_ready_receipt(plan.out, receipt, observe)
 

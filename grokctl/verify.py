@@ -19,7 +19,7 @@ from grokctl.checkpoint.release import Release, damage_error
 from grokctl.checkpoint.release_files import files_of, read_config, scan_file
 from grokctl.checkpoint.structure import Survey, survey
 from grokctl.checkpoint.sums import doubt_of, exposure_of, read_sums
-from grokctl.checkpoint.trust import EARLIER, FOUND, trusted_metainfo
+from grokctl.checkpoint.trust import FOUND, trusted_metainfo
 from grokctl.checkpoint.unfinished import (
     Unfinished,
     forget_unfinished,
@@ -417,7 +417,7 @@ def verify_ready(
         is_proven=is_proven,
         doubt=doubt,
         is_exposed=doubt is not None and doubt == exposure_of(checkpoint),
-        root_of_trust=(checkpoint.source.root_of_trust or EARLIER) if is_proven else None,
+        root_of_trust=content.receipt.root_of_trust if content and is_proven else None,
         spared=content.spared if content else 0,
         since=content.since if content else None,
         remedy=reshard_again(checkpoint),

@@ -26,6 +26,11 @@ os.environ.setdefault("JAX_NUMPY_RANK_PROMOTION", "raise")
 os.environ.setdefault("JAX_NUMPY_DTYPE_PROMOTION", "strict")
 
 
+_SETTINGS = tempfile.mkdtemp(prefix="grokctl-settings-")
+atexit.register(shutil.rmtree, _SETTINGS, ignore_errors=True)
+os.environ["XDG_CONFIG_HOME"] = _SETTINGS  # the key of this run's receipts, not the user's own
+
+
 @pytest.fixture
 def two_layers(tmp_path: Path) -> Path:
     """A copy of the small golden release that a test may damage."""
