@@ -49,7 +49,7 @@ class _Run:
     """Of the source's files when it began."""
     proof: Receipt | None
     is_earlier: bool
-    """Whether an earlier version began it."""
+    """Whether an earlier version began it, or somebody else may have."""
 
 
 def reshard(
@@ -91,7 +91,7 @@ def reshard(
             for other in leftovers(partial.path, plan.out):
                 message = "left by another reshard, or in use by one"
                 observe(Noted(message=f"{other}: {message}; to delete it: rm -r {quoted(other)}"))
-            is_earlier = is_earlier and partial.path == usual
+            is_earlier = partial.is_of_others or (is_earlier and partial.path == usual)
             run = _Run(
                 plan=plan, partial=partial, stamps=stamps, proof=proof, is_earlier=is_earlier
             )
@@ -108,7 +108,9 @@ def _write(run: _Run, *, force: bool, observe: Observer) -> None:
         if partial.path.parent == plan.out:
             take_back(partial, plan.out)
         if run.is_earlier:
-            message = "begun by an earlier version; its result will not count as proven"
+            message = (
+                "begun by an earlier version, or elsewhere; its result will not count as proven"
+            )
             observe(Noted(message=f"{partial.path}: {message}"))
         with SourceHashing(source) as hashing:
             records, errors = _write_devices(plan, partial, hashing, observe)
@@ -145,6 +147,7 @@ def _write_devices(
         done = resume(writers, journal, observe)
         count = len(plan.layouts[0].tensors)
         if done:
+            hashing.include_all()
             message = f"continuing after {done} of {count} tensors of an interrupted run"
             observe(Noted(message=message))
         elif is_begun:

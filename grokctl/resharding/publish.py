@@ -269,7 +269,7 @@ def origin_of(
     Args:
         source: Whose files were hashed while they were read, or are covered by the proof.
         proof: Of a release.
-        is_earlier: Whether an earlier version has read a part of them.
+        is_earlier: Whether an earlier version, or somebody else, has written a part of the result.
     """
     if isinstance(source, Release):
         known = None if is_earlier else proof

@@ -266,7 +266,7 @@ def test_a_killed_reshard_goes_on_and_ends_as_if_it_had_not_been(grokctl, killed
     assert outcome.exit_code == 0
     # it did not look at the times of change: who knows what it has read
     assert not outcome.result["proven"]
-    message = "begun by an earlier version; its result will not count as proven"
+    message = "begun by an earlier version, or elsewhere; its result will not count as proven"
     assert f"{killed.partial}: {message}" in notes(outcome)
     tensors = json.loads((killed.like / "grokctl.json").read_bytes())["tensors"]
     assert f"continuing after {done} of {len(tensors)} tensors of an interrupted run" in notes(

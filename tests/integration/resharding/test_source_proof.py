@@ -7,7 +7,17 @@ import shutil
 from pathlib import Path
 
 import pytest
-from cuts import contents, cut, interrupt_at, made_here, partial_of, proven_release
+from cuts import (
+    contents,
+    cut,
+    interrupt_at,
+    journal_of,
+    kept_by,
+    made_here,
+    partial_of,
+    proven_release,
+)
+from users import user_of
 
 from grokctl.checkpoint.frames import Compression
 from grokctl.checkpoint.ready import SUMS, open_ready, read_manifest
@@ -16,8 +26,10 @@ from grokctl.checkpoint.sums import doubt_of, read_sums
 from grokctl.checkpoint.trust import TYPED
 from grokctl.errors import CorruptCheckpointError, Reason
 from grokctl.events import Advanced, Finished, Noted, Stage
+from grokctl.marks import MARK, put_mark
 from grokctl.model.placement import MeshShape
 from grokctl.model.precision import Precision
+from grokctl.own_files import opened_folder
 from grokctl.reshard import reshard
 from grokctl.resharding import source_hashing
 from grokctl.resharding.plan import ReshardOptions, plan_reshard
@@ -243,6 +255,80 @@ def test_a_source_that_was_altered_after_a_kill_is_found(ready, tmp_path):
         cut(opened(ready), FOUR, out)
 
     assert not out.exists()
+
+
+def at_the_end(event):
+    """Stop when every tensor is in the journal, and the source is still to be hashed."""
+    if isinstance(event, Advanced) and event.detail == "hashing the source":
+        raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("stop", [20, 0], ids=["midway", "at-the-end"])
+@pytest.mark.parametrize("name", [FIRST, SECOND])
+def test_what_a_killed_reshard_read_of_an_altered_file_is_not_published(
+    ready, tmp_path, name, stop, monkeypatch
+):
+    monkeypatch.setattr(source_hashing, "_BEHIND", 10**9)  # everything is hashed at the end
+    out = tmp_path / "out"
+    flip(ready / name, 3000)
+    with pytest.raises(KeyboardInterrupt):
+        cut(opened(ready), FOUR, out, observe=interrupt_at(stop) if stop else at_the_end)
+    assert journal_of(out)
+
+    with pytest.raises(CorruptCheckpointError, match=name):
+        cut(opened(ready), FOUR, out)
+
+    assert [entry.name for entry in tmp_path.iterdir()] == ["ready"]
+
+
+def without_a_mark(partial):
+    (partial / MARK).unlink()
+
+
+def as_a_copy(partial):
+    copy = shutil.copytree(partial, partial.with_name("copy"))
+    shutil.rmtree(partial)
+    copy.rename(partial)
+
+
+def with_a_mark_of_an_earlier_version(partial):
+    lines = (partial / MARK).read_text().splitlines(keepends=True)
+    (partial / MARK).write_text("".join(lines[:2]))
+
+
+def with_a_mark_of_another(partial):
+    (partial / MARK).unlink()
+    with user_of(partial.parent / "settings"), opened_folder(partial) as handle:
+        put_mark(handle, partial.name)
+    shutil.rmtree(partial.parent / "settings")
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        None,
+        without_a_mark,
+        as_a_copy,
+        with_a_mark_of_an_earlier_version,
+        with_a_mark_of_another,
+    ],
+)
+def test_what_is_in_a_partial_folder_is_proven_only_if_it_was_begun_here(pristine, tmp_path, spoil):
+    source, proof, out = open_release(pristine), verify(pristine).verified.receipt, tmp_path / "out"
+    for count in (20, 10):  # a mark that it gets when it is continued changes nothing
+        with pytest.raises(KeyboardInterrupt):
+            cut(source, TWO, out, proof=proof, observe=interrupt_at(count))
+        if spoil is not None and count == 20:
+            spoil(partial_of(out))
+
+    events = []
+    made = cut(source, TWO, out, proof=proof, observe=events.append)
+
+    assert kept_by(events)
+    words = "begun by an earlier version, or elsewhere; its result will not count as proven"
+    said = [event.message for event in events if isinstance(event, Noted)]
+    assert any(note.endswith(words) for note in said) == (spoil is not None)
+    assert made.source.proven == (doubt_of(made) is None) == (spoil is None)
 
 
 @pytest.mark.parametrize("behind", [0, 10**9])
