@@ -23,6 +23,7 @@ from grokctl.paths import TOKENIZER, Home, quoted
 from grokctl.planning.selection import Asked
 from grokctl.session.candidates import CandidateCheckpoint, find_candidates
 from grokctl.session.choice import mesh_over, settle
+from grokctl.session.doubts import note_doubts
 
 _ANY_MESH: Final = MeshShape(1, 1)
 
@@ -55,6 +56,8 @@ class EngineJob:
     """Of its files when it was opened."""
     proof: Receipt | None = None
     """Of a release, if it is proven."""
+    doubts: tuple[str, ...] = ()
+    """About the files on this host; a line each."""
     cluster: Cluster | None = None
     """The processes that run it, if there are several."""
 
@@ -145,6 +148,7 @@ def open_job(
         devices = range(cluster.rank * own, (cluster.rank + 1) * own)
         job = replace(job, source=job.source.part(devices))
     _agree_on(cluster, job.source)
+    note_doubts(cluster, job.doubts, observe)
     return replace(job, cluster=cluster)
 
 
@@ -240,6 +244,7 @@ def _open_job(
         plan=planned,
         stamps=stamps_of(_checkpoint_of(chosen.source)),
         proof=chosen.proof,
+        doubts=chosen.doubts,
     )
 
 
