@@ -155,17 +155,30 @@ class FetchOptions:
         """The trackers to ask: of the source, as far as allowed and reachable, and our own."""
         urls = source if self.source_trackers else ()
         reachable = (
-            url for url in urls if not self.is_local or _is_loopback(urlsplit(url).hostname or "")
+            url
+            for url in urls
+            if (not self.is_local or _is_loopback(urlsplit(url).hostname or ""))
+            and not self._is_beyond_proxy(url)
         )
         return tuple(dict.fromkeys([*reachable, *self.trackers]))
+
+    def _is_beyond_proxy(self, url: str) -> bool:
+        """Whether a tracker cannot be asked through the proxy: no HTTP proxy carries UDP."""
+        return (self.proxy or "").startswith("http:") and urlsplit(url).scheme == "udp"
+
+    def _check_trackers(self) -> None:
+        for url in self.trackers:
+            _expect_url("tracker", url, {"http", "https", "udp"})
+            if self._is_beyond_proxy(url):
+                problem = "expected http or https, because an HTTP proxy carries no UDP"
+                raise invalid("tracker", shown_url(url), problem)
 
     def _check_addresses(self) -> None:
         for peer in self.peers:
             host, _ = parse_endpoint(peer)
             if self.proxy is not None and not _is_address(host):
                 raise invalid("peer", peer, "expected an IP address, because a proxy is used")
-        for url in self.trackers:
-            _expect_url("tracker", url, {"http", "https", "udp"})
+        self._check_trackers()
         for url in self.web_seeds:
             _expect_url("web_seed", url, {"http", "https"})
         for name in self.mirrors:

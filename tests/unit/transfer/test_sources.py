@@ -27,6 +27,11 @@ OWN = ("http://own.example.org/announce",)
         pytest.param(
             {"bind": "127.0.0.1", "proxy": "socks5://127.0.0.1:9050"}, FAR + NEAR, id="by-proxy"
         ),
+        pytest.param(
+            {"proxy": "http://127.0.0.1:8080", "trackers": OWN},
+            (FAR[1], *NEAR[:2], *OWN),
+            id="no-udp-by-an-http-proxy",
+        ),
     ],
 )
 def test_the_trackers_that_are_asked(options, asked):
