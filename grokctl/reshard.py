@@ -21,6 +21,7 @@ from grokctl.resharding.partial import PartialFolder, opened_partial
 from grokctl.resharding.pipeline import Pipeline, Progress
 from grokctl.resharding.plan import ReshardPlan
 from grokctl.resharding.publish import (
+    can_be_exchanged,
     check_destination,
     check_space,
     check_tokenizer,
@@ -84,7 +85,7 @@ def reshard(
     check_tokenizer(source)
     with writing(plan.out):
         check_destination(plan, force=force)
-        usual, is_earlier = partial_folder(plan, stamps)
+        usual, is_earlier = partial_folder(plan, stamps, is_exposed=can_be_exchanged(source))
         with opened_partial(usual, observe) as partial:
             if (problem := why_exposed(partial.path)) is not None:
                 observe(Noted(message=f"{problem}: other users can replace the checkpoint"))

@@ -331,6 +331,42 @@ def test_what_is_in_a_partial_folder_is_proven_only_if_it_was_begun_here(pristin
     assert made.source.proven == (doubt_of(made) is None) == (spoil is None)
 
 
+@pytest.mark.parametrize(("before", "after"), [(0o777, 0o755), (0o755, 0o777), (0o777, 0o777)])
+@pytest.mark.parametrize("kind", ["ready", "release"])
+def test_what_was_read_while_others_could_exchange_it_is_read_again_once_they_cannot(
+    ready, pristine, tmp_path, before, after, kind
+):
+    root = ready if kind == "ready" else shutil.copytree(pristine, tmp_path / "small")
+    source = opened(root) if kind == "ready" else open_release(root)
+    root.chmod(before)
+    with pytest.raises(KeyboardInterrupt):
+        cut(source, FOUR, tmp_path / "out", observe=interrupt_at(40))
+    root.chmod(after)
+    events = []
+
+    cut(source, FOUR, tmp_path / "out", observe=events.append)
+
+    assert (kept_by(events) > 0) == (before == after)
+
+
+def test_a_journal_in_the_folder_to_fill_is_not_taken(pristine, tmp_path):
+    source, proof = open_release(pristine), verify(pristine).verified.receipt
+    out, events = tmp_path / "out", []
+    (out / ".x.partial").mkdir(parents=True)
+    with pytest.raises(KeyboardInterrupt):
+        cut(source, TWO, out, proof=proof, observe=interrupt_at(20))
+    (begun,) = out.glob(".out.*.partial")
+    for path in begun.iterdir():  # as an archive brings it, without the folder
+        if path.name != MARK:
+            path.rename(out / path.name)
+    shutil.rmtree(begun)
+
+    made = cut(source, TWO, out, proof=proof, observe=events.append)
+
+    assert kept_by(events) == 0
+    assert doubt_of(made) is None
+
+
 @pytest.mark.parametrize("behind", [0, 10**9])
 def test_the_hashing_follows_however_far_it_stays_behind(ready, tmp_path, monkeypatch, behind):
     monkeypatch.setattr(source_hashing, "_BEHIND", behind)
