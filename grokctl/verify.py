@@ -11,6 +11,7 @@ from grokctl.checkpoint.ready_receipt import keep_ready_receipt
 from grokctl.checkpoint.receipt import (
     Stamp,
     VerifiedRelease,
+    covering,
     look_for_receipt,
     not_promised,
 )
@@ -251,6 +252,7 @@ def _conclude(check: ContentCheck, observe: Observer) -> Verdict:
     receipt = check.save()
     verified, doubt, is_exposed = None, None, False
     if structure is not None and not damage:
+        receipt = covering(receipt, root)
         doubt, exposure = _doubt(check), _exposure(check)
         is_exposed, doubt = doubt is None and exposure is not None, doubt or exposure
     if structure is not None and not damage and doubt is None:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import re
 import stat
 import time
@@ -270,8 +271,8 @@ class Proof:
     """Whether every byte that a run reads is proven, by a receipt."""
 
     receipt: Receipt | None
-    """It covers every file that the torrent promises, and all that a run reads, as they are now;
-    None if it does not."""
+    """It covers every file that the torrent promises, and all that a run reads, also a tokenizer
+    that is built in, as they are now; None if it does not."""
     reason: str = ""
     """Why not; empty without a receipt."""
 
@@ -288,12 +289,36 @@ def proof_of(release: Release) -> Proof:
     receipt, reason = look_for_receipt(root)
     if receipt is None:
         return Proof(None, reason or first_exposure(root, sorted(used)) or "")
+    whole = covering(receipt, root)
     if (doubt := _doubt(root, receipt, used)) is not None:
         return Proof(None, doubt)
     trust = trust_of(root, receipt.infohash)
     if trust.doubt is not None:
         return Proof(None, f"{trust.root}: {trust.doubt}")
-    return Proof(replace(receipt, root_of_trust=trust.root))
+    return Proof(replace(whole, root_of_trust=trust.root))
+
+
+def covering(receipt: Receipt, root: Path) -> Receipt:
+    """A receipt that covers a tokenizer which no torrent promises as well.
+
+    Call it before that is hashed: what is read later is compared with its stamp of now.
+    """
+    stamp = Stamp.of(root / TOKENIZER)
+    if stamp is None or TOKENIZER in receipt.stamps:
+        return receipt
+    return replace(receipt, stamps={**receipt.stamps, TOKENIZER: stamp})
+
+
+def changed_since(proof: Receipt, release: Release) -> list[str]:
+    """Files that a run reads, and that are not as they were proven; also those that appeared.
+
+    Args:
+        proof: From `proof_of`, or of a `VerifiedRelease`.
+        release: As it is now.
+    """
+    root = release.root
+    new = {name for name in (CONFIG, TOKENIZER) if os.path.lexists(root / name)}
+    return sorted((proof.stamps.keys() | new) - proof.untouched(root))
 
 
 def _doubt(root: Path, receipt: Receipt, used: Collection[str]) -> str | None:

@@ -14,7 +14,7 @@ from typing import Final
 
 from grokctl.checkpoint.manifest import FileRecord, Manifest, Source, manifest_bytes
 from grokctl.checkpoint.ready import SUMS, ReadyCheckpoint
-from grokctl.checkpoint.receipt import Receipt, Stamp, stamps_of
+from grokctl.checkpoint.receipt import Receipt, Stamp, changed_since, stamps_of
 from grokctl.checkpoint.release import Release
 from grokctl.checkpoint.sums import doubt_of
 from grokctl.errors import Damage, DiskFullError, Reason, UsageError, corrupt
@@ -255,8 +255,8 @@ def check_unchanged(
         CorruptCheckpointError: A file of the source changed.
     """
     changed = [path.name for path, stamp in stamps_of(source).items() if stamps.get(path) != stamp]
-    if proof is not None:
-        changed += sorted(proof.stamps.keys() - proof.untouched(source.root))
+    if proof is not None and isinstance(source, Release):
+        changed += changed_since(proof, source)
     if changed:
         partial.delete()
         command = f"grokctl verify {quoted(source.root)}"
@@ -322,8 +322,11 @@ def write_rest(
     source = plan.source
     if source.tokenizer is not None:
         data, mode = read_linked(source.tokenizer, source.root, most=LARGEST_TOKENIZER)
-        if isinstance(source, ReadyCheckpoint) and TOKENIZER in source.manifest.records:
-            found = altered(source.manifest.records[TOKENIZER], hashlib.sha256(data).hexdigest())
+        if isinstance(source, ReadyCheckpoint):
+            record = source.manifest.records.get(TOKENIZER)
+            found = altered(record, hashlib.sha256(data).hexdigest()) if record else None
+            if record is None and origin.proven:  # `origin_of` has seen none
+                found = Damage(TOKENIZER, Reason.ALTERED, "appeared while it was read")
             refuse_altered(source, [found] if found else [], partial)
         partial.write(TOKENIZER, data, mode)
         records.append(

@@ -1,12 +1,12 @@
 """Find the checkpoints that a run may use."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from grokctl.checkpoint.finding import find_checkpoint, skipped
 from grokctl.checkpoint.ready import ReadyCheckpoint, open_ready, read_manifest
-from grokctl.checkpoint.receipt import Receipt, proof_of
+from grokctl.checkpoint.receipt import Receipt, Stamp, proof_of, stamps_of
 from grokctl.checkpoint.release import open_release
 from grokctl.checkpoint.tensor_source import ReleaseSource, TensorSource
 from grokctl.errors import CorruptCheckpointError
@@ -30,6 +30,8 @@ class CandidateCheckpoint:
     """Whether it is proven, and how it loads faster; nothing for one that was resharded."""
     proof: Receipt | None = None
     """Of a release, if it is proven."""
+    stamps: Mapping[Path, Stamp | None] = field(default_factory=dict)
+    """Of its files, from before it was judged."""
     doubts: tuple[str, ...] = ()
     """Why it is not proven, or what the last verification found; a line each."""
 
@@ -65,12 +67,13 @@ def find_candidates(
         return [open_candidate(root, observe=observe)]
     release = open_release(root, observe=observe)
     slow = "reshards the release in memory; to load it fast: grokctl reshard --devices N"
+    stamps = stamps_of(release)
     proof = proof_of(release)
     note = f"{describe_proof(proof, root)}; {slow}"
     source = ReleaseSource(release)
     candidate = Candidate(name=root.resolve().name, storage=source.storage)
     doubts = doubts_of_release(release, proof)
-    return [CandidateCheckpoint(root, candidate, source, note, proof.receipt, doubts)]
+    return [CandidateCheckpoint(root, candidate, source, note, proof.receipt, stamps, doubts)]
 
 
 def _root_of(home: Home, name: str | None, observe: Observer) -> Path:
@@ -109,10 +112,11 @@ def open_candidate(root: Path, *, observe: Observer) -> CandidateCheckpoint:
         CorruptCheckpointError: It is damaged.
     """
     ready = open_ready(root)
+    stamps = stamps_of(ready)
     doubts = doubts_of_ready(ready)
     for doubt in doubts:
         observe(Noted(message=doubt))
-    return CandidateCheckpoint(root, _candidate(ready), ready, doubts=doubts)
+    return CandidateCheckpoint(root, _candidate(ready), ready, stamps=stamps, doubts=doubts)
 
 
 def damaged(name: str, error: Exception) -> Noted:

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from grokctl.checkpoint.finding import note_of
 from grokctl.checkpoint.ready import ReadyCheckpoint
-from grokctl.checkpoint.receipt import Receipt, Stamp, stamps_of
+from grokctl.checkpoint.receipt import Receipt, Stamp, changed_since, stamps_of
 from grokctl.checkpoint.release import Release
 from grokctl.checkpoint.tensor_source import ReleaseSource, TensorSource, digest_of_small
 from grokctl.cluster.process_group import Cluster
@@ -94,8 +94,8 @@ class EngineJob:
         checkpoint = _checkpoint_of(self.source)
         now = stamps_of(checkpoint)
         changed = [path.name for path, stamp in self.stamps.items() if now.get(path) != stamp]
-        if self.proof is not None:
-            changed += sorted(self.proof.stamps.keys() - self.proof.untouched(checkpoint.root))
+        if self.proof is not None and isinstance(checkpoint, Release):
+            changed += changed_since(self.proof, checkpoint)
         if changed:
             command = f"grokctl verify {quoted(checkpoint.root)}"
             raise corrupt(changed[0], Reason.ALTERED, "changed while it was loaded", command)
@@ -242,7 +242,7 @@ def _open_job(
         name=chosen.root.name,
         source=chosen.source,
         plan=planned,
-        stamps=stamps_of(_checkpoint_of(chosen.source)),
+        stamps=chosen.stamps,
         proof=chosen.proof,
         doubts=chosen.doubts,
     )

@@ -19,11 +19,14 @@ from cuts import (
 )
 from users import user_of
 
+from grokctl.checkpoint import receipt as receipts
 from grokctl.checkpoint.frames import Compression
 from grokctl.checkpoint.ready import SUMS, open_ready, read_manifest
+from grokctl.checkpoint.receipt import proof_of
 from grokctl.checkpoint.release import open_release
 from grokctl.checkpoint.sums import doubt_of, read_sums
-from grokctl.checkpoint.trust import TYPED
+from grokctl.checkpoint.torrent import build_metainfo, parse_metainfo
+from grokctl.checkpoint.trust import TYPED, write_source
 from grokctl.errors import CorruptCheckpointError, Reason
 from grokctl.events import Advanced, Finished, Noted, Stage
 from grokctl.marks import MARK, put_mark
@@ -31,7 +34,7 @@ from grokctl.model.placement import MeshShape
 from grokctl.model.precision import Precision
 from grokctl.own_files import opened_folder
 from grokctl.reshard import reshard
-from grokctl.resharding import source_hashing
+from grokctl.resharding import publish, source_hashing
 from grokctl.resharding.plan import ReshardOptions, plan_reshard
 from grokctl.verify import verify, verify_ready
 
@@ -410,6 +413,100 @@ def test_a_release_that_changed_between_receipt_and_reshard_is_not_published(pri
 
     with pytest.raises(CorruptCheckpointError, match="changed while it was read"):
         reshard(plan, proof=proof)
+
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture
+def built_in(pristine, tmp_path, monkeypatch):
+    """A release whose torrent does not promise its tokenizer, which is the built-in one."""
+    root = shutil.copytree(pristine, tmp_path / "small")
+    data = (root / "tokenizer.model").read_bytes()
+    monkeypatch.setattr(receipts, "GROK_1_TOKENIZER_SHA256", hashlib.sha256(data).hexdigest())
+    files = [str(path.relative_to(root)) for path in root.glob("ckpt-0/*")]
+    torrent = build_metainfo(root, sorted([*files, "config.json"]), name="s", piece_length=16384)
+    (root / "release.torrent").write_bytes(torrent)
+    shutil.rmtree(root / ".grokctl")
+    write_source(root, infohash=parse_metainfo(torrent, source="s").infohash, trust=TYPED)
+    return root
+
+
+def replaced(path):
+    data = path.read_bytes()
+    path.unlink()
+    path.write_bytes(data)
+
+
+def removed_and_put_back(path):
+    path.rename(path.with_name("aside"))
+    path.with_name("aside").rename(path)
+
+
+@pytest.mark.parametrize("proof_from", ["verify", "proof_of"])
+@pytest.mark.parametrize("when", ["before", "meanwhile"])
+@pytest.mark.parametrize(
+    "change", [lambda path: flip(path, 5), replaced, removed_and_put_back, Path.unlink]
+)
+def test_a_built_in_tokenizer_that_changes_after_it_was_hashed_is_not_handed_on(
+    built_in, tmp_path, when, change, proof_from
+):
+    verified = verify(built_in).verified
+    release = open_release(built_in)
+    proof = verified.receipt if proof_from == "verify" else proof_of(release).receipt
+    plan = plan_reshard(release, ReshardOptions(mesh=TWO, out=tmp_path / "out"))
+    if when == "before":
+        change(built_in / "tokenizer.model")
+
+    def meanwhile(event):
+        if isinstance(event, Finished) and event.stage is Stage.RESHARD and when == "meanwhile":
+            change(built_in / "tokenizer.model")
+
+    with pytest.raises(CorruptCheckpointError, match=r"tokenizer\.model: altered, changed while"):
+        reshard(plan, proof=proof, observe=meanwhile)
+
+    assert [entry.name for entry in tmp_path.iterdir()] == ["small"]
+
+
+def test_a_built_in_tokenizer_is_handed_on(built_in, tmp_path):
+    proof = verify(built_in).verified.receipt
+
+    made = cut(open_release(built_in), TWO, tmp_path / "out", proof=proof)
+
+    assert doubt_of(made) is None
+    assert made.tokenizer is not None
+
+
+def test_a_tokenizer_that_appears_in_a_release_is_not_handed_on(built_in, tmp_path):
+    path = built_in / "tokenizer.model"
+    path.rename(tmp_path / "aside")
+    proof = verify(built_in).verified.receipt
+
+    def appear(event):
+        if isinstance(event, Finished) and event.stage is Stage.RESHARD:
+            (tmp_path / "aside").rename(path)
+
+    with pytest.raises(CorruptCheckpointError, match=r"tokenizer\.model"):
+        cut(open_release(built_in), TWO, tmp_path / "out", proof=proof, observe=appear)
+
+
+def test_a_tokenizer_that_appears_in_a_ready_checkpoint_is_not_handed_on(
+    pristine, tmp_path, monkeypatch
+):
+    bare = shutil.copytree(pristine, tmp_path / "bare")
+    (bare / "tokenizer.model").unlink()
+    ready = cut(open_release(bare), TWO, tmp_path / "ready").root
+    rewrite(ready, lambda values: values["source"].update(proven=True), with_sums=True)
+    made_here(ready)
+
+    def origin_of(*arguments, **options):
+        found = publish.origin_of(*arguments, **options)
+        assert found.proven
+        (ready / "tokenizer.model").write_bytes(b"planted")
+        return found
+
+    monkeypatch.setattr("grokctl.reshard.origin_of", origin_of)
+    with pytest.raises(CorruptCheckpointError, match="appeared while it was read"):
+        cut(opened(ready), FOUR, tmp_path / "out")
 
     assert not (tmp_path / "out").exists()
 
