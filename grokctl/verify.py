@@ -13,6 +13,7 @@ from grokctl.checkpoint.receipt import (
     VerifiedRelease,
     look_for_receipt,
     not_promised,
+    with_built_in,
 )
 from grokctl.checkpoint.refusal import forget_refusal, write_refusal
 from grokctl.checkpoint.release import Release, damage_error
@@ -255,7 +256,7 @@ def _conclude(check: ContentCheck, observe: Observer) -> Verdict:
         is_exposed, doubt = doubt is None and exposure is not None, doubt or exposure
     if structure is not None and not damage and doubt is None:
         release = Release(root=root, config=structure.config, tensors=structure.tensors)
-        verified = VerifiedRelease(release=release, receipt=receipt)
+        verified = VerifiedRelease(release=release, receipt=with_built_in(root, receipt))
     return Verdict(
         name=root.resolve().name,
         files=len(check.places),

@@ -98,6 +98,10 @@ class Exchange:
                 if first != other:
                     raise PeerError(f"{name}: rank 0 has {first}, rank {rank} has {other}")
 
+    def collect(self, stage: str, facts: Mapping[str, object]) -> list[dict[str, Any]]:
+        """The facts of every rank, by rank."""
+        return self._exchange(stage, facts)
+
     def everywhere(self, stage: str, *, it_is: bool) -> bool:
         """Whether a condition holds in all processes."""
         return all(facts["it is"] for facts in self._exchange(stage, {"it is": it_is}))

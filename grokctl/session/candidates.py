@@ -8,7 +8,7 @@ from grokctl.checkpoint.finding import find_checkpoint, skipped
 from grokctl.checkpoint.ready import ReadyCheckpoint, open_ready, read_manifest
 from grokctl.checkpoint.receipt import Receipt, proof_of
 from grokctl.checkpoint.refusal import read_refusal
-from grokctl.checkpoint.release import open_release
+from grokctl.checkpoint.release import Release, open_release
 from grokctl.checkpoint.sums import doubt_unhashed
 from grokctl.checkpoint.tensor_source import ReleaseSource, TensorSource
 from grokctl.errors import CorruptCheckpointError
@@ -107,12 +107,21 @@ def open_candidate(root: Path, *, observe: Observer) -> CandidateCheckpoint:
         CorruptCheckpointError: It is damaged.
     """
     ready = open_ready(root)
-    refusal = read_refusal(root)
-    if refusal is not None:
-        observe(Noted(message=refusal.describe(root)))
-    if (doubt := doubt_unhashed(ready)) is not None:
-        observe(Noted(message=f"{ready.name}: not proven: {doubt}"))
+    for doubt in doubts_of(ready):
+        observe(Noted(message=doubt))
     return CandidateCheckpoint(root, _candidate(ready), ready)
+
+
+def doubts_of(checkpoint: Release | ReadyCheckpoint) -> list[str]:
+    """What is to be said about a checkpoint before it is used; nothing if it is proven."""
+    root = checkpoint.root
+    if isinstance(checkpoint, Release):
+        proof = proof_of(checkpoint)
+        is_good = proof.receipt is not None and read_refusal(root) is None
+        return [] if is_good else [describe_proof(proof, root)]
+    refusal, doubt = read_refusal(root), doubt_unhashed(checkpoint)
+    said = [] if refusal is None else [refusal.describe(root)]
+    return said if doubt is None else [*said, f"{checkpoint.name}: not proven: {doubt}"]
 
 
 def damaged(name: str, error: Exception) -> Noted:

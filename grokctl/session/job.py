@@ -21,10 +21,13 @@ from grokctl.model.placement import MESH_SIZES, MeshShape
 from grokctl.model.precision import Compute, KvType
 from grokctl.paths import TOKENIZER, Home, quoted
 from grokctl.planning.selection import Asked
-from grokctl.session.candidates import CandidateCheckpoint, find_candidates
+from grokctl.session.candidates import CandidateCheckpoint, doubts_of, find_candidates
 from grokctl.session.choice import mesh_over, settle
+from grokctl.text import printable
 
 _ANY_MESH: Final = MeshShape(1, 1)
+_LONGEST: Final = 1000
+"""Characters of what another rank says."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,6 +142,8 @@ def open_job(
     job = _open_job(request, processes=cluster.count, machines=machines, observe=observe)
     if cluster.rank == 0:
         cluster.share(_choice_of(job))
+    for doubt in _doubts_elsewhere(cluster, job.source):
+        observe(Noted(message=doubt))
     mesh = job.options.mesh
     if isinstance(job.source, ReadyCheckpoint) and job.source.mesh == mesh:
         own = mesh.size // cluster.count
@@ -172,6 +177,20 @@ def _adopt(request: JobRequest, choice: Mapping[str, Any]) -> JobRequest:
         context=choice["context"],
         sequences=choice["sequences"],
     )
+
+
+def _doubts_elsewhere(cluster: Cluster, source: TensorSource) -> list[str]:
+    """On rank 0, what the other ranks have to say about the files of their own hosts."""
+    own = doubts_of(_checkpoint_of(source))
+    everyones = cluster.collect("proof", {"doubts": own})
+    if cluster.rank:
+        return []
+    return [
+        f"rank {rank}: {printable(str(doubt), limit=_LONGEST)}"
+        for rank, theirs in enumerate(everyones)
+        for doubt in theirs.get("doubts", ())
+        if doubt not in own
+    ]
 
 
 def _agree_on(cluster: Cluster, source: TensorSource) -> None:

@@ -30,11 +30,12 @@ from slurm import Slurm, find_daemon, free_ports
 
 from grokctl.checkpoint.miniature import MINIATURE, write_miniature
 from grokctl.checkpoint.ready import ReadyCheckpoint, open_ready
+from grokctl.checkpoint.refusal import forget_refusal, read_refusal, write_refusal
 from grokctl.checkpoint.release import Release, open_release
 from grokctl.cluster.channel import Channel
 from grokctl.cluster.launcher import Launch
 from grokctl.cluster.rendezvous import meet, open_channels
-from grokctl.errors import ExitCode, PeerError
+from grokctl.errors import Damage, ExitCode, PeerError, Reason
 from grokctl.events import ignore
 from grokctl.infer import infer
 from grokctl.inference.engine import Engine
@@ -325,12 +326,17 @@ def test_logits_tokens_and_mapped_files_of_two_processes_under_a_launcher(
 def test_rank_0_alone_talks_and_each_host_has_only_its_own_files(by_hand, parts, alone):
     prompt = ("--token-ids", ",".join(map(str, PROMPT)), "-n", TOKENS, *GREEDY)
     arguments = ("run", *prompt, "--json", "--context", 32)
+    its_own = parts[1] / "ready" / "words"
+    write_refusal(its_own, [Damage("device-08", Reason.ALTERED)])
 
     secret = secrets.token_hex()
     first = by_hand(0, *arguments, GROKCTL_HOME=str(parts[0]), GROKCTL_JOB_SECRET=secret)
     second = by_hand(1, *arguments, GROKCTL_HOME=str(parts[1]), GROKCTL_JOB_SECRET=secret)
 
     assert (first.wait().code, second.wait().code) == (0, 0), first.stderr + second.stderr
+    said = [json.loads(line).get("message", "") for line in first.stderr.splitlines()]
+    assert f"rank 1: {read_refusal(its_own).describe(its_own)}" in said
+    forget_refusal(its_own)
     assert "no job secret" not in first.stderr
     (line,) = first.stdout.splitlines()
     assert json.loads(line)["tokens"] == alone["model=1"].ids

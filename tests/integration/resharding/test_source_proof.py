@@ -21,15 +21,18 @@ from users import user_of
 
 from grokctl.checkpoint.frames import Compression
 from grokctl.checkpoint.ready import SUMS, open_ready, read_manifest
+from grokctl.checkpoint.receipt import proof_of, read_receipt
 from grokctl.checkpoint.release import open_release
 from grokctl.checkpoint.sums import doubt_of, read_sums
-from grokctl.checkpoint.trust import TYPED
-from grokctl.errors import CorruptCheckpointError, Reason
+from grokctl.checkpoint.torrent import build_metainfo, parse_metainfo
+from grokctl.checkpoint.trust import TYPED, write_source
+from grokctl.errors import CorruptCheckpointError, Reason, UsageError
 from grokctl.events import Advanced, Finished, Noted, Stage
 from grokctl.marks import MARK, put_mark
 from grokctl.model.placement import MeshShape
 from grokctl.model.precision import Precision
 from grokctl.own_files import opened_folder
+from grokctl.paths import TOKENIZER
 from grokctl.reshard import reshard
 from grokctl.resharding import source_hashing
 from grokctl.resharding.plan import ReshardOptions, plan_reshard
@@ -455,3 +458,55 @@ def test_a_file_that_only_the_sums_name_is_hashed(ready):
 
     (damage,) = verify_ready(read_manifest(ready)).damage
     assert (damage.file, damage.reason) == ("notes", Reason.ALTERED)
+
+
+# --- a tokenizer that is built in and not in the torrent
+
+
+@pytest.fixture
+def built_in(pristine, tmp_path, monkeypatch):
+    """A proven release whose torrent has no tokenizer, as Grok-1's need not have one."""
+    root = shutil.copytree(pristine, tmp_path / "small")
+    digest = hashlib.sha256((root / "tokenizer.model").read_bytes()).hexdigest()
+    monkeypatch.setattr("grokctl.checkpoint.receipt.GROK_1_TOKENIZER_SHA256", digest)
+    files = [place for place in contents(root) if place.startswith(("ckpt-0", "config"))]
+    torrent = build_metainfo(root, sorted(files), name="small", piece_length=16384)
+    (root / "release.torrent").write_bytes(torrent)
+    write_source(root, infohash=parse_metainfo(torrent, source="").infohash, trust=TYPED)
+    return root
+
+
+@pytest.mark.parametrize("proof_by", [lambda r: proof_of(open_release(r)).receipt, None])
+@pytest.mark.parametrize("change", [lambda path: flip(path, 5), Path.unlink, Path.touch])
+def test_a_built_in_tokenizer_that_changes_meanwhile_is_published_by_no_reshard(
+    built_in, tmp_path, change, proof_by
+):
+    verified = verify(built_in).verified.receipt
+    proof = proof_by(built_in) if proof_by else verified
+    events = []
+
+    def observe(event):
+        if not events:
+            change(built_in / "tokenizer.model")
+        events.append(event)
+
+    with pytest.raises((CorruptCheckpointError, UsageError)):
+        cut(open_release(built_in), TWO, tmp_path / "out", proof=proof, observe=observe)
+
+    assert not (tmp_path / "out").exists()
+    assert TOKENIZER not in read_receipt(built_in).stamps  # the torrent does not promise it
+
+
+def test_a_built_in_tokenizer_is_proven_with_the_reshard(built_in, tmp_path):
+    assert verify(built_in).is_proven
+
+    made = cut(
+        open_release(built_in),
+        TWO,
+        tmp_path / "out",
+        proof=proof_of(open_release(built_in)).receipt,
+    )
+
+    assert doubt_of(made) is None
+    flip(built_in / "tokenizer.model", 5)
+    assert proof_of(open_release(built_in)).reason == "tokenizer.model: is not in the torrent"

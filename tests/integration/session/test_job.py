@@ -2,16 +2,20 @@
 
 import shutil
 from dataclasses import dataclass, replace
+from types import SimpleNamespace
 
 import jax
 import pytest
 from cuts import cut
 
 from grokctl.checkpoint.miniature import MINIATURE, write_miniature
+from grokctl.checkpoint.receipt import proof_of
 from grokctl.checkpoint.release import open_release
+from grokctl.checkpoint.tensor_source import ReleaseSource
 from grokctl.errors import CorruptCheckpointError, HardwareError
 from grokctl.events import Noted, ignore
 from grokctl.inference.devices import accelerators
+from grokctl.integrity.provenance import describe_proof
 from grokctl.machine.facts import Accelerator, Memory
 from grokctl.model.placement import MESH_SIZES, MeshShape
 from grokctl.model.precision import Compute, KvType, Precision
@@ -19,7 +23,7 @@ from grokctl.paths import Home
 from grokctl.planning.selection import Asked
 from grokctl.session.candidates import find_candidates
 from grokctl.session.choice import settle
-from grokctl.session.job import EngineJob, JobRequest, open_job
+from grokctl.session.job import EngineJob, JobRequest, _doubts_elsewhere, open_job
 
 WORDS = replace(MINIATURE, sequence_len=2048, num_layers=2, vocab_size=512, emb_size=96, key_size=8)
 H100 = "NVIDIA H100 80GB HBM3"
@@ -235,3 +239,40 @@ def test_a_checkpoint_that_changes_before_it_is_loaded_is_not_used(release, tmp_
 
     assert caught.value.damage[0].file == path.name
     assert caught.value.hint == f"grokctl verify {root}"
+
+
+# --- what other hosts have
+
+
+def rank_with(rank, *everyones):
+    """One rank of several, and what each says about its files."""
+    facts = [{"doubts": list(doubts)} for doubts in everyones]
+
+    def collect(_stage, own):
+        facts[rank] = own
+        return facts
+
+    return SimpleNamespace(rank=rank, collect=collect)
+
+
+def test_rank_0_says_what_is_not_proven_on_other_hosts(release, tmp_path):
+    ready = cut(release, MeshShape(1, 2), tmp_path / "ready")
+    own = "ready: not proven: made from a release that was not proven"
+    damaged = "ready: 1 of 3 files was damaged\x1b[2J"
+
+    said = _doubts_elsewhere(rank_with(0, [], [own], [own, damaged], []), ready)
+
+    assert said == ["rank 2: ready: 1 of 3 files was damaged?[2J"]
+    assert _doubts_elsewhere(rank_with(1, [damaged], []), ready) == []
+    facts = []
+    _doubts_elsewhere(SimpleNamespace(rank=1, collect=lambda _, own: facts.append(own)), ready)
+    assert facts == [{"doubts": [own]}]
+
+
+def test_a_release_that_is_not_proven_is_a_doubt_of_its_host(release):
+    facts = []
+    source = ReleaseSource(release)
+
+    _doubts_elsewhere(SimpleNamespace(rank=1, collect=lambda _, own: facts.append(own)), source)
+
+    assert facts == [{"doubts": [describe_proof(proof_of(release), release.root)]}]
