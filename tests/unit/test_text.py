@@ -249,8 +249,7 @@ def test_no_password_is_shown_whatever_is_in_it(password, user):
 def test_a_command_names_the_file_with_invisible_characters_when_it_is_pasted(name):
     shown = to_copy(f"other's: to delete it: rm -r {shlex.quote(name)}  # it's gone then")
 
-    assert harmless(shown) == shown
-    assert "\n" not in shown
+    assert printable(shown, limit=1000) == shown
     command = shown.partition("rm -r ")[2].partition("  #")[0]
     script = ["bash", "-c", f"printf %s {command}"]
     assert subprocess.run(script, capture_output=True, check=True).stdout == name.encode()
