@@ -11,9 +11,9 @@ from grokctl.checkpoint.ready_receipt import keep_ready_receipt
 from grokctl.checkpoint.receipt import (
     Stamp,
     VerifiedRelease,
-    covering,
     look_for_receipt,
     not_promised,
+    with_built_in,
 )
 from grokctl.checkpoint.refusal import forget_refusal, write_refusal
 from grokctl.checkpoint.release import Release, damage_error
@@ -252,12 +252,11 @@ def _conclude(check: ContentCheck, observe: Observer) -> Verdict:
     receipt = check.save()
     verified, doubt, is_exposed = None, None, False
     if structure is not None and not damage:
-        receipt = covering(receipt, root)
         doubt, exposure = _doubt(check), _exposure(check)
         is_exposed, doubt = doubt is None and exposure is not None, doubt or exposure
     if structure is not None and not damage and doubt is None:
         release = Release(root=root, config=structure.config, tensors=structure.tensors)
-        verified = VerifiedRelease(release=release, receipt=receipt)
+        verified = VerifiedRelease(release=release, receipt=with_built_in(root, receipt))
     return Verdict(
         name=root.resolve().name,
         files=len(check.places),

@@ -2,6 +2,7 @@
 
 import atexit
 import os
+import secrets
 import shutil
 import tempfile
 import time
@@ -74,7 +75,8 @@ def xla_cache() -> Path:
 
 def _share_compiled_programs() -> Path:
     """Compile each program once a run; a folder for each worker, as writes are not atomic."""
-    run = os.environ.get("PYTEST_XDIST_TESTRUNUID", str(os.getpid()))
+    # a name that nobody guesses: JAX executes what it finds there
+    run = os.environ.get("PYTEST_XDIST_TESTRUNUID", secrets.token_hex(16))
     worker = os.environ.get("PYTEST_XDIST_WORKER", "main")
     folder = Path(tempfile.gettempdir(), f"grokctl-xla-{run}", worker, f"{version('jaxlib')}-cpu")
     folder.mkdir(parents=True)

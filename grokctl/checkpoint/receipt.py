@@ -289,24 +289,13 @@ def proof_of(release: Release) -> Proof:
     receipt, reason = look_for_receipt(root)
     if receipt is None:
         return Proof(None, reason or first_exposure(root, sorted(used)) or "")
-    whole = covering(receipt, root)
+    receipt = with_built_in(root, receipt)
     if (doubt := _doubt(root, receipt, used)) is not None:
         return Proof(None, doubt)
     trust = trust_of(root, receipt.infohash)
     if trust.doubt is not None:
         return Proof(None, f"{trust.root}: {trust.doubt}")
-    return Proof(replace(whole, root_of_trust=trust.root))
-
-
-def covering(receipt: Receipt, root: Path) -> Receipt:
-    """A receipt that covers a tokenizer which no torrent promises as well.
-
-    Call it before that is hashed: what is read later is compared with its stamp of now.
-    """
-    stamp = Stamp.of(root / TOKENIZER)
-    if stamp is None or TOKENIZER in receipt.stamps:
-        return receipt
-    return replace(receipt, stamps={**receipt.stamps, TOKENIZER: stamp})
+    return Proof(replace(receipt, root_of_trust=trust.root))
 
 
 def changed_since(proof: Receipt, release: Release) -> list[str]:
@@ -321,7 +310,7 @@ def changed_since(proof: Receipt, release: Release) -> list[str]:
     return sorted((proof.stamps.keys() | new) - proof.untouched(root))
 
 
-def _doubt(root: Path, receipt: Receipt, used: Collection[str]) -> str | None:
+def _doubt(root: Path, receipt: Receipt, used: set[str]) -> str | None:
     """Why a receipt does not prove the files that a run reads; None if it does."""
     requested = read_source(root)
     if requested not in {None, receipt.infohash}:
@@ -333,8 +322,24 @@ def _doubt(root: Path, receipt: Receipt, used: Collection[str]) -> str | None:
         return f"{printable(min(changed))}: changed since it was proven"
     if not receipt.is_complete:
         return "receipt: does not cover every file of the torrent"
-    unpromised = not_promised(root, used, receipt.stamps.keys())
+    unpromised = sorted(used - receipt.stamps.keys())
     return f"{unpromised[0]}: is not in the torrent" if unpromised else None
+
+
+def with_built_in(root: Path, receipt: Receipt) -> Receipt:
+    """A receipt that covers the tokenizer as well if its bytes are those that are built in.
+
+    So it shows at the end of a load or a reshard whether they were the ones that were used.
+
+    Args:
+        root: The release.
+        receipt: Of the files of its torrent.
+    """
+    path = root / TOKENIZER
+    stamp = Stamp.of(path)
+    if stamp is None or TOKENIZER in receipt.stamps or not _is_built_in(path):
+        return receipt
+    return replace(receipt, stamps={**receipt.stamps, TOKENIZER: stamp})
 
 
 def not_promised(root: Path, used: Collection[str], promised: Collection[str]) -> list[str]:

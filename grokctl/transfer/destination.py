@@ -286,7 +286,7 @@ def fetch_lock(root: Path) -> Iterator[None]:
 
 
 def save_resume_data(root: Path, resume: bytes | None, *, is_final: bool = False) -> None:
-    """Write resume data for the next fetch.
+    """Write resume data for the next fetch, for this user alone: it names trackers and peers.
 
     Args:
         root: The release.
@@ -297,10 +297,10 @@ def save_resume_data(root: Path, resume: bytes | None, *, is_final: bool = False
     if resume is None:
         return
     if is_final:
-        write_atomically(root / PRIVATE / RESUME, resume)
+        write_atomically(root / PRIVATE / RESUME, resume, mode=0o600)
         (root / PRIVATE / BEGUN).unlink(missing_ok=True)
     else:
-        write_atomically(root / PRIVATE / BEGUN, resume)
+        write_atomically(root / PRIVATE / BEGUN, resume, mode=0o600)
 
 
 def take_resume_data(root: Path) -> tuple[bytes, bool]:

@@ -151,34 +151,34 @@ class FetchOptions:
         """Whether it can reach nothing but this machine."""
         return _is_loopback(self.bind or "") and self.proxy is None
 
+    @property
+    def has_no_udp(self) -> bool:
+        """Whether all traffic goes through a proxy that carries TCP alone."""
+        return self.proxy is not None and urlsplit(self.proxy.strip()).scheme.lower() == "http"
+
     def asked(self, source: Iterable[str]) -> tuple[str, ...]:
-        """The trackers to ask: of the source, as far as allowed and reachable, and our own."""
+        """The trackers to ask: of the source, as far as allowed and reachable, and our own.
+
+        No UDP goes through an HTTP proxy: a look at such a tracker's name would be all that it
+        gets, from here.
+        """
         urls = source if self.source_trackers else ()
         reachable = (
             url
             for url in urls
             if (not self.is_local or _is_loopback(urlsplit(url).hostname or ""))
-            and not self._is_beyond_proxy(url)
+            and not (self.has_no_udp and _is_udp(url))
         )
         return tuple(dict.fromkeys([*reachable, *self.trackers]))
-
-    def _is_beyond_proxy(self, url: str) -> bool:
-        """Whether a tracker cannot be asked through the proxy: no HTTP proxy carries UDP."""
-        return (self.proxy or "").startswith("http:") and urlsplit(url).scheme == "udp"
-
-    def _check_trackers(self) -> None:
-        for url in self.trackers:
-            _expect_url("tracker", url, {"http", "https", "udp"})
-            if self._is_beyond_proxy(url):
-                problem = "expected http or https, because an HTTP proxy carries no UDP"
-                raise invalid("tracker", shown_url(url), problem)
 
     def _check_addresses(self) -> None:
         for peer in self.peers:
             host, _ = parse_endpoint(peer)
             if self.proxy is not None and not _is_address(host):
                 raise invalid("peer", peer, "expected an IP address, because a proxy is used")
-        self._check_trackers()
+        for url in self.trackers:
+            schemes = {"http", "https"} if self.has_no_udp else {"http", "https", "udp"}
+            _expect_url("tracker", url, schemes)
         for url in self.web_seeds:
             _expect_url("web_seed", url, {"http", "https"})
         for name in self.mirrors:
@@ -338,6 +338,10 @@ def _is_address(text: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+def _is_udp(url: str) -> bool:
+    return urlsplit(url.strip()).scheme.lower() == "udp"
 
 
 def _is_loopback(host: str) -> bool:

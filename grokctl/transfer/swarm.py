@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
+from urllib.parse import urlsplit
 
 import libtorrent as lt
 
@@ -64,7 +65,7 @@ class Swarm:
         self._quiet_since = time.monotonic()
         self._uses_utp = False
         self._bridge: ProxyBridge | None = None
-        if network.proxy is not None and network.proxy.startswith("http:"):
+        if network.proxy is not None and urlsplit(network.proxy).scheme == "http":
             self._bridge = ProxyBridge(network.proxy, bind=network.bind)
             network = replace(network, proxy=self._bridge.url, bind=None)
         self._session: lt.session | None = None

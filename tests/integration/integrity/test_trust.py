@@ -444,12 +444,34 @@ def test_a_named_torrent_is_kept_under_home_where_others_can_write(root, tmp_pat
     assert find_checkpoint(home, str(root)).root == kept  # its own folder has no proof yet
 
 
-def test_the_command_of_a_download_that_others_could_have_written_is_not_repeated(root):
+def without_mac(root):
+    """As an archive brings it, or an earlier version wrote it."""
+    path = root / ".grokctl/unfinished.json"
+    values = json.loads(path.read_text())
+    del values["mac"]
+    path.write_text(json.dumps(values))
+
+
+def with_another_option(root):
+    path = root / ".grokctl/unfinished.json"
+    path.write_text(path.read_text().replace('"x"', '"x", "--force"'))
+
+
+def by_another(root):
+    record = read_unfinished(root)
+    with user_of(root.parent / "settings of another"):
+        record.write(root)
+
+
+@pytest.mark.parametrize(
+    "spoil", [lambda root: root.chmod(0o777), without_mac, with_another_option, by_another]
+)
+def test_the_command_of_a_download_that_others_could_have_written_is_not_repeated(root, spoil):
     record = Unfinished(source="magnet:?evil", options=("--proxy", "x"), have=1, nbytes=9)
     replace(record, is_final=True).write(root)
     assert "evil" in read_unfinished(root).command(root)
 
-    root.chmod(0o777)
+    spoil(root)
     with_torrent = read_unfinished(root).command(root)
     (root / "release.torrent").unlink()
     without = read_unfinished(root).command(root)

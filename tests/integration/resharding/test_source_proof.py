@@ -22,7 +22,7 @@ from users import user_of
 from grokctl.checkpoint import receipt as receipts
 from grokctl.checkpoint.frames import Compression
 from grokctl.checkpoint.ready import SUMS, open_ready, read_manifest
-from grokctl.checkpoint.receipt import proof_of
+from grokctl.checkpoint.receipt import proof_of, read_receipt
 from grokctl.checkpoint.release import open_release
 from grokctl.checkpoint.sums import doubt_of, read_sums
 from grokctl.checkpoint.torrent import build_metainfo, parse_metainfo
@@ -33,6 +33,7 @@ from grokctl.marks import MARK, put_mark
 from grokctl.model.placement import MeshShape
 from grokctl.model.precision import Precision
 from grokctl.own_files import opened_folder
+from grokctl.paths import TOKENIZER
 from grokctl.reshard import reshard
 from grokctl.resharding import publish, source_hashing
 from grokctl.resharding.plan import ReshardOptions, plan_reshard
@@ -465,15 +466,22 @@ def test_a_built_in_tokenizer_that_changes_after_it_was_hashed_is_not_handed_on(
         reshard(plan, proof=proof, observe=meanwhile)
 
     assert [entry.name for entry in tmp_path.iterdir()] == ["small"]
+    assert TOKENIZER not in read_receipt(built_in).stamps  # the torrent does not promise it
 
 
-def test_a_built_in_tokenizer_is_handed_on(built_in, tmp_path):
-    proof = verify(built_in).verified.receipt
+def test_a_built_in_tokenizer_is_proven_with_the_reshard(built_in, tmp_path):
+    assert verify(built_in).is_proven
 
-    made = cut(open_release(built_in), TWO, tmp_path / "out", proof=proof)
+    made = cut(
+        open_release(built_in),
+        TWO,
+        tmp_path / "out",
+        proof=proof_of(open_release(built_in)).receipt,
+    )
 
     assert doubt_of(made) is None
-    assert made.tokenizer is not None
+    flip(built_in / "tokenizer.model", 5)
+    assert proof_of(open_release(built_in)).reason == "tokenizer.model: is not in the torrent"
 
 
 def test_a_tokenizer_that_appears_in_a_release_is_not_handed_on(built_in, tmp_path):

@@ -333,5 +333,5 @@ def test_an_http_proxy_gets_names_that_this_machine_cannot_look_up(swarm, tmp_pa
 
 
 def test_an_udp_tracker_that_an_http_proxy_cannot_reach_is_refused():
-    with pytest.raises(InvalidValueError, match="an HTTP proxy carries no UDP"):
+    with pytest.raises(InvalidValueError, match=r"tracker .*expected http or https"):
         FetchOptions(proxy="http://127.0.0.1:9", trackers=("udp://tracker.example.org:80",))

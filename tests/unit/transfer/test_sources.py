@@ -27,11 +27,14 @@ OWN = ("http://own.example.org/announce",)
         pytest.param(
             {"bind": "127.0.0.1", "proxy": "socks5://127.0.0.1:9050"}, FAR + NEAR, id="by-proxy"
         ),
+        pytest.param({"proxy": "http://192.0.2.1:3128"}, (FAR[1], *NEAR[:2]), id="by-http-proxy"),
+        pytest.param({"proxy": "HTTP://[2001:db8::1]:1"}, (FAR[1], *NEAR[:2]), id="in-capitals"),
         pytest.param(
-            {"proxy": "http://127.0.0.1:8080", "trackers": OWN},
+            {"proxy": "http://192.0.2.1:3128", "trackers": OWN},
             (FAR[1], *NEAR[:2], *OWN),
-            id="no-udp-by-an-http-proxy",
+            id="ours-by-http-proxy",
         ),
+        pytest.param({"proxy": "socks5h://tor:9050"}, FAR + NEAR, id="by-socks-proxy"),
     ],
 )
 def test_the_trackers_that_are_asked(options, asked):
@@ -57,6 +60,14 @@ def test_an_address_that_is_refused_is_shown_without_its_secret(field, value):
 
     assert "pensesame" not in f"{raised.value} {raised.value.hint}"
     assert value.partition("://")[0].rpartition("@")[2] in str(raised.value)
+
+
+@pytest.mark.parametrize("url", ["udp://tracker.example.org:80", "UDP://192.0.2.1:1/announce"])
+def test_no_tracker_behind_an_http_proxy_is_asked_by_udp(url):
+    with pytest.raises(InvalidValueError, match="expected http"):
+        FetchOptions(trackers=(url,), proxy="http://192.0.2.1:3128")
+
+    assert FetchOptions(trackers=(url,), proxy="socks5://192.0.2.1:3128").asked(()) == (url,)
 
 
 def test_a_magnet_link_that_is_refused_is_shown_without_passkeys():
