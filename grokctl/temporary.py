@@ -4,7 +4,7 @@ import errno
 import os
 import secrets
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,48 +45,54 @@ class TemporaryFolder:
 
 @contextmanager
 def temporary_folder(
-    prefix: str = "grokctl-", *, places: Sequence[Path] = (), longest: int | None = None
+    prefix: str = "grokctl-",
+    *,
+    places: Sequence[Path] = (),
+    suits: Callable[[Path], None] = lambda _: None,
 ) -> Iterator[TemporaryFolder]:
     """Make a folder in here, which is gone at the end.
 
     Args:
         prefix: Of its name.
         places: Folders that are made for it if no usual place will do.
-        longest: Bytes that its path may have.
+        suits: Gets the folder, and raises an `OSError` if it will not do.
 
     Raises:
         OSError: There is no place for it, with the reason of the first.
     """
-    with ExitStack() as stack:
-        folder = _made(stack, prefix, places, longest)
-        try:
-            yield folder
-        finally:
-            folder.delete()
-
-
-def _made(
-    stack: ExitStack, prefix: str, places: Sequence[Path], longest: int | None
-) -> TemporaryFolder:
-    """Make a folder in the first place that will do."""
     first: OSError | None = None
     for parent in _parents(places):
-        path = parent / f"{prefix}{secrets.token_hex(4)}"
-        try:
-            for place, _, problem in exposures(path, is_made=True):
-                raise _refused(parent, f"{place} {problem}")
-            if longest is not None and len(bytes(path)) > longest:
-                raise _refused(parent, f"has a path of more than {longest} bytes")
-            if parent in places:
-                parent.mkdir(parents=True, exist_ok=True)
-            above = stack.enter_context(opened_folder(parent))
-            os.mkdir(path.name, 0o700, dir_fd=above)
-            handle = stack.enter_context(opened_folder(path.name, above=above))
-            return TemporaryFolder(path, handle, above)
-        except OSError as error:
-            first = first or error
+        with ExitStack() as stack:
+            try:
+                folder = _made(stack, parent, prefix, is_ours=parent in places)
+                suits(folder.path)
+            except OSError as error:
+                first = first or error
+                continue
+            yield folder
+            return
     assert first is not None
     raise first
+
+
+def _made(stack: ExitStack, parent: Path, prefix: str, *, is_ours: bool) -> TemporaryFolder:
+    """Make a folder in another.
+
+    Raises:
+        OSError: Others could rename it there, or it cannot be made.
+    """
+    path = parent / f"{prefix}{secrets.token_hex(4)}"
+    for place, _, problem in exposures(path, is_made=True):
+        reason = f"no temporary folder there: {place} {problem}"
+        raise OSError(errno.EACCES, reason, str(parent))
+    if is_ours:
+        parent.mkdir(parents=True, exist_ok=True)
+    above = stack.enter_context(opened_folder(parent))
+    os.mkdir(path.name, 0o700, dir_fd=above)
+    handle = stack.enter_context(opened_folder(path.name, above=above))
+    folder = TemporaryFolder(path, handle, above)
+    stack.callback(folder.delete)
+    return folder
 
 
 def _parents(places: Sequence[Path]) -> Iterator[Path]:
@@ -94,7 +100,3 @@ def _parents(places: Sequence[Path]) -> Iterator[Path]:
         yield Path(tempfile.gettempdir()).resolve()
     yield from map(Path, PLACES)
     yield from places
-
-
-def _refused(parent: Path, problem: str) -> OSError:
-    return OSError(errno.EACCES, f"no temporary folder there: {problem}", str(parent))

@@ -4,11 +4,13 @@ The service asks nobody who they are: whoever reaches it can read and write its 
 run. So it listens at a socket in a folder that only this user can enter, and no network reaches it.
 """
 
+import errno
 import socket
 import time
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from functools import partial
+from pathlib import Path
 from threading import Thread
 from typing import Final
 
@@ -17,8 +19,6 @@ from grokctl.errors import PeerError
 from grokctl.os_errors import reason_of
 from grokctl.temporary import TemporaryFolder, temporary_folder
 
-_LONGEST: Final = 100
-"""Bytes of a socket's path, of 108 that Linux allows."""
 _CHUNK: Final = 2**16
 _AGAIN_S: Final = 0.02
 
@@ -112,9 +112,24 @@ def _copy(
 
 
 def _private_folder(closing: ExitStack) -> TemporaryFolder:
-    """A folder that only this user can enter, with a path that is short enough for a socket."""
+    """A folder that only this user can enter, in which a socket can be made."""
     try:
-        return closing.enter_context(temporary_folder(longest=_LONGEST - len("/jax")))
+        return closing.enter_context(temporary_folder(suits=_takes_sockets))
     except OSError as error:
         message = f"{error.filename}: no place for a socket ({reason_of(error)})"
         raise PeerError(message, "export TMPDIR=/tmp") from error
+
+
+def _takes_sockets(folder: Path) -> None:
+    """Make a socket in a folder: not every disk has them, and not every path is short enough.
+
+    Raises:
+        OSError: It cannot be made.
+    """
+    path = folder / "a-trial"
+    try:
+        with socket.socket(socket.AF_UNIX) as trial:
+            trial.bind(str(path))
+        path.unlink()
+    except OSError as error:
+        raise OSError(error.errno or errno.ENAMETOOLONG, reason_of(error), str(folder)) from error

@@ -46,7 +46,7 @@ def test_a_temporary_folder_is_private_and_goes_with_all_that_is_in_it(places):
 
 
 def tunnels_like(_home):
-    return temporary_folder(longest=4096)
+    return temporary_folder()
 
 
 def demos(_home):
@@ -133,9 +133,27 @@ def test_a_place_of_our_own_is_made_at_last(places, tmp_path):
         place.chmod(0o777)
     home = tmp_path / "to/home"
 
-    with temporary_folder(places=[home], longest=4096) as folder:
+    with temporary_folder(places=[home]) as folder:
         assert folder.path.parent == home
-    with pytest.raises(OSError, match="can be written"), temporary_folder(longest=9):
-        pass
 
     assert names_in(home) == []
+
+
+def test_a_folder_that_will_not_do_is_deleted_and_the_next_one_tried(places):
+    tried = []
+
+    def suits(folder):
+        (folder / "trial").touch()
+        tried.append(folder.parent)
+        if folder.parent == places[0]:
+            raise OSError(28, "No space left on device", str(folder))
+
+    with temporary_folder(suits=suits) as folder:
+        assert folder.path.parent == places[1]
+        assert names_in(places[0]) == []
+
+    assert tried == list(places)
+    with pytest.raises(OSError, match="mine"), temporary_folder(suits=suits):
+        raise OSError("mine")
+    assert names_in(places[1]) == []
+    assert len(tried) == 4
