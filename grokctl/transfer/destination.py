@@ -33,9 +33,11 @@ from grokctl.paths import (
     RESUME,
     TOKENIZER,
     TORRENT,
+    delete_record,
     locked,
     quoted,
     read_limited,
+    rename_record,
     write_atomically,
 )
 from grokctl.text import has_secret, printable
@@ -298,7 +300,7 @@ def save_resume_data(root: Path, resume: bytes | None, *, is_final: bool = False
         return
     if is_final:
         write_atomically(root / PRIVATE / RESUME, resume, mode=0o600)
-        (root / PRIVATE / BEGUN).unlink(missing_ok=True)
+        delete_record(root / PRIVATE / BEGUN)
     else:
         write_atomically(root / PRIVATE / BEGUN, resume, mode=0o600)
 
@@ -307,7 +309,7 @@ def take_resume_data(root: Path) -> tuple[bytes, bool]:
     """The resume data of an earlier fetch, and whether it was written at the very end."""
     final, begun = root / PRIVATE / RESUME, root / PRIVATE / BEGUN
     with suppress(OSError):
-        final.replace(begun)
+        rename_record(final, BEGUN)
         return _resume_data(begun), True
     with suppress(OSError):
         return _resume_data(begun), False
@@ -324,7 +326,7 @@ def _resume_data(path: Path) -> bytes:
 def forget_resume_data(root: Path) -> None:
     """Delete all claims: the files are about to be replaced."""
     for name in (RESUME, BEGUN):
-        (root / PRIVATE / name).unlink(missing_ok=True)
+        delete_record(root / PRIVATE / name)
 
 
 def record_progress(
@@ -416,4 +418,4 @@ def _selected(options: FetchOptions) -> Iterator[str]:
 def remove_parts(root: Path) -> None:
     """Delete libtorrent's part files for pieces of unwanted files, once every file is complete."""
     for path in (root / PRIVATE).glob(".*.parts"):
-        path.unlink(missing_ok=True)
+        delete_record(path)
