@@ -1,5 +1,6 @@
 """The folder of a download: selected files, ownership, and resume data."""
 
+import hashlib
 import shlex
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
@@ -88,6 +89,10 @@ def select_files(torrent: bytes, request: FetchRequest) -> FileSelection:
     metainfo = parse_metainfo(torrent, source=name)
     if metainfo.infohash != origin.infohash:
         raise FetchError(f"{name}: expected infohash {origin.infohash}, found {metainfo.infohash}")
+    raw = raw_values(torrent)
+    second = hashlib.sha256(raw[b"info"]).hexdigest()
+    if origin.v2_infohash not in {"", second}:
+        raise FetchError(f"{name}: expected v2 infohash {origin.v2_infohash}, found {second}")
     places = release_paths(metainfo)
     wanted = _wanted(names_of(metainfo, places), options.only, options.layers)
     if not wanted:
@@ -96,7 +101,6 @@ def select_files(torrent: bytes, request: FetchRequest) -> FileSelection:
         raise invalid("only", globs, problem, f"--only {first}")
     # small, and needed to read any tensor
     wanted |= {index for index, place in places.items() if place in {CONFIG, TOKENIZER}}
-    raw = raw_values(torrent)
     return FileSelection(
         metainfo=metainfo,
         info=raw[b"info"],
