@@ -122,7 +122,7 @@ def _finite(value: Any) -> Any:
 
 def printable(text: str, *, limit: int = 120) -> str:
     """A stranger's text for one line: nothing invisible, no controls, and not too long."""
-    clean = _IGNORED.sub("?", text)
+    clean = _IGNORED.sub("?", text[: limit + 1])  # each character stays one
     if not clean.isprintable():  # slow, and rare: one look at each character
         clean = "".join("?" if unicodedata.category(c) in _UNPRINTABLE else c for c in clean)
     return clean if len(clean) <= limit else clean[: limit - 1] + "…"

@@ -172,8 +172,11 @@ def _with_record(root: Path, verdict: Verdict, observe: Observer, *, keeps: bool
     if unfinished is None:
         return verdict
     if not verdict.damage:
-        if keeps:
-            forget_unfinished(root)
+        try:
+            if keeps:
+                forget_unfinished(root)
+        except OSError as error:
+            observe(Noted(message=f"result: cannot be kept ({reason_of(error)})"))
         return verdict
     if any(item.reason is Reason.UNSAFE for item in verdict.damage):
         return verdict  # no download leaves that

@@ -29,6 +29,7 @@ from grokctl.paths import (
     LARGEST_TOKENIZER,
     PRIVATE,
     TOKENIZER,
+    delete_record,
     read_limited,
     write_atomically,
 )
@@ -222,7 +223,7 @@ def forget_receipt(root: Path) -> None:
     Raises:
         OSError: The folder cannot be written.
     """
-    (root / PRIVATE / _RECEIPT).unlink(missing_ok=True)
+    delete_record(root / PRIVATE / _RECEIPT)
 
 
 def unread_receipt(root: Path) -> str | None:

@@ -14,7 +14,7 @@ from grokctl.checkpoint.trust import read_object
 from grokctl.errors import CorruptCheckpointError, FetchError
 from grokctl.own_key import KeyTroubleError, sealed, why_not_sealed
 from grokctl.ownership import why_exposed
-from grokctl.paths import BEGUN, CKPT, PRIVATE, TORRENT, UNFINISHED, write_atomically
+from grokctl.paths import BEGUN, CKPT, PRIVATE, TORRENT, UNFINISHED, delete_record, write_atomically
 from grokctl.text import format_bytes, has_secret
 
 _KIND: Final = "unfinished"
@@ -117,7 +117,7 @@ def read_unfinished(root: Path) -> Unfinished | None:
 
 def forget_unfinished(root: Path) -> None:
     """The download is complete."""
-    (root / PRIVATE / UNFINISHED).unlink(missing_ok=True)
+    delete_record(root / PRIVATE / UNFINISHED)
 
 
 def incomplete(root: Path, unfinished: Unfinished) -> CorruptCheckpointError:

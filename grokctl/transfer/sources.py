@@ -203,6 +203,8 @@ class Origin:
     torrent: bytes | None = None
     trust: str = TYPED
     """The root of trust, in words."""
+    v2_infohash: str = ""
+    """The second infohash of a magnet link, which the metadata must have as well."""
 
     @property
     def shown(self) -> str:
@@ -258,6 +260,7 @@ def parse_source(source: str) -> Origin:
             infohash=magnet.infohash,
             name=magnet.name,
             trackers=plain_urls(magnet.trackers),
+            v2_infohash=magnet.v2_infohash,
         )
     path = expanded(source)
     if not path.is_file():

@@ -1,12 +1,14 @@
 """Which trackers a download asks, and whether it leaves this machine."""
 
+import hashlib
 from dataclasses import replace
 
 import pytest
 
+from grokctl.checkpoint.torrent import build_metainfo, parse_metainfo, raw_values
 from grokctl.errors import FetchError, InvalidValueError
-from grokctl.transfer.destination import typed_options
-from grokctl.transfer.sources import FetchOptions, Origin, find_mirror, parse_source
+from grokctl.transfer.destination import select_files, typed_options
+from grokctl.transfer.sources import FetchOptions, FetchRequest, Origin, find_mirror, parse_source
 
 FAR = ("udp://tracker.example.org:80", "http://203.0.113.7/announce")
 NEAR = ("http://127.0.0.1:9/announce", "http://localhost:9/announce", "udp://[::1]:9")
@@ -112,3 +114,19 @@ def test_the_file_of_a_torrent_is_named_as_it_is():
 
     assert origin.shown == "a@b.torrent"
     assert replace(origin, source="me:pw@b", torrent=None).shown == "…@b"
+
+
+def test_metadata_have_both_infohashes_of_a_magnet_that_has_two(two_layers, tmp_path):
+    files = sorted(f"ckpt-0/{path.name}" for path in (two_layers / "ckpt-0").iterdir())
+    torrent = build_metainfo(two_layers, files, name="small", piece_length=16384)
+    first = parse_metainfo(torrent, source="").infohash
+    second = hashlib.sha256(raw_values(torrent)[b"info"]).hexdigest()
+
+    def selected(v2):
+        origin = parse_source(f"magnet:?xt=urn:btih:{first}{v2}")
+        request = FetchRequest(origin=origin, root=tmp_path, options=FetchOptions())
+        return select_files(torrent, request).metainfo.infohash
+
+    assert selected("") == selected(f"&xt=urn:btmh:1220{second}") == first
+    with pytest.raises(FetchError, match=f"expected v2 infohash {'f' * 64}, found {second}"):
+        selected(f"&xt=urn:btmh:1220{'f' * 64}")
