@@ -1,9 +1,8 @@
 """Run every stage for real on a miniature: write, seed, fetch, verify, reshard, run."""
 
-import tempfile
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, TypeVar
@@ -26,6 +25,7 @@ from grokctl.os_errors import refusal
 from grokctl.paths import Home, default_home
 from grokctl.reshard import reshard
 from grokctl.resharding.plan import ReshardOptions, plan_reshard
+from grokctl.temporary import temporary_folder
 from grokctl.text import format_bytes
 from grokctl.transfer.sources import FetchOptions
 from grokctl.verify import Verdict, verify
@@ -78,23 +78,22 @@ def demo(folder: Path | None = None, *, observe: Observer = ignore) -> Demonstra
     """
     if folder is None:
         with _temporary() as temporary:
-            return _demo(Path(temporary), observe)
+            return _demo(temporary, observe)
     if folder.exists():
         raise UsageError(f"{folder}: exists, expected a new folder", "--keep a-new-folder")
     return _demo(folder, observe)
 
 
-def _temporary() -> tempfile.TemporaryDirectory[str]:
+@contextmanager
+def _temporary() -> Iterator[Path]:
     """A folder where the system keeps temporary files, or under home if it has no such place."""
-    prefix = "grokctl-demo-"
-    with suppress(OSError):
-        return tempfile.TemporaryDirectory(prefix=prefix)
     home = default_home()
-    try:
-        home.mkdir(parents=True, exist_ok=True)
-        return tempfile.TemporaryDirectory(prefix=prefix, dir=home)
-    except OSError as error:
-        raise refusal(error, home, hint="grokctl demo --keep DIR") from error
+    with ExitStack() as stack:
+        try:
+            folder = stack.enter_context(temporary_folder("grokctl-demo-", places=[home]))
+        except OSError as error:
+            raise refusal(error, home, hint="grokctl demo --keep DIR") from error
+        yield folder.path
 
 
 def raise_for(demonstration: Demonstration) -> None:

@@ -55,12 +55,11 @@ def start(
     """
     options, processes = planned.options, 1 if cluster is None else cluster.count
     devices = find_devices(options.mesh.size, processes=processes, observe=observe)
+    # with a cluster, none of ours: one might have a program that another compiles, and waits for it
+    use_compilation_cache(None if cluster else options.compilation_cache, observe=observe)
     if cluster is not None:
-        # no kept programs: one process might have one that another compiles, and waits for it
         own = jax.local_devices()[0]
         cluster.agree("devices", {"device": f"{own.platform} {own.device_kind}"})
-    elif options.compilation_cache is not None:
-        use_compilation_cache(options.compilation_cache, observe=observe)
     precision = source.storage.precision
     started = time.perf_counter()
     with out_of_memory():

@@ -2,19 +2,26 @@
 
 import os
 import stat
-from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
 from grokctl.own_files import create, names_in, open_own, opened_folder, why_not_own
+from grokctl.own_key import MAC, KeyTroubleError, sealed, why_not_sealed
 
 MARK: Final = ".made-by-grokctl"
-"""A file with the name and the inode of its folder: only who could write into that has made it."""
+"""A file with the name and the inode of its folder: only who could write into that has made it.
+The MAC of this user shows that it was begun here, and is no part of an archive."""
+_KIND: Final = "mark"
 _MOST: Final = 1024
 
 
-def put_mark(folder: int, name: str) -> None:
+def put_mark(folder: int, name: str, *, is_new: bool = True) -> None:
     """Mark an open folder as made under a name.
+
+    Args:
+        folder: Its descriptor.
+        name: Of the folder.
+        is_new: Whether nothing was in it: then this user has written all that will be.
 
     Raises:
         FileExistsError: It has a mark.
@@ -22,7 +29,7 @@ def put_mark(folder: int, name: str) -> None:
     """
     handle = create(MARK, folder, 0o600)
     try:
-        os.write(handle, _text(folder, name))
+        os.write(handle, _text(folder, name) + (_mac(folder, name) if is_new else b""))
     except BaseException:
         os.unlink(MARK, dir_fd=folder)
         raise
@@ -38,14 +45,34 @@ def is_marked(folder: int, name: str, *, is_copy: bool = False) -> bool:
         name: That which it was made under.
         is_copy: Whether a copy counts as well, which has the mark of another folder.
     """
-    with suppress(OSError):
+    found, own = _lines(folder, name), _text(folder, name).splitlines()
+    return found[:2] == own or (is_copy and found[:1] == own[:1])
+
+
+def is_begun_here(folder: int, name: str) -> bool:
+    """Whether the mark of an open folder has the MAC of this user.
+
+    Args:
+        folder: Its descriptor.
+        name: That which it was made under.
+    """
+    found, own = _lines(folder, name), _text(folder, name).splitlines()
+    if found[:2] != own:
+        return False
+    record = {"text": _text(folder, name).hex(), MAC: b"".join(found[2:3]).decode("latin-1")}
+    return why_not_sealed(_KIND, record) is None
+
+
+def _lines(folder: int, name: str) -> list[bytes]:
+    """The lines of a mark; none if there is none that this user can have written."""
+    try:
         handle = open_own(MARK, folder, Path(name) / MARK, flags=os.O_RDONLY)
-        try:
-            found, own = os.read(handle, _MOST), _text(folder, name)
-            return found == own or (is_copy and found.splitlines()[:1] == own.splitlines()[:1])
-        finally:
-            os.close(handle)
-    return False
+    except OSError:
+        return []
+    try:
+        return os.read(handle, _MOST).splitlines()
+    finally:
+        os.close(handle)
 
 
 def delete_marked(name: str, above: int, *, made_as: str) -> None:
@@ -87,3 +114,12 @@ def delete_in(folder: int, *, last: str | None = None) -> None:
 
 def _text(folder: int, name: str) -> bytes:
     return f"{name}\n{os.fstat(folder).st_ino}\n".encode(errors="surrogateescape")
+
+
+def _mac(folder: int, name: str) -> bytes:
+    """The third line; empty without a key of this user."""
+    try:
+        values = sealed(_KIND, {"text": _text(folder, name).hex()})
+    except KeyTroubleError:
+        return b""
+    return f"{values[MAC]}\n".encode()

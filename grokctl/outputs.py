@@ -26,7 +26,8 @@ def find_output(path: Path, name: str, example: str) -> tuple[Path, bool]:
         can be replaced by another. If not, the output must be written into what is there.
 
     Raises:
-        InvalidValueError: It is a folder, a terminal, a block device, a socket, or our own stdout.
+        InvalidValueError: It is a folder, a terminal, a block device, a socket, or our own stdout;
+            or a link or a pipe that another user may have planted.
         OSError: The links form a loop, or the machine refuses to look at them.
     """
     try:
@@ -41,6 +42,9 @@ def find_output(path: Path, name: str, example: str) -> tuple[Path, bool]:
     if problem := _unfit(path, status):
         raise invalid(name, path, problem, f"--{name} {example}")
     is_regular = stat.S_ISREG(status.st_mode)
+    if not is_regular and _is_planted(Path(os.path.realpath(path)), status, is_named=True):
+        problem = "is another user's pipe or device, expected a file"
+        raise invalid(name, path, problem, f"--{name} {example}")
     return Path(os.path.realpath(path)) if is_regular else path, is_regular
 
 
@@ -64,10 +68,10 @@ def _unfit(path: Path, status: os.stat_result) -> str | None:
 
 
 def _is_planted(link: Path, status: os.stat_result, *, is_named: bool) -> bool:
-    """Whether a link belongs to another user, who may have put it where an output is expected.
+    """Whether a link or a pipe is another user's, who may have put it where an output is expected.
 
     Args:
-        link: On the way to the output.
+        link: On the way to the output, or the pipe.
         status: Of the link itself.
         is_named: Whether the output itself is the link; a link on the way to it, in a folder that
             belongs to who made the link, is a part of how the machine is set up.

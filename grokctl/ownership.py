@@ -4,6 +4,7 @@ import errno
 import grp
 import os
 import pwd
+import re
 import stat
 import struct
 from collections.abc import Iterable, Iterator
@@ -17,6 +18,9 @@ MOST_LINKS: Final = 40
 _ACL: Final = "system.posix_acl_access"
 _ACL_USER, _ACL_OWN_GROUP, _ACL_GROUP, _ACL_MASK = 0x02, 0x04, 0x08, 0x10
 _ACL_WRITE: Final = 0x02
+_MOUNTS: Final = Path("/proc/self/mountinfo")
+_SERVER: Final = re.compile(r"^fuse\S* .*[ ,]user_id=([0-9]{1,10})")
+"""The type and options of a file system; see proc_pid_mountinfo(5) and mount.fuse3(8)."""
 
 
 def why_exposed(path: Path) -> str | None:
@@ -26,6 +30,9 @@ def why_exposed(path: Path) -> str | None:
     this user or to root, and nobody else can write to them. A folder with the sticky bit, such as
     /tmp, is safe above others, but not itself. A folder that a group can write to is safe if the
     group is this user's own, which is named after the user, or root's, and has no other user.
+
+    A file system that another user serves (FUSE) shows whatever owners, modes and times that user
+    likes: nothing on it is this user's own.
 
     In a container whose users are not mapped, folders above may belong to nobody: root's own seem
     to. The file itself may not.
@@ -37,7 +44,7 @@ def why_exposed(path: Path) -> str | None:
         One clause with the place, such as `/scratch/x can be written by others`; None if only this
         user and root can change it.
     """
-    return _exposure(path, {})
+    return _exposure(path, {}, {})
 
 
 def exposed_files(root: Path, names: Iterable[str]) -> dict[str, str]:
@@ -51,26 +58,35 @@ def exposed_files(root: Path, names: Iterable[str]) -> dict[str, str]:
         names: Of files below it. Every folder and link is looked at once for all of them.
     """
     seen: dict[Path, os.stat_result] = {}
-    found = {name: _exposure(root / name, seen) for name in names}
+    servers: dict[int, str | None] = {}
+    found = {name: _exposure(root / name, seen, servers) for name in names}
     return {name: reason for name, reason in found.items() if reason is not None}
 
 
-def _exposure(path: Path, seen: dict[Path, os.stat_result]) -> str | None:
-    """The same; folders and links that were seen are not looked at again."""
+def _exposure(
+    path: Path, seen: dict[Path, os.stat_result], servers: dict[int, str | None]
+) -> str | None:
+    """The same; folders, links and file systems that were seen are not looked at again."""
     try:
-        return next((f"{place} {problem}" for place, _, problem in exposures(path, seen)), None)
+        found = exposures(path, seen, servers)
+        return next((f"{place} {problem}" for place, _, problem in found), None)
     except OSError as error:
         return f"{error.filename or path} cannot be looked at ({error.strerror or error})"
 
 
 def exposures(
-    path: Path, seen: dict[Path, os.stat_result] | None = None, *, is_made: bool = False
+    path: Path,
+    seen: dict[Path, os.stat_result] | None = None,
+    servers: dict[int, str | None] | None = None,
+    *,
+    is_made: bool = False,
 ) -> Iterator[tuple[Path, os.stat_result, str]]:
     """Every place on the way to a file or folder, and itself, that another user can change.
 
     Args:
         path: The file or folder.
         seen: Folders and links that need not be looked at again.
+        servers: The same of file systems, by device.
         is_made: Whether this user makes what is missing: others cannot rename it in a folder with
             the sticky bit.
 
@@ -82,9 +98,12 @@ def exposures(
     """
     whole = path.absolute()  # keeps `..`, which may come after a link
     steps = list(_steps(whole, {} if seen is None else seen))
+    servers = {} if servers is None else servers
     for number, (place, status) in enumerate(steps, 1):
         is_above = number < len(steps) or is_made
-        problem = _foreign(status, is_above=is_above)
+        if status.st_dev not in servers:
+            servers[status.st_dev] = _served(status.st_dev)
+        problem = servers[status.st_dev] or _foreign(status, is_above=is_above)
         if problem is None and not stat.S_ISLNK(status.st_mode):
             is_sticky = is_above and bool(status.st_mode & stat.S_ISVTX)
             problem = None if is_sticky else can_be_written(place, status)
@@ -153,6 +172,24 @@ def _foreign(status: os.stat_result, *, is_above: bool) -> str | None:
     if is_own(status) or (is_above and status.st_uid == _unmapped()):
         return None
     return f"belongs to {_name_of_user(status.st_uid)}"
+
+
+def _served(device: int) -> str | None:
+    """Words for another user whose program is a file system (FUSE); None if there is none.
+
+    Args:
+        device: The number of the file system.
+    """
+    number = f"{os.major(device)}:{os.minor(device)}"
+    with suppress(OSError):  # not Linux
+        for line in _MOUNTS.read_text(errors="replace").splitlines():
+            mount, _, system = line.partition(" - ")
+            match = _SERVER.search(system)
+            if mount.split(" ")[2:3] == [number] and match is not None:
+                user = int(match[1])
+                if user not in {0, os.geteuid(), _unmapped()}:
+                    return f"is on a file system that {_name_of_user(user)} serves (FUSE)"
+    return None
 
 
 def can_be_written(place: Path, status: os.stat_result) -> str | None:

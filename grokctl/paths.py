@@ -226,6 +226,27 @@ def write_atomically(path: Path, data: bytes, *, mode: int = 0o666) -> None:
         fsync_folder(folder)
 
 
+def delete_record(path: Path) -> None:
+    """Delete a file of our own, if it is there; our private folder is never a link.
+
+    Raises:
+        OSError: It cannot be deleted, or is in a folder that is a link to somewhere else.
+    """
+    if os.path.lexists(path):
+        with suppress(FileNotFoundError), _folder_of(path) as folder:
+            os.unlink(path.name, dir_fd=folder)
+
+
+def rename_record(path: Path, name: str) -> None:
+    """Give a file of our own another name in its folder, which is never a link if it is private.
+
+    Raises:
+        OSError: It is not there, or is in a folder that is a link to somewhere else.
+    """
+    with _folder_of(path) as folder:
+        os.rename(path.name, name, src_dir_fd=folder, dst_dir_fd=folder)
+
+
 @contextmanager
 def _folder_of(path: Path) -> Iterator[int]:
     """Open the folder of a file that we write: our private one is never a link."""

@@ -12,7 +12,6 @@ from grokctl.checkpoint.ready import ReadyCheckpoint, open_ready
 from grokctl.checkpoint.ready_receipt import keep_ready_receipt, receipt_now
 from grokctl.checkpoint.receipt import Receipt, Stamp, stamps_of
 from grokctl.checkpoint.sums import require_sums
-from grokctl.checkpoint.trust import EARLIER
 from grokctl.errors import Reason, UsageError, corrupt
 from grokctl.events import Advanced, Finished, Noted, Observer, Stage, Started, ignore
 from grokctl.ownership import why_exposed
@@ -22,6 +21,7 @@ from grokctl.resharding.partial import PartialFolder, opened_partial
 from grokctl.resharding.pipeline import Pipeline, Progress
 from grokctl.resharding.plan import ReshardPlan
 from grokctl.resharding.publish import (
+    can_be_exchanged,
     check_destination,
     check_space,
     check_tokenizer,
@@ -50,7 +50,7 @@ class _Run:
     """Of the source's files when it began."""
     proof: Receipt | None
     is_earlier: bool
-    """Whether an earlier version began it."""
+    """Whether an earlier version began it, or somebody else may have."""
 
 
 def reshard(
@@ -85,14 +85,14 @@ def reshard(
     check_tokenizer(source)
     with writing(plan.out):
         check_destination(plan, force=force)
-        usual, is_earlier = partial_folder(plan, stamps)
+        usual, is_earlier = partial_folder(plan, stamps, is_exposed=can_be_exchanged(source))
         with opened_partial(usual, observe) as partial:
             if (problem := why_exposed(partial.path)) is not None:
                 observe(Noted(message=f"{problem}: other users can replace the checkpoint"))
             for other in leftovers(partial.path, plan.out):
                 message = "left by another reshard, or in use by one"
                 observe(Noted(message=f"{other}: {message}; to delete it: rm -r {quoted(other)}"))
-            is_earlier = is_earlier and partial.path == usual
+            is_earlier = partial.is_of_others or (is_earlier and partial.path == usual)
             run = _Run(
                 plan=plan, partial=partial, stamps=stamps, proof=proof, is_earlier=is_earlier
             )
@@ -109,7 +109,9 @@ def _write(run: _Run, *, force: bool, observe: Observer) -> None:
         if partial.path.parent == plan.out:
             take_back(partial, plan.out)
         if run.is_earlier:
-            message = "begun by an earlier version; its result will not count as proven"
+            message = (
+                "begun by an earlier version, or elsewhere; its result will not count as proven"
+            )
             observe(Noted(message=f"{partial.path}: {message}"))
         with SourceHashing(source) as hashing:
             records, errors = _write_devices(plan, partial, hashing, observe)
@@ -122,7 +124,7 @@ def _write(run: _Run, *, force: bool, observe: Observer) -> None:
         publish(partial, plan.out, observe)
         # every byte was hashed as it was written, and no name or mode changes any more
         names = [record.name for record in records]
-        trust = (origin.root_of_trust or EARLIER) if origin.proven else ""
+        trust = (origin.root_of_trust or "") if origin.proven else ""
         receipt = receipt_now(plan.out, manifest_sha256, names, root_of_trust=trust)
         keep_ready_receipt(plan.out, receipt, observe)
 
@@ -146,6 +148,7 @@ def _write_devices(
         done = resume(writers, journal, observe)
         count = len(plan.layouts[0].tensors)
         if done:
+            hashing.include_all()
             message = f"continuing after {done} of {count} tensors of an interrupted run"
             observe(Noted(message=message))
         elif is_begun:

@@ -33,6 +33,13 @@ _QUOTED: Final = re.compile(r"""(?<!\w)(?:"[^"]*"|'[^']*')""")
 """A word in the quotes of a shell, and no apostrophe."""
 
 _BREAKS: Final = frozenset("\n\t")
+_IGNORED: Final = re.compile(
+    "[\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f"
+    "\u2800\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufff8\U0001bca0-\U0001bca3\U0001d173-\U0001d17a"
+    "\U000e0000-\U000e0fff]"
+)
+"""What nobody sees: Default_Ignorable_Code_Point (Unicode, DerivedCoreProperties), and the braille
+pattern without dots."""
 _KEPT: Final = frozenset("\n\t\u200c\u200d\u0600\u0601\u0602\u0603\u0604\u0605\u06dd\u070f\u08e2")
 """Controls and format characters of usual text: lines, joiners, and signs that Arabic draws."""
 
@@ -114,17 +121,18 @@ def _finite(value: Any) -> Any:
 
 
 def printable(text: str, *, limit: int = 120) -> str:
-    """A stranger's text for one line: no control or direction characters, and not too long."""
-    clean = "".join(
-        "?" if unicodedata.category(character) in _UNPRINTABLE else character for character in text
-    )
+    """A stranger's text for one line: nothing invisible, no controls, and not too long."""
+    clean = _IGNORED.sub("?", text[: limit + 1])  # each character stays one
+    if not clean.isprintable():  # slow, and rare: one look at each character
+        clean = "".join("?" if unicodedata.category(c) in _UNPRINTABLE else c for c in clean)
     return clean if len(clean) <= limit else clean[: limit - 1] + "…"
 
 
 def harmless(text: str) -> str:
     """Text without what a terminal would obey or hide: control codes, directions, tags.
 
-    The joiners of emojis and of Persian words stay, and so do the format characters that are seen.
+    The joiners and variants of emojis and of Persian words stay, and so do fillers, which stand for
+    letters or spaces, and the format characters that are seen.
     """
     return "".join(c for c in text if unicodedata.category(c) not in {"Cc", "Cf"} or c in _KEPT)
 
@@ -132,13 +140,14 @@ def harmless(text: str) -> str:
 def to_copy(text: str) -> str:
     r"""A text with a command, such as a hint: each quoted name in it is seen, and right if pasted.
 
-    A quoted word with line breaks, or with characters that `harmless` would take out, gets the
+    A quoted word with line breaks, or with characters that nobody sees, gets the
     quotes of bash and zsh that name them by their bytes: `rm $'a\342\200\256b'`.
     """
 
     def visible(match: re.Match[str]) -> str:
         word = match[0]
-        is_shown = harmless(word) == word and not _BREAKS.intersection(word)
+        is_plain = harmless(word) == word and not _BREAKS.intersection(word)
+        is_shown = is_plain and _IGNORED.search(word) is None
         if is_shown or word.startswith('"'):
             return word
         return "$'" + "".join(map(_visible, word[1:-1])) + "'"
@@ -150,6 +159,7 @@ def _visible(character: str) -> str:
     if character == "\\":
         return "\\\\"
     is_shown = harmless(character) and character not in _BREAKS
+    is_shown = is_shown and _IGNORED.match(character) is None
     if is_shown and unicodedata.category(character) != "Cs":
         return character
     return "".join(f"\\{byte:03o}" for byte in character.encode(errors="surrogateescape"))

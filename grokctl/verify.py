@@ -13,13 +13,14 @@ from grokctl.checkpoint.receipt import (
     VerifiedRelease,
     look_for_receipt,
     not_promised,
+    with_built_in,
 )
 from grokctl.checkpoint.refusal import forget_refusal, write_refusal
 from grokctl.checkpoint.release import Release, damage_error
 from grokctl.checkpoint.release_files import files_of, read_config, scan_file
 from grokctl.checkpoint.structure import Survey, survey
 from grokctl.checkpoint.sums import doubt_of, exposure_of, read_sums
-from grokctl.checkpoint.trust import EARLIER, FOUND, trusted_metainfo
+from grokctl.checkpoint.trust import FOUND, trusted_metainfo
 from grokctl.checkpoint.unfinished import (
     Unfinished,
     forget_unfinished,
@@ -171,8 +172,11 @@ def _with_record(root: Path, verdict: Verdict, observe: Observer, *, keeps: bool
     if unfinished is None:
         return verdict
     if not verdict.damage:
-        if keeps:
-            forget_unfinished(root)
+        try:
+            if keeps:
+                forget_unfinished(root)
+        except OSError as error:
+            observe(Noted(message=f"result: cannot be kept ({reason_of(error)})"))
         return verdict
     if any(item.reason is Reason.UNSAFE for item in verdict.damage):
         return verdict  # no download leaves that
@@ -255,7 +259,7 @@ def _conclude(check: ContentCheck, observe: Observer) -> Verdict:
         is_exposed, doubt = doubt is None and exposure is not None, doubt or exposure
     if structure is not None and not damage and doubt is None:
         release = Release(root=root, config=structure.config, tensors=structure.tensors)
-        verified = VerifiedRelease(release=release, receipt=receipt)
+        verified = VerifiedRelease(release=release, receipt=with_built_in(root, receipt))
     return Verdict(
         name=root.resolve().name,
         files=len(check.places),
@@ -417,7 +421,7 @@ def verify_ready(
         is_proven=is_proven,
         doubt=doubt,
         is_exposed=doubt is not None and doubt == exposure_of(checkpoint),
-        root_of_trust=(checkpoint.source.root_of_trust or EARLIER) if is_proven else None,
+        root_of_trust=content.receipt.root_of_trust if content and is_proven else None,
         spared=content.spared if content else 0,
         since=content.since if content else None,
         remedy=reshard_again(checkpoint),

@@ -3,6 +3,7 @@
 import atexit
 import gc
 import os
+import secrets
 import shutil
 import tempfile
 import time
@@ -25,6 +26,11 @@ os.environ.setdefault("JAX_NUM_CPU_DEVICES", "16")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_NUMPY_RANK_PROMOTION", "raise")
 os.environ.setdefault("JAX_NUMPY_DTYPE_PROMOTION", "strict")
+
+
+_SETTINGS = tempfile.mkdtemp(prefix="grokctl-settings-")
+atexit.register(shutil.rmtree, _SETTINGS, ignore_errors=True)
+os.environ["XDG_CONFIG_HOME"] = _SETTINGS  # the key of this run's receipts, not the user's own
 
 
 @pytest.fixture
@@ -70,7 +76,8 @@ def xla_cache() -> Path:
 
 def _share_compiled_programs() -> Path:
     """Compile each program once a run; a folder for each worker, as writes are not atomic."""
-    run = os.environ.get("PYTEST_XDIST_TESTRUNUID", str(os.getpid()))
+    # a name that nobody guesses: JAX executes what it finds there
+    run = os.environ.get("PYTEST_XDIST_TESTRUNUID", secrets.token_hex(16))
     worker = os.environ.get("PYTEST_XDIST_WORKER", "main")
     folder = Path(tempfile.gettempdir(), f"grokctl-xla-{run}", worker, f"{version('jaxlib')}-cpu")
     folder.mkdir(parents=True)

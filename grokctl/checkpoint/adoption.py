@@ -16,7 +16,7 @@ from grokctl.checkpoint.torrent import Metainfo, read_metainfo
 from grokctl.checkpoint.trust import read_object
 from grokctl.errors import FetchError
 from grokctl.own_files import names_in, open_below, opened_folder
-from grokctl.paths import ADOPTION, PRIVATE, REPLACED, TORRENT, write_atomically
+from grokctl.paths import ADOPTION, PRIVATE, REPLACED, TORRENT, delete_record, write_atomically
 
 _VERSION: Final = 1
 _LARGEST: Final = 2**20
@@ -65,7 +65,7 @@ def end_adoption(root: Path) -> None:
     Raises:
         OSError: The folder cannot be written.
     """
-    (root / PRIVATE / ADOPTION).unlink(missing_ok=True)
+    delete_record(root / PRIVATE / ADOPTION)
 
 
 def files_to_keep(root: Path, metainfo: Metainfo) -> frozenset[int]:

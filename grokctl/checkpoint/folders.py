@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Final
 
 from grokctl.checkpoint.release_files import is_tensor_file
+from grokctl.ownership import why_exposed
 from grokctl.paths import ADOPTED, CKPT, CONFIG, TOKENIZER, kind_of, read_limited
 from grokctl.text import printable
 
@@ -102,7 +103,10 @@ class ReleaseFolder:
         yield self.root / place
         if not self.is_usual:
             yield self.tensors / place
-            yield self.root.parent / place
+            above = self.root.parent / place
+            # what others can put there is no part of a release that they cannot change
+            if why_exposed(above) is None or why_exposed(self.root) is not None:
+                yield above
 
     def small_files(self) -> Iterator[str]:
         """The files other than tensors that a run reads, if they are there."""

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from grokctl.checkpoint.ready import SUMS, ReadyCheckpoint
 from grokctl.checkpoint.receipt import Receipt, Stamp, forget_receipt, now, read_receipt
+from grokctl.checkpoint.trust import root_in_words
 from grokctl.events import Noted, Observer
 from grokctl.os_errors import reason_of
 from grokctl.ownership import why_exposed
@@ -36,8 +37,9 @@ def hashed_before(checkpoint: ReadyCheckpoint, receipt: Receipt | None) -> froze
 def proven_by(checkpoint: ReadyCheckpoint, receipt: Receipt | None) -> str:
     """The root of trust of a source that was proven when this machine made a ready checkpoint.
 
-    Whoever owns a copy need not have made it: its manifest is a claim. No copy and no archive can
-    bring a receipt that fits, which has the inode and the time of change (ctime) of the manifest.
+    Whoever owns a copy need not have made it: its manifest is a claim. No copy, archive or drive
+    can bring a receipt that fits, which has the inode and the time of change (ctime) of the
+    manifest, and the MAC of this user.
 
     Args:
         checkpoint: With its manifest as it is now.
@@ -46,8 +48,11 @@ def proven_by(checkpoint: ReadyCheckpoint, receipt: Receipt | None) -> str:
     Returns:
         In words; empty if the receipt does not show it.
     """
-    is_made_here = receipt is not None and MANIFEST in receipt.untouched(checkpoint.root)
-    return receipt.root_of_trust if receipt is not None and is_made_here else ""
+    if receipt is None or MANIFEST not in receipt.untouched(checkpoint.root):
+        return ""
+    return receipt.root_of_trust and root_in_words(
+        receipt.root_of_trust, checkpoint.source.infohash
+    )
 
 
 def receipt_now(

@@ -2,12 +2,13 @@
 
 import hashlib
 import json
+import os
 import re
 import stat
 import time
 from collections.abc import Collection, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -18,22 +19,26 @@ from grokctl.checkpoint.trust import (
     LONGEST,
     read_object,
     read_source,
+    trust_of,
 )
 from grokctl.os_errors import TooLargeError, is_absence
+from grokctl.own_key import sealed, why_not_sealed
 from grokctl.ownership import exposed_files, first_exposure, why_exposed
 from grokctl.paths import (
     CONFIG,
     LARGEST_TOKENIZER,
     PRIVATE,
     TOKENIZER,
+    delete_record,
     read_limited,
     write_atomically,
 )
 from grokctl.text import printable
 
 _RECEIPT = "receipt.json"
-_VERSION = 2
-_WITHOUT_CTIME = 1
+_KIND: Final = "receipt"
+_VERSION = 3
+_LACKING: Final = {1: "times of change (ctime)", 2: "MAC of this user"}
 _INFOHASH = re.compile("[0-9a-f]{40}|[0-9a-f]{64}")
 _TIME = re.compile("[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z")
 _LARGEST: Final = 32 * 2**20
@@ -127,7 +132,11 @@ class Receipt:
         return min(map(self.proven_at, self.stamps), default=self.verified_at)
 
     def write(self, root: Path) -> None:
-        """Write it into the checkpoint."""
+        """Write it into the checkpoint, with the MAC of this user.
+
+        Raises:
+            OSError: It cannot be written, or this user has no key.
+        """
         values = {
             "version": _VERSION,
             "infohash": self.infohash,
@@ -140,7 +149,8 @@ class Receipt:
             "complete": self.is_complete,
             "root_of_trust": self.root_of_trust,
         }
-        write_atomically(root / PRIVATE / _RECEIPT, json.dumps(values, indent=1).encode())
+        data = json.dumps(sealed(_KIND, values), indent=1).encode()
+        write_atomically(root / PRIVATE / _RECEIPT, data)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -161,7 +171,7 @@ def read_receipt(root: Path) -> Receipt | None:
 
     Returns:
         None if there is none, if it is malformed or of a version that did not record all that is
-        compared now, or if others could have written it; see `unread_receipt`.
+        compared now, or if somebody else could have written it; see `unread_receipt`.
     """
     return look_for_receipt(root)[0]
 
@@ -183,7 +193,11 @@ def look_for_receipt(root: Path) -> tuple[Receipt | None, str | None]:
     except TooLargeError as error:
         return None, f"{PRIVATE}/{_RECEIPT}: {error.strerror}"
     receipt = _parsed(values)
-    return receipt, None if receipt is not None else _reason_in(values)
+    if receipt is None:
+        return None, _reason_in(values)
+    if (problem := why_not_sealed(_KIND, values)) is not None:
+        return None, f"{PRIVATE}/{_RECEIPT}: {problem}"
+    return receipt, None
 
 
 def _parsed(values: Mapping[str, Any]) -> Receipt | None:
@@ -209,7 +223,7 @@ def forget_receipt(root: Path) -> None:
     Raises:
         OSError: The folder cannot be written.
     """
-    (root / PRIVATE / _RECEIPT).unlink(missing_ok=True)
+    delete_record(root / PRIVATE / _RECEIPT)
 
 
 def unread_receipt(root: Path) -> str | None:
@@ -222,8 +236,8 @@ def _reason_in(values: Mapping[str, Any]) -> str:
     version = values.get("version")
     is_other = isinstance(version, int | str) and version != _VERSION
     actual = f"version {printable(str(version), limit=40)}" if is_other else "a damaged one"
-    if version == _WITHOUT_CTIME:
-        actual += ", which lacks the times of change (ctime)"
+    if is_other and version in _LACKING:
+        actual += f", which lacks the {_LACKING[version]}"
     return f"{PRIVATE}/{_RECEIPT}: expected a receipt of version {_VERSION}, found {actual}"
 
 
@@ -258,8 +272,8 @@ class Proof:
     """Whether every byte that a run reads is proven, by a receipt."""
 
     receipt: Receipt | None
-    """It covers every file that the torrent promises, and all that a run reads, as they are now;
-    None if it does not."""
+    """It covers every file that the torrent promises, and all that a run reads, also a tokenizer
+    that is built in, as they are now; None if it does not."""
     reason: str = ""
     """Why not; empty without a receipt."""
 
@@ -276,11 +290,28 @@ def proof_of(release: Release) -> Proof:
     receipt, reason = look_for_receipt(root)
     if receipt is None:
         return Proof(None, reason or first_exposure(root, sorted(used)) or "")
-    doubt = _doubt(root, receipt, used)
-    return Proof(receipt) if doubt is None else Proof(None, doubt)
+    receipt = with_built_in(root, receipt)
+    if (doubt := _doubt(root, receipt, used)) is not None:
+        return Proof(None, doubt)
+    trust = trust_of(root, receipt.infohash)
+    if trust.doubt is not None:
+        return Proof(None, f"{trust.root}: {trust.doubt}")
+    return Proof(replace(receipt, root_of_trust=trust.root))
 
 
-def _doubt(root: Path, receipt: Receipt, used: Collection[str]) -> str | None:
+def changed_since(proof: Receipt, release: Release) -> list[str]:
+    """Files that a run reads, and that are not as they were proven; also those that appeared.
+
+    Args:
+        proof: From `proof_of`, or of a `VerifiedRelease`.
+        release: As it is now.
+    """
+    root = release.root
+    new = {name for name in (CONFIG, TOKENIZER) if os.path.lexists(root / name)}
+    return sorted((proof.stamps.keys() | new) - proof.untouched(root))
+
+
+def _doubt(root: Path, receipt: Receipt, used: set[str]) -> str | None:
     """Why a receipt does not prove the files that a run reads; None if it does."""
     requested = read_source(root)
     if requested not in {None, receipt.infohash}:
@@ -292,8 +323,24 @@ def _doubt(root: Path, receipt: Receipt, used: Collection[str]) -> str | None:
         return f"{printable(min(changed))}: changed since it was proven"
     if not receipt.is_complete:
         return "receipt: does not cover every file of the torrent"
-    unpromised = not_promised(root, used, receipt.stamps.keys())
+    unpromised = sorted(used - receipt.stamps.keys())
     return f"{unpromised[0]}: is not in the torrent" if unpromised else None
+
+
+def with_built_in(root: Path, receipt: Receipt) -> Receipt:
+    """A receipt that covers the tokenizer as well if its bytes are those that are built in.
+
+    So it shows at the end of a load or a reshard whether they were the ones that were used.
+
+    Args:
+        root: The release.
+        receipt: Of the files of its torrent.
+    """
+    path = root / TOKENIZER
+    stamp = Stamp.of(path)
+    if stamp is None or TOKENIZER in receipt.stamps or not _is_built_in(path):
+        return receipt
+    return replace(receipt, stamps={**receipt.stamps, TOKENIZER: stamp})
 
 
 def not_promised(root: Path, used: Collection[str], promised: Collection[str]) -> list[str]:

@@ -10,7 +10,7 @@ from typing import Final
 from grokctl.checkpoint.receipt import now
 from grokctl.checkpoint.trust import read_object
 from grokctl.errors import Damage, bounds_of, count_range, worst
-from grokctl.paths import PRIVATE, REFUSAL, quoted, write_atomically
+from grokctl.paths import PRIVATE, REFUSAL, delete_record, quoted, write_atomically
 from grokctl.text import printable
 
 _VERSION: Final = 1
@@ -57,7 +57,7 @@ def forget_refusal(root: Path) -> None:
     Raises:
         OSError: The folder cannot be written.
     """
-    (root / PRIVATE / REFUSAL).unlink(missing_ok=True)
+    delete_record(root / PRIVATE / REFUSAL)
 
 
 def read_refusal(root: Path) -> Refusal | None:

@@ -1,13 +1,13 @@
 """A dry run: the folders under home in which a release is proven, made for its length elsewhere."""
 
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from grokctl.paths import PRIVATE, TORRENT, Home
+from grokctl.temporary import temporary_folder
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,8 +32,8 @@ def rehearsed(home: Home) -> Iterator[Home]:
     Raises:
         OSError: It cannot be read, or there is no folder for temporary files.
     """
-    with tempfile.TemporaryDirectory(prefix="grokctl-") as folder:
-        copy = Path(folder).resolve() / "adopted"
+    with temporary_folder() as folder:
+        copy = folder.path / "adopted"
         for path in home.adopted.rglob("*"):
             _copy(path, copy / path.relative_to(home.adopted))
         yield _Rehearsed(home.root, copy)

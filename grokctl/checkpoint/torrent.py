@@ -135,12 +135,15 @@ class Magnet:
     name: str
     """For display; never a path."""
     trackers: tuple[str, ...]
+    v2_infohash: str = ""
+    """The second infohash of a hybrid torrent; empty if the link has only one."""
 
     def __str__(self) -> str:
         names = f"&dn={quote(self.name)}" if self.name else ""
         trackers = "".join(f"&tr={quote(url, safe='')}" for url in self.trackers)
         topic = "btih:" if len(self.infohash) == _V1_DIGITS else "btmh:1220"
-        return f"magnet:?xt=urn:{topic}{self.infohash}{names}{trackers}"
+        second = f"&xt=urn:btmh:1220{self.v2_infohash}" if self.v2_infohash else ""
+        return f"magnet:?xt=urn:{topic}{self.infohash}{second}{names}{trackers}"
 
 
 def parse_magnet(link: str) -> Magnet:
@@ -149,7 +152,7 @@ def parse_magnet(link: str) -> Magnet:
     Peers (`x.pe`) and web seeds (`ws`) in it are dropped: the author of the link could make this
     machine connect to any host. The user can name them with `--peer` and `--web-seed`.
 
-    Of a hybrid torrent, the v1 infohash is used, which covers everything that the v2 one does.
+    Of a hybrid torrent, the v1 infohash names it, and its metadata must have the v2 one as well.
 
     Raises:
         FetchError: It does not have exactly one infohash.
@@ -160,18 +163,20 @@ def parse_magnet(link: str) -> Magnet:
     except ValueError:
         values = []
     topics = [value for key, value in values if key == "xt"]
-    infohashes = [infohash for topic in topics if (infohash := _v1_infohash(topic))]
-    infohashes = infohashes or [infohash for topic in topics if (infohash := _v2_infohash(topic))]
-    if len(infohashes) != 1:
+    first = [infohash for topic in topics if (infohash := _v1_infohash(topic))]
+    second = [infohash for topic in topics if (infohash := _v2_infohash(topic))]
+    infohashes = first or second
+    if len(infohashes) != 1 or len(second) > 1:
         raise FetchError(
             f"magnet link {printable(shown_url(link))!r}: expected one BitTorrent infohash, "
-            f"found {len(infohashes) or 'none'}",
+            f"found {max(len(infohashes), len(second)) or 'none'}",
             "grokctl fetch 'magnet:?xt=urn:btih:…'  # in quotes, because of the &",
         )
     return Magnet(
         infohash=infohashes[0],
         name=printable(next((value for key, value in values if key == "dn"), "")),
         trackers=tuple(value for key, value in values if key == "tr" and _is_tracker(value)),
+        v2_infohash="".join(second) if first else "",
     )
 
 

@@ -1,13 +1,14 @@
 """The root of trust of a release: which infohash was asked for, how, and who could have changed it.
 
 A torrent proves files, and an infohash proves a torrent. The infohash is built in, or was typed, or
-is that of a torrent file. `source.json` remembers this since the fetch; it is believed where only
-this user and root can write.
+is that of a torrent file. `source.json` remembers this since the fetch; it is believed where it has
+the MAC of this user, and only this user and root can write.
 """
 
 import hashlib
 import json
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -15,6 +16,7 @@ from typing import Any, Final
 from grokctl.checkpoint.torrent import GROK_1_MAGNET, Metainfo, parse_magnet, read_metainfo
 from grokctl.errors import FetchError, Reason, corrupt
 from grokctl.os_errors import TooLargeError
+from grokctl.own_key import KeyTroubleError, sealed, why_not_sealed
 from grokctl.ownership import why_exposed
 from grokctl.paths import PRIVATE, TORRENT, quoted, read_limited, write_atomically
 from grokctl.text import printable
@@ -25,10 +27,10 @@ GROK_1_TOKENIZER_SHA256: Final = "5c69d7cbad192fa2c9d14e2a77fbfdc11597c68907b043
 
 BUILT_IN: Final = "the built-in magnet"
 TYPED: Final = "the magnet that was typed"
-EARLIER: Final = "a magnet or torrent file given to an earlier version"
 FOUND: Final = f"{TORRENT} in the folder"
 
 _SOURCE: Final = "source.json"
+_KIND: Final = "source"
 _INFOHASH: Final = re.compile("[0-9a-f]{40}|[0-9a-f]{64}")
 LONGEST: Final = 5000
 """Characters of a root of trust: a path, and words around it."""
@@ -43,7 +45,7 @@ class Trust:
     root: str
     """In words: `the built-in magnet`, `the torrent file /home/me/x.torrent (sha256 …)`."""
     doubt: str | None = None
-    """Why it proves nothing: others could have put the torrent there."""
+    """Why it proves nothing: nobody named the torrent, or others could have put it there."""
 
 
 def torrent_file(path: Path, data: bytes) -> str:
@@ -66,14 +68,36 @@ def trust_of(root: Path, infohash: str) -> Trust:
     """
     if infohash == GROK_1_INFOHASH:
         return Trust(BUILT_IN)
-    record = root / PRIVATE / _SOURCE
-    if read_source(root) == infohash:
-        words = _read_record(root).get("root_of_trust")
-        known = printable(words, limit=LONGEST) if words and isinstance(words, str) else EARLIER
-        if (doubt := why_exposed(record)) is None:
-            return Trust(known)
-        return Trust(FOUND, doubt)
-    return Trust(FOUND, why_exposed(root / TORRENT))
+    place = root / PRIVATE / _SOURCE
+    record = _read_record(root)
+    if record.get("infohash") != infohash:
+        return Trust(FOUND, why_exposed(root / TORRENT) or _unnamed(root))
+    if (exposure := why_exposed(place)) is not None:
+        return Trust(FOUND, exposure)
+    if (problem := why_not_sealed(_KIND, record)) is not None:
+        return Trust(FOUND, _unnamed(root, f"{PRIVATE}/{_SOURCE}: {problem}"))
+    words = root_in_words(record.get("root_of_trust"), infohash)
+    return Trust(words) if words else Trust(FOUND, _unnamed(root))
+
+
+def root_in_words(words: object, infohash: str | None) -> str:
+    """The root of trust that a record of this user names; empty if that is none.
+
+    Args:
+        words: From the record.
+        infohash: Of the torrent: `the built-in magnet` is a fact about it, and of no record.
+    """
+    if infohash == GROK_1_INFOHASH:
+        return BUILT_IN
+    if not isinstance(words, str) or words in {BUILT_IN, FOUND}:
+        return ""
+    return printable(words, limit=LONGEST)
+
+
+def _unnamed(root: Path, why: str = "nobody has named it here") -> str:
+    """The doubt about a torrent that lies there, with the command that names it."""
+    command = f"grokctl verify {quoted(root)} --torrent-file {quoted(root / TORRENT)}"
+    return f"{why}; if you know where it comes from: {command}"
 
 
 def write_source(root: Path, *, infohash: str, trust: str | None = None) -> None:
@@ -84,11 +108,11 @@ def write_source(root: Path, *, infohash: str, trust: str | None = None) -> None
         infohash: As it was requested.
         trust: The root of trust, in words; None keeps what is known about this infohash.
     """
-    if infohash == GROK_1_INFOHASH:
-        trust = BUILT_IN
-    elif trust is None:
+    if trust is None or infohash == GROK_1_INFOHASH:
         trust = trust_of(root, infohash).root
-    values = {"version": 1, "infohash": infohash, "root_of_trust": trust}
+    values: dict[str, object] = {"version": 1, "infohash": infohash, "root_of_trust": trust}
+    with suppress(KeyTroubleError):  # the torrent is then one that nobody named
+        values = sealed(_KIND, values)
     write_atomically(root / PRIVATE / _SOURCE, json.dumps(values).encode())
 
 

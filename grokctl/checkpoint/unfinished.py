@@ -12,10 +12,12 @@ from grokctl.checkpoint.torrent import read_metainfo
 from grokctl.checkpoint.torrent_files import TorrentFile
 from grokctl.checkpoint.trust import read_object
 from grokctl.errors import CorruptCheckpointError, FetchError
+from grokctl.own_key import KeyTroubleError, sealed, why_not_sealed
 from grokctl.ownership import why_exposed
-from grokctl.paths import BEGUN, CKPT, PRIVATE, TORRENT, UNFINISHED, write_atomically
+from grokctl.paths import BEGUN, CKPT, PRIVATE, TORRENT, UNFINISHED, delete_record, write_atomically
 from grokctl.text import format_bytes, has_secret
 
+_KIND: Final = "unfinished"
 _VERSION: Final = 1
 _BLOCK: Final = 512
 _BUILT_IN: Final = "grok-1"
@@ -49,7 +51,7 @@ class Unfinished:
 
     def write(self, root: Path) -> None:
         """Write it into the release."""
-        values = {
+        values: dict[str, object] = {
             "version": _VERSION,
             "source": self.source,
             "options": list(self.options),
@@ -60,6 +62,8 @@ class Unfinished:
         words = (self.source, *self.options)
         # earlier versions took more URLs for harmless than this one does
         is_private = any(("://" in word or ":?" in word) and has_secret(word) for word in words)
+        with suppress(KeyTroubleError):  # its command is then not repeated
+            values = sealed(_KIND, values)
         data = json.dumps(values, indent=1).encode()
         write_atomically(root / PRIVATE / UNFINISHED, data, mode=0o600 if is_private else 0o666)
 
@@ -93,8 +97,9 @@ def read_unfinished(root: Path) -> Unfinished | None:
     path = root / PRIVATE / UNFINISHED
     if path.is_file():
         with suppress(OSError):
-            record = Unfinished.of_values(read_object(path, limit=_LARGEST))
-            if record is not None and why_exposed(path) is not None:
+            values = read_object(path, limit=_LARGEST)
+            record = Unfinished.of_values(values)
+            if record is not None and (why_exposed(path) or why_not_sealed(_KIND, values)):
                 # a stranger's source and options are no command to paste
                 own = root / TORRENT
                 source = str(own) if own.is_file() else _BUILT_IN
@@ -112,7 +117,7 @@ def read_unfinished(root: Path) -> Unfinished | None:
 
 def forget_unfinished(root: Path) -> None:
     """The download is complete."""
-    (root / PRIVATE / UNFINISHED).unlink(missing_ok=True)
+    delete_record(root / PRIVATE / UNFINISHED)
 
 
 def incomplete(root: Path, unfinished: Unfinished) -> CorruptCheckpointError:

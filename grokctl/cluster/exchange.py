@@ -91,7 +91,7 @@ class Exchange:
         Raises:
             PeerError: A rank has another value, or does not come.
         """
-        everyones = self._exchange(stage, facts, within_s=within_s)
+        everyones = self.everyones(stage, facts, within_s=within_s)
         for rank, theirs in enumerate(everyones):
             for name in everyones[0] | theirs:
                 first, other = everyones[0].get(name), theirs.get(name)
@@ -100,11 +100,11 @@ class Exchange:
 
     def everywhere(self, stage: str, *, it_is: bool) -> bool:
         """Whether a condition holds in all processes."""
-        return all(facts["it is"] for facts in self._exchange(stage, {"it is": it_is}))
+        return all(facts["it is"] for facts in self.everyones(stage, {"it is": it_is}))
 
     def machines(self) -> int:
         """Number of machines that the processes run on."""
-        return len({str(facts) for facts in self._exchange("machine", {"id": machine_id()})})
+        return len({str(facts) for facts in self.everyones("machine", {"id": machine_id()})})
 
     def files(self, stage: str, sums: Mapping[str, str]) -> None:
         """Compare the sums of the files that more than one rank has.
@@ -113,7 +113,7 @@ class Exchange:
             PeerError: Two files of the same name differ.
         """
         seen: dict[str, tuple[int, str]] = {}
-        for rank, theirs in enumerate(self._exchange(stage, sums)):
+        for rank, theirs in enumerate(self.everyones(stage, sums)):
             for name, digest in theirs.items():
                 first, known = seen.setdefault(name, (rank, digest))
                 if known != digest:
@@ -128,10 +128,22 @@ class Exchange:
             return dict(value)
         return _parse((self.hear() or b"").decode(errors="replace"), 0)
 
-    def _exchange(
+    def everyones(
         self, stage: str, facts: Mapping[str, object], *, within_s: float | None = None
     ) -> list[dict[str, Any]]:
-        """The facts of every rank; every process calls this equally often."""
+        """The facts of every rank, which may differ; every process calls this equally often.
+
+        Args:
+            stage: As for `agree`.
+            facts: Of this rank.
+            within_s: As for `agree`.
+
+        Returns:
+            By rank.
+
+        Raises:
+            PeerError: A rank does not come, or its facts are no JSON object.
+        """
         prefix = self._next_key(stage)
         with self._calling():
             self._store.key_value_set(f"{prefix}/{self.rank}", json.dumps(facts))

@@ -1,5 +1,6 @@
 """Several processes as one run: how they come together, and end together."""
 
+import os
 import signal
 import sys
 from collections.abc import Iterator
@@ -70,6 +71,10 @@ class Cluster(Exchange):
 
     def _initialize(self, met: Meeting) -> None:
         self._ending.catch_abort()
+        with _closed_to_others():  # gRPC makes the socket of rank 0
+            self._initialize_jax(met)
+
+    def _initialize_jax(self, met: Meeting) -> None:
         tunnel = Tunnel(self.rank, met.services, within_s=self._bound_s)
         # JAX would take SIGTERM for a warning, and go on
         jax.config.update("jax_enable_preemption_service", False)
@@ -85,6 +90,7 @@ class Cluster(Exchange):
                 heartbeat_timeout_seconds=self.heartbeat_s,
                 shutdown_timeout_seconds=_SHUTDOWN_S,
             )
+            tunnel.require_own()
         except jax.errors.JaxRuntimeError as error:  # where it does not abort
             raise PeerError(self._ending.last_words("")) from error
         finally:
@@ -122,6 +128,16 @@ class Cluster(Exchange):
     def noise(self) -> str:
         """The output of C++ libraries, for diagnosis."""
         return self._ending.noise.text()
+
+
+@contextmanager
+def _closed_to_others() -> Iterator[None]:
+    """Let this process make files and sockets for this user alone."""
+    umask = os.umask(0o077)
+    try:
+        yield
+    finally:
+        os.umask(umask)
 
 
 @contextmanager

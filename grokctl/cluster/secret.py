@@ -47,10 +47,11 @@ def find_secret(environment: Mapping[str, str], home: Home) -> bytes | None:
             or replace it. What is there and cannot be believed is never taken for no secret.
         OSError: The file that the variable names cannot be read.
     """
-    named = environment.get(VARIABLE, "").strip()
-    if named.startswith("@"):
-        return _read(Path(named[1:]))
-    if named:
+    named = environment.get(VARIABLE)
+    if named is not None:
+        named = named.strip()
+        if named.startswith("@"):
+            return _read(Path(named[1:]))
         return _checked(named.encode("utf-8", "surrogateescape"), VARIABLE)
     path = home.cluster_key
     if not os.path.lexists(path):

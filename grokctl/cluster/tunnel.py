@@ -4,12 +4,11 @@ The service asks nobody who they are: whoever reaches it can read and write its 
 run. So it listens at a socket in a folder that only this user can enter, and no network reaches it.
 """
 
-import shutil
+import errno
 import socket
-import tempfile
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
 from threading import Thread
@@ -17,10 +16,9 @@ from typing import Final
 
 from grokctl.cluster.channel import Channel
 from grokctl.errors import PeerError
+from grokctl.os_errors import reason_of
+from grokctl.temporary import TemporaryFolder, temporary_folder
 
-_LONGEST: Final = 100
-"""Bytes of a socket's path, of 108 that Linux allows."""
-_FOLDERS: Final = (None, "/tmp", "/dev/shm", "/var/tmp")  # noqa: S108 (a folder of our own there)
 _CHUNK: Final = 2**16
 _AGAIN_S: Final = 0.02
 
@@ -38,12 +36,14 @@ class Tunnel:
     """
 
     def __init__(self, rank: int, services: tuple[Channel, ...], *, within_s: float) -> None:
-        self._folder = _private_folder()
-        self._path = str(self._folder / "jax")
+        self._closing = ExitStack()
+        self._folder = _private_folder(self._closing)
+        self._path = str(self._folder.path / "jax")
         self._until = time.monotonic() + within_s
         if rank:
             listener = socket.socket(socket.AF_UNIX)
             listener.bind(self._path)
+            self.require_own()
             listener.listen(1)
             Thread(target=self._serve, args=(listener, *services), daemon=True).start()
             return
@@ -55,9 +55,19 @@ class Tunnel:
         """Where JAX's service listens, or seems to."""
         return f"unix:{self._path}"
 
+    def require_own(self) -> None:
+        """Check that the socket is in the folder that was made for it.
+
+        Raises:
+            PeerError: Its path leads to another.
+        """
+        if not self._folder.is_in_place:
+            message = "was replaced by somebody while the processes came together"
+            raise PeerError(f"{self._folder.path}: {message}", "export TMPDIR=/tmp")
+
     def close_door(self) -> None:
         """Remove the socket's name: all are connected, and nobody else shall be."""
-        shutil.rmtree(self._folder, ignore_errors=True)
+        self._closing.close()
 
     def _serve(self, listener: socket.socket, channel: Channel) -> None:
         """Carry the bytes of the one client of this process."""
@@ -101,16 +111,25 @@ def _copy(
     to.close()
 
 
-def _private_folder() -> Path:
-    """A folder that only this user can enter, with a path that is short enough for a socket."""
-    why = ""
-    for parent in _FOLDERS:
-        try:
-            folder = Path(tempfile.mkdtemp(prefix="grokctl-", dir=parent))
-        except OSError as error:
-            why = f" ({error.strerror})"
-            continue
-        if len(bytes(folder)) <= _LONGEST:
-            return folder
-        folder.rmdir()
-    raise PeerError(f"{tempfile.gettempdir()}: no place for a socket{why}", "export TMPDIR=/tmp")
+def _private_folder(closing: ExitStack) -> TemporaryFolder:
+    """A folder that only this user can enter, in which a socket can be made."""
+    try:
+        return closing.enter_context(temporary_folder(suits=_takes_sockets))
+    except OSError as error:
+        message = f"{error.filename}: no place for a socket ({reason_of(error)})"
+        raise PeerError(message, "export TMPDIR=/tmp") from error
+
+
+def _takes_sockets(folder: Path) -> None:
+    """Make a socket in a folder: not every disk has them, and not every path is short enough.
+
+    Raises:
+        OSError: It cannot be made.
+    """
+    path = folder / "a-trial"
+    try:
+        with socket.socket(socket.AF_UNIX) as trial:
+            trial.bind(str(path))
+        path.unlink()
+    except OSError as error:
+        raise OSError(error.errno or errno.ENAMETOOLONG, reason_of(error), str(folder)) from error

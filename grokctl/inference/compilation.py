@@ -33,16 +33,20 @@ _ABOUT_THE_CACHE: Final = re.compile(
 """Other warnings of JAX about its cache: a program is not kept, and the run is none the worse."""
 
 
-def use_compilation_cache(folder: Path, *, observe: Observer = ignore) -> None:
+def use_compilation_cache(folder: Path | None, *, observe: Observer = ignore) -> None:
     """Keep compiled programs under `folder`, apart for each jaxlib and platform.
 
-    A kept program is executed, so none is read that another user could have put there.
+    A kept program is executed, so none is read that another user could have put there; nor from the
+    folder of `JAX_COMPILATION_CACHE_DIR`, which JAX keeps where `folder` will not do.
 
     Args:
         folder: `cache/xla` of a home, created if missing; if it cannot be written, or others can
-            write to it, no program is kept.
+            write to it, no program is kept. None keeps none of ours.
         observe: Receives a note then.
     """
+    _set_aside_foreign(observe)
+    if folder is None:
+        return
     kept = folder / f"{version('jaxlib')}-{jax.default_backend()}"
     try:
         _make_private(kept)
@@ -53,6 +57,18 @@ def use_compilation_cache(folder: Path, *, observe: Observer = ignore) -> None:
         return
     jax.config.update("jax_compilation_cache_dir", str(kept))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+
+
+def _set_aside_foreign(observe: Observer) -> None:
+    """Let JAX read no programs where others could have put them, whoever named the folder."""
+    named = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]  # set at run time
+    if not named:
+        return
+    problem = "it is not on this machine" if "://" in named else why_exposed(Path(named))
+    if problem is not None:
+        jax.config.update("jax_compilation_cache_dir", None)
+        message = f"JAX_COMPILATION_CACHE_DIR: no compiled programs are read there ({problem})"
+        observe(Noted(message=message))
 
 
 def _make_private(folder: Path) -> None:

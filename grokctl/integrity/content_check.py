@@ -116,8 +116,7 @@ class ContentCheck:
         self._is_saved = saved is None or (
             saved.stamps.keys() == self.trusted and saved.root_of_trust == self.trust.root
         )
-        # a receipt of a torrent that others could have put there says nothing, not even later
-        self._cannot_save = self.trust.doubt is not None or not keeps
+        self._cannot_save = not keeps
         self._saved: Receipt | None = None
         self._save_at = time.monotonic() + _SAVE_EVERY_S
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from grokctl.events import Noted, Observer
-from grokctl.marks import MARK, is_marked, put_mark
+from grokctl.marks import MARK, is_begun_here, is_marked, put_mark
 from grokctl.own_files import (
     ForeignFileError,
     create,
@@ -37,6 +37,8 @@ class PartialFolder:
     above: int
     is_exposed: bool = False
     """Whether other users can give its name, and those beside it, to something else."""
+    is_of_others: bool = False
+    """Whether others, an archive or an earlier version may have written what was in it."""
 
     @property
     def name(self) -> str:
@@ -125,7 +127,10 @@ def opened_partial(path: Path, observe: Observer) -> Iterator[PartialFolder]:
                     continue
                 with optional():
                     os.fchmod(handle, os.fstat(handle).st_mode & ~0o077)
-                yield PartialFolder(place, handle, above, is_exposed)
+                is_of_others = set(names_in(handle)) > {MARK} and not is_begun_here(
+                    handle, place.name
+                )
+                yield PartialFolder(place, handle, above, is_exposed, is_of_others)
                 return
 
 
@@ -192,5 +197,5 @@ def _unmarked(handle: int, name: str) -> str | None:
         return "has files, and no mark of grokctl"
     delete_files(handle, [MARK])
     with suppress(FileExistsError):  # of another run, at this moment
-        put_mark(handle, name)
+        put_mark(handle, name, is_new=not names)
     return None

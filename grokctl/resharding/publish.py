@@ -14,7 +14,7 @@ from typing import Final
 
 from grokctl.checkpoint.manifest import FileRecord, Manifest, Source, manifest_bytes
 from grokctl.checkpoint.ready import SUMS, ReadyCheckpoint
-from grokctl.checkpoint.receipt import Receipt, Stamp, stamps_of
+from grokctl.checkpoint.receipt import Receipt, Stamp, changed_since, stamps_of
 from grokctl.checkpoint.release import Release
 from grokctl.checkpoint.sums import doubt_of
 from grokctl.errors import Damage, DiskFullError, Reason, UsageError, corrupt
@@ -25,7 +25,7 @@ from grokctl.machine.disks import largest_file
 from grokctl.marks import MARK
 from grokctl.os_errors import refusal
 from grokctl.own_files import ForeignFileError, names_in, opened_folder, why_not_own
-from grokctl.ownership import is_own, links_on
+from grokctl.ownership import first_exposure, is_own, links_on
 from grokctl.paths import (
     CKPT,
     LARGEST_TOKENIZER,
@@ -180,17 +180,35 @@ def writing(out: Path) -> Iterator[None]:
 # --- the partial folder
 
 
-def partial_folder(plan: ReshardPlan, stamps: Mapping[Path, Stamp | None]) -> tuple[Path, bool]:
+def can_be_exchanged(source: Release | ReadyCheckpoint) -> bool:
+    """Whether other users can change or exchange a file that is resharded."""
+    if isinstance(source, Release):
+        names = [str(tensor.path.relative_to(source.root)) for tensor in source.tensors]
+    else:
+        names = [record.name for record in source.files]
+    return first_exposure(source.root, names) is not None
+
+
+def partial_folder(
+    plan: ReshardPlan, stamps: Mapping[Path, Stamp | None], *, is_exposed: bool = False
+) -> tuple[Path, bool]:
     """The hidden folder that grows beside the destination, or in it if that is a folder already.
 
     There is one for each source and output. Its name has the same hash after a reboot, and with the
     source mounted at another place.
 
+    Args:
+        plan: Of the reshard.
+        stamps: Of the files of the source.
+        is_exposed: Whether others can exchange those now. What is read meanwhile may be of other
+            files: a run that begins when they can no longer does not continue after it.
+
     Returns:
         The folder, and whether an earlier version began it, which did not look at the times of
         change (ctime) of the source: what it has written so far proves nothing.
     """
-    own = _partial_name(plan, [(path.name, s and s.lasting) for path, s in stamps.items()])
+    sources = [(path.name, s and s.lasting) for path, s in stamps.items()]
+    own = _partial_name(plan, [*sources, *(["exposed"] if is_exposed else [])])
     if own.is_dir():
         return own, False
     # version 1 hashed no times of change; version 0, whole paths and devices: until the next mount
@@ -237,8 +255,8 @@ def check_unchanged(
         CorruptCheckpointError: A file of the source changed.
     """
     changed = [path.name for path, stamp in stamps_of(source).items() if stamps.get(path) != stamp]
-    if proof is not None:
-        changed += sorted(proof.stamps.keys() - proof.untouched(source.root))
+    if proof is not None and isinstance(source, Release):
+        changed += changed_since(proof, source)
     if changed:
         partial.delete()
         command = f"grokctl verify {quoted(source.root)}"
@@ -269,7 +287,7 @@ def origin_of(
     Args:
         source: Whose files were hashed while they were read, or are covered by the proof.
         proof: Of a release.
-        is_earlier: Whether an earlier version has read a part of them.
+        is_earlier: Whether an earlier version, or somebody else, has written a part of the result.
     """
     if isinstance(source, Release):
         known = None if is_earlier else proof
@@ -304,8 +322,11 @@ def write_rest(
     source = plan.source
     if source.tokenizer is not None:
         data, mode = read_linked(source.tokenizer, source.root, most=LARGEST_TOKENIZER)
-        if isinstance(source, ReadyCheckpoint) and TOKENIZER in source.manifest.records:
-            found = altered(source.manifest.records[TOKENIZER], hashlib.sha256(data).hexdigest())
+        if isinstance(source, ReadyCheckpoint):
+            record = source.manifest.records.get(TOKENIZER)
+            found = altered(record, hashlib.sha256(data).hexdigest()) if record else None
+            if record is None and origin.proven:  # `origin_of` has seen none
+                found = Damage(TOKENIZER, Reason.ALTERED, "appeared while it was read")
             refuse_altered(source, [found] if found else [], partial)
         partial.write(TOKENIZER, data, mode)
         records.append(
@@ -334,13 +355,14 @@ def take_back(partial: PartialFolder, out: Path) -> None:
     """Continue after a kill during `publish` into a folder: its files are still of this run.
 
     What another user may have put there stays, and is replaced at the end; where others can rename
-    files of this user's to our names, nothing is taken.
+    files of this user's to our names, nothing is taken. A journal is not: `publish` deletes it
+    before it moves anything, so another one is somebody's claim about the files beside it.
     """
     if not _is_partial(partial.name) or (out / MANIFEST).exists() or not is_filled(out):
         return
     there = names_in(partial.handle)
     for name in [] if partial.is_exposed else names_in(partial.above):
-        if not is_own_name(name) or name in there:
+        if not is_own_name(name) or name in {JOURNAL, *there}:
             continue
         status = os.stat(name, dir_fd=partial.above, follow_symlinks=False)
         if stat.S_ISREG(status.st_mode) and why_not_own(status) is None:

@@ -1,8 +1,9 @@
 """Hash the files of a ready checkpoint while a reshard reads them: their pages are in memory then.
 
 The hashing trails the reshard by its share of the work, as both go through the files from the
-beginning to the end. What the reshard does not read, as an earlier run did or another device has
-it, is read here, once. Files that a receipt covers, unchanged since, are not hashed.
+beginning to the end. What the reshard does not read of a file, as another device has it, is read
+here, once. A run that continues hashes every file: who knows what the earlier one has read. Files
+that a receipt covers, unchanged since, are not hashed.
 """
 
 import hashlib
@@ -65,6 +66,7 @@ class SourceHashing:
         self._source = source
         self._changed = Condition()
         self._is_cancelled = Event()
+        self._includes_all = False
         records: list[FileRecord] = []
         if isinstance(source, ReadyCheckpoint):
             before = hashed_before(source, read_ready_receipt(source))
@@ -91,6 +93,10 @@ class SourceHashing:
         for file in self._files:
             if file.handle is not None:
                 os.close(file.handle)
+
+    def include_all(self) -> None:
+        """Hash also the files from which nothing is read: an earlier run has read them."""
+        self._includes_all = True
 
     def follow(self, done: int, total: int, observe: Observer) -> None:
         """Hash as far as the reshard has come; wait if that is much farther.
@@ -129,7 +135,9 @@ class SourceHashing:
         return [damage for file in files if (damage := _damage_to(self._source.root, file))]
 
     def _read(self) -> list[_File]:
-        """The files from which the reshard has read something."""
+        """The files from which the reshard has read something, or an earlier run may have."""
+        if self._includes_all:
+            return self._files
         source = self._source
         opened = source.opened if isinstance(source, ReadyCheckpoint) else frozenset()
         return [file for file in self._files if file.record.name in opened]

@@ -1,15 +1,13 @@
 """Find the checkpoints that a run may use."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from grokctl.checkpoint.finding import find_checkpoint, skipped
 from grokctl.checkpoint.ready import ReadyCheckpoint, open_ready, read_manifest
-from grokctl.checkpoint.receipt import Receipt, proof_of
-from grokctl.checkpoint.refusal import read_refusal
+from grokctl.checkpoint.receipt import Receipt, Stamp, proof_of, stamps_of
 from grokctl.checkpoint.release import open_release
-from grokctl.checkpoint.sums import doubt_unhashed
 from grokctl.checkpoint.tensor_source import ReleaseSource, TensorSource
 from grokctl.errors import CorruptCheckpointError
 from grokctl.events import Noted, Observer
@@ -17,6 +15,7 @@ from grokctl.integrity.provenance import describe_proof
 from grokctl.model.config import GrokConfig
 from grokctl.paths import Home, kind_of
 from grokctl.planning.selection import Candidate
+from grokctl.session.doubts import doubts_of_ready, doubts_of_release
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +30,10 @@ class CandidateCheckpoint:
     """Whether it is proven, and how it loads faster; nothing for one that was resharded."""
     proof: Receipt | None = None
     """Of a release, if it is proven."""
+    stamps: Mapping[Path, Stamp | None] = field(default_factory=dict)
+    """Of its files, from before it was judged."""
+    doubts: tuple[str, ...] = ()
+    """Why it is not proven, or what the last verification found; a line each."""
 
     @property
     def config(self) -> GrokConfig:
@@ -64,11 +67,13 @@ def find_candidates(
         return [open_candidate(root, observe=observe)]
     release = open_release(root, observe=observe)
     slow = "reshards the release in memory; to load it fast: grokctl reshard --devices N"
+    stamps = stamps_of(release)
     proof = proof_of(release)
     note = f"{describe_proof(proof, root)}; {slow}"
     source = ReleaseSource(release)
     candidate = Candidate(name=root.resolve().name, storage=source.storage)
-    return [CandidateCheckpoint(root, candidate, source, note, proof.receipt)]
+    doubts = doubts_of_release(release, proof)
+    return [CandidateCheckpoint(root, candidate, source, note, proof.receipt, stamps, doubts)]
 
 
 def _root_of(home: Home, name: str | None, observe: Observer) -> Path:
@@ -107,12 +112,11 @@ def open_candidate(root: Path, *, observe: Observer) -> CandidateCheckpoint:
         CorruptCheckpointError: It is damaged.
     """
     ready = open_ready(root)
-    refusal = read_refusal(root)
-    if refusal is not None:
-        observe(Noted(message=refusal.describe(root)))
-    if (doubt := doubt_unhashed(ready)) is not None:
-        observe(Noted(message=f"{ready.name}: not proven: {doubt}"))
-    return CandidateCheckpoint(root, _candidate(ready), ready)
+    stamps = stamps_of(ready)
+    doubts = doubts_of_ready(ready)
+    for doubt in doubts:
+        observe(Noted(message=doubt))
+    return CandidateCheckpoint(root, _candidate(ready), ready, stamps=stamps, doubts=doubts)
 
 
 def damaged(name: str, error: Exception) -> Noted:

@@ -56,16 +56,19 @@ class History:
             self._write(self._open(os.O_WRONLY | os.O_CREAT | os.O_APPEND), [line])
 
     def _open(self, flags: int) -> int:
-        """Open it, unless it is another user's or has another name: a guess could plant it.
+        """Open it, unless it is no file, is another user's or has another name.
+
+        A guess could plant it, and who reads a pipe would read the lines.
 
         Raises:
             OSError: It is, or it cannot be opened.
         """
         if not all(is_own(link) for _, link in links_on(self._path)):
             raise ForeignFileError("is another user's link", self._path)
-        handle = os.open(self._path, flags | os.O_NONBLOCK | os.O_CLOEXEC, _MODE)
+        handle = os.open(self._path, flags | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC, _MODE)
         status = os.fstat(handle)
-        problem = why_not_own(status) if stat.S_ISREG(status.st_mode) else None
+        is_regular = stat.S_ISREG(status.st_mode)
+        problem = why_not_own(status) if is_regular else "is not a regular file"
         if problem is None:
             return handle
         os.close(handle)
@@ -85,8 +88,7 @@ class History:
     def _write(file: int, lines: list[str]) -> None:
         try:
             status = os.fstat(file)
-            # never of a device: as root, that would close /dev/null to everybody
-            if stat.S_ISREG(status.st_mode) and stat.S_IMODE(status.st_mode) != _MODE:
+            if stat.S_IMODE(status.st_mode) != _MODE:
                 with suppress(OSError):  # some file systems have no modes
                     os.fchmod(file, _MODE)
             os.write(file, "".join(f"{line}\n" for line in lines).encode())

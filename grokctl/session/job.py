@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from grokctl.checkpoint.finding import note_of
 from grokctl.checkpoint.ready import ReadyCheckpoint
-from grokctl.checkpoint.receipt import Receipt, Stamp, stamps_of
+from grokctl.checkpoint.receipt import Receipt, Stamp, changed_since, stamps_of
 from grokctl.checkpoint.release import Release
 from grokctl.checkpoint.tensor_source import ReleaseSource, TensorSource, digest_of_small
 from grokctl.cluster.process_group import Cluster
@@ -23,6 +23,7 @@ from grokctl.paths import TOKENIZER, Home, quoted
 from grokctl.planning.selection import Asked
 from grokctl.session.candidates import CandidateCheckpoint, find_candidates
 from grokctl.session.choice import mesh_over, settle
+from grokctl.session.doubts import note_doubts
 
 _ANY_MESH: Final = MeshShape(1, 1)
 
@@ -55,6 +56,8 @@ class EngineJob:
     """Of its files when it was opened."""
     proof: Receipt | None = None
     """Of a release, if it is proven."""
+    doubts: tuple[str, ...] = ()
+    """About the files on this host; a line each."""
     cluster: Cluster | None = None
     """The processes that run it, if there are several."""
 
@@ -91,8 +94,8 @@ class EngineJob:
         checkpoint = _checkpoint_of(self.source)
         now = stamps_of(checkpoint)
         changed = [path.name for path, stamp in self.stamps.items() if now.get(path) != stamp]
-        if self.proof is not None:
-            changed += sorted(self.proof.stamps.keys() - self.proof.untouched(checkpoint.root))
+        if self.proof is not None and isinstance(checkpoint, Release):
+            changed += changed_since(self.proof, checkpoint)
         if changed:
             command = f"grokctl verify {quoted(checkpoint.root)}"
             raise corrupt(changed[0], Reason.ALTERED, "changed while it was loaded", command)
@@ -145,6 +148,7 @@ def open_job(
         devices = range(cluster.rank * own, (cluster.rank + 1) * own)
         job = replace(job, source=job.source.part(devices))
     _agree_on(cluster, job.source)
+    note_doubts(cluster, job.doubts, observe)
     return replace(job, cluster=cluster)
 
 
@@ -238,8 +242,9 @@ def _open_job(
         name=chosen.root.name,
         source=chosen.source,
         plan=planned,
-        stamps=stamps_of(_checkpoint_of(chosen.source)),
+        stamps=chosen.stamps,
         proof=chosen.proof,
+        doubts=chosen.doubts,
     )
 
 

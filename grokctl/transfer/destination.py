@@ -1,5 +1,6 @@
 """The folder of a download: selected files, ownership, and resume data."""
 
+import hashlib
 import shlex
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
@@ -33,9 +34,11 @@ from grokctl.paths import (
     RESUME,
     TOKENIZER,
     TORRENT,
+    delete_record,
     locked,
     quoted,
     read_limited,
+    rename_record,
     write_atomically,
 )
 from grokctl.text import has_secret, printable
@@ -86,6 +89,10 @@ def select_files(torrent: bytes, request: FetchRequest) -> FileSelection:
     metainfo = parse_metainfo(torrent, source=name)
     if metainfo.infohash != origin.infohash:
         raise FetchError(f"{name}: expected infohash {origin.infohash}, found {metainfo.infohash}")
+    raw = raw_values(torrent)
+    second = hashlib.sha256(raw[b"info"]).hexdigest()
+    if origin.v2_infohash not in {"", second}:
+        raise FetchError(f"{name}: expected v2 infohash {origin.v2_infohash}, found {second}")
     places = release_paths(metainfo)
     wanted = _wanted(names_of(metainfo, places), options.only, options.layers)
     if not wanted:
@@ -94,7 +101,6 @@ def select_files(torrent: bytes, request: FetchRequest) -> FileSelection:
         raise invalid("only", globs, problem, f"--only {first}")
     # small, and needed to read any tensor
     wanted |= {index for index, place in places.items() if place in {CONFIG, TOKENIZER}}
-    raw = raw_values(torrent)
     return FileSelection(
         metainfo=metainfo,
         info=raw[b"info"],
@@ -286,7 +292,7 @@ def fetch_lock(root: Path) -> Iterator[None]:
 
 
 def save_resume_data(root: Path, resume: bytes | None, *, is_final: bool = False) -> None:
-    """Write resume data for the next fetch.
+    """Write resume data for the next fetch, for this user alone: it names trackers and peers.
 
     Args:
         root: The release.
@@ -297,17 +303,17 @@ def save_resume_data(root: Path, resume: bytes | None, *, is_final: bool = False
     if resume is None:
         return
     if is_final:
-        write_atomically(root / PRIVATE / RESUME, resume)
-        (root / PRIVATE / BEGUN).unlink(missing_ok=True)
+        write_atomically(root / PRIVATE / RESUME, resume, mode=0o600)
+        delete_record(root / PRIVATE / BEGUN)
     else:
-        write_atomically(root / PRIVATE / BEGUN, resume)
+        write_atomically(root / PRIVATE / BEGUN, resume, mode=0o600)
 
 
 def take_resume_data(root: Path) -> tuple[bytes, bool]:
     """The resume data of an earlier fetch, and whether it was written at the very end."""
     final, begun = root / PRIVATE / RESUME, root / PRIVATE / BEGUN
     with suppress(OSError):
-        final.replace(begun)
+        rename_record(final, BEGUN)
         return _resume_data(begun), True
     with suppress(OSError):
         return _resume_data(begun), False
@@ -324,7 +330,7 @@ def _resume_data(path: Path) -> bytes:
 def forget_resume_data(root: Path) -> None:
     """Delete all claims: the files are about to be replaced."""
     for name in (RESUME, BEGUN):
-        (root / PRIVATE / name).unlink(missing_ok=True)
+        delete_record(root / PRIVATE / name)
 
 
 def record_progress(
@@ -416,4 +422,4 @@ def _selected(options: FetchOptions) -> Iterator[str]:
 def remove_parts(root: Path) -> None:
     """Delete libtorrent's part files for pieces of unwanted files, once every file is complete."""
     for path in (root / PRIVATE).glob(".*.parts"):
-        path.unlink(missing_ok=True)
+        delete_record(path)

@@ -151,11 +151,23 @@ class FetchOptions:
         """Whether it can reach nothing but this machine."""
         return _is_loopback(self.bind or "") and self.proxy is None
 
+    @property
+    def has_no_udp(self) -> bool:
+        """Whether all traffic goes through a proxy that carries TCP alone."""
+        return self.proxy is not None and urlsplit(self.proxy.strip()).scheme.lower() == "http"
+
     def asked(self, source: Iterable[str]) -> tuple[str, ...]:
-        """The trackers to ask: of the source, as far as allowed and reachable, and our own."""
+        """The trackers to ask: of the source, as far as allowed and reachable, and our own.
+
+        No UDP goes through an HTTP proxy: a look at such a tracker's name would be all that it
+        gets, from here.
+        """
         urls = source if self.source_trackers else ()
         reachable = (
-            url for url in urls if not self.is_local or _is_loopback(urlsplit(url).hostname or "")
+            url
+            for url in urls
+            if (not self.is_local or _is_loopback(urlsplit(url).hostname or ""))
+            and not (self.has_no_udp and _is_udp(url))
         )
         return tuple(dict.fromkeys([*reachable, *self.trackers]))
 
@@ -165,7 +177,8 @@ class FetchOptions:
             if self.proxy is not None and not _is_address(host):
                 raise invalid("peer", peer, "expected an IP address, because a proxy is used")
         for url in self.trackers:
-            _expect_url("tracker", url, {"http", "https", "udp"})
+            schemes = {"http", "https"} if self.has_no_udp else {"http", "https", "udp"}
+            _expect_url("tracker", url, schemes)
         for url in self.web_seeds:
             _expect_url("web_seed", url, {"http", "https"})
         for name in self.mirrors:
@@ -190,6 +203,8 @@ class Origin:
     torrent: bytes | None = None
     trust: str = TYPED
     """The root of trust, in words."""
+    v2_infohash: str = ""
+    """The second infohash of a magnet link, which the metadata must have as well."""
 
     @property
     def shown(self) -> str:
@@ -245,6 +260,7 @@ def parse_source(source: str) -> Origin:
             infohash=magnet.infohash,
             name=magnet.name,
             trackers=plain_urls(magnet.trackers),
+            v2_infohash=magnet.v2_infohash,
         )
     path = expanded(source)
     if not path.is_file():
@@ -325,6 +341,10 @@ def _is_address(text: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+def _is_udp(url: str) -> bool:
+    return urlsplit(url.strip()).scheme.lower() == "udp"
 
 
 def _is_loopback(host: str) -> bool:

@@ -3,9 +3,11 @@
 import os
 import time
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
+from urllib.parse import urlsplit
 
 import libtorrent as lt
 
@@ -15,6 +17,7 @@ from grokctl.machine.limits import limit_in
 from grokctl.os_errors import reason_of, refusal
 from grokctl.paths import PRIVATE
 from grokctl.text import format_number, printable, shown_url
+from grokctl.transfer.proxy_bridge import ProxyBridge
 from grokctl.transfer.resume_data import infohash_of
 from grokctl.transfer.sources import Endpoint
 from grokctl.transfer.swarm_settings import settings_pack
@@ -61,7 +64,16 @@ class Swarm:
         self._reserved: set[int] = set()
         self._quiet_since = time.monotonic()
         self._uses_utp = False
-        self._session: lt.session | None = _opened(network)
+        self._bridge: ProxyBridge | None = None
+        if network.proxy is not None and urlsplit(network.proxy).scheme == "http":
+            self._bridge = ProxyBridge(network.proxy, bind=network.bind)
+            network = replace(network, proxy=self._bridge.url, bind=None)
+        self._session: lt.session | None = None
+        try:
+            self._session = _opened(network)
+        except BaseException:
+            self._close_bridge()
+            raise
 
     def __enter__(self) -> Self:
         return self
@@ -75,6 +87,11 @@ class Swarm:
         # dropping the last reference tells the trackers and joins libtorrent's threads
         self._handle = None
         self._session = None
+        self._close_bridge()
+
+    def _close_bridge(self) -> None:
+        if self._bridge is not None:
+            self._bridge.close()
 
     @property
     def session(self) -> lt.session:

@@ -89,16 +89,14 @@ def _interfaces(network: NetworkOptions) -> str:
 
 
 def _proxied(url: str) -> "lt.settings_pack":
-    """Settings that send all traffic through a proxy, and refuse any other way."""
+    """Settings that send all traffic through a SOCKS proxy, and refuse any other way."""
     parts = urlsplit(url)
     types = lt.proxy_type_t
-    plain, with_password = (
-        (types.http, types.http_pw) if parts.scheme == "http" else (types.socks5, types.socks5_pw)
-    )
+    assert parts.scheme != "http", "libtorrent would look names up: see ProxyBridge"
     assert parts.hostname is not None
     assert parts.port is not None
     return {
-        "proxy_type": int(plain if parts.username is None else with_password),
+        "proxy_type": int(types.socks5 if parts.username is None else types.socks5_pw),
         "proxy_hostname": parts.hostname,
         "proxy_port": parts.port,
         "proxy_username": unquote(parts.username or ""),

@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import select
+import shlex
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -256,14 +257,16 @@ def killed(kept, left, release, tmp_path):
 def test_a_killed_reshard_goes_on_and_ends_as_if_it_had_not_been(grokctl, killed):
     done = len((killed.partial / "journal").read_bytes().splitlines())
     inodes = {path.name: path.stat().st_ino for path in killed.partial.glob("device-*")}
-    assert grokctl("verify", killed.arguments[1], "--json").result["proven"]
+    release = killed.arguments[1]
+    named = ("--torrent-file", release / "release.torrent")
+    assert grokctl("verify", release, *named, "--json").result["proven"]
 
     outcome = grokctl(*killed.arguments)
 
     assert outcome.exit_code == 0
     # it did not look at the times of change: who knows what it has read
     assert not outcome.result["proven"]
-    message = "begun by an earlier version; its result will not count as proven"
+    message = "begun by an earlier version, or elsewhere; its result will not count as proven"
     assert f"{killed.partial}: {message}" in notes(outcome)
     tensors = json.loads((killed.like / "grokctl.json").read_bytes())["tensors"]
     assert f"continuing after {done} of {len(tensors)} tensors of an interrupted run" in notes(
@@ -315,7 +318,7 @@ def test_a_journal_of_the_future_is_not_believed(grokctl, killed):
 
 
 WITHOUT_CTIME = (
-    ".grokctl/receipt.json: expected a receipt of version 2, found version 1, which lacks the "
+    ".grokctl/receipt.json: expected a receipt of version 3, found version 1, which lacks the "
     "times of change (ctime)"
 )
 
@@ -329,9 +332,23 @@ def test_a_receipt_without_times_of_change_is_named_and_everything_is_hashed_onc
     assert f"{WITHOUT_CTIME}; hashing every file" in notes(outcome)
     assert (outcome.result["spared_files"], outcome.result["hashed_bytes"]) == (0, NBYTES)
     assert (again.result["spared_files"], again.result["hashed_bytes"]) == (len(FILES), 0)
-    assert outcome.result["root_of_trust"] == "a magnet or torrent file given to an earlier version"
     after = contents(release)
     assert {name for name in after if after[name] != before[name]} == {".grokctl/receipt.json"}
+
+
+def test_a_magnet_of_an_earlier_version_has_no_mac_and_the_torrent_is_named_once(grokctl, release):
+    found = grokctl("verify", release, "--json")
+    words = found.result["doubt"].partition("; if you know where it comes from: grokctl ")
+    assert words[0] == (
+        "release.torrent in the folder: .grokctl/source.json: has no MAC of this user"
+    )
+    assert not found.result["proven"]
+
+    named, again = grokctl(*shlex.split(words[2]), "--json"), grokctl("verify", release, "--json")
+
+    for outcome in (named, again):
+        assert (outcome.result["proven"], outcome.result["hashed_bytes"]) == (True, 0)
+        assert outcome.result["root_of_trust"].startswith("the torrent file ")
 
 
 def test_a_run_says_why_a_receipt_without_times_of_change_is_not_enough(grokctl, release):
@@ -371,7 +388,7 @@ def test_a_receipt_of_the_future_is_not_believed_and_everything_is_hashed(grokct
 
     assert outcome.exit_code == 0
     assert (
-        ".grokctl/receipt.json: expected a receipt of version 2, found version 999"
+        ".grokctl/receipt.json: expected a receipt of version 3, found version 999"
         in (notes(outcome)[0])
     )
     assert outcome.result["hashed_bytes"] == NBYTES

@@ -1,10 +1,12 @@
 """Marks of folders that grokctl made."""
 
 import os
+from contextlib import nullcontext
 
 import pytest
+from users import user_of
 
-from grokctl.marks import MARK, delete_in, delete_marked, is_marked, put_mark
+from grokctl.marks import MARK, delete_in, delete_marked, is_begun_here, is_marked, put_mark
 from grokctl.own_files import opened_folder
 
 
@@ -50,6 +52,36 @@ def test_a_mark_counts_for_one_folder_only(made, tmp_path, plant):
     plant(made, other)
 
     assert not is_own(other)
+
+
+def test_a_mark_with_a_mac_was_put_on_a_new_folder_by_this_user(made, tmp_path):
+    def is_here(name="made"):
+        with opened_folder(made) as handle:
+            return is_begun_here(handle, name)
+
+    assert (is_here(), is_here("other")) == (True, False)
+    path = made / MARK
+    data = path.read_bytes()
+    for text in (b"".join(data.splitlines(keepends=True)[:2]), data[:-2], b"x" + data, b"", b"\n"):
+        path.write_bytes(text)
+        assert not is_here()
+    for settings, is_new in (("other", True), (None, False)):
+        path.unlink()
+        by_whom = user_of(tmp_path / settings) if settings else nullcontext()
+        with by_whom, opened_folder(made) as handle:
+            put_mark(handle, "made", is_new=is_new)
+        assert is_own(made)
+        assert not is_here()
+
+
+def test_a_folder_is_marked_without_a_key_as_well(made, tmp_path):
+    (made / MARK).unlink()
+    (tmp_path / "settings").touch()
+    with user_of(tmp_path / "settings"), opened_folder(made) as handle:
+        put_mark(handle, "made")
+        assert not is_begun_here(handle, "made")
+
+    assert is_own(made)
 
 
 def test_a_marked_folder_is_deleted_and_no_target_of_a_link(made, tmp_path):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from grokctl import demo
+from grokctl import demo, temporary
 from grokctl.checkpoint.torrent import Metainfo
 from grokctl.checkpoint.torrent_files import TorrentFile
 from grokctl.cli.context import command
@@ -251,6 +251,7 @@ def no_temporary_files(monkeypatch):
         raise FileNotFoundError(errno.ENOENT, "No usable temporary directory found")
 
     monkeypatch.setattr(tempfile, "gettempdir", refuse)
+    monkeypatch.setattr(temporary, "PLACES", ())
     with pytest.raises(FileNotFoundError):
         tempfile.mkdtemp()
 

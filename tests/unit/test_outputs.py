@@ -2,6 +2,7 @@
 
 import os
 import struct
+from pathlib import Path
 
 import pytest
 from users import OTHER, as_root, mode_of
@@ -35,6 +36,12 @@ SHARES = {
 }
 
 
+def linked_pipe(place):
+    """A link of this user's to the pipe beside it."""
+    os.mkfifo(place.with_name("pipe"))
+    place.symlink_to("pipe")
+
+
 @as_root
 @pytest.mark.parametrize("share", SHARES)
 @pytest.mark.parametrize("folder", [".", "below"])
@@ -62,6 +69,28 @@ def test_an_output_that_another_user_has_linked_is_refused(
 
     os.lchown(link, os.geteuid(), -1)
     assert find_output(typed, "logits", "x.npy") == (precious.with_name(target), True)
+
+
+@as_root
+@pytest.mark.parametrize("share", SHARES)
+@pytest.mark.parametrize("make", [os.mkfifo, linked_pipe])
+def test_a_pipe_that_another_user_has_planted_gets_no_output(tmp_path, share, make):
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    SHARES[share](shared)
+    place = shared / "out.npy"
+    make(place)
+    os.chown(place, OTHER, -1)
+
+    with pytest.raises(InvalidValueError, match="is another user's pipe or device"):
+        find_output(place, "logits", "x.npy")
+
+    os.chown(place, os.geteuid(), -1)
+    assert find_output(place, "logits", "x.npy") == (place, False)
+
+
+def test_a_device_of_the_machine_takes_an_output():
+    assert find_output(Path("/dev/null"), "logits", "x.npy") == (Path("/dev/null"), False)
 
 
 @as_root

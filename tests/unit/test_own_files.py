@@ -2,14 +2,24 @@
 
 import errno
 import os
+import shutil
 import stat
 import warnings
+from contextlib import suppress
 
 import pytest
+from cuts import cut, proven_release
 from torrents import names_in
 from users import OTHER, as_root, mode_of
 
-from grokctl.errors import FetchError
+from grokctl.checkpoint.adoption import end_adoption
+from grokctl.checkpoint.receipt import forget_receipt
+from grokctl.checkpoint.refusal import forget_refusal, write_refusal
+from grokctl.checkpoint.release import open_release
+from grokctl.checkpoint.unfinished import Unfinished, forget_unfinished
+from grokctl.errors import Damage, FetchError, Reason
+from grokctl.events import Noted
+from grokctl.model.placement import MeshShape
 from grokctl.own_files import (
     ForeignFileError,
     open_own,
@@ -17,6 +27,8 @@ from grokctl.own_files import (
 )
 from grokctl.ownership import links_on
 from grokctl.paths import locked, write_atomically
+from grokctl.transfer.destination import forget_resume_data, remove_parts, take_resume_data
+from grokctl.verify import verify
 
 BUSY = FetchError("busy")
 
@@ -111,6 +123,60 @@ def test_a_private_folder_that_is_a_link_is_not_followed(tmp_path, write, target
         write(tmp_path / ".grokctl/receipt.json")
 
     assert names_in(tmp_path) == []
+
+
+FORGETTING = [
+    pytest.param(forget_receipt, "receipt.json", id="receipt"),
+    pytest.param(forget_refusal, "refusal.json", id="refusal"),
+    pytest.param(forget_unfinished, "unfinished.json", id="unfinished"),
+    pytest.param(end_adoption, "adoption.json", id="adoption"),
+    pytest.param(forget_resume_data, "resume", id="resume"),
+    pytest.param(forget_resume_data, "resume.begun", id="begun"),
+    pytest.param(remove_parts, ".x.parts", id="parts"),
+    pytest.param(take_resume_data, "resume", id="renamed"),
+]
+
+
+@pytest.mark.parametrize(("forget", "name"), FORGETTING)
+def test_nothing_is_deleted_through_a_private_folder_that_is_a_link(tmp_path, forget, name):
+    own, theirs = tmp_path / "own", tmp_path / "theirs"
+    for root in (own, theirs):
+        root.mkdir()
+    (own / ".grokctl").mkdir()
+    (own / ".grokctl" / name).write_text("proof")
+    (theirs / ".grokctl").symlink_to(own / ".grokctl")
+
+    with suppress(OSError):
+        forget(theirs)
+
+    assert names_in(own / ".grokctl") == [name]
+    forget(own)
+    assert names_in(own / ".grokctl") == (["resume.begun"] if forget is take_resume_data else [])
+    forget(own)  # it is gone already
+
+
+@pytest.mark.parametrize("is_ready", [False, True])
+def test_a_verification_says_that_it_forgets_nothing_of_others(tmp_path, is_ready):
+    own, theirs = tmp_path / "own", tmp_path / "theirs"
+    proven_release(own)
+    root = own
+    if is_ready:
+        root = cut(open_release(own), MeshShape(1, 1), tmp_path / "ready").root
+    shutil.copytree(root, theirs)
+    shutil.rmtree(theirs / ".grokctl")
+    (theirs / ".grokctl").symlink_to(root / ".grokctl")
+    Unfinished(source="grok-1", have=1, nbytes=9, is_final=True).write(root)
+    write_refusal(root, [Damage("x", Reason.ALTERED)])
+    before = {name: (root / ".grokctl" / name).read_bytes() for name in names_in(root / ".grokctl")}
+    notes = []
+
+    verdict = verify(theirs, observe=notes.append)
+
+    assert verdict.damage == ()
+    after = {name: (root / ".grokctl" / name).read_bytes() for name in names_in(root / ".grokctl")}
+    assert after == before
+    said = [event.message for event in notes if isinstance(event, Noted)]
+    assert any("is a symbolic link" in note for note in said)
 
 
 @as_root

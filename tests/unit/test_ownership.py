@@ -10,7 +10,7 @@ import pytest
 from users import OTHER, as_root
 
 from grokctl import ownership
-from grokctl.ownership import exposed_files, why_exposed
+from grokctl.ownership import exposed_files, exposures, why_exposed
 
 """A user and a group that this machine does not have."""
 
@@ -246,3 +246,47 @@ def test_nobody_above_is_root_where_a_container_does_not_know_root(folder, monke
     os.chown(folder / "file", OTHER, -1)
 
     assert why_exposed(folder / "file") == f"{folder / 'file'} belongs to user {OTHER}"
+
+
+def mounted(monkeypatch, tmp_path, path, system):
+    """The mounts of a machine on which a path is on a file system of a kind."""
+    device = path.stat().st_dev
+    number = f"{os.major(device)}:{os.minor(device)}"
+    lines = [
+        "22 1 0:5 / /dev rw - devtmpfs udev rw,user_id=9",
+        f"36 22 {number} / /mnt/a\\040b rw,noatime shared:1 - {system}",
+        "37 22 0:9 / /x rw - fuse.other x rw,user_id=8",
+    ]
+    (tmp_path / "mountinfo").write_text("\n".join(lines))
+    monkeypatch.setattr(ownership, "_MOUNTS", tmp_path / "mountinfo")
+
+
+@pytest.mark.parametrize(
+    ("system", "user"),
+    [
+        pytest.param("fuse.sshfs host: rw,user_id=54321,group_id=1,allow_other", 54321, id="ssh"),
+        pytest.param("fuse /dev/fuse rw,user_id=7,group_id=0", 7, id="plain"),
+        pytest.param("fuseblk /dev/x ro,group_id=3,user_id=1234567", 1234567, id="disk"),
+        pytest.param("fuse.x x rw,user_id=0,group_id=0,allow_other", None, id="roots"),
+        pytest.param(f"fuse.x x rw,user_id={os.geteuid()},group_id=0", None, id="ones-own"),
+        pytest.param("ext4 /dev/x rw,user_id=7", None, id="no-fuse"),
+        pytest.param("fuse.x x,user_id=0 rw,user_id=7,group_id=0", 7, id="a-name"),
+    ],
+)
+def test_nothing_is_ones_own_on_a_file_system_that_another_user_serves(
+    folder, tmp_path, monkeypatch, users, system, user
+):
+    users([], [])
+    mounted(monkeypatch, tmp_path, folder, system)
+    words = f"is on a file system that user {user} serves (FUSE)"
+
+    found = why_exposed(folder / "file")
+    of_many = exposed_files(folder, ["file", "other"])
+    new = [problem for _, _, problem in exposures(folder / "new", is_made=True)]
+
+    assert (found is None) == (user is None)
+    assert user is None or found.endswith(words)
+    assert set(of_many) == (set() if user is None else {"file", "other"})
+    assert (words in new) == (user is not None)
+    (tmp_path / "mountinfo").unlink()  # another system than Linux
+    assert why_exposed(folder / "file") is None

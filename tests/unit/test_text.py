@@ -22,6 +22,7 @@ from grokctl.text import (
     format_speed,
     harmless,
     has_secret,
+    printable,
     shown_url,
     to_copy,
     to_json,
@@ -119,6 +120,32 @@ def test_no_terminal_gets_what_turns_or_hides_text(code):
     assert harmless(f"a{chr(code)}b\x1b[2J") == "ab[2J"
 
 
+@pytest.mark.parametrize(
+    "code",
+    [
+        *(0x034F, 0x115F, 0x1160, 0x17B4, 0x2800, 0x3164, 0xFFA0, 0xFE00, 0xFE0F, 0xE0100, 0xE01EF),
+        *(0x200C, 0x200D, 0x202E, 0x7, 0xE000, 0x2028, 0x0378),
+    ],
+)
+def test_no_name_has_what_nobody_sees(code):
+    assert printable(f"README{chr(code)}.md") == "README?.md"
+
+
+@pytest.mark.parametrize("text", ["plain", "ﷺ für ß", "名前", "Ελλάδα a·b", "🚀"])
+def test_a_name_that_is_seen_stays(text):
+    assert printable(text) == text
+
+
+@given(st.text())
+def test_what_is_printed_of_a_name_is_seen(text):
+    shown = printable(text, limit=1000)
+
+    assert len(shown) == min(len(text), 1000)
+    assert printable(shown, limit=1000) == shown
+    assert all(c.isprintable() or c.isspace() for c in shown)
+    assert not set(shown) & set("\n\r\v\f\x85\u2028\u2029")
+
+
 @pytest.mark.parametrize("text", ["👩‍🚀", "می‌خواهم", "؀١٢", "a\tb\n"])
 def test_joiners_and_signs_of_usual_text_stay(text):
     assert harmless(text) == text
@@ -214,20 +241,22 @@ def test_no_password_is_shown_whatever_is_in_it(password, user):
         "back\\now\x1b[2J",
         "\U000e0041 tag",
         "\x9b31m",
+        "da\u200dta",
+        "README\u3164.md",
+        "a\ufe0fb\u2800c\u034fd",
     ],
 )
 def test_a_command_names_the_file_with_invisible_characters_when_it_is_pasted(name):
     shown = to_copy(f"other's: to delete it: rm -r {shlex.quote(name)}  # it's gone then")
 
-    assert harmless(shown) == shown
-    assert "\n" not in shown
+    assert printable(shown, limit=1000) == shown
     command = shown.partition("rm -r ")[2].partition("  #")[0]
     script = ["bash", "-c", f"printf %s {command}"]
     assert subprocess.run(script, capture_output=True, check=True).stdout == name.encode()
 
 
 @pytest.mark.parametrize(
-    "text", ["rm -r 'a b'", "it's a file of somebody's", "rm -r plain", 'say "it\'s"', "'\u200d'"]
+    "text", ["rm -r 'a b'", "it's a file of somebody's", "rm -r plain", 'say "it\'s"', "'für ß'"]
 )
 def test_a_command_without_invisible_characters_stays_as_it_is(text):
     assert to_copy(text) == text

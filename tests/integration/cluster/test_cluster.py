@@ -30,11 +30,12 @@ from slurm import Slurm, find_daemon, free_ports
 
 from grokctl.checkpoint.miniature import MINIATURE, write_miniature
 from grokctl.checkpoint.ready import ReadyCheckpoint, open_ready
+from grokctl.checkpoint.refusal import write_refusal
 from grokctl.checkpoint.release import Release, open_release
 from grokctl.cluster.channel import Channel
 from grokctl.cluster.launcher import Launch
 from grokctl.cluster.rendezvous import meet, open_channels
-from grokctl.errors import ExitCode, PeerError
+from grokctl.errors import Damage, ExitCode, PeerError, Reason
 from grokctl.events import ignore
 from grokctl.infer import infer
 from grokctl.inference.engine import Engine
@@ -334,7 +335,10 @@ def test_logits_tokens_and_mapped_files_of_two_processes_under_a_launcher(
                 assert 0 < sizes["Rss:"] <= sizes["Size:"] <= room
 
 
-def test_rank_0_alone_talks_and_each_host_has_only_its_own_files(by_hand, parts, alone):
+def test_rank_0_alone_talks_and_each_host_has_only_its_own_files(by_hand, parts, alone, tmp_path):
+    parts = [parts[0], shutil.copytree(parts[1], tmp_path / "host-1")]
+    damage = Damage("device-09-of-16.safetensors", Reason.ALTERED)
+    write_refusal(parts[1] / "ready" / "words", [damage])  # rank 0 says it
     prompt = ("--token-ids", ",".join(map(str, PROMPT)), "-n", TOKENS, *DRAWN)
     arguments = ("run", *prompt, "--json", "--context", 32)
 
@@ -348,6 +352,14 @@ def test_rank_0_alone_talks_and_each_host_has_only_its_own_files(by_hand, parts,
 
     assert (first.wait().code, second.wait().code) == (0, 0), first.stderr + second.stderr
     assert "no job secret" not in first.stderr
+    notes = [
+        event["message"]
+        for event in map(json.loads, first.stderr.splitlines())
+        if event["event"] == "noted"
+    ]
+    (said,) = [note for note in notes if note.startswith("rank")]
+    assert said.startswith("rank 1: words: verify found 1 damaged file on ")
+    assert notes.count("words: not proven: made from a release that was not proven") == 1
     (line,) = first.stdout.splitlines()
     assert json.loads(line)["tokens"] == alone["model=1"].drawn
     assert (second.stdout, second.stderr) == ("", "")

@@ -1,5 +1,6 @@
 """The roll call among strangers, where rank 0 listens, and the tunnel of JAX's service."""
 
+import errno
 import json
 import os
 import shutil
@@ -226,6 +227,56 @@ def test_a_temporary_folder_with_a_long_path_is_no_obstacle(monkeypatch, tmp_pat
 
     assert not list(long.iterdir())
     tunnel.close_door()
+
+
+def test_a_socket_lies_where_others_cannot_rename_its_folder(monkeypatch, tmp_path):
+    tmp_path.chmod(0o777)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+
+    tunnel = Tunnel(0, (), within_s=0)
+
+    assert not list(tmp_path.iterdir())
+    assert not Path(tunnel.address.removeprefix("unix:")).is_relative_to(tmp_path)
+    tunnel.close_door()
+
+
+def test_a_disk_without_sockets_is_no_obstacle_and_named_if_there_is_no_other(
+    monkeypatch, tmp_path
+):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    bind = socket.socket.bind
+
+    def refuse(self, address):
+        if str(address).startswith(str(refused)):
+            raise PermissionError(errno.EPERM, "Operation not permitted")
+        bind(self, address)
+
+    monkeypatch.setattr(socket.socket, "bind", refuse)
+    refused = tmp_path
+    tunnel = Tunnel(0, (), within_s=0)
+    assert not tunnel.address.startswith(f"unix:{tmp_path}")
+    tunnel.close_door()
+
+    refused = "/"
+    message = f"{tmp_path}/grokctl-.*: no place for a socket .Operation not permitted.$"
+    with pytest.raises(PeerError, match=message):
+        Tunnel(1, (), within_s=0)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_is_not_the_one_that_was_made_is_no_way(monkeypatch, tmp_path):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    tunnel = Tunnel(0, (), within_s=0)
+    tunnel.require_own()
+    folder = Path(tunnel.address.removeprefix("unix:")).parent
+    folder.rename(tmp_path / "away")
+    folder.mkdir()
+
+    with pytest.raises(PeerError, match="was replaced by somebody"):
+        tunnel.require_own()
+
+    tunnel.close_door()
+    assert folder.is_dir()
 
 
 # --- three hosts

@@ -81,3 +81,63 @@ def test_what_is_another_users_is_not_used(tmp_path, before, place):
 
     assert used_folder == before
     assert f"belongs to user {OTHER}" in note
+
+
+# --- the folder of JAX's own variable
+
+
+def set_aside(folder):
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    notes = []
+    use_compilation_cache(None, observe=lambda event: notes.append(event.message))
+    return jax.config.jax_compilation_cache_dir, notes
+
+
+def test_a_folder_of_jax_that_is_this_users_own_stays(tmp_path):
+    assert set_aside(tmp_path) == (str(tmp_path), [])
+    assert set_aside(tmp_path / "to/make") == (str(tmp_path / "to/make"), [])
+    assert set_aside("") == ("", [])
+
+
+@pytest.mark.parametrize(
+    "expose",
+    [
+        pytest.param(lambda root: root.chmod(0o777), id="all"),
+        pytest.param(lambda root: root.parent.chmod(0o777), id="above"),
+        pytest.param(lambda root: (root.rmdir(), root.parent.chmod(0o1777)), id="to-be-made"),
+        pytest.param(
+            lambda root: (os.chown(root, -1, OTHER), root.chmod(0o2775)), id="group", marks=as_root
+        ),
+        pytest.param(lambda root: os.chown(root, OTHER, -1), id="anothers", marks=as_root),
+    ],
+)
+def test_programs_that_others_could_have_put_into_it_are_not_read(tmp_path, expose):
+    root = tmp_path / "above/programs"
+    root.mkdir(parents=True)
+    expose(root)
+
+    place, (note,) = set_aside(root)
+
+    assert place is None
+    assert note.startswith("JAX_COMPILATION_CACHE_DIR: no compiled programs are read there (")
+    assert str(root.parent) in note
+
+
+def test_programs_from_elsewhere_are_not_read():
+    place, (note,) = set_aside("gs://bucket/programs?key=opensesame")
+
+    assert place is None
+    assert "opensesame" not in note
+
+
+def test_where_our_own_folder_will_not_do_that_of_others_is_not_used_either(tmp_path):
+    theirs, ours = tmp_path / "theirs", tmp_path / "ours"
+    for place in (theirs, ours):
+        place.mkdir()
+        place.chmod(0o777)
+    jax.config.update("jax_compilation_cache_dir", str(theirs))
+
+    place, notes = used(ours)
+
+    assert place is None
+    assert len(notes) == 2

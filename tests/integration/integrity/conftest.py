@@ -8,7 +8,7 @@ from damaging import PIECE, SMALL, Seeded
 
 from grokctl.checkpoint.miniature import write_miniature
 from grokctl.checkpoint.torrent import build_metainfo, parse_metainfo
-from grokctl.checkpoint.trust import write_source
+from grokctl.checkpoint.trust import TYPED, write_source
 
 
 @pytest.fixture(scope="module")
@@ -18,7 +18,7 @@ def pristine(tmp_path_factory) -> Seeded:
     torrent = build_metainfo(root, files, name="small", piece_length=PIECE)
     metainfo = parse_metainfo(torrent, source="small")
     (root / "release.torrent").write_bytes(torrent)
-    write_source(root, infohash=metainfo.infohash)
+    write_source(root, infohash=metainfo.infohash, trust=TYPED)
     return Seeded(root, metainfo)
 
 

@@ -9,9 +9,10 @@ from damaging import DOWN, GATE, NORM, PIECE, flip, flip_unseen, found
 from grokctl.checkpoint.receipt import read_receipt
 from grokctl.checkpoint.release import open_release
 from grokctl.checkpoint.torrent import build_metainfo, parse_metainfo
-from grokctl.checkpoint.trust import write_source
+from grokctl.checkpoint.trust import TYPED, write_source
 from grokctl.errors import CorruptCheckpointError, Reason, UnsafePickleError, UsageError
 from grokctl.events import Advanced, Noted, Stage, Started
+from grokctl.own_key import MAC, sealed
 from grokctl.verify import raise_for, verify
 
 
@@ -171,7 +172,8 @@ def test_a_receipt_for_another_torrent_is_no_proof(root):
     verify(root)
     path = root / ".grokctl/receipt.json"
     receipt = json.loads(path.read_bytes())
-    path.write_text(json.dumps({**receipt, "infohash": "0" * 40}))
+    del receipt[MAC]
+    path.write_text(json.dumps(sealed("receipt", {**receipt, "infohash": "0" * 40})))
 
     assert verify(root).hashed == verify(root, rehash=True).hashed
 
@@ -180,7 +182,7 @@ def test_a_tensor_that_the_torrent_does_not_promise_is_not_proven(root):
     files = ["config.json", *(f"ckpt-0/tensor{index:05d}_000" for index in range(13))]
     torrent = build_metainfo(root, files, name="small", piece_length=PIECE)
     (root / "release.torrent").write_bytes(torrent)
-    write_source(root, infohash=parse_metainfo(torrent, source="").infohash)
+    write_source(root, infohash=parse_metainfo(torrent, source="").infohash, trust=TYPED)
 
     verdict = verify(root)
 
@@ -192,7 +194,7 @@ def test_a_configuration_that_the_torrent_does_not_promise_is_not_proven(root):
     files = [f"ckpt-0/tensor{index:05d}_000" for index in range(14)]
     torrent = build_metainfo(root, files, name="small", piece_length=PIECE)
     (root / "release.torrent").write_bytes(torrent)
-    write_source(root, infohash=parse_metainfo(torrent, source="").infohash)
+    write_source(root, infohash=parse_metainfo(torrent, source="").infohash, trust=TYPED)
 
     verdict = verify(root)
 
@@ -260,7 +262,7 @@ def test_an_unsafe_pickle_is_refused_even_if_the_torrent_promises_it(root):
     files = [*(f"ckpt-0/tensor{index:05d}_000" for index in range(14)), "config.json"]
     torrent = build_metainfo(root, files, name="small", piece_length=PIECE)
     (root / "release.torrent").write_bytes(torrent)
-    write_source(root, infohash=parse_metainfo(torrent, source="").infohash)
+    write_source(root, infohash=parse_metainfo(torrent, source="").infohash, trust=TYPED)
 
     verdict = verify(root)
 

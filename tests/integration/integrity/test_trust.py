@@ -8,20 +8,21 @@ from dataclasses import replace
 
 import pytest
 from damaging import DOWN, GATE, flip, found
-from users import OTHER
+from users import OTHER, user_of
 
 from grokctl.checkpoint import receipt as receipts
 from grokctl.checkpoint import trust
 from grokctl.checkpoint.finding import find_checkpoint
 from grokctl.checkpoint.proving import root_to_prove
-from grokctl.checkpoint.receipt import proof_of, read_receipt
+from grokctl.checkpoint.receipt import Proof, Stamp, proof_of, read_receipt
 from grokctl.checkpoint.release import open_release
 from grokctl.checkpoint.torrent import build_metainfo, parse_metainfo
 from grokctl.checkpoint.trust import (
     BUILT_IN,
-    EARLIER,
     FOUND,
     TYPED,
+    read_source,
+    root_in_words,
     torrent_file,
     trust_of,
     write_source,
@@ -30,6 +31,7 @@ from grokctl.checkpoint.unfinished import Unfinished, read_unfinished
 from grokctl.errors import UsageError
 from grokctl.events import Noted
 from grokctl.integrity.provenance import describe_proof
+from grokctl.own_key import key_file, sealed
 from grokctl.paths import Home
 from grokctl.verify import verify
 
@@ -161,9 +163,9 @@ def test_a_receipt_without_times_of_change_spares_no_file_and_says_why(root):
     path = root / ".grokctl/receipt.json"
     values = json.loads(path.read_text())
     values["files"] = {name: stamp[:4] for name, stamp in values["files"].items()}
-    del values["complete"], values["root_of_trust"]
+    del values["complete"], values["root_of_trust"], values["mac"]
     path.write_text(json.dumps(values | {"version": 1}))
-    reason = "expected a receipt of version 2, found version 1, which lacks the times of change"
+    reason = "expected a receipt of version 3, found version 1, which lacks the times of change"
     assert reason in proof(root).reason
 
     verdict, said = notes(lambda observe: verify(root, observe=observe))
@@ -181,7 +183,7 @@ def test_a_configuration_that_comes_later_is_not_proven(root):
     files = [f"ckpt-0/tensor{index:05d}_000" for index in range(14)]
     torrent = build_metainfo(root, files, name="small", piece_length=16384)
     (root / "release.torrent").write_bytes(torrent)
-    write_source(root, infohash=parse_metainfo(torrent, source="").infohash)
+    write_source(root, infohash=parse_metainfo(torrent, source="").infohash, trust=TYPED)
     verify(root)  # finds the configuration beside it
 
     assert read_receipt(root).is_complete
@@ -280,11 +282,134 @@ def test_a_torrent_that_others_could_have_planted_proves_nothing(root, has_sourc
     assert proof(root).receipt is None
 
 
-def test_a_torrent_of_ones_own_without_a_record_is_named_as_the_root(root):
-    (root / ".grokctl/source.json").unlink()
+def unnamed(root, why="nobody has named it here"):
+    command = f"grokctl verify {root} --torrent-file {root / 'release.torrent'}"
+    return f"{FOUND}: {why}; if you know where it comes from: {command}"
 
-    assert verify(root).root_of_trust == FOUND
-    assert read_receipt(root).root_of_trust == FOUND
+
+def sources_of_others(root, infohash):
+    """Records of the root of trust that this user did not write; each with the words for it."""
+    path = root / ".grokctl/source.json"
+    of_another = (
+        f"{path.relative_to(root)}: its MAC is of another key than that of this user, {key_file()}"
+    )
+    for words in (BUILT_IN, TYPED, "the torrent file /home/me/x.torrent (sha256 00)"):
+        record = {"version": 1, "infohash": infohash, "root_of_trust": words}
+        path.write_text(json.dumps(record))
+        yield ".grokctl/source.json: has no MAC of this user"
+        path.write_text(json.dumps(record | {"mac": "0" * 64}))
+        yield of_another
+        with user_of(root.parent / "settings of another"):
+            write_source(root, infohash=infohash, trust=words)
+        yield of_another
+        write_source(root, infohash="0" * 40, trust=TYPED)
+        path.write_text(path.read_text().replace("0" * 40, infohash))
+        yield of_another
+
+
+def test_a_torrent_is_not_proven_by_a_record_that_this_user_did_not_write(root):
+    infohash = read_source(root)
+
+    for why in sources_of_others(root, infohash):
+        verdict = verify(root)
+        assert (verdict.damage, verdict.is_proven, verdict.root_of_trust) == ((), False, None)
+        assert verdict.doubt == unnamed(root, why)
+        assert proof(root) == Proof(None, verdict.doubt)
+        write_source(root, infohash=infohash)  # what goes on in that folder knows no other
+        assert verify(root).doubt == unnamed(root)
+
+    assert verify(root).hashed == 0  # the bytes are what they were
+
+
+@pytest.mark.parametrize("words", [BUILT_IN, FOUND, "", 3])
+def test_the_built_in_magnet_is_no_word_of_a_record(root, words):
+    write_source(root, infohash=read_source(root), trust=words)
+
+    assert trust_of(root, read_source(root)).doubt is not None
+
+
+def test_a_torrent_without_a_record_is_proven_once_it_is_named(root, tmp_path):
+    home = Home(tmp_path / "home")
+    (root / ".grokctl/source.json").unlink()
+    given = root / "release.torrent"
+
+    assert verify(root).doubt == unnamed(root)
+    assert proof(root).receipt is None
+    root_to_prove(home, find_checkpoint(home, str(root)), given, is_repaired=False)
+    verdict = verify(root)
+
+    assert (verdict.is_proven, verdict.hashed) == (True, 0)
+    assert verdict.root_of_trust == torrent_file(given, given.read_bytes())
+    assert proof(root).receipt.root_of_trust == verdict.root_of_trust
+
+
+def receipt_of_another(root):
+    """As on a drive: it fits the altered file, its inode and its times."""
+    flip(root / GATE, 900)
+    receipt = read_receipt(root)
+    stamps = {name: Stamp.of(root / name) for name in receipt.stamps}
+    with user_of(root.parent / "settings of the lender"):
+        replace(receipt, stamps=stamps).write(root)
+
+
+def receipt_without_a_mac(root):
+    receipt_of_another(root)
+    change(root, mac=None)
+
+
+def receipt_with_another_value(root):
+    flip(root / GATE, 900)
+    stamps = {name: Stamp.of(root / name) for name in read_receipt(root).stamps}
+    change(root, files={name: [*s.lasting[:3], s.device, s.ctime_ns] for name, s in stamps.items()})
+
+
+def receipt_that_was_a_source(root):
+    receipt_without_a_mac(root)
+    values = json.loads((root / ".grokctl/receipt.json").read_text())
+    del values["mac"]
+    (root / ".grokctl/receipt.json").write_text(json.dumps(sealed("source", values)))
+
+
+def change(root, **values):
+    path = root / ".grokctl/receipt.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+@pytest.mark.parametrize(
+    "plant",
+    [
+        receipt_of_another,
+        receipt_without_a_mac,
+        receipt_with_another_value,
+        receipt_that_was_a_source,
+    ],
+)
+def test_a_receipt_that_this_user_did_not_write_spares_no_file(root, plant):
+    assert verify(root).is_proven
+    plant(root)
+
+    reason = proof(root).reason
+    verdict, said = notes(lambda observe: verify(root, observe=observe))
+
+    assert reason.startswith(".grokctl/receipt.json: ")
+    assert "MAC" in reason
+    assert f"{reason}; hashing every file" in said
+    assert GATE in {item.file for item in verdict.damage}
+    assert verdict.hashed == verdict.nbytes
+
+
+def test_without_a_key_everything_is_hashed_and_the_reason_said(root, tmp_path):
+    with user_of(tmp_path / "settings"):
+        (tmp_path / "settings").write_bytes(b"no folder")
+        verdict, said = notes(lambda observe: verify(root, rehash=True, observe=observe))
+        write_source(root, infohash=read_source(root), trust=TYPED)
+        problem = trust_of(root, read_source(root)).doubt
+
+    assert verdict.hashed == verdict.nbytes
+    assert any(
+        note.startswith("receipt: cannot be written (the key of this user, ") for note in said
+    )
+    assert "source.json: has no MAC of this user" in problem
 
 
 def test_a_named_torrent_is_not_replaced_by_one_that_lies_there(root, tmp_path):
@@ -319,12 +444,34 @@ def test_a_named_torrent_is_kept_under_home_where_others_can_write(root, tmp_pat
     assert find_checkpoint(home, str(root)).root == kept  # its own folder has no proof yet
 
 
-def test_the_command_of_a_download_that_others_could_have_written_is_not_repeated(root):
+def without_mac(root):
+    """As an archive brings it, or an earlier version wrote it."""
+    path = root / ".grokctl/unfinished.json"
+    values = json.loads(path.read_text())
+    del values["mac"]
+    path.write_text(json.dumps(values))
+
+
+def with_another_option(root):
+    path = root / ".grokctl/unfinished.json"
+    path.write_text(path.read_text().replace('"x"', '"x", "--force"'))
+
+
+def by_another(root):
+    record = read_unfinished(root)
+    with user_of(root.parent / "settings of another"):
+        record.write(root)
+
+
+@pytest.mark.parametrize(
+    "spoil", [lambda root: root.chmod(0o777), without_mac, with_another_option, by_another]
+)
+def test_the_command_of_a_download_that_others_could_have_written_is_not_repeated(root, spoil):
     record = Unfinished(source="magnet:?evil", options=("--proxy", "x"), have=1, nbytes=9)
     replace(record, is_final=True).write(root)
     assert "evil" in read_unfinished(root).command(root)
 
-    root.chmod(0o777)
+    spoil(root)
     with_torrent = read_unfinished(root).command(root)
     (root / "release.torrent").unlink()
     without = read_unfinished(root).command(root)
@@ -348,7 +495,7 @@ def test_the_root_of_trust_is_that_of_the_fetch(root, monkeypatch):
     assert trust_of(root, infohash).root == words
 
     (root / ".grokctl/source.json").write_text(json.dumps({"version": 1, "infohash": infohash}))
-    assert verify(root).root_of_trust == EARLIER
+    assert verify(root).root_of_trust is None
 
     monkeypatch.setattr(trust, "GROK_1_INFOHASH", infohash)
     root.chmod(0o777)
@@ -370,6 +517,6 @@ def test_a_root_of_trust_that_makes_no_sense_is_not_repeated(root, words):
 
     found_root = trust_of(root, infohash).root
 
-    assert found_root.isprintable()
-    assert len(found_root) <= 5000
-    assert words or found_root == EARLIER
+    assert found_root == FOUND
+    assert not root_in_words(words, infohash) or len(root_in_words(words, infohash)) <= 5000
+    assert root_in_words(words, infohash).isprintable()

@@ -10,7 +10,7 @@ from grokctl.checkpoint.miniature import MINIATURE, write_miniature
 from grokctl.checkpoint.receipt import proof_of
 from grokctl.checkpoint.release import open_release
 from grokctl.checkpoint.torrent import build_metainfo, parse_metainfo
-from grokctl.checkpoint.trust import write_source
+from grokctl.checkpoint.trust import TYPED, write_source
 from grokctl.errors import DiskFullError, UsageError
 from grokctl.events import Stage, Started
 from grokctl.model.placement import MeshShape
@@ -30,7 +30,7 @@ def release(tmp_path_factory):
     files = write_miniature(root, SMALL, tokenizer=False)
     torrent = build_metainfo(root, files, name="small", piece_length=16384)
     (root / "release.torrent").write_bytes(torrent)
-    write_source(root, infohash=parse_metainfo(torrent, source="small").infohash)
+    write_source(root, infohash=parse_metainfo(torrent, source="small").infohash, trust=TYPED)
     return root
 
 

@@ -7,19 +7,35 @@ import shutil
 from pathlib import Path
 
 import pytest
-from cuts import contents, cut, interrupt_at, made_here, partial_of, proven_release
+from cuts import (
+    contents,
+    cut,
+    interrupt_at,
+    journal_of,
+    kept_by,
+    made_here,
+    partial_of,
+    proven_release,
+)
+from users import user_of
 
+from grokctl.checkpoint import receipt as receipts
 from grokctl.checkpoint.frames import Compression
 from grokctl.checkpoint.ready import SUMS, open_ready, read_manifest
+from grokctl.checkpoint.receipt import proof_of, read_receipt
 from grokctl.checkpoint.release import open_release
 from grokctl.checkpoint.sums import doubt_of, read_sums
-from grokctl.checkpoint.trust import TYPED
+from grokctl.checkpoint.torrent import build_metainfo, parse_metainfo
+from grokctl.checkpoint.trust import TYPED, write_source
 from grokctl.errors import CorruptCheckpointError, Reason
 from grokctl.events import Advanced, Finished, Noted, Stage
+from grokctl.marks import MARK, put_mark
 from grokctl.model.placement import MeshShape
 from grokctl.model.precision import Precision
+from grokctl.own_files import opened_folder
+from grokctl.paths import TOKENIZER
 from grokctl.reshard import reshard
-from grokctl.resharding import source_hashing
+from grokctl.resharding import publish, source_hashing
 from grokctl.resharding.plan import ReshardOptions, plan_reshard
 from grokctl.verify import verify, verify_ready
 
@@ -245,6 +261,116 @@ def test_a_source_that_was_altered_after_a_kill_is_found(ready, tmp_path):
     assert not out.exists()
 
 
+def at_the_end(event):
+    """Stop when every tensor is in the journal, and the source is still to be hashed."""
+    if isinstance(event, Advanced) and event.detail == "hashing the source":
+        raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("stop", [20, 0], ids=["midway", "at-the-end"])
+@pytest.mark.parametrize("name", [FIRST, SECOND])
+def test_what_a_killed_reshard_read_of_an_altered_file_is_not_published(
+    ready, tmp_path, name, stop, monkeypatch
+):
+    monkeypatch.setattr(source_hashing, "_BEHIND", 10**9)  # everything is hashed at the end
+    out = tmp_path / "out"
+    flip(ready / name, 3000)
+    with pytest.raises(KeyboardInterrupt):
+        cut(opened(ready), FOUR, out, observe=interrupt_at(stop) if stop else at_the_end)
+    assert journal_of(out)
+
+    with pytest.raises(CorruptCheckpointError, match=name):
+        cut(opened(ready), FOUR, out)
+
+    assert [entry.name for entry in tmp_path.iterdir()] == ["ready"]
+
+
+def without_a_mark(partial):
+    (partial / MARK).unlink()
+
+
+def as_a_copy(partial):
+    copy = shutil.copytree(partial, partial.with_name("copy"))
+    shutil.rmtree(partial)
+    copy.rename(partial)
+
+
+def with_a_mark_of_an_earlier_version(partial):
+    lines = (partial / MARK).read_text().splitlines(keepends=True)
+    (partial / MARK).write_text("".join(lines[:2]))
+
+
+def with_a_mark_of_another(partial):
+    (partial / MARK).unlink()
+    with user_of(partial.parent / "settings"), opened_folder(partial) as handle:
+        put_mark(handle, partial.name)
+    shutil.rmtree(partial.parent / "settings")
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        None,
+        without_a_mark,
+        as_a_copy,
+        with_a_mark_of_an_earlier_version,
+        with_a_mark_of_another,
+    ],
+)
+def test_what_is_in_a_partial_folder_is_proven_only_if_it_was_begun_here(pristine, tmp_path, spoil):
+    source, proof, out = open_release(pristine), verify(pristine).verified.receipt, tmp_path / "out"
+    for count in (20, 10):  # a mark that it gets when it is continued changes nothing
+        with pytest.raises(KeyboardInterrupt):
+            cut(source, TWO, out, proof=proof, observe=interrupt_at(count))
+        if spoil is not None and count == 20:
+            spoil(partial_of(out))
+
+    events = []
+    made = cut(source, TWO, out, proof=proof, observe=events.append)
+
+    assert kept_by(events)
+    words = "begun by an earlier version, or elsewhere; its result will not count as proven"
+    said = [event.message for event in events if isinstance(event, Noted)]
+    assert any(note.endswith(words) for note in said) == (spoil is not None)
+    assert made.source.proven == (doubt_of(made) is None) == (spoil is None)
+
+
+@pytest.mark.parametrize(("before", "after"), [(0o777, 0o755), (0o755, 0o777), (0o777, 0o777)])
+@pytest.mark.parametrize("kind", ["ready", "release"])
+def test_what_was_read_while_others_could_exchange_it_is_read_again_once_they_cannot(
+    ready, pristine, tmp_path, before, after, kind
+):
+    root = ready if kind == "ready" else shutil.copytree(pristine, tmp_path / "small")
+    source = opened(root) if kind == "ready" else open_release(root)
+    root.chmod(before)
+    with pytest.raises(KeyboardInterrupt):
+        cut(source, FOUR, tmp_path / "out", observe=interrupt_at(40))
+    root.chmod(after)
+    events = []
+
+    cut(source, FOUR, tmp_path / "out", observe=events.append)
+
+    assert (kept_by(events) > 0) == (before == after)
+
+
+def test_a_journal_in_the_folder_to_fill_is_not_taken(pristine, tmp_path):
+    source, proof = open_release(pristine), verify(pristine).verified.receipt
+    out, events = tmp_path / "out", []
+    (out / ".x.partial").mkdir(parents=True)
+    with pytest.raises(KeyboardInterrupt):
+        cut(source, TWO, out, proof=proof, observe=interrupt_at(20))
+    (begun,) = out.glob(".out.*.partial")
+    for path in begun.iterdir():  # as an archive brings it, without the folder
+        if path.name != MARK:
+            path.rename(out / path.name)
+    shutil.rmtree(begun)
+
+    made = cut(source, TWO, out, proof=proof, observe=events.append)
+
+    assert kept_by(events) == 0
+    assert doubt_of(made) is None
+
+
 @pytest.mark.parametrize("behind", [0, 10**9])
 def test_the_hashing_follows_however_far_it_stays_behind(ready, tmp_path, monkeypatch, behind):
     monkeypatch.setattr(source_hashing, "_BEHIND", behind)
@@ -288,6 +414,107 @@ def test_a_release_that_changed_between_receipt_and_reshard_is_not_published(pri
 
     with pytest.raises(CorruptCheckpointError, match="changed while it was read"):
         reshard(plan, proof=proof)
+
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture
+def built_in(pristine, tmp_path, monkeypatch):
+    """A release whose torrent does not promise its tokenizer, which is the built-in one."""
+    root = shutil.copytree(pristine, tmp_path / "small")
+    data = (root / "tokenizer.model").read_bytes()
+    monkeypatch.setattr(receipts, "GROK_1_TOKENIZER_SHA256", hashlib.sha256(data).hexdigest())
+    files = [str(path.relative_to(root)) for path in root.glob("ckpt-0/*")]
+    torrent = build_metainfo(root, sorted([*files, "config.json"]), name="s", piece_length=16384)
+    (root / "release.torrent").write_bytes(torrent)
+    shutil.rmtree(root / ".grokctl")
+    write_source(root, infohash=parse_metainfo(torrent, source="s").infohash, trust=TYPED)
+    return root
+
+
+def replaced(path):
+    data = path.read_bytes()
+    path.unlink()
+    path.write_bytes(data)
+
+
+def removed_and_put_back(path):
+    path.rename(path.with_name("aside"))
+    path.with_name("aside").rename(path)
+
+
+@pytest.mark.parametrize("proof_from", ["verify", "proof_of"])
+@pytest.mark.parametrize("when", ["before", "meanwhile"])
+@pytest.mark.parametrize(
+    "change", [lambda path: flip(path, 5), replaced, removed_and_put_back, Path.unlink]
+)
+def test_a_built_in_tokenizer_that_changes_after_it_was_hashed_is_not_handed_on(
+    built_in, tmp_path, when, change, proof_from
+):
+    verified = verify(built_in).verified
+    release = open_release(built_in)
+    proof = verified.receipt if proof_from == "verify" else proof_of(release).receipt
+    plan = plan_reshard(release, ReshardOptions(mesh=TWO, out=tmp_path / "out"))
+    if when == "before":
+        change(built_in / "tokenizer.model")
+
+    def meanwhile(event):
+        if isinstance(event, Finished) and event.stage is Stage.RESHARD and when == "meanwhile":
+            change(built_in / "tokenizer.model")
+
+    with pytest.raises(CorruptCheckpointError, match=r"tokenizer\.model: altered, changed while"):
+        reshard(plan, proof=proof, observe=meanwhile)
+
+    assert [entry.name for entry in tmp_path.iterdir()] == ["small"]
+    assert TOKENIZER not in read_receipt(built_in).stamps  # the torrent does not promise it
+
+
+def test_a_built_in_tokenizer_is_proven_with_the_reshard(built_in, tmp_path):
+    assert verify(built_in).is_proven
+
+    made = cut(
+        open_release(built_in),
+        TWO,
+        tmp_path / "out",
+        proof=proof_of(open_release(built_in)).receipt,
+    )
+
+    assert doubt_of(made) is None
+    flip(built_in / "tokenizer.model", 5)
+    assert proof_of(open_release(built_in)).reason == "tokenizer.model: is not in the torrent"
+
+
+def test_a_tokenizer_that_appears_in_a_release_is_not_handed_on(built_in, tmp_path):
+    path = built_in / "tokenizer.model"
+    path.rename(tmp_path / "aside")
+    proof = verify(built_in).verified.receipt
+
+    def appear(event):
+        if isinstance(event, Finished) and event.stage is Stage.RESHARD:
+            (tmp_path / "aside").rename(path)
+
+    with pytest.raises(CorruptCheckpointError, match=r"tokenizer\.model"):
+        cut(open_release(built_in), TWO, tmp_path / "out", proof=proof, observe=appear)
+
+
+def test_a_tokenizer_that_appears_in_a_ready_checkpoint_is_not_handed_on(
+    pristine, tmp_path, monkeypatch
+):
+    bare = shutil.copytree(pristine, tmp_path / "bare")
+    (bare / "tokenizer.model").unlink()
+    ready = cut(open_release(bare), TWO, tmp_path / "ready").root
+    rewrite(ready, lambda values: values["source"].update(proven=True), with_sums=True)
+    made_here(ready)
+
+    def origin_of(*arguments, **options):
+        found = publish.origin_of(*arguments, **options)
+        assert found.proven
+        (ready / "tokenizer.model").write_bytes(b"planted")
+        return found
+
+    monkeypatch.setattr("grokctl.reshard.origin_of", origin_of)
+    with pytest.raises(CorruptCheckpointError, match="appeared while it was read"):
+        cut(opened(ready), FOUR, tmp_path / "out")
 
     assert not (tmp_path / "out").exists()
 

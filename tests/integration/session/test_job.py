@@ -1,14 +1,18 @@
 """Jobs on machines with accelerators: real checkpoints, and devices that only report."""
 
+import hashlib
 import shutil
 from dataclasses import dataclass, replace
 
 import jax
 import pytest
-from cuts import cut
+from cuts import cut, proven_release
 
+from grokctl.checkpoint import receipt as receipts
 from grokctl.checkpoint.miniature import MINIATURE, write_miniature
 from grokctl.checkpoint.release import open_release
+from grokctl.checkpoint.torrent import build_metainfo, parse_metainfo
+from grokctl.checkpoint.trust import TYPED, write_source
 from grokctl.errors import CorruptCheckpointError, HardwareError
 from grokctl.events import Noted, ignore
 from grokctl.inference.devices import accelerators
@@ -19,7 +23,9 @@ from grokctl.paths import Home
 from grokctl.planning.selection import Asked
 from grokctl.session.candidates import find_candidates
 from grokctl.session.choice import settle
+from grokctl.session.doubts import doubts_of_ready
 from grokctl.session.job import EngineJob, JobRequest, open_job
+from grokctl.verify import verify
 
 WORDS = replace(MINIATURE, sequence_len=2048, num_layers=2, vocab_size=512, emb_size=96, key_size=8)
 H100 = "NVIDIA H100 80GB HBM3"
@@ -218,6 +224,44 @@ def test_processes_on_one_machine_share_its_memory(monkeypatch, release, home, m
         settle(found, asked, processes=2, machines=machines, observe=ignore)
 
     assert seen == [1000 * machines]
+
+
+def test_a_built_in_tokenizer_that_changes_before_the_end_of_loading_is_not_used(
+    tmp_path, monkeypatch
+):
+    root = tmp_path / "small"
+    proven_release(root)
+    data = (root / "tokenizer.model").read_bytes()
+    monkeypatch.setattr(receipts, "GROK_1_TOKENIZER_SHA256", hashlib.sha256(data).hexdigest())
+    files = [str(path.relative_to(root)) for path in root.glob("ckpt-0/*")]
+    torrent = build_metainfo(root, sorted([*files, "config.json"]), name="s", piece_length=16384)
+    (root / "release.torrent").write_bytes(torrent)
+    shutil.rmtree(root / ".grokctl")
+    write_source(root, infohash=parse_metainfo(torrent, source="s").infohash, trust=TYPED)
+    assert verify(root).is_proven
+    request = JobRequest(home=Home(tmp_path / "home"), checkpoint=str(root), mesh=MeshShape(1, 1))
+    job = open_job(replace(request, context=64))
+    assert job.proof is not None
+    (root / "tokenizer.model").chmod(0o600)
+
+    with pytest.raises(CorruptCheckpointError, match=r"tokenizer\.model: altered, changed while"):
+        job.start(ignore)
+
+
+def test_a_file_that_changes_just_after_it_was_judged_is_not_used(release, tmp_path, monkeypatch):
+    root = cut(release, MeshShape(1, 1), tmp_path / "ready").root
+
+    def judged(ready):
+        found = doubts_of_ready(ready)
+        (root / "tokenizer.model").chmod(0o600)
+        return found
+
+    monkeypatch.setattr("grokctl.session.candidates.doubts_of_ready", judged)
+    request = JobRequest(home=Home(tmp_path / "home"), checkpoint=str(root), mesh=MeshShape(1, 1))
+    job = open_job(replace(request, context=64))
+
+    with pytest.raises(CorruptCheckpointError, match=r"tokenizer\.model: altered, changed while"):
+        job.start(ignore)
 
 
 @pytest.mark.parametrize("kind", ["release", "ready"])

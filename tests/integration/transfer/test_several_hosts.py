@@ -16,6 +16,7 @@ import pytest
 from servers import HttpProxy, libtorrent_seeder, serving
 
 from grokctl.checkpoint.torrent import build_metainfo, parse_metainfo
+from grokctl.errors import InvalidValueError, StalledError
 from grokctl.events import Advanced, Noted, Stage, Started
 from grokctl.fetch import FetchOptions, fetch
 from grokctl.transfer.swarm import Swarm
@@ -282,32 +283,55 @@ def test_behind_a_proxy_nothing_listens_or_answers(scheme):
 
     has_listener = any(kind is socket.SOCK_STREAM for kind, _ in opened)
     # without a proxy both are there, or else this would prove nothing
-    assert has_listener is (scheme is None)
+    assert has_listener is (scheme in {None, "http"})  # libtorrent's way to an HTTP proxy
     assert bool(answer) is (scheme is None)
 
 
 def test_an_http_proxy_is_the_only_one_who_is_called(swarm, tmp_path):
     path = tmp_path / "given.torrent"
     path.write_bytes(swarm.torrent)
-    with (
-        socket.create_server(("127.0.0.1", 0)) as tracker,
-        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp_tracker,
-        serving(HttpProxy) as proxy,
-    ):
-        udp_tracker.bind(("127.0.0.1", 0))
-        udp_tracker.setblocking(False)
-        ports = [server.getsockname()[1] for server in (tracker, udp_tracker)]
+    with socket.create_server(("127.0.0.1", 0)) as tracker, serving(HttpProxy) as proxy:
+        port = tracker.getsockname()[1]
         options = replace(
             swarm.options(max_download=1_000_000, proxy=proxy.url.rstrip("/")),
             bind=None,
-            trackers=(f"http://127.0.0.1:{ports[0]}/announce", f"udp://127.0.0.1:{ports[1]}"),
+            trackers=(f"http://127.0.0.1:{port}/announce",),
         )
         fetched = fetch(str(path), tmp_path / "got", options)
 
         asked = list(proxy.asked)
-        with pytest.raises(BlockingIOError):
-            udp_tracker.recv(1)
 
     swarm.assert_arrived(tmp_path / "got")
     assert fetched.downloaded == swarm.metainfo.total
-    assert set(asked) == {swarm.peer, f"127.0.0.1:{ports[0]}"}
+    assert set(asked) == {swarm.peer, f"127.0.0.1:{port}"}
+
+
+class NamesAlone(HttpProxy):
+    """Knows that there are no hosts of these names."""
+
+    def do_CONNECT(self):  # noqa: N802 (the name that the base class calls)
+        self.server.asked.append(self.path)
+        self.send_error(502)
+
+
+def test_an_http_proxy_gets_names_that_this_machine_cannot_look_up(swarm, tmp_path):
+    path = tmp_path / "given.torrent"
+    path.write_bytes(swarm.torrent)
+    with serving(NamesAlone) as proxy:
+        options = replace(
+            swarm.options(proxy=proxy.url.rstrip("/"), stall_timeout_s=5),
+            bind=None,
+            peers=(),
+            trackers=("https://tracker.invalid/announce", "http://plain.invalid:81/announce"),
+            web_seeds=("https://seed.invalid/x/",),
+        )
+        with pytest.raises(StalledError):
+            fetch(str(path), tmp_path / "got", options)
+
+    assert set(proxy.asked) == {"tracker.invalid:443", "plain.invalid:81", "seed.invalid:443"}
+    assert not [thread for thread in threading.enumerate() if thread.name == "proxy-bridge"]
+
+
+def test_an_udp_tracker_that_an_http_proxy_cannot_reach_is_refused():
+    with pytest.raises(InvalidValueError, match=r"tracker .*expected http or https"):
+        FetchOptions(proxy="http://127.0.0.1:9", trackers=("udp://tracker.example.org:80",))

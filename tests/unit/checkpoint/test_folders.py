@@ -1,10 +1,12 @@
 """What other programs left of a download, beside a missing file or in a folder of their own."""
 
+import os
 from pathlib import Path
 
 import pytest
+from users import OTHER, as_root
 
-from grokctl.checkpoint.folders import partial_files
+from grokctl.checkpoint.folders import ReleaseFolder, partial_files, release_folder
 
 PLACE = "ckpt-0/tensor00003_000"
 DOWNLOADS = ".cache/huggingface/download"
@@ -67,3 +69,62 @@ def test_no_link_on_the_way_to_the_hubs_folder_is_followed(root, tmp_path_factor
     (root / link).symlink_to(elsewhere)
 
     assert not list(partial_files(root, PLACE))
+
+
+# --- small files above a release
+
+
+def open_to_all(above, _file):
+    above.chmod(0o777)
+
+
+def sticky(above, _file):
+    above.chmod(0o1777)
+
+
+def of_another(above, file):
+    above.chmod(0o1777)
+    os.chown(file, OTHER, OTHER)
+
+
+def writable(_above, file):
+    file.chmod(0o666)
+
+
+def behind_a_link_of_another(above, file):
+    above.chmod(0o1777)
+    file.rename(above / "there")
+    file.symlink_to("there")
+    os.lchown(file, OTHER, OTHER)
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.model"])
+@pytest.mark.parametrize(
+    ("expose", "counts"),
+    [
+        pytest.param(None, True, id="ones-own"),
+        pytest.param(sticky, True, id="ones-own-in-a-sticky-folder"),
+        pytest.param(open_to_all, False, id="anybodys-folder"),
+        pytest.param(writable, False, id="anybodys-file"),
+        pytest.param(of_another, False, id="anothers", marks=as_root),
+        pytest.param(behind_a_link_of_another, False, id="anothers-link", marks=as_root),
+    ],
+)
+def test_a_file_above_a_release_counts_if_nobody_else_can_put_it_there(
+    tmp_path, name, expose, counts
+):
+    above = tmp_path / "above"
+    tensor = left(above, "release/tensor00000_000")
+    file = left(above, name)
+    if expose is not None:
+        expose(above, file)
+
+    found = release_folder(tensor.parent)
+
+    assert found == ReleaseFolder(tensor.parent, tensor.parent, is_usual=False)
+    # where others can exchange the whole release, they gain nothing by that file
+    is_theirs = expose is open_to_all
+    assert (file in found.sources(name)) == (counts or is_theirs)
+    assert list(found.small_files()) == ([name] if counts or is_theirs else [])
+    left(tensor.parent, name)
+    assert next(found.sources(name)) == tensor.parent / name

@@ -50,6 +50,18 @@ def test_a_magnet_names_its_infohash(link):
     assert parse_magnet(link).infohash == HASH
 
 
+def test_a_hybrid_magnet_keeps_both_infohashes_and_has_one_of_each():
+    link = f"{XT}&xt=urn:btmh:1220{HASH_V2.upper()}"
+
+    magnet = parse_magnet(link)
+
+    assert (magnet.infohash, magnet.v2_infohash) == (HASH, HASH_V2)
+    assert parse_magnet(str(magnet)) == magnet
+    assert parse_magnet(XT).v2_infohash == parse_magnet(XT_V2).v2_infohash == ""
+    with pytest.raises(FetchError, match="expected one BitTorrent infohash, found 2"):
+        parse_magnet(f"{link}&xt=urn:btmh:1220{'ab' * 32}")
+
+
 @pytest.mark.parametrize(
     "link",
     [

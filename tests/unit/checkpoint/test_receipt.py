@@ -20,6 +20,7 @@ from grokctl.checkpoint.release import open_release
 from grokctl.checkpoint.torrent import build_metainfo, parse_metainfo
 from grokctl.checkpoint.trust import read_source, trusted_metainfo, write_source
 from grokctl.errors import CorruptCheckpointError, Reason
+from grokctl.own_key import MAC, sealed
 from grokctl.verify import verify
 
 HASH = "0123456789abcdef0123456789abcdef01234567"
@@ -34,6 +35,12 @@ def proven(root: Path) -> Receipt | None:
     return proof_of(open_release(root)).receipt
 
 
+def sign(path: Path, values: dict) -> None:
+    """A receipt of this user, whatever is in it."""
+    del values[MAC]
+    path.write_text(json.dumps(sealed("receipt", values)))
+
+
 @pytest.fixture
 def receipt(release: Path) -> Receipt:
     """Written with the release: everything proven just now."""
@@ -45,6 +52,7 @@ def receipt(release: Path) -> Receipt:
         root_of_trust="the magnet that was typed",
     )
     written.write(release)
+    write_source(release, infohash=HASH, trust=written.root_of_trust)
     return written
 
 
@@ -106,7 +114,7 @@ def test_files_are_proven_after_a_reboot_that_numbers_disks_anew(release, receip
     values = json.loads(path.read_bytes())
     for stamp in values["files"].values():
         stamp[3] += 1
-    path.write_text(json.dumps(values))
+    sign(path, values)
 
     assert read_receipt(release) == receipt
     assert proven(release) is not None
@@ -118,7 +126,7 @@ def test_everything_else_of_a_stamp_is_compared(release, receipt, place):
     path = release / ".grokctl" / "receipt.json"
     values = json.loads(path.read_bytes())
     values["files"][TENSOR][place] += 1
-    path.write_text(json.dumps(values))
+    sign(path, values)
 
     assert proven(release) is None
 
@@ -184,8 +192,8 @@ def test_a_receipt_that_is_no_object_is_no_receipt(release, content):
 @pytest.mark.parametrize(
     "change",
     [
-        pytest.param({"version": 3}, id="another-version"),
-        pytest.param({"version": "2"}, id="version-a-text"),
+        pytest.param({"version": 4}, id="another-version"),
+        pytest.param({"version": "3"}, id="version-a-text"),
         pytest.param({"version": None}, id="version-null"),
         pytest.param({"files": None}, id="files-null"),
         pytest.param({"files": []}, id="files-a-list"),
@@ -208,7 +216,7 @@ def test_a_receipt_that_is_no_object_is_no_receipt(release, content):
 def test_a_malformed_receipt_proves_nothing_and_breaks_nothing(release, receipt, change):
     assert receipt.stamps
     path = release / ".grokctl" / "receipt.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    sign(path, json.loads(path.read_text()) | change)
 
     assert proven(release) is None
 
@@ -221,7 +229,7 @@ def test_a_receipt_that_lacks_an_entry_is_no_receipt(release, receipt, key):
     path = release / ".grokctl" / "receipt.json"
     values = json.loads(path.read_text())
     del values[key]
-    path.write_text(json.dumps(values))
+    sign(path, values)
 
     assert read_receipt(release) is None
 
@@ -330,7 +338,7 @@ def test_a_receipt_of_files_proven_at_once_has_one_time(receipt):
 @pytest.mark.parametrize("value", [None, 5, [], {}])
 def test_a_receipt_with_another_kind_of_entry_is_no_receipt(release, receipt, key, value):
     path = release / ".grokctl" / "receipt.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
+    sign(path, json.loads(path.read_text()) | {key: value})
 
     assert receipt.stamps
     assert read_receipt(release) is None
@@ -340,7 +348,7 @@ def test_a_receipt_with_another_kind_of_entry_is_no_receipt(release, receipt, ke
 @pytest.mark.parametrize("earlier", [[], "text", 5, None])
 def test_earlier_times_that_make_no_sense_make_no_receipt(release, receipt, earlier):
     path = release / ".grokctl" / "receipt.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"earlier": earlier}))
+    sign(path, json.loads(path.read_text()) | {"earlier": earlier})
 
     assert receipt.stamps
     assert read_receipt(release) is None

@@ -46,6 +46,12 @@ def test_the_variable_comes_before_the_file(home, tmp_path):
     assert find_secret({VARIABLE: f"@{path}"}, home) == SECRET.encode()
 
 
+@pytest.mark.parametrize("value", ["", " ", "\n"])
+def test_a_variable_that_is_set_and_empty_is_not_taken_for_no_secret(home, value):
+    with pytest.raises(UsageError, match="expected a secret of 16 to 4096 bytes, found 0"):
+        find_secret({VARIABLE: value}, home)
+
+
 def test_the_file_of_the_home_is_taken_where_it_is(home):
     write(home.cluster_key)
 

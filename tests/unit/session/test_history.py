@@ -1,6 +1,7 @@
 """The history is private and bounded, and its failures are ignored."""
 
 import os
+import socket
 import stat
 
 import pytest
@@ -106,15 +107,28 @@ def test_a_history_that_is_a_link_stays_one(path, lines):
     assert target.read_text().endswith("new\n")
 
 
-def test_the_mode_of_a_device_is_left_alone(path, monkeypatch):
+@pytest.mark.parametrize("kind", ["pipe", "link to a pipe", "device", "socket"])
+def test_lines_are_written_into_a_file_only(path, monkeypatch, kind):
     path.parent.mkdir()
-    path.symlink_to("/dev/null")
-    changed = []
-    monkeypatch.setattr(os, "fchmod", lambda *call: changed.append(call))
+    place = path if kind in {"pipe", "socket"} else path.parent / "there"
+    if "pipe" in kind:
+        os.mkfifo(place, 0o666)
+    if kind == "socket":
+        monkeypatch.chdir(path.parent)
+        with socket.socket(socket.AF_UNIX) as made:
+            made.bind(path.name)
+    if place != path:
+        path.symlink_to("/dev/null" if kind == "device" else place)
+    written = []
+    monkeypatch.setattr(os, "fchmod", lambda *call: written.append(call))
+    reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK) if "pipe" in kind else None
 
-    History(path).add("new")
+    History(path).add("secret")
 
-    assert changed == []
+    if reader is not None:
+        assert os.read(reader, 100) == b""
+        os.close(reader)
+    assert written == []
     assert History(path).read() == []
 
 

@@ -1,12 +1,14 @@
 """Which trackers a download asks, and whether it leaves this machine."""
 
+import hashlib
 from dataclasses import replace
 
 import pytest
 
+from grokctl.checkpoint.torrent import build_metainfo, parse_metainfo, raw_values
 from grokctl.errors import FetchError, InvalidValueError
-from grokctl.transfer.destination import typed_options
-from grokctl.transfer.sources import FetchOptions, Origin, find_mirror, parse_source
+from grokctl.transfer.destination import select_files, typed_options
+from grokctl.transfer.sources import FetchOptions, FetchRequest, Origin, find_mirror, parse_source
 
 FAR = ("udp://tracker.example.org:80", "http://203.0.113.7/announce")
 NEAR = ("http://127.0.0.1:9/announce", "http://localhost:9/announce", "udp://[::1]:9")
@@ -27,6 +29,14 @@ OWN = ("http://own.example.org/announce",)
         pytest.param(
             {"bind": "127.0.0.1", "proxy": "socks5://127.0.0.1:9050"}, FAR + NEAR, id="by-proxy"
         ),
+        pytest.param({"proxy": "http://192.0.2.1:3128"}, (FAR[1], *NEAR[:2]), id="by-http-proxy"),
+        pytest.param({"proxy": "HTTP://[2001:db8::1]:1"}, (FAR[1], *NEAR[:2]), id="in-capitals"),
+        pytest.param(
+            {"proxy": "http://192.0.2.1:3128", "trackers": OWN},
+            (FAR[1], *NEAR[:2], *OWN),
+            id="ours-by-http-proxy",
+        ),
+        pytest.param({"proxy": "socks5h://tor:9050"}, FAR + NEAR, id="by-socks-proxy"),
     ],
 )
 def test_the_trackers_that_are_asked(options, asked):
@@ -52,6 +62,14 @@ def test_an_address_that_is_refused_is_shown_without_its_secret(field, value):
 
     assert "pensesame" not in f"{raised.value} {raised.value.hint}"
     assert value.partition("://")[0].rpartition("@")[2] in str(raised.value)
+
+
+@pytest.mark.parametrize("url", ["udp://tracker.example.org:80", "UDP://192.0.2.1:1/announce"])
+def test_no_tracker_behind_an_http_proxy_is_asked_by_udp(url):
+    with pytest.raises(InvalidValueError, match="expected http"):
+        FetchOptions(trackers=(url,), proxy="http://192.0.2.1:3128")
+
+    assert FetchOptions(trackers=(url,), proxy="socks5://192.0.2.1:3128").asked(()) == (url,)
 
 
 def test_a_magnet_link_that_is_refused_is_shown_without_passkeys():
@@ -96,3 +114,19 @@ def test_the_file_of_a_torrent_is_named_as_it_is():
 
     assert origin.shown == "a@b.torrent"
     assert replace(origin, source="me:pw@b", torrent=None).shown == "…@b"
+
+
+def test_metadata_have_both_infohashes_of_a_magnet_that_has_two(two_layers, tmp_path):
+    files = sorted(f"ckpt-0/{path.name}" for path in (two_layers / "ckpt-0").iterdir())
+    torrent = build_metainfo(two_layers, files, name="small", piece_length=16384)
+    first = parse_metainfo(torrent, source="").infohash
+    second = hashlib.sha256(raw_values(torrent)[b"info"]).hexdigest()
+
+    def selected(v2):
+        origin = parse_source(f"magnet:?xt=urn:btih:{first}{v2}")
+        request = FetchRequest(origin=origin, root=tmp_path, options=FetchOptions())
+        return select_files(torrent, request).metainfo.infohash
+
+    assert selected("") == selected(f"&xt=urn:btmh:1220{second}") == first
+    with pytest.raises(FetchError, match=f"expected v2 infohash {'f' * 64}, found {second}"):
+        selected(f"&xt=urn:btmh:1220{'f' * 64}")
