@@ -42,11 +42,13 @@ from grokctl.inference.devices import find_devices, has_fast_bfloat16, memory_ba
 from grokctl.inference.engine import Engine
 from grokctl.inference.plan import EngineOptions
 from grokctl.model.config import GROK_1, GrokConfig
+from grokctl.model.forward import MODEL_AXIS
 from grokctl.model.matmul import project
 from grokctl.model.parameters import Matrix
 from grokctl.model.placement import MeshShape
 from grokctl.model.precision import Precision
 from grokctl.model.sampling import Sampling
+from grokctl.model.scores import scores
 from grokctl.model.step_spec import StepShape
 from grokctl.reshard import reshard
 from grokctl.resharding.plan import ReshardOptions, plan_reshard
@@ -197,7 +199,9 @@ class Streams:
         """Seconds and bytes of a step of some sequences, whose tokens are drawn: so are experts."""
         tokens, positions = prompt(count, self.done), [self.done] * count
         began, read = self.runner.clock(), self.runner.experts_nbytes()
-        self.runner.decode(range(count), tokens, positions).on_host()
+        logits = self.runner.decode(range(count), tokens, positions).on_host()
+        for row in logits:
+            RUN_DEFAULTS.choose(row, self.done)
         seconds = self.runner.clock() - began
         self.done += 1
         return seconds, self.runner.step_nbytes(self.runner.experts_nbytes() - read)
@@ -421,6 +425,37 @@ def report_sampling(streams: Streams, rounds: int) -> None:
     judge("5% of greedy's rate", ok=share <= 0.05, found=f"{share:.1%}")
 
 
+def report_scores(many: Streams) -> None:
+    """Scores of a chunk over the whole vocabulary, beside the chunk itself in Grok-1's layers."""
+    length, random = 512, np.random.default_rng(6)
+    shape = many.runner.shape
+    rows = random.normal(0, 0.02, (GROK_1.vocab_size, CONFIG.emb_size)).astype(np.float32)
+    hidden = random.normal(0, 1, (1, length, CONFIG.emb_size)).astype(np.float32)
+    targets = random.integers(0, GROK_1.vocab_size, (1, length)).astype(np.int32)
+    mesh = jax.make_mesh((1,), (MODEL_AXIS,))
+    everywhere = jax.sharding.PartitionSpec()
+    compute = jax.jit(
+        jax.shard_map(
+            partial(scores, shape=shape),
+            mesh=mesh,
+            in_specs=(everywhere,) * 4,
+            out_specs=everywhere,
+            check_vma=False,
+        )
+    )
+    norm, spent = np.ones(CONFIG.emb_size, np.float32), []
+    given = [jax.device_put(array) for array in (rows, norm, hidden, targets)]
+    for _ in range(3):
+        began = time.perf_counter()
+        jax.block_until_ready(compute(*given))
+        spent.append(time.perf_counter() - began)
+    layers = GROK_1.num_layers * many.prefill(length) / many.layers
+    cells = [f"{seconds:.2f}" for seconds in (min(spent), layers)]
+    share = min(spent) / layers
+    table(("512 tokens", "s, scores", "s, 64 layers", "more"), ("score", *cells, f"{share:.1%}"))
+    judge("scores at 5% of the forward pass", ok=share <= 0.05, found=f"{share:.1%}")
+
+
 def report_prefill(many: Streams, peer: Peer) -> None:
     """Of one sequence; operations are those that are needed: two experts of eight."""
     size = 512 if ON_CPU else 8192
@@ -525,6 +560,7 @@ def main() -> None:
         many = Streams(ready, options.layers or layers_that_fit(ready))
         report_decode(ready, many, options.rounds, decodes, reference)
         report_sampling(Streams(ready, 1), options.rounds)
+        report_scores(Streams(ready, 1))
         report_prefill(Streams(ready, 1) if ON_CPU else many, prefills)
         if ON_CPU:
             report_operands(Bare(ready))

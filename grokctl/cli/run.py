@@ -46,6 +46,7 @@ from grokctl.paths import Home
 _SEEDS: Final = 10**6
 """A random seed is below this: short enough to type again."""
 _BATCH: Final = 8
+_MOST_IDS: Final = 1024
 _BIAS: Final = re.compile(r"(?P<id>[0-9]{1,9})=(?P<bias>[+-]?[0-9]{1,9}(\.[0-9]{1,9})?)")
 _WORDS: Final = 2
 """A text has so many, and the name of a checkpoint hardly ever."""
@@ -189,11 +190,12 @@ def run(
                 sampling=sampling,
                 max_tokens=max_tokens,
                 min_tokens=min_tokens,
-                stop_token_ids=read_stop_tokens(stop_token_ids),
                 ignore_eos=ignore_eos,
                 cache_prompt=not no_cache_prompt,
             )
             request = settings.change(request, "stop", stop or [])
+            ids = list(read_stop_tokens(stop_token_ids))
+            request = settings.change(request, "stop_token_ids", ids)
             prompts = read_prompts(prompts_file, request) if prompts_file else None
             is_text = any(each is not None for each in (prompt, prompt_file, token_ids))
             if prompts is None and not is_text:
@@ -254,6 +256,8 @@ def check_many(prompts_file: str | None, *, batch: int | None, echo: bool, no_st
 def read_bias(texts: list[str]) -> tuple[tuple[int, float], ...]:
     """Parse `--logit-bias`."""
     bias = []
+    if len(texts) > _MOST_IDS:
+        raise UsageError(f"--logit-bias: expected at most {_MOST_IDS:,}, found {len(texts):,}")
     for text in texts:
         if not (found := _BIAS.fullmatch(text)):
             raise invalid("--logit-bias", text, "expected ID=BIAS, such as 42=-100")

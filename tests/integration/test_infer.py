@@ -210,6 +210,16 @@ def test_half_a_character_at_the_end_is_said_in_the_end(engine, prompt, monkeypa
     assert [token.text for token in tokens] == ["", "", "", "\ufffd\ufffd"]
 
 
+def test_half_a_character_of_a_text_that_was_cancelled_is_not_said(engine, prompt, monkeypatch):
+    forced(monkeypatch, [*(4 + byte for byte in "中".encode())][:2] * 4)
+    stream = engine.generate(prompt, sampling=GREEDY, max_tokens=8)
+    next(iter(stream))
+
+    stream.cancel()
+
+    assert (stream.result.text, stream.result.finish_reason) == ("", FinishReason.INTERRUPTED)
+
+
 # --- stop strings
 
 

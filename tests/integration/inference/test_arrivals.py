@@ -11,12 +11,15 @@ from hypothesis import strategies as st
 from grokctl.checkpoint.miniature import MINIATURE, write_miniature
 from grokctl.checkpoint.release import open_release
 from grokctl.checkpoint.tensor_source import ReleaseSource
+from grokctl.errors import HardwareError
 from grokctl.infer import infer
 from grokctl.inference.active import Ticket
 from grokctl.inference.chunks import chunks
+from grokctl.inference.compiled_steps import Step
 from grokctl.inference.engine import Engine
 from grokctl.inference.generation import (
     Ended,
+    Failed,
     FinishReason,
     Generation,
     PromptOutput,
@@ -184,18 +187,97 @@ def test_a_short_prompt_passes_a_long_one(engine):
     assert long.first_token - long.submitted > 2
 
 
-def test_a_long_prompt_holds_nobody_who_decodes(engine):
-    talking = Arrival(
-        Request(prompt=(5, 6, 7), sampling=GREEDY, max_tokens=30, ignore_eos=True), turn=0
+def test_long_prompts_hold_nobody_who_decodes(engine):
+    events = []
+    talking = Request(prompt=(5, 6, 7), sampling=GREEDY, max_tokens=40, ignore_eos=True)
+    engine.scheduler.submit(talking, events.append)
+    engine.scheduler.turn()
+    for length in (2000, 1500):
+        engine.scheduler.submit(fresh(length, max_tokens=1), events.append)
+    while engine.scheduler.has_work:
+        engine.scheduler.turn()
+        events.append("turn")
+
+    kinds = {Token: "t", PromptRead: "r", str: "."}
+    turns = "".join(kinds.get(type(event), "") for event in events).split(".")
+    assert turns.count("tr") >= (2000 + 1500) // 128  # a chunk beside each token, …
+    assert "trr" not in turns[1:]  # … and never two
+
+
+def test_a_slot_is_free_for_the_next_in_the_turn_in_which_a_sequence_ends(engine):
+    running = [
+        Arrival(fresh(5, max_tokens=tokens, ignore_eos=True), turn=0) for tokens in (4, 30, 30, 30)
+    ]
+    events = []
+    for arrival in running:
+        engine.scheduler.submit(arrival.request, arrival.events.append)
+    engine.scheduler.submit(fresh(5, max_tokens=1), events.append)
+
+    while running[0].result is None:
+        assert events == []
+        engine.scheduler.turn()
+
+    assert any(isinstance(event, PromptRead) for event in events)
+    while engine.scheduler.has_work:
+        engine.scheduler.turn()
+
+
+def test_a_dialogue_reads_only_what_is_new(engine):
+    prompt = RANDOM.integers(3, CONFIG.vocab_size, 40).tolist()
+    first = Arrival(
+        Request(prompt=tuple(prompt), sampling=GREEDY, max_tokens=20, ignore_eos=True), turn=0
     )
-    long = Arrival(fresh(2000, max_tokens=1), turn=2)
+    play(engine, [first])
+    more = Arrival(
+        Request(
+            prompt=(*prompt, *first.result.ids, 7, 8, 9),
+            sampling=GREEDY,
+            max_tokens=6,
+            ignore_eos=True,
+        ),
+        turn=0,
+    )
 
-    play(engine, [talking, long])
+    play(engine, [more])
 
-    read = [event for event in long.events if isinstance(event, PromptRead)]
-    steps_between = np.diff([0, *[event.done for event in read]])
-    assert max(steps_between) <= 128  # a token of the other comes after each
-    assert len(talking.tokens) == 30
+    assert read_of(more) == (40 + 19, 4)  # the last sampled token never ran
+    assert more.result.ids == alone(engine, more.request).ids
+
+
+def test_of_a_prompt_that_was_given_up_half_way_only_that_half_is_kept(engine):
+    wanted = fresh(1400, max_tokens=3, ignore_eos=True)
+    events = []
+    ticket = engine.scheduler.submit(wanted, events.append)
+    engine.scheduler.turn()
+    engine.scheduler.cancel(ticket)
+    engine.scheduler.turn()
+    again = Arrival(wanted, turn=0)
+
+    play(engine, [again])
+
+    assert read_of(again) == (512, 1400 - 512)
+    assert again.result.ids == alone(engine, wanted).ids
+
+
+def test_nothing_is_kept_of_a_cache_that_is_gone(engine, monkeypatch):
+    wanted = fresh(100, max_tokens=3, ignore_eos=True)
+    play(engine, [Arrival(wanted, turn=0)])
+    failed = Arrival(fresh(5, max_tokens=3), turn=0)
+
+    def broken(*_arguments, **_options):
+        raise HardwareError("out of memory")
+
+    monkeypatch.setattr(Step, "run", broken)
+    engine.scheduler.submit(failed.request, failed.events.append)
+    engine.scheduler.turn()
+    monkeypatch.undo()
+    again = Arrival(wanted, turn=0)
+
+    play(engine, [again])
+
+    assert isinstance(failed.events[-1], Failed)
+    assert read_of(again) == (0, 100)
+    assert again.result.ids == alone(engine, wanted).ids
 
 
 # --- any arrivals
@@ -203,7 +285,7 @@ def test_a_long_prompt_holds_nobody_who_decodes(engine):
 POOL = [wanted(index) for index in (1, 2, 4, 5, 7, 8)]
 POOL = [replace(each, prompt=each.prompt[:60]) for each in POOL] + [
     Request(prompt=tuple(TEXT[:length]), sampling=GREEDY, max_tokens=tokens, ignore_eos=True)
-    for length, tokens in ((1, 5), (16, 0), (17, 1), (33, 4), (48, 3), (50, 6))
+    for length, tokens in ((1, 5), (16, 0), (17, 1), (33, 4), (48, 3), (50, 6), (700, 2), (1300, 1))
 ]
 
 
@@ -267,6 +349,9 @@ def test_any_thread_may_submit_and_cancel(engine, expected):
             assert arrival.result.ids == whole.ids
     scheduler.turn()  # for cancellations that came too late
     assert not scheduler.wait(0)
+    scheduler.cancel(chosen[0].ticket)
+    assert scheduler.wait(0)  # a cancellation wakes the thread that takes the turns
+    scheduler.turn()
 
 
 def test_one_thread_takes_the_turns(engine):

@@ -105,6 +105,15 @@ ODD = {
 }
 
 
+def test_penalties_count_what_was_generated(engine):
+    plain = alone(engine, request(200, 4, 12)).ids
+    once = request(200, 4, 12, sampling=Sampling(temperature=0, presence_penalty=2.0))
+    often = request(200, 4, 12, sampling=Sampling(temperature=0, frequency_penalty=2.0))
+
+    assert len(set(plain)) < len(set(alone(engine, once).ids)) <= 12
+    assert len(set(plain)) < len(set(alone(engine, often).ids)) <= 12
+
+
 @pytest.mark.parametrize("mesh", ["model=1", "expert=2,model=2"])
 def test_tokens_drawn_from_what_the_devices_find_are_those_of_whole_rows(release, engine, mesh):
     wanted = [
@@ -422,6 +431,7 @@ def test_a_cancellation_while_the_inbox_is_emptied_is_not_lost(engine):
     [
         pytest.param(PromptOutput.NOTHING, 40, 4, id="prompt"),
         pytest.param(PromptOutput.NOTHING, 2, 4, id="token"),
+        pytest.param(PromptOutput.NOTHING, 3, 4, id="token drawn on the device"),
         pytest.param(PromptOutput.SCORES, 40, 4, id="scores"),
         pytest.param(PromptOutput.LOGITS, 40, 0, id="logits"),
     ],
@@ -429,7 +439,7 @@ def test_a_cancellation_while_the_inbox_is_emptied_is_not_lost(engine):
 def test_what_is_not_finite_ends_one_request_once_and_spoils_no_other(
     release, engine, output, length, tokens
 ):
-    spoiled, events = start(release, slots=2), []
+    spoiled, events = start(release, slots=2, draws_on_device=length == 3), []
     scheduler, runner = spoiled.scheduler, spoiled.runner
     runner.longest_chunk = 16
     ill, healthy = (
@@ -453,6 +463,7 @@ def test_what_is_not_finite_ends_one_request_once_and_spoils_no_other(
     assert isinstance(events[-1], Failed)
     assert healthy.result.ids == alone(engine, healthy.request).ids
     assert sorted(each.number for each in scheduler._slots.free) == [0, 1]
+    assert [len(each.tokens) for each in scheduler._slots.free if each.number == slot] == [0]
     after = [request(160 + index, 6, 5) for index in range(4)]
     found = dict(spoiled.generate_many(after))
     assert [found[index].ids for index in range(4)] == [alone(engine, each).ids for each in after]
