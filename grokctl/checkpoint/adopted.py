@@ -8,6 +8,7 @@ import hashlib
 import os
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Final
 
 from grokctl.checkpoint.folders import ReleaseFolder
 from grokctl.checkpoint.receipt import read_receipt
@@ -16,7 +17,9 @@ from grokctl.checkpoint.torrent import Metainfo, torrent_bytes, write_torrent
 from grokctl.checkpoint.trust import write_source
 from grokctl.errors import FetchError
 from grokctl.ownership import why_exposed
-from grokctl.paths import CKPT, PRIVATE, TORRENT, Home
+from grokctl.paths import CKPT, CONFIG, PRIVATE, TOKENIZER, TORRENT, Home
+
+_SMALL: Final = (CONFIG, TOKENIZER)
 
 
 def adopted_root(home: Home, folder: ReleaseFolder) -> Path:
@@ -95,7 +98,7 @@ def adopt(
         FetchError: The torrent is not that of a release.
     """
     root = adopted_root(home, folder)
-    places = set(folder.small_files())
+    places = {*folder.small_files(), *(name for name in _SMALL if (root / name).is_symlink())}
     names: dict[str, str] = {}
     if metainfo is not None:
         there = release_paths(metainfo)

@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 from users import OTHER, as_root
 
+from grokctl.checkpoint.adopted import adopt
 from grokctl.checkpoint.folders import ReleaseFolder, partial_files, release_folder
+from grokctl.paths import Home
 
 PLACE = "ckpt-0/tensor00003_000"
 DOWNLOADS = ".cache/huggingface/download"
@@ -128,3 +130,19 @@ def test_a_file_above_a_release_counts_if_nobody_else_can_put_it_there(
     assert list(found.small_files()) == ([name] if counts or is_theirs else [])
     left(tensor.parent, name)
     assert next(found.sources(name)) == tensor.parent / name
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.model"])
+def test_a_link_to_a_file_above_a_release_goes_when_that_counts_no_more(tmp_path, name):
+    above = tmp_path / "above"
+    tensor = left(above, "release/tensor00000_000")
+    left(above, name)
+    home = Home(tmp_path / "home")
+    root = adopt(home, release_folder(tensor.parent))
+    assert (root / name).resolve() == above / name
+
+    (above / name).chmod(0o666)
+    assert adopt(home, release_folder(tensor.parent)) == root
+
+    assert not os.path.lexists(root / name)
+    assert (above / name).exists()
