@@ -26,6 +26,7 @@ from grokctl.checkpoint.trust import FOUND, read_source, trust_of, trusted_metai
 from grokctl.checkpoint.trust import torrent_file as named
 from grokctl.checkpoint.unfinished import read_unfinished
 from grokctl.errors import FetchError, UsageError, invalid
+from grokctl.ownership import why_exposed
 from grokctl.paths import (
     CKPT,
     PRIVATE,
@@ -162,9 +163,9 @@ def _root_of_own(home: Home, root: Path, *, is_repaired: bool) -> Path:
     metainfo = trusted_metainfo(root)
     if metainfo is None:
         return root
-    trust = trust_of(root, metainfo.infohash)
-    if trust.doubt is not None:  # nothing is proven by it, wherever that is kept
+    if why_exposed(root / TORRENT) is not None:  # it says nothing, wherever that is kept
         return root
+    trust = trust_of(root, metainfo.infohash)
     folder = ReleaseFolder(root, root / CKPT)
     kept = adopt(home, folder, torrent_bytes(root / TORRENT), metainfo, trust=trust.root)
     receipt = read_receipt(root)

@@ -45,11 +45,15 @@ def test_what_grokctl_fetched_is_proven_under_home_where_it_cannot_keep_a_proof(
         refuse_writes(root, how)
 
         before = grokctl("inspect", root, "--json")
-        proven = grokctl("verify", root, "--json")
+        unnamed = grokctl("verify", root, "--json")
+        proven = grokctl("verify", root, "--torrent-file", root / "release.torrent", "--json")
         again = grokctl("verify", root, "--json")
         after = grokctl("inspect", root, "--json")
 
     assert not before.result["proven"]
+    assert not unnamed.result["proven"]
+    assert "nobody has named it here" in unnamed.result["doubt"]
+    assert proven.result["spared_files"] == len(seeded.files)
     assert (proven.exit_code, proven.result["proven"]) == (0, True), proven.stderr
     assert "cannot be written" not in proven.stderr
     assert proven.result["checkpoint"] == str(root)
@@ -63,7 +67,7 @@ def test_a_proof_from_before_moves_along_and_a_repair_works_under_home(
 ):
     with tmpfs(tmp_path / "disk", "size=64m") as disk:
         root = fetched(seeded, disk)
-        grokctl("verify", root)
+        grokctl("verify", root, "--torrent-file", root / "release.torrent")
         remount(root, "ro")
         moved = grokctl("verify", root, "--json")
         remount(root, "rw")

@@ -1,6 +1,5 @@
 """`grokctl verify`: receipts, hashing again, and repairs."""
 
-import json
 import os
 import re
 import shutil
@@ -11,6 +10,7 @@ import pytest
 
 from grokctl.checkpoint.receipt import read_receipt
 from grokctl.checkpoint.torrent import build_metainfo, parse_metainfo, read_metainfo
+from grokctl.checkpoint.trust import TYPED, write_source
 
 TENSOR, OTHER = "ckpt-0/tensor00003_000", "ckpt-0/tensor00015_000"
 PIECE = 16384
@@ -549,7 +549,6 @@ def test_the_root_of_trust_is_named(grokctl, download, seeded, loopback, tmp_pat
 
 
 def test_a_file_that_is_not_promised_is_named_as_the_reason(grokctl, verified):
-    torrent = json.loads((verified / ".grokctl/source.json").read_text())
     files = [
         path.relative_to(verified).as_posix()
         for path in sorted(verified.rglob("*"))
@@ -557,8 +556,7 @@ def test_a_file_that_is_not_promised_is_named_as_the_reason(grokctl, verified):
     ]
     data = build_metainfo(verified, files, name="words", piece_length=16384)
     (verified / "release.torrent").write_bytes(data)
-    torrent["infohash"] = parse_metainfo(data, source="").infohash
-    (verified / ".grokctl/source.json").write_text(json.dumps(torrent))
+    write_source(verified, infohash=parse_metainfo(data, source="").infohash, trust=TYPED)
 
     screen, result = grokctl("verify", verified), grokctl("verify", verified, "--json").result
 

@@ -37,7 +37,7 @@ def fuzz(name: str, seconds: int, corpus: Path, scratch: str) -> tuple[int, bool
         [sys.executable, child, name, str(seconds), corpus],
         capture_output=True,
         check=False,
-        env={**os.environ, "TMPDIR": scratch},
+        env={**os.environ, "TMPDIR": scratch, "XDG_CONFIG_HOME": scratch},
         text=True,
         errors="replace",
     )

@@ -13,7 +13,7 @@ import tempfile
 import time
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -68,7 +68,7 @@ from grokctl.checkpoint.torrent import (
     raw_values,
     trackers_of,
 )
-from grokctl.checkpoint.trust import read_source, write_source
+from grokctl.checkpoint.trust import TYPED, read_source, write_source
 from grokctl.cluster.channel import FrameReader, Keys, frame
 from grokctl.cluster.handshake import (
     LONGEST,
@@ -85,6 +85,7 @@ from grokctl.model.config import GrokConfig
 from grokctl.model.placement import MeshShape
 from grokctl.model.precision import Precision
 from grokctl.model.tensors import tensor_specs
+from grokctl.own_key import MAC, sealed
 from grokctl.paths import CONFIG, MANIFEST, PRIVATE, TORRENT
 from grokctl.transfer.web import parse_content_range
 
@@ -637,7 +638,7 @@ def _proven() -> Path:
     names = [CONFIG, *sorted(f"ckpt-0/{path.name}" for path in (root / "ckpt-0").iterdir())]
     stamps = {name: stamp for name in names if (stamp := Stamp.of(root / name)) is not None}
     Receipt(infohash="0" * 40, verified_at=now(), stamps=stamps, is_complete=True).write(root)
-    write_source(root, infohash="0" * 40)
+    write_source(root, infohash="0" * 40, trust=TYPED)
     return root
 
 
@@ -652,10 +653,20 @@ def _receipt_seeds() -> tuple[bytes, ...]:
     return tuple(path.read_bytes() for path in paths)
 
 
+def _signed(kind: str, data: bytes) -> bytes:
+    """The same with the MAC of this user, without which nothing is believed."""
+    with suppress(ValueError, RecursionError):
+        values = json.loads(data.decode())
+        if isinstance(values, dict):
+            values.pop(MAC, None)
+            return json.dumps(sealed(kind, values)).encode()
+    return data
+
+
 def _read_receipt(data: bytes) -> tuple[Receipt | None, str | None, Receipt | None] | None:
     root = _proven()
-    for name in ("receipt.json", "source.json"):
-        _put(root / PRIVATE / name, data)
+    for name, kind in (("receipt.json", "receipt"), ("source.json", "source")):
+        _put(root / PRIVATE / name, _signed(kind, data))
     found = read_receipt(root), read_source(root), proof_of(_proven_release()).receipt
     return found if any(found) else None
 
@@ -663,9 +674,10 @@ def _read_receipt(data: bytes) -> tuple[Receipt | None, str | None, Receipt | No
 def _check_receipt(_: bytes, found: tuple[Receipt | None, str | None, Receipt | None]) -> None:
     receipt, source, proof = found
     assert source is None or re.fullmatch("[0-9a-f]{40}|[0-9a-f]{64}", source)
-    assert proof is None or proof == receipt
     if receipt is None:
+        assert proof is None
         return
+    assert proof is None or replace(proof, root_of_trust=receipt.root_of_trust) == receipt
     assert re.fullmatch("[0-9a-f]{40}|[0-9a-f]{64}", receipt.infohash)
     for time_of_proof in (receipt.verified_at, receipt.since, *receipt.earlier.values()):
         _assert_clean(time_of_proof)
