@@ -21,7 +21,7 @@ from jax.experimental.topologies import get_topology_desc
 from jax.sharding import SingleDeviceSharding
 
 from grokctl.checkpoint.storage import released_storage, storage_in
-from grokctl.inference.compiled_steps import Programs
+from grokctl.inference.compiled_steps import Head, Programs
 from grokctl.inference.loading import Loader
 from grokctl.model import kernels
 from grokctl.model.bucketing import layers_together, room
@@ -353,19 +353,20 @@ class Case:
             zeros=loader.absent,
         )
         read = loader.absent((), jnp.dtype(jnp.int32))
-        for batch, tokens, every in (
-            (1, 1, False),
-            (self.slots, 1, False),
-            (1, chunk, False),
-            (1, chunk, True),
+        for batch, tokens, head in (
+            (1, 1, Head.LAST),
+            (self.slots, 1, Head.LAST),
+            (1, chunk, Head.LAST),
+            (1, chunk, Head.SCORES),
+            (1, chunk, Head.EVERY),
         ):
             what = f"{batch} x {tokens}"
-            step = programs.step(cache, read, batch=batch, time=tokens, every=every)
+            step = programs.step(cache, read, batch=batch, time=tokens, head=head)
             hidden = batch * tokens * config.emb_size * FLOAT32.itemsize
             named = {"embed": (step.embed, 0), "layers": (step.layers[0], hidden)}
             named["head"] = (step.head, hidden)
             yield (
-                f"{what}, all logits" if every else what,
+                what if head is Head.LAST else f"{what}, {head.name.lower()}",
                 {name: self._taken(*program) for name, program in named.items()},
             )
 

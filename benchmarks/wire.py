@@ -20,7 +20,7 @@ import numpy as np
 
 from grokctl.checkpoint.storage import released_storage
 from grokctl.checkpoint.tensor_source import Storage
-from grokctl.inference.compiled_steps import Programs
+from grokctl.inference.compiled_steps import Head, Programs
 from grokctl.inference.devices import find_devices
 from grokctl.inference.loading import Loader
 from grokctl.model.cache import empty_cache
@@ -117,8 +117,9 @@ def crossing(config: GrokConfig, mesh: MeshShape) -> list[Collective]:
         config, mesh, slots=1, past=CONTEXT, dtype=jnp.dtype(jnp.bfloat16), zeros=loader.absent
     )
     read = loader.absent((), jnp.dtype(jnp.int32))
-    step = programs.step(cache, read, batch=1, time=1, every=False)
-    texts = [program.as_text() for program in (step.embed, *step.layers, step.head)]
+    step = programs.step(cache, read, batch=1, time=1, head=Head.LAST)
+    drawn = programs.largest(1, 0)
+    texts = [program.as_text() for program in (step.embed, *step.layers, step.head, drawn)]
     found = [each for text in texts for each in collectives(text, mesh.size)]
     return [each for each in found if each.crosses(mesh.size)]
 

@@ -120,8 +120,7 @@ def run(
         bool, typer.Option("--no-stream", help="Print the text when it is complete.")
     ] = False,
     no_cache_prompt: Annotated[
-        bool,
-        typer.Option("--no-cache-prompt", help="Read every prompt from its beginning."),
+        bool, typer.Option("--no-cache-prompt", help="Read every prompt from its beginning.")
     ] = False,
     devices: DevicesOption = None,
     mesh: MeshOption = None,

@@ -26,7 +26,7 @@ from hypothesis import strategies as st
 from grokctl.checkpoint.frames import Compression
 from grokctl.checkpoint.pickles import BFLOAT16
 from grokctl.checkpoint.ready import ReadyCheckpoint, open_ready
-from grokctl.checkpoint.receipt import Receipt
+from grokctl.checkpoint.receipt import Receipt, Stamp
 from grokctl.checkpoint.release import open_release
 from grokctl.checkpoint.tensor_source import ReleaseSource
 from grokctl.errors import (
@@ -202,7 +202,9 @@ def test_the_manifest_says_what_the_design_promises(ready, release, mesh):
 
 
 def test_a_proof_is_recorded(release, tmp_path):
-    proof = Receipt(infohash="ab" * 20, verified_at="2024-03-17T12:00:00Z", stamps={})
+    files = [path for path in release.root.rglob("*") if path.is_file()]
+    stamps = {path.relative_to(release.root).as_posix(): Stamp.of(path) for path in files}
+    proof = Receipt(infohash="ab" * 20, verified_at="2024-03-17T12:00:00Z", stamps=stamps)
 
     checkpoint = cut(release, MeshShape(1, 1), tmp_path / "ready", proof=proof)
 
