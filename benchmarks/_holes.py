@@ -14,6 +14,8 @@ from grokctl.checkpoint.bencode import encode
 from grokctl.checkpoint.pickle_writer import Hole, Payload, write
 from grokctl.checkpoint.pickles import BFLOAT16
 from grokctl.checkpoint.release_files import released_payloads
+from grokctl.checkpoint.torrent import parse_metainfo
+from grokctl.checkpoint.trust import TYPED, write_source
 from grokctl.model.config import GROK_1, GrokConfig
 from grokctl.model.tensors import TensorSpec, tensor_specs
 
@@ -114,7 +116,10 @@ def main() -> None:
     if arguments.small:
         (root / "config.json").write_text(json.dumps(config.to_dict()))
         names.append("config.json")
-    (root / "release.torrent").write_bytes(make_torrent(root, names, root.name))
+    torrent = make_torrent(root, names, root.name)
+    (root / "release.torrent").write_bytes(torrent)
+    # as a fetch by its magnet does: only a torrent that was named is a root of trust
+    write_source(root, infohash=parse_metainfo(torrent, source="torrent").infohash, trust=TYPED)
 
 
 if __name__ == "__main__":

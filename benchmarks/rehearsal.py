@@ -171,7 +171,9 @@ def build(root: Path, options: Sequence[str]) -> tuple[int, float, int]:
     script = str(Path(__file__).with_name("_holes.py"))
     subprocess.run([sys.executable, script, str(root), *options], check=True)
     seconds = time.perf_counter() - began
-    files = [path.stat() for path in root.rglob("*") if path.is_file()]
+    files = [
+        path.stat() for path in root.rglob("*") if path.is_file() and path.parent.name != ".grokctl"
+    ]
     torrent = (root / "release.torrent").stat().st_size
     return (
         sum(status.st_size for status in files) - torrent,

@@ -327,7 +327,7 @@ def test_what_a_torrent_promises_is_proven_whatever_its_values(grokctl, two_laye
     file, _ = spoil(two_layers, index, value)
     torrent_of(two_layers)
 
-    outcome = grokctl("verify", two_layers)
+    outcome = grokctl("verify", two_layers, "--torrent-file", two_layers / "release.torrent")
 
     assert outcome.exit_code == 0
     assert "every byte is proven" in outcome.stdout

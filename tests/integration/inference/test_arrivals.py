@@ -192,6 +192,7 @@ def test_long_prompts_hold_nobody_who_decodes(engine):
     talking = Request(prompt=(5, 6, 7), sampling=GREEDY, max_tokens=40, ignore_eos=True)
     engine.scheduler.submit(talking, events.append)
     engine.scheduler.turn()
+    events.append("turn")
     for length in (2000, 1500):
         engine.scheduler.submit(fresh(length, max_tokens=1), events.append)
     while engine.scheduler.has_work:
