@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from grokctl.inference.chunks import Chunk
 from grokctl.inference.compiled_steps import Head
@@ -26,6 +27,11 @@ class Ticket:
     request: Request
     deliver: Callable[[RequestEvent], object]
     is_cancelled: bool = False
+    prompt: NDArray[np.int32] = field(init=False)
+    """That of the request, to be compared with others."""
+
+    def __post_init__(self) -> None:
+        self.prompt = np.asarray(self.request.prompt, np.int32)
 
     @property
     def needs_slot(self) -> bool:
@@ -78,15 +84,16 @@ class Active:
         return self.sequence.limit - int(is_from_chunk)
 
     @property
-    def kept(self) -> list[int]:
+    def kept(self) -> NDArray[np.int32]:
         """Tokens whose keys and values are in the slot."""
         if not self.sequence.ids:
-            return list(self.request.prompt[: self.read])
-        return [*self.request.prompt, *self.sequence.ids[:-1]]
+            return self.ticket.prompt[: self.read]
+        ids = np.array(self.sequence.ids[:-1], np.int32)  # the last one has not run
+        return np.concatenate([self.ticket.prompt, ids])
 
     def as_slot(self) -> Slot:
         """Its slot, with what is kept there until now."""
-        return Slot(self.slot.number, np.asarray(self.kept, np.int32), self.scores)
+        return Slot(self.slot.number, self.kept, self.scores)
 
     def head_of(self, chunk: Chunk) -> Head:
         """What is computed after a chunk of the prompt."""
@@ -123,25 +130,28 @@ class Active:
         )
 
 
-def is_read_soon(request: Request, reading: Iterable[Active], slots: Iterable[Slot]) -> bool:
+def is_read_soon(
+    ticket: Ticket, reading: Iterable[Active], slots: Callable[[], Iterable[Slot]]
+) -> bool:
     """Whether a request under way is reading much more of a prompt than is kept.
 
     Args:
-        request: Waits.
+        ticket: Waits.
         reading: Requests that read their prompts.
-        slots: All slots, with what they have kept.
+        slots: Gives all slots, with what they have kept.
     """
+    request = ticket.request
     if not request.is_reused:
         return False
-    prompt = np.asarray(request.prompt, np.int32)
     wants_scores = request.of_prompt is PromptOutput.SCORES
     soon = [
-        common_prefix(np.asarray(active.request.prompt, np.int32), prompt)
+        common_prefix(active.ticket.prompt, ticket.prompt)
         for active in reading
         if active.request.cache_prompt
         and (active.request.of_prompt is PromptOutput.SCORES or not wants_scores)
     ]
-    most = min(max(soon, default=0), len(prompt) - 1)
+    most = min(max(soon, default=0), len(ticket.prompt) - 1)
     if most < SHORTEST_PREFIX:
         return False
-    return most - max(slot.kept_for(request, prompt) for slot in slots) >= SHORTEST_PREFIX
+    kept = max(slot.kept_for(request, ticket.prompt) for slot in slots())
+    return most - kept >= SHORTEST_PREFIX

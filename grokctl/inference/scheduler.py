@@ -183,16 +183,15 @@ class Scheduler:
                 self._end(active, FinishReason.INTERRUPTED)
 
     def _admit(self) -> None:
-        """Give waiting requests free slots: first come, first served.
+        """Give waiting requests free slots, first come, first served, and compile their steps.
 
-        A prompt waits while another request reads a beginning that both have. Steps are compiled
-        now, so that few are compiled between tokens.
+        A prompt waits while another request reads a beginning that both have.
         """
         self._sort_out()
         later: list[Ticket] = []
         while self._waiting and self._slots.free and len(later) < _LOOKED_AT:
             ticket = self._waiting.popleft()
-            if is_read_soon(ticket.request, self._reading, [*self._slots.free, *self._busy]):
+            if is_read_soon(ticket, self._reading, lambda: [*self._slots.free, *self._busy()]):
                 later.append(ticket)
                 continue
             active = self._placed(ticket)
@@ -208,7 +207,6 @@ class Scheduler:
             self._go_on(active)
         self._waiting.extendleft(reversed(later))
 
-    @property
     def _busy(self) -> list[Slot]:
         """The slots of requests under way, with what they have kept until now."""
         running = (*self._reading, *self._decoding)
@@ -217,7 +215,7 @@ class Scheduler:
     def _placed(self, ticket: Ticket) -> Active | None:
         """A request in a slot, with the prefix that was kept; None if copying it has failed."""
         request = ticket.request
-        place = self._slots.take(request, self._busy)
+        place = self._slots.take(request, self._busy())
         active = Active(
             ticket=ticket,
             sequence=Sequence(
@@ -414,8 +412,10 @@ class Scheduler:
             if active in each:
                 each.remove(active)
         is_kept = active.request.cache_prompt and not isinstance(reason, GrokctlError)
-        kept = (active.kept, active.scores) if is_kept else ((), ())
-        self._slots.give_back(active.slot, *kept)
+        if is_kept:
+            self._slots.give_back(active.slot, active.kept, active.scores)
+        else:
+            self._slots.give_back(active.slot)
         self._conclude(active, reason)
 
     def _conclude(self, active: Active, reason: FinishReason | GrokctlError | None) -> None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from grokctl.inference.generation import PromptOutput, PromptScores, Request
 
@@ -91,7 +91,7 @@ class Slots:
         return bool(len(slot.tokens)), slot.used, slot.number
 
     def give_back(
-        self, slot: Slot, tokens: Sequence[int], scores: Sequence[PromptScores] = ()
+        self, slot: Slot, tokens: ArrayLike = (), scores: Sequence[PromptScores] = ()
     ) -> None:
         """Free a slot.
 
@@ -101,7 +101,7 @@ class Slots:
             scores: Of these tokens.
         """
         self._uses += 1
-        slot.tokens, slot.scores = np.asarray(tokens, np.int32), list(scores)
+        slot.tokens, slot.scores = np.array(tokens, np.int32), list(scores)
         slot.used = self._uses
         self.free.append(slot)
 
