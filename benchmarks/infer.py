@@ -396,7 +396,7 @@ def report_sampling(streams: Streams, rounds: int) -> None:
     """
     random, rows = np.random.default_rng(5), []
     draws = {"greedy": Sampling(temperature=0), "defaults": RUN_DEFAULTS}
-    worst = share = 0.0
+    share = 0.0
     for count in (1, max(STEPS)):
         logits = {
             deviation: random.normal(0, deviation, (count, GROK_1.vocab_size)).astype(np.float32)
@@ -417,11 +417,10 @@ def report_sampling(streams: Streams, rounds: int) -> None:
         for deviation in logits:
             greedy, default = (median(spent[name, deviation]) for name in draws)
             slower = (step + default) / (step + greedy) - 1
-            worst, share = max(worst, default / count), max(share, slower)
+            share = max(share, slower)
             cells = [f"{1e3 * seconds:.2f}" for seconds in (step, greedy, default)]
             rows.append((f"{count}, deviation {deviation}", *cells, f"{slower:.1%}"))
     table(("sequences", "ms, 1 layer", "ms, greedy", "ms, defaults of run", "slower"), *rows)
-    judge("a token drawn in 1 ms", ok=worst <= 1e-3, found=f"{1e3 * worst:.2f} ms")
     judge("5% of greedy's rate", ok=share <= 0.05, found=f"{share:.1%}")
 
 
