@@ -85,7 +85,9 @@ def test_a_closed_connection_ends_the_wait_for_an_order_and_nothing_else(monkeyp
         other.keep_in_touch(lost_by_other.put)
         head._orders[0].close()
 
-        with pytest.raises(PeerError, match="rank 0 was lost: it closed the connection"):
+        # a sign of life that nobody read makes the system reset the connection
+        ends = "it closed the connection|Connection reset by peer"
+        with pytest.raises(PeerError, match=f"rank 0 was lost: ({ends})"):
             other.hear()
         assert lost_by_head.empty()
         assert lost_by_other.empty()
