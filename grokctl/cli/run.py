@@ -46,7 +46,6 @@ from grokctl.paths import Home
 _SEEDS: Final = 10**6
 """A random seed is below this: short enough to type again."""
 _BATCH: Final = 8
-_MOST_IDS: Final = 1024
 _BIAS: Final = re.compile(r"(?P<id>[0-9]{1,9})=(?P<bias>[+-]?[0-9]{1,9}(\.[0-9]{1,9})?)")
 _WORDS: Final = 2
 """A text has so many, and the name of a checkpoint hardly ever."""
@@ -181,7 +180,7 @@ def run(
                 min_p=min_p,
                 frequency_penalty=frequency_penalty,
                 presence_penalty=presence_penalty,
-                logit_bias=read_bias(logit_bias or []),
+                logit_bias=read_bias(logit_bias or [], most=settings.MOST_IDS),
                 seed=int.from_bytes(os.urandom(4)) % _SEEDS if seed is None else seed,
             )
             request = Request(
@@ -252,11 +251,11 @@ def check_many(prompts_file: str | None, *, batch: int | None, echo: bool, no_st
             raise UsageError(f"{name}: has no effect with --prompts-file, which prints JSON")
 
 
-def read_bias(texts: list[str]) -> tuple[tuple[int, float], ...]:
+def read_bias(texts: list[str], *, most: int) -> tuple[tuple[int, float], ...]:
     """Parse `--logit-bias`."""
     bias = []
-    if len(texts) > _MOST_IDS:
-        raise UsageError(f"--logit-bias: expected at most {_MOST_IDS:,}, found {len(texts):,}")
+    if len(texts) > most:
+        raise UsageError(f"--logit-bias: expected at most {most:,}, found {len(texts):,}")
     for text in texts:
         if not (found := _BIAS.fullmatch(text)):
             raise invalid("--logit-bias", text, "expected ID=BIAS, such as 42=-100")

@@ -257,34 +257,34 @@ class Programs:
         Values that are not finite would spoil later sequences there: a weight of 0 does not hide
         them.
         """
-
-        def cleared(cache: Cache, slot: jax.Array) -> Cache:
-            zeroed: Cache = jax.tree.map(lambda leaf: leaf.at[:, slot[0]].set(0), cache)
-            return zeroed
-
-        slots = handed_over(np.array([slot], np.int32), self.shared)
-        arguments = [self._struct((1,), jnp.int32)]
-        program = self._program(
-            "cleared", cleared, (cache,), arguments, self.loader.per_device, donate=0
+        return self._rewritten(
+            "cleared", lambda leaf, slots: leaf.at[:, slots[0]].set(0), cache, slot
         )
-        after: Cache = program(cache, slots)
-        return after
 
     def copied(self, cache: Cache, source: int, target: int) -> Cache:
         """The cache, which is given away, with one slot written over another."""
 
-        def copied(cache: Cache, slots: jax.Array) -> Cache:
-            copies: Cache = jax.tree.map(
-                lambda leaf: leaf.at[:, slots[1]].set(leaf[:, slots[0]]), cache
-            )
-            return copies
+        def copy(leaf: jax.Array, slots: jax.Array) -> jax.Array:
+            return leaf.at[:, slots[1]].set(leaf[:, slots[0]])
 
-        slots = handed_over(np.array([source, target], np.int32), self.shared)
-        arguments = [self._struct((2,), jnp.int32)]
+        return self._rewritten("copied", copy, cache, source, target)
+
+    def _rewritten(
+        self,
+        name: str,
+        write: Callable[[jax.Array, jax.Array], jax.Array],
+        cache: Cache,
+        *slots: int,
+    ) -> Cache:
+        def rewrite(cache: Cache, slots: jax.Array) -> Any:
+            return jax.tree.map(lambda leaf: write(leaf, slots), cache)
+
+        numbers = handed_over(np.array(slots, np.int32), self.shared)
+        arguments = [self._struct(numbers.shape, jnp.int32)]
         program = self._program(
-            "copied", copied, (cache,), arguments, self.loader.per_device, donate=0
+            name, rewrite, (cache,), arguments, self.loader.per_device, donate=0
         )
-        after: Cache = program(cache, slots)
+        after: Cache = program(cache, numbers)
         return after
 
     def gather(self, batch: int) -> Any:

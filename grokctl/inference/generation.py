@@ -3,16 +3,13 @@
 import math
 from dataclasses import dataclass, fields
 from enum import StrEnum
-from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from grokctl.errors import GrokctlError, invalid
+from grokctl.model.bucketing import TOP_LOGPROBS
 from grokctl.model.sampling import Sampling
-
-TOP: Final = 20
-"""Likeliest tokens of which log-probabilities are kept."""
 
 
 class FinishReason(StrEnum):
@@ -71,8 +68,8 @@ class Request:
             raise invalid("max_tokens", self.max_tokens, "expected at least 0")
         if self.min_tokens < 0:
             raise invalid("min_tokens", self.min_tokens, "expected at least 0")
-        if self.logprobs is not None and not 0 <= self.logprobs <= TOP:
-            raise invalid("logprobs", self.logprobs, f"expected 0 to {TOP}")
+        if self.logprobs is not None and not 0 <= self.logprobs <= TOP_LOGPROBS:
+            raise invalid("logprobs", self.logprobs, f"expected 0 to {TOP_LOGPROBS}")
         if self.of_prompt is PromptOutput.LOGITS and self.max_tokens:
             raise invalid("max_tokens", self.max_tokens, "expected 0 beside the prompt's logits")
 

@@ -1,7 +1,7 @@
 """The model on its devices, a step at a time: its parameters, its cache, and its programs."""
 
 import time
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from enum import IntEnum
 from typing import Any, Final
@@ -168,9 +168,7 @@ class ModelRunner:
         self._clear(slot)
 
     def _clear(self, slot: int) -> None:
-        cache, self._cache = self._cache or self._new_cache(), ()
-        with self._compiling_once("clear", "the clearing of a slot"), self._computing():
-            self._cache = self._programs.cleared(cache, slot)
+        self._rewrite("the clearing of a slot", lambda cache: self._programs.cleared(cache, slot))
 
     def copy(self, source: int, target: int) -> bool:
         """Write the keys and values of a slot over those of another; True, when that is done."""
@@ -179,9 +177,14 @@ class ModelRunner:
         return True
 
     def _copy(self, source: int, target: int) -> None:
+        programs = self._programs
+        self._rewrite("the copy of a slot", lambda cache: programs.copied(cache, source, target))
+
+    def _rewrite(self, what: str, write: Callable[[Cache], Cache]) -> None:
+        """Change the cache, which is lost if that fails."""
         cache, self._cache = self._cache or self._new_cache(), ()
-        with self._compiling_once("copy", "the copy of a slot"), self._computing():
-            self._cache = self._programs.copied(cache, source, target)
+        with self._compiling_once(what, what), self._computing():
+            self._cache = write(cache)
 
     def _step_logits(self, rows: int) -> StepLogits:
         return StepLogits(

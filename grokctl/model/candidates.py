@@ -14,11 +14,10 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 from numpy.typing import NDArray
 
+from grokctl.model.bucketing import TOP_LOGPROBS
 from grokctl.model.forward import MODEL_AXIS
 from grokctl.model.sampling import Candidates
 
-TOP: Final = 20
-"""Logits that are found before adjustment, for log-probabilities."""
 _GROUP: Final = 32
 """Tokens whose largest logit stands for them in a search."""
 _ADDED: Final = 64
@@ -72,7 +71,7 @@ def largest(
     values, places = _top(adjusted, _listed(count, vocab))
     columns, top = [places + first, values], values
     if adjust_ids.shape[1]:
-        top, top_places = _top(logits, min(TOP, vocab))
+        top, top_places = _top(logits, min(TOP_LOGPROBS, vocab))
         raw = jnp.take_along_axis(logits, places, axis=1)
         columns += [raw, top_places + first, top]
     columns.append(_sum(_weights_behind(adjusted, values, places, temperatures)))
@@ -96,9 +95,9 @@ def merge(parts: NDArray[np.int32], *, vocab: int, count: int, temperature: floa
     local = vocab // len(parts)
     listed, floats = _listed(count, local), parts.view(np.float32)
     ids, values = parts[:, :listed], floats[:, listed : 2 * listed]
-    raw, top_ids, top_values = values, ids[:, :TOP], values[:, :TOP]
+    raw, top_ids, top_values = values, ids[:, :TOP_LOGPROBS], values[:, :TOP_LOGPROBS]
     if parts.shape[1] > 2 * listed + 2:  # two sums at the end
-        top = min(TOP, local)
+        top = min(TOP_LOGPROBS, local)
         raw = floats[:, 2 * listed : 3 * listed]
         top_ids, top_values = parts[:, -2 * top - 2 : -top - 2], floats[:, -top - 2 : -2]
     order = np.argsort(-values, axis=None, kind="stable")
@@ -106,7 +105,7 @@ def merge(parts: NDArray[np.int32], *, vocab: int, count: int, temperature: floa
     if listed < local:
         order = order[: int(np.argmax(order % listed == listed - 1)) + 1]
         bound = float(values.flat[order[-1]])
-    top_order = np.argsort(-top_values, axis=None, kind="stable")[:TOP]
+    top_order = np.argsort(-top_values, axis=None, kind="stable")[:TOP_LOGPROBS]
     total, error = _total(values, floats[:, -2], missing=local - listed, temperature=temperature)
     return Candidates(
         ids=ids.reshape(-1)[order],
@@ -123,7 +122,7 @@ def merge(parts: NDArray[np.int32], *, vocab: int, count: int, temperature: floa
 
 def _listed(count: int, local: int) -> int:
     """How many of the largest logits a device lists."""
-    return min(max(count, TOP), local)
+    return min(max(count, TOP_LOGPROBS), local)
 
 
 def _adjusted(

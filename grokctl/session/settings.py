@@ -13,7 +13,7 @@ _LARGEST: Final = 2**64
 _MOST_STOPS: Final = 64
 _LONGEST_STOP: Final = 1000
 """Characters. Every new text is searched for every stop string."""
-_MOST_IDS: Final = 1024
+MOST_IDS: Final = 1024
 """Token ids that a setting can name."""
 _LONGEST_ID: Final = 10
 """Digits."""
@@ -88,16 +88,16 @@ def _texts(name: str, value: object) -> tuple[str, ...]:
 def _token_ids(name: str, value: object) -> tuple[int, ...]:
     if not isinstance(value, list):
         raise _invalid(name, value, "a list of token ids")
-    if len(value) > _MOST_IDS:
-        raise _mismatch(name, f"at most {_MOST_IDS:,} token ids", f"{len(value):,}")
+    if len(value) > MOST_IDS:
+        raise _mismatch(name, f"at most {MOST_IDS:,} token ids", f"{len(value):,}")
     return tuple(_count(name, token) for token in value)
 
 
 def _bias(name: str, value: object) -> tuple[tuple[int, float], ...]:
     if not isinstance(value, dict):
         raise _invalid(name, value, 'an object such as {"42": -100}')
-    if len(value) > _MOST_IDS:
-        raise _mismatch(name, f"at most {_MOST_IDS:,} token ids", f"{len(value):,}")
+    if len(value) > MOST_IDS:
+        raise _mismatch(name, f"at most {MOST_IDS:,} token ids", f"{len(value):,}")
     for key in value:
         if not (key.isascii() and key.isdecimal() and len(key) <= _LONGEST_ID):
             raise _mismatch(name, "token ids as keys", brief(key))

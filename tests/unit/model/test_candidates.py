@@ -8,7 +8,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from jax.sharding import AxisType, Mesh, PartitionSpec
 
-from grokctl.model.candidates import TOP, largest, merge
+from grokctl.model.bucketing import TOP_LOGPROBS
+from grokctl.model.candidates import largest, merge
 from grokctl.model.forward import MODEL_AXIS
 from grokctl.model.sampling import Sampling
 
@@ -30,7 +31,7 @@ def program(devices: int, count: int):
     )
 
 
-def found(rows, temperatures, *, devices=8, count=TOP, adjustments=None, width=0):
+def found(rows, temperatures, *, devices=8, count=TOP_LOGPROBS, adjustments=None, width=0):
     """Candidates of some rows."""
     ids = np.zeros((len(rows), width), np.int32)
     values = np.zeros((len(rows), width), np.float32)
@@ -159,7 +160,7 @@ def test_log_probabilities_are_of_logits_before_adjustment():
         exact = math.log(np.exp(row.astype(np.float64)).sum())
         assert some.log_normaliser == pytest.approx(exact, abs=1e-6)
         assert other.log_normaliser == pytest.approx(exact, abs=1e-6)
-        expected = likeliest_first(row)[:TOP]
+        expected = likeliest_first(row)[:TOP_LOGPROBS]
         for one in (some, other):
             assert one.top_ids.tolist() == expected.tolist()
             np.testing.assert_array_equal(one.top_values, row[expected])
@@ -209,4 +210,4 @@ def test_groups_that_are_not_searched_hold_none_of_the_largest(seed, high):
 
     (some,) = found(row, [1.0], devices=1)
 
-    assert some.ids.tolist() == likeliest_first(row[0])[:TOP].tolist()
+    assert some.ids.tolist() == likeliest_first(row[0])[:TOP_LOGPROBS].tolist()
