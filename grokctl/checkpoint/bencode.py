@@ -4,7 +4,13 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-_MOST_VALUES = 250_000
+_MOST_VALUES = 100_000
+"""A torrent of Grok-1 of both versions, with a pad for each file, has 25,000."""
+_MOST_NESTED = 2 * 2**20
+"""Bytes of texts in lists of lists and deeper: names of files, roots of their hash trees, trackers;
+that torrent has 150,000."""
+_NESTED = 3
+"""The depth of these: the top level has 0, the info dictionary 1, its file list or tree 2."""
 _INTEGER = re.compile(rb"i(0|-?[1-9][0-9]{0,18})e")
 _LENGTH = re.compile(rb"(0|[1-9][0-9]{0,9}):")
 
@@ -14,13 +20,14 @@ class MalformedError(Exception):
 
 
 def decode(
-    data: bytes, *, most_depth: int
+    data: bytes, *, most_depth: int, most_nested: int = _MOST_NESTED
 ) -> tuple[dict[bytes, Any], dict[bytes, tuple[int, int]]]:
     """Decode a dictionary.
 
     Args:
         data: Untrusted.
         most_depth: How deep lists and dictionaries may be nested.
+        most_nested: Bytes that the texts in lists of lists, and deeper, may have together.
 
     Returns:
         The dictionary, and the byte range of each of its own values.
@@ -28,7 +35,7 @@ def decode(
     Raises:
         MalformedError: It is something else, or larger than any torrent.
     """
-    decoder = _Decoder(data, most_depth)
+    decoder = _Decoder(data, most_depth, most_nested)
     top = decoder.value(0)
     if not isinstance(top, dict) or decoder.position != len(data):
         raise MalformedError("is not a bencoded dictionary")
@@ -62,17 +69,19 @@ def _encoded(value: object) -> Iterator[bytes]:
 
 
 class _Decoder:
-    def __init__(self, data: bytes, most_depth: int) -> None:
+    def __init__(self, data: bytes, most_depth: int, most_nested: int) -> None:
         self.data = data
         self.most_depth = most_depth
+        self.most_nested = most_nested
         self.position = 0
         self.values = 0
+        self.nested = 0
         self.top_spans: dict[bytes, tuple[int, int]] = {}
 
     def value(self, depth: int) -> Any:
         self.values += 1
         if self.values > _MOST_VALUES:
-            raise MalformedError(f"has more than {_MOST_VALUES} values")
+            raise MalformedError(f"has more than {_MOST_VALUES:,} values")
         if depth > self.most_depth:
             raise MalformedError("is nested too deeply")
         match self.data[self.position : self.position + 1]:
@@ -83,7 +92,7 @@ class _Decoder:
             case b"d":
                 return self.dictionary(depth)
             case _:
-                return self.string()
+                return self.string(depth)
 
     def integer(self) -> int:
         match = _INTEGER.match(self.data, self.position)
@@ -92,11 +101,17 @@ class _Decoder:
         self.position = match.end()
         return int(match[1])
 
-    def string(self) -> bytes:
+    def string(self, depth: int) -> bytes:
         match = _LENGTH.match(self.data, self.position)
         if match is None or match.end() + int(match[1]) > len(self.data):
             raise MalformedError(f"has a bad string at byte {self.position}")
         self.position = match.end() + int(match[1])
+        if depth >= _NESTED:
+            self.nested += int(match[1])
+            if self.nested > self.most_nested:
+                raise MalformedError(
+                    f"has more than {self.most_nested:,} bytes of names of files and trackers"
+                )
         return self.data[match.end() : self.position]
 
     def list(self, depth: int) -> list[Any]:
@@ -110,7 +125,7 @@ class _Decoder:
         self.position += 1
         values: dict[bytes, Any] = {}
         while not self.at_end():
-            key = self.string()
+            key = self.string(depth + 1)
             if key in values:
                 raise MalformedError("has a duplicate key")
             start = self.position

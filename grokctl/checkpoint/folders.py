@@ -38,6 +38,11 @@ PARTIAL_SUFFIXES: Final = (
     ".xltd",
 )
 """Suffixes of files that other programs have not downloaded to their end."""
+_PARTIAL_FORMS: Final = tuple(
+    dict.fromkeys(
+        chain.from_iterable((text, text.lower(), text.upper()) for text in PARTIAL_SUFFIXES)
+    )
+)
 TAR: Final = "a tar archive"
 _TAR: Final = b"ustar"
 _TAR_AT: Final = 257
@@ -204,11 +209,13 @@ def partial_files(root: Path, place: str) -> Iterator[Path]:
         place: Of the missing file in it.
     """
     path = root / place
-    forms = [(suffix, suffix.lower(), suffix.upper()) for suffix in PARTIAL_SUFFIXES]
-    for suffix in dict.fromkeys(chain.from_iterable(forms)):
-        beside = path.with_name(path.name + suffix)
-        if beside.is_symlink() or beside.is_file():
-            yield beside
+    if path.parent.is_dir():
+        for ending in _PARTIAL_FORMS:
+            beside = f"{path}{ending}"
+            with suppress(FileNotFoundError):
+                mode = os.lstat(beside).st_mode  # torrents may have thousands of files
+                if stat.S_ISREG(mode) or stat.S_ISLNK(mode):
+                    yield Path(beside)
     folder = root
     for name in (*_HUB_DOWNLOADS, *Path(place).parent.parts):
         folder /= name

@@ -4,8 +4,9 @@ import base64
 import hashlib
 import re
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 from typing import Any, Final
@@ -23,6 +24,7 @@ from grokctl.checkpoint.torrent_files import (
     list_files,
     padded_files,
     refuse_clashes,
+    refuse_count,
     text_of,
     tree_hashes,
     tree_leaves,
@@ -42,7 +44,8 @@ GROK_1_MAGNET: Final = (
 
 _MOST_METAINFO = 32 * 2**20
 _MOST_PIECES = 2**20
-_MOST_FILES = 10_000
+_MOST_TRACKERS = 200
+_LONGEST_NAME, _LONGEST_TRACKER = 1000, 2000
 _SMALLEST_PIECE, _LARGEST_PIECE = 2**14, 2**28
 _V1_DIGITS = 40
 _TRACKER_SCHEMES = frozenset({"http", "https", "udp"})
@@ -175,12 +178,19 @@ def parse_magnet(link: str) -> Magnet:
     return Magnet(
         infohash=infohashes[0],
         name=printable(next((value for key, value in values if key == "dn"), "")),
-        trackers=tuple(value for key, value in values if key == "tr" and _is_tracker(value)),
+        trackers=_trackers(value for key, value in values if key == "tr"),
         v2_infohash="".join(second) if first else "",
     )
 
 
+def _trackers(urls: Iterable[str]) -> tuple[str, ...]:
+    """The first announce URLs whose scheme is http, https or udp: each is looked up and asked."""
+    return tuple(islice(dict.fromkeys(filter(_is_tracker, urls)), _MOST_TRACKERS))
+
+
 def _is_tracker(url: str) -> bool:
+    if len(url) > _LONGEST_TRACKER:
+        return False
     try:
         parts = urlsplit(url)
         return bool(
@@ -239,12 +249,9 @@ def parse_metainfo(data: bytes, *, source: str) -> Metainfo:
             for some piece, or contains a link, an executable or a path that leaves its folder.
     """
     try:
-        top, spans = decode(data, most_depth=MOST_DEPTH)
-        info = entry_of(top, b"info", dict)
-        start, end = spans[b"info"]
-        return _metainfo(info, data[start:end], top.get(b"piece layers", {}))
+        return _parsed(data)
     except MalformedError as error:
-        raise FetchError(f"{source}: invalid torrent: {error}") from error
+        raise _invalid(source, error) from error
 
 
 def build_metainfo(
@@ -292,17 +299,17 @@ def build_metainfo(
 
 
 def trackers_of(data: bytes) -> tuple[str, ...]:
-    """The announce URLs of a torrent whose scheme is http, https or udp."""
+    """The announce URLs of a torrent whose scheme is http, https or udp, 200 at most."""
     try:
-        top, _ = decode(data, most_depth=MOST_DEPTH)
+        top, _ = _decoded(data)
     except MalformedError as error:
-        raise FetchError(f"invalid torrent: {error}") from error
+        raise _invalid("torrent", error) from error
     tiers = top.get(b"announce-list")
     tiers = tiers if isinstance(tiers, list) else []
     urls = [top.get(b"announce")]
     urls += [url for tier in tiers if isinstance(tier, list) for url in tier]
     texts = [url.decode("utf-8", "replace") for url in urls if isinstance(url, bytes)]
-    return tuple(dict.fromkeys(filter(_is_tracker, texts)))
+    return _trackers(texts)
 
 
 def write_torrent(path: Path, data: bytes) -> None:
@@ -312,7 +319,7 @@ def write_torrent(path: Path, data: bytes) -> None:
         OSError: It cannot be written.
     """
     try:
-        top, _ = decode(data, most_depth=MOST_DEPTH)
+        top, _ = _decoded(data)
     except MalformedError:
         top = {}
     others = [top.get(key) for key in (b"announce", b"announce-list", b"url-list", b"httpseeds")]
@@ -336,14 +343,36 @@ def raw_values(data: bytes) -> dict[bytes, bytes]:
         FetchError: It is not a torrent.
     """
     try:
-        _, spans = decode(data, most_depth=MOST_DEPTH)
+        _, spans = _decoded(data)
     except MalformedError as error:
-        raise FetchError(f"invalid torrent: {error}") from error
+        raise _invalid("torrent", error) from error
     return {key: data[start:end] for key, (start, end) in spans.items()}
+
+
+@lru_cache(maxsize=1)
+def _decoded(data: bytes) -> tuple[dict[bytes, Any], dict[bytes, tuple[int, int]]]:
+    """A torrent's values, kept because several functions look at the same torrent."""
+    return decode(data, most_depth=MOST_DEPTH)
+
+
+@lru_cache(maxsize=1)
+def _parsed(data: bytes) -> Metainfo:
+    """The last torrent, kept: a fetch comes from the source to its files by way of several."""
+    top, spans = _decoded(data)
+    info = entry_of(top, b"info", dict)
+    start, end = spans[b"info"]
+    return _metainfo(info, data[start:end], top.get(b"piece layers", {}))
+
+
+def _invalid(source: str, error: MalformedError) -> FetchError:
+    hint = "grokctl fetch grok-1  # its magnet link is built in"
+    return FetchError(f"{source}: invalid torrent: {error}", hint)
 
 
 def _metainfo(info: dict[bytes, Any], raw: bytes, layers: Any) -> Metainfo:
     name = text_of(entry_of(info, b"name", bytes))
+    if len(name) > _LONGEST_NAME:
+        raise MalformedError(f"has a name of {len(name):,} characters")
     piece_length = entry_of(info, b"piece length", int)
     if not _SMALLEST_PIECE <= piece_length <= _LARGEST_PIECE:
         raise MalformedError(f"has pieces of {piece_length} bytes")
@@ -384,8 +413,7 @@ def _metainfo(info: dict[bytes, Any], raw: bytes, layers: Any) -> Metainfo:
 
 def _refuse_sizes(files: Sequence[TorrentFile], piece_length: int) -> int:
     """Refuse sizes that no release has; return the number of pieces."""
-    if not 1 <= len(files) <= _MOST_FILES:
-        raise MalformedError(f"has {len(files)} files")
+    refuse_count(len(files))
     total = files[-1].offset + files[-1].length
     pieces = -(-total // piece_length)
     if not 1 <= pieces <= _MOST_PIECES:

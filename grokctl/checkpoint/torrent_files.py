@@ -13,6 +13,7 @@ V2: Final = 2
 """The version of a torrent without v1 pieces (BEP 52)."""
 MOST_DEPTH: Final = 16
 """Folders in a path, and lists in lists."""
+_MOST_FILES: Final = 10_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +36,7 @@ def list_files(info: dict[bytes, Any], name: str) -> Iterator[TorrentFile]:
         entries: list[Any] = [{**info, b"path": [name.encode()]}]
     else:
         entries = entry_of(info, b"files", list)
+    refuse_count(len(entries))
     offset = 0
     for index, entry in enumerate(entries):
         parts = entry_of(entry, b"path", list)
@@ -189,10 +191,10 @@ def _safe_part(part: object) -> str:
         raise MalformedError("has a file name that is not text")
     text = text_of(part)
     is_safe = (
-        text == printable(text, limit=10_000)
+        len(part) <= 240  # noqa: PLR2004 (file systems allow 255 bytes)
+        and text == printable(text, limit=240)
         and text not in {"", ".", ".."}
         and not set(text) & set("/\\")
-        and len(part) <= 240  # noqa: PLR2004 (file systems allow 255 bytes)
         and text == text.strip()
     )
     if not is_safe:
@@ -202,6 +204,12 @@ def _safe_part(part: object) -> str:
 
 def _shown(path: Sequence[str]) -> str:
     return printable("/".join(path))
+
+
+def refuse_count(count: int) -> None:
+    """Refuse a number of files, pads included, that no release has."""
+    if not 1 <= count <= _MOST_FILES:
+        raise MalformedError(f"has {count:,} files, expected 1 to {_MOST_FILES:,}")
 
 
 def refuse_clashes(files: Sequence[TorrentFile]) -> None:

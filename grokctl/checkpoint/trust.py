@@ -140,7 +140,8 @@ def trusted_metainfo(root: Path) -> Metainfo | None:
     try:
         metainfo = read_metainfo(path)
     except FetchError as error:
-        raise corrupt(TORRENT, Reason.MALFORMED, str(error)) from error
+        detail, hint = str(error).removeprefix(f"{TORRENT}: "), f"rm {quoted(path)}"
+        raise corrupt(TORRENT, Reason.MALFORMED, detail, hint) from error
     requested = read_source(root)
     if requested is not None and requested != metainfo.infohash:
         detail = f"expected infohash {requested}, found {metainfo.infohash}"

@@ -6,7 +6,7 @@ import socket
 import stat
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -30,6 +30,7 @@ from grokctl.transfer.sources import FetchOptions, find_mirror
 
 _RESOLVE_S: Final = 3.0
 """Seconds for the addresses of all trackers and mirrors."""
+_SHOWN_HOSTS: Final = 5
 _OWN_FILES: Final = 8
 """Inodes in addition to the release's: folders, the torrent, resume data, temporary files."""
 _HINTS: Final = {
@@ -252,10 +253,16 @@ def _network_checks(selection: FileSelection, options: FetchOptions) -> list[Che
             continue
         failed = [host for host in several if host not in resolved]
         detail = f"{len(several) - len(failed)} of {len(several)} host names resolve"
-        detail += f"; not {', '.join(map(shown_host, failed))}" if failed else ""
+        detail += f"; not {_shown_hosts(failed)}" if failed else ""
         status = Status.WARN if len(failed) == len(several) else Status.OK
         checks.append(Check(name, status, detail))
     return checks
+
+
+def _shown_hosts(hosts: Sequence[str]) -> str:
+    rest = len(hosts) - _SHOWN_HOSTS
+    shown = ", ".join(map(shown_host, hosts[:_SHOWN_HOSTS]))
+    return f"{shown} and {rest} more" if rest > 0 else shown
 
 
 def _resolved(hosts: Iterable[str]) -> set[str]:

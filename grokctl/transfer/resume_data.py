@@ -4,9 +4,14 @@ from collections.abc import Mapping
 
 import libtorrent as lt
 
+from grokctl.checkpoint.bencode import MalformedError, decode
 from grokctl.checkpoint.torrent import Metainfo
-from grokctl.checkpoint.torrent_files import V2
+from grokctl.checkpoint.torrent_files import MOST_DEPTH, V2
 from grokctl.transfer.swarm_types import Claims
+
+_MOST_BITS = 4 * 2**20
+"""Bytes in which the blocks of incomplete pieces are bits: those of all of Grok-1 need 2.4 million,
+and each bit becomes an entry of a list."""
 
 
 def read_claims(resume: bytes, metainfo: Metainfo, sizes: Mapping[int, int]) -> Claims:
@@ -21,13 +26,16 @@ def read_claims(resume: bytes, metainfo: Metainfo, sizes: Mapping[int, int]) -> 
         metainfo: The torrent that it should belong to.
         sizes: File index -> bytes on disk; files that are left out count as complete.
     """
+    if _has_many_bits(resume):
+        return Claims()
     try:
         resumed = lt.read_resume_data(resume)
     except RuntimeError:
         return Claims()
+    unfinished = resumed.unfinished_pieces  # made anew at each look
     if (
         infohash_of(resumed.info_hashes, metainfo) != metainfo.infohash
-        or max(resumed.unfinished_pieces, default=0) >= metainfo.num_pieces
+        or max(unfinished, default=0) >= metainfo.num_pieces
     ):
         return Claims()
 
@@ -41,12 +49,22 @@ def read_claims(resume: bytes, metainfo: Metainfo, sizes: Mapping[int, int]) -> 
     return Claims(
         have=frozenset(piece for piece, is_claimed in claimed if is_claimed and is_on_disk(piece)),
         unfinished={
-            piece: list(blocks)
-            for piece, blocks in resumed.unfinished_pieces.items()
-            if is_on_disk(piece)
+            piece: list(blocks) for piece, blocks in unfinished.items() if is_on_disk(piece)
         },
         uploaded=resumed.total_uploaded,
     )
+
+
+def _has_many_bits(resume: bytes) -> bool:
+    """Whether it claims more blocks of incomplete pieces than any download has, or is none."""
+    try:
+        values, _ = decode(resume, most_depth=MOST_DEPTH, most_nested=len(resume))
+    except MalformedError:
+        return True
+    found = values.get(b"unfinished")
+    pieces = found if isinstance(found, list) else []
+    masks = [entry.get(b"bitmask") for entry in pieces if isinstance(entry, dict)]
+    return sum(len(mask) for mask in masks if isinstance(mask, bytes)) > _MOST_BITS
 
 
 def infohash_of(hashes: lt.info_hash_t, metainfo: Metainfo) -> str:
