@@ -99,7 +99,8 @@ def score(
         with console.observing() as observe:
             job = open_job(request, cluster=cluster, observe=observe)
             ids = job.tokens(content)
-            with logits_file(logits, (len(ids), job.plan.config.vocab_size)) as out:
+            shape = (len(ids), job.plan.config.vocab_size)
+            with logits_file(logits, shape, observe=observe) as out:
                 result = job.start(observe).score(ids, logits_out=out)
         screen.score(console, result, logits)
 

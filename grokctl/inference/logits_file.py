@@ -1,5 +1,6 @@
 """Write the logits of a score to an .npy file that is complete or absent, or into a device."""
 
+import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,6 +10,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from grokctl.events import Noted, Observer, ignore
 from grokctl.os_errors import located
 from grokctl.outputs import create_output, find_output, replace_output
 from grokctl.system import optional
@@ -17,13 +19,16 @@ Logits = NDArray[np.float32]
 
 
 @contextmanager
-def logits_file(path: Path | None, shape: tuple[int, int]) -> Iterator[Logits | None]:
+def logits_file(
+    path: Path | None, shape: tuple[int, int], *, observe: Observer = ignore
+) -> Iterator[Logits | None]:
     """An array to fill, written to a file at the end of the block.
 
     Args:
         path: Of the file; None yields None. Links are followed. A device or a pipe receives the
             bytes; a regular file is replaced.
         shape: `(tokens, vocab)`.
+        observe: Is told that a pipe has no reader, for which the block then waits.
 
     Raises:
         InvalidValueError: The path is a folder, or anything else that cannot receive a file.
@@ -33,7 +38,7 @@ def logits_file(path: Path | None, shape: tuple[int, int]) -> Iterator[Logits | 
         yield None
         return
     place, is_regular = find_output(path, "logits", "logits.npy")
-    with _mapped(place, shape) if is_regular else _streamed(place, shape) as out:
+    with _mapped(place, shape) if is_regular else _streamed(place, shape, observe) as out:
         yield out
 
 
@@ -67,9 +72,9 @@ def _array_in(file: BinaryIO, shape: tuple[int, int]) -> "np.memmap[Any, np.dtyp
 
 
 @contextmanager
-def _streamed(place: Path, shape: tuple[int, int]) -> Iterator[Logits]:
+def _streamed(place: Path, shape: tuple[int, int], observe: Observer) -> Iterator[Logits]:
     """In memory, and written at the end."""
-    with place.open("wb") as file:  # now: a refusal costs no work
+    with os.fdopen(_open_device(place, observe), "wb") as file:  # now: a refusal costs no work
         out = np.zeros(shape, np.float32)
         yield out
         header = np.lib.format.header_data_from_array_1_0(out)
@@ -79,3 +84,16 @@ def _streamed(place: Path, shape: tuple[int, int]) -> Iterator[Logits]:
             file.flush()
         except OSError as error:
             raise located(error, place) from error
+
+
+def _open_device(place: Path, observe: Observer) -> int:
+    """Open a device or a pipe, and say so before waiting for a reader."""
+    try:
+        handle = os.open(place, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        if error.errno != errno.ENXIO:
+            raise
+        observe(Noted(message=f"{place}: nobody reads this pipe; waiting for a reader"))
+        return os.open(place, os.O_WRONLY | os.O_CLOEXEC)
+    os.set_blocking(handle, True)
+    return handle

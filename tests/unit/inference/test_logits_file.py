@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from grokctl.errors import UsageError
+from grokctl.events import Event
 from grokctl.inference.logits_file import logits_file
 
 SHAPE = (3, 5)
@@ -31,6 +32,23 @@ def test_a_file_gets_its_name_when_it_is_complete(tmp_path):
 
     assert np.array_equal(np.load(path), np.arange(15, dtype=np.float32).reshape(SHAPE))
     assert [file.name for file in tmp_path.iterdir()] == ["logits.npy"]
+
+
+def test_a_pipe_without_a_reader_is_waited_for_with_a_word(tmp_path):
+    path, received, noted = tmp_path / "pipe", [], []
+    os.mkfifo(path)
+    reader = threading.Thread(target=lambda: received.append(path.read_bytes()))
+
+    def observe(event: Event) -> None:
+        noted.append(event.message)
+        reader.start()
+
+    with logits_file(path, SHAPE, observe=observe) as out:
+        out[:] = VALUES
+    reader.join(10)
+
+    assert np.array_equal(np.load(io.BytesIO(received[0])), VALUES)
+    assert noted == [f"{path}: nobody reads this pipe; waiting for a reader"]
 
 
 def test_a_failure_leaves_the_earlier_file_and_nothing_else(tmp_path):
