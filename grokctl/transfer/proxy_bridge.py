@@ -12,6 +12,7 @@ import re
 import secrets
 import socket
 from base64 import b64encode
+from collections.abc import Coroutine
 from contextlib import suppress
 from threading import Thread
 from typing import Final, Self
@@ -20,6 +21,9 @@ from urllib.parse import unquote, urlsplit
 _ADDRESS: Final = "127.0.0.1"
 _BUFFER: Final = 2**18
 _ANSWERS_WITHIN_S: Final = 60.0
+_GREETS_WITHIN_S: Final = 10.0
+_MOST_STRANGERS: Final = 128
+"""Connections that have not shown the password yet."""
 _NAME: Final = re.compile("[!-~]+")
 _MADE: Final = re.compile(rb"HTTP/1\.[01] 2\d\d ")
 # RFC 1928 and 1929
@@ -56,6 +60,7 @@ class ProxyBridge:
             self._headers = f"Proxy-Authorization: Basic {b64encode(known.encode()).decode()}\r\n"
         self._from = None if bind is None else (bind, 0)
         self._user, self._password = secrets.token_hex(16), secrets.token_hex(16)
+        self._strangers = 0
         self._socket = socket.create_server((_ADDRESS, 0))
         self._loop = asyncio.new_event_loop()
         self._stop = asyncio.Event()
@@ -93,23 +98,39 @@ class ProxyBridge:
         """One connection of libtorrent, from its first byte to its last."""
         away: asyncio.StreamWriter | None = None
         try:
+            place = await self._let_in(near, reply)
             async with asyncio.timeout(_ANSWERS_WITHIN_S):
-                place = await self._asked_for(near, reply)
                 far, away = await asyncio.open_connection(*self._proxy, local_addr=self._from)
                 await self._reach(place, far, away)
-                reply.write(_answer_of(_FINE))
-            async with asyncio.TaskGroup() as both:
-                both.create_task(_carry(near, away))
-                both.create_task(_carry(far, reply))
-        except* (OSError, EOFError, ValueError, TimeoutError, asyncio.LimitOverrunError):
+            reply.write(_answer_of(_FINE))
+            await _until_one_ends(_carry(near, away), _carry(far, reply))
+        except (OSError, EOFError, ValueError, TimeoutError, asyncio.LimitOverrunError):
             pass  # the other end sees a closed connection
-        except* _RefusalError:
+        except _RefusalError:
             with suppress(OSError):
                 reply.write(_answer_of(_REFUSED))
+        except asyncio.CancelledError:
+            pass  # the bridge closes; Python 3.11 would print a handler that says so
         finally:
             for writer in (reply, away):
                 if writer is not None:
                     writer.close()
+
+    async def _let_in(self, near: asyncio.StreamReader, reply: asyncio.StreamWriter) -> str:
+        """`_asked_for`, for a few at a time and not for long: any program here can connect.
+
+        Raises:
+            ValueError: There are too many, or it is not libtorrent.
+            TimeoutError: It is slow.
+        """
+        if self._strangers >= _MOST_STRANGERS:
+            raise ValueError(self._strangers)
+        self._strangers += 1
+        try:
+            async with asyncio.timeout(_GREETS_WITHIN_S):
+                return await self._asked_for(near, reply)
+        finally:
+            self._strangers -= 1
 
     async def _asked_for(self, near: asyncio.StreamReader, reply: asyncio.StreamWriter) -> str:
         """The host and port that libtorrent names, once it has shown the password.
@@ -175,9 +196,21 @@ def _answer_of(code: int) -> bytes:
 
 
 async def _carry(source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
-    """Carry bytes until one end closes."""
+    """Carry bytes until the source ends."""
     while data := await source.read(_BUFFER):
         target.write(data)
         await target.drain()
-    if target.can_write_eof():
-        target.write_eof()
+
+
+async def _until_one_ends(*ways: Coroutine[None, None, None]) -> None:
+    """Carry both ways; libtorrent closes both at once, and a peer that does not is not waited for.
+
+    What was carried before the end is still sent when the connection is closed.
+    """
+    tasks = [asyncio.ensure_future(way) for way in ways]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

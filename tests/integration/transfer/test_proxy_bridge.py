@@ -1,8 +1,11 @@
 """What libtorrent, or a stranger, gets from the SOCKS5 proxy in front of an HTTP proxy."""
 
+import select
 import socket
+import time
 from base64 import b64encode
-from contextlib import closing
+from contextlib import ExitStack, closing, suppress
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
@@ -146,7 +149,53 @@ def test_a_name_cannot_smuggle_a_line(bridge, proxy, host):
     assert not proxy.asked
 
 
-def test_closing_ends_what_is_open(proxy):
+def test_a_peer_that_never_closes_is_not_waited_for():
+    with ExitStack() as stack:
+        proxy = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+        bridge = stack.enter_context(ProxyBridge(f"http://127.0.0.1:{proxy.getsockname()[1]}"))
+        with calling(bridge) as wire:
+            entered(wire, bridge)
+            wire.sendall(request(("peer.example.org", 80)))
+            far, _ = proxy.accept()
+            stack.enter_context(far)
+            far.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
+            assert wire.recv(len(FINE)) == FINE
+            open_before = num_open()
+
+        # this end, and both of the bridge
+        until(lambda: num_open() <= open_before - 3)
+
+
+def test_strangers_who_say_nothing_are_few(bridge):
+    with ExitStack() as stack:
+        strangers = [stack.enter_context(calling(bridge)) for _ in range(140)]
+        until(lambda: sum(is_closed(wire) for wire in strangers) == 12)
+    until(lambda: is_greeted(bridge))  # they are gone
+
+
+def is_greeted(bridge) -> bool:
+    with calling(bridge) as wire, suppress(ConnectionError):
+        wire.sendall(b"\5\1\2")
+        return wire.recv(2) == b"\5\2"
+    return False
+
+
+def num_open() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+def is_closed(wire) -> bool:
+    return bool(select.select([wire], [], [], 0)[0])
+
+
+def until(condition) -> None:
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_closing_ends_what_is_open(proxy, caplog):
     with socket.create_server(("127.0.0.1", 0)) as server:
         with ProxyBridge(proxy.url.rstrip("/")) as bridge:
             place = urlsplit(bridge.url)
@@ -158,3 +207,4 @@ def test_closing_ends_what_is_open(proxy):
                 assert received(wire) == b""
         with pytest.raises(ConnectionRefusedError):
             socket.create_connection((place.hostname, place.port), timeout=20)
+    assert not caplog.records  # nothing for the terminal
