@@ -67,7 +67,7 @@ def read_refusal(root: Path) -> Refusal | None:
         values = read_object(path, limit=_LARGEST)
         at, files, first = values["at"], values["files"], values["first"]
         most = values.get("most", files)  # an earlier version wrote one number
-        is_counted = type(files) is int and type(most) is int
+        is_counted = type(files) is int and type(most) is int and 0 < files <= most
         if not (_TIME.fullmatch(at) and is_counted and values["version"] == _VERSION):
             return None
         return Refusal(at=at, files=files, most=most, first=printable(first, limit=_LONGEST))

@@ -36,6 +36,7 @@ LONGEST: Final = 5000
 """Characters of a root of trust: a path, and words around it."""
 _LARGEST: Final = 2**16
 """Bytes of the record."""
+_MOST_DIGITS: Final = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,8 +159,15 @@ def _read_record(root: Path) -> dict[str, Any]:
         raise corrupt(name, Reason.MALFORMED, detail, f"rm {quoted(path)}") from error
 
 
+def _number(digits: str) -> int:
+    """A number of 64 bits at most: a float cannot hold larger ones, and they fill the screen."""
+    if len(digits) > _MOST_DIGITS:
+        raise ValueError(digits)
+    return int(digits)
+
+
 def read_object(path: Path, *, limit: int, most_values: int | None = None) -> dict[str, Any]:
-    """A JSON object; an empty one if the file is missing, or holds something else.
+    """A JSON object; an empty one if the file is missing, holds something else, or huge numbers.
 
     Args:
         path: The file.
@@ -173,7 +181,7 @@ def read_object(path: Path, *, limit: int, most_values: int | None = None) -> di
         data = read_limited(path, limit)
         if most_values is not None and data.count(b",") >= most_values:
             return {}
-        values = json.loads(data.decode())
+        values = json.loads(data.decode(), parse_int=_number)
     except TooLargeError:
         raise
     except (OSError, ValueError, RecursionError):

@@ -7,6 +7,7 @@ import os
 import pickle
 import pickletools
 import re
+import shlex
 import shutil
 import sys
 import tempfile
@@ -55,6 +56,7 @@ from grokctl.checkpoint.receipt import (
     proof_of,
     read_receipt,
 )
+from grokctl.checkpoint.refusal import read_refusal, write_refusal
 from grokctl.checkpoint.release import Release, open_release
 from grokctl.checkpoint.release_files import EXTRA, release_paths
 from grokctl.checkpoint.tensor_source import ReleaseSource, Storage
@@ -69,6 +71,7 @@ from grokctl.checkpoint.torrent import (
     trackers_of,
 )
 from grokctl.checkpoint.trust import TYPED, read_source, write_source
+from grokctl.checkpoint.unfinished import Unfinished, incomplete, read_unfinished
 from grokctl.cluster.channel import FrameReader, Keys, frame
 from grokctl.cluster.handshake import (
     LONGEST,
@@ -80,7 +83,7 @@ from grokctl.cluster.handshake import (
     proof_line,
 )
 from grokctl.cluster.launcher import Launch
-from grokctl.errors import GrokctlError
+from grokctl.errors import Damage, GrokctlError, Reason
 from grokctl.model.config import GrokConfig
 from grokctl.model.placement import MeshShape
 from grokctl.model.precision import Precision
@@ -689,6 +692,34 @@ def _check_receipt(_: bytes, found: tuple[Receipt | None, str | None, Receipt | 
     assert read_receipt(_scratch()) == receipt
 
 
+@cache
+def _record_seeds() -> tuple[bytes, ...]:
+    root = _scratch() / "unfinished"
+    Unfinished(source="grok-1", options=("--peer", "127.0.0.1:7"), have=5, nbytes=10).write(root)
+    write_refusal(root, [Damage("a", Reason.ALTERED, "3 of 7 pieces")])
+    return tuple(path.read_bytes() for path in sorted((root / PRIVATE).glob("*.json")))
+
+
+def _read_records(data: bytes) -> list[str] | None:
+    """What is said about a download that is not complete, and about damage that was found."""
+    root = _scratch() / "unfinished"
+    _put(root / PRIVATE / "unfinished.json", _signed("unfinished", data))
+    _put(root / PRIVATE / "refusal.json", data)
+    unfinished, refusal = read_unfinished(root), read_refusal(root)
+    texts = [] if refusal is None else [refusal.describe(root)]
+    if unfinished is not None:
+        error = incomplete(root, unfinished)
+        assert shlex.split(str(error.hint))[:2] == ["grokctl", "fetch"]
+        texts.append(str(error))
+    return texts or None
+
+
+def _check_records(_: bytes, texts: list[str]) -> None:
+    for text in texts:
+        assert len(text) < LONGEST_MESSAGE
+        _assert_clean(text)
+
+
 def _check_range(_: bytes, found: tuple[int, int, int]) -> None:
     first, last, total = found
     assert 0 <= first <= last < total < 10**18
@@ -800,6 +831,7 @@ TARGETS = {
         Target(
             "receipt", _receipt_seeds, _read_receipt, _check_receipt, json_mutator, _proven_release
         ),
+        Target("record", _record_seeds, _read_records, _check_records, json_mutator, _record_seeds),
         Target("roll", _roll_seeds, _read_roll, _check_roll, text_mutator(_ROLL_WORDS)),
         Target(
             "answer",

@@ -90,6 +90,7 @@ def test_a_share_is_never_100_percent(have, nbytes, share):
         {"have_bytes": -1},
         {"have_bytes": 2000},
         {"bytes": None},
+        {"bytes": 10**400},
         {"final": None},
     ],
 )
@@ -134,7 +135,19 @@ def test_the_last_bad_result_is_kept_until_it_is_forgotten(tmp_path):
     assert read_refusal(tmp_path) is None
 
 
-@pytest.mark.parametrize("data", [b"", b"{}", b"[]", b"\xff", b'{"at": 1}'])
+def refused(files: int, most: int) -> bytes:
+    when = "2026-11-30T00:00:00Z"
+    values = {"version": 1, "at": when, "files": files, "most": most, "first": "a"}
+    return json.dumps(values).encode()
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        *(b"", b"{}", b"[]", b"\xff", b'{"at": 1}'),
+        *(refused(*numbers) for numbers in [(0, 1), (2, 1), (-1, 1), (1, 10**21)]),
+    ],
+)
 def test_a_malformed_result_says_nothing(tmp_path, data):
     (tmp_path / ".grokctl").mkdir()
     (tmp_path / ".grokctl" / "refusal.json").write_bytes(data)
