@@ -139,8 +139,9 @@ def count_of(damage: Sequence[Damage], checked: int) -> str:
     verb = "shares" if sharing == 1 else "share"
     more = f", {sharing} more {verb} their pieces" if sharing else ""
     is_one = least == most == 1
+    among = max(checked, len(damage))  # a run may need files that the torrent does not have
     return (
-        f"{count_range(least, most)} of {checked} files {'is' if is_one else 'are'} damaged{more}"
+        f"{count_range(least, most)} of {among:,} files {'is' if is_one else 'are'} damaged{more}"
     )
 
 

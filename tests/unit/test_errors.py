@@ -197,6 +197,7 @@ def test_a_file_that_the_torrent_does_not_contain_counts():
     stray = Damage("c", Reason.UNPROVEN, "is not in the torrent")
 
     assert count_of([*damaged(1, 1), stray], 40).startswith("2 of 40 files are damaged, 1 more")
+    assert count_of(damaged(1200, 0), 2) == "1,200 of 1,200 files are damaged"
 
 
 def shared(*pieces):
