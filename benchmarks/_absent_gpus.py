@@ -89,8 +89,10 @@ class Program:
         return cls(compiled=compiled, texts=texts, name=module[1])
 
     def _text(self, ending: str) -> str:
-        (path,) = self.texts.glob(f"module_*.{self.name}.*{ending}")
-        return path.read_text("utf-8")
+        paths = list(self.texts.glob(f"module_*.{self.name}.*{ending}"))
+        if len(paths) != 1:
+            raise FileNotFoundError(f"{self.name}: expected one {ending}, found {paths}")
+        return paths[0].read_text("utf-8")
 
     @cached_property
     def hlo(self) -> str:
@@ -100,9 +102,12 @@ class Program:
     @cached_property
     def _listing(self) -> list[_thunks.Thunk]:
         try:
-            return _thunks.thunks(self._text("thunk_sequence_after_thunk_passes.txt"))
-        except ValueError:  # it has nothing for the passes to change
-            return _thunks.thunks(self._text("thunk_sequence.txt"))
+            found = _thunks.thunks(self._text("thunk_sequence_after_thunk_passes.txt"))
+        except FileNotFoundError:  # the passes had nothing to change
+            found = _thunks.thunks(self._text("thunk_sequence.txt"))
+        numbers = {each.number for top in found for each in top.walk()} - {0}
+        assert numbers == self._annotations.keys(), "the listing and the metadata differ"
+        return found
 
     @cached_property
     def _annotations(self) -> dict[int, str]:
