@@ -26,7 +26,7 @@ from grokctl.model.kernels import few_rows
 from grokctl.model.matmul import einsum, project, project_back, widened
 from grokctl.model.parameters import Matrix
 from grokctl.model.placement import MeshShape
-from grokctl.model.step_spec import StepShape
+from grokctl.model.step_spec import KernelForm, StepShape
 
 ROWS = (1, 4, 8, 16, 64, 512)
 LAPS = 8  # products with different experts in one program, so that neither calls nor caches count
@@ -128,7 +128,8 @@ def forms(*, interpret: bool) -> dict[str, Form]:
     dot, wide = partial(in_groups, dtype=dtype), partial(dequantised, dtype=dtype)
 
     def kernel(x: jax.Array, stored: Stored, _place: int, number: jax.Array) -> jax.Array:
-        return few_rows(x, *stored.stack, number, interpret=interpret)
+        form = KernelForm.INTERPRETED if interpret else KernelForm.PTX
+        return few_rows(x, *stored.stack, number, form=form)
 
     def own(x: jax.Array, stored: Stored, place: int, _number: jax.Array) -> jax.Array:
         return dot(x, *stored.apart[place])

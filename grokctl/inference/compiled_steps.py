@@ -1,5 +1,6 @@
 """Compiled programs of a step: the embedding, a few layers at a time, and a head."""
 
+import warnings
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
@@ -158,7 +159,7 @@ class Programs:
             head=self._head(head, batch, time),
             together=together,
             shared=self.shared,
-            one_at_a_time=self.shape.platform == "cpu" and self.shape.mesh.size > 1,
+            one_at_a_time=self.loader.devices[0].platform == "cpu" and self.shape.mesh.size > 1,
         )
 
     def none_read(self) -> jax.Array:
@@ -318,7 +319,10 @@ class Programs:
                 check_vma=False,
             )
             jitted = jax.jit(mapped, donate_argnums=donate)
-            self._compiled[key] = jitted.lower(*per_device, *arguments).compile()
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message="The Pallas Triton backend is deprecated")
+                lowered = jitted.lower(*per_device, *arguments)
+            self._compiled[key] = lowered.compile()
         return self._compiled[key]
 
     @property

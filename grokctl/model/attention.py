@@ -45,6 +45,13 @@ def attend(
     """
     batch, time, q_heads, head_dim = query.shape
     _, _, kv_heads, past, _ = cache.key.values.shape
+    if shape.has_kernel and time == 1:
+        from grokctl.model import attention_kernel  # noqa: PLC0415 (as in the engine)
+
+        if attention_kernel.suits(cache):
+            return attention_kernel.attend_with_one(
+                query, cache, positions, config=shape.config, form=shape.kernel_form
+            )
     dtype = jnp.dtype(jnp.float32) if shape.platform == "cpu" else shape.operand
     length = gcd(POSITION_BLOCK, past)
     query_positions = positions.of_tokens(time)

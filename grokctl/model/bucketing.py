@@ -26,6 +26,8 @@ _SHORT_RUN: Final = 4
 a row of padding costs as much as a token (docs/adr/0009)."""
 _LONGEST_RUN: Final = {"cpu": 128}
 _LONGEST_RUN_ELSEWHERE: Final = 1024
+MOST_IN_KERNEL: Final = 32
+"""Up to this many tokens, a GPU with the kernels of `model/kernels` runs experts in them."""
 _TOGETHER: Final = {"cpu": 1}
 """Layers in a program: on a CPU, a layer takes so long that the call of a program costs nothing."""
 _TOGETHER_ELSEWHERE: Final = 8
@@ -64,6 +66,18 @@ def rows_of_a_run(tokens: int, *, config: GrokConfig, platform: str, operand: in
         return min(tokens, _SHORT_RUN)
     longest = _LONGEST_RUN.get(platform, _LONGEST_RUN_ELSEWHERE)
     return min(tokens, longest, 1 << max(0, ceil(log2(2 * mean))))
+
+
+def rows_in_kernel(tokens: int, *, config: GrokConfig, most: int) -> int:
+    """Tokens that go through an expert together in the kernels for GPUs.
+
+    Args:
+        tokens: All tokens of a step.
+        config: The model.
+        most: Rows that the kernels take.
+    """
+    mean = tokens * config.num_selected_experts / config.num_experts
+    return min(tokens, most, 1 << max(0, ceil(log2(2 * mean))))
 
 
 def score_width(tokens: int, *, vocab: int, embed: int) -> int:

@@ -6,6 +6,7 @@ row per old shard, so summing before scaling would be wrong.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Final
 
 import jax
@@ -13,11 +14,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from grokctl.model.attention import attend
-from grokctl.model.bucketing import rows_of_a_run
+from grokctl.model.bucketing import MOST_IN_KERNEL, rows_in_kernel, rows_of_a_run
 from grokctl.model.cache import Cache, LayerCache, Positions, extended
 from grokctl.model.config import GrokConfig
-from grokctl.model.matmul import einsum, project, project_back
-from grokctl.model.parameters import Attention, Experts, Layer, Matrix, Parameters
+from grokctl.model.matmul import einsum, project, project_back, project_together
+from grokctl.model.parameters import Attention, Experts, Layer, Parameters
 from grokctl.model.step_spec import StepShape
 
 MODEL_AXIS: Final = "model"
@@ -165,12 +166,13 @@ def attention_block(
     batch, time, _ = x.shape
     token_positions = positions.of_tokens(time)
 
-    def heads(matrix: Matrix) -> Float[Array, "batch time heads head_dim"]:
-        return project(x, matrix, shape=shape).reshape(batch, time, -1, config.key_size)
-
-    query = rotate(heads(weights.query), token_positions, base=config.rope_base)
-    key = rotate(heads(weights.key), token_positions, base=config.rope_base)
-    cache = extended(cache, key, heads(weights.value), positions)
+    query, key, value = (
+        product.reshape(batch, time, -1, config.key_size)
+        for product in project_together(x, (weights.query, weights.key, weights.value), shape=shape)
+    )
+    query = rotate(query, token_positions, base=config.rope_base)
+    key = rotate(key, token_positions, base=config.rope_base)
+    cache = extended(cache, key, value, positions)
     context = attend(query, cache, positions, shape=shape)
     out = project(context.reshape(batch, time, -1), weights.out, shape=shape)
     return _sum(out, MODEL_AXIS), cache
@@ -215,6 +217,12 @@ def mixture_of_experts(
     experts, rows = layer.experts, x.reshape(-1, x.shape[-1])
     gates, chosen = route(layer.router, rows, config=shape.config)
     local = _on_this_device(chosen, count, num_experts=experts.count)
+    read = jnp.count_nonzero(jnp.any(_is_expert(local, experts.count), axis=0))
+    if has_few_rows(experts, len(rows), shape=shape):
+        mixed = _in_one_kernel(experts, rows, gates, local, shape=shape)
+        # counted before the sum over devices: behind it, the sum would wait on another stream
+        mixed, read = jax.lax.optimization_barrier((mixed, read))
+        return _sum(mixed, EXPERT_AXIS, MODEL_AXIS).reshape(x.shape), read
     run = rows_of_a_run(
         len(rows),
         config=shape.config,
@@ -222,11 +230,10 @@ def mixture_of_experts(
         operand=shape.operand.itemsize,
     )
     if run == 1:
-        partial = _token_by_token(experts, rows, gates, local, shape=shape)
+        mixed = _token_by_token(experts, rows, gates, local, shape=shape)
     else:
-        partial = _expert_by_expert(experts, rows, gates, local, run=run, shape=shape)
-    read = jnp.count_nonzero(jnp.any(_is_expert(local, experts.count), axis=0))
-    return _sum(partial, EXPERT_AXIS, MODEL_AXIS).reshape(x.shape), read
+        mixed = _expert_by_expert(experts, rows, gates, local, run=run, shape=shape)
+    return _sum(mixed, EXPERT_AXIS, MODEL_AXIS).reshape(x.shape), read
 
 
 def route(
@@ -262,6 +269,79 @@ def _on_this_device(
     is_here = (local >= 0) & (local < num_experts)
     is_here = is_here & (jnp.arange(chosen.shape[0]) < count)[:, None]
     return jnp.where(is_here, local, num_experts)
+
+
+def has_few_rows(experts: Experts, tokens: int, *, shape: StepShape) -> bool:
+    """Whether so many tokens go through their experts in the kernels for GPUs."""
+    if not shape.has_kernel or tokens > MOST_IN_KERNEL:
+        return False
+    from grokctl.model import kernels  # noqa: PLC0415 (as in the engine)
+
+    return kernels.suits(1, experts.gate.weight, experts.up.weight, experts.down.weight)
+
+
+def _in_one_kernel(
+    experts: Experts,
+    rows: Float[Array, "tokens embed"],
+    gates: Float[Array, "tokens selected"],
+    local: Int[Array, "tokens selected"],
+    *,
+    shape: StepShape,
+) -> Float[Array, "tokens embed"]:
+    """Run all tokens through all their experts with one kernel for `gate` and `up`, one for `down`.
+
+    Tokens of an expert go through it in runs, of which there are as many as there may have to be:
+    the host need not know how many are needed. Those left over have no expert, and read nothing.
+    """
+    from grokctl.model import kernels  # noqa: PLC0415 (as in the engine)
+
+    tokens, selected = gates.shape
+    most = kernels.most_rows(experts.gate.weight.dtype)
+    run = rows_in_kernel(tokens, config=shape.config, most=most)
+    numbers, places = local.reshape(-1), None
+    if run > 1:
+        numbers, places = _runs(numbers, experts.count, run=run)
+        of_choices = jnp.arange(tokens * selected) // selected
+        is_there = jnp.arange(len(numbers) * run)[:, None] == places[None]
+        rows = rows[jnp.sum(jnp.where(is_there, of_choices[None], 0), axis=1)]
+    multiply = partial(
+        kernels.chosen_products,
+        experts=numbers,
+        run=run,
+        may_lack=tokens > 1 or shape.mesh.expert > 1,
+        form=shape.kernel_form,
+    )
+    gate, up = multiply(rows, (experts.gate, experts.up))
+    (down,) = multiply(jax.nn.gelu(gate, approximate=True) * up, (experts.down,))
+    of_choices = down if places is None else down[jnp.minimum(places, len(down) - 1)]
+    is_here = local < experts.count
+    weighted = gates[..., None] * of_choices.reshape(tokens, selected, -1)
+    return jnp.sum(jnp.where(is_here[..., None], weighted, 0.0), axis=1)
+
+
+def _runs(
+    numbers: Int[Array, " choices"], num_experts: int, *, run: int
+) -> tuple[Int[Array, " runs"], Int[Array, " choices"]]:
+    """Runs of `run` rows, none of them of two experts, in which every choice has a place.
+
+    Args:
+        numbers: Expert of each choice; `num_experts` for those that are not here.
+        num_experts: Experts of this device.
+        run: Rows of a run.
+
+    Returns:
+        Expert of each run, `num_experts` for those that are not needed, and the row of each choice,
+        behind all of them for those that are not here.
+    """
+    is_of = _is_expert(numbers, num_experts)
+    counts = jnp.sum(is_of, axis=0)
+    ends = jnp.cumsum(-(-counts // run))
+    most = min(len(numbers), (len(numbers) + num_experts * (run - 1)) // run)
+    expert_of_run = jnp.sum(ends[None] <= jnp.arange(most)[:, None], axis=1)
+    before = jnp.cumsum(is_of, axis=0) - 1  # choices of the same expert
+    first = (ends - -(-counts // run)) * run
+    places = jnp.sum(jnp.where(is_of, first[None] + before, 0), axis=1)
+    return expert_of_run, jnp.where(numbers < num_experts, places, most * run)
 
 
 def _token_by_token(
@@ -333,9 +413,7 @@ def _expert_by_expert(
     return total
 
 
-def _is_expert(
-    local: Int[Array, "tokens selected"], num_experts: int
-) -> Bool[Array, "choices experts"]:
+def _is_expert(local: Int[Array, "*any"], num_experts: int) -> Bool[Array, "choices experts"]:
     """Whether each choice, a token with one of its experts, is of each expert."""
     expert_ids = jnp.arange(num_experts)
     return local.reshape(-1, 1) == expert_ids[None]

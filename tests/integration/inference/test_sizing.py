@@ -20,7 +20,7 @@ from grokctl.inference.devices import find_devices
 from grokctl.inference.loading import Loader
 from grokctl.inference.plan import EngineOptions
 from grokctl.model.bucketing import padded_batch, room
-from grokctl.model.cache import empty_cache
+from grokctl.model.cache import empty_cache, stored_type
 from grokctl.model.config import GROK_1, GrokConfig
 from grokctl.model.forward import MODEL_AXIS
 from grokctl.model.placement import MeshShape
@@ -82,7 +82,7 @@ class Case:
             self.mesh,
             slots=self.slots,
             past=room(self.context, platform="cpu")[1],
-            dtype=self.terms.cache_dtype,
+            dtype=stored_type(jnp.dtype(self.terms.cache_dtype), platform="cpu"),
             zeros=loader.absent,
         )
         read, found = loader.absent((), jnp.dtype(jnp.int32)), []

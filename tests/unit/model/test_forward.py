@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from jax.sharding import PartitionSpec
 
 from grokctl.checkpoint.miniature import MINIATURE
@@ -335,6 +337,19 @@ def test_padding_goes_through_no_expert(devices, source, count):
     np.testing.assert_allclose(found[:, :count], expected, atol=2e-5)
     assert not found[:, count:].any()
     assert read == len(chosen)
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.lists(st.integers(0, 5), min_size=1, max_size=40), st.integers(1, 8))
+def test_every_choice_has_a_place_of_its_own_in_a_run_of_its_expert(numbers, run):
+    of_runs, places = map(np.asarray, forward._runs(jnp.array(numbers), 5, run=run))
+
+    here = [place for number, place in zip(numbers, places, strict=True) if number < 5]
+    assert len(set(here)) == len(here)
+    assert of_runs[np.array(here, int) // run].tolist() == [n for n in numbers if n < 5]
+    assert all(place >= len(of_runs) * run for place in set(places) - set(here))
+    counts = np.bincount(numbers, minlength=6)[:5]
+    assert (of_runs < 5).sum() == sum(-(-count // run) for count in counts)
 
 
 @pytest.mark.parametrize("tokens", [1, 2, 8, 64, 512, 4096])

@@ -17,7 +17,7 @@ from grokctl.checkpoint.tensor_source import Storage, extent
 from grokctl.inference.devices import find_devices
 from grokctl.model import forward
 from grokctl.model import matmul as products
-from grokctl.model.cache import Positions, empty_cache
+from grokctl.model.cache import Positions, empty_cache, stored_type
 from grokctl.model.config import GROK_1
 from grokctl.model.matmul import project, project_back
 from grokctl.model.parameters import Matrix, build_parameters
@@ -272,7 +272,7 @@ def temporaries(config, precision, groups, *, length, is_fast, batch=1):
         ONE,
         slots=batch,
         past=4096,
-        dtype=BF16,
+        dtype=stored_type(BF16, platform="cpu"),
         zeros=lambda shape, dtype: jax.ShapeDtypeStruct((1, *shape), dtype),
     )
     hidden = jax.ShapeDtypeStruct((batch, length, config.emb_size), jnp.float32)
