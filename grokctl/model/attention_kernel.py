@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 from grokctl.model import stored_codes
 from grokctl.model.cache import LayerCache, Positions
 from grokctl.model.config import GrokConfig
-from grokctl.model.kernels import LARGEST
+from grokctl.model.kernels import LARGEST, added_up
 from grokctl.model.step_spec import KernelForm
 from grokctl.model.stored_codes import triton
 
@@ -77,9 +77,10 @@ def attend_with_one(
         interpret=form is KernelForm.INTERPRETED,
         name="attend_with_one",
     )(positions.slots, positions.start, query.astype(jnp.float32).reshape(-1, head_dim), *tables)
-    heads = (batch, kv_heads, blocks, group)
-    total = jnp.sum(weighted.reshape(*heads, head_dim), axis=2)
-    return (total / jnp.sum(weights.reshape(heads), axis=2)[..., None]).reshape(query.shape)
+    heads = (batch * kv_heads, blocks, group)
+    total = added_up(jnp.swapaxes(weighted.reshape(*heads, head_dim), 0, 1))
+    weight = added_up(jnp.swapaxes(weights.reshape(heads), 0, 1))
+    return (total / weight[..., None]).reshape(query.shape)
 
 
 def _kernel(

@@ -5,24 +5,17 @@ split inputs are scaled first and summed over devices after: the released intege
 row per old shard, so summing before scaling would be wrong.
 """
 
-from collections.abc import Callable
-from functools import partial
-from typing import Final
-
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from grokctl.model.attention import attend
-from grokctl.model.bucketing import MOST_IN_KERNEL, rows_in_kernel, rows_of_a_run
+from grokctl.model.axes import MODEL_AXIS, sum_over
 from grokctl.model.cache import Cache, LayerCache, Positions, extended
-from grokctl.model.config import GrokConfig
-from grokctl.model.matmul import einsum, project, project_back, project_together
-from grokctl.model.parameters import Attention, Experts, Layer, Parameters
+from grokctl.model.experts import mixture_of_experts
+from grokctl.model.matmul import project, project_back, project_together
+from grokctl.model.parameters import Attention, Layer, Parameters
 from grokctl.model.step_spec import StepShape
-
-MODEL_AXIS: Final = "model"
-EXPERT_AXIS: Final = "expert"
 
 
 def forward(
@@ -66,7 +59,7 @@ def embed(
     local = tokens - jax.lax.axis_index(MODEL_AXIS) * rows
     is_here = (local >= 0) & (local < rows)
     hidden = jnp.take(embedding, jnp.clip(local, 0, rows - 1), axis=0)
-    hidden = _sum(jnp.where(is_here[..., None], hidden, 0.0), MODEL_AXIS)
+    hidden = sum_over(jnp.where(is_here[..., None], hidden, 0.0), MODEL_AXIS)
     return hidden * shape.config.embedding_multiplier_scale
 
 
@@ -80,8 +73,11 @@ def decoder_layers(
 ) -> tuple[Float[Array, "batch time embed"], Cache, Int[Array, ""]]:
     """Consecutive layers, each on what the one before made; see `decoder_layer`."""
     extended_cache, experts_read = [], []
+    run = decoder_layer
+    if len(layers) > 1:  # traced once, as most are alike
+        run = jax.jit(decoder_layer, static_argnames="shape")
     for layer, before in zip(layers, cache, strict=True):
-        hidden, after, read = decoder_layer(layer, before, hidden, positions, shape=shape)
+        hidden, after, read = run(layer, before, hidden, positions, shape=shape)
         extended_cache.append(after)
         experts_read.append(read)
     return hidden, tuple(extended_cache), sum(experts_read[1:], experts_read[0])
@@ -175,7 +171,7 @@ def attention_block(
     cache = extended(cache, key, value, positions)
     context = attend(query, cache, positions, shape=shape)
     out = project(context.reshape(batch, time, -1), weights.out, shape=shape)
-    return _sum(out, MODEL_AXIS), cache
+    return sum_over(out, MODEL_AXIS), cache
 
 
 def rotate(
@@ -191,241 +187,3 @@ def rotate(
     cos, sin = jnp.cos(angles), jnp.sin(angles)
     low, high = x[..., :half], x[..., half:]
     return jnp.concatenate([low * cos - high * sin, high * cos + low * sin], axis=-1)
-
-
-@jax.named_scope("mixture_of_experts")
-def mixture_of_experts(
-    layer: Layer,
-    x: Float[Array, "batch time embed"],
-    count: Int[Array, ""],
-    *,
-    shape: StepShape,
-) -> tuple[Float[Array, "batch time embed"], Int[Array, ""]]:
-    """Each token's sum over the experts that it chose: `y = sum_e gate_e(x) * expert_e(x)`.
-
-    An expert that no token chose is not read, and padding goes through no expert.
-
-    Args:
-        layer: This device's part.
-        x: Tokens.
-        count: How many of them are no padding; padding comes last.
-        shape: Static facts.
-
-    Returns:
-        `y`, and how many of this device's experts were read.
-    """
-    experts, rows = layer.experts, x.reshape(-1, x.shape[-1])
-    gates, chosen = route(layer.router, rows, config=shape.config)
-    local = _on_this_device(chosen, count, num_experts=experts.count)
-    read = jnp.count_nonzero(jnp.any(_is_expert(local, experts.count), axis=0))
-    if has_few_rows(experts, len(rows), shape=shape):
-        mixed = _in_one_kernel(experts, rows, gates, local, shape=shape)
-        # counted before the sum over devices: behind it, the sum would wait on another stream
-        mixed, read = jax.lax.optimization_barrier((mixed, read))
-        return _sum(mixed, EXPERT_AXIS, MODEL_AXIS).reshape(x.shape), read
-    run = rows_of_a_run(
-        len(rows),
-        config=shape.config,
-        platform=shape.platform,
-        operand=shape.operand.itemsize,
-    )
-    if run == 1:
-        mixed = _token_by_token(experts, rows, gates, local, shape=shape)
-    else:
-        mixed = _expert_by_expert(experts, rows, gates, local, run=run, shape=shape)
-    return _sum(mixed, EXPERT_AXIS, MODEL_AXIS).reshape(x.shape), read
-
-
-def route(
-    router: Float[Array, "embed experts"], rows: Float[Array, "tokens embed"], *, config: GrokConfig
-) -> tuple[Float[Array, "tokens selected"], Int[Array, "tokens selected"]]:
-    """Choose experts for each token: `top_k(softmax(x @ router))`, *not* renormalised.
-
-    Returns:
-        The chosen experts' probabilities in float32, and their numbers.
-    """
-    logits = einsum("te,ex->tx", rows, router, dtype=jnp.dtype(jnp.float32))
-    return jax.lax.top_k(jax.nn.softmax(logits, axis=-1), config.num_selected_experts)
-
-
-def expert_block(
-    experts: Experts, expert: Int[Array, ""], x: Float[Array, "tokens embed"], *, shape: StepShape
-) -> Float[Array, "tokens embed"]:
-    """One expert: `(gelu(x @ gate) * (x @ up)) @ down`.
-
-    Of its columns, this device computes its own: a partial sum in float32.
-    """
-    gate = project(x, experts.gate, shape=shape, expert=expert)
-    up = project(x, experts.up, shape=shape, expert=expert)
-    hidden = jax.nn.gelu(gate, approximate=True) * up
-    return project(hidden, experts.down, shape=shape, expert=expert)
-
-
-def _on_this_device(
-    chosen: Int[Array, "tokens selected"], count: Int[Array, ""], *, num_experts: int
-) -> Int[Array, "tokens selected"]:
-    """Numbers of chosen experts among this device's; `num_experts` for others and for padding."""
-    local = chosen - jax.lax.axis_index(EXPERT_AXIS) * num_experts
-    is_here = (local >= 0) & (local < num_experts)
-    is_here = is_here & (jnp.arange(chosen.shape[0]) < count)[:, None]
-    return jnp.where(is_here, local, num_experts)
-
-
-def has_few_rows(experts: Experts, tokens: int, *, shape: StepShape) -> bool:
-    """Whether so many tokens go through their experts in the kernels for GPUs."""
-    if not shape.has_kernel or tokens > MOST_IN_KERNEL:
-        return False
-    from grokctl.model import kernels  # noqa: PLC0415 (as in the engine)
-
-    return kernels.suits(1, experts.gate.weight, experts.up.weight, experts.down.weight)
-
-
-def _in_one_kernel(
-    experts: Experts,
-    rows: Float[Array, "tokens embed"],
-    gates: Float[Array, "tokens selected"],
-    local: Int[Array, "tokens selected"],
-    *,
-    shape: StepShape,
-) -> Float[Array, "tokens embed"]:
-    """Run all tokens through all their experts with one kernel for `gate` and `up`, one for `down`.
-
-    Tokens of an expert go through it in runs, of which there are as many as there may have to be:
-    the host need not know how many are needed. Those left over have no expert, and read nothing.
-    """
-    from grokctl.model import kernels  # noqa: PLC0415 (as in the engine)
-
-    tokens, selected = gates.shape
-    most = kernels.most_rows(experts.gate.weight.dtype)
-    run = rows_in_kernel(tokens, config=shape.config, most=most)
-    numbers, places = local.reshape(-1), None
-    if run > 1:
-        numbers, places = _runs(numbers, experts.count, run=run)
-        of_choices = jnp.arange(tokens * selected) // selected
-        is_there = jnp.arange(len(numbers) * run)[:, None] == places[None]
-        rows = rows[jnp.sum(jnp.where(is_there, of_choices[None], 0), axis=1)]
-    multiply = partial(
-        kernels.chosen_products,
-        experts=numbers,
-        run=run,
-        may_lack=tokens > 1 or shape.mesh.expert > 1,
-        form=shape.kernel_form,
-    )
-    gate, up = multiply(rows, (experts.gate, experts.up))
-    (down,) = multiply(jax.nn.gelu(gate, approximate=True) * up, (experts.down,))
-    of_choices = down if places is None else down[jnp.minimum(places, len(down) - 1)]
-    is_here = local < experts.count
-    weighted = gates[..., None] * of_choices.reshape(tokens, selected, -1)
-    return jnp.sum(jnp.where(is_here[..., None], weighted, 0.0), axis=1)
-
-
-def _runs(
-    numbers: Int[Array, " choices"], num_experts: int, *, run: int
-) -> tuple[Int[Array, " runs"], Int[Array, " choices"]]:
-    """Runs of `run` rows, none of them of two experts, in which every choice has a place.
-
-    Args:
-        numbers: Expert of each choice; `num_experts` for those that are not here.
-        num_experts: Experts of this device.
-        run: Rows of a run.
-
-    Returns:
-        Expert of each run, `num_experts` for those that are not needed, and the row of each choice,
-        behind all of them for those that are not here.
-    """
-    is_of = _is_expert(numbers, num_experts)
-    counts = jnp.sum(is_of, axis=0)
-    ends = jnp.cumsum(-(-counts // run))
-    most = min(len(numbers), (len(numbers) + num_experts * (run - 1)) // run)
-    expert_of_run = jnp.sum(ends[None] <= jnp.arange(most)[:, None], axis=1)
-    before = jnp.cumsum(is_of, axis=0) - 1  # choices of the same expert
-    first = (ends - -(-counts // run)) * run
-    places = jnp.sum(jnp.where(is_of, first[None] + before, 0), axis=1)
-    return expert_of_run, jnp.where(numbers < num_experts, places, most * run)
-
-
-def _token_by_token(
-    experts: Experts,
-    rows: Float[Array, "tokens embed"],
-    gates: Float[Array, "tokens selected"],
-    local: Int[Array, "tokens selected"],
-    *,
-    shape: StepShape,
-) -> Float[Array, "tokens embed"]:
-    """Run each token alone through each of its experts on this device.
-
-    On an accelerator with all experts, only padding could be skipped, and is not: the condition
-    would wait for the host.
-    """
-    selected = gates.shape[1]
-    may_skip = shape.platform == "cpu" or shape.mesh.expert > 1
-
-    def add_product(index: Array, total: Array) -> Array:
-        token, expert = index // selected, local.reshape(-1)[index]
-
-        def product() -> Array:
-            row, number = jax.lax.dynamic_slice_in_dim(rows, token, 1), expert % experts.count
-            return gates.reshape(-1)[index] * expert_block(experts, number, row, shape=shape)
-
-        output = _if(expert < experts.count, product, like=rows[:1]) if may_skip else product()
-        return jax.lax.dynamic_update_slice_in_dim(
-            total, jax.lax.dynamic_slice_in_dim(total, token, 1) + output, token, 0
-        )
-
-    zeros = jnp.zeros(rows.shape, jnp.float32)
-    total: Array = jax.lax.fori_loop(0, local.size, add_product, zeros)
-    return total
-
-
-def _expert_by_expert(
-    experts: Experts,
-    rows: Float[Array, "tokens embed"],
-    gates: Float[Array, "tokens selected"],
-    local: Int[Array, "tokens selected"],
-    *,
-    run: int,
-    shape: StepShape,
-) -> Float[Array, "tokens embed"]:
-    """Run the tokens of each expert through it, `run` tokens at a time.
-
-    A choice is a token with one of its experts. Choices are sorted by expert, and the last run of
-    an expert is filled up with choices whose gate is 0.
-    """
-    expert_of = local.reshape(-1)
-    choices = jnp.argsort(expert_of)  # stable: of an expert in the order of tokens
-    counts = jnp.sum(_is_expert(local, experts.count), axis=0)
-    ends, runs = jnp.cumsum(counts), -(-counts // run)
-    run_ends = jnp.cumsum(runs)
-
-    def add_run(index: Array, total: Array) -> Array:
-        expert = jnp.sum(run_ends <= index)
-        run_of_expert = index - (run_ends[expert] - runs[expert])
-        end = ends[expert]
-        places = end - counts[expert] + run_of_expert * run + jnp.arange(run)
-        picked = choices[jnp.minimum(places, end - 1)]
-        tokens = picked // gates.shape[1]
-        gate = jnp.where(places < end, gates.reshape(-1)[picked], 0.0)
-        output = expert_block(experts, expert, rows[tokens], shape=shape)
-        return total.at[tokens].add(gate[:, None] * output)
-
-    zeros = jnp.zeros(rows.shape, jnp.float32)
-    total: Array = jax.lax.fori_loop(0, run_ends[-1], add_run, zeros)
-    return total
-
-
-def _is_expert(local: Int[Array, "*any"], num_experts: int) -> Bool[Array, "choices experts"]:
-    """Whether each choice, a token with one of its experts, is of each expert."""
-    expert_ids = jnp.arange(num_experts)
-    return local.reshape(-1, 1) == expert_ids[None]
-
-
-def _if(condition: Array, then: Callable[[], Array], *, like: Array) -> Array:
-    """`then()`; without computing anything, zeros if the condition is false."""
-    result: Array = jax.lax.cond(condition, then, lambda: jnp.zeros(like.shape, jnp.float32))
-    return result
-
-
-def _sum(x: Array, *axes: str) -> Array:
-    """Sum over the devices along some axes of the mesh."""
-    total: Array = jax.lax.psum(x, axes)
-    return total

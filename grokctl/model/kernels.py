@@ -148,9 +148,17 @@ def _products(
         name="few_rows",
     )(numbers.astype(jnp.int32), inputs, *tables)
     return [
-        jnp.sum(part.reshape(cut.splits, choices * tokens, cut.outputs), axis=0)
+        added_up(part.reshape(cut.splits, choices * tokens, cut.outputs))
         for part, cut in zip(sums, cuts, strict=True)
     ]
+
+
+def added_up(parts: Float[Array, "parts ..."]) -> Float[Array, "..."]:
+    """The sum of parts, one after the other: XLA makes no launch of its own of additions."""
+    total = parts[0]
+    for index in range(1, len(parts)):
+        total += parts[index]
+    return total
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -39,7 +39,7 @@ def as_on_a_gpu(monkeypatch):
 
     monkeypatch.setattr(engines, "StepShape", shape)
     monkeypatch.setattr(kernels, "_PROGRAMS", 8)  # an interpreter runs one after the other
-    monkeypatch.setattr(bucketing, "_TOGETHER_ELSEWHERE", 1)
+    monkeypatch.setattr(bucketing, "_TOGETHER", 2)
 
 
 @pytest.mark.parametrize(("name", "mesh"), MESHES)

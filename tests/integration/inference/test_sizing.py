@@ -19,10 +19,10 @@ from grokctl.inference.compiled_steps import Head, Programs
 from grokctl.inference.devices import find_devices
 from grokctl.inference.loading import Loader
 from grokctl.inference.plan import EngineOptions
+from grokctl.model.axes import MODEL_AXIS
 from grokctl.model.bucketing import padded_batch, room
 from grokctl.model.cache import empty_cache, stored_type
 from grokctl.model.config import GROK_1, GrokConfig
-from grokctl.model.forward import MODEL_AXIS
 from grokctl.model.placement import MeshShape
 from grokctl.model.precision import Compute, KvType, Precision
 from grokctl.model.scores import scores

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from grokctl.checkpoint.miniature import MINIATURE
-from grokctl.model import attention, attention_kernel
+from grokctl.model import attention_kernel, bucketing
 from grokctl.model.attention import attend, attend_at_once
 from grokctl.model.attention_kernel import attend_with_one
 from grokctl.model.cache import Positions, empty_cache, extended, recall, stored_type
@@ -74,7 +74,7 @@ def filled(past, slots, dtype=FLOAT32):
 def test_blocks_of_slots_give_what_one_softmax_over_all_gives(
     monkeypatch, past, slots, time, chosen, start, block
 ):
-    monkeypatch.setattr(attention, "POSITION_BLOCK", block)
+    monkeypatch.setattr(bucketing, "POSITION_BLOCK", block)
     cache, key, value = filled(past, slots)
     query = 3 * normal(3, len(chosen), time, 6, 4)
 
@@ -88,7 +88,7 @@ def test_blocks_of_slots_give_what_one_softmax_over_all_gives(
 
 
 def test_positions_behind_the_last_are_not_even_read(monkeypatch):
-    monkeypatch.setattr(attention, "POSITION_BLOCK", 8)
+    monkeypatch.setattr(bucketing, "POSITION_BLOCK", 8)
     cache, _, _ = filled(64, 1)
     nan = jax.tree.map(lambda leaf: leaf.at[:, :, :, 8:].set(jnp.nan), cache)
     query = normal(4, 1, 1, 6, 4)
@@ -145,13 +145,13 @@ def test_the_bytes_of_a_cache_are_those_of_its_arrays(mesh, dtype):
 
 
 @given(
-    past=st.integers(1, 300),
-    slots=st.integers(1, 4),
+    past=st.sampled_from([1, 100, 257]),
+    slots=st.integers(1, 3),
     heads=st.sampled_from([(1, 1), (2, 3), (1, 6)]),
     dtype=st.sampled_from([FLOAT32, BF16, INT8]),
     data=st.data(),
 )
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=8, deadline=None)
 def test_the_kernel_attends_to_what_is_written(past, slots, heads, dtype, data):
     kv_heads, group = heads
     config = replace(SMALL, num_q_heads=kv_heads * group, num_kv_heads=kv_heads, key_size=8)
