@@ -276,7 +276,9 @@ class Model:
         step = programs.step(cache, read, batch=batch, time=tokens, head=head)
         seconds = time.process_time() - began
         mesh, layers = f"{self.mesh.expert}x{self.mesh.model}", self.layers
-        texts = self.compiler.folder(f"{mesh}-{self.precision}-{batch}x{tokens}-{layers}-{head}")
+        texts = self.compiler.folder(
+            f"{mesh}-{self.precision}-{batch}x{tokens}-{layers}-{head.name}"
+        )
         return Step(
             embed=Program.of(step.embed, texts),
             layers=Program.of(step.layers[0], texts),

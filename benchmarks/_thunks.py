@@ -51,7 +51,7 @@ def thunks(listing: str) -> list[Thunk]:
     """
     top: list[Thunk] = []
     path: list[_Open] = []
-    for line in listing.splitlines():
+    for line in map(_without_nothing, listing.splitlines()):
         if found := _THUNK.match(line):
             depth = len(found[1])
             while path and path[-1].depth >= depth:
@@ -68,6 +68,11 @@ def thunks(listing: str) -> list[Thunk]:
         elif line.strip():
             raise ValueError(f"listing: expected a thunk or a part of one, found {line!r}")
     return top
+
+
+def _without_nothing(line: str) -> str:
+    """An empty branch says so, and does not end its line."""
+    return re.sub(r"^ *No thunks\.", "", line)
 
 
 @dataclass(frozen=True, kw_only=True)

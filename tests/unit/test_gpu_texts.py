@@ -112,6 +112,23 @@ def test_sums_over_devices_are_no_launches(kind):
     assert counted(listing) == Tally(sums=1)
 
 
+def test_an_empty_branch_is_none():
+    listing = """\
+001: kConditional [source | sink]
+      branch_0:
+        No thunks.      branch_1:
+        002: kCustomKernel [source | sink] one grid: [1, 1, 1]
+        003: kCustomKernel [source | sink] two grid: [1, 1, 1]
+      branch_2:
+        No thunks.
+"""
+
+    (thunk,) = _thunks.thunks(listing)
+
+    assert [each.number for each in thunk.inner["branch_1"]] == [2, 3]
+    assert counted(listing) == Tally(launches=2, waits=1)
+
+
 def test_every_entry_of_a_listing_is_kept():
     numbers = [each.number for top in _thunks.thunks(LISTING) for each in top.walk()]
 
