@@ -11,13 +11,13 @@ PARALLEL := -m pytest --numprocesses $(WORKERS) --dist loadscope --no-loadscope-
 PYTEST := $(BIN)/python $(PARALLEL)
 # A lock is complete: pip installs its pins and asks no index for other releases.
 LOCKED := -m pip install --quiet --no-deps --require-hashes --requirement
-COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --upgrade --generate-hashes \
-	--no-strip-extras --no-annotate --no-header
+COMPILE := $(BIN)/uv pip compile --quiet --universal --upgrade --generate-hashes \
+	--no-strip-extras --no-annotate --no-header --python-version
 
 # the suite starts hundreds of processes: without kept bytecode, each would compile grokctl again
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test test-fast test-slow test-newest schedulers fuzz check fix bench rehearsal picture lock install clean
+.PHONY: demo test test-fast test-slow test-newest schedulers fuzz check fix bench rehearsal gpu-forms picture lock install clean
 
 demo: $(READY)  ## the whole pipeline, for real, on a miniature
 	$(BIN)/grokctl demo
@@ -60,12 +60,16 @@ bench: .venv/.bench  ## every benchmark: a table and a ratio to a peer or a limi
 rehearsal: $(READY)  ## every command on 318 GB of holes: times and memory in docs/rehearsal.md
 	$(BIN)/python benchmarks/rehearsal.py --write docs/rehearsal.md
 
+gpu-forms: .venv-gpu/.ready  ## decode and prefill compiled for absent H100s: launches, host waits, copies, registers
+	PYTHONPATH=. .venv-gpu/bin/python benchmarks/gpu_forms.py --compile
+
 picture: $(READY)  ## docs/*.svg from a real terminal; needs tmux
 	$(BIN)/python docs/picture.py
 
 lock: .venv/.uv  ## pins with hashes for every platform, and no addresses
-	$(COMPILE) --group dev pyproject.toml --output-file requirements.lock
-	for group in bench fuzz uv; do $(COMPILE) --group $$group --constraint requirements.lock \
+	$(COMPILE) 3.11 --group dev pyproject.toml --output-file requirements.lock
+	$(COMPILE) 3.12 --group gpu pyproject.toml --output-file requirements-gpu.lock
+	for group in bench fuzz uv; do $(COMPILE) 3.11 --group $$group --constraint requirements.lock \
 		--output-file requirements-$$group.lock || exit 1; done
 	for python in 3.11 3.12 3.13; do \
 		for platform in x86_64-manylinux_2_28 aarch64-manylinux_2_28 aarch64-apple-darwin; do \
@@ -83,6 +87,13 @@ install: $(READY)  ## only the environment: .venv/bin/grokctl
 	$(@D)/bin/python -m pip check
 	@touch $@
 
+# grokctl itself is not installed in it: its own JAX is another
+.venv-gpu/.ready: requirements-gpu.lock
+	$(PYTHON313) -m venv --clear $(@D)
+	$(@D)/bin/python $(LOCKED) $<
+	$(@D)/bin/python -m pip check
+	@touch $@
+
 # a dependency group that only one target needs, on top of the rest
 .venv/.%: requirements-%.lock $(READY)
 	$(BIN)/python $(LOCKED) $<
@@ -90,4 +101,4 @@ install: $(READY)  ## only the environment: .venv/bin/grokctl
 	@touch $@
 
 clean:  ## forget the environment and the tools' caches
-	rm -rf .venv .venv-newest .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-newest .venv-gpu .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,39 +1,32 @@
 """Every form of a product on a GPU, beside what its memory and its matrix units can do.
 
-Without a GPU, and with the CUDA plugin of JAX, `--compile` says what each takes for temporaries,
-and `--memory` what programs of Grok-1 take, beside what `grokctl.model.sizing` counts for them.
+Without a GPU, and with the CUDA plugin of JAX, `--compile` says what decoding and prefill start,
+wait for and copy on absent H100s, and ends with 1 where decoding does what it must not. That is
+`make gpu-forms`.
 """
 
 import argparse
-import os
+import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from itertools import product
-from types import SimpleNamespace
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental.topologies import get_topology_desc
-from jax.sharding import SingleDeviceSharding
+from _gpu_check import check
 
-from grokctl.checkpoint.storage import released_storage, storage_in
-from grokctl.inference.compiled_steps import Head, Programs
-from grokctl.inference.loading import Loader
 from grokctl.model import kernels
-from grokctl.model.bucketing import layers_together, room
-from grokctl.model.cache import empty_cache
 from grokctl.model.config import GROK_1
 from grokctl.model.kernels import few_rows
 from grokctl.model.matmul import einsum, project, project_back, widened
 from grokctl.model.parameters import Matrix
 from grokctl.model.placement import MeshShape
-from grokctl.model.precision import Compute, Precision
-from grokctl.model.sizing import Terms, workspace_bytes
-from grokctl.model.step_spec import StepShape
+from grokctl.model.step_spec import KernelForm, StepShape
 
 ROWS = (1, 4, 8, 16, 64, 512)
 LAPS = 8  # products with different experts in one program, so that neither calls nor caches count
@@ -93,30 +86,6 @@ WEIGHTS = (
     Weight(name="int8 key, from the cache", inputs=6144, outputs=1024, groups=1),
     Weight(name="int4 down", inputs=32768, outputs=6144, groups=512, is_int4=True),
 )
-HOPPER = """
-gpu_device_info {
-  cuda_compute_capability { major: 9 }
-  threads_per_block_limit: 1024
-  threads_per_warp: 32
-  threads_per_core_limit: 2048
-  shared_memory_per_block: 49152
-  shared_memory_per_block_optin: 232448
-  shared_memory_per_core: 233472
-  registers_per_block_limit: 65536
-  registers_per_core_limit: 65536
-  core_count: 132
-  fpus_per_core: 128
-  block_dim_limit_x: 2147483647
-  block_dim_limit_y: 65535
-  block_dim_limit_z: 65535
-  memory_bandwidth: 3352320000000
-  device_memory_size: 84978434048
-  l2_cache_size: 52428800
-  clock_rate_ghz: 1.98
-}
-platform_name: "CUDA"
-device_description_str: "NVIDIA H100 80GB HBM3"
-"""
 TINY = (
     Weight(name="int8", inputs=64, outputs=48, groups=2),
     Weight(name="int4", inputs=64, outputs=48, groups=4, is_int4=True),
@@ -159,7 +128,8 @@ def forms(*, interpret: bool) -> dict[str, Form]:
     dot, wide = partial(in_groups, dtype=dtype), partial(dequantised, dtype=dtype)
 
     def kernel(x: jax.Array, stored: Stored, _place: int, number: jax.Array) -> jax.Array:
-        return few_rows(x, *stored.stack, number, interpret=interpret)
+        form = KernelForm.INTERPRETED if interpret else KernelForm.PTX
+        return few_rows(x, *stored.stack, number, form=form)
 
     def own(x: jax.Array, stored: Stored, place: int, _number: jax.Array) -> jax.Array:
         return dot(x, *stored.apart[place])
@@ -295,130 +265,24 @@ def tune(weight: Weight, count: int, read: float, *, interpret: bool) -> None:
         print(f"  {spent * 1e3:.4f} ms, {weight.nbytes / spent / read:.0%}: {other}{mark}")
 
 
-def absent_gpus(count: int) -> list[jax.Device]:
-    """GPUs that are not there, to compile for; without any XLA cannot try what is fastest."""
-    os.environ.setdefault("XLA_FLAGS", "--xla_gpu_autotune_level=0")
-    os.environ.setdefault("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "1")  # it would look for a driver
-    gpus = get_topology_desc(
-        f"{count} of them", platform="cuda", target_config=HOPPER, topology=f"1x1x{count}"
-    )
-    return list(gpus.devices)
-
-
-def compile_all(weights: tuple[Weight, ...], rows: Sequence[int]) -> None:
-    """Temporaries of every form, compiled for a GPU that is not there."""
-    there = SingleDeviceSharding(absent_gpus(1)[0])
-
-    def absent(array: Any) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=there)
-
-    print("| weight | rows | form | temporaries |\n| --- | ---: | --- | ---: |")
-    for weight, count in product(weights, rows):
-        stored = jax.tree.map(absent, jax.eval_shape(weight.random))
-        x = absent(jax.ShapeDtypeStruct((count, weight.inputs), jnp.float32))
-        number = absent(jax.ShapeDtypeStruct((), jnp.int32))
-        for name, form in forms(interpret=False).items():
-            if name == "kernel" and count > 2 * kernels.FEW_ROWS:
-                continue
-            run = jax.jit(lambda x, stored, number, form=form: form(x, stored, 1, number))
-            compiled = run.lower(x, stored, number).compile()
-            temporaries = compiled.memory_analysis().temp_size_in_bytes
-            print(f"| {weight.name} | {count} | {name} | {temporaries / 1e6:.1f} MB |", flush=True)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Case:
-    """A way to run Grok-1 on GPUs."""
-
-    mesh: MeshShape
-    precision: Precision
-    context: int = 8192
-    slots: int = 16
-
-    def steps(self) -> Iterator[tuple[str, dict[str, tuple[int, int]]]]:
-        """Of each step and its programs: temporaries, and all that is neither weights nor cache."""
-        config = replace(GROK_1, num_layers=layers_together("gpu"))  # the other layers are alike
-        storage = storage_in(released_storage(config), self.precision, self.mesh)
-        source = SimpleNamespace(storage=storage, config=config)
-        loader = Loader(source, self.mesh, absent_gpus(self.mesh.size))
-        shape = replace(step_shape(BF16), config=config, mesh=self.mesh, has_kernel=True)
-        programs = Programs(loader, loader.absent_parameters(), shape)
-        chunk, past = room(self.context, platform="gpu")
-        cache = empty_cache(
-            config,
-            self.mesh,
-            slots=self.slots,
-            past=past,
-            dtype=BF16,
-            zeros=loader.absent,
-        )
-        read = loader.absent((), jnp.dtype(jnp.int32))
-        for batch, tokens, head in (
-            (1, 1, Head.LAST),
-            (self.slots, 1, Head.LAST),
-            (1, chunk, Head.LAST),
-            (1, chunk, Head.SCORES),
-            (1, chunk, Head.EVERY),
-        ):
-            what = f"{batch} x {tokens}"
-            step = programs.step(cache, read, batch=batch, time=tokens, head=head)
-            hidden = batch * tokens * config.emb_size * FLOAT32.itemsize
-            named = {"embed": (step.embed, 0), "layers": (step.layers[0], hidden)}
-            named["head"] = (step.head, hidden)
-            yield (
-                what if head is Head.LAST else f"{what}, {head.name.lower()}",
-                {name: self._taken(*program) for name, program in named.items()},
-            )
-
-    @staticmethod
-    def _taken(program: Any, given: int) -> tuple[int, int]:
-        found = program.memory_analysis()
-        made = found.output_size_in_bytes - found.alias_size_in_bytes
-        return found.temp_size_in_bytes, given + made + found.temp_size_in_bytes
-
-    @property
-    def expected(self) -> int:
-        """Bytes that are counted for the largest of them."""
-        terms = Terms(context=self.context, compute=Compute.BFLOAT16, slots=self.slots)
-        return workspace_bytes(GROK_1, self.mesh, terms, precision=self.precision, platform="gpu")
-
-
-def memory_table() -> None:
-    """Temporaries of programs, and whether the largest step takes what is counted for it."""
-    print("| mesh | weights | sequences x tokens | layers | head | workspace | counted | ratio |")
-    print("| --- | --- | --- | ---: | ---: | ---: | ---: | ---: |")
-    for size, precision in product((8, 4, 16), (Precision.INT8, Precision.INT4)):
-        case, largest = Case(mesh=MeshShape(1, size), precision=precision), 0
-        for name, programs in case.steps():
-            largest = max(largest, *(taken for _, taken in programs.values()))
-            temporaries = [f"{programs[part][0] / 1e6:.1f} MB" for part in ("layers", "head")]
-            print(f"| {case.mesh} | {precision} | {name} | {' | '.join(temporaries)} | | | |")
-        print(
-            f"| {case.mesh} | {precision} | the largest | | | {largest / 1e6:.0f} MB "
-            f"| {case.expected / 1e6:.0f} MB | {case.expected / largest:.2f} |",
-            flush=True,
-        )
-        assert largest <= case.expected <= 1.5 * largest, case
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--tune", action="store_true", help="also try other settings of the kernel")
     parser.add_argument("--rows", type=int, nargs="+", default=ROWS)
     parser.add_argument("--weights", nargs="+", help="names that begin so, such as 'int8 down'")
-    parser.add_argument("--compile", action="store_true", help="only compile, for an H100")
-    parser.add_argument("--memory", action="store_true", help="only programs, for H100s")
+    parser.add_argument("--compile", action="store_true", help="only compile, for absent H100s")
+    parser.add_argument("--devices", type=int, nargs="+", default=(8, 1), help="to compile for")
+    parser.add_argument(
+        "--batches", type=int, nargs="+", default=(1, 8, 16, 0), help="0 is a chunk of a prompt"
+    )
+    parser.add_argument("--keep", type=Path, help="folder for XLA's texts")
     parser.add_argument("--interpret", action="store_true", help=argparse.SUPPRESS)
     given = parser.parse_args()
     names = tuple(given.weights or [""])
     known = TINY if given.interpret else WEIGHTS
     weights = tuple(weight for weight in known if weight.name.startswith(names))
-    if given.memory:
-        memory_table()
-        return
     if given.compile:
-        compile_all(weights, given.rows)
-        return
+        sys.exit(check(devices=given.devices, batches=given.batches, keep=given.keep))
     if jax.devices()[0].platform != "gpu" and not given.interpret:
         print("No GPU is here: nothing to measure.")
         return

@@ -41,8 +41,8 @@ from grokctl.inference.compiled_steps import Head
 from grokctl.inference.devices import find_devices, has_fast_bfloat16, memory_bandwidth
 from grokctl.inference.engine import Engine
 from grokctl.inference.plan import EngineOptions
+from grokctl.model.axes import MODEL_AXIS
 from grokctl.model.config import GROK_1, GrokConfig
-from grokctl.model.forward import MODEL_AXIS
 from grokctl.model.matmul import project
 from grokctl.model.parameters import Matrix
 from grokctl.model.placement import MeshShape

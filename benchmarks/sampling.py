@@ -18,9 +18,9 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, PartitionSpec
 
+from grokctl.model.axes import MODEL_AXIS
 from grokctl.model.candidates import largest, merge
 from grokctl.model.config import GROK_1
-from grokctl.model.forward import MODEL_AXIS
 from grokctl.model.sampling import Sampling
 
 VOCAB = GROK_1.vocab_size

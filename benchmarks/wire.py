@@ -114,7 +114,7 @@ def crossing(config: GrokConfig, mesh: MeshShape) -> list[Collective]:
     shape = StepShape(config=config, mesh=mesh, platform="cpu", compute=jnp.dtype(jnp.bfloat16))
     programs = Programs(loader, loader.absent_parameters(), shape)
     cache = empty_cache(
-        config, mesh, slots=1, past=CONTEXT, dtype=jnp.dtype(jnp.bfloat16), zeros=loader.absent
+        config, mesh, slots=1, past=CONTEXT, dtype=jnp.dtype(jnp.uint16), zeros=loader.absent
     )
     read = loader.absent((), jnp.dtype(jnp.int32))
     step = programs.step(cache, read, batch=1, time=1, head=Head.LAST)

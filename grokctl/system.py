@@ -5,6 +5,7 @@ import os
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from enum import Enum
 from pathlib import Path
 from typing import Final
 
@@ -42,6 +43,28 @@ def optional(*also: int) -> Iterator[None]:
     except OSError as error:
         if not is_unsupported(error) and error.errno not in also:
             raise
+
+
+class Reading(Enum):
+    """What is to be read of a file."""
+
+    IN_ORDER = "POSIX_FADV_SEQUENTIAL"
+    """All of it, from beginning to end."""
+    SOON = "POSIX_FADV_WILLNEED"
+    """The part that is named: it is fetched now, without waiting."""
+
+
+def announce(handle: int, reading: Reading, *, offset: int = 0, nbytes: int = 0) -> None:
+    """Tell the kernel what will be read, where it listens: macOS has no such call.
+
+    Args:
+        handle: An open file.
+        reading: What will be read.
+        offset: Of the part.
+        nbytes: Of the part; 0 for everything from `offset` on.
+    """
+    with suppress(AttributeError, OSError):
+        os.posix_fadvise(handle, offset, nbytes, getattr(os, reading.value))
 
 
 def machine_id() -> str:

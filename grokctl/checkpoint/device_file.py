@@ -13,7 +13,7 @@ from grokctl.checkpoint.layout import ALIGNMENT, DeviceLayout
 from grokctl.checkpoint.manifest import FileRecord
 from grokctl.checkpoint.mapped_files import map_to_read
 from grokctl.checkpoint.rows import read_into
-from grokctl.system import optional
+from grokctl.system import Reading, announce, optional
 
 
 class DeviceFile:
@@ -69,6 +69,11 @@ class DeviceFile:
         out = _aligned(nbytes)
         self.read_into(out, start)
         return out
+
+    def expect(self, start: int, nbytes: int) -> None:
+        """Have the kernel fetch bytes that will be read soon."""
+        if self._frames is None:
+            announce(self._handle, Reading.SOON, offset=start, nbytes=nbytes)
 
     def read_into(self, memory: NDArray[np.uint8], start: int) -> None:
         """Fill memory with bytes of the safetensors file.

@@ -262,6 +262,15 @@ class ReadyCheckpoint:
         with self._blaming(device):
             self._open(device).read_into(memory, start)
 
+    def expect(self, device: int, start: int, nbytes: int) -> None:
+        """Have the kernel fetch bytes of a device file that will be read soon.
+
+        Raises:
+            CorruptCheckpointError: The file does not match the manifest.
+        """
+        with self._blaming(device):
+            self._open(device).expect(start, nbytes)
+
     @contextmanager
     def _blaming(self, device: int) -> Iterator[None]:
         """Report wrong bytes of a device file as damage, and other errors as the machine's."""

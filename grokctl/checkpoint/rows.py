@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from grokctl.checkpoint.pickles import ArrayRef
 from grokctl.model.placement import Slice
+from grokctl.system import Reading, announce
 
 _NARROW: Final = 2
 """Rows are read in parts if less than one in this many columns is wanted."""
@@ -80,8 +81,7 @@ def opened(path: Path, array: ArrayRef) -> Iterator[Rows]:
     """
     handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        with suppress(OSError):  # advice
-            os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_SEQUENTIAL)
+        announce(handle, Reading.IN_ORDER)
         yield Rows(handle, array)
     finally:
         os.close(handle)

@@ -1,5 +1,6 @@
 """Compiled programs of a step: the embedding, a few layers at a time, and a head."""
 
+import warnings
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
@@ -13,9 +14,9 @@ from jaxtyping import Array, Int
 
 from grokctl.inference.loading import Loader
 from grokctl.model import candidates, forward, scores
+from grokctl.model.axes import MODEL_AXIS
 from grokctl.model.bucketing import layers_together
 from grokctl.model.cache import Cache, LayerCache, Positions
-from grokctl.model.forward import MODEL_AXIS
 from grokctl.model.parameters import Layer, Parameters
 from grokctl.model.step_spec import StepShape
 
@@ -133,8 +134,9 @@ def handed_over(array: np.ndarray[Any, Any], shared: NamedSharding) -> jax.Array
 class Programs:
     """Compiles steps over loaded parameters.
 
-    A program has a few layers, and is called until all have run: one program of all layers would
-    take many times as long to compile (docs/adr/0009). No program is compiled twice.
+    A program has one layer, and is called until all have run: a program of all layers takes many
+    times as long to compile (docs/adr/0009), and is made only where accelerators decode
+    (docs/adr/0013). No program is compiled twice.
     """
 
     loader: Loader
@@ -144,7 +146,7 @@ class Programs:
 
     def step(self, cache: Cache, read: jax.Array, *, batch: int, time: int, head: Head) -> Step:
         """A step of a shape."""
-        together = layers_together(self.shape.platform)
+        together = layers_together(self.shape.platform, time=time)
         layers = self.parameters.layers
         starts = range(0, len(layers), together)
         return Step(
@@ -158,7 +160,7 @@ class Programs:
             head=self._head(head, batch, time),
             together=together,
             shared=self.shared,
-            one_at_a_time=self.shape.platform == "cpu" and self.shape.mesh.size > 1,
+            one_at_a_time=self.loader.devices[0].platform == "cpu" and self.shape.mesh.size > 1,
         )
 
     def none_read(self) -> jax.Array:
@@ -318,7 +320,10 @@ class Programs:
                 check_vma=False,
             )
             jitted = jax.jit(mapped, donate_argnums=donate)
-            self._compiled[key] = jitted.lower(*per_device, *arguments).compile()
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message="The Pallas Triton backend is deprecated")
+                lowered = jitted.lower(*per_device, *arguments)
+            self._compiled[key] = lowered.compile()
         return self._compiled[key]
 
     @property

@@ -31,7 +31,7 @@ from grokctl.inference.step_logits import log_probabilities
 from grokctl.inference.stream import Batch, Stream
 from grokctl.model.parameters import Parameters
 from grokctl.model.sampling import Sampling
-from grokctl.model.step_spec import StepShape
+from grokctl.model.step_spec import KernelForm, StepShape
 
 
 class Engine:
@@ -56,10 +56,12 @@ class Engine:
         self.tokenizer = plan.tokenizer
         self.context = plan.context
         compute, device = jnp.dtype(plan.options.compute), loader.local_devices[0]
-        has_kernel = device.platform == "gpu" and _kernel_works(device)
+        form = _working_kernel(device) if device.platform == "gpu" else None
+        has_kernel, is_plain = form is not None, form is KernelForm.PLAIN
         is_fast = has_fast_bfloat16()
         if cluster is not None:  # all run the same programs
             has_kernel = cluster.everywhere("kernel", it_is=has_kernel)
+            is_plain = not cluster.everywhere("kernel in PTX", it_is=not is_plain)
             is_fast = cluster.everywhere("processor", it_is=is_fast)
         if device.platform == "gpu" and not has_kernel:
             observe(
@@ -73,6 +75,7 @@ class Engine:
             has_fast_bfloat16=is_fast,
             draws_on_device=_draws_on_device(plan, device, cluster),
             has_kernel=has_kernel,
+            kernel_form=KernelForm.PLAIN if is_plain else KernelForm.PTX,
         )
         self.runner = ModelRunner(
             loader,
@@ -183,7 +186,7 @@ def _draws_on_device(plan: RunPlan, device: jax.Device, cluster: Cluster | None)
     return device.platform != "cpu" or cluster is not None
 
 
-def _kernel_works(device: jax.Device) -> bool:
-    from grokctl.model import kernels  # noqa: PLC0415 (Pallas is a fifth of JAX's own start)
+def _working_kernel(device: jax.Device) -> KernelForm | None:
+    from grokctl.model import kernel_check  # noqa: PLC0415 (Pallas is a fifth of JAX's own start)
 
-    return kernels.works(device)
+    return kernel_check.working_form(device)

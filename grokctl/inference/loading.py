@@ -3,14 +3,14 @@
 import mmap
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import cycle
 from queue import SimpleQueue
 from threading import Event as Signal
-from typing import Any
+from typing import Any, Final
 
 import jax
 import jax.numpy as jnp
@@ -18,15 +18,15 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from numpy.typing import NDArray
 
-from grokctl.checkpoint.layout import DeviceWeights, device_weights
+from grokctl.checkpoint.layout import DeviceTensor, DeviceWeights, device_weights
 from grokctl.checkpoint.pickles import BFLOAT16
 from grokctl.checkpoint.ready import ReadyCheckpoint
 from grokctl.checkpoint.tensor_source import LogicalTensor, Slices, TensorSource, extent
 from grokctl.errors import HardwareError, PlacementError
 from grokctl.events import Advanced, Finished, Observer, Stage, Started
 from grokctl.inference.memory_check import check_memory, note_paging
+from grokctl.model.axes import EXPERT_AXIS, MODEL_AXIS
 from grokctl.model.config import GrokConfig
-from grokctl.model.forward import EXPERT_AXIS, MODEL_AXIS
 from grokctl.model.parameters import Matrix, Parameters, build_parameters
 from grokctl.model.placement import MeshShape
 
@@ -34,6 +34,10 @@ _Arrived = tuple[str, int]
 """A tensor's name, and its bytes on a device."""
 _Parts = dict[str, list[jax.Array]]
 """Each device's array, by the name of the tensor."""
+_READERS: Final = 8
+"""Threads that read files at the same time, or one for each device, if there are more."""
+_PART: Final = 2**24
+"""Fewest bytes of a tensor that a thread reads."""
 
 
 class Loader:
@@ -154,11 +158,16 @@ class Loader:
         """Load the file of each device in a thread of its own."""
         arrived: SimpleQueue[_Arrived | None] = SimpleQueue()
         stop = Signal()
-        with ThreadPoolExecutor(len(self.local)) as pool:
+        readers = max(1, _READERS // len(self.local))
+        with (
+            ThreadPoolExecutor(len(self.local)) as pool,
+            ThreadPoolExecutor(len(self.local) * readers) as reading,
+        ):
             jobs = []
             for number in self.local:
                 device = self.devices[number]
-                job = pool.submit(_read_file, source, number, device, arrived.put, stop)
+                file = _File(source, number, reading, readers)
+                job = pool.submit(_read_file, file, device, arrived.put, stop)
                 job.add_done_callback(lambda _: arrived.put(None))
                 jobs.append(job)
             try:
@@ -223,9 +232,48 @@ def _shares(source: TensorSource, mesh: MeshShape) -> tuple[DeviceWeights, ...]:
         raise PlacementError(str(error), f"--mesh {source.mesh}") from error
 
 
+@dataclass(frozen=True, slots=True)
+class _File:
+    """A device's file of a checkpoint that was cut for the mesh, and who reads it."""
+
+    source: ReadyCheckpoint
+    number: int
+    """The device's number in the mesh."""
+    pool: Executor
+    readers: int
+    """Threads that read parts of a large tensor at the same time: one does not keep a fast disk
+    busy."""
+
+    @property
+    def tensors(self) -> Sequence[DeviceTensor]:
+        return self.source.layouts[self.number].tensors
+
+    def read_into(self, memory: NDArray[np.uint8], offset: int) -> None:
+        """Fill memory with bytes of the file.
+
+        Raises:
+            CorruptCheckpointError: The file differs from the manifest.
+        """
+        is_plain = self.source.manifest.record_of(self.number).frames is None
+        readers = min(self.readers, len(memory) // _PART) if is_plain else 1
+        size = -(-len(memory) // max(1, readers))
+        starts = range(0, len(memory), size) if readers > 1 else range(1)
+        jobs = [
+            self.pool.submit(
+                self.source.read_into, memory[start : start + size], self.number, offset + start
+            )
+            for start in starts[1:]
+        ]
+        try:
+            self.source.read_into(memory[:size], self.number, offset)
+        finally:
+            wait(jobs)
+        for job in jobs:
+            job.result()
+
+
 def _read_file(
-    source: ReadyCheckpoint,
-    number: int,
+    file: _File,
     device: jax.Device,
     tell: Callable[[_Arrived], None],
     stop: Signal,
@@ -233,8 +281,7 @@ def _read_file(
     """Hand a device its file: one tensor is read while the one before travels.
 
     Args:
-        source: A checkpoint cut for the mesh of the devices.
-        number: The device's number in the mesh.
+        file: The file.
         device: Receives the tensors.
         tell: Called for every tensor that has been read.
         stop: Ends this before the next tensor.
@@ -242,17 +289,20 @@ def _read_file(
     Raises:
         CorruptCheckpointError: The file differs from the manifest.
     """
-    size = _largest(source, number)
+    size = _largest(file.source, file.number)
     buffers = cycle([np.frombuffer(mmap.mmap(-1, size), np.uint8) for _ in range(2)])
     travelling: deque[jax.Array] = deque()
     arrays = {}
-    for entry, buffer in zip(source.layouts[number].tensors, buffers, strict=False):
+    following = [*file.tensors[1:], None]
+    for entry, after, buffer in zip(file.tensors, following, buffers, strict=False):
         if stop.is_set():
             break
         if len(travelling) == 2:  # noqa: PLR2004 # as many as there are buffers
             travelling.popleft().block_until_ready()
         memory = buffer[: entry.nbytes]
-        source.read_into(memory, number, entry.offset)
+        if after is not None:
+            file.source.expect(file.number, after.offset, after.nbytes)
+        file.read_into(memory, entry.offset)
         local = _storable(memory.view(entry.tensor.dtype).reshape(1, *extent(entry.slices)))
         if device.platform == "cpu":
             local = local.copy()  # JAX keeps aligned memory as it is, whatever may_alias says

@@ -19,7 +19,7 @@ from grokctl.inference.generation import PromptScores
 from grokctl.inference.loading import Loader, out_of_memory
 from grokctl.inference.step_logits import AdjustedRows, StepLogits
 from grokctl.model.bucketing import padded_batch, room
-from grokctl.model.cache import Cache, empty_cache
+from grokctl.model.cache import Cache, empty_cache, stored_type
 from grokctl.model.parameters import Parameters
 from grokctl.model.sizing import Terms
 from grokctl.model.step_spec import StepShape
@@ -76,7 +76,7 @@ class ModelRunner:
         self._parameters = parameters
         self.shape = shape
         self.slots = terms.slots
-        self._cache_dtype = jnp.dtype(terms.cache_dtype)
+        self._cache_dtype = stored_type(jnp.dtype(terms.cache_dtype), platform=shape.platform)
         self._observe = observe
         self._programs = Programs(loader, parameters, shape)
         self._steps: dict[_Key, Step] = {}

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from grokctl.model.bucketing import POSITION_BLOCK
+from grokctl.model.bucketing import position_block
 from grokctl.model.cache import LayerCache, Positions, recall
 from grokctl.model.config import GrokConfig
 from grokctl.model.matmul import einsum
@@ -45,8 +45,15 @@ def attend(
     """
     batch, time, q_heads, head_dim = query.shape
     _, _, kv_heads, past, _ = cache.key.values.shape
+    if shape.has_kernel and time == 1:
+        from grokctl.model import attention_kernel  # noqa: PLC0415 (as in the engine)
+
+        if attention_kernel.suits(cache):
+            return attention_kernel.attend_with_one(
+                query, cache, positions, config=shape.config, form=shape.kernel_form
+            )
     dtype = jnp.dtype(jnp.float32) if shape.platform == "cpu" else shape.operand
-    length = gcd(POSITION_BLOCK, past)
+    length = gcd(position_block(batch * time * q_heads, platform=shape.platform), past)
     query_positions = positions.of_tokens(time)
     grouped = query.reshape(batch, time, kv_heads, q_heads // kv_heads, head_dim)
     # shape: batch time kv_heads group head_dim

@@ -28,7 +28,7 @@ class Entries:
     """
 
     values: Shaped[Array, "one slots kv_heads past head_dim"]
-    """float32, the bits of bfloat16 in uint16 (as in `Matrix`), or int8 codes."""
+    """float32, bfloat16 (on a CPU its bits in uint16, as in `Matrix`), or int8 codes."""
     scales: Float[Array, "one slots kv_heads past"] | None
     """Value of code 1, for int8 codes."""
 
@@ -127,6 +127,15 @@ def _read(
     )
 
 
+def stored_type(dtype: jnp.dtype, *, platform: str) -> jnp.dtype:
+    """How a cache of bfloat16, float32 or int8 stores it: a CPU has the bits of bfloat16.
+
+    From a cache of bits, XLA for GPUs would convert every block before it multiplies.
+    """
+    is_in_bits = dtype == jnp.bfloat16 and platform == "cpu"
+    return jnp.dtype(jnp.uint16) if is_in_bits else dtype
+
+
 def empty_cache(
     config: GrokConfig,
     mesh: MeshShape,
@@ -143,15 +152,15 @@ def empty_cache(
         mesh: The mesh that it is split over.
         slots: Sequences that it keeps at a time.
         past: Positions of each.
-        dtype: bfloat16, float32, or int8 for codes with a float32 scale a head and position.
+        dtype: bfloat16, its bits in uint16, float32, or int8 for codes with a float32 scale a head
+            and position.
         zeros: Makes an array of a shape on every device, with an axis of devices before it.
     """
     shape = (slots, kv_heads_per_device(config, mesh), past)
     has_scales = dtype == jnp.int8
-    stored = jnp.dtype(jnp.uint16) if dtype == jnp.bfloat16 else dtype
 
     def entries() -> Entries:
         scales = zeros(shape, jnp.dtype(jnp.float32)) if has_scales else None
-        return Entries(zeros((*shape, config.key_size), stored), scales)
+        return Entries(zeros((*shape, config.key_size), dtype), scales)
 
     return tuple(LayerCache(entries(), entries()) for _ in range(config.num_layers))

@@ -14,8 +14,8 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 from numpy.typing import NDArray
 
+from grokctl.model.axes import MODEL_AXIS
 from grokctl.model.bucketing import TOP_LOGPROBS
-from grokctl.model.forward import MODEL_AXIS
 from grokctl.model.sampling import Candidates
 
 _GROUP: Final = 32

@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from grokctl.model.axes import MODEL_AXIS
 from grokctl.model.bucketing import TOP_LOGPROBS, score_width
-from grokctl.model.forward import MODEL_AXIS, head
+from grokctl.model.forward import head
 from grokctl.model.step_spec import StepShape
 
 _TERMS: Final = 64

@@ -9,10 +9,10 @@ import numpy as np
 
 from grokctl.model.bucketing import (
     BLOCK,
-    POSITION_BLOCK,
     TOP_LOGPROBS,
     layers_together,
     padded_batch,
+    position_block,
     room,
     rows_of_a_run,
     score_width,
@@ -226,14 +226,14 @@ class _Step:
         """What goes in and comes out, and the larger of a layer's two blocks.
 
         On accelerators XLA fills in the zeros to which experts and attention add before the first
-        layer begins, for all layers of the program.
+        layer begins, for all layers of the program; those of one layer are counted in its blocks.
         """
         largest = max(self._attention, self._experts)
         if self.is_cpu:
             return 2 * self._hidden + largest
-        zeros = min(layers_together(self.platform), self.config.num_layers) * (
-            self._hidden + self._queries
-        )
+        together = layers_together(self.platform, time=self.tokens // self.batch)
+        others = min(together, self.config.num_layers) - 1
+        zeros = others * (self._hidden + self._queries)
         return 2 * self._hidden + zeros + largest + _LIBRARY
 
     @property
@@ -267,9 +267,10 @@ class _Step:
     def _looking(self) -> int:
         """Queries, sums and their summands, a block of positions, and its logits twice."""
         heads = self.config.num_q_heads // self.mesh.model
-        looked = self.tokens * heads * POSITION_BLOCK * _FLOAT32
+        block = position_block(self.tokens * heads, platform=self.platform)
+        looked = self.tokens * heads * block * _FLOAT32
         seen = self.batch * kv_heads_per_device(self.config, self.mesh)
-        seen *= POSITION_BLOCK * self.config.key_size
+        seen *= block * self.config.key_size
         return self._hidden + 3 * self._queries + 2 * looked + seen * (2 * _FLOAT32 + self.kept)
 
     @property

@@ -1,11 +1,23 @@
 """The facts that a compiled step depends on, beside the shapes of its arguments."""
 
 from dataclasses import dataclass
+from enum import Enum
 
 import jax.numpy as jnp
 
 from grokctl.model.config import GrokConfig
 from grokctl.model.placement import MeshShape
+
+
+class KernelForm(Enum):
+    """How the kernels for GPUs are written down."""
+
+    PTX = "ptx"
+    """With instructions of NVIDIA's GPUs where Triton finds worse ones."""
+    PLAIN = "plain"
+    """Without any, for others."""
+    INTERPRETED = "interpreted"
+    """As ordinary operations, on any platform."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,7 +37,10 @@ class StepShape:
     draws_on_device: bool = False
     """Whether devices look for the tokens to draw from, and rows of logits stay there."""
     has_kernel: bool = False
-    """Whether a GPU multiplies few tokens by the kernel of `model/kernels`."""
+    """Whether a GPU runs few tokens through the kernels of `model/kernels` and
+    `model/attention_kernel`."""
+    kernel_form: KernelForm = KernelForm.PTX
+    """Of these kernels."""
 
     @property
     def operand(self) -> jnp.dtype:

@@ -18,6 +18,8 @@ GROUP_LOCKS = {
     path.stem.removeprefix("requirements-"): path.read_text("utf-8")
     for path in PROJECT.glob("requirements-*.lock")
 }
+OF_ITS_OWN = "gpu"
+"""The group that is installed alone, with the JAX of GPU machines, for Linux and newer Pythons."""
 NEEDED = (
     *PYPROJECT["project"]["dependencies"],
     *PYPROJECT["build-system"]["requires"],
@@ -110,7 +112,7 @@ def test_the_lock_alone_satisfies_every_requirement(environment):
 
 
 @pytest.mark.parametrize("environment", ENVIRONMENTS)
-@pytest.mark.parametrize("group", GROUP_LOCKS)
+@pytest.mark.parametrize("group", sorted(GROUP_LOCKS.keys() - {OF_ITS_OWN}))
 def test_the_lock_of_a_group_satisfies_it_and_agrees_with_the_lock_below(group, environment):
     added, below = pins(GROUP_LOCKS[group], environment), pins(LOCK, environment)
 
@@ -118,6 +120,13 @@ def test_the_lock_of_a_group_satisfies_it_and_agrees_with_the_lock_below(group, 
     assert {name: version_of(added[name]) for name in added.keys() & below.keys()} == {
         name: version_of(below[name]) for name in added.keys() & below.keys()
     }
+
+
+@pytest.mark.parametrize("environment", [each for each in ENVIRONMENTS if "3.11" not in each.id])
+def test_the_lock_of_gpu_forms_satisfies_its_group_and_grokctl(environment):
+    needed = (*PYPROJECT["project"]["dependencies"], *GROUPS[OF_ITS_OWN])
+
+    assert not list(gaps(GROUP_LOCKS[OF_ITS_OWN], needed, environment))
 
 
 def test_every_group_has_a_lock():

@@ -6,7 +6,7 @@ import pytest
 
 import grokctl
 from grokctl.checkpoint.frames import Unpacker
-from grokctl.system import usable_cores
+from grokctl.system import Reading, announce, usable_cores
 
 
 @pytest.mark.parametrize(
@@ -70,3 +70,25 @@ def test_one_function_counts_cores():
 
 
 COUNTERS = {"cpu_count", "process_cpu_count", "sched_getaffinity"}
+
+
+@pytest.mark.parametrize("reading", Reading)
+def test_what_will_be_read_is_told_to_the_kernel(tmp_path, monkeypatch, reading):
+    path, heard, real = tmp_path / "file", [], os.posix_fadvise
+    path.write_bytes(bytes(8192))
+    monkeypatch.setattr(os, "posix_fadvise", lambda *given: [heard.append(given), real(*given)])
+
+    with path.open("rb") as file:
+        announce(file.fileno(), reading, offset=4096, nbytes=100)
+        expected = [(file.fileno(), 4096, 100, getattr(os, reading.value))]
+
+    assert heard == expected
+
+
+def test_a_system_or_a_file_that_takes_no_advice_is_left_alone(monkeypatch):
+    reader, writer = os.pipe()
+    announce(reader, Reading.IN_ORDER)  # ESPIPE
+    monkeypatch.delattr(os, "posix_fadvise")
+    announce(reader, Reading.SOON)
+    os.close(reader)
+    os.close(writer)

@@ -15,12 +15,14 @@ import pytest
 from cuts import cut
 from golden import load_golden
 
+from grokctl.checkpoint import device_file
 from grokctl.checkpoint.frames import Compression
 from grokctl.checkpoint.ready import open_ready
 from grokctl.checkpoint.tensor_source import ReleaseSource
 from grokctl.cli.environment import gpu_memory_claimed
 from grokctl.errors import CorruptCheckpointError, ExitCode, HardwareError, Reason
 from grokctl.events import Advanced, Finished, Noted, Stage, Started, ignore
+from grokctl.inference import loading
 from grokctl.inference.devices import accelerators, find_devices
 from grokctl.inference.loading import Loader
 from grokctl.inference.memory_check import check_room
@@ -28,6 +30,7 @@ from grokctl.model.memory_share import MEMORY_SHARE
 from grokctl.model.placement import MeshShape
 from grokctl.model.precision import Precision
 from grokctl.model.sizing import Needs
+from grokctl.system import Reading
 
 FOUR = MeshShape(1, 4)
 
@@ -119,6 +122,46 @@ def test_every_file_is_read_in_its_own_order(ready, monkeypatch):
 
     expected = [[0, *[held.offset for held in layout.tensors]] for layout in ready.layouts]
     assert sorted(read.values()) == sorted(expected)
+
+
+@pytest.mark.parametrize("devices", [1, 4])
+def test_several_threads_read_a_large_tensor_of_few_devices(
+    release, tmp_path, monkeypatch, devices
+):
+    mesh, read, real = MeshShape(1, devices), [], os.preadv
+    checkpoint = cut(release, mesh, tmp_path / "ready")
+
+    def recorded(handle, buffers, offset):
+        read.append((offset, sum(map(len, buffers))))
+        return real(handle, buffers, offset)
+
+    monkeypatch.setattr(loading, "_PART", 1000)
+    monkeypatch.setattr(os, "preadv", recorded)
+
+    streamed = loader(checkpoint, mesh, is_streamed=True).load(ignore)
+
+    monkeypatch.setattr(os, "preadv", real)
+    assert_same(streamed, loader(ReleaseSource(release), mesh, is_streamed=False).load(ignore))
+    held = max(checkpoint.layouts[0].tensors, key=lambda held: held.nbytes)
+    parts = [n for at, n in read if held.offset <= at < held.offset + held.nbytes]
+    assert len(parts) >= 8 // devices
+    assert sum(parts) >= held.nbytes
+
+
+def test_the_kernel_hears_what_is_read_next(ready, monkeypatch):
+    heard = []
+    monkeypatch.setattr(
+        device_file,
+        "announce",
+        lambda _handle, reading, *, offset, nbytes: heard.append((reading, offset, nbytes)),
+    )
+
+    loader(ready, is_streamed=True).load(ignore)
+
+    for layout in ready.layouts:
+        for held in layout.tensors[1:]:
+            assert (Reading.SOON, held.offset, held.nbytes) in heard
+    assert len(heard) == sum(len(layout.tensors) - 1 for layout in ready.layouts)
 
 
 @pytest.mark.parametrize("is_streamed", [True, False])

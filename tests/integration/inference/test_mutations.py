@@ -14,7 +14,7 @@ from golden import FLOAT32_BOUND, error_of, load_golden, start
 
 from grokctl.checkpoint.release import open_release
 from grokctl.checkpoint.tensor_source import LogicalTensor, ReleaseSource, Slices
-from grokctl.model import forward, tensors
+from grokctl.model import axes, experts, forward, tensors
 from grokctl.model.config import GrokConfig
 from grokctl.model.matmul import widened
 
@@ -86,10 +86,11 @@ def test_summing_over_devices_before_scaling_is_noticed(monkeypatch):
     project = forward.project
 
     def late_scales(x, matrix, **options):
-        mean = jax.lax.pmean(widened(matrix.scales), forward.MODEL_AXIS)
+        mean = jax.lax.pmean(widened(matrix.scales), axes.MODEL_AXIS)
         return project(x, replace(matrix, scales=mean), **options)
 
     monkeypatch.setattr(forward, "project", late_scales)
+    monkeypatch.setattr(experts, "project", late_scales)
 
     error = error_of(start(ReleaseSource(golden.release), "model=8"), golden)
 

@@ -19,10 +19,10 @@ from grokctl.inference.compiled_steps import Head, Programs
 from grokctl.inference.devices import find_devices
 from grokctl.inference.loading import Loader
 from grokctl.inference.plan import EngineOptions
+from grokctl.model.axes import MODEL_AXIS
 from grokctl.model.bucketing import padded_batch, room
-from grokctl.model.cache import empty_cache
+from grokctl.model.cache import empty_cache, stored_type
 from grokctl.model.config import GROK_1, GrokConfig
-from grokctl.model.forward import MODEL_AXIS
 from grokctl.model.placement import MeshShape
 from grokctl.model.precision import Compute, KvType, Precision
 from grokctl.model.scores import scores
@@ -82,7 +82,7 @@ class Case:
             self.mesh,
             slots=self.slots,
             past=room(self.context, platform="cpu")[1],
-            dtype=self.terms.cache_dtype,
+            dtype=stored_type(jnp.dtype(self.terms.cache_dtype), platform="cpu"),
             zeros=loader.absent,
         )
         read, found = loader.absent((), jnp.dtype(jnp.int32)), []

@@ -47,7 +47,7 @@ def model():
         patch.setattr(grokctl, "model", grokctl.model)
         for name in [name for name in sys.modules if name.startswith("grokctl.model")]:
             patch.delitem(sys.modules, name)
-        names = ("cache", "forward", "parameters", "step_spec")
+        names = ("axes", "cache", "forward", "parameters", "step_spec")
         with install_import_hook("grokctl.model", "annotations.checked"):
             modules = {name: import_module(f"grokctl.model.{name}") for name in names}
         yield SimpleNamespace(**modules)
@@ -97,7 +97,7 @@ def trace(model, precision=Precision.INT8, *, batch=5, time=16, kv=jnp.float32, 
         lambda *arguments: model.forward.forward(*arguments, shape=shape)[0],
         mesh=jax.make_mesh(
             (1, 1),
-            (model.forward.EXPERT_AXIS, model.forward.MODEL_AXIS),
+            (model.axes.EXPERT_AXIS, model.axes.MODEL_AXIS),
             axis_types=(jax.sharding.AxisType.Auto,) * 2,
             devices=jax.devices()[:1],
         ),

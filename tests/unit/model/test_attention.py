@@ -1,20 +1,24 @@
 """Attention over slots of the cache, block by block, against one softmax over all positions."""
 
 from dataclasses import replace
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from grokctl.checkpoint.miniature import MINIATURE
-from grokctl.model import attention
+from grokctl.model import attention_kernel, bucketing
 from grokctl.model.attention import attend, attend_at_once
-from grokctl.model.cache import Positions, empty_cache, extended, recall
+from grokctl.model.attention_kernel import attend_with_one
+from grokctl.model.cache import Positions, empty_cache, extended, recall, stored_type
 from grokctl.model.config import GROK_1
 from grokctl.model.placement import MeshShape
 from grokctl.model.sizing import cache_bytes
-from grokctl.model.step_spec import StepShape
+from grokctl.model.step_spec import KernelForm, StepShape
 
 pytestmark = pytest.mark.heavy
 
@@ -33,7 +37,8 @@ def zeros(shape, dtype):
 
 
 def empty(slots, past, dtype=FLOAT32):
-    (layer,) = empty_cache(SMALL, ONE, slots=slots, past=past, dtype=dtype, zeros=zeros)
+    stored = stored_type(dtype, platform="cpu")
+    (layer,) = empty_cache(SMALL, ONE, slots=slots, past=past, dtype=stored, zeros=zeros)
     return layer
 
 
@@ -69,7 +74,7 @@ def filled(past, slots, dtype=FLOAT32):
 def test_blocks_of_slots_give_what_one_softmax_over_all_gives(
     monkeypatch, past, slots, time, chosen, start, block
 ):
-    monkeypatch.setattr(attention, "POSITION_BLOCK", block)
+    monkeypatch.setattr(bucketing, "POSITION_BLOCK", block)
     cache, key, value = filled(past, slots)
     query = 3 * normal(3, len(chosen), time, 6, 4)
 
@@ -83,7 +88,7 @@ def test_blocks_of_slots_give_what_one_softmax_over_all_gives(
 
 
 def test_positions_behind_the_last_are_not_even_read(monkeypatch):
-    monkeypatch.setattr(attention, "POSITION_BLOCK", 8)
+    monkeypatch.setattr(bucketing, "POSITION_BLOCK", 8)
     cache, _, _ = filled(64, 1)
     nan = jax.tree.map(lambda leaf: leaf.at[:, :, :, 8:].set(jnp.nan), cache)
     query = normal(4, 1, 1, 6, 4)
@@ -134,3 +139,75 @@ def test_the_bytes_of_a_cache_are_those_of_its_arrays(mesh, dtype):
 
     assert found == sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(cache))
     assert len(cache) == GROK_1.num_layers
+
+
+# --- one token of each sequence, in a kernel for GPUs
+
+
+@given(
+    past=st.sampled_from([1, 100, 257]),
+    slots=st.integers(1, 3),
+    heads=st.sampled_from([(1, 1), (2, 3), (1, 6)]),
+    dtype=st.sampled_from([FLOAT32, BF16, INT8]),
+    data=st.data(),
+)
+@settings(max_examples=8, deadline=None)
+def test_the_kernel_attends_to_what_is_written(past, slots, heads, dtype, data):
+    kv_heads, group = heads
+    config = replace(SMALL, num_q_heads=kv_heads * group, num_kv_heads=kv_heads, key_size=8)
+    chosen = data.draw(st.lists(st.integers(0, slots - 1), min_size=1, max_size=3))
+    start = data.draw(
+        st.lists(st.integers(0, past - 1), min_size=len(chosen), max_size=len(chosen))
+    )
+    (cache,) = empty_cache(config, ONE, slots=slots, past=past, dtype=dtype, zeros=zeros)
+    key, value = (3 * normal(seed, slots, past, kv_heads, 8) for seed in (1, 2))
+    cache = extended(cache, key, value, place(range(slots), [0] * slots))
+    positions, query = place(chosen, start), 3 * normal(3, len(chosen), 1, kv_heads * group, 8)
+    held = [recall(part, positions, jnp.int32(0), past) for part in (cache.key, cache.value)]
+    mask = jnp.asarray(np.arange(past)[None, None] <= np.array(start)[:, None, None])
+
+    found = attend_with_one(query, cache, positions, config=config, form=KernelForm.INTERPRETED)
+
+    expected = attend_at_once(query, *held, mask, config=config)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=2e-6)
+
+
+def test_the_kernel_does_not_read_behind_the_last_position_or_in_other_slots():
+    cache, _, _ = filled(200, 3)
+    spoilt = jax.tree.map(
+        lambda leaf: leaf.at[:, 1, :, 131:].set(jnp.nan).at[:, jnp.array([0, 2])].set(jnp.nan),
+        cache,
+    )
+    query = normal(4, 1, 1, 6, 4)
+
+    found, plain = (
+        attend_with_one(query, each, place([1], [130]), config=SMALL, form=KernelForm.INTERPRETED)
+        for each in (spoilt, cache)
+    )
+
+    np.testing.assert_array_equal(found, plain)
+
+
+def test_odd_heads_and_huge_caches_are_left_to_the_loop():
+    def suits(key_size, slots=1):
+        config = replace(GROK_1, key_size=key_size)
+        (layer, *_) = empty_cache(
+            config, ONE, slots=slots, past=8192, dtype=BF16, zeros=jax.ShapeDtypeStruct
+        )
+        one = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((1, *leaf.shape), leaf.dtype), layer)
+        return attention_kernel.suits(one)
+
+    assert suits(128)
+    assert not suits(96)
+    assert not suits(128, slots=256)
+
+
+def test_a_step_of_one_token_on_a_gpu_takes_the_kernel():
+    cache, _, _ = filled(24, 2)
+    shape = replace(SHAPE, platform="gpu", has_kernel=True, kernel_form=KernelForm.INTERPRETED)
+    query = normal(4, 2, 1, 6, 4)
+
+    text = str(jax.make_jaxpr(partial(attend, shape=shape))(query, cache, place([0, 1], [3, 9])))
+
+    assert "pallas_call" in text
+    assert "while" not in text

@@ -8,9 +8,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from jax.sharding import AxisType, Mesh, PartitionSpec
 
+from grokctl.model.axes import MODEL_AXIS
 from grokctl.model.bucketing import TOP_LOGPROBS
 from grokctl.model.candidates import largest, merge
-from grokctl.model.forward import MODEL_AXIS
 from grokctl.model.sampling import Sampling
 
 LARGE = 131072

@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from jax.sharding import PartitionSpec
 
 from grokctl.checkpoint.miniature import MINIATURE
@@ -16,8 +18,8 @@ from grokctl.inference.chunks import Chunk
 from grokctl.inference.devices import find_devices
 from grokctl.inference.loading import Loader
 from grokctl.inference.plan import EngineOptions
+from grokctl.model import axes, experts, forward
 from grokctl.model import bucketing as forms
-from grokctl.model import forward
 from grokctl.model.attention import attend_at_once
 from grokctl.model.bucketing import rows_of_a_run
 from grokctl.model.cache import Positions, empty_cache
@@ -239,7 +241,7 @@ def test_what_the_mask_hides_has_no_influence_however_large():
 def test_gates_are_probabilities_among_all_experts_and_not_renormalised():
     rows, router = normal(14, 50, 24), normal(15, 24, 8)
 
-    gates, chosen = forward.route(jnp.asarray(router), jnp.asarray(rows), config=SMALL)
+    gates, chosen = experts.route(jnp.asarray(router), jnp.asarray(rows), config=SMALL)
 
     probabilities = softmax(rows @ router)
     expected = np.argsort(-probabilities, axis=1)[:, :2]
@@ -254,7 +256,7 @@ def test_gates_are_probabilities_among_all_experts_and_not_renormalised():
 def test_as_many_experts_are_chosen_as_the_model_says():
     config = replace(SMALL, num_selected_experts=3)
 
-    gates, chosen = forward.route(
+    gates, chosen = experts.route(
         jnp.asarray(normal(16, 24, 8)), jnp.asarray(normal(17, 4, 24)), config=config
     )
 
@@ -288,14 +290,14 @@ def devices(request, source) -> OnDevices:
     return OnDevices(source, request.param)
 
 
-def mixed(devices: OnDevices, x, count=None):
+def mixed(devices: OnDevices, x, count=None, platform="cpu"):
     """What experts make of tokens, and how many experts of all devices were read for that."""
-    shape = step_shape(mesh=devices.mesh)
+    shape = step_shape(mesh=devices.mesh, platform=platform)
     count = np.int32(x[..., 0].size if count is None else count)
 
     def run(parameters, x, count):
-        found, read = forward.mixture_of_experts(parameters.layers[0], x, count, shape=shape)
-        return found, jax.lax.psum(read, forward.EXPERT_AXIS)
+        found, read = experts.mixture_of_experts(parameters.layers[0], x, count, shape=shape)
+        return found, jax.lax.psum(read, axes.EXPERT_AXIS)
 
     return devices.run(run, jnp.asarray(x), count)
 
@@ -313,7 +315,7 @@ def test_experts_are_weighted_by_their_gates_in_absolute_scale(
     devices, source, monkeypatch, time, few, longest
 ):
     monkeypatch.setattr(forms, "_FEW_TOKENS", few)
-    monkeypatch.setattr(forms, "_LONGEST_RUN", {"cpu": longest})
+    monkeypatch.setattr(forms, "_LONGEST_RUN", longest)
     x = normal(18 + time, 1, time, 24)
 
     found, read = mixed(devices, x)
@@ -337,6 +339,24 @@ def test_padding_goes_through_no_expert(devices, source, count):
     assert read == len(chosen)
 
 
+@settings(deadline=None, max_examples=20)
+@given(
+    st.sampled_from([1, 16, 40]).flatmap(
+        lambda size: st.lists(st.integers(0, 5), min_size=size, max_size=size)
+    ),
+    st.sampled_from([1, 3, 8]),
+)
+def test_every_choice_has_a_place_of_its_own_in_a_run_of_its_expert(numbers, run):
+    of_runs, places = map(np.asarray, experts._runs(jnp.array(numbers), 5, run=run))
+
+    here = [place for number, place in zip(numbers, places, strict=True) if number < 5]
+    assert len(set(here)) == len(here)
+    assert of_runs[np.array(here, int) // run].tolist() == [n for n in numbers if n < 5]
+    assert all(place >= len(of_runs) * run for place in set(places) - set(here))
+    counts = np.bincount(numbers, minlength=6)[:5]
+    assert (of_runs < 5).sum() == sum(-(-count // run) for count in counts)
+
+
 @pytest.mark.parametrize("tokens", [1, 2, 8, 64, 512, 4096])
 def test_a_run_is_no_longer_than_what_there_is_to_run(tokens):
     for platform in ("cpu", "gpu"):
@@ -344,7 +364,7 @@ def test_a_run_is_no_longer_than_what_there_is_to_run(tokens):
 
         mean = tokens / 4
         assert 1 <= run <= tokens
-        assert run == 1 or mean <= run or run == forms._LONGEST_RUN.get(platform, run)
+        assert run == 1 or mean <= run or (platform == "cpu" and run == forms._LONGEST_RUN)
 
 
 def test_only_float32_on_a_cpu_has_short_runs():
@@ -356,8 +376,41 @@ def test_only_float32_on_a_cpu_has_short_runs():
         for platform, operand in (("cpu", 4), ("cpu", 2), ("gpu", 4))
     }
 
-    longer = [1, 8, 8, 16, 32]
-    assert runs == {("cpu", 4): [1, 4, 4, 16, 32], ("cpu", 2): longer, ("gpu", 4): longer}
+    assert runs == {
+        ("cpu", 4): [1, 4, 4, 16, 32],
+        ("cpu", 2): [1, 8, 8, 16, 32],
+        ("gpu", 4): [1, 5, 8, 9, 32],
+    }
+
+
+def test_an_accelerator_runs_numbers_of_tokens_close_around_the_mean():
+    assert forms.capacities(4096, config=GROK_1) == (512, 1024, 1280, 1536, 2048)
+    assert forms.capacities(16, config=GROK_1) == (2, 4, 5, 6, 8)
+    assert forms.capacities(1, config=GROK_1) == (1,)
+
+
+@pytest.mark.parametrize(
+    ("shares", "count"),
+    [
+        pytest.param((0.5, 1.0, 2.0), 23, id="some"),
+        pytest.param((0.2, 0.5), 40, id="with a rest"),
+        pytest.param((0.15,), 40, id="with a long rest"),
+        pytest.param((9.0,), 0, id="none"),
+    ],
+)
+def test_experts_one_after_the_other_are_weighted_alike(
+    devices, source, monkeypatch, shares, count
+):
+    monkeypatch.setattr(forms, "_FEW_TOKENS", 0)
+    monkeypatch.setattr(forms, "_CAPACITIES", shares)
+    x = normal(58, 1, 40, 24)
+
+    found, read = mixed(devices, x, count, platform="gpu")
+
+    expected, chosen = moe_oracle(source, x[:, :count])
+    np.testing.assert_allclose(found[:, :count], expected, atol=2e-5)
+    assert not found[:, count:].any()
+    assert read == len(chosen)
 
 
 def test_one_token_alone_goes_through_the_same_experts_as_among_many(devices):
@@ -493,11 +546,11 @@ def test_grok_1_has_the_right_shapes_on_every_device(mesh, monkeypatch):
     config = replace(GROK_1, num_layers=2) if mesh.size == 16 and mesh.expert == 1 else GROK_1
     jax_mesh = jax.make_mesh(
         (mesh.expert, mesh.model),
-        (forward.EXPERT_AXIS, forward.MODEL_AXIS),
+        (axes.EXPERT_AXIS, axes.MODEL_AXIS),
         axis_types=(jax.sharding.AxisType.Auto,) * 2,
         devices=jax.devices()[: mesh.size],
     )
-    per_device = PartitionSpec((forward.EXPERT_AXIS, forward.MODEL_AXIS))
+    per_device = PartitionSpec((axes.EXPERT_AXIS, axes.MODEL_AXIS))
     tensors = {tensor.key: tensor for tensor in released(config).tensors}
 
     def array(key):
@@ -530,7 +583,7 @@ def test_grok_1_has_the_right_shapes_on_every_device(mesh, monkeypatch):
         step,
         mesh=jax_mesh,
         in_specs=(per_device, per_device, PartitionSpec(), PartitionSpec()),
-        out_specs=(PartitionSpec(None, None, forward.MODEL_AXIS), per_device),
+        out_specs=(PartitionSpec(None, None, axes.MODEL_AXIS), per_device),
         check_vma=False,
     )
     for time in (1, 16):

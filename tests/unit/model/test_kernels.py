@@ -3,7 +3,8 @@
 import importlib
 import re
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import jax
@@ -16,13 +17,13 @@ from jax.sharding import AbstractDevice, AbstractMesh, AxisType, use_abstract_me
 
 from grokctl.checkpoint.miniature import MINIATURE
 from grokctl.checkpoint.pickles import BFLOAT16
-from grokctl.model import kernels
+from grokctl.model import kernel_check, kernels, stored_codes
 from grokctl.model.config import GROK_1
-from grokctl.model.kernels import FEW_ROWS, few_rows, suits
+from grokctl.model.kernels import FEW_ROWS, chosen_products, few_rows, products, suits
 from grokctl.model.matmul import project
 from grokctl.model.parameters import Matrix
 from grokctl.model.placement import MeshShape, place
-from grokctl.model.step_spec import StepShape
+from grokctl.model.step_spec import KernelForm, StepShape
 from grokctl.model.tensors import tensor_specs
 
 pytestmark = pytest.mark.heavy
@@ -30,6 +31,7 @@ pytestmark = pytest.mark.heavy
 CPU = StepShape(
     config=MINIATURE, mesh=MeshShape(1, 1), platform="cpu", compute=jnp.dtype(jnp.float32)
 )
+INTERPRETED = KernelForm.INTERPRETED
 DTYPES = [jnp.int8, jnp.uint8, jnp.uint16, jnp.float32]
 
 
@@ -81,7 +83,7 @@ class Case:
 
     def product(self, x: jax.Array, expert: int | None = None) -> Any:
         number = None if expert is None else jnp.int32(expert)
-        return few_rows(x, self.matrix.weight, self.matrix.scales, number, interpret=True)
+        return few_rows(x, self.matrix.weight, self.matrix.scales, number, form=INTERPRETED)
 
     def check(self, tokens: int, expert: int | None = None) -> None:
         x = self.activations(tokens)
@@ -138,7 +140,7 @@ def test_an_expert_is_chosen_while_it_runs():
     @jax.jit
     def every(x, matrix):
         def product(number):
-            return few_rows(x, matrix.weight, matrix.scales, number, interpret=True)
+            return few_rows(x, matrix.weight, matrix.scales, number, form=INTERPRETED)
 
         return jax.lax.map(product, numbers)
 
@@ -148,6 +150,72 @@ def test_an_expert_is_chosen_while_it_runs():
         np.testing.assert_array_equal(found[place_], case.product(x, number))
 
 
+@st.composite
+def groups_of_cases(draw: st.DrawFn) -> list[Case]:
+    """Weights of one type with the same inputs."""
+    first = draw(cases())
+    groups = [first.groups] if not first.groups else [1, first.groups]
+    height = first.height * max(1, first.groups)
+    return [
+        Case(
+            dtype=first.dtype,
+            groups=(number := draw(st.sampled_from(groups))),
+            height=height // max(1, number),
+            outputs=draw(st.integers(1, 300)),
+            experts=first.experts,
+            scale_dtype=first.scale_dtype,
+        )
+        for _ in range(draw(st.integers(1, 3)))
+    ]
+
+
+@given(groups_of_cases(), st.integers(1, 4), st.sampled_from([1, 7, 512]), st.data())
+@settings(max_examples=8, deadline=None)
+def test_several_weights_in_one_kernel_are_as_many_products(several, tokens, programs, data):
+    matrices, x = [case.matrix for case in several], several[0].activations(tokens)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kernels, "_PROGRAMS", programs)
+        if not several[0].experts:
+            found = products(x, matrices, form=INTERPRETED)
+            rows, numbers = np.arange(tokens), None
+        else:
+            last = several[0].experts  # of nothing
+            numbers = data.draw(st.lists(st.integers(0, last), min_size=2, max_size=2)) * tokens
+            found = chosen_products(
+                x, matrices, jnp.array(numbers), run=1, may_lack=True, form=INTERPRETED
+            )
+            rows = np.arange(2 * tokens) // 2
+
+    for case, product in zip(several, found, strict=True):
+        values, wide = case.values, np.asarray(x, np.float64)[rows]
+        if numbers is None:
+            expected, bound = wide @ values, np.abs(wide) @ np.abs(values)
+        else:
+            values = np.concatenate([values, np.zeros((1, *values.shape[1:]))])[numbers]
+            expected = (wide[:, None] @ values)[:, 0]
+            bound = (np.abs(wide)[:, None] @ np.abs(values))[:, 0]
+        assert (np.abs(product - expected) <= 2e-6 * bound).all()
+
+
+def test_a_run_of_rows_goes_through_its_own_expert():
+    case = Case(jnp.int8, 2, 24, 20, experts=3)
+    x = case.activations(12)
+
+    (found,) = chosen_products(
+        x,
+        [case.matrix],
+        jnp.array([2, 3, 0, 2]),
+        run=3,
+        may_lack=True,
+        form=INTERPRETED,
+    )
+
+    parts = np.asarray(x, np.float64).reshape(4, 3, -1)
+    values = np.concatenate([case.values, np.zeros((1, *case.values.shape[1:]))])[[2, 3, 0, 2]]
+    np.testing.assert_allclose(found, (parts @ values).reshape(12, -1), rtol=1e-4, atol=1e-3)
+    assert not np.asarray(found)[3:6].any()
+
+
 @pytest.mark.parametrize("dtype", [jnp.uint16, jnp.float32])
 def test_what_lies_around_an_expert_is_not_added(dtype):
     case = Case(dtype, 0, 43, 7, experts=3)
@@ -155,7 +223,7 @@ def test_what_lies_around_an_expert_is_not_added(dtype):
     weight = case.matrix.weight.at[jnp.array([0, 2])].set(nothing)
     x = case.activations(2)
 
-    found = few_rows(x, weight, None, jnp.int32(1), interpret=True)
+    found = few_rows(x, weight, None, jnp.int32(1), form=INTERPRETED)
 
     np.testing.assert_array_equal(found, case.product(x, 1))
 
@@ -164,8 +232,8 @@ def test_every_code_is_exact():
     one = jnp.full((1, 256), np.float32(1).view(np.uint32) >> 16, jnp.uint16)
     codes = np.arange(256, dtype=np.uint8)[None]
 
-    int8 = few_rows(jnp.ones((1, 1)), jnp.asarray(codes.view(np.int8)), one, None, interpret=True)
-    int4 = few_rows(jnp.eye(2), jnp.asarray(codes), one, None, interpret=True)
+    int8 = few_rows(jnp.ones((1, 1)), jnp.asarray(codes.view(np.int8)), one, None, form=INTERPRETED)
+    int4 = few_rows(jnp.eye(2), jnp.asarray(codes), one, None, form=INTERPRETED)
 
     np.testing.assert_array_equal(int8[0], np.arange(256).astype(np.int8))
     np.testing.assert_array_equal(int4, np.stack([codes[0] & 15, codes[0] >> 4]).astype(int) - 8)
@@ -188,8 +256,10 @@ def test_without_triton_no_product_suits_it():
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(sys.modules, name, None)
         patch.delattr("jax.experimental.pallas.triton", raising=False)
+        importlib.reload(stored_codes)
         importlib.reload(kernels)
         assert not kernels.suits(1, weight)
+    importlib.reload(stored_codes)
     importlib.reload(kernels)
     assert kernels.suits(1, weight)
 
@@ -197,9 +267,15 @@ def test_without_triton_no_product_suits_it():
 # --- how the work is shared out
 
 
-@given(st.integers(1, 40), st.integers(1, 500), st.integers(1, 3000), st.sampled_from([1, 2, 4]))
-def test_every_stored_row_is_read_once(groups, height, outputs, itemsize):
-    cut = kernels._Cut.of(groups * height, outputs, groups=groups, itemsize=itemsize)
+@given(
+    st.integers(1, 40),
+    st.integers(1, 500),
+    st.integers(1, 3000),
+    st.sampled_from([1, 2, 4]),
+    st.integers(1, 1024),
+)
+def test_every_stored_row_is_read_once(groups, height, outputs, itemsize, splits):
+    cut = kernels._Cut.of(groups * height, outputs, groups=groups, itemsize=itemsize, splits=splits)
 
     read = []
     for split in range(cut.splits):
@@ -209,7 +285,9 @@ def test_every_stored_row_is_read_once(groups, height, outputs, itemsize):
                 start = (split % cut.parts * cut.steps * cut.ahead + tile) * cut.tile
                 inside = range(start, min(start + cut.tile, height))
                 read += [group * height + row for row in inside]
+                assert len(inside) == cut.tile or not cut.is_whole
     assert read == list(range(groups * height))
+    assert cut.strips * cut.width >= outputs
 
 
 @pytest.mark.parametrize("devices", [1, 4, 8, 16])
@@ -226,10 +304,14 @@ def test_every_full_width_matrix_fills_a_gpu(devices):
         )
         rows, outputs = (stop - start for start, stop in placed.weight[-2:])
         groups = placed.scales[-2][1] - placed.scales[-2][0]
+        if spec.name.endswith((".key", ".value")):
+            continue  # with the query, in one kernel
+        weight = jax.ShapeDtypeStruct((rows, outputs), jnp.int8)
+        scales = jax.ShapeDtypeStruct((groups, outputs), jnp.uint16)
 
-        cut = kernels._Cut.of(rows, outputs, groups=groups, itemsize=1)
+        (cut,) = kernels._cuts([Matrix(weight, scales)], 1)
 
-        assert -(-outputs // cut.width) * cut.splits >= 132, (spec.name, cut)
+        assert cut.programs >= 96, (spec.name, cut)
         sums = 4 * cut.splits * outputs
         assert sums < 0.2 * rows * outputs, (spec.name, cut)
 
@@ -261,15 +343,16 @@ CASES = [
 
 
 @pytest.mark.filterwarnings("ignore:The Pallas Triton backend is deprecated")
+@pytest.mark.parametrize("form", [KernelForm.PTX, KernelForm.PLAIN])
 @pytest.mark.parametrize(("shape", "groups", "dtype"), CASES)
 @pytest.mark.parametrize("tokens", [1, 8])
-def test_for_a_gpu_it_is_one_kernel_that_takes_the_whole_stack(shape, groups, dtype, tokens):
+def test_for_a_gpu_it_is_one_kernel_that_takes_the_whole_stack(shape, groups, dtype, tokens, form):
     experts, rows, outputs = shape
     inputs = rows * 2 if dtype == jnp.uint8 else rows
     scales = jax.ShapeDtypeStruct((experts, groups, outputs), jnp.uint16) if groups else None
 
     text = for_cuda(
-        few_rows,
+        partial(few_rows, form=form),
         jax.ShapeDtypeStruct((tokens, inputs), jnp.float32),
         jax.ShapeDtypeStruct(shape, dtype),
         scales,
@@ -281,5 +364,90 @@ def test_for_a_gpu_it_is_one_kernel_that_takes_the_whole_stack(shape, groups, dt
     assert set(operations) <= {"custom_call", "reshape", "transpose", "constant", "reduce", "add"}
 
 
-def test_a_platform_that_cannot_run_the_kernel_says_so():
-    assert not kernels.works(jax.devices("cpu")[0])
+# --- the check of an engine on a GPU
+
+
+def test_a_platform_that_cannot_run_the_kernels_has_no_form_of_them():
+    assert kernel_check.working_form(jax.devices("cpu")[0]) is None
+
+
+def is_right() -> bool:
+    return kernel_check.works(jax.devices("cpu")[0], INTERPRETED)
+
+
+def test_right_kernels_are_found_to_be_right():
+    assert is_right()
+
+
+def changed(function, change):
+    """A function whose first argument, or whose result, is another."""
+    return lambda *given, **named: change(function, *given, **named)
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "change"),
+    [
+        pytest.param(
+            kernel_check,
+            "few_rows",
+            lambda run, x, weight, scales, expert, **named: run(
+                x, weight, scales, expert - 1, **named
+            ),
+            id="the expert before",
+        ),
+        pytest.param(
+            kernel_check,
+            "few_rows",
+            lambda run, x, weight, scales, *rest, **named: run(
+                x, weight, scales[:, ::-1], *rest, **named
+            ),
+            id="scales of another group",
+        ),
+        pytest.param(
+            stored_codes,
+            "codes",
+            lambda run, stored, form: [part[::-1] for part in run(stored, form)],
+            id="rows in another order",
+        ),
+        pytest.param(
+            stored_codes,
+            "codes",
+            lambda run, stored, form: [
+                part.at[:, :2].set(part[:, 1::-1]) if part.shape[1] > 1 else part
+                for part in run(stored, form)
+            ],
+            id="two bytes of a word exchanged",
+        ),
+        pytest.param(
+            kernels,
+            "_load",
+            lambda _run, part, *_masks: kernels.triton.load(part),
+            id="no masks",
+        ),
+        pytest.param(
+            kernel_check,
+            "attend_with_one",
+            lambda run, query, cache, positions, **named: run(
+                query, cache, replace(positions, slots=positions.slots[::-1]), **named
+            ),
+            id="slots of each other",
+        ),
+        pytest.param(
+            kernel_check,
+            "attend_with_one",
+            lambda run, query, cache, positions, **named: run(
+                query, cache, replace(positions, start=positions.start - 1), **named
+            ),
+            id="one position too few",
+        ),
+    ],
+)
+def test_wrong_kernels_are_found_to_be_wrong(module, name, change, monkeypatch):
+    monkeypatch.setattr(module, name, changed(getattr(module, name), change))
+    is_of_attention = name == "attend_with_one"  # the last of all, so the others need not run
+    case = kernel_check._case()
+    part = slice(-2, None) if is_of_attention else slice(0, 3)
+    monkeypatch.setattr(kernel_check, "_RUNS", kernel_check._RUNS[part])
+    monkeypatch.setattr(kernel_check, "_case", lambda: (case[0], case[1][part]))
+
+    assert not is_right()

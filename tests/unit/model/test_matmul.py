@@ -15,9 +15,9 @@ from grokctl.checkpoint.miniature import MINIATURE
 from grokctl.checkpoint.pickles import BFLOAT16
 from grokctl.checkpoint.tensor_source import Storage, extent
 from grokctl.inference.devices import find_devices
-from grokctl.model import forward
+from grokctl.model import axes, forward
 from grokctl.model import matmul as products
-from grokctl.model.cache import Positions, empty_cache
+from grokctl.model.cache import Positions, empty_cache, stored_type
 from grokctl.model.config import GROK_1
 from grokctl.model.matmul import project, project_back
 from grokctl.model.parameters import Matrix, build_parameters
@@ -272,13 +272,13 @@ def temporaries(config, precision, groups, *, length, is_fast, batch=1):
         ONE,
         slots=batch,
         past=4096,
-        dtype=BF16,
+        dtype=stored_type(BF16, platform="cpu"),
         zeros=lambda shape, dtype: jax.ShapeDtypeStruct((1, *shape), dtype),
     )
     hidden = jax.ShapeDtypeStruct((batch, length, config.emb_size), jnp.float32)
     mesh = jax.make_mesh(
         (1, 1),
-        (forward.EXPERT_AXIS, forward.MODEL_AXIS),
+        (axes.EXPERT_AXIS, axes.MODEL_AXIS),
         axis_types=(jax.sharding.AxisType.Auto,) * 2,
         devices=find_devices(1),
     )

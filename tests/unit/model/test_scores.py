@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from jax.sharding import AxisType, PartitionSpec
 
 from grokctl.checkpoint.miniature import MINIATURE
-from grokctl.model import bucketing, forward
+from grokctl.model import axes, bucketing, forward
 from grokctl.model.bucketing import TOP_LOGPROBS, score_width
 from grokctl.model.config import GROK_1
 from grokctl.model.placement import MeshShape
@@ -35,10 +35,10 @@ EVERYWHERE = PartitionSpec()
 
 def on(mesh: MeshShape, function):
     """The function on a mesh: of an embedding that is split, and of arrays that are not."""
-    axes = (forward.EXPERT_AXIS, forward.MODEL_AXIS)
+    names = (axes.EXPERT_AXIS, axes.MODEL_AXIS)
     jax_mesh = jax.make_mesh(
         (mesh.expert, mesh.model),
-        axes,
+        names,
         axis_types=(AxisType.Auto,) * 2,
         devices=jax.devices()[: mesh.size],
     )
@@ -47,7 +47,7 @@ def on(mesh: MeshShape, function):
         split = jax.shard_map(
             function,
             mesh=jax_mesh,
-            in_specs=(PartitionSpec(forward.MODEL_AXIS), *[EVERYWHERE] * len(arrays)),
+            in_specs=(PartitionSpec(axes.MODEL_AXIS), *[EVERYWHERE] * len(arrays)),
             out_specs=EVERYWHERE,
             check_vma=False,
         )
@@ -65,7 +65,7 @@ class Scored:
         def both(embedding, norm, hidden, targets):
             found = scores(embedding, norm, hidden, targets, shape=shape)
             logits = forward.head(embedding, norm, hidden, None, shape=shape)[0]
-            return found, jax.lax.all_gather(logits, forward.MODEL_AXIS, axis=1, tiled=True)
+            return found, jax.lax.all_gather(logits, axes.MODEL_AXIS, axis=1, tiled=True)
 
         self._run = on(mesh, both)
 

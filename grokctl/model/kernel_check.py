@@ -1,0 +1,186 @@
+"""Whether the kernels for GPUs give the right numbers on a device, and in which form."""
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Final
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+from numpy.typing import NDArray
+
+from grokctl.model.attention_kernel import attend_with_one
+from grokctl.model.cache import Entries, LayerCache, Positions
+from grokctl.model.config import GROK_1
+from grokctl.model.kernels import chosen_products, few_rows, products
+from grokctl.model.parameters import Matrix
+from grokctl.model.step_spec import KernelForm
+
+_BOUND: Final = 1e-5
+"""Of a difference to sums of float64, in shares of the largest of them."""
+_EXPERTS: Final = np.array([2, 0, 3, 1], np.int32)
+"""Numbers of experts, of which there are three."""
+
+
+def working_form(device: jax.Device) -> KernelForm | None:
+    """The first form of the kernels that compiles for a device and is right there; or None."""
+    return next((form for form in (KernelForm.PTX, KernelForm.PLAIN) if works(device, form)), None)
+
+
+def works(device: jax.Device, form: KernelForm) -> bool:
+    """Whether the kernels compile for a device and give the right numbers there.
+
+    Experts, rows, outputs, scales and tokens all differ, and some shapes are odd.
+    """
+    given, expected = _case()
+    try:
+        with jax.default_device(device), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="The Pallas Triton backend is deprecated")
+            return all(
+                _is_near(jax.jit(partial(run, form=form))(given), right)
+                for run, right in zip(_RUNS, expected, strict=True)
+            )
+    except (RuntimeError, ValueError, TypeError, AttributeError, NotImplementedError, Warning):
+        return False  # triton may be missing, or about to be
+
+
+def _is_near(found: Array, expected: NDArray[np.float64]) -> bool:
+    difference = np.abs(np.asarray(found, np.float64) - expected)
+    return bool(np.all(difference <= _BOUND * np.abs(expected).max()))
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, kw_only=True)
+class _Given:
+    """Arguments of the kernels."""
+
+    even: Matrix
+    odd: Matrix
+    int4: Matrix
+    narrow: Matrix
+    wide: Matrix
+    x: Array
+    query: Array
+    caches: tuple[LayerCache, ...]
+    positions: Positions
+
+
+def _product(given: _Given, *, name: str, tokens: int, form: KernelForm) -> Array:
+    matrix: Matrix = getattr(given, name)
+    codes = 2 if matrix.weight.dtype == jnp.uint8 else 1
+    x = given.x[:tokens, : codes * matrix.weight.shape[-2]]
+    return few_rows(x, matrix.weight, matrix.scales, jnp.int32(_EXPERTS[0]), form=form)
+
+
+def _together(given: _Given, *, form: KernelForm) -> Array:
+    return jnp.concatenate(products(given.x[:1], (given.narrow, given.wide), form=form), axis=1)
+
+
+def _chosen(given: _Given, *, rows: int, run: int, form: KernelForm) -> Array:
+    (found,) = chosen_products(
+        given.x[:rows], (given.even,), jnp.asarray(_EXPERTS), run=run, may_lack=True, form=form
+    )
+    return found
+
+
+def _attended(given: _Given, *, cache: int, form: KernelForm) -> Array:
+    return attend_with_one(
+        given.query, given.caches[cache], given.positions, config=GROK_1, form=form
+    )
+
+
+_RUNS: Final[tuple[Callable[..., Array], ...]] = (
+    partial(_product, name="odd", tokens=1),
+    partial(_product, name="odd", tokens=8),
+    partial(_product, name="even", tokens=8),
+    partial(_product, name="int4", tokens=4),
+    _together,
+    partial(_chosen, rows=2, run=1),
+    partial(_chosen, rows=8, run=2),
+    partial(_attended, cache=0),
+    partial(_attended, cache=1),
+)
+
+
+def _case() -> tuple[_Given, list[NDArray[np.float64]]]:
+    """Arguments, and what each of `_RUNS` is to make of them."""
+    rng = np.random.default_rng(0)
+    even, even_values = _matrix(rng, (3, 1024, 256), groups=2)
+    odd, odd_values = _matrix(rng, (3, 86, 7), groups=2)
+    int4, int4_values = _matrix(rng, (3, 96, 300), groups=6, is_int4=True)
+    narrow, narrow_values = _matrix(rng, (1024, 128), groups=1)
+    wide, wide_values = _matrix(rng, (1024, 300), groups=1)
+    x = rng.standard_normal((8, 1024)).astype(np.float32)
+    query = 40 * rng.standard_normal((2, 1, 6, 32)).astype(np.float32)
+    caches, attended = zip(
+        *[_attention(rng, query, is_int8=each) for each in (False, True)], strict=True
+    )
+    given = _Given(
+        even=even,
+        odd=odd,
+        int4=int4,
+        narrow=narrow,
+        wide=wide,
+        x=jnp.asarray(x),
+        query=jnp.asarray(query),
+        caches=caches,
+        positions=Positions(jnp.asarray(_SLOTS), jnp.asarray(_LAST), jnp.int32(2)),
+    )
+    stack = np.concatenate([even_values, np.zeros((1, *even_values.shape[1:]))])[_EXPERTS]
+    first = _EXPERTS[0]
+    return given, [
+        x[:1, :86] @ odd_values[first],
+        x[:, :86] @ odd_values[first],
+        x @ even_values[first],
+        x[:4, :192] @ int4_values[first],
+        x[:1] @ np.concatenate([narrow_values, wide_values], axis=1),
+        (x[[0, 0, 1, 1], None] @ stack)[:, 0],
+        (x.reshape(4, 2, -1) @ stack).reshape(8, -1),
+        *attended,
+    ]
+
+
+def _matrix(
+    rng: np.random.Generator, shape: tuple[int, ...], *, groups: int, is_int4: bool = False
+) -> tuple[Matrix, NDArray[np.float64]]:
+    """A random weight, and its values."""
+    stored = rng.integers(0, 256, shape, dtype=np.uint8)
+    scales = rng.uniform(0.5, 2, (*shape[:-2], groups, shape[-1])).astype(np.float32)
+    values = stored.view(np.int8).astype(np.float64)
+    if is_int4:
+        values = np.stack([stored & 15, stored >> 4], axis=-2) - 8.0
+        values = values.reshape(*shape[:-2], -1, shape[-1])
+    values *= np.repeat(scales, values.shape[-2] // groups, axis=-2)
+    codes = stored if is_int4 else stored.view(np.int8)
+    return Matrix(jnp.asarray(codes), jnp.asarray(scales)), values
+
+
+_SLOTS: Final = np.array([2, 0], np.int32)
+_LAST: Final = np.array([150, 3], np.int32)
+"""Slot of each sequence, and its last position of 200."""
+
+
+def _attention(
+    rng: np.random.Generator, query: NDArray[np.float32], *, is_int8: bool
+) -> tuple[LayerCache, NDArray[np.float64]]:
+    """A random cache, and attention to it: of six query heads, three to each key head."""
+    stored = rng.standard_normal((2, 3, 2, 200, 32)).astype(jnp.bfloat16)
+    scales = rng.uniform(0.01, 0.1, stored.shape[:-1]).astype(np.float32)
+    if is_int8:
+        stored = (40 * stored.astype(np.float32)).astype(np.int8)
+    entries = [
+        Entries(jnp.asarray(part[None]), jnp.asarray(scale[None]) if is_int8 else None)
+        for part, scale in zip(stored, scales, strict=True)
+    ]
+    values = stored.astype(np.float64) * (scales[..., None] if is_int8 else 1)
+    found = np.zeros(query.shape)
+    for batch, (slot, last) in enumerate(zip(_SLOTS, _LAST, strict=True)):
+        for head in range(query.shape[2]):
+            keys, weighed = values[:, slot, head // 3, : last + 1]
+            logits = keys @ query[batch, 0, head] * GROK_1.attn_output_multiplier
+            weights = np.exp(GROK_1.attn_logit_cap * np.tanh(logits / GROK_1.attn_logit_cap))
+            found[batch, 0, head] = weights @ weighed / weights.sum()
+    return LayerCache(*entries), found
