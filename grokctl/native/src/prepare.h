@@ -1,0 +1,98 @@
+// Activations as integers of two or three signed bytes; included by the file of each form.
+#ifndef GROKCTL_PREPARE_H_
+#define GROKCTL_PREPARE_H_
+
+#include "kernel.h"
+#include "vectors.h"
+
+namespace {
+
+using grokctl::Product;
+
+// Largest integer of two and of three bytes between -128 and 127, less what rounding may add.
+constexpr float kLargest[] = {0, 0, 32600, 8355000};
+// Below this, a factor would lose digits.
+constexpr float kTooSmall = 1e-30f;
+
+GROKCTL_INLINE float largest_of(const float* x, int64_t count, bool* is_finite) {
+  Words most = {};
+  int64_t index = 0;
+  for (; index + kLanes <= count; index += kLanes) {
+    // without their signs, floats are in the order of their bits; NaN is above infinity
+    Words bits = load<Words>(x + index) & 0x7fffffffu;
+    most = bits > most ? bits : most;
+  }
+  uint32_t bits = 0;
+  for (int lane = 0; lane < kLanes; ++lane) bits = most[lane] > bits ? most[lane] : bits;
+  for (; index < count; ++index) {
+    uint32_t own;
+    memcpy(&own, x + index, sizeof own);
+    own &= 0x7fffffffu;
+    bits = own > bits ? own : bits;
+  }
+  *is_finite = bits < 0x7f800000u;
+  float value;
+  memcpy(&value, &bits, sizeof value);
+  return value;
+}
+
+// Number is the type of one part: a byte, or 16 bits where a form multiplies these. Then the even
+// inputs of four come before the odd ones.
+template <class Number>
+GROKCTL_INLINE int64_t place_of(int64_t input) {
+  if (sizeof(Number) == 1) return input;
+  constexpr int kPlaces[] = {0, 2, 1, 3};
+  return (input & ~int64_t{3}) + kPlaces[input & 3];
+}
+
+template <class Number, int kParts>
+GROKCTL_INLINE void split_group(const float* x, int64_t count, int64_t padded, float inverse,
+                                Number* to, int64_t stride, int32_t* sums, int64_t sums_stride) {
+  int32_t totals[kParts] = {};
+  for (int64_t input = 0; input < padded; ++input) {
+    float scaled = input < count ? x[input] * inverse : 0.0f;
+    int32_t rest = static_cast<int32_t>(scaled + (scaled < 0 ? -0.5f : 0.5f));
+    for (int part = kParts - 1; part >= 0; --part) {
+      int32_t low = part == 0 ? rest : ((rest + 128) & 255) - 128;
+      rest = (rest - low) >> 8;
+      to[part * stride + place_of<Number>(input)] = static_cast<Number>(low);
+      totals[part] += low;
+    }
+  }
+  for (int part = 0; part < kParts; ++part) sums[part * sums_stride] = totals[part];
+}
+
+template <class Number>
+GROKCTL_INLINE void prepare_tokens(const Product& product, int64_t first, int64_t last) {
+  const int64_t inputs = product.group_inputs(), padded = product.group_padded();
+  const int64_t stride = product.row_bytes / static_cast<int64_t>(sizeof(Number));
+  for (int64_t token = first; token < last; ++token) {
+    const float* x = product.x + token * product.inputs;
+    bool is_finite;
+    float largest = largest_of(x, product.inputs, &is_finite);
+    bool is_float = !is_finite || (largest > 0 && largest < kTooSmall);
+    float inverse = largest > 0 && !is_float ? kLargest[product.parts] / largest : 0.0f;
+    product.are_floats[token] = is_float;
+    product.factors[token] = is_float ? 0.0f : largest / kLargest[product.parts];
+    Number* to = reinterpret_cast<Number*>(product.bytes) + token * product.parts * stride;
+    int32_t* sums = product.sums + token * product.parts * product.groups;
+    for (int64_t group = 0; group < product.groups; ++group) {
+      if (is_float) {
+        for (int part = 0; part < product.parts; ++part) {
+          memset(to + part * stride + group * padded, 0, padded * sizeof(Number));
+          sums[part * product.groups + group] = 0;
+        }
+      } else if (product.parts == 2) {
+        split_group<Number, 2>(x + group * inputs, inputs, padded, inverse, to + group * padded,
+                               stride, sums + group, product.groups);
+      } else {
+        split_group<Number, 3>(x + group * inputs, inputs, padded, inverse, to + group * padded,
+                               stride, sums + group, product.groups);
+      }
+    }
+  }
+}
+
+}  // namespace
+
+#endif  // GROKCTL_PREPARE_H_
