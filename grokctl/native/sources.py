@@ -15,10 +15,24 @@ FLAGS: Final = (
     "-Wno-psabi",
 )
 """Of every source."""
-EVERYWHERE: Final = ("c_api", "forms", "handlers", "pool", "portable", "project")
+EVERYWHERE: Final = ("c_api", "forms", "handlers", "pool", "portable", "processor", "project")
 """Sources for any processor."""
+_AVX2: Final = ("-mavx2", "-mfma")
+_AVX512: Final = (
+    *_AVX2,
+    "-mavx512f",
+    "-mavx512bw",
+    "-mavx512dq",
+    "-mavx512vl",
+    "-mprefer-vector-width=512",
+)
 FORMS: Final[dict[str, dict[str, tuple[str, ...]]]] = {
-    "x86_64": {},
+    "x86_64": {
+        "avx2": _AVX2,
+        "avxvnni": (*_AVX2, "-mavxvnni"),
+        "avx512": _AVX512,
+        "avx512vnni": (*_AVX512, "-mavx512vnni"),
+    },
     "aarch64": {},
 }
 """Architecture -> source -> flags of its instruction set, which no other source may have."""

@@ -8,6 +8,9 @@ namespace {
 
 // The fastest first.
 const Form* const kForms[] = {
+#if defined(__x86_64__)
+    &avx512vnni, &avx512, &avxvnni, &avx2,
+#endif
     &portable,
 };
 

@@ -6,7 +6,12 @@
 
 namespace grokctl {
 
+// Which of these are compiled is up to the architecture.
 extern const Form portable;
+extern const Form avx2;
+extern const Form avxvnni;
+extern const Form avx512;
+extern const Form avx512vnni;
 
 // The fastest form that runs here, or the one that was forced.
 const Form& chosen_form();

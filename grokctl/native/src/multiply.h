@@ -1,24 +1,27 @@
 // The product for some columns, in two ways: as integers and as floats. The file of each form
-// includes this after its `Unit`, which has
+// includes this, and defines for both ways a unit of `tile.h`:
+//   Register, Codes, Sum       sums of one register, codes for them, and the type of a sum
+//   kRows                      rows of activations whose sums fit into registers, four each
+//   kFactorBytes               of a row's factors for one line of codes
+//   zero, load, store, codes, factors, add
+// The unit for integers also has
 //   Number                     the type of one part of an activation: int8_t or int16_t
-//   kRows, kFloatRows          rows of activations whose sums fit into registers
-//   kQuads                     a band has a whole number of so many times four inputs
+//   kQuads                     a band has a whole number of so many lines of four inputs
 //   kOffset                    what `interleave_bytes` adds to a code
 //   interleave_bytes(rows, packed), interleave_nibbles(rows, packed)
 //                              64 columns of four inputs, in the order of `in_order`, the four of a
 //                              column side by side
-//   dot<rows>(packed, quads, activations, stride, sums, is_first)
-//   multiply_add(a, b, c)      a * b + c for floats
+//   dot(packed, lines, activations, stride, rows, sums, is_first)
 #ifndef GROKCTL_MULTIPLY_H_
 #define GROKCTL_MULTIPLY_H_
 
 #include "kernel.h"
 #include "prepare.h"
+#include "tile.h"
 #include "vectors.h"
 
 namespace {
 
-using grokctl::kBlock;
 using grokctl::Product;
 using grokctl::Scratch;
 using grokctl::Stored;
@@ -120,10 +123,11 @@ struct Integers {
     const int64_t stride = product.row_bytes;
     const int64_t quads =
         (place.inputs + 4 * Unit::kQuads - 1) / (4 * Unit::kQuads) * Unit::kQuads;
-    const int8_t* activations = product.bytes + place.token * kParts * stride +
-                                offset * static_cast<int64_t>(sizeof(typename Unit::Number));
-    Unit::dot_rows(packed, quads, activations, stride, place.tokens * kParts,
-                   static_cast<int32_t*>(sums), is_first);
+    const uint8_t* activations = reinterpret_cast<const uint8_t*>(product.bytes) +
+                                 place.token * kParts * stride +
+                                 offset * static_cast<int64_t>(sizeof(typename Unit::Number));
+    Unit::dot(packed, quads, activations, stride, place.tokens * kParts,
+              static_cast<int32_t*>(sums), is_first);
   }
 
   static void finish(const Product& product, const Place& place, const void* sums) {
@@ -155,7 +159,7 @@ template <class Unit>
 struct FloatSums {
   static constexpr int64_t kRowsOfToken = 1;
 
-  static int64_t band(int64_t rows) { return rows <= 4 ? 16 : 64; }
+  static int64_t band(int64_t rows) { return rows <= 4 ? 16 : 128; }
 
   static void pack(const Product& product, const Place& place, uint8_t* packed) {
     const int64_t codes = product.stored == Stored::kInt4 ? 2 : 1;
@@ -192,51 +196,12 @@ struct FloatSums {
     }
   }
 
-  // A band's sums begin at zero, and are added to those of the bands before: long sums of floats
-  // would lose digits.
-  template <int kRows>
-  GROKCTL_INLINE void dot_tile(const float* weights, int64_t inputs, const float* x, int64_t stride,
-                               float* sums, bool is_first) {
-    Floats totals[kRows][4] = {};
-    for (int64_t input = 0; input < inputs; ++input) {
-      Floats line[4];
-      for (int part = 0; part < 4; ++part)
-        line[part] = load<Floats>(weights + input * kBlock + part * kLanes);
-      for (int row = 0; row < kRows; ++row) {
-        Floats factor = Floats{} + x[row * stride + input];
-        for (int part = 0; part < 4; ++part)
-          totals[row][part] = Unit::multiply_add(line[part], factor, totals[row][part]);
-      }
-    }
-    for (int row = 0; row < kRows; ++row) {
-      for (int part = 0; part < 4; ++part) {
-        float* own = sums + row * kBlock + part * kLanes;
-        store(own, is_first ? totals[row][part] : load<Floats>(own) + totals[row][part]);
-      }
-    }
-  }
-
   static void dot(const Product& product, const Place& place, const uint8_t* packed, void* sums,
                   bool is_first) {
-    const float* weights = reinterpret_cast<const float*>(packed);
     const float* x = product.x + place.token * product.inputs + place.input;
-    float* own = static_cast<float*>(sums);
-    dot_tiles_of<Unit::kFloatRows>(weights, place.inputs, x, product.inputs, place.tokens, own,
-                                   is_first);
-  }
-
-  template <int kRows>
-  GROKCTL_INLINE void dot_tiles_of(const float* weights, int64_t inputs, const float* x,
-                                   int64_t stride, int64_t rows, float* sums, bool is_first) {
-    int64_t row = 0;
-    for (; row + kRows <= rows; row += kRows)
-      dot_tile<kRows>(weights, inputs, x + row * stride, stride, sums + row * kBlock, is_first);
-    if constexpr (kRows > 1) {
-      if (row < rows) {
-        dot_tiles_of<kRows - 1>(weights, inputs, x + row * stride, stride, rows - row,
-                                sums + row * kBlock, is_first);
-      }
-    }
+    dot_tiles<Unit, Unit::kRows>(packed, place.inputs, reinterpret_cast<const uint8_t*>(x),
+                                 product.inputs * 4, place.tokens, static_cast<float*>(sums),
+                                 is_first);
   }
 
   static void finish(const Product& product, const Place& place, const void* sums) {
@@ -290,35 +255,18 @@ GROKCTL_INLINE void walk_all(const Product& product, const Scratch& scratch, int
     walk<Work>(product, scratch, token, least(chunk, product.tokens - token), first, last);
 }
 
-template <class Unit>
+template <class Unit, class FloatUnit>
 GROKCTL_INLINE void multiply_blocks(const Product& product, const Scratch& scratch, int64_t first,
                                     int64_t last) {
-  if (product.bytes == nullptr) return walk_all<FloatSums<Unit>>(product, scratch, first, last);
+  using Floating = FloatSums<FloatUnit>;
+  if (product.bytes == nullptr) return walk_all<Floating>(product, scratch, first, last);
   if (product.parts == 2) {
     walk_all<Integers<Unit, 2>>(product, scratch, first, last);
   } else {
     walk_all<Integers<Unit, 3>>(product, scratch, first, last);
   }
   for (int64_t token = 0; token < product.tokens; ++token) {
-    if (product.are_floats[token])
-      walk<FloatSums<Unit>>(product, scratch, token, 1, first, last);
-  }
-}
-
-// Rows of activations in tiles, the last ones in a smaller tile.
-template <class Unit, int kRows>
-GROKCTL_INLINE void dot_tiles(const uint8_t* packed, int64_t quads, const int8_t* activations,
-                              int64_t stride, int64_t rows, int32_t* sums, bool is_first) {
-  int64_t row = 0;
-  for (; row + kRows <= rows; row += kRows) {
-    Unit::template dot<kRows>(packed, quads, activations + row * stride, stride,
-                              sums + row * kBlock, is_first);
-  }
-  if constexpr (kRows > 1) {
-    if (row < rows) {
-      dot_tiles<Unit, kRows - 1>(packed, quads, activations + row * stride, stride, rows - row,
-                                 sums + row * kBlock, is_first);
-    }
+    if (product.are_floats[token]) walk<Floating>(product, scratch, token, 1, first, last);
   }
 }
 

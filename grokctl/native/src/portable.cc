@@ -6,7 +6,7 @@ namespace {
 
 struct Unit {
   using Number = int8_t;
-  static constexpr int kRows = 2, kFloatRows = 1, kQuads = 1, kOffset = 128;
+  static constexpr int kQuads = 1, kOffset = 128;
 
   // Where a column stands among the interleaved ones.
   static int place(int column) { return column % 16 / 4 * 16 + column / 16 * 4 + column % 4; }
@@ -27,32 +27,45 @@ struct Unit {
     }
   }
 
-  template <int kTile>
-  static void dot(const uint8_t* packed, int64_t quads, const int8_t* activations, int64_t stride,
-                  int32_t* sums, bool is_first) {
-    for (int row = 0; row < kTile; ++row) {
+  static void dot(const uint8_t* packed, int64_t lines, const uint8_t* activations, int64_t stride,
+                  int64_t rows, int32_t* sums, bool is_first) {
+    for (int64_t row = 0; row < rows; ++row, activations += stride, sums += kBlock) {
       int32_t totals[kBlock] = {};
-      const int8_t* own = activations + row * stride;
-      for (int64_t quad = 0; quad < quads; ++quad) {
-        const uint8_t* codes = packed + quad * 4 * kBlock;
+      for (int64_t line = 0; line < lines; ++line) {
+        const uint8_t* codes = packed + line * 4 * kBlock;
+        int32_t factors[4];
+        for (int input = 0; input < 4; ++input)
+          factors[input] = static_cast<int8_t>(activations[line * 4 + input]);
         for (int column = 0; column < kBlock; ++column) {
-          for (int input = 0; input < 4; ++input)
-            totals[column] += codes[column * 4 + input] * own[quad * 4 + input];
+          const uint8_t* own = codes + column * 4;
+          totals[column] += own[0] * factors[0] + own[1] * factors[1] + own[2] * factors[2] +
+                            own[3] * factors[3];
         }
       }
-      for (int column = 0; column < kBlock; ++column) {
-        int32_t& sum = sums[row * kBlock + column];
-        sum = is_first ? totals[column] : sum + totals[column];
-      }
+      for (int column = 0; column < kBlock; ++column)
+        sums[column] = is_first ? totals[column] : sums[column] + totals[column];
     }
   }
+};
 
-  static void dot_rows(const uint8_t* packed, int64_t quads, const int8_t* activations,
-                       int64_t stride, int64_t rows, int32_t* sums, bool is_first) {
-    dot_tiles<Unit, kRows>(packed, quads, activations, stride, rows, sums, is_first);
+struct FloatUnit {
+  using Register = Floats;
+  using Codes = Floats;
+  using Sum = float;
+  static constexpr int kRows = 1, kFactorBytes = 4;
+
+  GROKCTL_INLINE Register zero() { return Floats{}; }
+  GROKCTL_INLINE Register load(const float* sums) { return ::load<Floats>(sums); }
+  GROKCTL_INLINE void store(float* sums, Register values) { ::store(sums, values); }
+  GROKCTL_INLINE Codes codes(const uint8_t* packed) { return ::load<Floats>(packed); }
+  GROKCTL_INLINE Floats factors(const uint8_t* activations) {
+    float factor;
+    memcpy(&factor, activations, sizeof factor);
+    return Floats{} + factor;
   }
-
-  static Floats multiply_add(Floats a, Floats b, Floats c) { return a * b + c; }
+  GROKCTL_INLINE Register add(Register sums, Codes codes, Floats factors) {
+    return codes * factors + sums;
+  }
 };
 
 bool runs_here() { return true; }
@@ -63,7 +76,7 @@ void prepare(const grokctl::Product& product, int64_t first, int64_t last) {
 
 void multiply(const grokctl::Product& product, const grokctl::Scratch& scratch, int64_t first,
               int64_t last) {
-  multiply_blocks<Unit>(product, scratch, first, last);
+  multiply_blocks<Unit, FloatUnit>(product, scratch, first, last);
 }
 
 }  // namespace

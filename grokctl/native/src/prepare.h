@@ -36,30 +36,41 @@ GROKCTL_INLINE float largest_of(const float* x, int64_t count, bool* is_finite) 
   return value;
 }
 
-// Number is the type of one part: a byte, or 16 bits where a form multiplies these. Then the even
-// inputs of four come before the odd ones.
+// Stores one part of sixteen activations. Number is its type: a byte, or 16 bits where a form
+// multiplies these; then the even inputs of four come before the odd ones.
 template <class Number>
-GROKCTL_INLINE int64_t place_of(int64_t input) {
-  if (sizeof(Number) == 1) return input;
-  constexpr int kPlaces[] = {0, 2, 1, 3};
-  return (input & ~int64_t{3}) + kPlaces[input & 3];
+GROKCTL_INLINE void store_part(Number* to, Ints part) {
+  typedef Number Numbers __attribute__((vector_size(16 * sizeof(Number))));
+  if constexpr (sizeof(Number) == 2)
+    part = GROKCTL_SHUFFLE(part, part, 0, 2, 1, 3, 4, 6, 5, 7, 8, 10, 9, 11, 12, 14, 13, 15);
+  store(to, __builtin_convertvector(part, Numbers));
 }
 
 template <class Number, int kParts>
 GROKCTL_INLINE void split_group(const float* x, int64_t count, int64_t padded, float inverse,
                                 Number* to, int64_t stride, int32_t* sums, int64_t sums_stride) {
-  int32_t totals[kParts] = {};
-  for (int64_t input = 0; input < padded; ++input) {
-    float scaled = input < count ? x[input] * inverse : 0.0f;
-    int32_t rest = static_cast<int32_t>(scaled + (scaled < 0 ? -0.5f : 0.5f));
+  Ints totals[kParts] = {};
+  for (int64_t input = 0; input < padded; input += kLanes) {
+    Floats values = {};
+    if (input + kLanes <= count) {
+      values = load<Floats>(x + input);
+    } else if (input < count) {
+      memcpy(&values, x + input, (count - input) * sizeof(float));
+    }
+    values = values * inverse;
+    Ints rest = ints_of(values + (values < 0.0f ? Floats{} - 0.5f : Floats{} + 0.5f));
     for (int part = kParts - 1; part >= 0; --part) {
-      int32_t low = part == 0 ? rest : ((rest + 128) & 255) - 128;
+      Ints low = part == 0 ? rest : ((rest + 128) & 255) - 128;
       rest = (rest - low) >> 8;
-      to[part * stride + place_of<Number>(input)] = static_cast<Number>(low);
+      store_part(to + part * stride + input, low);
       totals[part] += low;
     }
   }
-  for (int part = 0; part < kParts; ++part) sums[part * sums_stride] = totals[part];
+  for (int part = 0; part < kParts; ++part) {
+    int32_t total = 0;
+    for (int lane = 0; lane < kLanes; ++lane) total += totals[part][lane];
+    sums[part * sums_stride] = total;
+  }
 }
 
 template <class Number>

@@ -9,6 +9,7 @@
 #include <cstring>
 
 #define GROKCTL_INLINE static inline __attribute__((always_inline))
+#define GROKCTL_MEMBER inline __attribute__((always_inline))
 
 namespace {
 
