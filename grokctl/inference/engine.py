@@ -25,6 +25,7 @@ from grokctl.inference.generation import (
 )
 from grokctl.inference.loading import Loader
 from grokctl.inference.model_runner import ModelRunner
+from grokctl.inference.native_kernel import native_kernel
 from grokctl.inference.plan import RunPlan
 from grokctl.inference.scheduler import Scheduler
 from grokctl.inference.step_logits import log_probabilities
@@ -58,7 +59,10 @@ class Engine:
         compute, device = jnp.dtype(plan.options.compute), loader.local_devices[0]
         has_kernel = device.platform == "gpu" and _kernel_works(device)
         is_fast = has_fast_bfloat16()
+        native = native_kernel(device, plan.options, observe=observe)
+        has_native = native.is_there
         if cluster is not None:  # all run the same programs
+            has_native = cluster.everywhere("native kernel", it_is=has_native)
             has_kernel = cluster.everywhere("kernel", it_is=has_kernel)
             is_fast = cluster.everywhere("processor", it_is=is_fast)
         if device.platform == "gpu" and not has_kernel:
@@ -73,6 +77,7 @@ class Engine:
             has_fast_bfloat16=is_fast,
             draws_on_device=_draws_on_device(plan, device, cluster),
             has_kernel=has_kernel,
+            has_native_kernel=has_native,
         )
         self.runner = ModelRunner(
             loader,
@@ -82,7 +87,12 @@ class Engine:
             observe=observe,
             cluster=cluster,
         )
-        stats = Stats(load_s=load_s, bytes_per_token=loader.bytes_per_token)
+        words = native.words
+        if native.is_there and not has_native:
+            words = "XLA: another process has no native kernel"
+        self.kernel = words
+        """What multiplies on a CPU, in words; empty on accelerators."""
+        stats = Stats(load_s=load_s, bytes_per_token=loader.bytes_per_token, kernel=words)
         self.scheduler = Scheduler(plan, self.runner, stats=stats)
         self._loader = loader
         self.load_s = load_s

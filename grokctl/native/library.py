@@ -1,93 +1,80 @@
-"""The native library: built once with the system's compiler, and loaded."""
+"""The native kernel, known to JAX: found or compiled, loaded once, and registered."""
 
-import ctypes
-import hashlib
 import os
-import platform
-import subprocess
-import tempfile
-from dataclasses import dataclass
-from functools import cache
+from collections.abc import Mapping
 from pathlib import Path
-from shutil import which
+from typing import Final
 
 import jax
-import platformdirs
 
-from grokctl.native.sources import FOLDER, flags_of
+from grokctl.events import Noted, Observer, ignore
+from grokctl.native.binary import (
+    HANDLERS,
+    Library,
+    NoKernelError,
+    candidates,
+    is_off,
+    open_library,
+)
+from grokctl.native.compiler import Compiler
 from grokctl.system import usable_cores
+from grokctl.text import printable
 
-_TARGETS = ("grokctl_project",)
-
-
-@dataclass(frozen=True, slots=True)
-class Library:
-    """The loaded library."""
-
-    symbols: ctypes.CDLL
-
-    @property
-    def instruction_set(self) -> str:
-        """Name of the form that is used."""
-        name: bytes = self.symbols.grokctl_isa()
-        return name.decode()
-
-    def force(self, instruction_set: str | None) -> bool:
-        """Use another form; None: the fastest. False: it does not run here."""
-        name = None if instruction_set is None else instruction_set.encode()
-        return bool(self.symbols.grokctl_force_isa(name))
-
-    def set_threads(self, threads: int) -> None:
-        """Multiply with so many threads; 0: with all cores."""
-        self.symbols.grokctl_set_threads(threads)
-
-    @property
-    def threads(self) -> int:
-        """Threads that multiply."""
-        return int(self.symbols.grokctl_threads())
-
-    def counts(self) -> tuple[int, int]:
-        """Products, and forks of the pool, since the library was loaded."""
-        found = (ctypes.c_int64 * 2)()
-        self.symbols.grokctl_stats(found)
-        return found[0], found[1]
+_loaded: Final[list[Library]] = []
+"""At most one: JAX's registry is the process's, and forgets nothing."""
 
 
-@cache
-def load() -> Library | None:
-    """The library; None without a compiler."""
-    compiler = which("g++")
-    if compiler is None:
-        return None
-    symbols = ctypes.CDLL(str(_built(compiler)))
-    symbols.grokctl_isa.restype = ctypes.c_char_p
-    symbols.grokctl_force_isa.argtypes = [ctypes.c_char_p]
-    for name in _TARGETS:
-        target = jax.ffi.pycapsule(getattr(symbols, name))
-        jax.ffi.register_ffi_target(name, target, platform="cpu")
-    library = Library(symbols)
-    library.set_threads(usable_cores())
-    return library
+def load(
+    caches: Path | None = None,
+    *,
+    environ: Mapping[str, str] | None = None,
+    observe: Observer = ignore,
+) -> Library:
+    """The native kernel; once there is one, the same for the rest of the process.
+
+    Args:
+        caches: `cache/native` of a home, where it is compiled if it was not installed.
+        environ: This process's environment by default.
+        observe: Receives a note before a compiler runs.
+
+    Raises:
+        NoKernelError: There is none, with the reason.
+    """
+    environ = os.environ if environ is None else environ
+    first: NoKernelError | None = None
+
+    def begin(compiler: Compiler) -> None:
+        message = f"compiling the kernel for this CPU with {compiler.name}, this time only"
+        observe(Noted(message=message))
+
+    if _loaded and not is_off(environ):
+        return _loaded[0]
+    try:
+        for path in candidates(caches, environ, begin=begin):
+            try:
+                library = open_library(path)
+                _register(library)
+            except NoKernelError as error:
+                first = first or error
+            else:
+                library.set_threads(usable_cores())
+                _loaded.append(library)
+                return library
+    except NoKernelError as error:
+        raise first or error from error
+    raise AssertionError("candidates end with an error")
 
 
-def _built(compiler: str) -> Path:
-    sources = flags_of(platform.machine())
-    digest = hashlib.sha256(repr(sources).encode())
-    for path in sorted(FOLDER.iterdir()):
-        digest.update(path.read_bytes())
-    folder = platformdirs.user_cache_path("grokctl") / "native"
-    library = folder / f"{digest.hexdigest()[:16]}.so"
-    if library.exists():
-        return library
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder) as temporary:
-        objects = []
-        for source, flags in sources.items():
-            objects.append(f"{temporary}/{source.stem}.o")
-            include = ("-isystem", jax.ffi.include_dir())
-            command = [compiler, *flags, *include, "-c", str(source), "-o", objects[-1]]
-            subprocess.run(command, check=True)  # noqa: S603
-        linked = f"{temporary}/library.so"
-        subprocess.run([compiler, "-shared", "-pthread", *objects, "-o", linked], check=True)  # noqa: S603
-        os.replace(linked, library)  # noqa: PTH105
-    return library
+def _register(library: Library) -> None:
+    """Tell JAX the handlers.
+
+    Raises:
+        NoKernelError: JAX has others of these names.
+    """
+    try:
+        for name in HANDLERS:
+            handler = jax.ffi.pycapsule(getattr(library.symbols, name))
+            jax.ffi.register_ffi_target(name, handler, platform="cpu")
+    except (RuntimeError, ValueError) as error:
+        reason = printable(str(error).partition("\n")[0])
+        raise NoKernelError(f"{library.path}: JAX does not take it ({reason})") from error

@@ -57,6 +57,7 @@ def generations(console: Console, stats: BatchStats, prompts: int) -> None:
                 "steps": stats.steps,
                 "bytes_per_step": stats.bytes_per_step,
                 "bandwidth_fraction": stats.bandwidth_fraction,
+                "kernel": stats.kernel,
             },
         }
     )
@@ -132,6 +133,7 @@ def stats(console: Console, result: Generation) -> None:
             ("decode", _counted(max(0, len(result.ids) - 1), measured.decode_tokens_per_s)),
             ("reads per token", format_bytes(measured.bytes_per_token)),
             *_bandwidth(console, rate, measured.bandwidth_fraction),
+            *_kernel(measured.kernel),
             ("ended by", _end_of(result)),
             ("seed", str(result.seed)),
         ]
@@ -151,8 +153,14 @@ def stats_many(console: Console, measured: BatchStats, prompts: int) -> None:
             ("decode", _counted(measured.decoded, measured.decode_tokens_per_s)),
             ("reads per step", format_bytes(measured.bytes_per_step)),
             *_bandwidth(console, rate, measured.bandwidth_fraction),
+            *_kernel(measured.kernel),
         ]
     )
+
+
+def _kernel(words: str) -> Facts:
+    """What multiplies on a CPU."""
+    return [("kernel", words)] if words else []
 
 
 def _end_of(result: Generation) -> str:

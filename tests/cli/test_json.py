@@ -14,6 +14,7 @@ STATS = {
     "cached_tokens": int,
     "bytes_per_token": int,
     "bandwidth_fraction": (float, type(None)),
+    "kernel": str,
 }
 
 
