@@ -41,7 +41,7 @@ struct Avx2 {
     _mm256_store_si256(reinterpret_cast<__m256i*>(sums), values);
   }
 
-  static void interleave_bytes(const uint8_t* const rows[4], uint8_t* packed) {
+  GROKCTL_INLINE void interleave_bytes(const uint8_t* const* rows, uint8_t* packed) {
     for (int half = 0; half < 2; ++half) {
       __m256i codes[4];
       for (int row = 0; row < 4; ++row)
@@ -50,7 +50,7 @@ struct Avx2 {
     }
   }
 
-  static void interleave_nibbles(const uint8_t* const rows[2], uint8_t* packed) {
+  GROKCTL_INLINE void interleave_nibbles(const uint8_t* const* rows, uint8_t* packed) {
     const __m256i nibble = _mm256_set1_epi8(15);
     for (int half = 0; half < 2; ++half) {
       __m256i codes[4];

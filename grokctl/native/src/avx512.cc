@@ -37,9 +37,9 @@ void prepare(const grokctl::Product& product, int64_t first, int64_t last) {
   prepare_tokens<Unit::Number>(product, first, last);
 }
 
-void multiply(const grokctl::Product& product, const grokctl::Scratch& scratch, int64_t first,
-              int64_t last) {
-  multiply_blocks<Unit, FloatUnit>(product, scratch, first, last);
+void multiply(const grokctl::Product& product, const grokctl::Scratch& scratch,
+              const grokctl::Part& part) {
+  multiply_part<Unit, FloatUnit>(product, scratch, part);
 }
 
 }  // namespace

@@ -34,14 +34,14 @@ struct Avx512 {
   GROKCTL_INLINE Register load(const int32_t* sums) { return _mm512_load_si512(sums); }
   GROKCTL_INLINE void store(int32_t* sums, Register values) { _mm512_store_si512(sums, values); }
 
-  static void interleave_bytes(const uint8_t* const rows[4], uint8_t* packed) {
+  GROKCTL_INLINE void interleave_bytes(const uint8_t* const* rows, uint8_t* packed) {
     __m512i codes[4];
     for (int row = 0; row < 4; ++row)
       codes[row] = _mm512_xor_si512(_mm512_loadu_si512(rows[row]), _mm512_set1_epi8(-128));
     interleave_512(codes, packed);
   }
 
-  static void interleave_nibbles(const uint8_t* const rows[2], uint8_t* packed) {
+  GROKCTL_INLINE void interleave_nibbles(const uint8_t* const* rows, uint8_t* packed) {
     const __m512i nibble = _mm512_set1_epi8(15);
     __m512i codes[4];
     for (int row = 0; row < 2; ++row) {

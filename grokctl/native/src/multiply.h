@@ -22,22 +22,27 @@
 
 namespace {
 
+using grokctl::Part;
 using grokctl::Product;
 using grokctl::Scratch;
 using grokctl::Stored;
 
 // Rows of activations that share a packed block.
-constexpr int64_t kMostRows = 512;
+constexpr int64_t kMostRows = 256;
 
-GROKCTL_INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
-GROKCTL_INLINE int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
+// Rows of sums that a product writes: with many, a tile of 16 may be written beyond the last.
+GROKCTL_INLINE int64_t rounded_rows(int64_t rows) {
+  return rows < 16 ? rows : (rows + 15) / 16 * 16;
+}
 
-// Which part of a product is multiplied.
+// Where the work stands.
 struct Place {
   int64_t token, tokens;  // the first, and how many
-  int64_t group;
+  int64_t run;
+  int64_t offset;         // of the first input in the run
   int64_t input, inputs;  // of the matrix
   int64_t column, width;
+  int64_t ahead;  // inputs from here to those that are read next: the processor fetches them now
 };
 
 GROKCTL_INLINE void scales_of(const Product& product, const Place& place, Floats scales[4]) {
@@ -47,7 +52,7 @@ GROKCTL_INLINE void scales_of(const Product& product, const Place& place, Floats
   }
   const int64_t size = product.scales_are_wide ? 4 : 2;
   const uint8_t* from = static_cast<const uint8_t*>(product.scales) +
-                        (place.group * product.outputs + place.column) * size;
+                        (place.run / product.runs_of_group() * product.outputs + place.column) * size;
   uint8_t edge[kBlock * 4] = {};
   if (place.width < kBlock) {
     memcpy(edge, from, place.width * size);
@@ -59,21 +64,33 @@ GROKCTL_INLINE void scales_of(const Product& product, const Place& place, Floats
   }
 }
 
-// Adds the scaled sums of a group to the outputs of one token.
-GROKCTL_INLINE void add_group(const Product& product, const Place& place, int64_t token,
-                              const Floats values[4], const Floats scales[4], float factor) {
-  const bool is_first = place.group == 0, is_last = place.group == product.groups - 1;
-  float* y = product.y + token * product.outputs + place.column;
-  float edge[kBlock] = {};
-  float* to = place.width < kBlock ? edge : y;
-  if (to == edge && !is_first) memcpy(edge, y, place.width * sizeof(float));
+// Adds the scaled sums of a run to those of its segment.
+GROKCTL_INLINE void add_run(const Floats values[4], const Floats scales[4], float* totals,
+                            bool is_first) {
   for (int part = 0; part < 4; ++part) {
-    Floats total = values[part] * scales[part];
-    if (!is_first) total = load<Floats>(to + part * kLanes) + total;
-    if (is_last) total = total * factor;
-    store(to + part * kLanes, total);
+    float* own = totals + part * kLanes;
+    const Floats scaled = values[part] * scales[part];
+    store(own, is_first ? scaled : load<Floats>(own) + scaled);
   }
-  if (to == edge) memcpy(y, edge, place.width * sizeof(float));
+}
+
+// Adds the sums of a segment to the outputs of all tokens.
+GROKCTL_INLINE void add_segment(const Product& product, const Place& place, const float* totals,
+                                int64_t segment) {
+  const bool is_first = segment == 0 || product.partial != nullptr;
+  const bool is_last = segment == product.segments() - 1 && product.partial == nullptr;
+  for (int64_t index = 0; index < place.tokens; ++index) {
+    const int64_t token = place.token + index;
+    float* y = product.partial == nullptr
+                   ? product.y + token * product.outputs
+                   : product.partial + (segment * product.tokens + token) * product.outputs;
+    const float factor = is_last && product.factors != nullptr ? product.factors[token] : 1.0f;
+    const float* own = totals + index * kBlock;
+    for (int64_t column = 0; column < place.width; ++column) {
+      float& to = y[place.column + column];
+      to = (is_first ? own[column] : to + own[column]) * factor;
+    }
+  }
 }
 
 // A stored row of a place; if it is not whole, a copy that can be read to the end of the block.
@@ -90,36 +107,62 @@ struct Integers {
   static constexpr int64_t kRowsOfToken = kParts;
 
   // Inputs of a band: with more rows, loading and storing their sums must be rarer.
-  static int64_t band(int64_t rows) { return rows <= 3 ? 16 : rows <= 12 ? 64 : 256; }
+  static int64_t band(int64_t rows) { return rows <= 3 ? 16 : rows <= 48 ? 64 : 256; }
 
   static void pack(const Product& product, const Place& place, uint8_t* packed) {
-    alignas(64) static constexpr uint8_t kZeros[kBlock] = {};
-    alignas(64) uint8_t edges[4][kBlock] = {};
-    const bool is_int4 = product.stored == Stored::kInt4;
-    const int64_t codes = is_int4 ? 2 : 1, lines = 4 / codes;
-    const int64_t rows = place.inputs / codes;
-    const uint8_t* from = product.weight + place.input / codes * product.outputs + place.column;
-    int64_t quads = 0;
-    for (int64_t row = 0; row < rows; row += lines, ++quads) {
-      const uint8_t* quad[4];
-      for (int64_t line = 0; line < lines; ++line) {
-        quad[line] = row + line >= rows
-                         ? kZeros
-                         : whole_line(from + (row + line) * product.outputs, place, 1, edges[line]);
-      }
-      if (is_int4) {
-        Unit::interleave_nibbles(quad, packed + quads * 4 * kBlock);
-      } else {
-        Unit::interleave_bytes(quad, packed + quads * 4 * kBlock);
+    if (product.stored == Stored::kInt4) {
+      pack_lines<2>(product, place, packed);
+    } else {
+      pack_lines<1>(product, place, packed);
+    }
+  }
+
+  // Of stored rows with so many codes in a byte, those of four inputs at a time.
+  template <int kCodes>
+  GROKCTL_INLINE void pack_lines(const Product& product, const Place& place, uint8_t* packed) {
+    constexpr int64_t kLines = 4 / kCodes;
+    const int64_t rows = place.inputs / kCodes, stride = product.outputs;
+    const uint8_t* from = product.weight + place.input / kCodes * stride + place.column;
+    const uint8_t* ahead = from + place.ahead / kCodes * stride;
+    int64_t row = 0;
+    if (place.width == kBlock) {
+      for (; row + kLines <= rows; row += kLines) {
+        const uint8_t* lines[kLines];
+        for (int64_t line = 0; line < kLines; ++line, from += stride, ahead += stride) {
+          __builtin_prefetch(ahead, 0, 2);
+          lines[line] = from;
+        }
+        interleave<kCodes>(lines, packed);
+        packed += 4 * kBlock;
       }
     }
-    for (; quads % Unit::kQuads != 0; ++quads) memset(packed + quads * 4 * kBlock, 0, 4 * kBlock);
+    for (; row < rows; row += kLines) {
+      alignas(64) uint8_t edges[kLines][kBlock] = {};
+      const uint8_t* lines[kLines];
+      for (int64_t line = 0; line < kLines; ++line, from += stride) {
+        if (row + line < rows) memcpy(edges[line], from, place.width);
+        lines[line] = edges[line];
+      }
+      interleave<kCodes>(lines, packed);
+      packed += 4 * kBlock;
+    }
+    const int64_t quads = (rows + kLines - 1) / kLines;
+    for (int64_t quad = quads; quad % Unit::kQuads != 0; ++quad, packed += 4 * kBlock)
+      memset(packed, 0, 4 * kBlock);
+  }
+
+  template <int kCodes>
+  GROKCTL_INLINE void interleave(const uint8_t* const* lines, uint8_t* packed) {
+    if constexpr (kCodes == 1) {
+      Unit::interleave_bytes(lines, packed);
+    } else {
+      Unit::interleave_nibbles(lines, packed);
+    }
   }
 
   static void dot(const Product& product, const Place& place, const uint8_t* packed, void* sums,
                   bool is_first) {
-    const int64_t start = place.group * product.group_inputs();
-    const int64_t offset = place.group * product.group_padded() + place.input - start;
+    const int64_t offset = place.run * product.run_padded() + place.offset;
     const int64_t stride = product.row_bytes;
     const int64_t quads =
         (place.inputs + 4 * Unit::kQuads - 1) / (4 * Unit::kQuads) * Unit::kQuads;
@@ -130,26 +173,27 @@ struct Integers {
               static_cast<int32_t*>(sums), is_first);
   }
 
-  static void finish(const Product& product, const Place& place, const void* sums) {
+  static void finish(const Product& product, const Place& place, const void* sums, float* totals,
+                     bool is_first) {
     const int32_t offset = product.stored == Stored::kInt4 ? 8 : Unit::kOffset;
+    const int64_t runs = product.runs();
     Floats scales[4];
     scales_of(product, place, scales);
     for (int64_t index = 0; index < place.tokens; ++index) {
-      const int64_t token = place.token + index;
       const int32_t* own = static_cast<const int32_t*>(sums) + index * kParts * kBlock;
-      const int32_t* added = product.sums + token * kParts * product.groups + place.group;
+      const int32_t* added = product.sums + (place.token + index) * kParts * runs + place.run;
       Floats values[4];
       for (int quarter = 0; quarter < 4; ++quarter) {
         Floats value = {};
         for (int part = 0; part < kParts; ++part) {
-          Ints total = load<Ints>(own + part * kBlock + quarter * kLanes);
-          total -= offset * added[part * product.groups];
+          const Ints total =
+              load<Ints>(own + part * kBlock + quarter * kLanes) - offset * added[part * runs];
           value = part == 0 ? floats_of(total) : value * 256.0f + floats_of(total);
         }
         values[quarter] = value;
       }
       in_order(values);
-      add_group(product, place, token, values, scales, product.factors[token]);
+      add_run(values, scales, totals + index * kBlock, is_first);
     }
   }
 };
@@ -172,6 +216,8 @@ struct FloatSums {
     float* to = reinterpret_cast<float*>(packed);
     for (int64_t row = 0; row < place.inputs / codes; ++row, from += product.outputs * size) {
       const uint8_t* line = whole_line(from, place, size, edge);
+      for (int64_t part = 0; part < size; ++part)
+        __builtin_prefetch(from + place.ahead / codes * product.outputs * size + part * 64, 0, 2);
       for (int part = 0; part < 4; ++part) {
         float* own = to + row * codes * kBlock + part * kLanes;
         switch (product.stored) {
@@ -204,69 +250,89 @@ struct FloatSums {
                                  is_first);
   }
 
-  static void finish(const Product& product, const Place& place, const void* sums) {
+  static void finish(const Product& product, const Place& place, const void* sums, float* totals,
+                     bool is_first) {
     Floats scales[4];
     scales_of(product, place, scales);
     for (int64_t index = 0; index < place.tokens; ++index) {
       const float* own = static_cast<const float*>(sums) + index * kBlock;
       Floats values[4];
       for (int part = 0; part < 4; ++part) values[part] = load<Floats>(own + part * kLanes);
-      add_group(product, place, place.token + index, values, scales, 1.0f);
+      add_run(values, scales, totals + index * kBlock, is_first);
     }
   }
 };
 
-// Walks over the stored rows in bands. Of each it goes along a panel of columns, so that pages are
-// read as they lie; the panel's sums stay in the cache until the end of their group.
+// One run of a panel: walks over the stored rows in bands, and in each along the panel, so that
+// pages are read as they lie. The panel's sums stay in the cache.
 template <class Work>
-GROKCTL_INLINE void walk(const Product& product, const Scratch& scratch, int64_t token,
-                         int64_t tokens, int64_t first, int64_t last) {
-  const int64_t rows = tokens * Work::kRowsOfToken;
-  const int64_t sums_bytes = (rows < 16 ? rows : (rows + 15) / 16 * 16) * kBlock * 4;
-  const int64_t panel = most(1, scratch.sums_bytes / sums_bytes);
-  const int64_t band = Work::band(rows);
-  const int64_t height = product.group_inputs();
-  for (int64_t start = first; start < last; start += panel) {
-    for (int64_t group = 0; group < product.groups; ++group) {
-      for (int64_t input = 0; input < height; input += band) {
-        for (int64_t block = start; block < least(last, start + panel); ++block) {
-          Place place = {token,
-                         tokens,
-                         group,
-                         group * height + input,
-                         least(band, height - input),
-                         block * kBlock,
-                         least(kBlock, product.outputs - block * kBlock)};
-          void* sums = scratch.sums + (block - start) * sums_bytes;
-          Work::pack(product, place, scratch.packed);
-          Work::dot(product, place, scratch.packed, sums, input == 0);
-          if (input + band >= height) Work::finish(product, place, sums);
-        }
+GROKCTL_INLINE void walk_run(const Product& product, const Scratch& scratch, Place place,
+                             int64_t first, int64_t last, bool is_first) {
+  const int64_t rows = place.tokens * Work::kRowsOfToken;
+  const int64_t sums_bytes = rounded_rows(rows) * kBlock * 4;
+  const int64_t start = place.run % product.runs_of_group() * product.run_inputs();
+  const int64_t count = least(product.run_inputs(), product.group_inputs() - start);
+  const int64_t from = place.run / product.runs_of_group() * product.group_inputs() + start;
+  place.ahead = Work::band(rows);
+  for (place.offset = 0; place.offset < count; place.offset += place.ahead) {
+    place.input = from + place.offset;
+    place.inputs = least(place.ahead, count - place.offset);
+    for (int64_t block = first; block < last; ++block) {
+      place.column = block * kBlock;
+      place.width = least(kBlock, product.outputs - place.column);
+      void* sums = scratch.sums + (block - first) * sums_bytes;
+      Work::pack(product, place, scratch.packed);
+      Work::dot(product, place, scratch.packed, sums, place.offset == 0);
+      if (place.offset + place.ahead >= count) {
+        float* totals = scratch.totals + (block - first) * place.tokens * kBlock;
+        Work::finish(product, place, sums, totals, is_first);
       }
     }
   }
 }
 
 template <class Work>
-GROKCTL_INLINE void walk_all(const Product& product, const Scratch& scratch, int64_t first,
-                             int64_t last) {
+GROKCTL_INLINE void walk(const Product& product, const Scratch& scratch, int64_t token,
+                         int64_t tokens, const Part& part) {
+  Place place = {};
+  place.token = token;
+  place.tokens = tokens;
+  const int64_t rows = rounded_rows(tokens * Work::kRowsOfToken);
+  const int64_t panel = most(1, grokctl::kSumsBytes / (rows * kBlock * 4));
+  for (int64_t first = part.first_block; first < part.last_block; first += panel) {
+    const int64_t last = least(part.last_block, first + panel);
+    for (int64_t segment = part.first_segment; segment < part.last_segment; ++segment) {
+      const int64_t first_run = product.first_run(segment);
+      for (place.run = first_run; place.run < product.first_run(segment + 1); ++place.run)
+        walk_run<Work>(product, scratch, place, first, last, place.run == first_run);
+      for (int64_t block = first; block < last; ++block) {
+        place.column = block * kBlock;
+        place.width = least(kBlock, product.outputs - place.column);
+        add_segment(product, place, scratch.totals + (block - first) * tokens * kBlock, segment);
+      }
+    }
+  }
+}
+
+template <class Work>
+GROKCTL_INLINE void walk_all(const Product& product, const Scratch& scratch, const Part& part) {
   const int64_t chunk = kMostRows / Work::kRowsOfToken;
   for (int64_t token = 0; token < product.tokens; token += chunk)
-    walk<Work>(product, scratch, token, least(chunk, product.tokens - token), first, last);
+    walk<Work>(product, scratch, token, least(chunk, product.tokens - token), part);
 }
 
 template <class Unit, class FloatUnit>
-GROKCTL_INLINE void multiply_blocks(const Product& product, const Scratch& scratch, int64_t first,
-                                    int64_t last) {
+GROKCTL_INLINE void multiply_part(const Product& product, const Scratch& scratch,
+                                  const Part& part) {
   using Floating = FloatSums<FloatUnit>;
-  if (product.bytes == nullptr) return walk_all<Floating>(product, scratch, first, last);
+  if (product.bytes == nullptr) return walk_all<Floating>(product, scratch, part);
   if (product.parts == 2) {
-    walk_all<Integers<Unit, 2>>(product, scratch, first, last);
+    walk_all<Integers<Unit, 2>>(product, scratch, part);
   } else {
-    walk_all<Integers<Unit, 3>>(product, scratch, first, last);
+    walk_all<Integers<Unit, 3>>(product, scratch, part);
   }
   for (int64_t token = 0; token < product.tokens; ++token) {
-    if (product.are_floats[token]) walk<Floating>(product, scratch, token, 1, first, last);
+    if (product.are_floats[token]) walk<Floating>(product, scratch, token, 1, part);
   }
 }
 

@@ -87,10 +87,13 @@ struct alignas(128) Share {
   Memory memory;
 
   bool allocate() {
-    if (memory == nullptr) memory = allocated(kPackedBytes + kSumsBytes);
+    if (memory == nullptr) memory = allocated(kScratchBytes);
     return memory != nullptr;
   }
-  Scratch scratch() const { return {memory.get(), memory.get() + kPackedBytes, kSumsBytes}; }
+  Scratch scratch() const {
+    uint8_t* sums = memory.get() + kPackedBytes;
+    return {memory.get(), sums, reinterpret_cast<float*>(sums + kSumsBytes)};
+  }
 };
 
 }  // namespace

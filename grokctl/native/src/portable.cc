@@ -11,13 +11,13 @@ struct Unit {
   // Where a column stands among the interleaved ones.
   static int place(int column) { return column % 16 / 4 * 16 + column / 16 * 4 + column % 4; }
 
-  static void interleave_bytes(const uint8_t* const rows[4], uint8_t* packed) {
+  static void interleave_bytes(const uint8_t* const* rows, uint8_t* packed) {
     for (int column = 0; column < kBlock; ++column) {
       for (int row = 0; row < 4; ++row) packed[place(column) * 4 + row] = rows[row][column] ^ 128;
     }
   }
 
-  static void interleave_nibbles(const uint8_t* const rows[2], uint8_t* packed) {
+  static void interleave_nibbles(const uint8_t* const* rows, uint8_t* packed) {
     for (int column = 0; column < kBlock; ++column) {
       uint8_t* own = packed + place(column) * 4;
       for (int row = 0; row < 2; ++row) {
@@ -74,9 +74,9 @@ void prepare(const grokctl::Product& product, int64_t first, int64_t last) {
   prepare_tokens<Unit::Number>(product, first, last);
 }
 
-void multiply(const grokctl::Product& product, const grokctl::Scratch& scratch, int64_t first,
-              int64_t last) {
-  multiply_blocks<Unit, FloatUnit>(product, scratch, first, last);
+void multiply(const grokctl::Product& product, const grokctl::Scratch& scratch,
+              const grokctl::Part& part) {
+  multiply_part<Unit, FloatUnit>(product, scratch, part);
 }
 
 }  // namespace

@@ -46,9 +46,10 @@ GROKCTL_INLINE void store_part(Number* to, Ints part) {
   store(to, __builtin_convertvector(part, Numbers));
 }
 
+// Splits the activations of a run, and fills it up with zeros.
 template <class Number, int kParts>
-GROKCTL_INLINE void split_group(const float* x, int64_t count, int64_t padded, float inverse,
-                                Number* to, int64_t stride, int32_t* sums, int64_t sums_stride) {
+GROKCTL_INLINE void split_run(const float* x, int64_t count, int64_t padded, float inverse,
+                              Number* to, int64_t stride, int32_t* sums, int64_t sums_stride) {
   Ints totals[kParts] = {};
   for (int64_t input = 0; input < padded; input += kLanes) {
     Floats values = {};
@@ -75,30 +76,29 @@ GROKCTL_INLINE void split_group(const float* x, int64_t count, int64_t padded, f
 
 template <class Number>
 GROKCTL_INLINE void prepare_tokens(const Product& product, int64_t first, int64_t last) {
-  const int64_t inputs = product.group_inputs(), padded = product.group_padded();
+  const int64_t inputs = product.run_inputs(), padded = product.run_padded();
+  const int64_t height = product.group_inputs(), runs = product.runs();
+  const int64_t runs_of_group = product.runs_of_group();
   const int64_t stride = product.row_bytes / static_cast<int64_t>(sizeof(Number));
   for (int64_t token = first; token < last; ++token) {
     const float* x = product.x + token * product.inputs;
     bool is_finite;
-    float largest = largest_of(x, product.inputs, &is_finite);
-    bool is_float = !is_finite || (largest > 0 && largest < kTooSmall);
-    float inverse = largest > 0 && !is_float ? kLargest[product.parts] / largest : 0.0f;
+    const float largest = largest_of(x, product.inputs, &is_finite);
+    const bool is_float = !is_finite || (largest > 0 && largest < kTooSmall);
+    const float limit = kLargest[product.parts];
+    const float inverse = largest > 0 && !is_float ? limit / largest : 0.0f;
     product.are_floats[token] = is_float;
-    product.factors[token] = is_float ? 0.0f : largest / kLargest[product.parts];
+    product.factors[token] = is_float ? 1.0f : largest / limit;
     Number* to = reinterpret_cast<Number*>(product.bytes) + token * product.parts * stride;
-    int32_t* sums = product.sums + token * product.parts * product.groups;
-    for (int64_t group = 0; group < product.groups; ++group) {
-      if (is_float) {
-        for (int part = 0; part < product.parts; ++part) {
-          memset(to + part * stride + group * padded, 0, padded * sizeof(Number));
-          sums[part * product.groups + group] = 0;
-        }
-      } else if (product.parts == 2) {
-        split_group<Number, 2>(x + group * inputs, inputs, padded, inverse, to + group * padded,
-                               stride, sums + group, product.groups);
+    int32_t* sums = product.sums + token * product.parts * runs;
+    for (int64_t run = 0; run < runs; ++run, to += padded, ++sums) {
+      const int64_t start = run % runs_of_group * inputs;
+      const int64_t count = is_float ? 0 : least(inputs, height - start);
+      const float* from = x + run / runs_of_group * height + start;
+      if (product.parts == 2) {
+        split_run<Number, 2>(from, count, padded, inverse, to, stride, sums, runs);
       } else {
-        split_group<Number, 3>(x + group * inputs, inputs, padded, inverse, to + group * padded,
-                               stride, sums + group, product.groups);
+        split_run<Number, 3>(from, count, padded, inverse, to, stride, sums, runs);
       }
     }
   }

@@ -6,8 +6,8 @@
 
 namespace grokctl {
 
-// Multiplies; of the product, the part before `bytes` is given. False: there is no memory.
-bool project(Product product);
+// Multiplies; of the product, the fields from `bytes` on are null. False: there is no memory.
+bool project(const Product& product);
 
 }  // namespace grokctl
 

@@ -1,15 +1,12 @@
 // Vectors of sixteen numbers, which the compiler maps to whatever registers there are.
-//
-// Everything here is static or always inlined: a function that two files share would be kept once,
-// compiled with the instructions of either.
 #ifndef GROKCTL_VECTORS_H_
 #define GROKCTL_VECTORS_H_
 
 #include <cstdint>
 #include <cstring>
 
-#define GROKCTL_INLINE static inline __attribute__((always_inline))
-#define GROKCTL_MEMBER inline __attribute__((always_inline))
+#include "kernel.h"
+
 
 namespace {
 
@@ -19,6 +16,9 @@ typedef float Floats __attribute__((vector_size(64)));
 typedef uint16_t Halves __attribute__((vector_size(32)));
 
 constexpr int kLanes = 16;
+
+GROKCTL_INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+GROKCTL_INLINE int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
 
 template <class Vector>
 GROKCTL_INLINE Vector load(const void* from) {
