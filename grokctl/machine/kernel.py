@@ -18,14 +18,14 @@ _FASTEST: Final = 1e14
 """Bytes a second that no memory has."""
 
 
-def probe_kernel(caches: Path, *, nbytes: int) -> KernelReport:
+def probe_kernel(caches: Path | None, *, nbytes: int) -> KernelReport:
     """Find or compile the kernel, and measure it, in a process of its own.
 
     Args:
-        caches: `cache/native` of the home.
+        caches: `cache/native` of the home; None compiles nothing.
         nbytes: Of the weights to measure with; 0 measures nothing.
     """
-    words = [str(caches.absolute()), str(nbytes), str(usable_cores())]
+    words = ["" if caches is None else str(caches.absolute()), str(nbytes), str(usable_cores())]
     try:
         done = subprocess.run(  # noqa: S603 (this Python, and a module of ours)
             [sys.executable, "-P", "-m", "grokctl.native.report", *words],

@@ -73,7 +73,8 @@ def look(
     if not jax.accelerators:
         observe(Advanced(stage=Stage.LOOK, detail="kernel of the CPU"))
         nbytes = probe_bytes(memory().usable if is_measured else None)
-        kernel = probe_kernel(Home(home).native_cache, nbytes=nbytes)
+        can_compile = probed_disks[0].is_writable  # and answers
+        kernel = probe_kernel(Home(home).native_cache if can_compile else None, nbytes=nbytes)
     observe(Finished(stage=Stage.LOOK))
 
     soft, hard = (_limit(value) for value in resource.getrlimit(resource.RLIMIT_NOFILE))

@@ -14,13 +14,14 @@ from grokctl.native.binary import NoKernelError, candidates, open_library
 def main() -> None:
     """Print `instruction_set` and `rate`, or `error` and `fix`.
 
-    Arguments: `cache/native` of a home, bytes to measure with (0 measures nothing), and threads.
+    Arguments: `cache/native` of a home or nothing, bytes to measure with (0: none), and threads.
     """
-    caches, nbytes, threads = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+    caches = Path(sys.argv[1]) if sys.argv[1] else None
+    nbytes, threads = int(sys.argv[2]), int(sys.argv[3])
     print(json.dumps(_report(caches, nbytes, threads)))  # noqa: T201 (the answer)
 
 
-def _report(caches: Path, nbytes: int, threads: int) -> dict[str, object]:
+def _report(caches: Path | None, nbytes: int, threads: int) -> dict[str, object]:
     first: NoKernelError | None = None
     try:
         for path in candidates(caches, os.environ):
