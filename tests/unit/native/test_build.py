@@ -207,6 +207,7 @@ print(next(candidates(Path(sys.argv[1]), os.environ, package=Path("/nowhere"))))
 def test_of_two_processes_one_compiles_and_the_other_waits(caches, tmp_path):
     program = tmp_path / "bin"
     environ = {**os.environ, **with_program(program, GOOD), "PAUSE": "0.2"}
+    environ.pop(SWITCH, None)  # as `make sanitize` has it
     command = [sys.executable, "-c", WAITS, str(caches)]
     begun = [
         subprocess.Popen(command, env=environ, stdout=subprocess.PIPE, text=True) for _ in range(2)
