@@ -41,6 +41,7 @@ FORMS: Final[dict[str, dict[str, tuple[str, ...]]]] = {
         "avxvnni": (*_AVX2, "-mavxvnni"),
         "avx512": _AVX512,
         "avx512vnni": (*_AVX512, "-mavx512vnni"),
+        "amx": (*_AVX512, "-mavx512vnni", "-mamx-tile", "-mamx-int8"),
     },
     "aarch64": {},
 }

@@ -44,4 +44,5 @@ void multiply(const grokctl::Product& product, const grokctl::Scratch& scratch,
 
 }  // namespace
 
-const grokctl::Form grokctl::avx2 = {"avx2", runs_here, sizeof(Unit::Number), prepare, multiply};
+const grokctl::Form grokctl::avx2 = {"avx2", runs_here, sizeof(Unit::Number), 16, prepare,
+                                     multiply};

@@ -33,7 +33,7 @@ GROKCTL_INLINE __m256i four_bytes(const uint8_t* from) {
 struct Avx2 {
   using Register = __m256i;
   using Sum = int32_t;
-  static constexpr int kQuads = 1, kOffset = 128;
+  static constexpr int kMostRows = 256, kQuads = 1, kOffset = 128;
 
   GROKCTL_INLINE Register zero() { return _mm256_setzero_si256(); }
   GROKCTL_INLINE Register load(const int32_t* sums) { return load_256(sums); }

@@ -44,4 +44,5 @@ void multiply(const grokctl::Product& product, const grokctl::Scratch& scratch,
 
 }  // namespace
 
-const grokctl::Form grokctl::avx512 = {"avx512", runs_here, sizeof(Unit::Number), prepare, multiply};
+const grokctl::Form grokctl::avx512 = {"avx512", runs_here, sizeof(Unit::Number), 24, prepare,
+                                       multiply};

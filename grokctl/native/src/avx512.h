@@ -28,7 +28,7 @@ GROKCTL_INLINE __m512i four_bytes(const uint8_t* from) {
 struct Avx512 {
   using Register = __m512i;
   using Sum = int32_t;
-  static constexpr int kQuads = 1, kOffset = 128;
+  static constexpr int kMostRows = 256, kQuads = 1, kOffset = 128;
 
   GROKCTL_INLINE Register zero() { return _mm512_setzero_si512(); }
   GROKCTL_INLINE Register load(const int32_t* sums) { return _mm512_load_si512(sums); }

@@ -35,4 +35,5 @@ void multiply(const grokctl::Product& product, const grokctl::Scratch& scratch,
 
 }  // namespace
 
-const grokctl::Form grokctl::avx512vnni = {"avx512vnni", runs_here, sizeof(Unit::Number), prepare, multiply};
+const grokctl::Form grokctl::avx512vnni = {"avx512vnni", runs_here, sizeof(Unit::Number), grokctl::kAnyRows, prepare,
+                                           multiply};

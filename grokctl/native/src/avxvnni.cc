@@ -35,4 +35,5 @@ void multiply(const grokctl::Product& product, const grokctl::Scratch& scratch,
 
 }  // namespace
 
-const grokctl::Form grokctl::avxvnni = {"avxvnni", runs_here, sizeof(Unit::Number), prepare, multiply};
+const grokctl::Form grokctl::avxvnni = {"avxvnni", runs_here, sizeof(Unit::Number), grokctl::kAnyRows, prepare,
+                                        multiply};

@@ -9,7 +9,7 @@ namespace {
 // The fastest first.
 const Form* const kForms[] = {
 #if defined(__x86_64__)
-    &avx512vnni, &avx512, &avxvnni, &avx2,
+    &amx, &avx512vnni, &avx512, &avxvnni, &avx2,
 #endif
     &portable,
 };

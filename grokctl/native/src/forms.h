@@ -12,6 +12,7 @@ extern const Form avx2;
 extern const Form avxvnni;
 extern const Form avx512;
 extern const Form avx512vnni;
+extern const Form amx;
 
 // The fastest form that runs here, or the one that was forced.
 const Form& chosen_form();

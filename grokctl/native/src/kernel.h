@@ -19,7 +19,7 @@ constexpr int64_t kPad = 64;
 // A scale group is summed in runs: int32 holds the sum of so many products of two bytes, ...
 constexpr int64_t kLongestRun = 32768;
 // ... and threads can share out a matrix of few groups by rows, too. Shorter runs gain nothing.
-constexpr int64_t kShortestRun = 512;
+constexpr int64_t kShortestRun = 1024;
 // Segments are whole runs; a matrix has at most so many. Their sums are added in this order by any
 // number of threads, and for any number of tokens: an output never depends on either.
 constexpr int64_t kMostSegments = 16;
@@ -84,11 +84,14 @@ constexpr int64_t kPackedBytes = 64 * 1024;
 constexpr int64_t kSumsBytes = 512 * 1024;
 constexpr int64_t kScratchBytes = kPackedBytes + 2 * kSumsBytes;
 
+constexpr int64_t kAnyRows = INT64_MAX;
+
 // The product in one instruction set. All give the same integers.
 struct Form {
   const char* name;
   bool (*runs_here)();
   int activation_bytes;  // of one number of `bytes`
+  int64_t most_rows;     // tokens times parts, up to which integers are not slower than floats
   // Converts activations of tokens [first, last).
   void (*prepare)(const Product& product, int64_t first, int64_t last);
   // Multiplies for a part of the matrix.

@@ -6,11 +6,13 @@
 //   zero, load, store, codes, factors, add
 // The unit for integers also has
 //   Number                     the type of one part of an activation: int8_t or int16_t
-//   kQuads                     a band has a whole number of so many lines of four inputs
+//   kMostRows                  of activations that share a packed block
+//   kQuads                     with 16 rows and more, a band has a multiple of so many lines of four
+//                              inputs
 //   kOffset                    what `interleave_bytes` adds to a code
 //   interleave_bytes(rows, packed), interleave_nibbles(rows, packed)
-//                              64 columns of four inputs, in the order of `in_order`, the four of a
-//                              column side by side
+//                              64 columns of four inputs, in the order that `transpose_quarters`
+//                              changes, the four of a column side by side
 //   dot(packed, lines, activations, stride, rows, sums, is_first)
 #ifndef GROKCTL_MULTIPLY_H_
 #define GROKCTL_MULTIPLY_H_
@@ -30,9 +32,9 @@ using grokctl::Stored;
 // Rows of activations that share a packed block.
 constexpr int64_t kMostRows = 256;
 
-// Rows of sums that a product writes: with many, a tile of 16 may be written beyond the last.
+// Rows of sums that a product writes: with many, a tile may be written beyond the last.
 GROKCTL_INLINE int64_t rounded_rows(int64_t rows) {
-  return rows < 16 ? rows : (rows + 15) / 16 * 16;
+  return rows < 16 ? rows : (rows + 31) / 32 * 32;
 }
 
 // Where the work stands.
@@ -75,6 +77,7 @@ GROKCTL_INLINE void add_run(const Floats values[4], const Floats scales[4], floa
 }
 
 // Adds the sums of a segment to the outputs of all tokens.
+template <class Work>
 GROKCTL_INLINE void add_segment(const Product& product, const Place& place, const float* totals,
                                 int64_t segment) {
   const bool is_first = segment == 0 || product.partial != nullptr;
@@ -84,12 +87,20 @@ GROKCTL_INLINE void add_segment(const Product& product, const Place& place, cons
     float* y = product.partial == nullptr
                    ? product.y + token * product.outputs
                    : product.partial + (segment * product.tokens + token) * product.outputs;
+    y += place.column;
     const float factor = is_last && product.factors != nullptr ? product.factors[token] : 1.0f;
-    const float* own = totals + index * kBlock;
-    for (int64_t column = 0; column < place.width; ++column) {
-      float& to = y[place.column + column];
-      to = (is_first ? own[column] : to + own[column]) * factor;
+    Floats values[4];
+    for (int part = 0; part < 4; ++part)
+      values[part] = load<Floats>(totals + index * kBlock + part * kLanes);
+    if (Work::kIsInterleaved) transpose_quarters(values);
+    float edge[kBlock] = {};
+    float* to = place.width < kBlock ? edge : y;
+    if (to == edge && !is_first) memcpy(edge, y, place.width * sizeof(float));
+    for (int part = 0; part < 4; ++part) {
+      if (!is_first) values[part] = load<Floats>(to + part * kLanes) + values[part];
+      store(to + part * kLanes, values[part] * factor);
     }
+    if (to == edge) memcpy(y, edge, place.width * sizeof(float));
   }
 }
 
@@ -104,7 +115,13 @@ GROKCTL_INLINE const uint8_t* whole_line(const uint8_t* from, const Place& place
 // Work with integers: exact sums of a group, in as many rows as tokens have parts.
 template <class Unit, int kParts>
 struct Integers {
-  static constexpr int64_t kRowsOfToken = kParts;
+  static constexpr int64_t kRowsOfToken = kParts, kMostRows = Unit::kMostRows;
+  static constexpr bool kIsInterleaved = true;
+
+  static int64_t padded_quads(const Place& place) {
+    const int64_t unit = place.tokens * kParts < 16 ? 1 : Unit::kQuads;
+    return (place.inputs + 4 * unit - 1) / (4 * unit) * unit;
+  }
 
   // Inputs of a band: with more rows, loading and storing their sums must be rarer.
   static int64_t band(int64_t rows) { return rows <= 3 ? 16 : rows <= 48 ? 64 : 256; }
@@ -147,8 +164,7 @@ struct Integers {
       packed += 4 * kBlock;
     }
     const int64_t quads = (rows + kLines - 1) / kLines;
-    for (int64_t quad = quads; quad % Unit::kQuads != 0; ++quad, packed += 4 * kBlock)
-      memset(packed, 0, 4 * kBlock);
+    memset(packed, 0, (padded_quads(place) - quads) * 4 * kBlock);
   }
 
   template <int kCodes>
@@ -164,12 +180,10 @@ struct Integers {
                   bool is_first) {
     const int64_t offset = place.run * product.run_padded() + place.offset;
     const int64_t stride = product.row_bytes;
-    const int64_t quads =
-        (place.inputs + 4 * Unit::kQuads - 1) / (4 * Unit::kQuads) * Unit::kQuads;
     const uint8_t* activations = reinterpret_cast<const uint8_t*>(product.bytes) +
                                  place.token * kParts * stride +
                                  offset * static_cast<int64_t>(sizeof(typename Unit::Number));
-    Unit::dot(packed, quads, activations, stride, place.tokens * kParts,
+    Unit::dot(packed, padded_quads(place), activations, stride, place.tokens * kParts,
               static_cast<int32_t*>(sums), is_first);
   }
 
@@ -179,6 +193,7 @@ struct Integers {
     const int64_t runs = product.runs();
     Floats scales[4];
     scales_of(product, place, scales);
+    transpose_quarters(scales);
     for (int64_t index = 0; index < place.tokens; ++index) {
       const int32_t* own = static_cast<const int32_t*>(sums) + index * kParts * kBlock;
       const int32_t* added = product.sums + (place.token + index) * kParts * runs + place.run;
@@ -192,7 +207,6 @@ struct Integers {
         }
         values[quarter] = value;
       }
-      in_order(values);
       add_run(values, scales, totals + index * kBlock, is_first);
     }
   }
@@ -201,9 +215,10 @@ struct Integers {
 // Work with floats.
 template <class Unit>
 struct FloatSums {
-  static constexpr int64_t kRowsOfToken = 1;
+  static constexpr int64_t kRowsOfToken = 1, kMostRows = 256;
+  static constexpr bool kIsInterleaved = false;
 
-  static int64_t band(int64_t rows) { return rows <= 4 ? 16 : 128; }
+  static int64_t band(int64_t rows) { return rows <= 4 ? 16 : 64; }
 
   static void pack(const Product& product, const Place& place, uint8_t* packed) {
     const int64_t codes = product.stored == Stored::kInt4 ? 2 : 1;
@@ -308,7 +323,7 @@ GROKCTL_INLINE void walk(const Product& product, const Scratch& scratch, int64_t
       for (int64_t block = first; block < last; ++block) {
         place.column = block * kBlock;
         place.width = least(kBlock, product.outputs - place.column);
-        add_segment(product, place, scratch.totals + (block - first) * tokens * kBlock, segment);
+        add_segment<Work>(product, place, scratch.totals + (block - first) * tokens * kBlock, segment);
       }
     }
   }
@@ -316,7 +331,7 @@ GROKCTL_INLINE void walk(const Product& product, const Scratch& scratch, int64_t
 
 template <class Work>
 GROKCTL_INLINE void walk_all(const Product& product, const Scratch& scratch, const Part& part) {
-  const int64_t chunk = kMostRows / Work::kRowsOfToken;
+  const int64_t chunk = Work::kMostRows / Work::kRowsOfToken;
   for (int64_t token = 0; token < product.tokens; token += chunk)
     walk<Work>(product, scratch, token, least(chunk, product.tokens - token), part);
 }

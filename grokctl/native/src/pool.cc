@@ -186,8 +186,10 @@ class Pool {
 
   void alone(int64_t units, Work work, const void* context) {
     const TinyToZero tiny_to_zero;
-    if (shares_[0].allocate()) work(context, shares_[0].scratch(), 0, units);
+    work(context, shares_[0].scratch(), 0, units);
   }
+
+  bool is_ready() { return shares_[0].allocate(); }
 
   uint8_t* memory(int64_t nbytes) {
     if (nbytes > memory_bytes_) {
@@ -312,6 +314,7 @@ void Turn::alone(int64_t units, Work work, const void* context) {
   pool_.alone(units, work, context);
 }
 uint8_t* Turn::memory(int64_t nbytes) { return pool_.memory(nbytes); }
+bool Turn::is_ready() { return pool_.is_ready(); }
 int Turn::threads() const { return pool_.threads(); }
 
 void set_threads(int threads) { wanted.store(threads > 0 ? threads : 0); }

@@ -36,6 +36,9 @@ class Turn {
   // Memory for one turn, at the start of a cache line; null: there is no more.
   uint8_t* memory(int64_t nbytes);
 
+  // Whether there is memory for the sums of this thread, which then does what others leave.
+  bool is_ready();
+
   int threads() const;
 
  private:

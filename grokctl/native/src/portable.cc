@@ -6,7 +6,7 @@ namespace {
 
 struct Unit {
   using Number = int8_t;
-  static constexpr int kQuads = 1, kOffset = 128;
+  static constexpr int kMostRows = 256, kQuads = 1, kOffset = 128;
 
   // Where a column stands among the interleaved ones.
   static int place(int column) { return column % 16 / 4 * 16 + column / 16 * 4 + column % 4; }
@@ -81,5 +81,5 @@ void multiply(const grokctl::Product& product, const grokctl::Scratch& scratch,
 
 }  // namespace
 
-const grokctl::Form grokctl::portable = {"portable", runs_here, sizeof(Unit::Number), prepare,
+const grokctl::Form grokctl::portable = {"portable", runs_here, sizeof(Unit::Number), grokctl::kAnyRows, prepare,
                                          multiply};

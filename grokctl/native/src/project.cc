@@ -86,14 +86,20 @@ void share_out(Task& task, int threads) {
                          std::min(blocks, (wanted + task.segments - 1) / task.segments));
 }
 
+bool multiplies_integers(const Task& task) {
+  const Product& product = task.product;
+  return product.is_integer() && product.tokens * product.parts <= task.form->most_rows;
+}
+
 // Memory for activations as integers, for sums of segments, and for the arrivals.
 bool make_room(Turn& turn, Task& task) {
   Product& product = task.product;
-  const bool is_integer = product.is_integer();
+  const bool is_integer = multiplies_integers(task);
   const int64_t rows = is_integer ? product.tokens * product.parts : 0;
-  product.row_bytes = product.runs() * product.run_padded() * task.form->activation_bytes;
-  // a tile of 16 rows may be read beyond the last
-  const int64_t bytes = is_integer ? aligned((rows + 15) * product.row_bytes) : 0;
+  // and a cache line more: rows a power of two apart would share the same few lines of a cache
+  product.row_bytes = product.runs() * product.run_padded() * task.form->activation_bytes + 64;
+  // a tile of 16 rows and more may be read beyond the last
+  const int64_t bytes = is_integer ? aligned((rows + 31) * product.row_bytes) : 0;
   const int64_t sums = aligned(rows * product.runs() * 4);
   const int64_t factors = aligned(product.tokens * 4), flags = aligned(product.tokens);
   const int64_t partial =
@@ -122,12 +128,13 @@ bool project(const Product& product) {
     return true;
   }
   Turn turn;
+  if (!turn.is_ready()) return false;
   Task task{product, &chosen_form(), 1, 1, nullptr};
   const bool is_little =
       turn.threads() == 1 || product.inputs * product.outputs * product.tokens < kLittle;
   if (!is_little) share_out(task, turn.threads());
   if (!make_room(turn, task)) return false;
-  if (product.is_integer()) {
+  if (multiplies_integers(task)) {
     if (is_little || product.tokens == 1 || product.tokens * product.inputs < kManyActivations) {
       turn.alone(product.tokens, prepare, &task);
     } else {

@@ -53,6 +53,14 @@ struct Tile {
     below.store(sums + kBlock);
   }
 
+  GROKCTL_MEMBER void plus(const Tile& other) {
+    a = a + other.a;
+    b = b + other.b;
+    c = c + other.c;
+    d = d + other.d;
+    below.plus(other.below);
+  }
+
   // Adds a line of codes times each row's own factors.
   GROKCTL_MEMBER void add(const Line<Unit>& line, const uint8_t* activations, int64_t stride) {
     const auto factors = Unit::factors(activations);
@@ -69,18 +77,21 @@ struct Tile<Unit, 0> {
   GROKCTL_MEMBER void clear() {}
   GROKCTL_MEMBER void load(const typename Unit::Sum*) {}
   GROKCTL_MEMBER void store(typename Unit::Sum*) const {}
+  GROKCTL_MEMBER void plus(const Tile&) {}
   GROKCTL_MEMBER void add(const Line<Unit>&, const uint8_t*, int64_t) {}
 };
 
-// Lines of packed codes times a few rows of activations. Sums begin at zero or at what they are.
+// Lines of packed codes times a few rows of activations, added to the sums unless they are the first.
+// Floats begin at zero all the same: long sums would lose digits.
 template <class Unit, int kRows>
 GROKCTL_INLINE void dot_tile(const uint8_t* packed, int64_t lines, const uint8_t* activations,
                              int64_t stride, typename Unit::Sum* sums, bool is_first) {
   constexpr int kBytes = 4 * sizeof(typename Unit::Register);  // of a block, four registers at once
   constexpr int kSlices = 4 * kBlock / kBytes;
   for (int slice = 0; slice < kSlices; ++slice) {
+    constexpr bool kIsExact = static_cast<typename Unit::Sum>(0.5f) == 0;
     Tile<Unit, kRows> tile;
-    if (is_first) {
+    if (is_first || !kIsExact) {
       tile.clear();
     } else {
       tile.load(sums + slice * kBytes / 4);
@@ -93,6 +104,13 @@ GROKCTL_INLINE void dot_tile(const uint8_t* packed, int64_t lines, const uint8_t
       tile.add(line, factors, stride);
       own += 4 * kBlock;
       factors += Unit::kFactorBytes;
+    }
+    if constexpr (!kIsExact) {
+      if (!is_first) {
+        Tile<Unit, kRows> before;
+        before.load(sums + slice * kBytes / 4);
+        tile.plus(before);
+      }
     }
     tile.store(sums + slice * kBytes / 4);
   }

@@ -52,9 +52,9 @@ GROKCTL_INLINE Floats widened(Halves bits) {
 #define GROKCTL_SHUFFLE(a, b, ...) __builtin_shuffle(a, b, Ints{__VA_ARGS__})
 #endif
 
-// From the order of interleaved columns to their own: quarter l of vector j has columns
-// 16 l + 4 j onwards.
-GROKCTL_INLINE void in_order(Floats values[4]) {
+// From the order of interleaved columns to their own, and back: quarter l of vector j changes places
+// with quarter j of vector l.
+GROKCTL_INLINE void transpose_quarters(Floats values[4]) {
   Floats a = GROKCTL_SHUFFLE(values[0], values[1], 0, 1, 2, 3, 16, 17, 18, 19, 4, 5, 6, 7, 20, 21,
                              22, 23);
   Floats b = GROKCTL_SHUFFLE(values[2], values[3], 0, 1, 2, 3, 16, 17, 18, 19, 4, 5, 6, 7, 20, 21,
