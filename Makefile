@@ -2,8 +2,11 @@
 PYTHON ?= python3
 PYTHON313 ?= python3.13
 BIN := .venv/bin
-READY := .venv/.ready
+READY := .venv/.kernel
 SECONDS ?= 600
+# the oldest that jaxlib's own wheels run on
+GLIBC := 2.27
+BIN_PATH := $(CURDIR)/$(BIN)
 # three share two cores, because a test often waits; each takes a GB of memory
 WORKERS ?= 3
 # the commands and swarms come first, because they take longest
@@ -17,7 +20,7 @@ COMPILE := $(BIN)/uv pip compile --quiet --universal --upgrade --generate-hashes
 # the suite starts hundreds of processes: without kept bytecode, each would compile grokctl again
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test test-fast test-slow test-newest schedulers fuzz check fix bench rehearsal gpu-forms picture lock install clean
+.PHONY: demo test test-fast test-slow test-newest schedulers fuzz check fix bench rehearsal gpu-forms picture lock install wheels sanitize clean
 
 demo: $(READY)  ## the whole pipeline, for real, on a miniature
 	$(BIN)/grokctl demo
@@ -69,7 +72,7 @@ picture: $(READY)  ## docs/*.svg from a real terminal; needs tmux
 lock: .venv/.uv  ## pins with hashes for every platform, and no addresses
 	$(COMPILE) 3.11 --group dev pyproject.toml --output-file requirements.lock
 	$(COMPILE) 3.12 --group gpu pyproject.toml --output-file requirements-gpu.lock
-	for group in bench fuzz uv; do $(COMPILE) 3.11 --group $$group --constraint requirements.lock \
+	for group in bench fuzz uv wheels; do $(COMPILE) 3.11 --group $$group --constraint requirements.lock \
 		--output-file requirements-$$group.lock || exit 1; done
 	for python in 3.11 3.12 3.13; do \
 		for platform in x86_64-manylinux_2_28 aarch64-manylinux_2_28 aarch64-apple-darwin; do \
@@ -78,6 +81,11 @@ lock: .venv/.uv  ## pins with hashes for every platform, and no addresses
 		--requirement requirements.lock || exit 1; done; done
 
 install: $(READY)  ## only the environment: .venv/bin/grokctl
+
+# what is compiled of the C++ files; where there is no compiler, the program does without
+$(READY): .venv/.ready grokctl/native/sources.py $(wildcard grokctl/native/src/*)
+	$(BIN)/python -m grokctl.native
+	@touch $@
 
 .venv-newest/.ready: override PYTHON = $(PYTHON313)
 .venv/.ready .venv-newest/.ready: requirements.lock pyproject.toml
@@ -99,6 +107,23 @@ install: $(READY)  ## only the environment: .venv/bin/grokctl
 	$(BIN)/python $(LOCKED) $<
 	$(BIN)/python -m pip check
 	@touch $@
+
+wheels: .venv/.wheels  ## wheels with the kernel, for Linux on x86-64 and aarch64, in dist
+	for architecture in x86_64 aarch64; do \
+		rm -rf build/$$architecture && mkdir -p build/$$architecture dist && \
+		$(BIN)/python -m grokctl.native --architecture $$architecture --into build/$$architecture \
+			--compiler "$(BIN_PATH)/python -m ziglang c++ -target $$architecture-linux-gnu.$(GLIBC)" && \
+		GROKCTL_WHEEL=build/$$architecture:manylinux_$(subst .,_,$(GLIBC))_$$architecture \
+			$(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist . || exit 1; done
+	@ls dist
+
+sanitize: $(READY)  ## the kernel's tests under AddressSanitizer and UBSan; needs g++
+	rm -rf build/sanitized && mkdir -p build/sanitized
+	$(BIN)/python -m grokctl.native --into build/sanitized --compiler g++ \
+		--flags "-O1 -g -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=all"
+	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so)" \
+		ASAN_OPTIONS=detect_leaks=0 GROKCTL_CPU_KERNEL="$$(echo build/sanitized/*.so)" \
+		$(BIN)/python -m pytest tests/unit/native
 
 clean:  ## forget the environment and the tools' caches
 	rm -rf .venv .venv-newest .venv-gpu .pytest_cache .mypy_cache .ruff_cache .hypothesis

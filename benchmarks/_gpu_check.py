@@ -27,6 +27,7 @@ from grokctl.planning.plans import Spread
 from grokctl.planning.step_time import (
     LAUNCHES_OF_A_LAYER,
     LAUNCHES_OUTSIDE,
+    REACHED,
     Counts,
     StepTime,
     step_time,
@@ -106,7 +107,9 @@ class Case:
         seen = cache_bytes(GROK_1, self.mesh, slots=1, past=position, dtype=dtype)
         nbytes = max(Spread.of(storage, self.mesh).read) + seen
         waiting = sums_s(GROK_1, self.mesh, platform="gpu", has_fast_links=True)
-        return step_time(counts, nbytes=nbytes, bandwidth=find(H100).bandwidth, sums_s=waiting)
+        return step_time(
+            counts, nbytes=nbytes, rate=find(H100).bandwidth * REACHED["gpu"], sums_s=waiting
+        )
 
     def faults(self) -> Iterator[str]:
         """What decoding must not do."""

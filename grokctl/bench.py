@@ -58,6 +58,8 @@ class Bench:
     compile_s: float
     bandwidth: float
     """Bytes a second that the memory of all devices gave in this run."""
+    kernel: str
+    """What multiplies on a CPU, or why it is not the native kernel; empty on accelerators."""
     rows: tuple[Row, ...]
 
 
@@ -112,6 +114,7 @@ def bench(
         load_s=engine.load_s,
         compile_s=engine.runner.compile_s,
         bandwidth=bandwidth,
+        kernel=engine.kernel,
         rows=tuple(rows),
     )
 

@@ -63,6 +63,11 @@ class Home:
         return self.root / "cache" / "xla"
 
     @property
+    def native_cache(self) -> Path:
+        """Libraries of the CPU's kernel that were compiled here."""
+        return self.root / "cache" / "native"
+
+    @property
     def cluster_key(self) -> Path:
         """The secret by which the processes of a run know each other."""
         return self.root / "cluster.key"

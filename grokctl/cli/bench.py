@@ -20,6 +20,7 @@ from grokctl.cli.options import (
     NumProcessesOption,
     ProcessIdOption,
     QuietOption,
+    ThreadsOption,
     VerboseOption,
 )
 from grokctl.cluster.launcher import BOUND_S
@@ -43,6 +44,7 @@ def bench(
     compute: ComputeOption = None,
     kv: KvOption = KvType.COMPUTE,
     context: ContextOption = None,
+    threads: ThreadsOption = None,
     coordinator: CoordinatorOption = None,
     num_processes: NumProcessesOption = None,
     process_id: ProcessIdOption = None,
@@ -56,7 +58,7 @@ def bench(
     by_hand = (coordinator, num_processes, process_id)
     with (
         command(as_json=as_json, quiet=quiet, verbose=verbose) as console,
-        jax_prepared(),
+        jax_prepared(threads),
         cluster_of(
             console, by_hand, home=home, timeout_s=cluster_timeout, verbose=verbose
         ) as cluster,
@@ -76,6 +78,7 @@ def bench(
             compute=compute,
             kv=kv,
             context=context,
+            threads=threads,
             sequences=max(batches),
         )
         if followed(console, request, cluster):

@@ -7,10 +7,13 @@ from typing import Final
 
 from grokctl.errors import HardwareError, invalid
 from grokctl.paths import unquoted
+from grokctl.system import usable_cores
 from grokctl.text import printable, shown_url
 
 _LONGEST: Final = 200
 _BLAS_THREADS: Final = "OPENBLAS_NUM_THREADS"
+_XLA_THREADS: Final = "PJRT_NPROC"
+"""Read by XLA when it starts on the CPU; without it, it takes the cores of the affinity mask."""
 
 
 def one_thread_of_blas() -> None:
@@ -40,18 +43,24 @@ def gpu_memory_claimed() -> Iterator[None]:
 
 
 @contextmanager
-def jax_prepared() -> Iterator[None]:
+def jax_prepared(threads: int | None = None) -> Iterator[None]:
     """Give JAX the environment that grokctl was tested with.
 
     Variables that change what JAX computes are set aside. The flags of the compilers stay, because
     a machine may need them; they are tried first, because XLA ends the process over a wrong one.
 
+    Args:
+        threads: Threads that compute on the CPU; by default as many as usable cores.
+
     Raises:
+        InvalidValueError: More threads than cores.
         HardwareError: JAX does not start with a variable of the user's, or with the limits.
     """
     from grokctl.machine.jax_variables import OWN, start_failure
     from grokctl.machine.limits import ENOUGH_THREADS, little_memory, memory_limits, require_threads
 
+    if threads is not None and threads > usable_cores():
+        raise invalid("--threads", threads, f"expected 1 to {usable_cores()}, the usable cores")
     require_threads(ENOUGH_THREADS)
     failure = start_failure(os.environ, always=bool(memory_limits()))
     if failure is not None and not failure[1]:
@@ -65,6 +74,8 @@ def jax_prepared() -> Iterator[None]:
         for name in OWN:
             if name in os.environ:
                 stack.enter_context(_variable(name, None))
+        if threads is not None:
+            stack.enter_context(_variable(_XLA_THREADS, str(threads)))
         stack.enter_context(gpu_memory_claimed())
         yield
 

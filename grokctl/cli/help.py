@@ -24,7 +24,7 @@ _GROUPS: Final = {
         "no_cache_prompt",
     ),
     _OTHER: (),
-    "Hardware": ("accelerator", "devices", "memory", "mesh", "compute", "kv", "context"),
+    "Hardware": ("accelerator", "devices", "memory", "mesh", "compute", "kv", "context", "threads"),
     "Several hosts": ("coordinator", "num_processes", "process_id", "cluster_timeout"),
     "Network": (
         "peer",

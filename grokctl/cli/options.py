@@ -126,6 +126,10 @@ ContextOption = Annotated[
         metavar="N", help="Context length in tokens.", show_default="the longest that fits"
     ),
 ]
+ThreadsOption = Annotated[
+    int | None,
+    typer.Option(metavar="N", min=1, help="Threads of the CPU.", show_default="cores"),
+]
 TokenIdsOption = Annotated[
     str | None, typer.Option(metavar="1,2,3", help="Token ids instead of text.")
 ]

@@ -32,6 +32,7 @@ from grokctl.cli.options import (
     NumProcessesOption,
     ProcessIdOption,
     QuietOption,
+    ThreadsOption,
     TokenIdsOption,
     VerboseOption,
     path_of,
@@ -126,6 +127,7 @@ def run(
     compute: ComputeOption = None,
     kv: KvOption = KvType.COMPUTE,
     context: ContextOption = None,
+    threads: ThreadsOption = None,
     coordinator: CoordinatorOption = None,
     num_processes: NumProcessesOption = None,
     process_id: ProcessIdOption = None,
@@ -142,7 +144,7 @@ def run(
     by_hand, is_stopped = (coordinator, num_processes, process_id), False
     with command(as_json=as_json, quiet=quiet, verbose=verbose) as console:
         with (
-            jax_prepared(),
+            jax_prepared(threads),
             cluster_of(
                 console, by_hand, home=home, timeout_s=cluster_timeout, verbose=verbose
             ) as cluster,
@@ -162,6 +164,7 @@ def run(
                 compute=compute,
                 kv=kv,
                 context=context,
+                threads=threads,
                 sequences=1 if prompts_file is None else batch or _BATCH,
             )
             if followed(console, job, cluster, (prompt, prompt_file, token_ids, prompts_file)):

@@ -30,6 +30,7 @@ from grokctl.cli.options import (
     NumProcessesOption,
     ProcessIdOption,
     QuietOption,
+    ThreadsOption,
     TokenIdsOption,
     VerboseOption,
     path_of,
@@ -59,6 +60,7 @@ def score(
     compute: ComputeOption = None,
     kv: KvOption = KvType.COMPUTE,
     context: ContextOption = None,
+    threads: ThreadsOption = None,
     coordinator: CoordinatorOption = None,
     num_processes: NumProcessesOption = None,
     process_id: ProcessIdOption = None,
@@ -72,7 +74,7 @@ def score(
     by_hand = (coordinator, num_processes, process_id)
     with (
         command(as_json=as_json, quiet=quiet, verbose=verbose) as console,
-        jax_prepared(),
+        jax_prepared(threads),
         cluster_of(
             console, by_hand, home=home, timeout_s=cluster_timeout, verbose=verbose
         ) as cluster,
@@ -89,6 +91,7 @@ def score(
             compute=compute,
             kv=kv,
             context=context,
+            threads=threads,
         )
         if followed(console, request, cluster, (text, token_ids)):
             return

@@ -1,7 +1,5 @@
 """The cache of compiled programs, and the warnings of XLA's compiler."""
 
-import errno
-import os
 import re
 import tempfile
 import warnings
@@ -15,11 +13,9 @@ from typing import Final
 import jax
 
 from grokctl.events import Noted, Observer, ignore
+from grokctl.own_cache import make_private
 from grokctl.ownership import why_exposed
-from grokctl.paths import quoted
-from grokctl.system import optional
 
-_PRIVATE: Final = 0o700
 _UNREADABLE: Final = re.compile(
     r"Error reading persistent compilation cache entry for '([^']+)': (\w+): (.*)", re.DOTALL
 )
@@ -49,7 +45,7 @@ def use_compilation_cache(folder: Path | None, *, observe: Observer = ignore) ->
         return
     kept = folder / f"{version('jaxlib')}-{jax.default_backend()}"
     try:
-        _make_private(kept)
+        make_private(kept)
         with tempfile.TemporaryFile(dir=kept):
             pass
     except OSError as error:
@@ -69,28 +65,6 @@ def _set_aside_foreign(observe: Observer) -> None:
         jax.config.update("jax_compilation_cache_dir", None)
         message = f"JAX_COMPILATION_CACHE_DIR: no compiled programs are read there ({problem})"
         observe(Noted(message=message))
-
-
-def _make_private(folder: Path) -> None:
-    """Make a folder that nobody else can read or write.
-
-    Raises:
-        OSError: It cannot be made, or others could have changed what is in it.
-    """
-    home, cache = folder.parents[2], folder.parents[1]
-    home.mkdir(parents=True, exist_ok=True)  # several people may share it
-    for place in (cache, folder.parent, folder):
-        with suppress(FileExistsError):
-            place.mkdir(_PRIVATE)
-    problem = why_exposed(folder)
-    if problem is not None and problem.startswith(f"{folder} "):
-        problem += f"; to begin a new one: rm -r {quoted(folder)}"
-    if problem is None and folder.stat().st_uid != os.geteuid():
-        problem = "it belongs to root"
-    if problem is not None:
-        raise OSError(errno.EPERM, problem)
-    with optional():
-        folder.chmod(_PRIVATE)
 
 
 @contextmanager

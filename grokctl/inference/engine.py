@@ -25,13 +25,16 @@ from grokctl.inference.generation import (
 )
 from grokctl.inference.loading import Loader
 from grokctl.inference.model_runner import ModelRunner
+from grokctl.inference.native_kernel import native_kernel
 from grokctl.inference.plan import RunPlan
 from grokctl.inference.scheduler import Scheduler
 from grokctl.inference.step_logits import log_probabilities
 from grokctl.inference.stream import Batch, Stream
+from grokctl.machine.memory import pages_of_files
 from grokctl.model.parameters import Parameters
 from grokctl.model.sampling import Sampling
 from grokctl.model.step_spec import KernelForm, StepShape
+from grokctl.text import format_bytes
 
 
 class Engine:
@@ -59,7 +62,10 @@ class Engine:
         form = _working_kernel(device) if device.platform == "gpu" else None
         has_kernel, is_plain = form is not None, form is KernelForm.PLAIN
         is_fast = has_fast_bfloat16()
+        native = native_kernel(device, plan.options, observe=observe)
+        has_native = native.is_there
         if cluster is not None:  # all run the same programs
+            has_native = cluster.everywhere("native kernel", it_is=has_native)
             has_kernel = cluster.everywhere("kernel", it_is=has_kernel)
             is_plain = not cluster.everywhere("kernel in PTX", it_is=not is_plain)
             is_fast = cluster.everywhere("processor", it_is=is_fast)
@@ -76,6 +82,7 @@ class Engine:
             draws_on_device=_draws_on_device(plan, device, cluster),
             has_kernel=has_kernel,
             kernel_form=KernelForm.PLAIN if is_plain else KernelForm.PTX,
+            has_native_kernel=has_native,
         )
         self.runner = ModelRunner(
             loader,
@@ -85,7 +92,12 @@ class Engine:
             observe=observe,
             cluster=cluster,
         )
-        stats = Stats(load_s=load_s, bytes_per_token=loader.bytes_per_token)
+        words = native.words
+        if native.is_there and not has_native:
+            words = "XLA: another process has no native kernel"
+        self.kernel = words
+        """What multiplies on a CPU, in words; empty on accelerators."""
+        stats = Stats(load_s=load_s, bytes_per_token=loader.bytes_per_token, kernel=words)
         self.scheduler = Scheduler(plan, self.runner, stats=stats)
         self._loader = loader
         self.load_s = load_s
@@ -165,10 +177,24 @@ class Engine:
         return Score(tokens=total, nll=nll)
 
     def measured(self, generation: Generation) -> Generation:
-        """A generation with the share of the memory bandwidth that it reached: measured now."""
+        """A generation with what is measured now: bandwidth and pages."""
         stats = generation.stats
-        stats = replace(stats, bandwidth_fraction=self.bandwidth_fraction(stats))
+        fraction = self.bandwidth_fraction(stats)
+        stats = replace(stats, bandwidth_fraction=fraction, pages=self.pages())
         return replace(generation, stats=stats)
+
+    def pages(self) -> str:
+        """How the weights lie in a CPU's memory now; empty on accelerators.
+
+        Files are mapped, not copied: on file systems with large folios their pages are as large as
+        those of a copy, and need no second memory (docs/adr/0014).
+        """
+        if self.devices[0].platform != "cpu":
+            return ""
+        nbytes, huge = pages_of_files(".safetensors")
+        if not nbytes:
+            return "copied: the files were not cut for this mesh"
+        return f"{format_bytes(nbytes)} mapped, {huge / nbytes:.0%} of it in huge pages"
 
     def bandwidth_fraction(self, stats: Stats | BatchStats) -> float:
         """Measure the memory bandwidth of these devices: the share of it that decoding reached."""

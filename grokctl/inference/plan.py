@@ -28,6 +28,11 @@ class EngineOptions:
     """Sequences that the cache has room for at a time."""
     kv: KvType = KvType.COMPUTE
     compilation_cache: Path | None = None
+    """`cache/xla` of a home; None keeps no compiled programs."""
+    native_cache: Path | None = None
+    """`cache/native` of a home; None takes the kernel of CPUs only where it is installed."""
+    threads: int | None = None
+    """That compute on the CPU; by default as many as usable cores."""
     draws_on_device: bool | None = None
     """Whether devices look for the tokens to draw from; by default accelerators do."""
 

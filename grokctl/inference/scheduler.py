@@ -54,7 +54,7 @@ class Scheduler:
     """
 
     def __init__(self, plan: RunPlan, runner: ModelRunner, *, stats: Stats) -> None:
-        self.totals = BatchStats(load_s=stats.load_s)
+        self.totals = BatchStats(load_s=stats.load_s, kernel=stats.kernel)
         """Of all requests until now."""
         self._plan = plan
         self._runner = runner

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Shaped
 
+from grokctl.model import cpu_kernel
 from grokctl.model.bucketing import BLOCK
 from grokctl.model.parameters import Matrix
 from grokctl.model.step_spec import StepShape
@@ -48,6 +49,11 @@ def project(
         float32, partial if the inputs are split over devices.
     """
     rows = x.reshape(-1, x.shape[-1])
+    if shape.has_native_kernel and cpu_kernel.suits(len(rows), matrix.weight):
+        product = cpu_kernel.project(
+            rows, matrix.weight, matrix.scales, expert, compute=shape.compute
+        )
+        return product.reshape(*x.shape[:-1], -1)
     if shape.has_kernel:
         from grokctl.model import kernels  # noqa: PLC0415 (as in the engine)
 

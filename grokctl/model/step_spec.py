@@ -36,6 +36,8 @@ class StepShape:
     do."""
     draws_on_device: bool = False
     """Whether devices look for the tokens to draw from, and rows of logits stay there."""
+    has_native_kernel: bool = False
+    """Whether the native library of CPUs is loaded."""
     has_kernel: bool = False
     """Whether a GPU runs few tokens through the kernels of `model/kernels` and
     `model/attention_kernel`."""

@@ -18,7 +18,14 @@ from grokctl.model.precision import Compute, KvType, Precision
 from grokctl.model.sizing import Needs, Terms, cache_bytes, needs
 from grokctl.planning import accelerators as published
 from grokctl.planning.accelerators import PUBLISHED, Published
-from grokctl.planning.step_time import REACHED, StepTime, counts_of, step_time, sums_s
+from grokctl.planning.step_time import (
+    KERNEL_REACHED,
+    REACHED,
+    StepTime,
+    counts_of,
+    step_time,
+    sums_s,
+)
 
 MESHES: Final = (*(MeshShape(1, size) for size in MESH_SIZES), MeshShape(2, 8))
 """Meshes that plans are made for."""
@@ -45,11 +52,20 @@ class Hardware:
     """Bytes a second of each device's memory."""
     is_measured: bool = False
     """Whether the bandwidth was measured on this machine; otherwise it is published."""
+    kernel_rate: float | None = None
+    """Bytes a second of weights that the native kernel of a CPU reads, measured; None without."""
     has_fast_bfloat16: bool = True
     has_fast_links: bool | None = None
     """Whether devices reach each other over more than PCIe."""
     read_rate: float | None = None
     """Bytes a second of the disk with the checkpoint."""
+
+    @property
+    def decode_rate(self) -> float | None:
+        """Bytes a second of weights that decoding one sequence reads; None if unknown."""
+        if self.kernel_rate is not None:
+            return self.kernel_rate * KERNEL_REACHED
+        return None if self.bandwidth is None else self.bandwidth * REACHED[self.platform]
 
     @property
     def computes(self) -> tuple[Compute, ...]:
@@ -235,7 +251,7 @@ def plan_for(
 
 def _speed(hardware: Hardware, weights: Spread, terms: Terms, room: int | None) -> float | None:
     """Tokens a second of one sequence; None if the rate of memory or disk is unknown."""
-    if not hardware.bandwidth:
+    if not hardware.decode_rate:
         return None
     missed = 0.0 if room is None else weights.mesh.size * missed_bytes(weights, room)
     if not missed:
@@ -243,7 +259,7 @@ def _speed(hardware: Hardware, weights: Spread, terms: Terms, room: int | None) 
     if not hardware.read_rate:
         return None
     in_memory = sum(weights.read) - missed
-    return 1 / (in_memory / (hardware.bandwidth * REACHED["cpu"]) + missed / hardware.read_rate)
+    return 1 / (in_memory / hardware.decode_rate + missed / hardware.read_rate)
 
 
 def step_of(
@@ -271,7 +287,7 @@ def step_of(
     return step_time(
         counts_of(config, mesh, platform=platform),
         nbytes=nbytes,
-        bandwidth=hardware.bandwidth or bandwidth,
+        rate=hardware.decode_rate or bandwidth * REACHED[platform],
         sums_s=sums_s(config, mesh, platform=platform, has_fast_links=hardware.has_fast_links),
         platform=platform,
     )
@@ -326,6 +342,7 @@ def hardware_of(machine: Machine) -> Hardware:
         memory=machine.memory.usable,
         bandwidth=machine.cpu.bandwidth,
         is_measured=machine.cpu.bandwidth is not None,
+        kernel_rate=None if machine.kernel is None else machine.kernel.rate,
         has_fast_bfloat16=machine.cpu.has_fast_bfloat16,
         read_rate=rate,
     )

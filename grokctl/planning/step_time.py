@@ -9,7 +9,9 @@ from grokctl.model.placement import MeshShape
 
 REACHED: Final[Mapping[str, float]] = {"cpu": 0.6, "gpu": 0.65, "tpu": 0.6}
 """Share of the memory's bandwidth that reading weights reaches, by platform: measured on a CPU
-(README), assumed for accelerators."""
+without the native kernel (README), assumed for accelerators."""
+KERNEL_REACHED: Final = 0.9
+"""Share of the native kernel's own rate that decoding one sequence reaches: measured on a CPU."""
 LAUNCHES_OF_A_LAYER: Final = 34
 LAUNCHES_OUTSIDE: Final = 7
 """What a device of a GPU's mesh of eight starts for a token, beside sums: counted by
@@ -104,14 +106,14 @@ def sums_s(
 
 
 def step_time(
-    counts: Counts, *, nbytes: int, bandwidth: float, sums_s: float, platform: str = "gpu"
+    counts: Counts, *, nbytes: int, rate: float, sums_s: float, platform: str = "gpu"
 ) -> StepTime:
     """The time of a token.
 
     Args:
         counts: What the token starts.
         nbytes: Bytes that the device with the most reads for it.
-        bandwidth: Bytes a second of a device's memory.
+        rate: Bytes a second at which they are read.
         sums_s: Seconds of all sums over devices.
         platform: `cpu`, `gpu` or `tpu`.
     """
@@ -119,7 +121,7 @@ def step_time(
         counts=counts,
         nbytes=nbytes,
         launches_s=counts.launches * LAUNCH_S,
-        reading_s=nbytes / (bandwidth * REACHED[platform]),
+        reading_s=nbytes / rate,
         sums_s=sums_s,
         waits_s=counts.waits * WAIT_S,
         ends_s=0.0 if platform == "cpu" else ENDS_S,

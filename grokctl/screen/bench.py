@@ -26,6 +26,7 @@ def bench(console: Console, result: Bench, options: EngineOptions) -> None:
                 "load_s": result.load_s,
                 "compile_s": result.compile_s,
                 "bandwidth_bytes_per_s": result.bandwidth,
+                "kernel": result.kernel,
                 "rows": [asdict(row) for row in result.rows],
             }
         )
@@ -50,6 +51,8 @@ def bench(console: Console, result: Bench, options: EngineOptions) -> None:
         right=("prompt", "batch", "prefill", "first token", "decode", "step", "reads"),
         optional=("reads", "first token", "prefill"),
     )
+    if result.kernel:
+        console.note(f"kernel: {result.kernel}")
     console.note(
         f"load {format_seconds(result.load_s)} · compile {format_seconds(result.compile_s)} · "
         "rates count the tokens of a whole batch"

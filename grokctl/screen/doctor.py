@@ -14,7 +14,7 @@ from grokctl.errors import HardwareError
 from grokctl.machine.facts import Machine
 from grokctl.model.placement import MeshShape
 from grokctl.planning.plans import Hardware, Plan, examples
-from grokctl.planning.step_time import REACHED, StepTime
+from grokctl.planning.step_time import KERNEL_REACHED, REACHED, StepTime
 from grokctl.screen.console import Console
 from grokctl.screen.tables import StackedBar, StatusCell
 from grokctl.text import format_bytes, format_number, format_rate, format_seconds
@@ -143,6 +143,7 @@ def _values(diagnosis: Diagnosis, machine: Machine | None, redact: Redaction) ->
             "memory_bytes": hardware.memory,
             "bandwidth_bytes_per_s": hardware.bandwidth,
             "is_measured": hardware.is_measured,
+            "kernel_bytes_per_s": hardware.kernel_rate,
         },
         "is_here": diagnosis.is_here,
         "plans": [_plan_values(plan) for plan in diagnosis.plans],
@@ -290,10 +291,15 @@ def _speeds(console: Console, hardware: Hardware, fitting: Sequence[Plan]) -> No
 
 def _parts_of_speed(console: Console, hardware: Hardware, plan: Plan) -> None:
     """Print what the estimate for one token is made of."""
-    step, bandwidth = plan.estimate, hardware.bandwidth
-    if step is None or bandwidth is None:
+    step = plan.estimate
+    if step is None:
         return
-    share = f"{REACHED[hardware.platform]:.0%} of {format_rate(bandwidth)}"
+    if hardware.kernel_rate is not None:
+        share = f"{KERNEL_REACHED:.0%} of the kernel's {format_rate(hardware.kernel_rate)}"
+    elif hardware.bandwidth is not None:
+        share = f"{REACHED[hardware.platform]:.0%} of {format_rate(hardware.bandwidth)}"
+    else:
+        return
     parts = (
         ("reading", f"{format_bytes(step.nbytes)} on a device, at {share}", step.reading_s),
         ("launches", format_number(step.counts.launches, "operation"), step.launches_s),

@@ -43,6 +43,8 @@ class JobRequest:
     """Tokens; by default as many as the model has, or as fit."""
     sequences: int = 1
     """Decoded at a time."""
+    threads: int | None = None
+    """That compute on the CPU."""
 
 
 @dataclass(frozen=True)
@@ -230,6 +232,8 @@ def _open_job(
         compute=choice.plan.compute,
         context=choice.plan.context,
         compilation_cache=home.xla_cache,
+        native_cache=home.native_cache,
+        threads=request.threads,
         slots=request.sequences,
         kv=request.kv,
     )

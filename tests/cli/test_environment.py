@@ -12,6 +12,7 @@ from grokctl.cli.environment import certificates_named, gpu_memory_claimed, jax_
 from grokctl.machine import network
 from grokctl.machine.jax_variables import _reason_in, doubtful, start_failure
 from grokctl.model.memory_share import MEMORY_SHARE, SHARE_VARIABLES
+from grokctl.system import usable_cores
 
 PACKAGE = Path(grokctl.__file__).parent
 WRITERS = {"putenv", "unsetenv", "setdefault", "update", "pop", "popitem", "clear"}
@@ -117,6 +118,37 @@ def test_the_commands_that_start_an_engine_claim_it(grokctl, monkeypatch, verb):
     assert outcome.exit_code == 130
     assert seen == [str(MEMORY_SHARE)]
     assert SHARE_VARIABLES[0] not in os.environ
+
+
+# --- threads
+
+
+@pytest.mark.parametrize("verb", ["run", "score", "bench"])
+def test_threads_are_those_of_xla_and_of_the_kernel(grokctl, monkeypatch, verb):
+    seen = []
+
+    def opened(request, **_):
+        seen.append((request.threads, os.environ.get("PJRT_NPROC")))
+        raise KeyboardInterrupt
+
+    monkeypatch.delenv("PJRT_NPROC", raising=False)
+    monkeypatch.setattr("grokctl.session.job._open_job", opened)
+    given = [] if verb == "bench" else ["--token-ids", "1"]
+
+    grokctl(verb, *given, "--threads", 1)
+    grokctl(verb, *given)
+
+    assert seen == [(1, "1"), (None, None)]
+    assert "PJRT_NPROC" not in os.environ
+
+
+def test_there_are_no_more_threads_than_usable_cores(grokctl):
+    cores = usable_cores()
+
+    outcome = grokctl("run", "-p", "x", "--threads", cores + 1)
+
+    assert outcome.exit_code == 2
+    assert outcome.error == (f"--threads {cores + 1}: expected 1 to {cores}, the usable cores")
 
 
 # --- what JAX reads

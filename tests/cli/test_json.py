@@ -14,6 +14,8 @@ STATS = {
     "cached_tokens": int,
     "bytes_per_token": int,
     "bandwidth_fraction": (float, type(None)),
+    "kernel": str,
+    "pages": str,
 }
 
 

@@ -41,7 +41,7 @@ from grokctl.planning.plans import (
     missed_bytes,
     plans,
 )
-from grokctl.planning.step_time import REACHED
+from grokctl.planning.step_time import KERNEL_REACHED, REACHED
 
 GB = 10**9
 SMALL = replace(GROK_1, num_layers=2, emb_size=256, key_size=16, vocab_size=512, sequence_len=2048)
@@ -242,6 +242,18 @@ def test_a_cpu_is_estimated_by_the_reading_of_weights_alone():
 
     assert plan.tokens_per_s == pytest.approx(300e9 * REACHED["cpu"] / read)
     assert plan.estimate.total_s == plan.estimate.reading_s
+
+
+def test_a_cpu_with_the_kernel_is_as_fast_as_that_was_measured():
+    weights = grok(INT8, MeshShape(1, 1))
+    alone, paged = a_cpu(400 * GB), a_cpu(200 * GB)
+
+    with_kernel = on(replace(alone, kernel_rate=280e9), 1)[INT8]
+    from_disk = on(replace(paged, kernel_rate=280e9), 1)[INT8]
+
+    assert with_kernel.tokens_per_s == pytest.approx(280e9 * KERNEL_REACHED / weights.read[0])
+    assert with_kernel.tokens_per_s > on(alone, 1)[INT8].tokens_per_s
+    assert from_disk.tokens_per_s > on(paged, 1)[INT8].tokens_per_s
 
 
 def test_nothing_is_estimated_of_what_nobody_knows():

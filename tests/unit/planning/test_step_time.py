@@ -12,6 +12,7 @@ from grokctl.planning.step_time import (
     ENDS_S,
     LAUNCHES_OF_A_LAYER,
     LAUNCHES_OUTSIDE,
+    REACHED,
     Counts,
     counts_of,
     step_time,
@@ -67,22 +68,24 @@ def test_the_time_is_the_sum_of_what_it_is_spent_on():
     """1.5 us a launch, bytes at 0.65 of the rate, the sums, 1.5 ms of ends, 45 us a wait."""
     counts = Counts(launches=1000, sums=129, waits=3)
 
-    time = step_time(counts, nbytes=10**10, bandwidth=3.35e12, sums_s=129 * 8e-6)
+    time = step_time(counts, nbytes=10**10, rate=3.35e12 * REACHED["gpu"], sums_s=129 * 8e-6)
 
     expected = 1000 * 1.5e-6 + 1e10 / (0.65 * 3.35e12) + 129 * 8e-6 + 1.5e-3 + 3 * 45e-6
     assert time.total_s == pytest.approx(expected)
 
 
 def test_a_cpu_has_no_ends():
-    time = step_time(Counts(), nbytes=6 * 10**9, bandwidth=1e10, sums_s=0.0, platform="cpu")
+    time = step_time(
+        Counts(), nbytes=6 * 10**9, rate=1e10 * REACHED["cpu"], sums_s=0.0, platform="cpu"
+    )
 
     assert time.total_s == time.reading_s == pytest.approx(1.0)
 
 
 @given(st.integers(0, 10**12), st.integers(0, 10**12), st.floats(1e9, 1e14))
-def test_fewer_bytes_are_never_slower(some, more, bandwidth):
+def test_fewer_bytes_are_never_slower(some, more, rate):
     times = [
-        step_time(Counts(launches=1), nbytes=nbytes, bandwidth=bandwidth, sums_s=0.0).total_s
+        step_time(Counts(launches=1), nbytes=nbytes, rate=rate, sums_s=0.0).total_s
         for nbytes in sorted((some, more))
     ]
 

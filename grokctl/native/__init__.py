@@ -1,0 +1,1 @@
+"""The kernel of CPUs: C++ sources, and the library that is built of them."""

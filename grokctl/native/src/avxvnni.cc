@@ -1,0 +1,39 @@
+// The form for AVX2 with VNNI: `vpdpbusd` with 256-bit registers.
+#include "avx2.h"
+#include "forms.h"
+#include "processor.h"
+
+namespace {
+
+struct Unit : Avx2 {
+  using Number = int8_t;
+  using Codes = __m256i;
+  static constexpr int kRows = 2, kFactorBytes = 4;
+
+  GROKCTL_INLINE Codes codes(const uint8_t* packed) { return load_256(packed); }
+  GROKCTL_INLINE __m256i factors(const uint8_t* activations) { return four_bytes(activations); }
+  GROKCTL_INLINE Register add(Register sums, Codes codes, __m256i factors) {
+    return _mm256_dpbusd_avx_epi32(sums, codes, factors);
+  }
+
+  static void dot(const uint8_t* packed, int64_t lines, const uint8_t* activations, int64_t stride,
+                  int64_t rows, int32_t* sums, bool is_first) {
+    dot_tiles<Unit, kRows>(packed, lines, activations, stride, rows, sums, is_first);
+  }
+};
+
+bool runs_here() { return grokctl::processor().avxvnni; }
+
+void prepare(const grokctl::Product& product, int64_t first, int64_t last) {
+  prepare_tokens<Unit::Number>(product, first, last);
+}
+
+void multiply(const grokctl::Product& product, const grokctl::Scratch& scratch,
+              const grokctl::Part& part) {
+  multiply_part<Unit, FloatUnit>(product, scratch, part);
+}
+
+}  // namespace
+
+const grokctl::Form grokctl::avxvnni = {"avxvnni", runs_here, sizeof(Unit::Number), grokctl::kAnyRows, prepare,
+                                        multiply};

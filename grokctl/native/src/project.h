@@ -1,0 +1,14 @@
+// A product, shared out over the pool.
+#ifndef GROKCTL_PROJECT_H_
+#define GROKCTL_PROJECT_H_
+
+#include "kernel.h"
+
+namespace grokctl {
+
+// Multiplies; of the product, the fields from `bytes` on are null. False: there is no memory.
+bool project(const Product& product);
+
+}  // namespace grokctl
+
+#endif  // GROKCTL_PROJECT_H_
