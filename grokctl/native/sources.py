@@ -15,7 +15,16 @@ FLAGS: Final = (
     "-Wno-psabi",
 )
 """Of every source."""
-EVERYWHERE: Final = ("c_api", "forms", "handlers", "pool", "portable", "processor", "project")
+EVERYWHERE: Final = (
+    "c_api",
+    "expert",
+    "forms",
+    "handlers",
+    "pool",
+    "portable",
+    "processor",
+    "project",
+)
 """Sources for any processor."""
 _AVX2: Final = ("-mavx2", "-mfma")
 _AVX512: Final = (
