@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from grokctl.model import cpu_kernel
 from grokctl.model.axes import EXPERT_AXIS, MODEL_AXIS, sum_over
 from grokctl.model.bucketing import (
     MOST_IN_KERNEL,
@@ -58,6 +59,7 @@ def mixture_of_experts(
         config=shape.config,
         platform=shape.platform,
         operand=shape.operand.itemsize,
+        skips_padding=shape.has_native_kernel,
     )
     if run == 1:
         mixed = _token_by_token(experts, rows, gates, local, shape=shape)
@@ -89,12 +91,21 @@ def route(
 
 
 def expert_block(
-    experts: Experts, expert: Int[Array, ""], x: Float[Array, "tokens embed"], *, shape: StepShape
+    experts: Experts,
+    expert: Int[Array, ""],
+    x: Float[Array, "tokens embed"],
+    count: Int[Array, ""] | None = None,
+    *,
+    shape: StepShape,
 ) -> Float[Array, "tokens embed"]:
     """One expert: `(gelu(x @ gate) * (x @ up)) @ down`.
 
-    Of its columns, this device computes its own: a partial sum in float32.
+    Of its columns, this device computes its own: a partial sum in float32. Of tokens after the
+    first `count`, if that is given, the output does not matter.
     """
+    if shape.has_native_kernel:
+        real = len(x) if count is None else count
+        return cpu_kernel.expert_block(x, experts, expert, real, compute=shape.compute)
     gate = project(x, experts.gate, shape=shape, expert=expert)
     up = project(x, experts.up, shape=shape, expert=expert)
     hidden = jax.nn.gelu(gate, approximate=True) * up
@@ -245,7 +256,8 @@ def _in_runs(
         picked = choices[jnp.minimum(places, end - 1)]
         tokens = picked // gates.shape[1]
         gate = jnp.where(places < end, gates.reshape(-1)[picked], 0.0)
-        output = expert_block(experts, expert, rows[tokens], shape=shape)
+        count = jnp.minimum(run, end - places[0])
+        output = expert_block(experts, expert, rows[tokens], count, shape=shape)
         return total.at[tokens].add(gate[:, None] * output)
 
     zeros = jnp.zeros(rows.shape, jnp.float32)
