@@ -1,7 +1,7 @@
 """Every form of a product with a stored weight against the product with the dequantised weight."""
 
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 
 import jax
 import jax.numpy as jnp
@@ -56,7 +56,16 @@ class Case:
     groups: int = 0
     stack: tuple[int, ...] = ()
 
-    def __post_init__(self) -> None:
+    @property
+    def matrix(self) -> Matrix:
+        return self._made[0]
+
+    @property
+    def values(self) -> np.ndarray:
+        return self._made[1]
+
+    @cached_property
+    def _made(self) -> tuple[Matrix, np.ndarray]:  # not while tests are collected
         rng = np.random.default_rng(self.inputs * self.outputs + self.groups)
         shape = (*self.stack, self.inputs, self.outputs)
         scales = None
@@ -67,17 +76,17 @@ class Case:
                 scales = rng.uniform(0.5, 2, (*self.stack, self.groups, self.outputs))
                 scales = scales.astype(BFLOAT16)
                 rows = np.repeat(scales.astype(np.float64), self.inputs // self.groups, axis=-2)
-                self.values = codes * rows
+                values = codes * rows
                 stored = codes if self.precision is Precision.INT8 else packed(codes)
                 scales = jnp.asarray(scales.view(np.uint16))
             case Precision.BFLOAT16:
                 stored = rng.standard_normal(shape).astype(BFLOAT16)
-                self.values = stored.astype(np.float64)
+                values = stored.astype(np.float64)
                 stored = stored.view(np.uint16)
             case Precision.FLOAT32:
                 stored = rng.standard_normal(shape).astype(np.float32)
-                self.values = stored.astype(np.float64)
-        self.matrix = Matrix(jnp.asarray(stored), scales)
+                values = stored.astype(np.float64)
+        return Matrix(jnp.asarray(stored), scales), values
 
     def __str__(self) -> str:
         groups = f"-{self.groups}" if self.groups else ""
