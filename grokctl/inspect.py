@@ -10,7 +10,7 @@ from math import prod
 from pathlib import Path
 from threading import Event
 
-from grokctl.checkpoint.pickles import ArrayRef
+from grokctl.checkpoint.pickle_objects import ArrayRef
 from grokctl.checkpoint.ready import ReadyCheckpoint, open_ready
 from grokctl.checkpoint.receipt import proof_of
 from grokctl.checkpoint.refusal import read_refusal

@@ -11,13 +11,13 @@ from typing import Any, BinaryIO, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from grokctl.checkpoint.pickle_objects import ArrayRef
 from grokctl.checkpoint.pickles import (
     BFLOAT16,
     BFLOAT16_GLOBAL,
     NDARRAY,
     QUANTIZED,
     RECONSTRUCT,
-    ArrayRef,
     PickledTensor,
 )
 

@@ -9,9 +9,10 @@ and attribute before any object exists.
 
 import pickle  # only its opcode table
 import struct
+from bisect import bisect_right
+from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
-from math import prod
+from dataclasses import dataclass, replace
 from typing import Any, Final, TypeVar
 
 import ml_dtypes
@@ -19,6 +20,16 @@ import numpy as np
 
 from grokctl.checkpoint.pickle_damage import Finding, flipped_bit, other_file, zero_tail
 from grokctl.checkpoint.pickle_names import foreign_name
+from grokctl.checkpoint.pickle_objects import (
+    MARK,
+    Array,
+    ArrayRef,
+    Dtype,
+    Global,
+    Payload,
+    Quantized,
+    twin_of,
+)
 from grokctl.errors import CorruptCheckpointError, Damage, Reason, corrupt
 
 BFLOAT16: Final = np.dtype(ml_dtypes.bfloat16)
@@ -45,20 +56,6 @@ _T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ArrayRef:
-    """The place of an array in its file: C order, little endian."""
-
-    offset: int
-    shape: tuple[int, ...]
-    dtype: np.dtype[Any]
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the payload."""
-        return prod(self.shape) * self.dtype.itemsize
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class PickledTensor:
     """The arrays of one released file."""
 
@@ -66,44 +63,6 @@ class PickledTensor:
     """float32, or int8 when there are scales."""
     scales: ArrayRef | None
     """bfloat16 `(*lead, groups, outputs)`; None for float32 tensors."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Global:
-    module: str
-    name: str
-
-    def __str__(self) -> str:
-        return f"{self.module}.{self.name}"
-
-
-@dataclass(frozen=True, slots=True)
-class _Payload:
-    offset: int
-    length: int
-
-
-@dataclass(slots=True, eq=False)
-class _Dtype:
-    code: str
-    is_built: bool = False
-
-
-@dataclass(slots=True, eq=False)
-class _Array:
-    ref: ArrayRef | None = None
-
-
-@dataclass(slots=True, eq=False)
-class _Quantized:
-    parts: dict[str, ArrayRef] = field(default_factory=dict)
-
-
-class _Mark:
-    pass
-
-
-_MARK: Final = _Mark()
 
 
 def scan(buffer: _Buffer, *, file: str) -> PickledTensor:
@@ -163,15 +122,29 @@ def _diagnose(machine: "_Machine", damage: Damage) -> Finding | None:
 
 
 def _flip(machine: "_Machine") -> Finding | None:
+    states = list(_before_each_opcode(machine.buffer))
+
     def is_tensor(place: int, mask: int) -> bool:
+        before = bisect_right(states, place, key=lambda state: state.position) - 1
         try:
-            _Machine(machine.buffer, "", flip=(place, mask)).run()
+            states[before].copy(flip=(place, mask)).run()
         except CorruptCheckpointError:
             return False
         return True
 
     places = [place for low, high in machine.read for place in range(low, high)]
     return flipped_bit(places, is_tensor)
+
+
+def _before_each_opcode(buffer: _Buffer) -> Iterator["_Machine"]:
+    """The machine in each state that a flip in a later byte does not change."""
+    machine = _Machine(buffer, "")
+    yield machine.copy()
+    with suppress(CorruptCheckpointError):
+        machine.begin()
+        yield machine.copy()
+        while machine.advance() is None:
+            yield machine.copy()
 
 
 class _Machine:
@@ -199,22 +172,46 @@ class _Machine:
         """Ranges of the opcodes and their arguments, without payloads."""
         self.opcode_at = 0
         """Place of the last opcode."""
+        self.opcodes = 0
         self.has_begun = False
         """Whether it begins as a protocol-4 pickle does."""
 
+    def copy(self, *, flip: tuple[int, int] | None = None) -> "_Machine":
+        """The machine in its state, to go on with another flip."""
+        twin = _Machine(self.buffer, self.file, flip=flip)
+        twins: dict[int, Any] = {}
+        twin.stack = [twin_of(value, twins) for value in self.stack]
+        twin.memo = [twin_of(value, twins) for value in self.memo]
+        twin.used = set(self.used)
+        twin.position, twin.frame_end = self.position, self.frame_end
+        twin.opcodes, twin.has_begun = self.opcodes, self.has_begun
+        return twin
+
     def run(self) -> PickledTensor:
+        if not self.has_begun:
+            self.begin()
+        while (tensor := self.advance()) is None:
+            pass
+        return tensor
+
+    def begin(self) -> None:
         if self.size == 0:
             raise self.bad(Reason.SHORT, "is empty")
         if bytes(self.take(2)) != pickle.PROTO + b"\x04":
             raise self.malformed("is not a protocol-4 pickle")
         self.has_begun = True
-        for _ in range(_MOST_OPCODES):
-            self.opcode_at = self.position
-            opcode = bytes(self.take(1))
-            if opcode == pickle.STOP:
-                return self.finish()
-            self.step(opcode)
-        raise self.malformed(f"has more than {_MOST_OPCODES} opcodes")
+
+    def advance(self) -> PickledTensor | None:
+        """Read one opcode; the last one gives the tensor."""
+        if self.opcodes == _MOST_OPCODES:
+            raise self.malformed(f"has more than {_MOST_OPCODES} opcodes")
+        self.opcodes += 1
+        self.opcode_at = self.position
+        opcode = bytes(self.take(1))
+        if opcode == pickle.STOP:
+            return self.finish()
+        self.step(opcode)
+        return None
 
     def finish(self) -> PickledTensor:
         if self.position != self.size:
@@ -222,10 +219,10 @@ class _Machine:
                 Reason.LONG, f"{self.size - self.position:,} bytes after the pickle's end"
             )
         match self.stack:
-            case [_Array(ref=ArrayRef() as ref)] if ref.dtype == np.float32:
+            case [Array(ref=ArrayRef() as ref)] if ref.dtype == np.float32:
                 return PickledTensor(weight=ref, scales=None)
             case [
-                _Quantized(parts={"weight": ArrayRef() as weight, "scales": ArrayRef() as scales})
+                Quantized(parts={"weight": ArrayRef() as weight, "scales": ArrayRef() as scales})
             ]:
                 if weight.dtype != np.int8 or scales.dtype != BFLOAT16:
                     raise self.bad(
@@ -254,7 +251,7 @@ class _Machine:
                 name, module = pop(str), pop(str)
                 if (module, name) not in _ALLOWED:
                     raise self.unsafe(module, name)
-                push(_Global(module, name))
+                push(Global(module, name))
             case pickle.NONE:
                 push(None)
             case pickle.NEWTRUE:
@@ -272,7 +269,7 @@ class _Machine:
             case pickle.BINBYTES:
                 push(self.payload(self.unpack("<I")[0]))
             case pickle.MARK:
-                push(_MARK)
+                push(MARK)
             case pickle.EMPTY_TUPLE:
                 push(())
             case pickle.TUPLE1 | pickle.TUPLE2 | pickle.TUPLE3:
@@ -285,61 +282,61 @@ class _Machine:
             case pickle.SETITEMS:
                 self.set_items()
             case pickle.REDUCE:
-                arguments, function = pop(tuple), pop(_Global)
+                arguments, function = pop(tuple), pop(Global)
                 push(self.call(function, arguments))
             case pickle.NEWOBJ:
-                arguments, cls = pop(tuple), pop(_Global)
+                arguments, cls = pop(tuple), pop(Global)
                 if (cls.module, cls.name) != QUANTIZED or arguments != ():
                     raise self.malformed(f"constructs {cls}")
-                push(_Quantized())
+                push(Quantized())
             case pickle.BUILD:
                 state: Any = pop()
                 self.build(self.peek(), state)
             case _:
                 raise self.malformed(f"has opcode 0x{opcode.hex()} at byte {self.position - 1}")
 
-    def call(self, function: _Global, arguments: tuple[Any, ...]) -> object:
+    def call(self, function: Global, arguments: tuple[Any, ...]) -> object:
         match (function.module, function.name), arguments:
-            case (module_name, [_Global() as cls, [0], _Payload(offset=at, length=1)]) if (
+            case (module_name, [Global() as cls, [0], Payload(offset=at, length=1)]) if (
                 module_name == RECONSTRUCT
                 and (cls.module, cls.name) == NDARRAY
                 and self.byte(at) == ord("b")
             ):
-                return _Array()
+                return Array()
             case (module_name, ["f4" | "i1" as code, False, True]) if module_name == DTYPE:
-                return _Dtype(str(code))
-            case (module_name, [_Global() as scalar, False, True]) if (
+                return Dtype(str(code))
+            case (module_name, [Global() as scalar, False, True]) if (
                 module_name == DTYPE and (scalar.module, scalar.name) == BFLOAT16_GLOBAL
             ):
-                return _Dtype("bfloat16")
+                return Dtype("bfloat16")
         raise self.malformed(f"calls {function} with arguments that numpy never writes")
 
     def build(self, target: object, state: Any) -> None:
         match target, state:
             case (
-                _Dtype(is_built=False, code="f4" | "i1"),
+                Dtype(is_built=False, code="f4" | "i1"),
                 [3, "<" | "|", None, None, None, -1, -1, 0],
             ):
                 target.is_built = True
             case (
-                _Dtype(is_built=False, code="bfloat16"),
+                Dtype(is_built=False, code="bfloat16"),
                 [3, "<" | "|", None, None, None, 2, 2, int() as flags],
             ) if flags | _SCALAR_FLAGS == _SCALAR_FLAGS:
                 target.is_built = True
             case (
-                _Array(ref=None),
-                [1, tuple() as shape, _Dtype(is_built=True) as dtype, False, _Payload() as payload],
+                Array(ref=None),
+                [1, tuple() as shape, Dtype(is_built=True) as dtype, False, Payload() as payload],
             ):
                 target.ref = self.array(shape, dtype, payload)
             case (
-                _Quantized(parts={}),
-                {"weight": _Array(ref=ArrayRef() as weight), "scales": _Array(ref=ArrayRef() as s)},
+                Quantized(parts={}),
+                {"weight": Array(ref=ArrayRef() as weight), "scales": Array(ref=ArrayRef() as s)},
             ) if not target.parts and list(state) == ["weight", "scales"]:
                 target.parts = {"weight": weight, "scales": s}
             case _:
                 raise self.malformed("sets state that no released tensor has")
 
-    def array(self, shape: tuple[Any, ...], dtype: _Dtype, payload: _Payload) -> ArrayRef:
+    def array(self, shape: tuple[Any, ...], dtype: Dtype, payload: Payload) -> ArrayRef:
         # a message shows a shape only once it is known to be a few numbers
         if not 1 <= len(shape) <= _LARGEST_RANK or not all(type(n) is int for n in shape):
             raise self.bad(Reason.MALFORMED, "has an array whose shape is not 1 to 3 numbers")
@@ -405,12 +402,12 @@ class _Machine:
             raise self.malformed("has a name that is not printable ASCII")
         return name
 
-    def payload(self, length: int) -> _Payload:
+    def payload(self, length: int) -> Payload:
         offset = self.position
         self.take(length)
         if length > 1:
             self.read.pop()  # not of the pickle's own bytes
-        return _Payload(offset, length)
+        return Payload(offset, length)
 
     def byte(self, place: int) -> int:
         mask = self.flip[1] if self.flip is not None and self.flip[0] == place else 0
@@ -422,7 +419,7 @@ class _Machine:
         return self.memo[index]
 
     def peek(self) -> object:
-        if not self.stack or self.stack[-1] is _MARK:
+        if not self.stack or self.stack[-1] is MARK:
             raise self.malformed("pops from an empty stack")
         return self.stack[-1]
 
@@ -437,7 +434,7 @@ class _Machine:
 
     def pop_to_mark(self) -> list[object]:
         for index in range(len(self.stack) - 1, -1, -1):
-            if self.stack[index] is _MARK:
+            if self.stack[index] is MARK:
                 items = self.stack[index + 1 :]
                 del self.stack[index:]
                 return items

@@ -9,7 +9,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from grokctl.checkpoint.pickles import ArrayRef
+from grokctl.checkpoint.pickle_objects import ArrayRef
 from grokctl.model.placement import Slice
 from grokctl.system import Reading, announce
 

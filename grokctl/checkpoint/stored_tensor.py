@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from grokctl.checkpoint.pickles import ArrayRef
+from grokctl.checkpoint.pickle_objects import ArrayRef
 from grokctl.checkpoint.release_files import map_file
 from grokctl.checkpoint.rows import Rows, opened
 from grokctl.errors import GrokctlError, Reason, corrupt

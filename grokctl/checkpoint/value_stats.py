@@ -10,7 +10,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from grokctl.checkpoint.pickles import ArrayRef
+from grokctl.checkpoint.pickle_objects import ArrayRef
 from grokctl.checkpoint.quantization import unpacked
 from grokctl.checkpoint.rows import read_into
 

@@ -47,7 +47,8 @@ from grokctl.checkpoint.manifest import (
     parse_manifest,
 )
 from grokctl.checkpoint.mapped_files import catch_bus_errors
-from grokctl.checkpoint.pickles import ArrayRef, PickledTensor
+from grokctl.checkpoint.pickle_objects import ArrayRef
+from grokctl.checkpoint.pickles import PickledTensor
 from grokctl.checkpoint.ready import ReadyCheckpoint, open_ready
 from grokctl.checkpoint.receipt import (
     Receipt,

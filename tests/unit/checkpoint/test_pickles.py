@@ -1008,6 +1008,23 @@ def test_a_changed_byte_outside_of_the_payload_gives_a_tensor_or_an_error(whole)
         assert_harmless(verdict(bytes(data)), whole)
 
 
+@pytest.mark.parametrize(
+    "opcodes",
+    [
+        pytest.param(b")" + b"\x85" * 240, id="tuples-in-tuples"),
+        pytest.param(b")" + b"".join(b"\x94h%c\x86" % n for n in range(60)), id="doubled-tuples"),
+        pytest.param(b"}\x94(\x8c\x01ah\0u" + b"\x85" * 100, id="a-dictionary-in-itself"),
+    ],
+)
+def test_objects_in_objects_do_not_lengthen_the_search_for_a_flip(opcodes):
+    began = time.process_time()
+
+    found = verdict(b"\x80\x04" + opcodes + b".")
+
+    assert "is neither a float32 array" in str(found)
+    assert time.process_time() - began < 20
+
+
 def test_a_flip_in_the_last_byte_is_damage():
     data = KEY[:-1] + bytes([KEY[-1] ^ 1])
 

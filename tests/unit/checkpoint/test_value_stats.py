@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from grokctl.checkpoint import value_stats as values
-from grokctl.checkpoint.pickles import BFLOAT16, ArrayRef
+from grokctl.checkpoint.pickle_objects import ArrayRef
+from grokctl.checkpoint.pickles import BFLOAT16
 from grokctl.checkpoint.value_stats import CELLS, StoredValues, ValueStats, find_odd
 
 SEEDS = st.integers(0, 2**32 - 1)
