@@ -48,7 +48,9 @@ def mixture_of_experts(
     """
     experts, rows = layer.experts, x.reshape(-1, x.shape[-1])
     gates, chosen = routed or route(layer.router, rows, config=shape.config)
-    local = _on_this_device(chosen, count, num_experts=experts.count)
+    local = chosen
+    if len(rows) > 1 or shape.mesh.expert > 1:  # one token alone is no padding
+        local = _on_this_device(chosen, count, num_experts=experts.count)
     read = _experts_read(local, experts.count, shape=shape)
     if has_few_rows(experts, len(rows), shape=shape):
         mixed = _in_one_kernel(experts, rows, gates, local, shape=shape)

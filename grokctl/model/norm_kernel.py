@@ -47,6 +47,19 @@ def added(
     return found
 
 
+def added_and_normed(
+    hidden: Float[Array, "*batch embed"],
+    mixed: Float[Array, "*batch embed"],
+    scales: tuple[Float[Array, " embed"], Float[Array, " embed"]],
+    *,
+    shape: StepShape,
+) -> tuple[Float[Array, "*batch embed"], Float[Array, "*batch embed"]]:
+    """`added`, then normed, with the scales of the norms after this block and before the next."""
+    after, before = scales
+    total, norm = _run(hidden, mixed=mixed, after=after, before=before, shape=shape)
+    return total, norm
+
+
 def added_and_routed(
     hidden: Float[Array, "*batch embed"],
     mixed: Float[Array, "*batch embed"],

@@ -291,6 +291,9 @@ def test_what_stands_between_blocks_is_what_plain_operations_make(embed, num_exp
     for found, plain in ((total, expected), (norm, normed), (gates, routed[0])):
         np.testing.assert_allclose(found, plain, rtol=2e-5, atol=2e-6)
     np.testing.assert_array_equal(chosen, routed[1])
+    both = norm_kernel.added_and_normed(hidden, mixed, (after, before), shape=shape)
+    np.testing.assert_array_equal(both[0], total)
+    np.testing.assert_array_equal(both[1], norm)
     np.testing.assert_array_equal(norm_kernel.added(hidden, mixed, after, shape=shape), total)
     np.testing.assert_array_equal(norm_kernel.normed(total, before, shape=shape), norm)
 
