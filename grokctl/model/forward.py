@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Int
 
 from grokctl.model.attention import attend
 from grokctl.model.axes import MODEL_AXIS, sum_over
+from grokctl.model.bucketing import MOST_IN_KERNEL
 from grokctl.model.cache import Cache, LayerCache, Positions, extended
 from grokctl.model.experts import mixture_of_experts
 from grokctl.model.matmul import project, project_back, project_together
@@ -106,6 +107,8 @@ def decoder_layer(
     Returns:
         The next layer's input, the extended cache, and how many of this device's experts were read.
     """
+    if shape.has_kernel and hidden.shape[0] * hidden.shape[1] <= MOST_IN_KERNEL:
+        return _layer_in_kernels(layer, cache, hidden, positions, shape=shape)
     eps = shape.config.rms_norm_eps
     normed = rms_norm(hidden, layer.norms.pre_attention, eps=eps)
     mixed, cache = attention_block(layer.attention, cache, normed, positions, shape=shape)
@@ -113,6 +116,27 @@ def decoder_layer(
     normed = rms_norm(hidden, layer.norms.pre_moe, eps=eps)
     mixed, read = mixture_of_experts(layer, normed, positions.count, shape=shape)
     return hidden + rms_norm(mixed, layer.norms.post_moe, eps=eps), cache, read
+
+
+def _layer_in_kernels(
+    layer: Layer,
+    cache: LayerCache,
+    hidden: Float[Array, "batch time embed"],
+    positions: Positions,
+    *,
+    shape: StepShape,
+) -> tuple[Float[Array, "batch time embed"], LayerCache, Int[Array, ""]]:
+    """`decoder_layer` with kernels for what stands between its blocks."""
+    from grokctl.model import norm_kernel  # noqa: PLC0415 (as in the engine)
+
+    norms = layer.norms
+    normed = norm_kernel.normed(hidden, norms.pre_attention, shape=shape)
+    mixed, cache = attention_block(layer.attention, cache, normed, positions, shape=shape)
+    hidden, normed, routed = norm_kernel.added_and_routed(
+        hidden, mixed, (norms.post_attention, norms.pre_moe), layer.router, shape=shape
+    )
+    mixed, read = mixture_of_experts(layer, normed, positions.count, routed=routed, shape=shape)
+    return norm_kernel.added(hidden, mixed, norms.post_moe, shape=shape), cache, read
 
 
 @jax.named_scope("head")
