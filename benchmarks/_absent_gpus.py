@@ -24,7 +24,7 @@ from grokctl.checkpoint.storage import released_storage, storage_in
 from grokctl.inference.compiled_steps import Head, Programs
 from grokctl.inference.loading import Loader
 from grokctl.model.bucketing import room
-from grokctl.model.cache import empty_cache
+from grokctl.model.cache import empty_cache, stored_type
 from grokctl.model.config import GROK_1
 from grokctl.model.parameters import Matrix, Parameters
 from grokctl.model.placement import MeshShape
@@ -89,8 +89,10 @@ class Program:
         return cls(compiled=compiled, texts=texts, name=module[1])
 
     def _text(self, ending: str) -> str:
-        (path,) = self.texts.glob(f"module_*.{self.name}.*{ending}")
-        return path.read_text("utf-8")
+        paths = list(self.texts.glob(f"module_*.{self.name}.*{ending}"))
+        if len(paths) != 1:
+            raise FileNotFoundError(f"{self.name}: expected one {ending}, found {paths}")
+        return paths[0].read_text("utf-8")
 
     @cached_property
     def hlo(self) -> str:
@@ -100,9 +102,12 @@ class Program:
     @cached_property
     def _listing(self) -> list[_thunks.Thunk]:
         try:
-            return _thunks.thunks(self._text("thunk_sequence_after_thunk_passes.txt"))
-        except ValueError:  # it has nothing for the passes to change
-            return _thunks.thunks(self._text("thunk_sequence.txt"))
+            found = _thunks.thunks(self._text("thunk_sequence_after_thunk_passes.txt"))
+        except FileNotFoundError:  # the passes had nothing to change
+            found = _thunks.thunks(self._text("thunk_sequence.txt"))
+        numbers = {each.number for top in found for each in top.walk()} - {0}
+        assert numbers == self._annotations.keys(), "the listing and the metadata differ"
+        return found
 
     @cached_property
     def _annotations(self) -> dict[int, str]:
@@ -249,29 +254,38 @@ class Model:
             for leaf in [*matrices, self.parameters.embedding]
         )
 
+    @cached_property
+    def _programs(self) -> Programs:
+        shape = StepShape(
+            config=self._loader.source.config,
+            mesh=self.mesh,
+            platform="gpu",
+            compute=BF16,
+            has_kernel=True,
+        )
+        return Programs(self._loader, self.parameters, shape)
+
     def step(
         self, *, batch: int, tokens: int, slots: int | None = None, head: Head = Head.LAST
     ) -> Step:
-        """Compile a step."""
-        loader, config = self._loader, self._loader.source.config
-        shape = StepShape(
-            config=config, mesh=self.mesh, platform="gpu", compute=BF16, has_kernel=True
-        )
-        programs = Programs(loader, self.parameters, shape)
+        """Compile a step; what it has in common with an earlier one has no texts again."""
+        absent = self._loader.absent
         cache = empty_cache(
-            config,
+            self._loader.source.config,
             self.mesh,
             slots=slots or batch,
             past=room(CONTEXT, platform="gpu")[1],
-            dtype=BF16,
-            zeros=loader.absent,
+            dtype=stored_type(BF16, platform="gpu"),
+            zeros=absent,
         )
-        read = loader.absent((), jnp.dtype(jnp.int32))
+        read = absent((), jnp.dtype(jnp.int32))
         began = time.process_time()
-        step = programs.step(cache, read, batch=batch, time=tokens, head=head)
+        step = self._programs.step(cache, read, batch=batch, time=tokens, head=head)
         seconds = time.process_time() - began
         mesh, layers = f"{self.mesh.expert}x{self.mesh.model}", self.layers
-        texts = self.compiler.folder(f"{mesh}-{self.precision}-{batch}x{tokens}-{layers}-{head}")
+        texts = self.compiler.folder(
+            f"{mesh}-{self.precision}-{batch}x{tokens}-{layers}-{head.name}"
+        )
         return Step(
             embed=Program.of(step.embed, texts),
             layers=Program.of(step.layers[0], texts),

@@ -15,6 +15,7 @@ import _hlo
 import _thunks
 import jax
 from _absent_gpus import CONTEXT, Compiler, Model, Step
+from _gpu_memory import check_memory
 
 from grokctl.checkpoint.storage import released_storage, storage_in
 from grokctl.model.bucketing import POSITION_BLOCK, room
@@ -24,11 +25,19 @@ from grokctl.model.precision import Compute, Precision
 from grokctl.model.sizing import Terms, cache_bytes
 from grokctl.planning.accelerators import find
 from grokctl.planning.plans import Spread
-from grokctl.planning.step_time import Counts, StepTime, step_time
+from grokctl.planning.step_time import (
+    LAUNCHES_OF_A_LAYER,
+    LAUNCHES_OUTSIDE,
+    Counts,
+    StepTime,
+    step_time,
+    sums_s,
+)
 
 MOST_LAUNCHES: Final = 40
 """A layer of decoding one token on eight devices, beside its sums over devices."""
-SUM_S: Final = 8e-6
+FEW: Final = 2
+"""Launches by which the counts of `doctor`'s estimate may differ."""
 POSITIONS: Final = (100, 2000, 8000)
 H100: Final = "h100-80gb"
 
@@ -97,7 +106,8 @@ class Case:
         dtype = Terms(context=CONTEXT, compute=Compute.BFLOAT16).cache_dtype
         seen = cache_bytes(GROK_1, self.mesh, slots=1, past=position, dtype=dtype)
         nbytes = max(Spread.of(storage, self.mesh).read) + seen
-        return step_time(counts, nbytes=nbytes, bandwidth=find(H100).bandwidth, sum_s=SUM_S)
+        waiting = sums_s(GROK_1, self.mesh, platform="gpu", has_fast_links=True)
+        return step_time(counts, nbytes=nbytes, bandwidth=find(H100).bandwidth, sums_s=waiting)
 
     def faults(self) -> Iterator[str]:
         """What decoding must not do."""
@@ -107,9 +117,17 @@ class Case:
             yield f"{self}: host waits: expected none, found {waits} in a layer and outside"
         for copy in self.copies:
             yield f"{self}: {copy.name} writes {copy.written}, of the weight {copy.weight}"
+        if self.batch > 1 or self.mesh.size == 1:
+            return
         launches = self.layer().launches
-        if self.batch == 1 and self.mesh.size > 1 and launches > MOST_LAUNCHES:
+        if launches > MOST_LAUNCHES:
             yield f"{self}: launches a layer: expected at most {MOST_LAUNCHES}, found {launches}"
+        for name, counted, found in (
+            ("LAUNCHES_OF_A_LAYER", LAUNCHES_OF_A_LAYER, launches),
+            ("LAUNCHES_OUTSIDE", LAUNCHES_OUTSIDE, self.outside().launches),
+        ):
+            if abs(counted - found) > FEW:
+                yield f"{self}: step_time.{name}: expected about {counted}, found {found}"
 
 
 def cases(compiler: Compiler, devices: Sequence[int], batches: Sequence[int]) -> Iterator[Case]:
@@ -138,6 +156,7 @@ def check(*, devices: Sequence[int], batches: Sequence[int], keep: Path | None) 
         if case.is_decode and case.batch == 1 and case.mesh.size > 1:
             _print_times(case)
     faults = [fault for case in found for fault in case.faults()]
+    faults += check_memory(compiler)
     print(
         "\n"
         + ("\n".join(faults) or "Decoding asks no host, copies no weight, and starts few enough.")
@@ -183,6 +202,13 @@ def _print_times(case: Case) -> None:
     print("| ---: |" + " ---: |" * 7)
     for position in POSITIONS:
         time = case.time_at(position)
-        parts = (time.launches, time.reading, time.sums, time.waits, time.ends, time.total)
+        parts = (
+            time.launches_s,
+            time.reading_s,
+            time.sums_s,
+            time.waits_s,
+            time.ends_s,
+            time.total_s,
+        )
         columns = " | ".join(f"{part * 1e3:.2f}" for part in parts)
-        print(f"| {position:,} | {columns} | {1 / time.total:.0f} |")
+        print(f"| {position:,} | {columns} | {1 / time.total_s:.0f} |")

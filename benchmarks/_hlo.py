@@ -69,7 +69,7 @@ def _bracketed(text: str) -> tuple[str, str]:
 def _instruction(line: str) -> Instruction | None:
     if not (found := _INSTRUCTION.match(line)):
         return None
-    name, rest = found[1], re.sub(r"/\*.*?\*/", "", found[2])
+    name, rest = found[1], found[2]
     if rest.startswith("("):
         types, rest = _bracketed(rest)
     else:

@@ -44,10 +44,14 @@ class _Open:
 
 
 def thunks(listing: str) -> list[Thunk]:
-    """The tree of a listing: what lies deeper belongs to the entry above it."""
+    """The tree of a listing: what lies deeper belongs to the entry above it.
+
+    Raises:
+        ValueError: A line has another form than those of JAX 0.10 to 0.12.
+    """
     top: list[Thunk] = []
     path: list[_Open] = []
-    for line in listing.splitlines():
+    for line in map(_without_nothing, listing.splitlines()):
         if found := _THUNK.match(line):
             depth = len(found[1])
             while path and path[-1].depth >= depth:
@@ -60,9 +64,15 @@ def thunks(listing: str) -> list[Thunk]:
             if mark[2] != "condition":  # which follows its loop at once, and is not indented
                 while path and path[-1].depth >= len(mark[1]):
                     path.pop()
-            if path:
-                path[-1].part = mark[2]
+            path[-1].part = mark[2]
+        elif line.strip():
+            raise ValueError(f"listing: expected a thunk or a part of one, found {line!r}")
     return top
+
+
+def _without_nothing(line: str) -> str:
+    """An empty branch says so, and does not end its line."""
+    return re.sub(r"^ *No thunks\.", "", line)
 
 
 @dataclass(frozen=True, kw_only=True)

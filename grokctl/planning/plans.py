@@ -15,21 +15,15 @@ from grokctl.model.config import GROK_1, GrokConfig
 from grokctl.model.memory_share import environment_share, usable
 from grokctl.model.placement import MESH_SIZES, MeshShape
 from grokctl.model.precision import Compute, KvType, Precision
-from grokctl.model.sizing import Needs, Terms, needs
+from grokctl.model.sizing import Needs, Terms, cache_bytes, needs
 from grokctl.planning import accelerators as published
 from grokctl.planning.accelerators import PUBLISHED, Published
+from grokctl.planning.step_time import REACHED, StepTime, counts_of, step_time, sums_s
 
 MESHES: Final = (*(MeshShape(1, size) for size in MESH_SIZES), MeshShape(2, 8))
 """Meshes that plans are made for."""
 PRECISIONS: Final = (Precision.INT8, Precision.INT4, Precision.BFLOAT16, Precision.FLOAT32)
 """The released one first, then by bytes."""
-REACHED: Final = 0.6
-"""Share of the memory's bandwidth that decoding one sequence reaches: measured on a CPU (README),
-assumed for accelerators."""
-_FAST_LINK_S: Final = 15e-6
-_SLOW_LINK_S: Final = 40e-6
-"""Seconds for a sum of one token's numbers over devices, over links of their own and over PCIe:
-both assumed. It is the time of waiting: sending 12 kB takes less than a microsecond."""
 _NEWEST_WITHOUT_BFLOAT16: Final = (7, 5)
 """Compute capability of the last NVIDIA GPUs that multiply no bfloat16."""
 
@@ -85,9 +79,9 @@ class Plan:
     load_s: float | None
     """Estimate, from the rate of the disk; None if weights are never all in memory."""
     tokens_per_s: float | None
-    """Estimate for one sequence, from the bandwidth of memory, or of the disk if it is paged."""
-    step_s: float | None = None
-    """Seconds for a token if all weights lay in memory, for comparing plans; None without hardware
+    """Estimate for one sequence at the end of the context; from the disk's rate if it is paged."""
+    step: StepTime | None = None
+    """The time of a token if all weights lay in memory, for comparing plans; None without hardware
     to compare on."""
 
     @property
@@ -97,6 +91,11 @@ class Plan:
             return 0
         needed = self.needs.cache + self.needs.workspace if self.is_paged else self.needs.total
         return max(0, needed - self.memory)
+
+    @property
+    def estimate(self) -> StepTime | None:
+        """What `tokens_per_s` is made of; None if it is unknown, or waits for the disk."""
+        return None if self.tokens_per_s is None or self.is_paged else self.step
 
     @property
     def drawbacks(self) -> tuple[bool, bool]:
@@ -229,42 +228,53 @@ def plan_for(
         is_possible=hardware is not None and (platform == "cpu" or mesh.size <= hardware.count),
         is_paged=is_paged,
         load_s=sum(weights.stored) / rate if rate and not is_paged else None,
-        tokens_per_s=_speed(hardware, weights, room) if hardware else None,
-        step_s=step_s(hardware, weights) if hardware else None,
+        tokens_per_s=_speed(hardware, weights, terms, room) if hardware else None,
+        step=step_of(hardware, weights, terms) if hardware else None,
     )
 
 
-def _speed(hardware: Hardware, weights: Spread, room: int | None) -> float | None:
+def _speed(hardware: Hardware, weights: Spread, terms: Terms, room: int | None) -> float | None:
     """Tokens a second of one sequence; None if the rate of memory or disk is unknown."""
     if not hardware.bandwidth:
         return None
     missed = 0.0 if room is None else weights.mesh.size * missed_bytes(weights, room)
     if not missed:
-        return 1 / step_s(hardware, weights)
+        return 1 / step_of(hardware, weights, terms).total_s
     if not hardware.read_rate:
         return None
     in_memory = sum(weights.read) - missed
-    return 1 / (in_memory / (hardware.bandwidth * REACHED) + missed / hardware.read_rate)
+    return 1 / (in_memory / (hardware.bandwidth * REACHED["cpu"]) + missed / hardware.read_rate)
 
 
-def step_s(hardware: Hardware, weights: Spread, *, bandwidth: float = 1e12) -> float:
-    """Estimated seconds for a token of one sequence, with all weights in memory.
+def step_of(
+    hardware: Hardware, weights: Spread, terms: Terms, *, bandwidth: float = 1e12
+) -> StepTime:
+    """The estimated time of the last token of a context, with all weights in memory.
 
-    The device that reads most decides the time of reading; then devices add up their parts of the
-    attention and of the experts of every layer, of the embedding and of the head. Keys and values
-    are not counted: at the longest context of Grok-1 they add a twentieth at most.
+    The device that reads most decides the time of reading. Virtual devices of a CPU share its
+    memory; its keys and values are not counted: at the longest context of Grok-1 they add a
+    twentieth at most.
 
     Args:
         hardware: The hardware.
         weights: The weights, spread over a mesh.
+        terms: The context, and the type of its keys and values.
         bandwidth: Bandwidth to assume if the hardware's is unknown, for comparisons.
     """
-    rate = (hardware.bandwidth or bandwidth) * REACHED
-    if hardware.platform == "cpu":
-        return sum(weights.read) / rate
-    sums = 0 if weights.mesh.size == 1 else 2 * weights.storage.config.num_layers + 2
-    wait = _FAST_LINK_S if hardware.has_fast_links else _SLOW_LINK_S
-    return max(weights.read) / rate + sums * wait
+    config, mesh, platform = weights.storage.config, weights.mesh, hardware.platform
+    if platform == "cpu":
+        nbytes = sum(weights.read)
+    else:
+        dtype = terms.cache_dtype
+        seen = cache_bytes(config, mesh, slots=1, past=terms.context, dtype=dtype)
+        nbytes = max(weights.read) + seen
+    return step_time(
+        counts_of(config, mesh, platform=platform),
+        nbytes=nbytes,
+        bandwidth=hardware.bandwidth or bandwidth,
+        sums_s=sums_s(config, mesh, platform=platform, has_fast_links=hardware.has_fast_links),
+        platform=platform,
+    )
 
 
 def missed_bytes(weights: Spread, room: int) -> float:

@@ -63,8 +63,8 @@ class _Option:
 
     @property
     def step_s(self) -> float:
-        assert self.plan.step_s is not None
-        return self.plan.step_s
+        assert self.plan.step is not None
+        return self.plan.step.total_s
 
     @property
     def rank(self) -> tuple[object, ...]:
@@ -89,7 +89,7 @@ def rank(plan: Plan, *, is_cut_again: bool, by_devices: bool = False) -> tuple[o
         -plan.context,
         is_cut_again,
         plan.mesh.size if by_devices else 0,
-        plan.step_s,
+        plan.step.total_s if plan.step else 0.0,
         plan.mesh.size,
     )
 

@@ -14,15 +14,21 @@ from grokctl.errors import HardwareError
 from grokctl.machine.facts import Machine
 from grokctl.model.placement import MeshShape
 from grokctl.planning.plans import Hardware, Plan, examples
+from grokctl.planning.step_time import REACHED, StepTime
 from grokctl.screen.console import Console
 from grokctl.screen.tables import StackedBar, StatusCell
-from grokctl.text import format_bytes, format_number, format_seconds
+from grokctl.text import format_bytes, format_number, format_rate, format_seconds
 
 _PARTS: Final = ("weights", "cache", "workspace")
 _CAUSES: Final = frozenset({"threads", "address space", "data segment", "open files"})
 """Checks of the limits of this process."""
 _ANSWERS: Final = {Status.OK: "yes", Status.WARN: "yes", Status.FAIL: "no"}
 _ANSWER: Final = re.compile("^(yes|no)[:,]? ")
+_ASSUMED: Final = "assumed: nothing was measured on such a device"
+_BASIS: Final = {
+    "gpu": "operations and sums as counted in programs for an H100; nothing was measured on a GPU"
+}
+"""What is known of the times of a token."""
 _VARIABLE: Final = re.compile("[A-Z]+(_[A-Z0-9]+)+")
 
 
@@ -165,6 +171,19 @@ def _plan_values(plan: Plan) -> dict[str, Any]:
         "is_paged": plan.is_paged,
         "load_s": plan.load_s,
         "tokens_per_s": plan.tokens_per_s,
+        "step": None if plan.estimate is None else _step_values(plan.estimate),
+    }
+
+
+def _step_values(step: StepTime) -> dict[str, Any]:
+    return {
+        "launches": step.counts.launches,
+        "sums": step.counts.sums,
+        "bytes": step.nbytes,
+        "launches_s": step.launches_s,
+        "sums_s": step.sums_s,
+        "reading_s": step.reading_s,
+        "ends_s": step.ends_s,
     }
 
 
@@ -182,6 +201,8 @@ def _plans(console: Console, diagnosis: Diagnosis) -> None:
     if best is not None and best.fits:
         fitting = [best, *(plan for plan in fitting if plan != best)]
     _speeds(console, hardware, fitting)
+    if fitting and hardware.platform != "cpu":
+        _parts_of_speed(console, hardware, fitting[0])
     if best is not None:
         _bars(console, best, hardware)
     if hardware.platform == "cpu":  # for accelerators, the matrix shows it
@@ -264,6 +285,27 @@ def _speeds(console: Console, hardware: Hardware, fitting: Sequence[Plan]) -> No
         list(zip(*columns.values(), strict=True)),
         right=("context", "memory", "load, about", "tokens/s, about"),
         optional=("compute",),
+    )
+
+
+def _parts_of_speed(console: Console, hardware: Hardware, plan: Plan) -> None:
+    """Print what the estimate for one token is made of."""
+    step, bandwidth = plan.estimate, hardware.bandwidth
+    if step is None or bandwidth is None:
+        return
+    share = f"{REACHED[hardware.platform]:.0%} of {format_rate(bandwidth)}"
+    parts = (
+        ("reading", f"{format_bytes(step.nbytes)} on a device, at {share}", step.reading_s),
+        ("launches", format_number(step.counts.launches, "operation"), step.launches_s),
+        ("sums", f"{format_number(step.counts.sums, 'sum')} over devices", step.sums_s),
+        ("ends", "the call, and the draw of the token", step.ends_s),
+    )
+    console.facts(
+        f"time of a token: {plan.precision} on {plan.mesh}, at position {plan.context:,}",
+        [
+            *((name, f"{1e3 * spent:.1f} ms: {what}") for name, what, spent in parts if spent),
+            ("basis", _BASIS.get(hardware.platform, _ASSUMED)),
+        ],
     )
 
 

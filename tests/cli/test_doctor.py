@@ -31,6 +31,7 @@ PLAN = {
     "is_paged": bool,
     "load_s": (*NUMBER, type(None)),
     "tokens_per_s": (*NUMBER, type(None)),
+    "step": (dict, type(None)),
 }
 CHECK = {"group": str, "name": str, "status": str, "detail": str, "fix": str}
 STATUSES = {"ok", "warn", "fail", "skip"}

@@ -31,7 +31,6 @@ from grokctl.planning.accelerators import PUBLISHED
 from grokctl.planning.plans import (
     MESHES,
     PRECISIONS,
-    REACHED,
     Hardware,
     Plan,
     Spread,
@@ -42,6 +41,7 @@ from grokctl.planning.plans import (
     missed_bytes,
     plans,
 )
+from grokctl.planning.step_time import REACHED
 
 GB = 10**9
 SMALL = replace(GROK_1, num_layers=2, emb_size=256, key_size=16, vocab_size=512, sequence_len=2048)
@@ -211,22 +211,37 @@ def test_loading_takes_as_long_as_reading_what_all_devices_get():
     assert on(replace(hardware, read_rate=None), 8)[INT8].load_s is None
 
 
-def test_a_token_takes_the_reading_of_its_weights_and_the_sums_over_devices():
-    fast = hardware_for(accelerator="h100", devices=8)
-    slow = replace(fast, has_fast_links=False)
-    unknown = replace(fast, has_fast_links=None)
-    reading = max(bytes_per_token(released_storage(GROK_1), MeshShape(1, 8))) / 3350e9 / REACHED
+def test_a_token_takes_the_reading_of_its_weights_and_of_the_context():
+    hardware = hardware_for(accelerator="h100", devices=8)
+    read = max(bytes_per_token(released_storage(GROK_1), MeshShape(1, 8)))
+    cache = 2 * 64 * 128 * 2  # keys and values of a head, in bfloat16, for each position
 
-    sums = [1 / on(hardware, 8)[INT8].tokens_per_s - reading for hardware in (fast, slow, unknown)]
+    steps = [on(hardware, 8, context=context)[INT8].estimate for context in (100, 8192)]
 
-    assert sums == pytest.approx([130 * 15e-6, 130 * 40e-6, 130 * 40e-6])
+    assert [step.nbytes for step in steps] == [read + 100 * cache, read + 8192 * cache]
+    assert [step.reading_s * 3350e9 * REACHED["gpu"] for step in steps] == pytest.approx(
+        [step.nbytes for step in steps]
+    )
 
 
-def test_one_device_has_nobody_to_wait_for():
-    hardware = hardware_for(accelerator="mi300x", devices=1)
-    reading = sum(bytes_per_token(released_storage(GROK_1), MeshShape(1, 1)))
+def test_other_sequences_do_not_slow_the_estimate_of_one_and_codes_of_keys_read_less():
+    hardware = hardware_for(accelerator="h100", devices=8)
+    one, many, codes = (
+        on(hardware, 8, **options)[INT8]
+        for options in ({}, {"slots": 4}, {"slots": 4, "kv": KvType.INT8})
+    )
 
-    assert on(hardware, 1)[INT8].tokens_per_s == pytest.approx(5300e9 * REACHED / reading)
+    assert many.tokens_per_s == one.tokens_per_s < codes.tokens_per_s
+    assert one.tokens_per_s == 1 / one.estimate.total_s
+
+
+def test_a_cpu_is_estimated_by_the_reading_of_weights_alone():
+    (read,) = bytes_per_token(released_storage(GROK_1), MeshShape(1, 1))
+
+    plan = on(a_cpu(512 * GB), 1)[INT8]
+
+    assert plan.tokens_per_s == pytest.approx(300e9 * REACHED["cpu"] / read)
+    assert plan.estimate.total_s == plan.estimate.reading_s
 
 
 def test_nothing_is_estimated_of_what_nobody_knows():
@@ -234,6 +249,8 @@ def test_nothing_is_estimated_of_what_nobody_knows():
 
     assert plan.fits
     assert plan.tokens_per_s is None
+    assert plan.estimate is None
+    assert plan.step is not None  # to compare plans by
     assert on(a_cpu(100 * GB, read_rate=None), 1)[INT8].tokens_per_s is None
     assert on(a_cpu(400 * GB, read_rate=None), 1)[INT8].tokens_per_s is not None
 
@@ -264,8 +281,9 @@ def test_a_paged_plan_is_as_fast_as_memory_and_disk_together():
     plan = on(hardware, 1)[INT8]
 
     missed = missed_bytes(weights, hardware.memory - plan.needs.cache - plan.needs.workspace)
-    seconds = (weights.read[0] - missed) / (300e9 * REACHED) + missed / 3e9
+    seconds = (weights.read[0] - missed) / (300e9 * REACHED["cpu"]) + missed / 3e9
     assert plan.is_paged
+    assert plan.estimate is None
     assert plan.tokens_per_s == pytest.approx(1 / seconds)
     assert plan.missing == 0
 

@@ -32,6 +32,7 @@ from grokctl.model.placement import MeshShape
 from grokctl.model.precision import Compute, KvType, Precision
 from grokctl.model.sizing import Needs
 from grokctl.planning.plans import Hardware, Plan
+from grokctl.planning.step_time import Counts, StepTime
 from grokctl.screen import console as screen
 from grokctl.screen import doctor as report
 from grokctl.screen.console import Console
@@ -53,6 +54,15 @@ PLAN = Plan(
     is_paged=False,
     load_s=80.0,
     tokens_per_s=45.4,
+)
+STEP = StepTime(
+    counts=Counts(launches=2183, sums=129),
+    nbytes=11 * GB,
+    launches_s=3.3e-3,
+    reading_s=5.6e-3,
+    sums_s=1e-3,
+    waits_s=0.0,
+    ends_s=1.5e-3,
 )
 H100 = Accelerator(
     name="NVIDIA H100", platform="gpu", memory=80 * GB, free=79 * GB, compute_capability=(9, 0)
@@ -261,6 +271,63 @@ def test_speeds_that_nobody_knows_have_no_column(capsys):
     assert "about" not in shown(capsys, diagnosis(plans=(unknown,), best=unknown))
     assert "80.0" not in shown(capsys, diagnosis())
     assert "1:20" in shown(capsys, diagnosis())
+
+
+def test_an_estimate_says_what_it_is_made_of(capsys):
+    plan = replace(PLAN, step=STEP)
+
+    text = shown(capsys, diagnosis(plans=(plan,), best=plan))
+
+    assert "time of a token: int8 on model=8, at position 8,192" in text
+    assert "reading   5.6 ms: 11.0 GB on a device, at 65% of 3.0 TB/s" in text
+    assert "launches  3.3 ms: 2,183 operations" in text
+    assert "sums      1.0 ms: 129 sums over devices" in text
+    assert "ends      1.5 ms" in text
+    assert "nothing was measured on a GPU" in text
+
+
+def test_an_estimate_names_nothing_that_takes_no_time_and_admits_what_is_assumed(capsys):
+    plan = replace(PLAN, step=replace(STEP, counts=Counts(), launches_s=0.0, sums_s=0.0))
+
+    text = shown(
+        capsys, diagnosis(hardware=replace(EIGHT, platform="tpu"), plans=(plan,), best=plan)
+    )
+
+    assert "launches" not in text
+    assert "sums" not in text
+    assert "at 60% of 3.0 TB/s" in text
+    assert "assumed: nothing was measured on such a device" in text
+
+
+@pytest.mark.parametrize(
+    ("hardware", "changes"),
+    [
+        pytest.param(CPU, {}, id="a CPU"),
+        pytest.param(EIGHT, {"tokens_per_s": None}, id="unknown speed"),
+        pytest.param(EIGHT, {"is_paged": True}, id="from the disk"),
+    ],
+)
+def test_other_speeds_are_not_taken_apart(capsys, hardware, changes):
+    plan = replace(PLAN, step=STEP, **changes)
+
+    assert "time of a token" not in shown(
+        capsys, diagnosis(hardware=hardware, plans=(plan,), best=plan)
+    )
+
+
+def test_json_has_the_parts_of_an_estimate():
+    values = report._plan_values(replace(PLAN, step=STEP))["step"]
+
+    assert values == {
+        "launches": 2183,
+        "sums": 129,
+        "bytes": 11 * GB,
+        "launches_s": 3.3e-3,
+        "sums_s": 1e-3,
+        "reading_s": 5.6e-3,
+        "ends_s": 1.5e-3,
+    }
+    assert report._plan_values(replace(PLAN, step=STEP, tokens_per_s=None))["step"] is None
 
 
 def test_speeds_of_many_sequences_are_called_those_of_one(capsys):
