@@ -24,7 +24,7 @@ from grokctl.checkpoint.storage import released_storage, storage_in
 from grokctl.inference.compiled_steps import Head, Programs
 from grokctl.inference.loading import Loader
 from grokctl.model.bucketing import room
-from grokctl.model.cache import empty_cache
+from grokctl.model.cache import empty_cache, stored_type
 from grokctl.model.config import GROK_1
 from grokctl.model.parameters import Matrix, Parameters
 from grokctl.model.placement import MeshShape
@@ -254,26 +254,33 @@ class Model:
             for leaf in [*matrices, self.parameters.embedding]
         )
 
+    @cached_property
+    def _programs(self) -> Programs:
+        shape = StepShape(
+            config=self._loader.source.config,
+            mesh=self.mesh,
+            platform="gpu",
+            compute=BF16,
+            has_kernel=True,
+        )
+        return Programs(self._loader, self.parameters, shape)
+
     def step(
         self, *, batch: int, tokens: int, slots: int | None = None, head: Head = Head.LAST
     ) -> Step:
-        """Compile a step."""
-        loader, config = self._loader, self._loader.source.config
-        shape = StepShape(
-            config=config, mesh=self.mesh, platform="gpu", compute=BF16, has_kernel=True
-        )
-        programs = Programs(loader, self.parameters, shape)
+        """Compile a step; what it has in common with an earlier one has no texts again."""
+        absent = self._loader.absent
         cache = empty_cache(
-            config,
+            self._loader.source.config,
             self.mesh,
             slots=slots or batch,
             past=room(CONTEXT, platform="gpu")[1],
-            dtype=BF16,
-            zeros=loader.absent,
+            dtype=stored_type(BF16, platform="gpu"),
+            zeros=absent,
         )
-        read = loader.absent((), jnp.dtype(jnp.int32))
+        read = absent((), jnp.dtype(jnp.int32))
         began = time.process_time()
-        step = programs.step(cache, read, batch=batch, time=tokens, head=head)
+        step = self._programs.step(cache, read, batch=batch, time=tokens, head=head)
         seconds = time.process_time() - began
         mesh, layers = f"{self.mesh.expert}x{self.mesh.model}", self.layers
         texts = self.compiler.folder(

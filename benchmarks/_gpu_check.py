@@ -15,6 +15,7 @@ import _hlo
 import _thunks
 import jax
 from _absent_gpus import CONTEXT, Compiler, Model, Step
+from _gpu_memory import check_memory
 
 from grokctl.checkpoint.storage import released_storage, storage_in
 from grokctl.model.bucketing import POSITION_BLOCK, room
@@ -158,6 +159,7 @@ def check(*, devices: Sequence[int], batches: Sequence[int], keep: Path | None) 
         if case.is_decode and case.batch == 1 and case.mesh.size > 1:
             _print_times(case)
     faults = [fault for case in found for fault in case.faults()]
+    faults += check_memory(compiler)
     print(
         "\n"
         + ("\n".join(faults) or "Decoding asks no host, copies no weight, and starts few enough.")

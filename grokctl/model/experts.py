@@ -30,6 +30,7 @@ def mixture_of_experts(
     x: Float[Array, "batch time embed"],
     count: Int[Array, ""],
     *,
+    routed: tuple[Float[Array, "tokens selected"], Int[Array, "tokens selected"]] | None = None,
     shape: StepShape,
 ) -> tuple[Float[Array, "batch time embed"], Int[Array, ""]]:
     """Each token's sum over the experts that it chose: `y = sum_e gate_e(x) * expert_e(x)`.
@@ -40,14 +41,17 @@ def mixture_of_experts(
         layer: This device's part.
         x: Tokens.
         count: How many of them are no padding; padding comes last.
+        routed: What `route` returns, if it is known.
         shape: Static facts.
 
     Returns:
         `y`, and how many of this device's experts were read.
     """
     experts, rows = layer.experts, x.reshape(-1, x.shape[-1])
-    gates, chosen = route(layer.router, rows, config=shape.config)
-    local = _on_this_device(chosen, count, num_experts=experts.count)
+    gates, chosen = routed or route(layer.router, rows, config=shape.config)
+    local = chosen
+    if len(rows) > 1 or shape.mesh.expert > 1:  # one token alone is no padding
+        local = _on_this_device(chosen, count, num_experts=experts.count)
     read = _experts_read(local, experts.count, shape=shape)
     if has_few_rows(experts, len(rows), shape=shape):
         mixed = _in_one_kernel(experts, rows, gates, local, shape=shape)

@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Int
 
 from grokctl.model.attention import attend
 from grokctl.model.axes import MODEL_AXIS, sum_over
+from grokctl.model.bucketing import MOST_IN_KERNEL
 from grokctl.model.cache import Cache, LayerCache, Positions, extended
 from grokctl.model.experts import mixture_of_experts
 from grokctl.model.matmul import project, project_back, project_together
@@ -72,12 +73,11 @@ def decoder_layers(
     shape: StepShape,
 ) -> tuple[Float[Array, "batch time embed"], Cache, Int[Array, ""]]:
     """Consecutive layers, each on what the one before made; see `decoder_layer`."""
+    if shape.has_kernel and hidden.shape[0] * hidden.shape[1] <= MOST_IN_KERNEL:
+        return _layers_in_kernels(layers, cache, hidden, positions, shape=shape)
     extended_cache, experts_read = [], []
-    run = decoder_layer
-    if len(layers) > 1:  # traced once, as most are alike
-        run = jax.jit(decoder_layer, static_argnames="shape")
     for layer, before in zip(layers, cache, strict=True):
-        hidden, after, read = run(layer, before, hidden, positions, shape=shape)
+        hidden, after, read = decoder_layer(layer, before, hidden, positions, shape=shape)
         extended_cache.append(after)
         experts_read.append(read)
     return hidden, tuple(extended_cache), sum(experts_read[1:], experts_read[0])
@@ -113,6 +113,60 @@ def decoder_layer(
     normed = rms_norm(hidden, layer.norms.pre_moe, eps=eps)
     mixed, read = mixture_of_experts(layer, normed, positions.count, shape=shape)
     return hidden + rms_norm(mixed, layer.norms.post_moe, eps=eps), cache, read
+
+
+def _layers_in_kernels(
+    layers: tuple[Layer, ...],
+    cache: Cache,
+    hidden: Float[Array, "batch time embed"],
+    positions: Positions,
+    *,
+    shape: StepShape,
+) -> tuple[Float[Array, "batch time embed"], Cache, Int[Array, ""]]:
+    """`decoder_layers` with kernels for what stands between blocks."""
+    from grokctl.model import norm_kernel  # noqa: PLC0415 (as in the engine)
+
+    run = jax.jit(_layer_in_kernels, static_argnames="shape")  # traced once, as most are alike
+    normed = norm_kernel.normed(hidden, layers[0].norms.pre_attention, shape=shape)
+    following = [*[layer.norms.pre_attention for layer in layers[1:]], None]
+    extended_cache, experts_read = [], []
+    for layer, before, scale in zip(layers, cache, following, strict=True):
+        (hidden, normed), after, read = run(
+            layer, before, (hidden, normed), positions, scale, shape=shape
+        )
+        extended_cache.append(after)
+        experts_read.append(read)
+    return hidden, tuple(extended_cache), sum(experts_read[1:], experts_read[0])
+
+
+_Stream = tuple[Float[Array, "batch time embed"], Float[Array, "batch time embed"]]
+"""What goes from layer to layer, and its norm."""
+
+
+@jax.named_scope("decoder_layer")
+def _layer_in_kernels(
+    layer: Layer,
+    cache: LayerCache,
+    stream: _Stream,
+    positions: Positions,
+    following: Float[Array, " embed"] | None,
+    *,
+    shape: StepShape,
+) -> tuple[_Stream, LayerCache, Int[Array, ""]]:
+    """`decoder_layer`, and the first norm of the layer that follows, if there is one."""
+    from grokctl.model import norm_kernel  # noqa: PLC0415 (as in the engine)
+
+    norms, (hidden, normed) = layer.norms, stream
+    mixed, cache = attention_block(layer.attention, cache, normed, positions, shape=shape)
+    hidden, normed, routed = norm_kernel.added_and_routed(
+        hidden, mixed, (norms.post_attention, norms.pre_moe), layer.router, shape=shape
+    )
+    mixed, read = mixture_of_experts(layer, normed, positions.count, routed=routed, shape=shape)
+    if following is None:
+        hidden = norm_kernel.added(hidden, mixed, norms.post_moe, shape=shape)
+        return (hidden, hidden), cache, read
+    stream = norm_kernel.added_and_normed(hidden, mixed, (norms.post_moe, following), shape=shape)
+    return stream, cache, read
 
 
 @jax.named_scope("head")

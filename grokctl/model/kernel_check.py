@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Final
 
@@ -16,8 +16,10 @@ from grokctl.model.attention_kernel import attend_with_one
 from grokctl.model.cache import Entries, LayerCache, Positions
 from grokctl.model.config import GROK_1
 from grokctl.model.kernels import chosen_products, few_rows, products
+from grokctl.model.norm_kernel import added, added_and_routed, normed
 from grokctl.model.parameters import Matrix
-from grokctl.model.step_spec import KernelForm
+from grokctl.model.placement import MeshShape
+from grokctl.model.step_spec import KernelForm, StepShape
 
 _BOUND: Final = 1e-5
 """Of a difference to sums of float64, in shares of the largest of them."""
@@ -66,6 +68,10 @@ class _Given:
     query: Array
     caches: tuple[LayerCache, ...]
     positions: Positions
+    vectors: Array
+    """What a block was made from, and what it made."""
+    norms: Array
+    router: Array
 
 
 def _product(given: _Given, *, name: str, tokens: int, form: KernelForm) -> Array:
@@ -92,6 +98,23 @@ def _attended(given: _Given, *, cache: int, form: KernelForm) -> Array:
     )
 
 
+def _routed(given: _Given, *, form: KernelForm) -> Array:
+    shape = StepShape(
+        config=replace(GROK_1, emb_size=len(given.router)),
+        mesh=MeshShape(1, 1),
+        platform="gpu",
+        compute=jnp.dtype(jnp.float32),
+        kernel_form=form,
+    )
+    hidden, mixed = given.vectors
+    after, before = given.norms
+    total, norm, (gates, chosen) = added_and_routed(
+        hidden, mixed, (after, before), given.router, shape=shape
+    )
+    again = normed(added(hidden, mixed, after, shape=shape), before, shape=shape)
+    return jnp.concatenate([total, norm, again, gates, chosen.astype(jnp.float32)], axis=1)
+
+
 _RUNS: Final[tuple[Callable[..., Array], ...]] = (
     partial(_product, name="odd", tokens=1),
     partial(_product, name="odd", tokens=8),
@@ -100,6 +123,7 @@ _RUNS: Final[tuple[Callable[..., Array], ...]] = (
     _together,
     partial(_chosen, rows=2, run=1),
     partial(_chosen, rows=8, run=2),
+    _routed,
     partial(_attended, cache=0),
     partial(_attended, cache=1),
 )
@@ -118,6 +142,9 @@ def _case() -> tuple[_Given, list[NDArray[np.float64]]]:
     caches, attended = zip(
         *[_attention(rng, query, is_int8=each) for each in (False, True)], strict=True
     )
+    vectors = rng.standard_normal((2, 3, 300)).astype(np.float32)
+    norms = rng.uniform(0.5, 2, (2, 300)).astype(np.float32)
+    router = (0.1 * rng.standard_normal((300, GROK_1.num_experts))).astype(np.float32)
     given = _Given(
         even=even,
         odd=odd,
@@ -128,6 +155,9 @@ def _case() -> tuple[_Given, list[NDArray[np.float64]]]:
         query=jnp.asarray(query),
         caches=caches,
         positions=Positions(jnp.asarray(_SLOTS), jnp.asarray(_LAST), jnp.int32(2)),
+        vectors=jnp.asarray(vectors),
+        norms=jnp.asarray(norms),
+        router=jnp.asarray(router),
     )
     stack = np.concatenate([even_values, np.zeros((1, *even_values.shape[1:]))])[_EXPERTS]
     first = _EXPERTS[0]
@@ -139,6 +169,7 @@ def _case() -> tuple[_Given, list[NDArray[np.float64]]]:
         x[:1] @ np.concatenate([narrow_values, wide_values], axis=1),
         (x[[0, 0, 1, 1], None] @ stack)[:, 0],
         (x.reshape(4, 2, -1) @ stack).reshape(8, -1),
+        _choice(vectors, norms, router),
         *attended,
     ]
 
@@ -156,6 +187,24 @@ def _matrix(
     values *= np.repeat(scales, values.shape[-2] // groups, axis=-2)
     codes = stored if is_int4 else stored.view(np.int8)
     return Matrix(jnp.asarray(codes), jnp.asarray(scales)), values
+
+
+def _choice(
+    vectors: NDArray[np.float32], norms: NDArray[np.float32], router: NDArray[np.float32]
+) -> NDArray[np.float64]:
+    """Sum, norm, the same again, gates, and numbers of the chosen experts, side by side."""
+
+    def norm(x: NDArray[np.float64], scale: NDArray[np.float32]) -> NDArray[np.float64]:
+        mean = np.mean(x**2, axis=-1, keepdims=True)
+        return np.asarray(x / np.sqrt(mean + GROK_1.rms_norm_eps) * scale)
+
+    hidden, mixed = vectors.astype(np.float64)
+    total = hidden + norm(mixed, norms[0])
+    before = norm(total, norms[1])
+    weights = np.exp(before @ router)
+    chosen = np.argsort(-weights, axis=1)[:, : GROK_1.num_selected_experts]
+    gates = np.take_along_axis(weights, chosen, axis=1) / weights.sum(axis=1, keepdims=True)
+    return np.concatenate([total, before, before, gates, chosen], axis=1)
 
 
 _SLOTS: Final = np.array([2, 0], np.int32)

@@ -128,19 +128,43 @@ def workspace_bytes(
 ) -> int:
     """Bytes of activations, logits and temporaries of the largest step.
 
+    It includes arguments and results that are neither weights nor cache. On accelerators there is
+    room beside for a library's workspace, and for trying forms of products: see `_Step.trying`.
+    """
+    found = program_bytes(config, mesh, terms, precision=precision, platform=platform)
+    if platform == "cpu":
+        return found
+    steps = _steps(config, mesh, terms, precision=precision, platform=platform)
+    return max(found, *(step.trying for step in steps)) + _LIBRARY
+
+
+def program_bytes(
+    config: GrokConfig, mesh: MeshShape, terms: Terms, *, precision: Precision, platform: str
+) -> int:
+    """Bytes that the largest program takes, beside weights and cache.
+
     Programs run one after the other, and each reuses the memory of the one before, so this is the
     most that one program takes: one that embeds, runs layers, is the head or scores, for a chunk of
-    a prompt or for a token in every slot. It includes arguments and results that are neither
-    weights nor cache.
+    a prompt or for a token in every slot.
 
-    tests/integration/inference/test_sizing.py compares it with XLA's reports, and
-    benchmarks/gpu_forms.py does so for GPUs.
+    tests/integration/inference/test_sizing.py compares it with XLA's reports, and `make gpu-forms`
+    does so for GPUs.
     """
+    steps = _steps(config, mesh, terms, precision=precision, platform=platform)
+    return max(
+        nbytes for step in steps for nbytes in (step.embed, step.layers, step.head, step.scores)
+    )
+
+
+def _steps(
+    config: GrokConfig, mesh: MeshShape, terms: Terms, *, precision: Precision, platform: str
+) -> "tuple[_Step, ...]":
+    """The largest steps: a chunk of a prompt, and a token in every slot."""
     longest, _ = room(terms.context, platform=platform)
     operands = {_FLOAT32 if terms.compute is Compute.FLOAT32 else _BFLOAT16}
     if platform == "cpu":
         operands.add(_FLOAT32)  # of a CPU that does not multiply bfloat16, whatever this one does
-    steps = (
+    return tuple(
         _Step(
             config=config,
             mesh=mesh,
@@ -153,9 +177,6 @@ def workspace_bytes(
         )
         for batch, time in ((1, longest), (padded_batch(terms.slots), 1))
         for operand in operands
-    )
-    return max(
-        nbytes for step in steps for nbytes in (step.embed, step.layers, step.head, step.scores)
     )
 
 
@@ -186,40 +207,44 @@ class _Step:
 
     @property
     def embed(self) -> int:
-        """This device's rows, and their sum over devices, the result."""
-        return 2 * self._hidden
+        """This device's rows, and their sum over devices, the result; a GPU adds up in place."""
+        return 2 * self._hidden if self.is_cpu else self._hidden
 
     @property
     def head(self) -> int:
         """Logits of all tokens, as `score` wants them, and what they are computed from.
 
-        A CPU has them twice. On a GPU there is room for the embedding again: XLA may convert all of
-        it, and tries forms of a product on buffers of its own while it compiles (`GpuProfiler` in
-        openxla/xla), when nothing else runs.
+        A CPU has them twice; elsewhere vectors are operands of another type, too.
         """
-        logits = self.tokens * self.config.vocab_size // self.mesh.model * _FLOAT32
+        logits = self.tokens * self._vocab * _FLOAT32
         if self.is_cpu:
             return 2 * (self._hidden + logits)
-        embedding = self.config.vocab_size // self.mesh.model * self.config.emb_size * _FLOAT32
-        return self._hidden + logits + embedding + _LIBRARY
+        return self._hidden + logits + self._operands
+
+    @property
+    def trying(self) -> int:
+        """The head's product with buffers of its own, on a GPU.
+
+        XLA tries forms of it so while it compiles (`GpuProfiler` in openxla/xla), when nothing else
+        runs. No other product is as large.
+        """
+        return self._hidden + self._vocab * (self.config.emb_size + self.tokens) * _FLOAT32
 
     @property
     def scores(self) -> int:
-        """Logits of a block of the vocabulary, and the rows of the embedding that they come from.
+        """Logits of a block of the vocabulary twice, and what is kept of every block.
 
-        A CPU has the logits twice. Elsewhere there is room for a sort, which has them and their ids
-        once more each, for as many logits as there may be at a time, and for what the head needs.
+        On a CPU beside the rows of the embedding that they come from.
         """
-        vocab, embed = self.config.vocab_size // self.mesh.model, self.config.emb_size
-        if self.is_cpu:
-            width = score_width(self.tokens, vocab=vocab, embed=embed)
-            logits, rows = self.tokens * width * _FLOAT32, width * embed * _FLOAT32
-            if width == vocab:
-                return 2 * (self._hidden + logits)
-            kept = vocab // width * self.tokens * 2 * TOP_LOGPROBS * _FLOAT32  # of every block
-            return 2 * (self._hidden + logits) + rows + kept
-        logits = min(BLOCK, self.tokens * vocab * _FLOAT32)
-        return 2 * self._hidden + 4 * logits + vocab * embed * _FLOAT32 + _LIBRARY
+        embed = self.config.emb_size
+        width = score_width(self.tokens, vocab=self._vocab, embed=embed)
+        logits = self.tokens * width * _FLOAT32
+        kept = self._vocab // width * self.tokens * 2 * TOP_LOGPROBS * _FLOAT32
+        if not self.is_cpu:
+            return self._hidden + self._operands + 2 * logits + kept
+        if width == self._vocab:
+            return 2 * (self._hidden + logits)
+        return 2 * (self._hidden + logits) + width * embed * _FLOAT32 + kept
 
     @property
     def layers(self) -> int:
@@ -234,7 +259,17 @@ class _Step:
         together = layers_together(self.platform, time=self.tokens // self.batch)
         others = min(together, self.config.num_layers) - 1
         zeros = others * (self._hidden + self._queries)
-        return 2 * self._hidden + zeros + largest + _LIBRARY
+        return 2 * self._hidden + zeros + largest
+
+    @property
+    def _vocab(self) -> int:
+        """Rows of the embedding on this device: no bytes."""
+        return self.config.vocab_size // self.mesh.model
+
+    @property
+    def _operands(self) -> int:
+        """One vector for each token, as operands of a product, if that is another type."""
+        return self.tokens * self.config.emb_size * self.operand if self.operand < _FLOAT32 else 0
 
     @property
     def _hidden(self) -> int:
@@ -252,16 +287,20 @@ class _Step:
 
     @property
     def _projecting(self) -> int:
-        """Normed and mixed vectors, queries before and after rotation, and the weights."""
-        given = 2 * self._hidden + 2 * self._queries
+        """Normed and mixed vectors, queries before and after rotation, and the weights.
+
+        On accelerators the most is the product for the output: the two parts of operands that are
+        split, for every group of scales apart, and their sum.
+        """
         inputs, heads = self.config.emb_size, self.config.q_size // self.mesh.model
         keys = kv_heads_per_device(self.config, self.mesh) * self.config.key_size
         if self.is_cpu:
             split_outputs = ((inputs, heads), (inputs, keys), (inputs, keys))
-            return given + self._blocks(split_outputs, (heads, inputs), tokens=self.tokens)
-        if self.operand < _FLOAT32:  # operands in two parts, and their two products
-            given += self._hidden + 2 * self._hidden
-        return given + inputs * heads * self.operand
+            blocks = self._blocks(split_outputs, (heads, inputs), tokens=self.tokens)
+            return 2 * self._hidden + 2 * self._queries + blocks
+        parts = 2 if self.operand < _FLOAT32 else 1
+        sums = 1 if self._apart == 1 else parts
+        return (parts * self._apart + sums) * self._hidden
 
     @property
     def _looking(self) -> int:
@@ -287,12 +326,12 @@ class _Step:
                 half = block // 2
                 block += min(half, 2 * wide) + (half if self.operand < _FLOAT32 else 0)
             return 2 * self._hidden + 2 * rows + 3 * wide + block
-        # cut out of its stack, and converted; of int4 dequantised, which is not done in the product
-        copies = 2 if self.precision is Precision.INT4 else 1
-        weight = inputs * columns * (_STORED[self.precision] + copies * self.operand)
-        products = (1 + self._groups) * rows  # of every group apart, and their sum
-        operands = (rows + wide) * self.operand // _FLOAT32
-        return 2 * self._hidden + products + 3 * wide + operands + weight
+        # the weights of an expert cut out of their stacks; of int4 dequantised, one at a time
+        weights = 3 * inputs * columns * _STORED[self.precision]
+        if self.precision is Precision.INT4:
+            weights = weights // 2 + inputs * columns * self.operand
+        products = rows if self._apart == 1 else (1 + self._apart) * rows  # and their sum
+        return 2 * self._hidden + weights + products + run * columns * self.operand
 
     def _blocks(
         self,
@@ -318,6 +357,11 @@ class _Step:
             else:  # with the part of the tokens that it multiplies
                 largest = max(largest, rows * (outputs + tokens) * self.operand)
         return max(largest, together)
+
+    @property
+    def _apart(self) -> int:
+        """Groups of scales whose sums accelerators keep apart: int4 has too many."""
+        return self._groups if self.precision is Precision.INT8 else 1
 
     @property
     def _groups(self) -> int:

@@ -17,7 +17,7 @@ from jax.sharding import AbstractDevice, AbstractMesh, AxisType, use_abstract_me
 
 from grokctl.checkpoint.miniature import MINIATURE
 from grokctl.checkpoint.pickles import BFLOAT16
-from grokctl.model import kernel_check, kernels, stored_codes
+from grokctl.model import experts, forward, kernel_check, kernels, norm_kernel, stored_codes
 from grokctl.model.config import GROK_1
 from grokctl.model.kernels import FEW_ROWS, chosen_products, few_rows, products, suits
 from grokctl.model.matmul import project
@@ -264,6 +264,53 @@ def test_without_triton_no_product_suits_it():
     assert kernels.suits(1, weight)
 
 
+# --- between the blocks of a layer
+
+
+@pytest.mark.parametrize(
+    ("embed", "num_experts", "selected"), [(24, 7, 3), (96, 8, 2), (2500, 8, 2), (3, 1, 1)]
+)
+def test_what_stands_between_blocks_is_what_plain_operations_make(embed, num_experts, selected):
+    config = replace(
+        MINIATURE, emb_size=embed, num_experts=num_experts, num_selected_experts=selected
+    )
+    shape = replace(CPU, config=config, kernel_form=INTERPRETED)
+    rng = np.random.default_rng(embed)
+    hidden, mixed = jnp.asarray(rng.standard_normal((2, 3, 1, embed)) * 3, jnp.float32)
+    after, before = jnp.asarray(rng.uniform(0.5, 2, (2, embed)), jnp.float32)
+    router = jnp.asarray(rng.standard_normal((embed, num_experts)) / np.sqrt(embed), jnp.float32)
+
+    total, norm, (gates, chosen) = norm_kernel.added_and_routed(
+        hidden, mixed, (after, before), router, shape=shape
+    )
+
+    eps = config.rms_norm_eps
+    expected = hidden + forward.rms_norm(mixed, after, eps=eps)
+    normed = forward.rms_norm(expected, before, eps=eps)
+    routed = experts.route(router, normed.reshape(-1, embed), config=config)
+    for found, plain in ((total, expected), (norm, normed), (gates, routed[0])):
+        np.testing.assert_allclose(found, plain, rtol=2e-5, atol=2e-6)
+    np.testing.assert_array_equal(chosen, routed[1])
+    both = norm_kernel.added_and_normed(hidden, mixed, (after, before), shape=shape)
+    np.testing.assert_array_equal(both[0], total)
+    np.testing.assert_array_equal(both[1], norm)
+    np.testing.assert_array_equal(norm_kernel.added(hidden, mixed, after, shape=shape), total)
+    np.testing.assert_array_equal(norm_kernel.normed(total, before, shape=shape), norm)
+
+
+def test_of_equal_experts_the_first_is_chosen():
+    shape = replace(CPU, config=replace(MINIATURE, emb_size=16), kernel_form=INTERPRETED)
+    ones = jnp.ones((1, 16), jnp.float32)
+    router = jnp.zeros((16, 8)).at[:, jnp.array([2, 5, 6])].set(1.0)
+
+    _, _, (gates, chosen) = norm_kernel.added_and_routed(
+        ones, ones, (ones[0], ones[0]), router, shape=shape
+    )
+
+    assert chosen.tolist() == [[2, 5]]
+    assert gates[0, 0] == gates[0, 1]
+
+
 # --- how the work is shared out
 
 
@@ -361,7 +408,7 @@ def test_for_a_gpu_it_is_one_kernel_that_takes_the_whole_stack(shape, groups, dt
 
     operations = re.findall(r"stablehlo\.(\w+)", text)
     assert operations.count("custom_call") == 1
-    assert set(operations) <= {"custom_call", "reshape", "transpose", "constant", "reduce", "add"}
+    assert set(operations) <= {"custom_call", "reshape", "transpose", "constant", "slice", "add"}
 
 
 # --- the check of an engine on a GPU
@@ -440,13 +487,19 @@ def changed(function, change):
             ),
             id="one position too few",
         ),
+        pytest.param(
+            norm_kernel,
+            "_choose",
+            lambda run, logits, *rest, **named: run(logits[::-1], *rest, **named),
+            id="other experts",
+        ),
     ],
 )
 def test_wrong_kernels_are_found_to_be_wrong(module, name, change, monkeypatch):
     monkeypatch.setattr(module, name, changed(getattr(module, name), change))
-    is_of_attention = name == "attend_with_one"  # the last of all, so the others need not run
     case = kernel_check._case()
-    part = slice(-2, None) if is_of_attention else slice(0, 3)
+    parts = {"attend_with_one": slice(-2, None), "_choose": slice(-3, -2)}
+    part = parts.get(name, slice(0, 3))  # the others need not run
     monkeypatch.setattr(kernel_check, "_RUNS", kernel_check._RUNS[part])
     monkeypatch.setattr(kernel_check, "_case", lambda: (case[0], case[1][part]))
 
