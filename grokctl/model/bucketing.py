@@ -48,7 +48,9 @@ def padded_batch(count: int) -> int:
     return less if count <= less and less * 4 == power * 3 else power
 
 
-def rows_of_a_run(tokens: int, *, config: GrokConfig, platform: str, operand: int) -> int:
+def rows_of_a_run(
+    tokens: int, *, config: GrokConfig, platform: str, operand: int, skips_padding: bool = False
+) -> int:
     """Tokens that go through an expert together: mostly twice as many as choose it on average.
 
     Args:
@@ -56,7 +58,11 @@ def rows_of_a_run(tokens: int, *, config: GrokConfig, platform: str, operand: in
         config: The model.
         platform: `cpu`, `gpu` or `tpu`.
         operand: Bytes of one operand of a matrix product.
+        skips_padding: Whether rows of padding cost nothing: then an expert is read once for all
+            tokens that chose it.
     """
+    if skips_padding:
+        return min(tokens, _LONGEST_RUN.get(platform, _LONGEST_RUN_ELSEWHERE))
     mean = tokens * config.num_selected_experts / config.num_experts
     if mean <= _FEW_TOKENS:
         return 1

@@ -12,7 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Shaped
 
-_PARTS: Final = {jnp.dtype(jnp.bfloat16): 2, jnp.dtype(jnp.float32): 3}
+from grokctl.model.parameters import Experts
+
+_PARTS: Final = {jnp.dtype(jnp.bfloat16): np.int64(2), jnp.dtype(jnp.float32): np.int64(3)}
 """Bytes of an activation: 15 or 23 bits below the largest of its token."""
 
 
@@ -40,14 +42,48 @@ def project(
         compute: float32 or bfloat16: how exact activations must be. Both are more exact than
             operands of that type.
     """
-    tokens, outputs = x.shape[0], weight.shape[-1]
+    outputs = jax.ShapeDtypeStruct((x.shape[0], weight.shape[-1]), jnp.float32)
     number = jnp.int32(0) if expert is None else expert.astype(jnp.int32)
-    call = jax.ffi.ffi_call("grokctl_project", jax.ShapeDtypeStruct((tokens, outputs), jnp.float32))
+    call = jax.ffi.ffi_call("grokctl_project", outputs)
     product: Array = call(
-        x.astype(jnp.float32),
-        weight,
-        jnp.zeros(0, jnp.uint16) if scales is None else scales,
-        number,
-        parts=np.int64(_PARTS[compute]),
+        x.astype(jnp.float32), weight, _or_none(scales), number, parts=_PARTS[compute]
     )
     return product
+
+
+def expert_block(
+    x: Float[Array, "tokens embed"],
+    experts: Experts,
+    expert: Int[Array, ""],
+    count: Int[Array, ""] | int,
+    *,
+    compute: jnp.dtype,
+) -> Float[Array, "tokens embed"]:
+    """One expert: `(gelu(x @ gate) * (x @ up)) @ down`.
+
+    Args:
+        x: Tokens.
+        experts: A device's.
+        expert: Which of them.
+        count: How many of the tokens come first that matter; the outputs of others are 0.
+        compute: As in `project`.
+    """
+    tokens, columns = x.shape[0], experts.gate.weight.shape[-1]
+    outputs = (
+        jax.ShapeDtypeStruct((tokens, experts.down.weight.shape[-1]), jnp.float32),
+        jax.ShapeDtypeStruct((2, tokens, columns), jnp.float32),  # between the products
+    )
+    matrices = [
+        array
+        for matrix in (experts.gate, experts.up, experts.down)
+        for array in (matrix.weight, _or_none(matrix.scales))
+    ]
+    numbers = expert.astype(jnp.int32), jnp.asarray(count, jnp.int32)
+    call = jax.ffi.ffi_call("grokctl_expert", outputs)
+    output, _ = call(x.astype(jnp.float32), *matrices, *numbers, parts=_PARTS[compute])
+    return jnp.asarray(output)
+
+
+def _or_none(scales: Array | None) -> Array:
+    """Scales for the library, to which none are an empty array."""
+    return jnp.zeros(0, jnp.uint16) if scales is None else scales

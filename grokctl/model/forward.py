@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from grokctl.model import cpu_kernel
 from grokctl.model.attention import attend
 from grokctl.model.bucketing import rows_of_a_run
 from grokctl.model.cache import Cache, LayerCache, Positions, extended
@@ -220,6 +221,7 @@ def mixture_of_experts(
         config=shape.config,
         platform=shape.platform,
         operand=shape.operand.itemsize,
+        skips_padding=shape.has_native_kernel,
     )
     if run == 1:
         partial = _token_by_token(experts, rows, gates, local, shape=shape)
@@ -242,12 +244,20 @@ def route(
 
 
 def expert_block(
-    experts: Experts, expert: Int[Array, ""], x: Float[Array, "tokens embed"], *, shape: StepShape
+    experts: Experts,
+    expert: Int[Array, ""],
+    x: Float[Array, "tokens embed"],
+    count: Int[Array, ""] | int = 1,
+    *,
+    shape: StepShape,
 ) -> Float[Array, "tokens embed"]:
     """One expert: `(gelu(x @ gate) * (x @ up)) @ down`.
 
-    Of its columns, this device computes its own: a partial sum in float32.
+    Of its columns, this device computes its own: a partial sum in float32. Of tokens after the
+    first `count`, the output does not matter.
     """
+    if shape.has_native_kernel:
+        return cpu_kernel.expert_block(x, experts, expert, count, compute=shape.compute)
     gate = project(x, experts.gate, shape=shape, expert=expert)
     up = project(x, experts.up, shape=shape, expert=expert)
     hidden = jax.nn.gelu(gate, approximate=True) * up
@@ -325,7 +335,8 @@ def _expert_by_expert(
         picked = choices[jnp.minimum(places, end - 1)]
         tokens = picked // gates.shape[1]
         gate = jnp.where(places < end, gates.reshape(-1)[picked], 0.0)
-        output = expert_block(experts, expert, rows[tokens], shape=shape)
+        count = jnp.minimum(run, end - places[0])
+        output = expert_block(experts, expert, rows[tokens], count, shape=shape)
         return total.at[tokens].add(gate[:, None] * output)
 
     zeros = jnp.zeros(rows.shape, jnp.float32)

@@ -17,6 +17,7 @@ FLAGS: Final = (
 """Of every source."""
 EVERYWHERE: Final = (
     "c_api",
+    "expert",
     "forms",
     "handlers",
     "measure",

@@ -141,7 +141,9 @@ void multiply(const grokctl::Product& product, const grokctl::Scratch& scratch,
   multiply_part<Unit, FloatUnit>(product, scratch, part);
 }
 
+void activate(float* gate, const float* up, int64_t count) { activate_all(gate, up, count); }
+
 }  // namespace
 
-const grokctl::Form grokctl::amx = {"amx", runs_here, sizeof(Unit::Number), grokctl::kAnyRows, prepare,
-                                    multiply};
+const grokctl::Form grokctl::amx = {
+    "amx", runs_here, sizeof(Unit::Number), grokctl::kAnyRows, prepare, multiply, activate};

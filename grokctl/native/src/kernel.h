@@ -96,6 +96,8 @@ struct Form {
   void (*prepare)(const Product& product, int64_t first, int64_t last);
   // Multiplies for a part of the matrix.
   void (*multiply)(const Product& product, const Scratch& scratch, const Part& part);
+  // gelu(gate) * up, written over `gate`.
+  void (*activate)(float* gate, const float* up, int64_t count);
 };
 
 }  // namespace grokctl

@@ -17,6 +17,7 @@
 #ifndef GROKCTL_MULTIPLY_H_
 #define GROKCTL_MULTIPLY_H_
 
+#include "activate.h"
 #include "kernel.h"
 #include "prepare.h"
 #include "tile.h"

@@ -17,7 +17,7 @@ from grokctl.checkpoint.pickles import BFLOAT16
 from grokctl.model import cpu_kernel
 from grokctl.model.config import GROK_1
 from grokctl.model.matmul import project
-from grokctl.model.parameters import Matrix
+from grokctl.model.parameters import Experts, Matrix
 from grokctl.model.placement import MeshShape
 from grokctl.model.step_spec import StepShape
 from grokctl.native.binary import NoKernelError
@@ -300,3 +300,37 @@ def test_the_process_forks_and_ends_without_waiting_for_the_threads():
     )
 
     assert done.returncode == 0
+
+
+@pytest.mark.parametrize("count", [0, 1, 5, 7])
+def test_a_whole_expert_is_its_three_products(count):
+    kinds = [("int8", 96, 130, 1), ("int8", 96, 130, 2), ("int4", 130, 96, 5)]
+    made = [stored(*kind, stack=(3,), seed=seed) for seed, kind in enumerate(kinds)]
+    gate, up, down = (values[1] for _, values in made)
+    experts = Experts(*(matrix for matrix, _ in made))
+    x = normal(7, 96) / 100
+    wide = x.astype(np.float64) @ gate
+    gelu = wide * (1 + np.tanh(np.sqrt(2 / np.pi) * (wide + 0.044715 * wide**3))) / 2
+    expected = (gelu * (x.astype(np.float64) @ up)) @ down
+    expected[count:] = 0
+    run = jax.jit(partial(cpu_kernel.expert_block, compute=FLOAT32))
+
+    for name in here(SETS):
+        library.force(name)
+        found = np.asarray(run(x, experts, np.int32(1), np.int32(count)))
+
+        np.testing.assert_allclose(found, expected, atol=1e-6 * max(1, np.abs(expected).max()))
+
+
+@pytest.mark.parametrize("size", [0.0, 1e-6, 1.0, 6.0, 30.0, 1e6, 1e19, np.inf, -np.inf, np.nan])
+def test_an_expert_activates_as_xla_does(size):
+    one = Matrix(np.eye(2, dtype=np.float32)[None], None)
+    x = np.array([[size, -size]], np.float32)
+    experts, expected = Experts(one, one, one), jax.nn.gelu(x, approximate=True) * x
+
+    found = cpu_kernel.expert_block(x, experts, jnp.int32(0), 1, compute=FLOAT32)
+
+    if np.isfinite(size):
+        np.testing.assert_allclose(found, expected, rtol=2e-6, atol=1e-6)  # XLA: -6 gives 0
+    else:
+        assert not np.isfinite(found).any()
