@@ -13,6 +13,8 @@ extern const Form avxvnni;
 extern const Form avx512;
 extern const Form avx512vnni;
 extern const Form amx;
+extern const Form neon_dotprod;
+extern const Form neon_i8mm;
 
 // The fastest form that runs here, or the one that was forced.
 const Form& chosen_form();
