@@ -106,5 +106,13 @@ wheels: .venv/.wheels  ## wheels with the kernel, for Linux on x86-64 and aarch6
 			$(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist . || exit 1; done
 	@ls dist
 
+sanitize: $(READY)  ## the kernel's tests under AddressSanitizer and UBSan; needs g++
+	rm -rf build/sanitized && mkdir -p build/sanitized
+	$(BIN)/python -m grokctl.native --into build/sanitized --compiler g++ \
+		--flags "-O1 -g -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=all"
+	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so)" \
+		ASAN_OPTIONS=detect_leaks=0 GROKCTL_CPU_KERNEL="$$(echo build/sanitized/*.so)" \
+		$(BIN)/python -m pytest tests/unit/native tests/unit/model/test_cpu_kernel.py
+
 clean:  ## forget the environment and the tools' caches
 	rm -rf .venv .venv-newest .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -3,6 +3,7 @@
 import mmap
 import os
 import weakref
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -54,7 +55,11 @@ class DeviceFile:
 
     def _map(self, path: Path) -> mmap.mmap | None:
         with optional():  # some file systems have no mappings: then it is read
-            return map_to_read(self._handle, path)
+            memory = map_to_read(self._handle, path)
+            # a walk through weights touches each page once: large ones are found faster
+            with suppress(OSError, AttributeError):  # not Linux, or without them
+                memory.madvise(mmap.MADV_HUGEPAGE)
+            return memory
         return None
 
     def data(self, start: int, nbytes: int) -> NDArray[np.uint8]:

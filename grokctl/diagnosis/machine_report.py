@@ -63,6 +63,14 @@ def facts(machine: Machine, redact: Redaction) -> Iterable[tuple[str, Facts]]:
             ("cores", str(cpu.cores)),
             ("flags", redact(" ".join(cpu.flags)) or "none relevant"),
             ("reads memory at", _rate(cpu.bandwidth)),
+            *_kernel(machine, redact),
+            *(
+                (
+                    f"memory node {node.number}",
+                    f"cores {node.cores}, {node.usable} usable, {_bytes(node.memory)}",
+                )
+                for node in machine.nodes
+            ),
         ],
     )
     yield (
@@ -102,6 +110,15 @@ def facts(machine: Machine, redact: Redaction) -> Iterable[tuple[str, Facts]]:
             ("data segment", _bytes(machine.data_segment, "no limit")),
         ],
     )
+
+
+def _kernel(machine: Machine, redact: Redaction) -> Facts:
+    kernel = machine.kernel
+    if kernel is None:
+        return []
+    if kernel.found is not Found.OK:
+        return [("kernel", f"none: {redact(kernel.reason)}")]
+    return [("kernel", f"{kernel.instruction_set}, reads weights at {_rate(kernel.rate)}")]
 
 
 def _cgroup(memory: Memory) -> str:

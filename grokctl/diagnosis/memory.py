@@ -6,9 +6,10 @@ from typing import Final
 from grokctl.checks import Check, Status
 from grokctl.diagnosis.accelerators import idle
 from grokctl.diagnosis.inventory import ready_nbytes
-from grokctl.machine.facts import Machine, Memory
-from grokctl.model.placement import MeshShape
+from grokctl.machine.facts import Found, Machine, Memory
+from grokctl.model.placement import MESH_SIZES, MeshShape
 from grokctl.model.precision import Precision
+from grokctl.planning.plans import REACHED
 from grokctl.text import format_bytes, format_number, format_rate
 
 _SHARED: Final = "/dev/shm"  # noqa: S108  # only its name: nothing is written there
@@ -43,6 +44,45 @@ def bandwidth(machine: Machine) -> Iterator[Check]:
         yield Check("bandwidth", Status.SKIP, "not measured")
     else:
         yield Check("bandwidth", Status.OK, f"{format_rate(rate)}, measured")
+
+
+def kernel(machine: Machine) -> Iterator[Check]:
+    """Whether the native kernel multiplies; accelerators do not need it."""
+    found, name = machine.kernel, "kernel"
+    if found is None or machine.accelerators:
+        return
+    if found.found is Found.OK:
+        rate = "" if found.rate is None else f", reads weights at {format_rate(found.rate)}"
+        yield Check(name, Status.OK, f"native, {found.instruction_set}{rate}")
+        return
+    cost = f"XLA multiplies, decoding reaches {REACHED:.0%} of the bandwidth instead of more"
+    status = Status.WARN if found.fix else Status.SKIP
+    yield Check(name, status, f"none: {found.reason}; {cost}", found.fix)
+
+
+def nodes(machine: Machine) -> Iterator[Check]:
+    """Whether one process would read the memory of several nodes."""
+    found, name = machine.nodes, "memory nodes"
+    if len(found) < 2:  # noqa: PLR2004 (nothing to choose from)
+        return
+    each = ", ".join(
+        f"{node.number} (cores {node.cores}"
+        + (")" if node.memory is None else f", {format_bytes(node.memory)})")
+        for node in found
+    )
+    detail = f"{len(found)}: {each}"
+    used = [node for node in found if node.usable]
+    if machine.accelerators or len(used) < 2:  # noqa: PLR2004 (bound to one)
+        yield Check(name, Status.OK, detail)
+        return
+    count = max(size for size in MESH_SIZES if size <= len(used))
+    numbers = " ".join(str(node.number) for node in used[:count])
+    fix = (
+        f"for n in {numbers}; do numactl --cpunodebind=$n --preferred=$n grokctl run"
+        " -p 'Once upon a time' --coordinator localhost:61500"
+        f" --num-processes {count} --process-id $n & done; wait"
+    )
+    yield Check(name, Status.WARN, f"{detail}: one process waits for the other's memory", fix)
 
 
 def memory(machine: Machine) -> Iterator[Check]:
@@ -112,4 +152,4 @@ def shared(machine: Machine) -> Iterator[Check]:
         yield Check(_SHARED, Status.OK, f"{format_bytes(size)}; grokctl needs none of it")
 
 
-CHECKS: Final = (processor, bandwidth, memory, limit, shared)
+CHECKS: Final = (processor, bandwidth, kernel, nodes, memory, limit, shared)

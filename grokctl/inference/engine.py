@@ -30,9 +30,11 @@ from grokctl.inference.plan import RunPlan
 from grokctl.inference.scheduler import Scheduler
 from grokctl.inference.step_logits import log_probabilities
 from grokctl.inference.stream import Batch, Stream
+from grokctl.machine.memory import pages_of_files
 from grokctl.model.parameters import Parameters
 from grokctl.model.sampling import Sampling
 from grokctl.model.step_spec import StepShape
+from grokctl.text import format_bytes
 
 
 class Engine:
@@ -172,10 +174,24 @@ class Engine:
         return Score(tokens=total, nll=nll)
 
     def measured(self, generation: Generation) -> Generation:
-        """A generation with the share of the memory bandwidth that it reached: measured now."""
+        """A generation with what is measured now: bandwidth and pages."""
         stats = generation.stats
-        stats = replace(stats, bandwidth_fraction=self.bandwidth_fraction(stats))
+        fraction = self.bandwidth_fraction(stats)
+        stats = replace(stats, bandwidth_fraction=fraction, pages=self.pages())
         return replace(generation, stats=stats)
+
+    def pages(self) -> str:
+        """How the weights lie in a CPU's memory now; empty on accelerators.
+
+        Files are mapped, not copied: on file systems with large folios their pages are as large as
+        those of a copy, and need no second memory (docs/adr/0014).
+        """
+        if self.devices[0].platform != "cpu":
+            return ""
+        nbytes, huge = pages_of_files(".safetensors")
+        if not nbytes:
+            return "copied: the files were not cut for this mesh"
+        return f"{format_bytes(nbytes)} mapped, {huge / nbytes:.0%} of it in huge pages"
 
     def bandwidth_fraction(self, stats: Stats | BatchStats) -> float:
         """Measure the memory bandwidth of these devices: the share of it that decoding reached."""

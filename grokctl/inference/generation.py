@@ -192,6 +192,8 @@ class Stats:
     """Share of the measured memory bandwidth that decoding reached; None if not measured."""
     kernel: str = ""
     """What multiplies on a CPU, or why it is not the native kernel; empty on accelerators."""
+    pages: str = ""
+    """How weights lie in a CPU's memory; empty on accelerators, and if not looked at."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -222,12 +224,14 @@ class BatchStats:
     """Share of the measured memory bandwidth that decoding reached; None if not measured."""
     kernel: str = ""
     """As in `Stats`."""
+    pages: str = ""
+    """As in `Stats`."""
 
     def since(self, before: "BatchStats") -> "BatchStats":
         """What came after an earlier state of the same statistics; loading is of both."""
         sums = {field.name: getattr(self, field.name) for field in fields(self)}
         past = {name: getattr(before, name) for name in sums}
-        kept = ("load_s", "bandwidth_fraction", "kernel")
+        kept = ("load_s", "bandwidth_fraction", "kernel", "pages")
         return BatchStats(
             **{name: sums[name] if name in kept else sums[name] - past[name] for name in sums}
         )

@@ -87,6 +87,34 @@ class Cpu:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class KernelReport:
+    """The native kernel of the CPU."""
+
+    found: Found
+    reason: str = ""
+    """Why it is not there."""
+    fix: str = ""
+    """A command that would help; empty if none would."""
+    instruction_set: str = ""
+    """Such as `avx512vnni`."""
+    rate: float | None = None
+    """Measured bytes a second of weights that one token reads with all cores."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Node:
+    """A part of the memory, and the cores next to it (NUMA)."""
+
+    number: int
+    cores: str
+    """A list of all cores, such as `0-31,64-95`."""
+    usable: int
+    """Cores that this process may use."""
+    memory: int | None
+    """Bytes."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Memory:
     """Main memory, bytes."""
 
@@ -202,6 +230,10 @@ class Machine:
     """What limits them, in words."""
     locked_memory: int | None = None
     """Bytes of memory that may be locked; None without a limit."""
+    kernel: KernelReport | None = None
+    """None if it was not looked for: accelerators do not need it."""
+    nodes: tuple[Node, ...] = ()
+    """Of the memory; empty if unknown."""
 
     @property
     def accelerators(self) -> tuple[Accelerator, ...]:

@@ -46,7 +46,7 @@ def cpu(root: Path = Path("/"), *, available: int | None = None) -> Cpu:
         architecture=platform.machine(),
         cores=usable_cores(root),
         flags=tuple(sorted(filter(_FLAGS.fullmatch, set(flags)))),
-        bandwidth=None if available is None else _bandwidth_within(available // _MEMORY_PARTS),
+        bandwidth=_bandwidth_of(probe_bytes(available)),
     )
 
 
@@ -71,10 +71,16 @@ def bandwidth(*, nbytes: int = _PROBE_BYTES, rounds: int = _ROUNDS) -> float:
     return best
 
 
-def _bandwidth_within(room: int) -> float | None:
+def probe_bytes(available: int | None) -> int:
+    """Bytes to measure memory with; 0 where too few are free, or None are to be used."""
+    room = (available or 0) // _MEMORY_PARTS
     nbytes = min(max(_PROBE_BYTES, _PROBE_BYTES_A_CORE * usable_cores()), room)
+    return nbytes if nbytes >= _SMALLEST_PROBE else 0
+
+
+def _bandwidth_of(nbytes: int) -> float | None:
     try:
-        return bandwidth(nbytes=nbytes, rounds=2 * _ROUNDS) if nbytes >= _SMALLEST_PROBE else None
+        return bandwidth(nbytes=nbytes, rounds=2 * _ROUNDS) if nbytes else None
     except (MemoryError, RuntimeError):  # no memory, or no more threads
         return None
 

@@ -11,7 +11,8 @@ from grokctl.machine.accelerators import JaxProbe, probe_driver
 from grokctl.machine.disks import probe_disks
 from grokctl.machine.environment import software, surroundings
 from grokctl.machine.facts import Machine
-from grokctl.machine.host import cpu
+from grokctl.machine.host import cpu, probe_bytes
+from grokctl.machine.kernel import probe_kernel
 from grokctl.machine.limits import (
     ENOUGH_THREADS,
     limit_of,
@@ -20,6 +21,8 @@ from grokctl.machine.limits import (
 )
 from grokctl.machine.memory import memory
 from grokctl.machine.network import network
+from grokctl.machine.nodes import nodes
+from grokctl.paths import Home
 
 _DRIVER_S: Final = 2.0
 """Seconds for the driver before JAX allocates GPU memory, which would count as used."""
@@ -66,6 +69,12 @@ def look(
         nvml = driver.answer()
         observe(Advanced(stage=Stage.LOOK, detail="JAX"))
         jax = jax_probe.report()
+    kernel = None
+    if not jax.accelerators:
+        observe(Advanced(stage=Stage.LOOK, detail="kernel of the CPU"))
+        nbytes = probe_bytes(memory().usable if is_measured else None)
+        can_compile = probed_disks[0].is_writable  # and answers
+        kernel = probe_kernel(Home(home).native_cache if can_compile else None, nbytes=nbytes)
     observe(Finished(stage=Stage.LOOK))
 
     soft, hard = (_limit(value) for value in resource.getrlimit(resource.RLIMIT_NOFILE))
@@ -85,6 +94,8 @@ def look(
         threads=startable_threads(ENOUGH_THREADS),
         thread_limits=tuple(thread_limits()),
         locked_memory=limit_of(resource.RLIMIT_MEMLOCK),
+        kernel=kernel,
+        nodes=nodes(),
     )
 
 

@@ -1,6 +1,7 @@
 """Main memory: total, available, and the limit of our cgroup."""
 
 import os
+import re
 import resource
 from collections.abc import Iterator
 from contextlib import suppress
@@ -38,6 +39,10 @@ _VERSIONS = (
 )
 
 
+_MAPPING = re.compile(r"[0-9a-f]+-[0-9a-f]+ ")
+"""The first line of a mapping, which ends with the path of a file; see proc_pid_smaps(5)."""
+
+
 def memory(root: Path = Path("/")) -> Memory:
     """Memory as of now.
 
@@ -67,6 +72,30 @@ def peak_rss(root: Path = Path("/")) -> int:
         return int(status.partition("VmHWM:")[2].split()[0]) * 1024
     except (OSError, LookupError, ValueError):
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def pages_of_files(ending: str, root: Path = Path("/")) -> tuple[int, int]:
+    """Bytes of mapped files that are in memory, and how many of them are in huge pages.
+
+    Args:
+        ending: Of the names of the files.
+        root: Where `proc` is mounted.
+
+    Returns:
+        Zeros where nothing is mapped, or the system does not tell.
+    """
+    text = ""
+    with suppress(OSError):
+        text = (root / "proc/self/smaps").read_text(errors="replace")
+    totals = {"Rss:": 0, "FilePmdMapped:": 0}
+    is_one = False
+    for line in text.splitlines():
+        words = line.split()
+        if _MAPPING.match(line):
+            is_one = line.endswith(ending)
+        elif is_one and len(words) > 1 and words[0] in totals and words[1].isdecimal():
+            totals[words[0]] += 1024 * int(words[1])
+    return totals["Rss:"], totals["FilePmdMapped:"]
 
 
 def _machine() -> tuple[int, int]:

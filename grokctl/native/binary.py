@@ -68,6 +68,18 @@ class Library:
         self.symbols.grokctl_stats(found)
         return found[0], found[1]
 
+    def measured(self, nbytes: int, *, rounds: int) -> float | None:
+        """Bytes a second of int8 weights that products of one token read from memory.
+
+        Args:
+            nbytes: Of the weights, which should fit no cache.
+            rounds: Number of measurements; the fastest counts.
+
+        Returns:
+            None where there is too little memory.
+        """
+        return self.symbols.grokctl_measure(nbytes, rounds) or None
+
 
 def open_library(path: Path) -> Library:
     """Load a library.
@@ -83,6 +95,8 @@ def open_library(path: Path) -> Library:
         symbols.grokctl_force_isa.argtypes = [ctypes.c_char_p]
         symbols.grokctl_set_threads.argtypes = [ctypes.c_int]
         symbols.grokctl_stats.argtypes = [ctypes.POINTER(ctypes.c_int64)]
+        symbols.grokctl_measure.argtypes = [ctypes.c_int64, ctypes.c_int]
+        symbols.grokctl_measure.restype = ctypes.c_double
     except (OSError, AttributeError) as error:
         raise NoKernelError(f"{path} cannot be loaded ({printable(str(error))})") from error
     return Library(path, symbols)

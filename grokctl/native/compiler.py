@@ -1,6 +1,7 @@
 """The C++ compiler of this machine: which one, and how it makes a shared library."""
 
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -18,6 +19,9 @@ _NAMES: Final = ("c++", "g++", "clang++")
 _TIMEOUT_S: Final = 600.0
 """For one file: a minute on a slow machine that is busy."""
 _LINK: Final = ("-shared", "-pthread", "-Wl,-s")
+_UNKNOWN_FLAG: Final = re.compile(
+    "unrecognized command.line option|unknown argument|unsupported option|unsupported argument"
+)
 _LONGEST: Final = 200
 _INSTALLERS: Final = {
     "apt-get": "sudo apt-get install g++",
@@ -92,6 +96,9 @@ def compile_library(
 ) -> Path:
     """Compile every source, and link them.
 
+    A source is left out if the compiler does not know its flags: it is for an instruction set of
+    processors that are younger than the compiler.
+
     Args:
         compiler: Makes objects and the library.
         sources: C++ files with their flags.
@@ -112,11 +119,16 @@ def compile_library(
     def compiled(source: Path) -> str:
         made = f"{source.stem}.o"
         own = (*sources[source], *flags, "-isystem", str(includes))
-        run([*own, "-c", str(source), "-o", made])
+        try:
+            run([*own, "-c", str(source), "-o", made])
+        except BuildError as error:
+            if not _UNKNOWN_FLAG.search(str(error)):
+                raise
+            return ""
         return made
 
     with ThreadPoolExecutor(jobs) as pool:
-        objects = list(pool.map(compiled, sources))
+        objects = list(filter(None, pool.map(compiled, sources)))
     library = folder / "library.so"
     run([*objects, *_LINK, *flags, "-o", library.name])
     return library

@@ -20,6 +20,7 @@ EVERYWHERE: Final = (
     "expert",
     "forms",
     "handlers",
+    "measure",
     "pool",
     "portable",
     "processor",

@@ -24,8 +24,10 @@ MESHES: Final = (*(MeshShape(1, size) for size in MESH_SIZES), MeshShape(2, 8))
 PRECISIONS: Final = (Precision.INT8, Precision.INT4, Precision.BFLOAT16, Precision.FLOAT32)
 """The released one first, then by bytes."""
 REACHED: Final = 0.6
-"""Share of the memory's bandwidth that decoding one sequence reaches: measured on a CPU (README),
-assumed for accelerators."""
+"""Share of the memory's bandwidth that decoding one sequence reaches: measured on a CPU without the
+native kernel (README), assumed for accelerators."""
+KERNEL_REACHED: Final = 0.9
+"""Share of the native kernel's own rate that decoding one sequence reaches: measured on a CPU."""
 _FAST_LINK_S: Final = 15e-6
 _SLOW_LINK_S: Final = 40e-6
 """Seconds for a sum of one token's numbers over devices, over links of their own and over PCIe:
@@ -51,11 +53,20 @@ class Hardware:
     """Bytes a second of each device's memory."""
     is_measured: bool = False
     """Whether the bandwidth was measured on this machine; otherwise it is published."""
+    kernel_rate: float | None = None
+    """Bytes a second of weights that the native kernel of a CPU reads, measured; None without."""
     has_fast_bfloat16: bool = True
     has_fast_links: bool | None = None
     """Whether devices reach each other over more than PCIe."""
     read_rate: float | None = None
     """Bytes a second of the disk with the checkpoint."""
+
+    @property
+    def decode_rate(self) -> float | None:
+        """Bytes a second of weights that decoding one sequence reads; None if unknown."""
+        if self.kernel_rate is not None:
+            return self.kernel_rate * KERNEL_REACHED
+        return None if self.bandwidth is None else self.bandwidth * REACHED
 
     @property
     def computes(self) -> tuple[Compute, ...]:
@@ -236,7 +247,7 @@ def plan_for(
 
 def _speed(hardware: Hardware, weights: Spread, room: int | None) -> float | None:
     """Tokens a second of one sequence; None if the rate of memory or disk is unknown."""
-    if not hardware.bandwidth:
+    if not hardware.decode_rate:
         return None
     missed = 0.0 if room is None else weights.mesh.size * missed_bytes(weights, room)
     if not missed:
@@ -244,7 +255,7 @@ def _speed(hardware: Hardware, weights: Spread, room: int | None) -> float | Non
     if not hardware.read_rate:
         return None
     in_memory = sum(weights.read) - missed
-    return 1 / (in_memory / (hardware.bandwidth * REACHED) + missed / hardware.read_rate)
+    return 1 / (in_memory / hardware.decode_rate + missed / hardware.read_rate)
 
 
 def step_s(hardware: Hardware, weights: Spread, *, bandwidth: float = 1e12) -> float:
@@ -259,7 +270,7 @@ def step_s(hardware: Hardware, weights: Spread, *, bandwidth: float = 1e12) -> f
         weights: The weights, spread over a mesh.
         bandwidth: Bandwidth to assume if the hardware's is unknown, for comparisons.
     """
-    rate = (hardware.bandwidth or bandwidth) * REACHED
+    rate = hardware.decode_rate or bandwidth * REACHED
     if hardware.platform == "cpu":
         return sum(weights.read) / rate
     sums = 0 if weights.mesh.size == 1 else 2 * weights.storage.config.num_layers + 2
@@ -316,6 +327,7 @@ def hardware_of(machine: Machine) -> Hardware:
         memory=machine.memory.usable,
         bandwidth=machine.cpu.bandwidth,
         is_measured=machine.cpu.bandwidth is not None,
+        kernel_rate=None if machine.kernel is None else machine.kernel.rate,
         has_fast_bfloat16=machine.cpu.has_fast_bfloat16,
         read_rate=rate,
     )

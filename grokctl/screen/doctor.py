@@ -137,6 +137,7 @@ def _values(diagnosis: Diagnosis, machine: Machine | None, redact: Redaction) ->
             "memory_bytes": hardware.memory,
             "bandwidth_bytes_per_s": hardware.bandwidth,
             "is_measured": hardware.is_measured,
+            "kernel_bytes_per_s": hardware.kernel_rate,
         },
         "is_here": diagnosis.is_here,
         "plans": [_plan_values(plan) for plan in diagnosis.plans],

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 from grokctl.text import format_bytes, format_number, format_rate, format_seconds, format_speed
 
 if TYPE_CHECKING:  # a screen imports no stage
-    from grokctl.inference.generation import BatchStats, Generation
+    from grokctl.inference.generation import BatchStats, Generation, Stats
     from grokctl.screen.console import Console
     from grokctl.screen.tables import Facts
 
@@ -58,6 +58,7 @@ def generations(console: Console, stats: BatchStats, prompts: int) -> None:
                 "bytes_per_step": stats.bytes_per_step,
                 "bandwidth_fraction": stats.bandwidth_fraction,
                 "kernel": stats.kernel,
+                "pages": stats.pages,
             },
         }
     )
@@ -133,7 +134,7 @@ def stats(console: Console, result: Generation) -> None:
             ("decode", _counted(max(0, len(result.ids) - 1), measured.decode_tokens_per_s)),
             ("reads per token", format_bytes(measured.bytes_per_token)),
             *_bandwidth(console, rate, measured.bandwidth_fraction),
-            *_kernel(measured.kernel),
+            *_on_cpu(measured),
             ("ended by", _end_of(result)),
             ("seed", str(result.seed)),
         ]
@@ -153,14 +154,15 @@ def stats_many(console: Console, measured: BatchStats, prompts: int) -> None:
             ("decode", _counted(measured.decoded, measured.decode_tokens_per_s)),
             ("reads per step", format_bytes(measured.bytes_per_step)),
             *_bandwidth(console, rate, measured.bandwidth_fraction),
-            *_kernel(measured.kernel),
+            *_on_cpu(measured),
         ]
     )
 
 
-def _kernel(words: str) -> Facts:
-    """What multiplies on a CPU."""
-    return [("kernel", words)] if words else []
+def _on_cpu(measured: Stats | BatchStats) -> Facts:
+    """What multiplies on a CPU, and how weights lie in its memory."""
+    facts = [("kernel", measured.kernel), ("pages", measured.pages)]
+    return [(name, words) for name, words in facts if words]
 
 
 def _end_of(result: Generation) -> str:

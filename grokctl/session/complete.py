@@ -165,7 +165,7 @@ def complete_many(
         stats = batch.stats
         if all_stats or console.as_json:
             fraction = engine.bandwidth_fraction(stats)
-            stats = replace(stats, bandwidth_fraction=fraction)
+            stats = replace(stats, bandwidth_fraction=fraction, pages=engine.pages())
     if console.as_json:
         screen.generations(console, stats, len(prompts))
     elif all_stats:

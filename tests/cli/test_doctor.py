@@ -97,7 +97,8 @@ def test_the_object_has_the_promised_keys(here):
         assert plan["bytes_per_device"] == sum(parts)
     assert [ability["name"] for ability in values["abilities"]] == ["download", "reshard", "run"]
     assert values["hardware"].keys() == {
-        *("platform", "name", "count", "memory_bytes", "bandwidth_bytes_per_s", "is_measured")
+        *("platform", "name", "count", "memory_bytes", "bandwidth_bytes_per_s", "is_measured"),
+        "kernel_bytes_per_s",
     }
     assert values["machine"]["jax"]["platform"] == "cpu"
 

@@ -15,6 +15,7 @@ STATS = {
     "bytes_per_token": int,
     "bandwidth_fraction": (float, type(None)),
     "kernel": str,
+    "pages": str,
 }
 
 

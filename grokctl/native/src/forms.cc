@@ -20,6 +20,7 @@ std::atomic<const Form*> chosen{nullptr};
 
 const Form* named(const char* name) {
   for (const Form* form : kForms) {
+    if (form == nullptr) continue;
     if ((name == nullptr || strcmp(name, form->name) == 0) && form->runs_here()) return form;
   }
   return nullptr;

@@ -6,15 +6,17 @@
 
 namespace grokctl {
 
-// Which of these are compiled is up to the architecture.
+// Which of these are compiled is up to the architecture and the compiler: the others are null.
+#define GROKCTL_FORM extern __attribute__((weak)) const Form
 extern const Form portable;
-extern const Form avx2;
-extern const Form avxvnni;
-extern const Form avx512;
-extern const Form avx512vnni;
-extern const Form amx;
-extern const Form neon_dotprod;
-extern const Form neon_i8mm;
+GROKCTL_FORM avx2;
+GROKCTL_FORM avxvnni;
+GROKCTL_FORM avx512;
+GROKCTL_FORM avx512vnni;
+GROKCTL_FORM amx;
+GROKCTL_FORM neon_dotprod;
+GROKCTL_FORM neon_i8mm;
+#undef GROKCTL_FORM
 
 // The fastest form that runs here, or the one that was forced.
 const Form& chosen_form();

@@ -3,12 +3,74 @@ from dataclasses import replace
 import pytest
 from machines import EIGHT, GB, RTX_4090, assert_verdict, box, laptop, server, told
 
-from grokctl.machine.facts import (
-    Memory,
+from grokctl.machine.facts import Found, KernelReport, Memory, Node
+
+NO_COMPILER = KernelReport(
+    found=Found.ABSENT, reason="no C++ compiler", fix="sudo apt-get install g++"
+)
+TWO_NODES = tuple(
+    Node(number=number, cores=cores, usable=32, memory=384 * GB)
+    for number, cores in enumerate(("0-31", "32-63"))
 )
 
 SITUATIONS_MEMORY = [
     # machine, check, status, words of its detail, words of its fix
+    pytest.param(
+        server(kernel=KernelReport(found=Found.OK, instruction_set="avx2", rate=171e9)),
+        "kernel",
+        "ok",
+        "native, avx2, reads weights at 171.0 GB/s",
+        "",
+        id="kernel",
+    ),
+    pytest.param(
+        server(kernel=NO_COMPILER),
+        "kernel",
+        "warn",
+        "none: no C++ compiler; XLA multiplies, decoding reaches 60% of the bandwidth",
+        "sudo apt-get install g++",
+        id="no-compiler",
+    ),
+    pytest.param(
+        server(kernel=KernelReport(found=Found.ABSENT, reason="there is none for Darwin")),
+        "kernel",
+        "skip",
+        "none: there is none for Darwin",
+        "",
+        id="no-kernel-for-the-system",
+    ),
+    pytest.param(
+        server(nodes=TWO_NODES),
+        "memory nodes",
+        "warn",
+        "2: 0 (cores 0-31, 384.0 GB), 1 (cores 32-63, 384.0 GB): one process waits",
+        "for n in 0 1; do numactl --cpunodebind=$n --preferred=$n grokctl run -p",
+        id="two-nodes",
+    ),
+    pytest.param(
+        server(nodes=(*TWO_NODES, replace(TWO_NODES[0], number=2))),
+        "memory nodes",
+        "warn",
+        "3: 0",
+        "--num-processes 2 --process-id $n & done; wait",
+        id="three-nodes",
+    ),
+    pytest.param(
+        server(nodes=(TWO_NODES[0], replace(TWO_NODES[1], usable=0, memory=None))),
+        "memory nodes",
+        "ok",
+        "2: 0 (cores 0-31, 384.0 GB), 1 (cores 32-63)",
+        "",
+        id="bound-to-one-node",
+    ),
+    pytest.param(
+        replace(EIGHT, nodes=TWO_NODES),
+        "memory nodes",
+        "ok",
+        "2: 0",
+        "",
+        id="two-nodes-beside-gpus",
+    ),
     pytest.param(
         laptop(),
         "memory",

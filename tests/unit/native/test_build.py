@@ -207,6 +207,7 @@ print(next(candidates(Path(sys.argv[1]), os.environ, package=Path("/nowhere"))))
 def test_of_two_processes_one_compiles_and_the_other_waits(caches, tmp_path):
     program = tmp_path / "bin"
     environ = {**os.environ, **with_program(program, GOOD), "PAUSE": "0.2"}
+    environ.pop(SWITCH, None)  # as `make sanitize` has it
     command = [sys.executable, "-c", WAITS, str(caches)]
     begun = [
         subprocess.Popen(command, env=environ, stdout=subprocess.PIPE, text=True) for _ in range(2)
@@ -340,6 +341,32 @@ def test_a_real_compiler_says_what_it_does_not_like(tmp_path, small):
 
     with pytest.raises(BuildError, match=r"not declared|undeclared"):
         compile_library(real, small.sources, tmp_path / "work", includes=tmp_path)
+
+
+OLD = """#!/bin/sh
+for each in "$@"; do
+    case $each in -mamx*|-mavxvnni)
+        echo "c++: error: unrecognized command-line option '$each'" >&2
+        exit 1;;
+    esac
+done
+exec REAL "$@"
+"""
+
+
+@here
+@with_compiler
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="of its instruction sets")
+@pytest.mark.heavy
+def test_an_old_compiler_leaves_out_what_it_does_not_know(tmp_path):
+    environ = with_program(tmp_path / "bin", OLD.replace("REAL", real.command[0]))
+
+    library = open_library(install(find_compiler(environ), "x86_64", tmp_path / "built"))
+
+    assert library.force("portable")
+    assert not library.force("amx")
+    assert not library.force("avxvnni")
+    assert library.force(None)
 
 
 def test_what_is_no_library_is_refused_by_its_name(tmp_path):

@@ -29,6 +29,7 @@ from grokctl.model.placement import MeshShape
 from grokctl.model.precision import Compute, KvType, Precision
 from grokctl.planning.accelerators import PUBLISHED
 from grokctl.planning.plans import (
+    KERNEL_REACHED,
     MESHES,
     PRECISIONS,
     REACHED,
@@ -227,6 +228,18 @@ def test_one_device_has_nobody_to_wait_for():
     reading = sum(bytes_per_token(released_storage(GROK_1), MeshShape(1, 1)))
 
     assert on(hardware, 1)[INT8].tokens_per_s == pytest.approx(5300e9 * REACHED / reading)
+
+
+def test_a_cpu_with_the_kernel_is_as_fast_as_that_was_measured():
+    weights = grok(INT8, MeshShape(1, 1))
+    alone, paged = a_cpu(400 * GB), a_cpu(200 * GB)
+
+    with_kernel = on(replace(alone, kernel_rate=280e9), 1)[INT8]
+    from_disk = on(replace(paged, kernel_rate=280e9), 1)[INT8]
+
+    assert with_kernel.tokens_per_s == pytest.approx(280e9 * KERNEL_REACHED / weights.read[0])
+    assert with_kernel.tokens_per_s > on(alone, 1)[INT8].tokens_per_s
+    assert from_disk.tokens_per_s > on(paged, 1)[INT8].tokens_per_s
 
 
 def test_nothing_is_estimated_of_what_nobody_knows():
