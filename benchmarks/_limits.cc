@@ -24,7 +24,7 @@ double rate(double operations, Loop loop) {
 
 #if defined(__x86_64__)
 #define VNNI512(n) "vpdpbusd %%zmm12, %%zmm13, %%zmm" n "\n"
-#define VNNI256(n) "{vex} vpdpbusd %%ymm12, %%ymm13, %%ymm" n "\n"
+#define VNNI256(n) "%{vex%} vpdpbusd %%ymm12, %%ymm13, %%ymm" n "\n"
 #define MADD512(n) "vpmaddwd %%zmm12, %%zmm13, %%zmm" n "\n"
 #define MADD256(n) "vpmaddwd %%ymm12, %%ymm13, %%ymm" n "\n"
 
