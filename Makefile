@@ -123,7 +123,7 @@ sanitize: $(READY)  ## the kernel's tests under AddressSanitizer and UBSan; need
 		--flags "-O1 -g -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=all"
 	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so)" \
 		ASAN_OPTIONS=detect_leaks=0 GROKCTL_CPU_KERNEL="$$(echo build/sanitized/*.so)" \
-		$(BIN)/python -m pytest tests/unit/native
+		$(BIN)/python -m pytest tests/unit/native tests/unit/model/test_cpu_kernel.py
 
 clean:  ## forget the environment and the tools' caches
 	rm -rf .venv .venv-newest .venv-gpu .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -44,7 +44,10 @@ FORMS: Final[dict[str, dict[str, tuple[str, ...]]]] = {
         "avx512vnni": (*_AVX512, "-mavx512vnni"),
         "amx": (*_AVX512, "-mavx512vnni", "-mamx-tile", "-mamx-int8"),
     },
-    "aarch64": {},
+    "aarch64": {
+        "neon_dotprod": ("-march=armv8.2-a+dotprod",),
+        "neon_i8mm": ("-march=armv8.2-a+dotprod+i8mm",),
+    },
 }
 """Architecture -> source -> flags of its instruction set, which no other source may have."""
 

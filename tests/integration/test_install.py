@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,10 @@ def project(tmp_path: Path) -> Path:
     shutil.copy(PROJECT / "Makefile", project)
     shutil.copy(TESTS / "support/wheels.py", project)
     (project / "pyproject.toml").write_text(PYPROJECT)
+    kernel = project / "grokctl/native"
+    kernel.mkdir(parents=True)
+    (kernel / "sources.py").touch()
+    (kernel / "__main__.py").write_text("open('compiled', 'a').write('.')\n")
     (project / "requirements.lock").write_text(pin(sprout) + pin(soil))
     (project / "requirements-fuzz.lock").write_text(pin(stone))
     return project
@@ -103,3 +108,15 @@ def test_no_target_lets_pip_choose():
     for line in installs:
         assert "--no-deps" in line
         assert "--require-hashes" in line or line.endswith("--no-build-isolation --editable .")
+
+
+def test_the_kernel_is_compiled_once_and_again_after_a_change(project):
+    for _ in range(2):
+        assert make(project, "install").returncode == 0
+    assert (project / "compiled").read_text() == "."
+    later = time.time() + 2
+    os.utime(project / "grokctl/native/sources.py", (later, later))
+
+    make(project, "install")
+
+    assert (project / "compiled").read_text() == ".."

@@ -10,6 +10,8 @@ namespace {
 const Form* const kForms[] = {
 #if defined(__x86_64__)
     &amx, &avx512vnni, &avx512, &avxvnni, &avx2,
+#elif defined(__aarch64__)
+    &neon_i8mm, &neon_dotprod,
 #endif
     &portable,
 };

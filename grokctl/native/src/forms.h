@@ -14,6 +14,8 @@ GROKCTL_FORM avxvnni;
 GROKCTL_FORM avx512;
 GROKCTL_FORM avx512vnni;
 GROKCTL_FORM amx;
+GROKCTL_FORM neon_dotprod;
+GROKCTL_FORM neon_i8mm;
 #undef GROKCTL_FORM
 
 // The fastest form that runs here, or the one that was forced.

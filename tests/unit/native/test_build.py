@@ -22,7 +22,7 @@ from grokctl.native.build import (
     kept,
     sources_key,
 )
-from grokctl.native.compiler import BuildError, compile_library, find_compiler
+from grokctl.native.compiler import BuildError, Compiler, compile_library, find_compiler
 
 here = pytest.mark.skipif(
     platform.system() != "Linux" or platform.machine() not in {"x86_64", "aarch64"},
@@ -314,6 +314,17 @@ def test_cxx_names_the_compiler_with_arguments(tmp_path):
         "-m64",
     )
     assert find_compiler({**environ, "CXX": "'mine"}) is None
+
+
+def test_zig_gets_processors_in_place_of_versions():
+    flags = ("-O3", "-march=armv8.2-a+dotprod", "-mavx2")
+
+    assert Compiler(("python", "-m", "ziglang", "c++")).spelled(flags) == [
+        "-O3",
+        "-mcpu=generic+dotprod",
+        "-mavx2",
+    ]
+    assert Compiler(("g++",)).spelled(flags) == list(flags)
 
 
 def test_a_changed_compiler_is_another(tmp_path):
