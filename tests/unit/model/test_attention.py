@@ -169,7 +169,8 @@ def test_the_kernel_attends_to_what_is_written(past, slots, heads, dtype, data):
     found = attend_with_one(query, cache, positions, config=config, form=KernelForm.INTERPRETED)
 
     expected = attend_at_once(query, *held, mask, config=config)
-    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=2e-6)
+    largest = np.abs(held[1]).max()  # of the values that are added up, and may cancel
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6 * largest)
 
 
 def test_the_kernel_does_not_read_behind_the_last_position_or_in_other_slots():
