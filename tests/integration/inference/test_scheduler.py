@@ -225,7 +225,8 @@ def test_generations_at_the_same_time_are_not_mixed_up(engine):
     for tokens, stream, each in zip(taken, streams, wanted, strict=True):
         assert tuple(tokens) == stream.result.ids == alone(engine, each).ids
     assert dict(batch)[1].ids == alone(engine, request(76, 4, 9)).ids
-    assert engine.score([5, 6, 7]).nll == score.nll
+    # the last token is read alone now, and a CPU's kernel rounds those differently
+    assert engine.score([5, 6, 7]).nll == pytest.approx(score.nll, rel=1e-6)
 
 
 def test_a_batch_that_was_left_goes_on_where_it_was(engine):
