@@ -10,8 +10,8 @@ from grokctl.model.placement import MeshShape
 REACHED: Final[Mapping[str, float]] = {"cpu": 0.6, "gpu": 0.65, "tpu": 0.6}
 """Share of the memory's bandwidth that reading weights reaches, by platform: measured on a CPU
 (README), assumed for accelerators."""
-LAUNCHES_OF_A_LAYER: Final = 34
-LAUNCHES_OUTSIDE: Final = 7
+LAUNCHES_OF_A_LAYER: Final = 17
+LAUNCHES_OUTSIDE: Final = 8
 """What a device of a GPU's mesh of eight starts for a token, beside sums: counted by
 `make gpu-forms` (docs/adr/0013), which fails where they are no longer true."""
 LAUNCH_S: Final = 1.5e-6
