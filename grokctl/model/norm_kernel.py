@@ -165,8 +165,9 @@ def _kernel(*refs: Any, names: tuple[str, ...], embed: int, config: GrokConfig) 
     def rate_of(values: Array) -> Array:
         return jax.lax.rsqrt(jnp.sum(values * values) / embed + config.rms_norm_eps)
 
+    origin = token * 0  # masks hide what is behind an array, of which JAX must not know too soon
     inside = jnp.arange(width) < embed
-    whole = _Vector(by_name, token, pl.ds(0, width), inside)
+    whole = _Vector(by_name, token, pl.ds(origin, width), inside)
     mixed_rate = rate_of(whole.load("mixed")) if "mixed" in by_name else jnp.float32(0)
     total = whole.total(mixed_rate)
     if "mixed" in by_name:
@@ -181,13 +182,13 @@ def _kernel(*refs: Any, names: tuple[str, ...], embed: int, config: GrokConfig) 
     is_expert, rows = jnp.arange(experts) < config.num_experts, min(width, _ROWS)
     logits = jnp.where(is_expert, 0.0, _NEVER)
     for start in range(0, embed, rows):
-        first = jnp.asarray(start, jnp.int32)
+        first = origin + start
         in_rows = first + jnp.arange(rows) < embed
         part = _Vector(by_name, token, pl.ds(first, rows), in_rows)
         norm = part.total(mixed_rate) * rate * part.load("before")
         mask = in_rows[:, None] & is_expert[None]
         weights = triton.load(
-            router.at[pl.ds(first, rows), pl.ds(0, experts)], mask=mask, other=0.0
+            router.at[pl.ds(first, rows), pl.ds(origin, experts)], mask=mask, other=0.0
         )
         logits += jnp.sum(weights * norm[:, None], axis=0)
     _choose(logits, by_name, token, selected=config.num_selected_experts)
