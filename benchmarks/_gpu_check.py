@@ -1,6 +1,6 @@
 """Grok-1 compiled for absent H100s: what a step starts, asks the host and copies, and its time.
 
-A layer is what a program of two layers has more than a program of one.
+A layer is what a program of two layers has more than a program of one, or a program of its own.
 """
 
 from collections.abc import Iterator, Sequence
@@ -84,6 +84,8 @@ class Case:
 
     def layer(self, turns: int = 1) -> _thunks.Tally:
         """What a layer does."""
+        if self.one.together == 1:
+            return self.one.layers.tally(turns)
         return self.two.layers.tally(turns) - self.one.layers.tally(turns)
 
     def outside(self) -> _thunks.Tally:
@@ -159,7 +161,7 @@ def check(*, devices: Sequence[int], batches: Sequence[int], keep: Path | None) 
         if case.is_decode and case.batch == 1 and case.mesh.size > 1:
             _print_times(case)
     faults = [fault for case in found for fault in case.faults()]
-    faults += check_memory(compiler)
+    faults += check_memory(compiler) if 0 in batches else []
     print(
         "\n"
         + ("\n".join(faults) or "Decoding asks no host, copies no weight, and starts few enough.")

@@ -29,7 +29,10 @@ _EXPERTS: Final = np.array([2, 0, 3, 1], np.int32)
 
 def working_form(device: jax.Device) -> KernelForm | None:
     """The first form of the kernels that compiles for a device and is right there; or None."""
-    return next((form for form in (KernelForm.PTX, KernelForm.PLAIN) if works(device, form)), None)
+    forms = [KernelForm.PTX, KernelForm.PLAIN]
+    if "rocm" in device.client.platform_version.lower():
+        forms.remove(KernelForm.PTX)  # a compiler for AMD's GPUs may end the process over it
+    return next((form for form in forms if works(device, form)), None)
 
 
 def works(device: jax.Device, form: KernelForm) -> bool:

@@ -48,4 +48,8 @@ def gigabytes(nbytes: int) -> str:
 
 
 def verdict(plan: Plan) -> str:
-    return "fits" if plan.fits else f"lacks {gigabytes(plan.missing)} GB"
+    """Also what is left, where that is little: it is untested."""
+    if not plan.fits:
+        return f"lacks {gigabytes(plan.missing)} GB"
+    left = plan.memory - plan.needs.total
+    return f"fits, {gigabytes(left)} GB left" if left < plan.memory / 10 else "fits"

@@ -5,6 +5,7 @@ import re
 import sys
 from dataclasses import dataclass, replace
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -416,6 +417,26 @@ def test_for_a_gpu_it_is_one_kernel_that_takes_the_whole_stack(shape, groups, dt
 
 def test_a_platform_that_cannot_run_the_kernels_has_no_form_of_them():
     assert kernel_check.working_form(jax.devices("cpu")[0]) is None
+
+
+@pytest.mark.parametrize(
+    ("version", "right", "tried", "found"),
+    [
+        ("cuda 13000", {KernelForm.PTX, KernelForm.PLAIN}, [KernelForm.PTX], KernelForm.PTX),
+        ("cuda 13000", {KernelForm.PLAIN}, [KernelForm.PTX, KernelForm.PLAIN], KernelForm.PLAIN),
+        ("cuda 13000", set(), [KernelForm.PTX, KernelForm.PLAIN], None),
+        ("ROCm 6.3", {KernelForm.PTX, KernelForm.PLAIN}, [KernelForm.PLAIN], KernelForm.PLAIN),
+    ],
+)
+def test_the_first_form_that_works_is_taken(monkeypatch, version, right, tried, found):
+    asked = []
+    monkeypatch.setattr(
+        kernel_check, "works", lambda _device, form: bool(asked.append(form)) or form in right
+    )
+    device = SimpleNamespace(client=SimpleNamespace(platform_version=version))
+
+    assert kernel_check.working_form(device) is found
+    assert asked == tried
 
 
 def is_right() -> bool:

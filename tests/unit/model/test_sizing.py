@@ -16,7 +16,15 @@ from grokctl.model.config import GROK_1
 from grokctl.model.memory_share import MEMORY_SHARE, environment_share, usable
 from grokctl.model.placement import MeshShape
 from grokctl.model.precision import Compute, KvType, Precision
-from grokctl.model.sizing import Needs, Terms, cache_bytes, needs, workspace_bytes
+from grokctl.model.sizing import (
+    Needs,
+    Terms,
+    _Step,
+    cache_bytes,
+    needs,
+    program_bytes,
+    workspace_bytes,
+)
 from grokctl.model.tensors import Axis
 
 OWN = released_storage(GROK_1)
@@ -198,6 +206,69 @@ def test_what_fits_on_gpus_that_people_have(mesh, precision, gigabytes, fits):
     found = needed(mesh, weights=weights, precision=precision)
 
     assert (found.total <= usable(gigabytes * 10**9, platform="gpu")) is fits
+
+
+@pytest.mark.parametrize(
+    ("mesh", "precision", "layers", "every", "scores"),
+    [
+        pytest.param(MeshShape(1, 16), Precision.INT8, 503, 285, 187, id="model=16"),
+        pytest.param(MeshShape(1, 8), Precision.INT8, 545, 419, 192, id="model=8"),
+        pytest.param(MeshShape(1, 8), Precision.INT4, 550, 419, 192, id="model=8, int4"),
+        pytest.param(MeshShape(1, 4), Precision.INT8, 805, 688, 204, id="model=4"),
+        pytest.param(MeshShape(1, 1), Precision.INT8, 2013, 2298, 275, id="model=1"),
+    ],
+)
+def test_programs_for_gpus_take_what_xla_reported(mesh, precision, layers, every, scores):
+    """Megabytes for a chunk of 4,096 tokens: `make gpu-forms` with JAX 0.11.2."""
+    step = _Step(
+        config=GROK_1,
+        mesh=mesh,
+        tokens=4096,
+        batch=1,
+        platform="gpu",
+        operand=2,
+        kept=2,
+        precision=precision,
+    )
+
+    found = (step.layers, step.head, step.scores)
+
+    assert found == pytest.approx([1e6 * size for size in (layers, every, scores)], rel=0.03)
+    assert step.embed == 4096 * 6144 * 4
+
+
+@pytest.mark.parametrize(
+    ("precision", "temporaries"),
+    [
+        pytest.param(Precision.INT8, 344, id="int8"),
+        pytest.param(Precision.INT4, 348, id="int4"),
+    ],
+)
+def test_experts_take_most_on_eight_gpus(precision, temporaries):
+    step = _Step(
+        config=GROK_1,
+        mesh=EIGHT,
+        tokens=4096,
+        batch=1,
+        platform="gpu",
+        operand=2,
+        kept=2,
+        precision=precision,
+    )
+
+    assert step._experts == pytest.approx(1e6 * temporaries, rel=0.03)
+    assert step._experts > step._attention
+
+
+def test_a_gpu_has_room_for_a_library_and_to_try_the_heads_product():
+    terms = Terms(context=8192, compute=Compute.BFLOAT16)
+    of = {"precision": Precision.INT8, "platform": "gpu"}
+    tried = 4 * (4096 * 6144 + 131072 // 8 * (6144 + 4096))  # vectors, embedding and logits
+
+    assert workspace_bytes(GROK_1, EIGHT, terms, **of) == tried + 2**25
+    sixteen = MeshShape(1, 16)
+    programs = program_bytes(GROK_1, sixteen, terms, **of)
+    assert workspace_bytes(GROK_1, sixteen, terms, **of) == programs + 2**25
 
 
 def test_needs_say_their_parts():
