@@ -346,6 +346,18 @@ def test_a_real_compiler_makes_a_library(tmp_path, small):
 
 
 @with_compiler
+def test_what_needs_a_flag_that_a_real_compiler_does_not_know_is_left_out(tmp_path, small):
+    (tmp_path / "work").mkdir()
+    younger = tmp_path / "younger.cc"
+    younger.write_text("#error of a processor that this compiler does not know\n")
+    sources = {**small.sources, younger: ("-fPIC", "-mavx8192")}
+
+    path = compile_library(real, sources, tmp_path / "work", includes=tmp_path)
+
+    assert path.is_file()
+
+
+@with_compiler
 def test_a_real_compiler_says_what_it_does_not_like(tmp_path, small):
     (tmp_path / "work").mkdir()
     next(iter(small.sources)).write_text("int f() { return nothing; }\n")
