@@ -18,6 +18,10 @@ _PARTS: Final = {jnp.dtype(jnp.bfloat16): np.int64(2), jnp.dtype(jnp.float32): n
 """Bytes of an activation: 15 or 23 bits below the largest of its token."""
 
 
+_FEW_TOKENS: Final = 32
+"""Up to this many, sums along the rows of the embedding are faster than XLA's matrix product."""
+
+
 def suits(tokens: int, weight: Shaped[Array, "*stack rows outputs"]) -> bool:
     """Whether `project` is the fastest form on a CPU."""
     del tokens
@@ -82,6 +86,21 @@ def expert_block(
     call = jax.ffi.ffi_call("grokctl_expert", outputs)
     output, _ = call(x.astype(jnp.float32), *matrices, *numbers, parts=_PARTS[compute])
     return jnp.asarray(output)
+
+
+def suits_back(tokens: int) -> bool:
+    """Whether `project_back` is the fastest form on a CPU."""
+    return tokens <= _FEW_TOKENS
+
+
+def project_back(
+    x: Float[Array, "tokens embed"], embedding: Shaped[Array, "vocab embed"]
+) -> Float[Array, "tokens vocab"]:
+    """Multiply by the transpose of an embedding in float32, or in the bits of bfloat16."""
+    outputs = jax.ShapeDtypeStruct((x.shape[0], embedding.shape[0]), jnp.float32)
+    call = jax.ffi.ffi_call("grokctl_project_back", outputs)
+    product: Array = call(x.astype(jnp.float32), embedding)
+    return product
 
 
 def _or_none(scales: Array | None) -> Array:

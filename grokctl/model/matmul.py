@@ -77,7 +77,9 @@ def project_back(
 ) -> Float[Array, "*batch vocab"]:
     """Multiply by the transpose of the embedding: `x @ embeddingᵀ`."""
     rows = x.reshape(-1, x.shape[-1])
-    if shape.platform != "cpu":
+    if shape.has_native_kernel and cpu_kernel.suits_back(len(rows)):
+        product = cpu_kernel.project_back(rows, embedding)
+    elif shape.platform != "cpu":
         product = einsum("te,ve->tv", rows, embedding, dtype=shape.operand)
     elif rows.shape[0] <= _FEW_DOTS:
         product = jnp.stack([jnp.sum(embedding * row[None], axis=1) for row in rows])

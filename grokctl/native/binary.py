@@ -22,7 +22,7 @@ from grokctl.text import printable
 SWITCH: Final = "GROKCTL_CPU_KERNEL"
 """The environment variable that says `off`, or has the path of a library."""
 _OFF: Final = "off"
-HANDLERS: Final = ("grokctl_project", "grokctl_expert")
+HANDLERS: Final = ("grokctl_project", "grokctl_expert", "grokctl_project_back")
 """Symbols that XLA calls, which are their names in JAX, too."""
 
 

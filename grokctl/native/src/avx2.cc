@@ -44,7 +44,13 @@ void multiply(const grokctl::Product& product, const grokctl::Scratch& scratch,
 
 void activate(float* gate, const float* up, int64_t count) { activate_all(gate, up, count); }
 
+void multiply_back(const grokctl::Back& back, int64_t first, int64_t last) {
+  multiply_back_rows(back, first, last);
+}
+
 }  // namespace
 
 const grokctl::Form grokctl::avx2 = {
-    "avx2", runs_here, sizeof(Unit::Number), 16, prepare, multiply, activate};
+    "avx2", runs_here, sizeof(Unit::Number), 16,
+    prepare, multiply, activate, multiply_back,
+};

@@ -126,9 +126,30 @@ ffi::Error expert(Rows x, ffi::AnyBuffer gate, ffi::AnyBuffer of_gate, ffi::AnyB
   return ended(grokctl::expert(gates, ups, downs));
 }
 
+// x (tokens, inputs) times the transpose of weight (rows, inputs).
+ffi::Error project_back(Rows x, ffi::AnyBuffer weight, ffi::Result<Rows> y) {
+  const auto from = x.dimensions(), to = y->dimensions(), shape = weight.dimensions();
+  if (shape.size() != 2 || shape[1] != from[1]) return wrong("weight: another shape than x wants");
+  if (to[0] != from[0] || to[1] != shape[0]) return wrong("y: another shape than the product's");
+  grokctl::Back back{};
+  back.is_wide = weight.element_type() == ffi::F32;
+  if (!back.is_wide && weight.element_type() != ffi::U16)
+    return wrong("weight: expected float32 or uint16");
+  back.weight = static_cast<const uint8_t*>(weight.untyped_data());
+  back.rows = shape[0];
+  back.inputs = shape[1];
+  back.x = x.typed_data();
+  back.tokens = from[0];
+  back.y = y->typed_data();
+  return ended(grokctl::project_back(back));
+}
+
 }  // namespace
 
 #pragma GCC visibility push(default)
+XLA_FFI_DEFINE_HANDLER_SYMBOL(grokctl_project_back, project_back,
+                              ffi::Ffi::Bind().Arg<Rows>().Arg<ffi::AnyBuffer>().Ret<Rows>());
+
 XLA_FFI_DEFINE_HANDLER_SYMBOL(grokctl_project, project,
                               ffi::Ffi::Bind()
                                   .Arg<Rows>()

@@ -68,6 +68,17 @@ struct Product {
   GROKCTL_MEMBER bool is_integer() const { return stored == Stored::kInt8 || stored == Stored::kInt4; }
 };
 
+// A product with the transpose of a matrix: y = x @ weight^T.
+struct Back {
+  const uint8_t* weight;  // (rows, inputs)
+  bool is_wide;           // float32, or the bits of bfloat16
+  int64_t rows;
+  int64_t inputs;
+  const float* x;  // (tokens, inputs)
+  int64_t tokens;
+  float* y;  // (tokens, rows)
+};
+
 // Columns of some blocks, and the inputs of some segments: from the first to before the last.
 struct Part {
   int64_t first_block, last_block;
@@ -98,6 +109,8 @@ struct Form {
   void (*multiply)(const Product& product, const Scratch& scratch, const Part& part);
   // gelu(gate) * up, written over `gate`.
   void (*activate)(float* gate, const float* up, int64_t count);
+  // For rows [first, last).
+  void (*multiply_back)(const Back& back, int64_t first, int64_t last);
 };
 
 }  // namespace grokctl

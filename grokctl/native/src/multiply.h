@@ -18,6 +18,7 @@
 #define GROKCTL_MULTIPLY_H_
 
 #include "activate.h"
+#include "back.h"
 #include "kernel.h"
 #include "prepare.h"
 #include "tile.h"

@@ -100,7 +100,13 @@ void multiply(const grokctl::Product& product, const grokctl::Scratch& scratch,
 
 void activate(float* gate, const float* up, int64_t count) { activate_all(gate, up, count); }
 
+void multiply_back(const grokctl::Back& back, int64_t first, int64_t last) {
+  multiply_back_rows(back, first, last);
+}
+
 }  // namespace
 
-const grokctl::Form grokctl::neon_i8mm = {"neon_i8mm", runs_here, sizeof(Unit::Number),
-                                          grokctl::kAnyRows, prepare, multiply, activate};
+const grokctl::Form grokctl::neon_i8mm = {
+    "neon_i8mm", runs_here, sizeof(Unit::Number), grokctl::kAnyRows,
+    prepare, multiply, activate, multiply_back,
+};

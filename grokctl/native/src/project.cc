@@ -69,6 +69,20 @@ void multiply(const void* context, const Scratch& scratch, int64_t first, int64_
   }
 }
 
+struct BackTask {
+  Back back;
+  const Form* form;
+};
+
+// Rows of the embedding that a thread takes at a time: a quarter of a megabyte of Grok-1's.
+constexpr int64_t kRowsAtATime = 16;
+
+void multiply_back(const void* context, const Scratch&, int64_t first, int64_t last) {
+  const BackTask& task = *static_cast<const BackTask*>(context);
+  task.form->multiply_back(task.back, first * kRowsAtATime,
+                           std::min(last * kRowsAtATime, task.back.rows));
+}
+
 int64_t aligned(int64_t nbytes) { return (nbytes + 63) / 64 * 64; }
 
 void share_out(Task& task, int threads) {
@@ -145,6 +159,20 @@ bool project(const Product& product) {
     turn.alone(1, multiply, &task);
   } else {
     turn.share(task.panels * task.segments, 1, multiply, &task);
+  }
+  return true;
+}
+
+bool project_back(const Back& back) {
+  if (back.tokens == 0 || back.rows == 0) return true;
+  Turn turn;
+  if (!turn.is_ready()) return false;
+  const BackTask task{back, &chosen_form()};
+  const int64_t units = (back.rows + kRowsAtATime - 1) / kRowsAtATime;
+  if (turn.threads() == 1 || back.rows * back.inputs * back.tokens < kLittle) {
+    turn.alone(units, multiply_back, &task);
+  } else {
+    turn.share(units, 1, multiply_back, &task);
   }
   return true;
 }

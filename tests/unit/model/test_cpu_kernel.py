@@ -302,6 +302,21 @@ def test_the_process_forks_and_ends_without_waiting_for_the_threads():
     assert done.returncode == 0
 
 
+@pytest.mark.parametrize(("vocab", "embed"), [(1, 1), (70, 43), (300, 1040)])
+@pytest.mark.parametrize("tokens", [1, 4, 5, 11])
+def test_the_head_is_the_embedding_turned(vocab, embed, tokens):
+    x, exact = normal(tokens, embed), normal(vocab, embed, seed=2).astype(BFLOAT16)
+    whole = normal(vocab, embed, seed=3)
+    run = jax.jit(cpu_kernel.project_back)
+
+    for name in here(SETS):
+        library.force(name)
+
+        assert error(np.asarray(run(x, whole)), x, whole.astype(np.float64).T) < 1e-6
+        narrow = np.asarray(run(x, exact.view(np.uint16)))
+        assert error(narrow, x, exact.astype(np.float64).T) < 1e-6
+
+
 @pytest.mark.parametrize("count", [0, 1, 5, 7])
 def test_a_whole_expert_is_its_three_products(count):
     kinds = [("int8", 96, 130, 1), ("int8", 96, 130, 2), ("int4", 130, 96, 5)]
