@@ -22,7 +22,13 @@ from grokctl.native.build import (
     kept,
     sources_key,
 )
-from grokctl.native.compiler import BuildError, Compiler, compile_library, find_compiler
+from grokctl.native.compiler import (
+    BuildError,
+    Compiler,
+    compile_library,
+    find_compiler,
+    how_to_install,
+)
 
 here = pytest.mark.skipif(
     platform.system() != "Linux" or platform.machine() not in {"x86_64", "aarch64"},
@@ -114,9 +120,11 @@ def test_the_command_that_installs_is_that_of_the_system(caches, tmp_path):
 
 @here
 def test_a_compiler_that_fails_is_quoted_with_its_first_error(caches, tmp_path):
-    why, _ = reason(caches, with_program(tmp_path / "bin", BROKEN), tmp_path)
+    environ = with_program(tmp_path / "bin", BROKEN)
+    why, fix = reason(caches, environ, tmp_path)
 
     assert why == ("c++ failed: kernel.h:1:10: fatal error: cstdint: No such file or directory")
+    assert fix == how_to_install(environ)
     assert list(cache_folder(caches).iterdir()) == []
 
 
