@@ -149,11 +149,14 @@ def _own(caches: Path, environ: Mapping[str, str], begin: Callable[[Compiler], N
     folder, compiler = cache_folder(caches), find_compiler(environ)
     try:
         build = build_here()
+    except BuildError as error:
+        raise NoKernelError(str(error)) from error
+    try:
         if compiler is not None:
             return compiled(build, folder, compiler, begin=lambda: begin(compiler))
         path = kept(build, folder, None)
     except BuildError as error:
-        raise NoKernelError(str(error)) from error
+        raise NoKernelError(str(error), how_to_install(environ)) from error
     except OSError as error:
         raise NoKernelError(f"{folder} cannot be used ({reason_of(error)})") from error
     if path is None:

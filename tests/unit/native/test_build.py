@@ -22,7 +22,13 @@ from grokctl.native.build import (
     kept,
     sources_key,
 )
-from grokctl.native.compiler import BuildError, Compiler, compile_library, find_compiler
+from grokctl.native.compiler import (
+    BuildError,
+    Compiler,
+    compile_library,
+    find_compiler,
+    how_to_install,
+)
 
 here = pytest.mark.skipif(
     platform.system() != "Linux" or platform.machine() not in {"x86_64", "aarch64"},
@@ -114,9 +120,11 @@ def test_the_command_that_installs_is_that_of_the_system(caches, tmp_path):
 
 @here
 def test_a_compiler_that_fails_is_quoted_with_its_first_error(caches, tmp_path):
-    why, _ = reason(caches, with_program(tmp_path / "bin", BROKEN), tmp_path)
+    environ = with_program(tmp_path / "bin", BROKEN)
+    why, fix = reason(caches, environ, tmp_path)
 
     assert why == ("c++ failed: kernel.h:1:10: fatal error: cstdint: No such file or directory")
+    assert fix == how_to_install(environ)
     assert list(cache_folder(caches).iterdir()) == []
 
 
@@ -343,6 +351,18 @@ def test_a_real_compiler_makes_a_library(tmp_path, small):
 
     with pytest.raises(NoKernelError, match="undefined symbol: grokctl_"):
         open_library(path)
+
+
+@with_compiler
+def test_what_needs_a_flag_that_a_real_compiler_does_not_know_is_left_out(tmp_path, small):
+    (tmp_path / "work").mkdir()
+    younger = tmp_path / "younger.cc"
+    younger.write_text("#error of a processor that this compiler does not know\n")
+    sources = {**small.sources, younger: ("-fPIC", "-mavx8192")}
+
+    path = compile_library(real, sources, tmp_path / "work", includes=tmp_path)
+
+    assert path.is_file()
 
 
 @with_compiler
