@@ -60,6 +60,8 @@ class Bench:
     """Bytes a second that the memory of all devices gave in this run."""
     kernel: str
     """What multiplies on a CPU, or why it is not the native kernel; empty on accelerators."""
+    kernel_rate: float | None
+    """Bytes a second of int8 weights that the native kernel alone read for one token."""
     rows: tuple[Row, ...]
 
 
@@ -98,7 +100,7 @@ def bench(
         UsageError: The context does not hold it.
     """
     check_workloads(engine.plan, workloads, max_tokens)
-    bandwidth = memory_bandwidth(engine.devices)
+    bandwidth, kernel_rate = memory_bandwidth(engine.devices), engine.kernel_rate()
     random = np.random.default_rng(_SEED)
     rows: list[Row] = []
     observe(Started(stage=Stage.BENCH, total=len(workloads), unit=Unit.NOTHING))
@@ -115,6 +117,7 @@ def bench(
         compile_s=engine.runner.compile_s,
         bandwidth=bandwidth,
         kernel=engine.kernel,
+        kernel_rate=kernel_rate,
         rows=tuple(rows),
     )
 

@@ -25,7 +25,7 @@ from grokctl.inference.generation import (
 )
 from grokctl.inference.loading import Loader
 from grokctl.inference.model_runner import ModelRunner
-from grokctl.inference.native_kernel import native_kernel
+from grokctl.inference.native_kernel import NativeKernel, native_kernel
 from grokctl.inference.plan import RunPlan
 from grokctl.inference.scheduler import Scheduler
 from grokctl.inference.step_logits import log_probabilities
@@ -62,7 +62,7 @@ class Engine:
         has_kernel = device.platform == "gpu" and _kernel_works(device)
         is_fast = has_fast_bfloat16()
         native = native_kernel(device, plan.options, observe=observe)
-        has_native = native.is_there
+        has_native = native.library is not None
         if cluster is not None:  # all run the same programs
             has_native = cluster.everywhere("native kernel", it_is=has_native)
             has_kernel = cluster.everywhere("kernel", it_is=has_kernel)
@@ -90,8 +90,9 @@ class Engine:
             cluster=cluster,
         )
         words = native.words
-        if native.is_there and not has_native:
+        if native.library is not None and not has_native:
             words = "XLA: another process has no native kernel"
+        self._native = native if has_native else NativeKernel(None, words=words)
         self.kernel = words
         """What multiplies on a CPU, in words; empty on accelerators."""
         stats = Stats(load_s=load_s, bytes_per_token=loader.bytes_per_token, kernel=words)
@@ -179,6 +180,15 @@ class Engine:
         fraction = self.bandwidth_fraction(stats)
         stats = replace(stats, bandwidth_fraction=fraction, pages=self.pages())
         return replace(generation, stats=stats)
+
+    def kernel_rate(self) -> float | None:
+        """Bytes a second of int8 weights that the native kernels of all processes read, measured.
+
+        None without them. Assumes that other processes are as fast.
+        """
+        rate = self._native.measured()
+        processes = {device.process_index for device in self.devices}
+        return None if rate is None else rate * len(processes)
 
     def pages(self) -> str:
         """How the weights lie in a CPU's memory now; empty on accelerators.

@@ -22,6 +22,8 @@ _LINK: Final = ("-shared", "-pthread", "-Wl,-s")
 _UNKNOWN_FLAG: Final = re.compile(
     "unrecognized command.line option|unknown argument|unsupported option|unsupported argument"
 )
+_ZIG: Final = "ziglang"
+"""The module that `make wheels` runs."""
 _LONGEST: Final = 200
 _INSTALLERS: Final = {
     "apt-get": "sudo apt-get install g++",
@@ -57,6 +59,12 @@ class Compiler:
         status = program.stat()
         facts = (str(program), status.st_size, status.st_mtime_ns, self.command[1:])
         return sha256(repr(facts).encode()).hexdigest()[:8]
+
+    def spelled(self, flags: Sequence[str]) -> list[str]:
+        """Flags as this compiler knows them: Zig's names processors where others name versions."""
+        if _ZIG not in self.command:
+            return list(flags)
+        return [re.sub(r"^-march=armv8\.2-a\b", "-mcpu=generic", flag) for flag in flags]
 
 
 def find_compiler(environ: Mapping[str, str]) -> Compiler | None:
@@ -118,7 +126,7 @@ def compile_library(
 
     def compiled(source: Path) -> str:
         made = f"{source.stem}.o"
-        own = (*sources[source], *flags, "-isystem", str(includes))
+        own = (*compiler.spelled(sources[source]), *flags, "-isystem", str(includes))
         try:
             run([*own, "-c", str(source), "-o", made])
         except BuildError as error:

@@ -27,6 +27,7 @@ def bench(console: Console, result: Bench, options: EngineOptions) -> None:
                 "compile_s": result.compile_s,
                 "bandwidth_bytes_per_s": result.bandwidth,
                 "kernel": result.kernel,
+                "kernel_bytes_per_s": result.kernel_rate,
                 "rows": [asdict(row) for row in result.rows],
             }
         )
@@ -52,7 +53,9 @@ def bench(console: Console, result: Bench, options: EngineOptions) -> None:
         optional=("reads", "first token", "prefill"),
     )
     if result.kernel:
-        console.note(f"kernel: {result.kernel}")
+        rate = result.kernel_rate
+        alone = "" if rate is None else f"; alone it reads weights at {format_rate(rate)}"
+        console.note(f"kernel: {result.kernel}{alone}")
     console.note(
         f"load {format_seconds(result.load_s)} · compile {format_seconds(result.compile_s)} · "
         "rates count the tokens of a whole batch"

@@ -27,6 +27,8 @@ def test_every_length_meets_every_batch(measured):
     shapes = [(row["prompt_tokens"], row["batch"]) for row in values["rows"]]
     assert shapes == [(3, 1), (3, 4), (8, 1), (8, 4)]
     assert values["bandwidth_bytes_per_s"] > 1e8
+    is_native = values["kernel"].startswith("native, ")
+    assert is_native == (values["kernel_bytes_per_s"] is not None)
     assert values["load_s"] > 0
     assert values["compile_s"] > 0
     for row in values["rows"]:

@@ -22,7 +22,7 @@ from grokctl.native.build import (
     kept,
     sources_key,
 )
-from grokctl.native.compiler import BuildError, compile_library, find_compiler
+from grokctl.native.compiler import BuildError, Compiler, compile_library, find_compiler
 
 here = pytest.mark.skipif(
     platform.system() != "Linux" or platform.machine() not in {"x86_64", "aarch64"},
@@ -316,6 +316,17 @@ def test_cxx_names_the_compiler_with_arguments(tmp_path):
     assert find_compiler({**environ, "CXX": "'mine"}) is None
 
 
+def test_zig_gets_processors_in_place_of_versions():
+    flags = ("-O3", "-march=armv8.2-a+dotprod", "-mavx2")
+
+    assert Compiler(("python", "-m", "ziglang", "c++")).spelled(flags) == [
+        "-O3",
+        "-mcpu=generic+dotprod",
+        "-mavx2",
+    ]
+    assert Compiler(("g++",)).spelled(flags) == list(flags)
+
+
 def test_a_changed_compiler_is_another(tmp_path):
     environ = with_program(tmp_path / "bin", GOOD)
     before = find_compiler(environ).identity
@@ -332,6 +343,18 @@ def test_a_real_compiler_makes_a_library(tmp_path, small):
 
     with pytest.raises(NoKernelError, match="undefined symbol: grokctl_"):
         open_library(path)
+
+
+@with_compiler
+def test_what_needs_a_flag_that_a_real_compiler_does_not_know_is_left_out(tmp_path, small):
+    (tmp_path / "work").mkdir()
+    younger = tmp_path / "younger.cc"
+    younger.write_text("#error of a processor that this compiler does not know\n")
+    sources = {**small.sources, younger: ("-fPIC", "-mavx8192")}
+
+    path = compile_library(real, sources, tmp_path / "work", includes=tmp_path)
+
+    assert path.is_file()
 
 
 @with_compiler
