@@ -1,6 +1,6 @@
 """Decide whether files on disk are the ones that the torrent promises; the proof is a receipt."""
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -387,6 +387,8 @@ def verify_ready(
 ) -> Verdict:
     """Hash every file of a ready checkpoint against its manifest, and that against SHA256SUMS.
 
+    Whoever makes a file can make the sums that fit it: that a file is one of the manifest's mesh,
+    its header shows, which no command reads another way.
     Files that its receipt covers and that are unchanged since are not hashed again.
 
     Args:
@@ -409,6 +411,7 @@ def verify_ready(
         if keeps:
             keep_ready_receipt(checkpoint.root, content.receipt, observe)
         damage |= content.damage
+        damage |= _foreign_headers(checkpoint, damage)
     doubt = None if quick else doubt_of(checkpoint)
     is_proven = not quick and not damage and doubt is None
     verdict = Verdict(
@@ -429,3 +432,16 @@ def verify_ready(
     if keeps and not quick:
         _remember(checkpoint.root, verdict, observe)
     return verdict
+
+
+def _foreign_headers(checkpoint: ReadyCheckpoint, damaged: Container[str]) -> dict[str, Damage]:
+    """Device files of a right hash with a header that no command would read, by name."""
+    source, found = replace(checkpoint, is_streamed=True), {}
+    for device in checkpoint.manifest.devices:
+        name = checkpoint.manifest.record_of(device).name
+        if name not in damaged:
+            try:
+                source.check_header(device)
+            except CorruptCheckpointError as error:
+                found[name] = error.damage[0]
+    return found

@@ -163,6 +163,6 @@ def unpack(handle: int, frames: Frames, index: int) -> bytes:
         # the library trusts the size in the frame, which is untrusted data
         if zstandard.get_frame_parameters(data).content_size != plain:
             raise ValueError(f"frame {index} does not decompress to {plain} bytes")
-        return zstandard.ZstdDecompressor().decompress(data)
+        return zstandard.ZstdDecompressor().decompress(data, allow_extra_data=False)
     except zstandard.ZstdError as error:
         raise ValueError(f"frame {index} is damaged ({error})") from error

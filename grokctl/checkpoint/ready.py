@@ -262,6 +262,15 @@ class ReadyCheckpoint:
         with self._blaming(device):
             self._open(device).read_into(memory, start)
 
+    def check_header(self, device: int) -> None:
+        """Refuse a device file with another header than the manifest's tensors have.
+
+        Raises:
+            CorruptCheckpointError: The file does not match the manifest.
+        """
+        with self._blaming(device):
+            self._open(device)
+
     def expect(self, device: int, start: int, nbytes: int) -> None:
         """Have the kernel fetch bytes of a device file that will be read soon.
 

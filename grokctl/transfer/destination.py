@@ -41,7 +41,7 @@ from grokctl.paths import (
     rename_record,
     write_atomically,
 )
-from grokctl.text import has_secret, printable
+from grokctl.text import has_secret, printable, shown_url
 from grokctl.transfer.sources import FetchOptions, FetchRequest, parse_source, plain_urls
 
 _LARGEST_RESUME: Final = 64 * 2**20
@@ -376,7 +376,11 @@ def record_progress(
 
 
 def typed_options(options: FetchOptions) -> Iterator[str]:
-    """The options that tell where the bytes come from, without credentials."""
+    """The options that tell where the bytes come from, without credentials.
+
+    A proxy stays even so, with a mark where its password was: a command without it would go past
+    the proxy, and this one is refused until the password is there.
+    """
     for option, values in (
         ("--peer", options.peers),
         ("--tracker", options.trackers),
@@ -392,8 +396,10 @@ def typed_options(options: FetchOptions) -> Iterator[str]:
         ("--connections", (options.connections,)),
     ):
         for value in values:
-            is_url = option in {"--tracker", "--web-seed", "--mirror", "--proxy"}
-            if value is not None and not (is_url and has_secret(str(value))):
+            is_url = option in {"--tracker", "--web-seed", "--mirror"}
+            if option == "--proxy" and value is not None:
+                yield from (option, shown_url(str(value)))
+            elif value is not None and not (is_url and has_secret(str(value))):
                 yield from (option, str(value))
     yield from ["--no-dht"] * (not options.dht)
     yield from ["--no-lsd"] * (not options.lsd)

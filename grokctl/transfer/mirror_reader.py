@@ -51,17 +51,17 @@ class MirrorReader:
         with closing(self._chunks(received)) as stream:
             rest = memoryview(b"")
             for piece in self._pieces:
-                parts, left, hasher = [], self._metainfo.piece_size(piece), self._metainfo.hasher()
-                while left:
+                # not a list of parts: of a mirror that sends bytes one by one, each is an object
+                data, hasher = bytearray(), self._metainfo.hasher()
+                while left := self._metainfo.piece_size(piece) - len(data):
                     if not rest:
                         rest = next(stream)
                     part, rest = rest[:left], rest[left:]
                     hasher.update(part)
-                    parts.append(part)
-                    left -= len(part)
+                    data += part
                 if hasher.digest() != self._metainfo.piece_hash(piece):
                     raise self._mismatch(piece)
-                yield piece, b"".join(parts)
+                yield piece, bytes(data)
 
     def _chunks(self, received: Callable[[int], None]) -> Generator[memoryview]:
         for index, start, length in self._ranges():

@@ -1,3 +1,4 @@
+import hashlib
 import os
 import shutil
 import subprocess
@@ -10,6 +11,7 @@ from grokctl.checkpoint.ready import SUMS, open_ready, read_manifest
 from grokctl.checkpoint.release import open_release
 from grokctl.errors import CorruptCheckpointError, Reason
 from grokctl.model.placement import MeshShape
+from grokctl.paths import MANIFEST
 from grokctl.reshard import reshard
 from grokctl.resharding.plan import ReshardOptions, plan_reshard
 from grokctl.verify import raise_for, verify_ready
@@ -130,3 +132,43 @@ def test_all_damaged_files_of_a_ready_checkpoint_are_listed(ready_pristine, tmp_
     assert [damage.file for damage in verdict.damage] == [file.name for file in checkpoint.files]
     with pytest.raises(CorruptCheckpointError, match="4 of 4 files are damaged"):
         raise_for(verdict, root)
+
+
+@pytest.mark.parametrize(
+    "forge",
+    [
+        pytest.param(lambda data: data[:7] + b"\x80" + data[8:], id="length of 2**63"),
+        pytest.param(lambda data: data.replace(b'"I8"', b'"U8"', 1), id="dtype"),
+        pytest.param(lambda data: data.replace(b"[0,", b"[8,", 1), id="hole"),
+    ],
+)
+def test_a_header_that_no_command_reads_is_damage_whatever_the_sums_say(
+    ready_pristine, tmp_path, forge
+):
+    root = shutil.copytree(ready_pristine, tmp_path / "ready")
+    record = read_manifest(root).files[1]
+    path = root / record.name
+    path.write_bytes(forge(path.read_bytes()))
+    resum(root, {record.sha256: sha256(path)})
+    resum(root, {sha256(ready_pristine / MANIFEST): sha256(root / MANIFEST)}, [SUMS])
+
+    verdict = verify_ready(read_manifest(root))
+    again = verify_ready(read_manifest(root))  # with a receipt
+
+    assert [(item.file, item.reason) for item in verdict.damage] == [(record.name, Reason.ALTERED)]
+    assert "header" in verdict.damage[0].detail
+    assert again.damage == verdict.damage
+    assert not verify_ready(read_manifest(root), quick=True).damage
+
+
+def sha256(path):
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def resum(root, sums, names=(MANIFEST, SUMS)):
+    """Write other sums into the records of a ready checkpoint."""
+    for name in names:
+        text = (root / name).read_text()
+        for old, new in sums.items():
+            text = text.replace(old, new)
+        (root / name).write_text(text)

@@ -2,6 +2,7 @@
 
 import threading
 import time
+import tracemalloc
 from types import SimpleNamespace
 
 import pytest
@@ -11,6 +12,7 @@ from grokctl.checkpoint.release_files import release_paths
 from grokctl.checkpoint.torrent import build_metainfo, parse_metainfo
 from grokctl.errors import StalledError
 from grokctl.fetch import FetchOptions, fetch
+from grokctl.transfer.mirror_reader import MirrorReader
 from grokctl.transfer.mirrors import Mirrors
 from grokctl.transfer.sources import Mirror
 from grokctl.transfer.web import Web
@@ -141,3 +143,26 @@ def test_an_end_in_the_middle_of_everything_is_quiet(small_files, monkeypatch):
                     mirrors.take(mirrors.room)
 
     assert crashed == []
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_a_piece_that_comes_in_crumbs_takes_no_more_memory_than_it_has_bytes(small_files, size):
+    class Crumbs(Handler):
+        def send_part(self, data, first, last):
+            part = data[first : last + 1]
+            crumbs = (part[at : at + size] for at in range(0, len(part), size))
+            self.answer_in_chunks(crumbs, content_range(data, first, last))
+
+    metainfo, places = small_files.metainfo, small_files.places
+
+    with serving(Crumbs, small_files.root) as server, Web() as web:
+        reader = MirrorReader(web, server.url, metainfo, places, range(1))
+        tracemalloc.start()
+        try:
+            arrived = list(reader.read(lambda _: None))
+            _, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+
+    assert arrived == [(0, bytes(PIECE))]
+    assert peak < 50 * PIECE, peak  # most of it is the client's; each crumb as an object: 200

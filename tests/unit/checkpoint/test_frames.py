@@ -177,6 +177,22 @@ def test_any_range_is_read_across_frames(packed, plain, unpacker, data):
     assert unpack(unpacker, path, frames, start, stop - start) == plain[start:stop]
 
 
+@pytest.mark.parametrize(
+    "after",
+    [
+        pytest.param(compress(b"more", FAST), id="a frame"),
+        pytest.param(b"\x50\x2a\x4d\x18\x04\x00\x00\x00abcd", id="a frame to skip"),
+        pytest.param(b"\0", id="a byte"),
+    ],
+)
+def test_nothing_is_behind_a_frame_that_other_readers_of_the_file_would_see(
+    unpacker, tmp_path, after
+):
+    data = compress(b"some bytes", FAST) + after
+
+    assert "frame 0 is damaged" in refused(unpacker, tmp_path, data, [(10, len(data))])
+
+
 def test_a_damaged_frame_is_noticed_whatever_bit_it_is(packed, unpacker, tmp_path, plain):
     path, frames = packed
     rng, data = random.Random(2), path.read_bytes()

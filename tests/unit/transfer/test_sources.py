@@ -85,6 +85,23 @@ def test_a_mirror_without_a_host_is_named_without_its_secret():
     assert "opensesame" not in find_mirror("http:///x?key=opensesame").name
 
 
+@pytest.mark.parametrize(
+    ("proxy", "shown"),
+    [
+        ("socks5://me:opensesame@proxy:1080", "socks5://…@proxy:1080"),
+        ("http://opensesame@203.0.113.7:3128", "http://…@203.0.113.7:3128"),
+        ("socks5h://proxy:1080", "socks5h://proxy:1080"),
+    ],
+)
+def test_no_command_that_continues_goes_past_the_proxy(proxy, shown):
+    words = list(typed_options(FetchOptions(proxy=proxy)))
+
+    assert words == ["--proxy", shown]
+    if proxy != shown:  # pasted as it is, it connects to nobody
+        with pytest.raises(InvalidValueError, match="proxy"):
+            FetchOptions(proxy=shown)
+
+
 def test_the_command_that_continues_keeps_every_option_but_urls_with_a_secret():
     options = FetchOptions(
         peers=("203.0.113.7:6881",),
@@ -100,7 +117,7 @@ def test_the_command_that_continues_keeps_every_option_but_urls_with_a_secret():
     assert words == [
         *("--peer", "203.0.113.7:6881", "--tracker", "udp://t.example:1/announce"),
         *("--mirror", "hf", "--mirror", "http://192.168.100.200:8080/grok-1/"),
-        *("--max-download", "123456789000B"),
+        *("--proxy", "socks5://…@proxy:1", "--max-download", "123456789000B"),
     ]
 
 
