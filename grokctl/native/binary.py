@@ -24,6 +24,8 @@ SWITCH: Final = "GROKCTL_CPU_KERNEL"
 _OFF: Final = "off"
 HANDLERS: Final = ("grokctl_project", "grokctl_expert", "grokctl_project_back")
 """Symbols that XLA calls, which are their names in JAX, too."""
+_PORTABLE: Final = "portable"
+"""The form for any processor, many times slower than XLA's programs: it is for tests."""
 
 
 class NoKernelError(Exception):
@@ -85,7 +87,8 @@ def open_library(path: Path) -> Library:
     """Load a library.
 
     Raises:
-        NoKernelError: The system refuses it, or it is no kernel.
+        NoKernelError: The system refuses it, it is no kernel, or XLA's programs are faster because
+            it has no form for this processor's instructions.
     """
     try:
         symbols = ctypes.CDLL(os.fspath(path))
@@ -99,7 +102,10 @@ def open_library(path: Path) -> Library:
         symbols.grokctl_measure.restype = ctypes.c_double
     except (OSError, AttributeError) as error:
         raise NoKernelError(f"{path} cannot be loaded ({printable(str(error))})") from error
-    return Library(path, symbols)
+    library = Library(path, symbols)
+    if library.instruction_set == _PORTABLE:
+        raise NoKernelError("it has no form for the instructions of this processor")
+    return library
 
 
 def is_off(environ: Mapping[str, str]) -> bool:

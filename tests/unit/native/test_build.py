@@ -400,6 +400,19 @@ def test_an_old_compiler_leaves_out_what_it_does_not_know(tmp_path):
     assert library.force(None)
 
 
+@pytest.mark.skipif(installed(INSTALLED) is None, reason="there is no kernel in this checkout")
+def test_where_only_the_slow_form_runs_there_is_no_kernel():
+    path = installed(INSTALLED)
+    library = open_library(path)
+    library.force("portable")  # as on a processor that has no other
+
+    with pytest.raises(NoKernelError, match="no form for the instructions"):
+        open_library(path)
+
+    library.force(None)
+    assert open_library(path).instruction_set == library.instruction_set
+
+
 def test_what_is_no_library_is_refused_by_its_name(tmp_path):
     (tmp_path / "a.so").write_bytes(b"library")
 
