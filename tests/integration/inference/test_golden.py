@@ -14,6 +14,7 @@ from grokctl.errors import PlacementError
 from grokctl.model.placement import MeshShape
 from grokctl.model.precision import Compute, Precision
 from grokctl.model.sampling import Sampling
+from grokctl.native.binary import SWITCH
 from grokctl.reshard import reshard
 from grokctl.resharding.plan import ReshardOptions, plan_reshard
 
@@ -86,6 +87,22 @@ def test_weights_stored_in_another_precision_keep_its_bound(mesh, compression, t
 
     assert errors[Precision.FLOAT32] < FLOAT32_BOUND < errors[Precision.BFLOAT16]
     assert errors[Precision.BFLOAT16] < golden.bfloat16_bound
+
+
+@pytest.mark.parametrize("mesh", ["model=1", "expert=2,model=8"])
+@pytest.mark.parametrize("compute", Compute)
+def test_both_forms_of_a_product_on_a_cpu_keep_the_bounds(monkeypatch, mesh, compute, tmp_path):
+    golden = load_golden("two-layers")
+    ready = cut("two-layers", mesh, tmp_path)
+    kernel = start(ready, mesh, compute)
+    monkeypatch.setenv(SWITCH, "off")
+    without = start(ready, mesh, compute)
+
+    errors = [error_of(engine, golden) for engine in (kernel, without)]
+
+    assert without.kernel.startswith("XLA")
+    bound = FLOAT32_BOUND if compute is Compute.FLOAT32 else golden.bfloat16_bound
+    assert max(errors) < bound
 
 
 def test_logits_through_the_cache_match_the_reference():

@@ -123,6 +123,11 @@ def trace(model, precision=Precision.INT8, *, batch=5, time=16, kv=jnp.float32, 
             {"platform": "gpu", "batch": 3, "time": 1, "has_kernel": True},
             id="kernel",
         ),
+        pytest.param(
+            Precision.INT8,
+            {"platform": "cpu", "batch": 3, "time": 1, "has_native_kernel": True},
+            id="native",
+        ),
     ],
 )
 def test_every_annotated_array_has_the_shape_that_it_says(model, precision, facts):

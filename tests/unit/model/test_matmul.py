@@ -25,6 +25,8 @@ from grokctl.model.placement import MeshShape
 from grokctl.model.precision import Precision
 from grokctl.model.step_spec import StepShape
 from grokctl.model.tensors import tensor_specs
+from grokctl.native.binary import NoKernelError
+from grokctl.native.library import load
 
 pytestmark = pytest.mark.heavy
 
@@ -246,7 +248,7 @@ def test_the_head_is_the_embedding_turned(rows, platform):
 # --- what a full-width layer takes, without a weight
 
 
-def temporaries(config, precision, groups, *, length, is_fast, batch=1):
+def temporaries(config, precision, groups, *, length, is_fast, batch=1, is_native=False):
     """Bytes that the compiled program of a decoder layer takes beside its arguments."""
     storage = Storage(
         config=config,
@@ -282,7 +284,9 @@ def temporaries(config, precision, groups, *, length, is_fast, batch=1):
         axis_types=(jax.sharding.AxisType.Auto,) * 2,
         devices=find_devices(1),
     )
-    shape = replace(step_shape(config, compute=BF16), has_fast_bfloat16=is_fast)
+    shape = replace(
+        step_shape(config, compute=BF16), has_fast_bfloat16=is_fast, has_native_kernel=is_native
+    )
     mapped = jax.shard_map(
         lambda *arguments: forward.decoder_layer(*arguments, shape=shape),
         mesh=mesh,
@@ -320,6 +324,19 @@ def test_a_full_width_layer_runs_without_a_copy_of_any_weight(
 ):
     # the smallest weight of a layer beside the router, a key, takes 3 to 25 MB
     assert temporaries(FULL, precision, groups, length=length, is_fast=is_fast) < limit
+
+
+@pytest.mark.parametrize(("precision", "groups"), STORAGES)
+@pytest.mark.parametrize(("length", "limit"), [(1, 2e6), (64, 64e6)])
+def test_the_native_kernel_copies_no_weight_either(precision, groups, length, limit):
+    try:
+        load()
+    except NoKernelError as reason:
+        pytest.skip(f"there is no native kernel: {reason}")
+
+    found = temporaries(FULL, precision, groups, length=length, is_fast=True, is_native=True)
+
+    assert found < limit
 
 
 @pytest.mark.parametrize(("batch", "limit"), [(4, 12e6), (16, 60e6)])
