@@ -80,11 +80,16 @@ def usable_cores(root: Path = Path("/")) -> int:
     Args:
         root: Where `proc` and `sys` are.
     """
-    try:
-        cores = len(os.sched_getaffinity(0))
-    except (AttributeError, OSError):  # macOS has no affinity
-        cores = os.cpu_count() or 1
+    bound = bound_cores()
+    cores = (os.cpu_count() or 1) if bound is None else len(bound)
     return max(1, min([cores, *map(int, _quotas(root))]))
+
+
+def bound_cores() -> frozenset[int] | None:
+    """The cores to which this process is bound by affinity; None where there is no such thing."""
+    with suppress(AttributeError, OSError):  # macOS has no affinity
+        return frozenset(os.sched_getaffinity(0))
+    return None
 
 
 def cgroup_folders(root: Path, controllers: str, mount: Path) -> Iterator[Path]:

@@ -1,12 +1,11 @@
 """Nodes of the memory (NUMA): which cores are next to which part of it."""
 
-import os
 import re
-from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
 from grokctl.machine.facts import Node
+from grokctl.system import bound_cores
 from grokctl.text import printable
 
 _MEMORY: Final = re.compile(r"MemTotal:\s*(\d{1,15}) kB")
@@ -20,7 +19,7 @@ def nodes(root: Path = Path("/")) -> tuple[Node, ...]:
     Args:
         root: Where `sys` is.
     """
-    usable = _usable()
+    usable = bound_cores()
     found = []
     for folder in (root / "sys/devices/system/node").glob("node*"):
         number = folder.name.removeprefix("node")
@@ -51,12 +50,6 @@ def cores_of(text: str) -> frozenset[int]:
             return frozenset()
         cores.update(range(first, last + 1))
     return frozenset(cores)
-
-
-def _usable() -> set[int] | None:
-    with suppress(AttributeError, OSError):  # macOS has no affinity
-        return os.sched_getaffinity(0)
-    return None
 
 
 def _text(path: Path) -> str:

@@ -42,6 +42,8 @@ DAMAGE = Damage(
 )
 TRANSLATED = {
     ("bencode.py", "MalformedError"),
+    ("binary.py", "NoKernelError"),
+    ("compiler.py", "BuildError"),
     ("context.py", "ReportedError"),
     ("direct.py", "PrivateAddressError"),
     ("web.py", "WebError"),

@@ -573,6 +573,7 @@ def test_a_whole_machine_is_looked_at(tmp_path):
         "disks, JAX",
         "NVIDIA driver",
         "JAX",
+        "kernel of the CPU",
     ]
 
 
