@@ -7,8 +7,8 @@ SECONDS ?= 600
 # the oldest that jaxlib's own wheels run on
 GLIBC := 2.27
 BIN_PATH := $(CURDIR)/$(BIN)
-# three share two cores, because a test often waits; each takes a GB of memory
-WORKERS ?= 3
+# four share two cores, because a test often waits; each takes a GB of memory
+WORKERS ?= 4
 # the commands and swarms come first, because they take longest
 PARALLEL := -m pytest --numprocesses $(WORKERS) --dist loadscope --no-loadscope-reorder
 PYTEST := $(BIN)/python $(PARALLEL)
