@@ -16,15 +16,12 @@ from grokctl.model.parameters import Experts
 
 _PARTS: Final = {jnp.dtype(jnp.bfloat16): np.int64(2), jnp.dtype(jnp.float32): np.int64(3)}
 """Bytes of an activation: 15 or 23 bits below the largest of its token."""
-
-
 _FEW_TOKENS: Final = 32
 """Up to this many, sums along the rows of the embedding are faster than XLA's matrix product."""
 
 
-def suits(tokens: int, weight: Shaped[Array, "*stack rows outputs"]) -> bool:
-    """Whether `project` is the fastest form on a CPU."""
-    del tokens
+def suits(weight: Shaped[Array, "*stack rows outputs"]) -> bool:
+    """Whether `project` takes a weight: then it is the fastest form on a CPU."""
     return weight.dtype in (jnp.int8, jnp.uint8, jnp.uint16, jnp.float32)
 
 

@@ -4,6 +4,7 @@ Every function here runs inside `jax.shard_map`, as those of `model/forward` do.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 
 import jax
@@ -232,6 +233,41 @@ def _token_by_token(
     return total
 
 
+@dataclass(frozen=True, slots=True)
+class _Choices:
+    """Choices, each a token with one of its experts, sorted by expert."""
+
+    order: Int[Array, " choices"]
+    counts: Int[Array, " experts"]
+    ends: Int[Array, " experts"]
+    """Where the choices of each expert end."""
+
+    @classmethod
+    def of(cls, local: Int[Array, "tokens selected"], num_experts: int) -> "_Choices":
+        """Those of this device's experts; others come last."""
+        order = jnp.argsort(local.reshape(-1))  # stable: of an expert in the order of tokens
+        counts = jnp.sum(_is_expert(local, num_experts), axis=0)
+        return cls(order, counts, jnp.cumsum(counts))
+
+    def part(
+        self,
+        expert: Array,
+        first: Array | int,
+        size: int,
+        *,
+        gates: Float[Array, "tokens selected"],
+    ) -> tuple[Int[Array, " size"], Float[Array, " size"], Int[Array, ""]]:
+        """Tokens of an expert from its `first` one on, their gates, and how many are no padding.
+
+        Padding repeats the last one, with a gate of 0.
+        """
+        end = self.ends[expert]
+        places = end - self.counts[expert] + first + jnp.arange(size)
+        picked = self.order[jnp.minimum(places, end - 1)]
+        gate = jnp.where(places < end, gates.reshape(-1)[picked], 0.0)
+        return picked // gates.shape[1], gate, jnp.minimum(size, end - places[0])
+
+
 def _in_runs(
     experts: Experts,
     rows: Float[Array, "tokens embed"],
@@ -243,24 +279,16 @@ def _in_runs(
 ) -> Float[Array, "tokens embed"]:
     """Run the tokens of each expert through it, `run` tokens at a time.
 
-    A choice is a token with one of its experts. Choices are sorted by expert, and the last run of
-    an expert is filled up with choices whose gate is 0.
+    The last run of an expert is filled up with choices whose gate is 0.
     """
-    expert_of = local.reshape(-1)
-    choices = jnp.argsort(expert_of)  # stable: of an expert in the order of tokens
-    counts = jnp.sum(_is_expert(local, experts.count), axis=0)
-    ends, runs = jnp.cumsum(counts), -(-counts // run)
+    choices = _Choices.of(local, experts.count)
+    runs = -(-choices.counts // run)
     run_ends = jnp.cumsum(runs)
 
     def add_run(index: Array, total: Array) -> Array:
         expert = jnp.sum(run_ends <= index)
-        run_of_expert = index - (run_ends[expert] - runs[expert])
-        end = ends[expert]
-        places = end - counts[expert] + run_of_expert * run + jnp.arange(run)
-        picked = choices[jnp.minimum(places, end - 1)]
-        tokens = picked // gates.shape[1]
-        gate = jnp.where(places < end, gates.reshape(-1)[picked], 0.0)
-        count = jnp.minimum(run, end - places[0])
+        first = (index - (run_ends[expert] - runs[expert])) * run
+        tokens, gate, count = choices.part(expert, first, run, gates=gates)
         output = expert_block(experts, expert, rows[tokens], count, shape=shape)
         return total.at[tokens].add(gate[:, None] * output)
 
@@ -283,20 +311,15 @@ def _expert_after_expert(
     The host of a GPU is asked once for every expert which of the programs of these numbers it has
     to start, and once more whether an expert has more tokens than the largest, `run`.
     """
-    choices = jnp.argsort(local.reshape(-1))  # stable: of an expert in the order of tokens
-    counts = jnp.sum(_is_expert(local, experts.count), axis=0)
-    ends, sizes = jnp.cumsum(counts), capacities(len(rows), config=shape.config)
+    choices, sizes = _Choices.of(local, experts.count), capacities(len(rows), config=shape.config)
+    counts = choices.counts
 
     def added(
         total: Array, *, expert: Array, first: Array | int, size: int
     ) -> Float[Array, "tokens embed"]:
         """With `size` tokens of an expert, from one of its tokens on."""
-        end = ends[expert]
-        places = end - counts[expert] + first + jnp.arange(size)
-        picked = choices[jnp.minimum(places, end - 1)]
-        tokens = picked // gates.shape[1]
-        gate = jnp.where(places < end, gates.reshape(-1)[picked], 0.0)
-        output = expert_block(experts, expert, rows[tokens], shape=shape)
+        tokens, gate, count = choices.part(expert, first, size, gates=gates)
+        output = expert_block(experts, expert, rows[tokens], count, shape=shape)
         return total.at[tokens].add(gate[:, None] * output)
 
     def add_expert(expert: Array, total: Array) -> Array:

@@ -49,7 +49,7 @@ def project(
         float32, partial if the inputs are split over devices.
     """
     rows = x.reshape(-1, x.shape[-1])
-    if shape.has_native_kernel and cpu_kernel.suits(len(rows), matrix.weight):
+    if shape.has_native_kernel and cpu_kernel.suits(matrix.weight):
         product = cpu_kernel.project(
             rows, matrix.weight, matrix.scales, expert, compute=shape.compute
         )
