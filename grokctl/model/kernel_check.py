@@ -12,10 +12,12 @@ import numpy as np
 from jaxtyping import Array
 from numpy.typing import NDArray
 
+from grokctl.model import kernels
 from grokctl.model.attention_kernel import attend_with_one
 from grokctl.model.cache import Entries, LayerCache, Positions
+from grokctl.model.cache_kernel import rotated_and_kept
 from grokctl.model.config import GROK_1
-from grokctl.model.kernels import chosen_products, few_rows, products
+from grokctl.model.kernels import added_up, chosen_products, few_rows
 from grokctl.model.norm_kernel import added, added_and_routed, normed
 from grokctl.model.parameters import Matrix
 from grokctl.model.placement import MeshShape
@@ -71,6 +73,11 @@ class _Given:
     query: Array
     caches: tuple[LayerCache, ...]
     positions: Positions
+    sums: tuple[Array, ...]
+    """Of queries, keys and values, in three parts."""
+    kept: LayerCache
+    after: Positions
+    """Of tokens to keep, the last of which is padding."""
     vectors: Array
     """What a block was made from, and what it made."""
     norms: Array
@@ -85,7 +92,8 @@ def _product(given: _Given, *, name: str, tokens: int, form: KernelForm) -> Arra
 
 
 def _together(given: _Given, *, form: KernelForm) -> Array:
-    return jnp.concatenate(products(given.x[:1], (given.narrow, given.wide), form=form), axis=1)
+    parts = kernels.sums(given.x[:1], (given.narrow, given.wide), form=form)
+    return jnp.concatenate([added_up(part) for part in parts], axis=1)
 
 
 def _chosen(given: _Given, *, rows: int, run: int, form: KernelForm) -> Array:
@@ -99,6 +107,13 @@ def _attended(given: _Given, *, cache: int, form: KernelForm) -> Array:
     return attend_with_one(
         given.query, given.caches[cache], given.positions, config=GROK_1, form=form
     )
+
+
+def _kept(given: _Given, *, form: KernelForm) -> Array:
+    config = replace(GROK_1, key_size=given.kept.key.values.shape[-1])
+    query, cache = rotated_and_kept(given.sums, given.kept, given.after, config=config, form=form)
+    parts = [query, cache.key.values, cache.value.values]
+    return jnp.concatenate([part.reshape(-1) for part in parts])
 
 
 def _routed(given: _Given, *, form: KernelForm) -> Array:
@@ -124,6 +139,7 @@ _RUNS: Final[tuple[Callable[..., Array], ...]] = (
     partial(_product, name="even", tokens=8),
     partial(_product, name="int4", tokens=4),
     _together,
+    _kept,
     partial(_chosen, rows=2, run=1),
     partial(_chosen, rows=8, run=2),
     _routed,
@@ -145,6 +161,7 @@ def _case() -> tuple[_Given, list[NDArray[np.float64]]]:
     caches, attended = zip(
         *[_attention(rng, query, is_int8=each) for each in (False, True)], strict=True
     )
+    sums, kept, rotated = _keeping(rng)
     vectors = rng.standard_normal((2, 3, 300)).astype(np.float32)
     norms = rng.uniform(0.5, 2, (2, 300)).astype(np.float32)
     router = (0.1 * rng.standard_normal((300, GROK_1.num_experts))).astype(np.float32)
@@ -158,6 +175,9 @@ def _case() -> tuple[_Given, list[NDArray[np.float64]]]:
         query=jnp.asarray(query),
         caches=caches,
         positions=Positions(jnp.asarray(_SLOTS), jnp.asarray(_LAST), jnp.int32(2)),
+        sums=sums,
+        kept=kept,
+        after=Positions(jnp.asarray(_NEXT_SLOTS), jnp.asarray(_NEXT), jnp.int32(2)),
         vectors=jnp.asarray(vectors),
         norms=jnp.asarray(norms),
         router=jnp.asarray(router),
@@ -170,6 +190,7 @@ def _case() -> tuple[_Given, list[NDArray[np.float64]]]:
         x @ even_values[first],
         x[:4, :192] @ int4_values[first],
         x[:1] @ np.concatenate([narrow_values, wide_values], axis=1),
+        rotated,
         (x[[0, 0, 1, 1], None] @ stack)[:, 0],
         (x.reshape(4, 2, -1) @ stack).reshape(8, -1),
         _choice(vectors, norms, router),
@@ -236,3 +257,34 @@ def _attention(
             weights = np.exp(GROK_1.attn_logit_cap * np.tanh(logits / GROK_1.attn_logit_cap))
             found[batch, 0, head] = weights @ weighed / weights.sum()
     return LayerCache(*entries), found
+
+
+_NEXT_SLOTS: Final = np.array([2, 0, 1], np.int32)
+_NEXT: Final = np.array([9, 3, 5], np.int32)
+"""Slot of each sequence, and its next position of ten."""
+
+
+def _keeping(
+    rng: np.random.Generator,
+) -> tuple[tuple[Array, ...], LayerCache, NDArray[np.float64]]:
+    """Sums of three tokens, a cache, and the queries, keys and values that are to come of them."""
+    batch, heads, head_dim = len(_NEXT), (6, 2, 2), 32
+    sums = [rng.standard_normal((3, batch, each * head_dim)).astype(np.float32) for each in heads]
+    held = rng.standard_normal((2, 3, 2, 10, head_dim)).astype(np.float32)
+    query, key, value = (
+        part.astype(np.float64).sum(axis=0).reshape(batch, each, head_dim)
+        for part, each in zip(sums, heads, strict=True)
+    )
+    pairs = np.arange(head_dim // 2) / (head_dim // 2)
+    turns = np.exp(1j * _NEXT[:, None, None] / GROK_1.rope_base**pairs)
+    turned = [
+        (x[..., : head_dim // 2] + 1j * x[..., head_dim // 2 :]) * turns for x in (query, key)
+    ]
+    query, key = (np.concatenate([x.real, x.imag], axis=-1) for x in turned)
+    expected = held.astype(np.float64)
+    for token in range(batch - 1):
+        place = (_NEXT_SLOTS[token], slice(None), _NEXT[token])
+        expected[0][place], expected[1][place] = key[token], value[token]
+    kept = LayerCache(*[Entries(jnp.asarray(part[None]), None) for part in held])
+    parts = tuple(jnp.asarray(part) for part in sums)
+    return parts, kept, np.concatenate([query.reshape(-1), expected.reshape(-1)])

@@ -27,6 +27,7 @@ from grokctl.model.config import GROK_1, GrokConfig
 from grokctl.model.parameters import Matrix, build_parameters
 from grokctl.model.placement import MeshShape
 from grokctl.model.precision import Compute, Precision
+from grokctl.model.rotary import rotate
 from grokctl.model.step_spec import StepShape
 from grokctl.model.tensors import tensor_specs
 
@@ -141,9 +142,7 @@ def test_rms_norm_of_zeros_is_zero_and_of_little_is_held_by_epsilon():
 
 
 def rotated(x, positions):
-    return np.asarray(
-        forward.rotate(jnp.asarray(x), jnp.asarray(positions, jnp.int32), base=10000.0)
-    )
+    return np.asarray(rotate(jnp.asarray(x), jnp.asarray(positions, jnp.int32), base=10000.0))
 
 
 def test_rotation_pairs_the_two_halves_of_a_head():

@@ -18,9 +18,17 @@ from jax.sharding import AbstractDevice, AbstractMesh, AxisType, use_abstract_me
 
 from grokctl.checkpoint.miniature import MINIATURE
 from grokctl.checkpoint.pickles import BFLOAT16
-from grokctl.model import experts, forward, kernel_check, kernels, norm_kernel, stored_codes
+from grokctl.model import (
+    cache_kernel,
+    experts,
+    forward,
+    kernel_check,
+    kernels,
+    norm_kernel,
+    stored_codes,
+)
 from grokctl.model.config import GROK_1
-from grokctl.model.kernels import FEW_ROWS, chosen_products, few_rows, products, suits
+from grokctl.model.kernels import FEW_ROWS, added_up, chosen_products, few_rows, suits, sums
 from grokctl.model.matmul import project
 from grokctl.model.parameters import Matrix
 from grokctl.model.placement import MeshShape, place
@@ -177,7 +185,7 @@ def test_several_weights_in_one_kernel_are_as_many_products(several, tokens, pro
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(kernels, "_PROGRAMS", programs)
         if not several[0].experts:
-            found = products(x, matrices, form=INTERPRETED)
+            found = [added_up(part) for part in sums(x, matrices, form=INTERPRETED)]
             rows, numbers = np.arange(tokens), None
         else:
             last = several[0].experts  # of nothing
@@ -509,6 +517,28 @@ def changed(function, change):
             id="one position too few",
         ),
         pytest.param(
+            cache_kernel,
+            "rotation",
+            lambda run, positions, half, **named: run(positions + 1, half, **named),
+            id="turned too far",
+        ),
+        pytest.param(
+            kernel_check,
+            "rotated_and_kept",
+            lambda run, sums, cache, after, **named: run(
+                sums, cache, replace(after, count=after.count + 1), **named
+            ),
+            id="padding kept",
+        ),
+        pytest.param(
+            kernel_check,
+            "rotated_and_kept",
+            lambda run, sums, cache, after, **named: run(
+                sums, cache, replace(after, slots=after.slots[::-1]), **named
+            ),
+            id="kept in slots of each other",
+        ),
+        pytest.param(
             norm_kernel,
             "_choose",
             lambda run, logits, *rest, **named: run(logits[::-1], *rest, **named),
@@ -520,6 +550,7 @@ def test_wrong_kernels_are_found_to_be_wrong(module, name, change, monkeypatch):
     monkeypatch.setattr(module, name, changed(getattr(module, name), change))
     case = kernel_check._case()
     parts = {"attend_with_one": slice(-2, None), "_choose": slice(-3, -2)}
+    parts |= {"rotation": slice(5, 6), "rotated_and_kept": slice(5, 6)}
     part = parts.get(name, slice(0, 3))  # the others need not run
     monkeypatch.setattr(kernel_check, "_RUNS", kernel_check._RUNS[part])
     monkeypatch.setattr(kernel_check, "_case", lambda: (case[0], case[1][part]))
