@@ -146,7 +146,7 @@ class Programs:
 
     def step(self, cache: Cache, read: jax.Array, *, batch: int, time: int, head: Head) -> Step:
         """A step of a shape."""
-        together = layers_together(self.shape.platform, time=time)
+        together = layers_together(self.shape.platform, batch=batch, time=time)
         layers = self.parameters.layers
         starts = range(0, len(layers), together)
         return Step(

@@ -20,9 +20,9 @@ from grokctl.planning import accelerators as published
 from grokctl.planning.accelerators import PUBLISHED, Published
 from grokctl.planning.step_time import (
     KERNEL_REACHED,
-    REACHED,
     StepTime,
     counts_of,
+    reached,
     step_time,
     sums_s,
 )
@@ -65,7 +65,7 @@ class Hardware:
         """Bytes a second of weights that decoding one sequence reads; None if unknown."""
         if self.kernel_rate is not None:
             return self.kernel_rate * KERNEL_REACHED
-        return None if self.bandwidth is None else self.bandwidth * REACHED[self.platform]
+        return None if self.bandwidth is None else self.bandwidth * reached(self.platform)
 
     @property
     def computes(self) -> tuple[Compute, ...]:
@@ -287,7 +287,7 @@ def step_of(
     return step_time(
         counts_of(config, mesh, platform=platform),
         nbytes=nbytes,
-        rate=hardware.decode_rate or bandwidth * REACHED[platform],
+        rate=hardware.decode_rate or bandwidth * reached(platform),
         sums_s=sums_s(config, mesh, platform=platform, has_fast_links=hardware.has_fast_links),
         platform=platform,
     )

@@ -14,7 +14,7 @@ from grokctl.errors import HardwareError
 from grokctl.machine.facts import Machine
 from grokctl.model.placement import MeshShape
 from grokctl.planning.plans import Hardware, Plan, examples
-from grokctl.planning.step_time import KERNEL_REACHED, REACHED, StepTime
+from grokctl.planning.step_time import KERNEL_REACHED, StepTime, reached
 from grokctl.screen.console import Console
 from grokctl.screen.tables import StackedBar, StatusCell
 from grokctl.text import format_bytes, format_number, format_rate, format_seconds
@@ -297,7 +297,7 @@ def _parts_of_speed(console: Console, hardware: Hardware, plan: Plan) -> None:
     if hardware.kernel_rate is not None:
         share = f"{KERNEL_REACHED:.0%} of the kernel's {format_rate(hardware.kernel_rate)}"
     elif hardware.bandwidth is not None:
-        share = f"{REACHED[hardware.platform]:.0%} of {format_rate(hardware.bandwidth)}"
+        share = f"{reached(hardware.platform):.0%} of {format_rate(hardware.bandwidth)}"
     else:
         return
     parts = (

@@ -382,6 +382,14 @@ def test_only_float32_on_a_cpu_has_short_runs():
     }
 
 
+@pytest.mark.parametrize(
+    ("platform", "batch", "time", "layers"),
+    [("gpu", 1, 1, 64), ("gpu", 32, 1, 64), ("gpu", 33, 1, 1), ("gpu", 1, 2, 1), ("cpu", 1, 1, 1)],
+)
+def test_all_layers_are_one_program_where_few_sequences_decode(platform, batch, time, layers):
+    assert forms.layers_together(platform, batch=batch, time=time) == layers
+
+
 def test_an_accelerator_runs_numbers_of_tokens_close_around_the_mean():
     assert forms.capacities(4096, config=GROK_1) == (512, 1024, 1280, 1536, 2048)
     assert forms.capacities(16, config=GROK_1) == (2, 4, 5, 6, 8)

@@ -235,6 +235,19 @@ def test_other_sequences_do_not_slow_the_estimate_of_one_and_codes_of_keys_read_
     assert one.tokens_per_s == 1 / one.estimate.total_s
 
 
+@pytest.mark.parametrize("bandwidth", [None, 400e9])
+def test_any_platform_of_jax_can_be_planned_for(bandwidth):
+    hardware = Hardware(
+        platform="METAL", name="Apple M2", count=1, memory=900 * GB, bandwidth=bandwidth
+    )
+
+    plan = on(hardware, 1)[INT8]
+
+    assert plan.fits
+    assert (plan.tokens_per_s is None) == (bandwidth is None)
+    assert plan.step.launches_s == 0
+
+
 def test_a_cpu_is_estimated_by_the_reading_of_weights_alone():
     (read,) = bytes_per_token(released_storage(GROK_1), MeshShape(1, 1))
 
