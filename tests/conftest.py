@@ -108,27 +108,28 @@ def pytest_collection() -> Generator[None, object, object]:
 
 _PROGRAMS = _share_compiled_programs()
 _WRITTEN_S = 2.0
-"""Age of a program that is written completely."""
+"""Age of a program that is written completely; others are looked for as often."""
 
 
 def pytest_runtest_setup() -> None:
-    """Link the programs that other workers have compiled."""
-    complete = time.time() - _WRITTEN_S
+    """Link the programs that other workers have compiled.
+
+    Not before each test: to look through some thousand names takes as long as most tests.
+    """
+    now = time.time()
+    if now < _looked[-1] + _WRITTEN_S:
+        return
+    _looked[:] = [now]
     for folder in _PROGRAMS.parents[1].glob(f"*/{_PROGRAMS.name}"):
         with suppress(FileNotFoundError):  # the worker has ended
-            if folder == _PROGRAMS or folder.stat().st_mtime_ns == _seen.get(folder):
-                continue
-            seen = folder.stat().st_mtime_ns
-            entries = [
-                entry for entry in os.scandir(folder) if not (_PROGRAMS / entry.name).exists()
-            ]
-            for entry in entries:
-                if entry.stat().st_mtime < complete:
-                    os.link(entry.path, _PROGRAMS / entry.name)
-                else:
-                    seen = 0
-            _seen[folder] = seen
+            for entry in os.scandir(folder):
+                if entry.name not in _linked and entry.stat().st_mtime < now - _WRITTEN_S:
+                    _linked.add(entry.name)
+                    with suppress(FileExistsError):
+                        os.link(entry.path, _PROGRAMS / entry.name)
 
 
-_seen: dict[Path, int] = {}
-"""Folder of another worker -> its time of change when all of its programs were linked."""
+_looked = [0.0]
+"""When other workers' programs were looked for."""
+_linked: set[str] = set()
+"""Names of the programs that lie in this worker's folder for good."""
