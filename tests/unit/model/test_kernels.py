@@ -268,6 +268,7 @@ def test_without_triton_no_product_suits_it():
 # --- between the blocks of a layer
 
 
+@pytest.mark.fused
 @pytest.mark.parametrize(
     ("embed", "num_experts", "selected"), [(24, 7, 3), (96, 8, 2), (2500, 8, 2), (3, 1, 1)]
 )
