@@ -337,6 +337,7 @@ def test_a_whole_expert_is_its_three_products(count):
         np.testing.assert_allclose(found, expected, atol=1e-6 * max(1, np.abs(expected).max()))
 
 
+@pytest.mark.fused
 @pytest.mark.parametrize("size", [0.0, 1e-6, 1.0, 6.0, 30.0, 1e6, 1e19, np.inf, -np.inf, np.nan])
 def test_an_expert_activates_as_xla_does(size):
     one = Matrix(np.eye(2, dtype=np.float32)[None], None)

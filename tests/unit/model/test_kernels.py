@@ -348,6 +348,7 @@ def test_a_product_in_ptx_is_added_to_the_sum(monkeypatch):
 # --- between the blocks of a layer
 
 
+@pytest.mark.fused
 @pytest.mark.parametrize(
     ("embed", "num_experts", "selected"), [(24, 7, 3), (96, 8, 2), (2500, 8, 2), (3, 1, 1)]
 )
