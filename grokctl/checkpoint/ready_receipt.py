@@ -56,7 +56,12 @@ def proven_by(checkpoint: ReadyCheckpoint, receipt: Receipt | None) -> str:
 
 
 def receipt_now(
-    root: Path, manifest_sha256: str, names: Iterable[str], *, root_of_trust: str = ""
+    root: Path,
+    manifest_sha256: str,
+    names: Iterable[str],
+    *,
+    root_of_trust: str = "",
+    manifest: str = MANIFEST,
 ) -> Receipt:
     """The receipt of files that were hashed just now, and nothing will change their stamps.
 
@@ -65,8 +70,9 @@ def receipt_now(
         manifest_sha256: Of the bytes of its manifest.
         names: Of all files with a hash in the manifest.
         root_of_trust: Of the proven source that it was made from just now; empty otherwise.
+        manifest: The name of its manifest.
     """
-    stamps = {name: Stamp.of(root / name) for name in (*names, MANIFEST, SUMS)}
+    stamps = {name: Stamp.of(root / name) for name in (*names, manifest, SUMS)}
     return Receipt(
         infohash=manifest_sha256,
         verified_at=now(),
@@ -106,7 +112,9 @@ def continued(
     )
 
 
-def keep_ready_receipt(root: Path, receipt: Receipt, observe: Observer) -> None:
+def keep_ready_receipt(
+    root: Path, receipt: Receipt, observe: Observer, *, manifest: str = MANIFEST
+) -> None:
     """Write the receipt of a ready checkpoint, or delete that which is there if it has no files.
 
     Where other users can write it would not be believed, and they could have changed the files.
@@ -115,9 +123,10 @@ def keep_ready_receipt(root: Path, receipt: Receipt, observe: Observer) -> None:
         root: The ready checkpoint.
         receipt: Covers the manifest, unless that is damaged: then nothing is covered.
         observe: Receives a note if it cannot be written.
+        manifest: The name of its manifest.
     """
     try:
-        if MANIFEST not in receipt.stamps or why_exposed(root / MANIFEST) is not None:
+        if manifest not in receipt.stamps or why_exposed(root / manifest) is not None:
             forget_receipt(root)
         elif read_receipt(root) != receipt:
             receipt.write(root)

@@ -1,7 +1,7 @@
 """Plan a reshard: its files and its memory. `--dry-run` prints the plan, execution follows it."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from math import prod
 from pathlib import Path
@@ -14,10 +14,12 @@ from grokctl.checkpoint.release import Release
 from grokctl.checkpoint.storage import storage_in
 from grokctl.checkpoint.tensor_source import ReleaseSource, Slices, Storage, TensorSource, extent
 from grokctl.errors import invalid
+from grokctl.events import Stage
 from grokctl.machine.memory import memory
 from grokctl.model.placement import MeshShape, check_mesh
 from grokctl.model.precision import Precision, check_conversion
-from grokctl.resharding.slices import cuts_of
+from grokctl.resharding.replaced import READY, FolderKind
+from grokctl.resharding.slices import Cut, cuts_of, is_scales_of_quantized
 from grokctl.system import usable_cores
 
 _LARGEST_ARRAY: Final = 2**24
@@ -26,6 +28,8 @@ _MOST_WAITING: Final = 8
 _FEWEST_WAITING: Final = 2
 """Finished arrays that wait for their writers, in addition to those that workers fill: with eight,
 a reshard is a tenth faster than with two, if there is memory for them."""
+_SAMPLES: Final = 12
+"""Tensors, from all over the model, whose pieces are made to measure the work."""
 _SCRATCH: Final = 16 * 2**20
 """Bytes per worker in addition to its array: rows as read, floats, integers."""
 
@@ -68,6 +72,38 @@ class ReshardPlan:
     """Arrays in memory at a time: being filled, waiting, or being written."""
     array_nbytes: int
     """Bytes of an array at most."""
+
+    @property
+    def kind(self) -> FolderKind:
+        """The kind of folder that is published."""
+        return READY
+
+    @property
+    def stage(self) -> Stage:
+        """The stage that reports the progress."""
+        return Stage.RESHARD
+
+    @cached_property
+    def keys(self) -> tuple[str, ...]:
+        """The names of the tensors, in the order of every file."""
+        return tuple(item.tensor.key for item in self.layouts[0].tensors)
+
+    def pieces(self, index: int) -> Iterator[Cut]:
+        """The arrays of a tensor, by its place in that order."""
+        return cuts_of(self.layouts, index, limit=self.array_nbytes)
+
+    def made_with(self, index: int) -> int | None:
+        """The weight that is quantized together with these scales; None if they are read."""
+        tensor = self.layouts[0].tensors[index].tensor
+        if not is_scales_of_quantized(self.tensors, tensor):
+            return None
+        return self.keys.index(replace(tensor, is_scales=False).key)
+
+    def samples(self) -> list[int]:
+        """Places of weights from all over the model."""
+        tensors = self.layouts[0].tensors
+        matrices = [index for index, item in enumerate(tensors) if item.tensor.is_matrix]
+        return spread(matrices)
 
     @cached_property
     def tensors(self) -> TensorSource:
@@ -139,6 +175,11 @@ def plan_reshard(source: Release | ReadyCheckpoint, options: ReshardOptions) -> 
         arrays=arrays,
         array_nbytes=array_nbytes,
     )
+
+
+def spread(places: Sequence[int]) -> list[int]:
+    """Some of these places, from all over them."""
+    return sorted({places[n * len(places) // _SAMPLES] for n in range(_SAMPLES)})
 
 
 def usual_name(

@@ -55,15 +55,17 @@ class _File:
 class SourceHashing:
     """Threads that hash device files, as a context manager that ends them."""
 
-    def __init__(self, source: Release | ReadyCheckpoint) -> None:
+    def __init__(self, source: Release | ReadyCheckpoint, stage: Stage = Stage.RESHARD) -> None:
         """Open the device files, and start no thread yet.
 
         Args:
             source: A ready checkpoint, whose manifest has the hashes; of a release, which a
                 receipt proves, nothing is hashed. The stamps of its files were taken before, and
                 are compared at the end: what changes later is not published.
+            stage: That reports the progress.
         """
         self._source = source
+        self._stage = stage
         self._changed = Condition()
         self._is_cancelled = Event()
         self._includes_all = False
@@ -147,7 +149,7 @@ class SourceHashing:
         while self._missing() > limit:
             with self._changed:
                 self._changed.wait(_POLL_S)
-            observe(Advanced(stage=Stage.RESHARD, done=done, detail="hashing the source"))
+            observe(Advanced(stage=self._stage, done=done, detail="hashing the source"))
 
     def _missing(self) -> int:
         return sum(file.goal - file.done for file in self._files if file.is_behind)

@@ -512,7 +512,7 @@ def test_a_tokenizer_that_appears_in_a_ready_checkpoint_is_not_handed_on(
         (ready / "tokenizer.model").write_bytes(b"planted")
         return found
 
-    monkeypatch.setattr("grokctl.reshard.origin_of", origin_of)
+    monkeypatch.setattr("grokctl.resharding.execution.origin_of", origin_of)
     with pytest.raises(CorruptCheckpointError, match="appeared while it was read"):
         cut(opened(ready), FOUR, tmp_path / "out")
 
