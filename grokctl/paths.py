@@ -25,6 +25,7 @@ TOKENIZER = "tokenizer.model"
 CONFIG = "config.json"
 TORRENT = "release.torrent"
 MANIFEST = "grokctl.json"
+EXPORT_MANIFEST: Final = "grokctl-export.json"
 ADOPTED: Final = "adopted"
 """The folder of links to releases elsewhere, in home."""
 PRIVATE = ".grokctl"
@@ -51,6 +52,11 @@ class Home:
     def ready(self) -> Path:
         """The folder of ready checkpoints."""
         return self.root / "ready"
+
+    @property
+    def exports(self) -> Path:
+        """The folder of exports."""
+        return self.root / "exports"
 
     @property
     def adopted(self) -> Path:

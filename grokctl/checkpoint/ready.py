@@ -1,6 +1,6 @@
 """Ready checkpoints: opened by their manifest, read by logical slices from any mesh."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -60,6 +60,21 @@ class ReadyCheckpoint:
     def name(self) -> str:
         """The folder's name."""
         return self.root.resolve().name
+
+    @property
+    def verb(self) -> str:
+        """The command that makes such a folder."""
+        return "reshard"
+
+    @property
+    def manifest_name(self) -> str:
+        """The name of its manifest."""
+        return MANIFEST
+
+    @property
+    def records(self) -> Mapping[str, FileRecord]:
+        """Every file except the manifest and the checksums, by name."""
+        return self.manifest.records
 
     @property
     def storage(self) -> Storage:

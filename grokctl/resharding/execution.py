@@ -83,7 +83,7 @@ def execute(
             if (problem := why_exposed(partial.path)) is not None:
                 observe(Noted(message=f"{problem}: other users can replace the checkpoint"))
             for other in leftovers(partial.path, plan.out):
-                message = f"left by another {plan.stage}, or in use by one"
+                message = "left by another run, or in use by one"
                 observe(Noted(message=f"{other}: {message}; to delete it: rm -r {quoted(other)}"))
             is_earlier = partial.is_of_others or (is_earlier and partial.path == usual)
             run = _Run(

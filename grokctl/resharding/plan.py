@@ -7,7 +7,7 @@ from math import prod
 from pathlib import Path
 from typing import Final
 
-from grokctl.checkpoint.frames import FRAME, Compression
+from grokctl.checkpoint.frames import Compression
 from grokctl.checkpoint.layout import DeviceLayout, device_layouts
 from grokctl.checkpoint.ready import ReadyCheckpoint
 from grokctl.checkpoint.release import Release
@@ -15,23 +15,14 @@ from grokctl.checkpoint.storage import storage_in
 from grokctl.checkpoint.tensor_source import ReleaseSource, Slices, Storage, TensorSource, extent
 from grokctl.errors import invalid
 from grokctl.events import Stage
-from grokctl.machine.memory import memory
 from grokctl.model.placement import MeshShape, check_mesh
 from grokctl.model.precision import Precision, check_conversion
+from grokctl.resharding.memory_limits import memory_limits, peak_nbytes
 from grokctl.resharding.replaced import READY, FolderKind
 from grokctl.resharding.slices import Cut, cuts_of, is_scales_of_quantized
-from grokctl.system import usable_cores
 
-_LARGEST_ARRAY: Final = 2**24
-_SMALLEST_ARRAY: Final = 2**20
-_MOST_WAITING: Final = 8
-_FEWEST_WAITING: Final = 2
-"""Finished arrays that wait for their writers, in addition to those that workers fill: with eight,
-a reshard is a tenth faster than with two, if there is memory for them."""
 _SAMPLES: Final = 12
 """Tensors, from all over the model, whose pieces are made to measure the work."""
-_SCRATCH: Final = 16 * 2**20
-"""Bytes per worker in addition to its array: rows as read, floats, integers."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,8 +130,9 @@ class ReshardPlan:
     @property
     def peak_bytes(self) -> int:
         """Bytes of memory for reading, converting and writing, at most."""
-        copies = 2 if self.compression else 1
-        return self.arrays * self.array_nbytes * copies + self.jobs * _SCRATCH
+        return peak_nbytes(
+            self.jobs, self.arrays, self.array_nbytes, is_compressed=self.compression is not None
+        )
 
 
 def plan_reshard(source: Release | ReadyCheckpoint, options: ReshardOptions) -> ReshardPlan:
@@ -163,7 +155,12 @@ def plan_reshard(source: Release | ReadyCheckpoint, options: ReshardOptions) -> 
     check_mesh(mesh, own.config)
     storage = storage_in(own, precision, mesh, group_size=options.group_size)
     layouts = _layouts(storage, options)
-    jobs, arrays, array_nbytes = _memory_limits(layouts, options)
+    jobs, arrays, array_nbytes = memory_limits(
+        lambda limit: _largest_cut(layouts, limit),
+        is_compressed=options.compression is not None,
+        jobs=options.jobs,
+        max_memory=options.max_memory,
+    )
     return ReshardPlan(
         source=source,
         out=options.out,
@@ -207,23 +204,6 @@ def _layouts(storage: Storage, options: ReshardOptions) -> tuple[DeviceLayout, .
         expected = f"expected devices 0 to {mesh.size - 1} of {mesh}"
         raise invalid("only_devices", some, expected, f"--only-devices 0-{mesh.size - 1}")
     return layouts
-
-
-def _memory_limits(
-    layouts: Sequence[DeviceLayout], options: ReshardOptions
-) -> tuple[int, int, int]:
-    """Threads, arrays and bytes per array that fit the memory."""
-    budget = memory().usable // 4 if options.max_memory is None else options.max_memory
-    copies = 2 if options.compression else 1
-    smallest = FRAME if options.compression else _SMALLEST_ARRAY
-    least = copies * _largest_cut(layouts, smallest)
-    room = (budget - _FEWEST_WAITING * least) // (_SCRATCH + least)
-    threads = max(1, min(options.jobs or usable_cores(), room))
-    rest = budget - threads * _SCRATCH
-    waiting = max(_FEWEST_WAITING, min(_MOST_WAITING, rest // (2 * least) - threads))
-    share = rest // (copies * (threads + waiting))
-    largest = _largest_cut(layouts, max(smallest, min(share, _LARGEST_ARRAY)))
-    return threads, threads + waiting, largest
 
 
 def _largest_cut(layouts: Sequence[DeviceLayout], limit: int) -> int:

@@ -206,7 +206,7 @@ def test_a_journal_without_a_line_is_begun_again(holes):
     (folder / "device-00-of-01.safetensors").touch()
 
     with little_memory(2**26), opened_partial(folder, READY, ignore) as partial:
-        journal = Journal(partial, devices=1)
+        journal = Journal(partial, files=1)
         journal.close()
 
     assert journal.entries == []

@@ -1,0 +1,105 @@
+"""Plan an export from what a user asks for: open the source, choose the type and the name."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from grokctl.checkpoint.ready import ReadyCheckpoint, open_ready
+from grokctl.checkpoint.receipt import Receipt, proof_of
+from grokctl.checkpoint.release import Release, open_release
+from grokctl.events import Observer, ignore
+from grokctl.exporting.options import EmbeddingType, ExportOptions, ExportType, Format
+from grokctl.exporting.plan import ExportPlan, plan_export
+from grokctl.integrity.provenance import describe_hashed, describe_proof
+from grokctl.model.precision import Precision
+from grokctl.paths import kind_of
+from grokctl.resharding.estimate import Estimate
+from grokctl.resharding.publish import check_destination, check_space, destination
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExportRequest:
+    """What to export, and how; None takes the default."""
+
+    root: Path
+    """A release or a ready checkpoint."""
+    folder: Path
+    """Gets the result under its usual name, unless `out` is given."""
+    format: Format = Format.GGUF
+    type: ExportType | None = None
+    embedding: EmbeddingType | None = None
+    out: Path | None = None
+    split: int | None = None
+    jobs: int | None = None
+    max_memory: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlannedExport:
+    """A plan, and what is known about the content of its source."""
+
+    plan: ExportPlan
+    proof: Receipt | None
+    """The receipt that covers a release."""
+    provenance: str
+    """The same in one line for people."""
+
+
+def plan_export_request(request: ExportRequest, *, observe: Observer = ignore) -> PlannedExport:
+    """Open the source of a request and plan its export.
+
+    Args:
+        request: What is asked for.
+        observe: Receives progress while a release is opened.
+
+    Raises:
+        GrokctlError: The source cannot be opened, or as `plan_export` does.
+    """
+    source: Release | ReadyCheckpoint
+    proof = None
+    if kind_of(request.root) == "ready":
+        source = open_ready(request.root, is_streamed=True)
+        name, precision = source.source.folder, source.precision
+        provenance = describe_hashed(source)
+    else:
+        source = open_release(request.root, observe=observe)
+        name, precision = source.name, Precision.INT8
+        found = proof_of(source)
+        proof, provenance = found.receipt, describe_proof(found, request.root)
+    kind = request.type or _usual_type(precision)
+    usual = request.folder / f"{name}-{kind}-{request.format}"
+    options = ExportOptions(
+        out=destination(request.out or usual),
+        format=request.format,
+        type=kind,
+        embedding=request.embedding or EmbeddingType.F32,
+        name=name,
+        split=request.split,
+        jobs=request.jobs,
+        max_memory=request.max_memory,
+    )
+    plan = plan_export(source, options)
+    return PlannedExport(plan=plan, proof=proof, provenance=provenance)
+
+
+def _usual_type(precision: Precision) -> ExportType:
+    """The type that loses nothing, and takes the least room, for weights of a precision."""
+    match precision:
+        case Precision.INT8:
+            return ExportType.Q8_0
+        case Precision.INT4:
+            return ExportType.Q4_0
+        case Precision.BFLOAT16:
+            return ExportType.BF16
+        case Precision.FLOAT32:
+            return ExportType.F32
+
+
+def check_export(plan: ExportPlan, estimate: Estimate) -> None:
+    """Refuse what the export itself would refuse.
+
+    Raises:
+        UsageError: The destination is taken, or cannot be written.
+        DiskFullError: The result does not fit.
+    """
+    check_destination(plan, force=False)
+    check_space(plan, estimate.nbytes, estimate.free_nbytes)
