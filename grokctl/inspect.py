@@ -10,6 +10,9 @@ from math import prod
 from pathlib import Path
 from threading import Event
 
+from grokctl.checkpoint.export_manifest import Export, open_export
+from grokctl.checkpoint.gguf import SUFFIX, read_gguf
+from grokctl.checkpoint.gguf_model import gguf_name
 from grokctl.checkpoint.pickles import ArrayRef
 from grokctl.checkpoint.ready import ReadyCheckpoint, open_ready
 from grokctl.checkpoint.receipt import proof_of
@@ -25,8 +28,9 @@ from grokctl.events import Advanced, Finished, Observer, Stage, Started, ignore
 from grokctl.integrity.provenance import describe_proof, describe_unhashed
 from grokctl.model.config import GrokConfig
 from grokctl.model.precision import Precision
+from grokctl.model.tensors import tensor_specs
 from grokctl.os_errors import is_absence, located, reason_of, refusal
-from grokctl.paths import kind_of
+from grokctl.paths import kind_of, quoted
 from grokctl.system import usable_cores
 
 _AHEAD = 4
@@ -39,7 +43,7 @@ class TensorRow:
     """One stored tensor."""
 
     index: int | None
-    """Its index in the release; None in a ready checkpoint."""
+    """Its index in the release; None elsewhere."""
     file: str
     name: str
     kind: str
@@ -52,7 +56,8 @@ class TensorRow:
     parameters: int
     """Parameters of the model; scales do not count."""
     nbytes: int
-    """Bytes of the file in a release, of the tensor on all devices in a ready checkpoint."""
+    """Bytes of the file in a release, of the tensor elsewhere; in a ready checkpoint, on all its
+    devices."""
     stats: ValueStats | None = None
     """Statistics of its values, if requested."""
 
@@ -117,7 +122,7 @@ def inspect(
     """Describe a checkpoint; proves nothing about its content.
 
     Args:
-        root: A release or a ready checkpoint.
+        root: A release, a ready checkpoint or an export.
         pattern: Glob on tensor names or file names; all tensors by default.
         stats: Also read every value of these tensors, in bounded memory.
         jobs: Threads that read; one per core by default.
@@ -127,7 +132,18 @@ def inspect(
         CorruptCheckpointError: The structure is damaged, or a file cannot be read.
         UsageError: There is no checkpoint, or nothing matches.
     """
-    if kind_of(root) == "ready":
+    kind = kind_of(root)
+    if kind == "export":
+        if stats:
+            message = (
+                f"{root}: expected a release or a ready checkpoint for --stats, found an export"
+            )
+            raise UsageError(message, f"grokctl inspect {quoted(root)}")
+        export = open_export(root)
+        config, entries, total = export.manifest.config, _of_export(export), export.nbytes
+        is_proven = doubt_unhashed(export) is None
+        provenance = describe_unhashed(export)
+    elif kind == "ready":
         checkpoint = open_ready(root)
         config, entries, total = checkpoint.config, _of_ready(checkpoint), checkpoint.nbytes
         is_proven = doubt_unhashed(checkpoint) is None
@@ -154,7 +170,7 @@ def inspect(
         rows = [replace(row, stats=own) for row, own in zip(rows, stats_of_rows, strict=True)]
     return Inspection(
         root=root,
-        kind=kind_of(root) or "release",
+        kind=kind or "release",
         config=config,
         rows=tuple(rows),
         total_nbytes=total,
@@ -210,6 +226,30 @@ def _of_ready(checkpoint: ReadyCheckpoint) -> list[_Entry]:
         )
         for tensor in checkpoint.storage.tensors
     ]
+
+
+def _of_export(export: Export) -> list[_Entry]:
+    """The tensors of GGUF files, by the names that they have there."""
+    specs = {gguf_name(spec): spec for spec in tensor_specs(export.manifest.config)}
+    entries = []
+    for name in sorted(export.records):
+        if not name.endswith(SUFFIX):
+            continue
+        for tensor in read_gguf(export.root / name).tensors:
+            spec = specs.get(tensor.name)
+            row = TensorRow(
+                index=None,
+                file=name,
+                name=tensor.name,
+                kind="others" if spec is None else _kind(spec.name),
+                shape=tensor.shape,
+                dtype=tensor.type.name,
+                scale_groups=0,
+                parameters=prod(tensor.shape),
+                nbytes=tensor.nbytes,
+            )
+            entries.append(_Entry(row, ()))
+    return entries
 
 
 def _is_packed(tensor: LogicalTensor) -> bool:

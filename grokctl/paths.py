@@ -160,8 +160,12 @@ def require_utf8(path: Path, name: str) -> None:
     )
 
 
+PUBLISHED: Final = frozenset({"ready", "export"})
+"""Kinds of folders that are made of a checkpoint, with a manifest that has the sums of files."""
+
+
 def kind_of(path: Path) -> str | None:
-    """The kind of checkpoint in a folder: `ready`, `release`, or None.
+    """The kind of checkpoint in a folder: `ready`, `export`, `release`, or None.
 
     Raises:
         OSError: The machine refuses to look at it.
@@ -169,6 +173,8 @@ def kind_of(path: Path) -> str | None:
     try:
         if (path / MANIFEST).is_file():
             return "ready"
+        if (path / EXPORT_MANIFEST).is_file():
+            return "export"
         is_release = (path / CKPT).is_dir() or (path / PRIVATE / UNFINISHED).is_file()
     except OSError as error:
         if error.errno == errno.ENAMETOOLONG:

@@ -1,11 +1,13 @@
 """Decide whether files on disk are the ones that the torrent promises; the proof is a receipt."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
 from grokctl.checkpoint.adoption import end_adoption
+from grokctl.checkpoint.export_manifest import export_again, missing_of_export, read_export
+from grokctl.checkpoint.published import Published
 from grokctl.checkpoint.ready import ReadyCheckpoint, missing_files, read_manifest, reshard_again
 from grokctl.checkpoint.ready_receipt import keep_ready_receipt
 from grokctl.checkpoint.receipt import (
@@ -103,7 +105,7 @@ def verify(
     every few seconds, so that a stopped or killed verification continues from there.
 
     Args:
-        root: A release; a ready checkpoint is verified by `verify_ready`.
+        root: A release, or what was made of one: a ready checkpoint or an export.
         quick: Check only the structure; proves nothing about the content.
         rehash: Ignore the receipt.
         keeps: Whether the result is kept in the folder; otherwise nothing is written.
@@ -115,9 +117,16 @@ def verify(
         UsageError: There is no release, or no torrent to prove it against.
         OSError: The machine refuses to read a file, which says nothing about the file.
     """
-    if kind_of(root) == "ready":
+    kind = kind_of(root)
+    if kind == "ready":
         return verify_ready(
             read_manifest(root), quick=quick, rehash=rehash, keeps=keeps, jobs=jobs, observe=observe
+        )
+    if kind == "export":
+        export = read_export(root)
+        made = _Made(export, missing_of_export(export), export_again(export))
+        return _verify_made(
+            made, quick=quick, rehash=rehash, keeps=keeps, jobs=jobs, observe=observe
         )
     if quick and (unfinished := read_unfinished(root)) is not None:
         return _unfinished_verdict(root, unfinished)
@@ -397,24 +406,46 @@ def verify_ready(
         jobs: Hashing threads; one per core by default.
         observe: Receives progress in bytes.
     """
-    damage = {item.file: item for item in missing_files(checkpoint)}
+    made = _Made(checkpoint, list(missing_files(checkpoint)), reshard_again(checkpoint))
+    return _verify_made(made, quick=quick, rehash=rehash, keeps=keeps, jobs=jobs, observe=observe)
+
+
+@dataclass(frozen=True, slots=True)
+class _Made:
+    """A folder that was made of a checkpoint."""
+
+    folder: Published
+    missing: Sequence[Damage]
+    """Files that are not there, or of another size."""
+    again: str
+    """The command that makes it again."""
+
+
+def _verify_made(
+    made: _Made, *, quick: bool, rehash: bool, keeps: bool, jobs: int | None, observe: Observer
+) -> Verdict:
+    """See `verify_ready`."""
+    checkpoint = made.folder
+    damage = {item.file: item for item in made.missing}
     sums = read_sums(checkpoint)
     damage = {item.file: item for item in sums.damage} | damage
-    records = [record for record in (*checkpoint.files, *sums.others) if record.name not in damage]
+    own = checkpoint.records.values()
+    records = [record for record in (*own, *sums.others) if record.name not in damage]
     content = None
     if not quick:
         content = check_content(
             checkpoint, records, damage, rehash=rehash, jobs=_threads(jobs), observe=observe
         )
         if keeps:
-            keep_ready_receipt(checkpoint.root, content.receipt, observe)
+            name = checkpoint.manifest_name
+            keep_ready_receipt(checkpoint.root, content.receipt, observe, manifest=name)
         damage |= content.damage
     doubt = None if quick else doubt_of(checkpoint)
     is_proven = not quick and not damage and doubt is None
     verdict = Verdict(
-        name=checkpoint.name,
-        files=len(checkpoint.files),
-        nbytes=checkpoint.nbytes,
+        name=checkpoint.root.resolve().name,
+        files=len(own),
+        nbytes=sum(record.nbytes for record in own),
         hashed=content.hashed if content else 0,
         damage=tuple(damage[name] for name in sorted(damage)),
         verified=None,
@@ -424,7 +455,7 @@ def verify_ready(
         root_of_trust=content.receipt.root_of_trust if content and is_proven else None,
         spared=content.spared if content else 0,
         since=content.since if content else None,
-        remedy=reshard_again(checkpoint),
+        remedy=made.again,
     )
     if keeps and not quick:
         _remember(checkpoint.root, verdict, observe)

@@ -17,8 +17,9 @@ Q8_0: Final = np.dtype([("scale", "<f2"), ("codes", "i1", BLOCK)])
 Q4_0: Final = np.dtype([("scale", "<f2"), ("codes", "u1", BLOCK // 2)])
 """`value = scale * (code - 8)`; byte j has input j in its low nibble, and input j + 16 above."""
 _WORD: Final = 8
-_TILE: Final = (256, 64)
-"""Rows, and words of a row, that are turned at a time."""
+_ROWS: Final = 256
+_STRIP: Final = 2**18
+"""Bytes of some words of all rows that are turned at a time: they stay in the cache."""
 
 
 def turn(rows: NDArray[Any], out: NDArray[Any]) -> None:
@@ -32,16 +33,17 @@ def turn(rows: NDArray[Any], out: NDArray[Any]) -> None:
     per_word = _WORD // dtype.itemsize
     whole = columns // per_word * per_word
     inner = out.shape[1:]
-    if whole:
-        words = rows[:, :whole].view(np.uint64)
-        turned = np.empty((whole // per_word, count), np.uint64)
-        for left in range(0, turned.shape[0], _TILE[1]):
-            for top in range(0, count, _TILE[0]):
-                tile = slice(top, top + _TILE[0]), slice(left, left + _TILE[1])
-                turned[tile[::-1]] = words[tile].T
+    words = rows[:, :whole].view(np.uint64)
+    step = max(1, _STRIP // (_WORD * count))
+    for left in range(0, words.shape[1], step):
+        strip = words[:, left : left + step]
+        turned = np.empty(strip.shape[::-1], np.uint64)
+        for top in range(0, count, _ROWS):
+            turned[:, top : top + _ROWS] = strip[top : top + _ROWS].T
         parts = turned.view(dtype).reshape(-1, count, per_word)
+        first, end = left * per_word, left * per_word + len(parts) * per_word
         for place in range(per_word):
-            out[place:whole:per_word] = parts[:, :, place].reshape(-1, *inner)
+            out[first + place : end : per_word] = parts[:, :, place].reshape(-1, *inner)
     if whole < columns:
         out[whole:] = rows[:, whole:].T.reshape(-1, *inner)
 
@@ -54,6 +56,19 @@ def turned_back(columns: NDArray[Any]) -> NDArray[Any]:
     """
     rows = np.empty(columns.shape[::-1], columns.dtype)
     turn(np.ascontiguousarray(columns), rows)
+    return rows
+
+
+def codes_turned_back(codes: NDArray[Any]) -> NDArray[Any]:
+    """The codes of blocks as rows of inputs, contiguous.
+
+    Args:
+        codes: `(outputs, blocks, bytes of a block)`, in any strides but for the last axis.
+    """
+    outputs, count, height = codes.shape
+    rows = np.empty((count * height, outputs), codes.dtype)
+    for number in range(count):
+        turn(codes[:, number], rows[number * height : (number + 1) * height])
     return rows
 
 

@@ -203,6 +203,13 @@ def missing_of_export(export: Export) -> list[Damage]:
     return found
 
 
+def export_again(export: Export) -> str:
+    """The command that makes an export again, beside it: exports are never replaced."""
+    manifest = export.manifest
+    command = f"grokctl export {quoted(export.source.folder)} --format {manifest.format}"
+    return f"{command} --type {manifest.type} --out {quoted(f'{export.root}-again')}"
+
+
 def open_export(root: Path) -> Export:
     """Read a manifest, and check that every file in it exists and has its size.
 
@@ -212,7 +219,5 @@ def open_export(root: Path) -> Export:
     """
     export = read_export(root)
     for damage in missing_of_export(export):
-        raise corrupt(
-            damage.file, damage.reason, damage.detail, f"grokctl verify {quoted(export.root)}"
-        )
+        raise corrupt(damage.file, damage.reason, damage.detail, export_again(export))
     return export

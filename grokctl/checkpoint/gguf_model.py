@@ -16,6 +16,8 @@ from grokctl.model.config import GROK_1, GrokConfig
 from grokctl.model.tensors import Axis, TensorSpec
 
 ARCHITECTURE: Final = "grok"
+STORAGE: Final = "grokctl.storage"
+"""The key of what grokctl needs to read a file again."""
 _NAMES: Final = {
     "embedding": "token_embd",
     "final_norm": "output_norm",

@@ -5,6 +5,9 @@ from pathlib import Path
 from typing import Protocol
 
 from grokctl.checkpoint.manifest import FileRecord, Source
+from grokctl.checkpoint.release import Release
+from grokctl.checkpoint.tensor_source import ReleaseSource, TensorSource
+from grokctl.model.precision import Precision
 
 
 class Published(Protocol):
@@ -44,3 +47,36 @@ class Published(Protocol):
     def tokenizer(self) -> Path | None:
         """The sentencepiece model, if there is one."""
         ...
+
+
+class PublishedTensors(Published, TensorSource, Protocol):
+    """A published folder whose tensors can be read: a ready checkpoint, or an export in GGUF."""
+
+    @property
+    def name(self) -> str:
+        """The folder's name."""
+        ...
+
+    @property
+    def precision(self) -> Precision:
+        """The precision of its weights."""
+        ...
+
+    @property
+    def tensor_files(self) -> tuple[FileRecord, ...]:
+        """The files with tensors that it has."""
+        ...
+
+    @property
+    def opened(self) -> frozenset[str]:
+        """The names of the files from which something was read."""
+        ...
+
+
+Checkpoint = Release | PublishedTensors
+"""What can be resharded and exported."""
+
+
+def tensors_of(checkpoint: Checkpoint) -> TensorSource:
+    """A checkpoint as a source of tensors."""
+    return ReleaseSource(checkpoint) if isinstance(checkpoint, Release) else checkpoint

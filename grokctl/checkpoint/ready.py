@@ -107,6 +107,11 @@ class ReadyCheckpoint:
         return self.manifest.files
 
     @property
+    def tensor_files(self) -> tuple[FileRecord, ...]:
+        """The device files that it has."""
+        return tuple(map(self.manifest.record_of, self.manifest.devices))
+
+    @property
     def layouts(self) -> tuple[DeviceLayout, ...]:
         """The layout of every device file."""
         return self.manifest.layouts

@@ -77,7 +77,8 @@ def export(
         from grokctl.screen import export as screen
 
         where = home_of(home)
-        found = found_checkpoint(console, where, checkpoint, ready=checkpoint is not None)
+        is_named = checkpoint is not None
+        found = found_checkpoint(console, where, checkpoint, ready=is_named, exports=is_named)
         request = ExportRequest(
             root=found.root.absolute(),
             folder=where.exports,

@@ -2,21 +2,17 @@
 
 import json
 from collections.abc import Collection, Sequence
-from typing import Final
 
 import numpy as np
 
 from grokctl.checkpoint.gguf import SUFFIX, GgufTensor, TensorType, Value, gguf_header
-from grokctl.checkpoint.gguf_model import gguf_name, model_metadata, order_of
+from grokctl.checkpoint.gguf_model import STORAGE, gguf_name, model_metadata, order_of
 from grokctl.checkpoint.tensor_source import Storage
 from grokctl.exporting.files import ExportFile, distributed, numbered
 from grokctl.exporting.scales import FittedScales
 from grokctl.exporting.tensors import ExportTensor
 from grokctl.model.precision import Precision
 from grokctl.model.tensors import Axis, tensor_specs
-
-STORAGE: Final = "grokctl.storage"
-"""The key of what grokctl needs to read a file again."""
 
 
 def gguf_tensors(

@@ -13,9 +13,9 @@ from grokctl.checkpoint.gguf import TensorType, Value
 from grokctl.checkpoint.gguf_model import refuse_impossible
 from grokctl.checkpoint.gguf_tokenizer import no_tokenizer_metadata, tokenizer_metadata
 from grokctl.checkpoint.pieces import Pieces, parse_pieces
+from grokctl.checkpoint.published import Checkpoint, tensors_of
 from grokctl.checkpoint.ready import SUMS, ReadyCheckpoint
-from grokctl.checkpoint.release import Release
-from grokctl.checkpoint.tensor_source import ReleaseSource, Storage, TensorSource
+from grokctl.checkpoint.tensor_source import Storage, TensorSource
 from grokctl.events import Stage
 from grokctl.exporting.files import ExportFile
 from grokctl.exporting.gguf_files import gguf_files, gguf_metadata, gguf_tensors
@@ -45,7 +45,7 @@ _PRECISIONS: Final = {
 class ExportPlan:
     """Everything that an export will read and write."""
 
-    source: Release | ReadyCheckpoint
+    source: Checkpoint
     options: ExportOptions
     storage: Storage
     """How the weights are converted, but for those of `fitted.float32`."""
@@ -83,7 +83,7 @@ class ExportPlan:
     @cached_property
     def tensors(self) -> TensorSource:
         """The source as a source of tensors."""
-        return _source_of(self.source)
+        return tensors_of(self.source)
 
     @property
     def out(self) -> Path:
@@ -149,7 +149,7 @@ class ExportPlan:
         return spread([place for place, part in enumerate(self.parts) if part.tensor.is_matrix])
 
 
-def plan_export(source: Release | ReadyCheckpoint, options: ExportOptions) -> ExportPlan:
+def plan_export(source: Checkpoint, options: ExportOptions) -> ExportPlan:
     """Decide every byte that will be written; reads the scales, and writes no file.
 
     Args:
@@ -163,7 +163,7 @@ def plan_export(source: Release | ReadyCheckpoint, options: ExportOptions) -> Ex
     """
     if isinstance(source, ReadyCheckpoint):
         source.check_whole()
-    tensors = _source_of(source)
+    tensors = tensors_of(source)
     config = tensors.config
     refuse_impossible(config)
     storage = _storage(tensors.storage, options.type)
@@ -218,7 +218,7 @@ def plan_export(source: Release | ReadyCheckpoint, options: ExportOptions) -> Ex
     )
 
 
-def pieces_of(source: Release | ReadyCheckpoint) -> Pieces | None:
+def pieces_of(source: Checkpoint) -> Pieces | None:
     """The vocabulary of a source, if it has a tokenizer."""
     check_tokenizer(source)
     if source.tokenizer is None:
@@ -226,11 +226,7 @@ def pieces_of(source: Release | ReadyCheckpoint) -> Pieces | None:
     return parse_pieces(read_linked(source.tokenizer, source.root, most=LARGEST_TOKENIZER)[0])
 
 
-def _source_of(source: Release | ReadyCheckpoint) -> TensorSource:
-    return ReleaseSource(source) if isinstance(source, Release) else source
-
-
-def _tokenizer(source: Release | ReadyCheckpoint, config: GrokConfig) -> dict[str, Value]:
+def _tokenizer(source: Checkpoint, config: GrokConfig) -> dict[str, Value]:
     pieces = pieces_of(source)
     if pieces is None:
         return no_tokenizer_metadata()

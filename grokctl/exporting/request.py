@@ -2,10 +2,12 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from grokctl.checkpoint.ready import ReadyCheckpoint, open_ready
+from grokctl.checkpoint.gguf_checkpoint import open_gguf
+from grokctl.checkpoint.ready import open_ready
 from grokctl.checkpoint.receipt import Receipt, proof_of
-from grokctl.checkpoint.release import Release, open_release
+from grokctl.checkpoint.release import open_release
 from grokctl.events import Observer, ignore
 from grokctl.exporting.options import EmbeddingType, ExportOptions, ExportType, Format
 from grokctl.exporting.plan import ExportPlan, plan_export
@@ -14,6 +16,9 @@ from grokctl.model.precision import Precision
 from grokctl.paths import kind_of
 from grokctl.resharding.estimate import Estimate
 from grokctl.resharding.publish import check_destination, check_space, destination
+
+if TYPE_CHECKING:
+    from grokctl.checkpoint.published import Checkpoint
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,23 +59,25 @@ def plan_export_request(request: ExportRequest, *, observe: Observer = ignore) -
     Raises:
         GrokctlError: The source cannot be opened, or as `plan_export` does.
     """
-    source: Release | ReadyCheckpoint
+    source: Checkpoint
     proof = None
-    if kind_of(request.root) == "ready":
-        source = open_ready(request.root, is_streamed=True)
-        name, precision = source.source.folder, source.precision
-        provenance = describe_hashed(source)
+    kind = kind_of(request.root)
+    if kind in {"ready", "export"}:
+        is_ready = kind == "ready"
+        made = open_ready(request.root, is_streamed=True) if is_ready else open_gguf(request.root)
+        source, name, precision = made, made.source.folder, made.precision
+        provenance = describe_hashed(made)
     else:
-        source = open_release(request.root, observe=observe)
-        name, precision = source.name, Precision.INT8
-        found = proof_of(source)
+        source = release = open_release(request.root, observe=observe)
+        name, precision = release.name, Precision.INT8
+        found = proof_of(release)
         proof, provenance = found.receipt, describe_proof(found, request.root)
-    kind = request.type or _usual_type(precision)
-    usual = request.folder / f"{name}-{kind}-{request.format}"
+    weights = request.type or _usual_type(precision)
+    usual = request.folder / f"{name}-{weights}-{request.format}"
     options = ExportOptions(
         out=destination(request.out or usual),
         format=request.format,
-        type=kind,
+        type=weights,
         embedding=request.embedding or EmbeddingType.F32,
         name=name,
         split=request.split,

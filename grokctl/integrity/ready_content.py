@@ -70,7 +70,8 @@ def check_content(
     saved = read_ready_receipt(checkpoint)
     receipt = None if rehash else saved
     before = hashed_before(checkpoint, receipt).intersection(names)
-    fresh = receipt_now(root, checkpoint.manifest_sha256, names)
+    name = checkpoint.manifest_name
+    fresh = receipt_now(root, checkpoint.manifest_sha256, names, manifest=name)
     note_receipt(receipt, before, fresh.stamps, total=len(names), observe=observe)
     left = [record for record in records if record.name not in before]
     damage, hashed = altered_files(root, left, jobs=jobs, observe=observe)

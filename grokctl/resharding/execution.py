@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from grokctl.checkpoint.manifest import Source
-from grokctl.checkpoint.ready import ReadyCheckpoint
 from grokctl.checkpoint.ready_receipt import keep_ready_receipt, receipt_now
 from grokctl.checkpoint.receipt import Receipt, Stamp, stamps_of
+from grokctl.checkpoint.release import Release
 from grokctl.checkpoint.sums import require_sums
 from grokctl.errors import UsageError
 from grokctl.events import Finished, Noted, Observer
@@ -72,7 +72,7 @@ def execute(
         CorruptCheckpointError: The source changed, or is not as its manifest or its proof says.
     """
     source = plan.source
-    if isinstance(source, ReadyCheckpoint):
+    if not isinstance(source, Release):
         require_sums(source)
     stamps = stamps_of(source)
     check_tokenizer(source)

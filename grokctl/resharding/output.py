@@ -9,8 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from grokctl.checkpoint.frames import Compression, compress
-from grokctl.checkpoint.ready import ReadyCheckpoint
-from grokctl.checkpoint.release import Release
+from grokctl.checkpoint.published import Checkpoint
 from grokctl.checkpoint.tensor_source import LogicalTensor, Slices, TensorSource
 from grokctl.events import Stage
 from grokctl.resharding.convert import NOTHING, Squares
@@ -122,7 +121,7 @@ class OutputPlan(Protocol):
         ...
 
     @property
-    def source(self) -> Release | ReadyCheckpoint:
+    def source(self) -> Checkpoint:
         """The checkpoint that is read."""
         ...
 

@@ -9,10 +9,11 @@ from typing import Final
 
 from grokctl.checkpoint.frames import Compression
 from grokctl.checkpoint.layout import DeviceLayout, device_layouts
+from grokctl.checkpoint.published import Checkpoint, tensors_of
 from grokctl.checkpoint.ready import ReadyCheckpoint
 from grokctl.checkpoint.release import Release
 from grokctl.checkpoint.storage import storage_in
-from grokctl.checkpoint.tensor_source import ReleaseSource, Slices, Storage, TensorSource, extent
+from grokctl.checkpoint.tensor_source import Slices, Storage, TensorSource, extent
 from grokctl.errors import invalid
 from grokctl.events import Stage
 from grokctl.model.placement import MeshShape, check_mesh
@@ -51,7 +52,7 @@ class ReshardOptions:
 class ReshardPlan:
     """Everything that a reshard will read and write."""
 
-    source: Release | ReadyCheckpoint
+    source: Checkpoint
     out: Path
     mesh: MeshShape
     storage: Storage
@@ -99,7 +100,7 @@ class ReshardPlan:
     @cached_property
     def tensors(self) -> TensorSource:
         """The source as a source of tensors."""
-        return ReleaseSource(self.source) if isinstance(self.source, Release) else self.source
+        return tensors_of(self.source)
 
     @property
     def precision(self) -> Precision:
@@ -135,7 +136,7 @@ class ReshardPlan:
         )
 
 
-def plan_reshard(source: Release | ReadyCheckpoint, options: ReshardOptions) -> ReshardPlan:
+def plan_reshard(source: Checkpoint, options: ReshardOptions) -> ReshardPlan:
     """Decide every byte that will be written; reads and writes no file.
 
     Args:
@@ -148,7 +149,7 @@ def plan_reshard(source: Release | ReadyCheckpoint, options: ReshardOptions) -> 
     """
     if isinstance(source, ReadyCheckpoint):
         source.check_whole()
-    tensors = ReleaseSource(source) if isinstance(source, Release) else source
+    tensors = tensors_of(source)
     own, mesh = tensors.storage, options.mesh
     precision = own.precision if options.precision is None else options.precision
     check_conversion(own.precision, precision)
@@ -180,17 +181,17 @@ def spread(places: Sequence[int]) -> list[int]:
 
 
 def usual_name(
-    source: Release | ReadyCheckpoint,
+    source: Checkpoint,
     *,
     mesh: MeshShape,
     precision: Precision | None,
     compression: Compression | None,
 ) -> str:
     """The default folder name: `NAME-PRECISION-MESH`, with `-zst` if compressed."""
-    if isinstance(source, ReadyCheckpoint):
-        name, own = source.source.folder, source.precision
-    else:
+    if isinstance(source, Release):
         name, own = source.name, Precision.INT8
+    else:
+        name, own = source.source.folder, source.precision
     return f"{name}-{precision or own}-{mesh.slug}" + ("-zst" if compression else "")
 
 

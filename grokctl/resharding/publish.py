@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from grokctl.checkpoint.manifest import Source
-from grokctl.checkpoint.ready import ReadyCheckpoint
+from grokctl.checkpoint.published import Checkpoint
 from grokctl.checkpoint.receipt import Receipt, Stamp, changed_since, stamps_of
 from grokctl.checkpoint.release import Release
 from grokctl.checkpoint.sums import doubt_of
@@ -103,7 +103,7 @@ def _elsewhere(taken: Path) -> str:
     return f"--out {quoted(free)}  # another destination"
 
 
-def check_tokenizer(source: Release | ReadyCheckpoint) -> None:
+def check_tokenizer(source: Checkpoint) -> None:
     """Refuse a tokenizer that is another user's link to a file which only this user may read.
 
     Raises:
@@ -184,12 +184,12 @@ def writing(out: Path) -> Iterator[None]:
 # --- the partial folder
 
 
-def can_be_exchanged(source: Release | ReadyCheckpoint) -> bool:
+def can_be_exchanged(source: Checkpoint) -> bool:
     """Whether other users can change or exchange a file that is resharded."""
     if isinstance(source, Release):
         names = [str(tensor.path.relative_to(source.root)) for tensor in source.tensors]
     else:
-        names = [record.name for record in source.files]
+        names = list(source.records)
     return first_exposure(source.root, names) is not None
 
 
@@ -242,7 +242,7 @@ def leftovers(partial: Path, out: Path) -> list[Path]:
 
 
 def check_unchanged(
-    source: Release | ReadyCheckpoint,
+    source: Checkpoint,
     stamps: Mapping[Path, Stamp | None],
     proof: Receipt | None,
     partial: PartialFolder,
@@ -267,9 +267,7 @@ def check_unchanged(
         raise corrupt(changed[0], Reason.ALTERED, "changed while it was read", command)
 
 
-def refuse_altered(
-    source: Release | ReadyCheckpoint, damage: Sequence[Damage], partial: PartialFolder
-) -> None:
+def refuse_altered(source: Checkpoint, damage: Sequence[Damage], partial: PartialFolder) -> None:
     """Refuse to publish what was made from wrong bytes; the partial folder is then deleted.
 
     Raises:
@@ -283,9 +281,7 @@ def refuse_altered(
 # --- the origin, and the name
 
 
-def origin_of(
-    source: Release | ReadyCheckpoint, proof: Receipt | None, *, is_earlier: bool
-) -> Source:
+def origin_of(source: Checkpoint, proof: Receipt | None, *, is_earlier: bool) -> Source:
     """What a manifest says about its source.
 
     Args:

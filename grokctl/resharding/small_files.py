@@ -4,7 +4,8 @@ import hashlib
 from collections.abc import Iterable
 
 from grokctl.checkpoint.manifest import FileRecord, Source
-from grokctl.checkpoint.ready import SUMS, ReadyCheckpoint
+from grokctl.checkpoint.published import Checkpoint
+from grokctl.checkpoint.ready import SUMS
 from grokctl.checkpoint.release import Release
 from grokctl.errors import Damage, Reason
 from grokctl.integrity.ready_content import altered
@@ -20,9 +21,7 @@ def write_small(partial: PartialFolder, name: str, data: bytes, mode: int = 0o66
     return FileRecord(name=name, nbytes=len(data), sha256=hashlib.sha256(data).hexdigest())
 
 
-def write_tokenizer(
-    source: Release | ReadyCheckpoint, origin: Source, partial: PartialFolder
-) -> list[FileRecord]:
+def write_tokenizer(source: Checkpoint, origin: Source, partial: PartialFolder) -> list[FileRecord]:
     """Copy the tokenizer of a source.
 
     Args:
@@ -39,8 +38,8 @@ def write_tokenizer(
     if source.tokenizer is None:
         return []
     data, mode = read_linked(source.tokenizer, source.root, most=LARGEST_TOKENIZER)
-    if isinstance(source, ReadyCheckpoint):
-        record = source.manifest.records.get(TOKENIZER)
+    if not isinstance(source, Release):
+        record = source.records.get(TOKENIZER)
         found = altered(record, hashlib.sha256(data).hexdigest()) if record else None
         if record is None and origin.proven:  # `origin_of` has seen none
             found = Damage(TOKENIZER, Reason.ALTERED, "appeared while it was read")
