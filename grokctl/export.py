@@ -15,7 +15,7 @@ from grokctl.exporting.plan import ExportPlan
 from grokctl.resharding.execution import execute
 from grokctl.resharding.filling import Filled
 from grokctl.resharding.partial import PartialFolder
-from grokctl.resharding.small_files import write_manifest, write_tokenizer
+from grokctl.resharding.small_files import write_manifest, write_small, write_tokenizer
 
 
 def export(plan: ExportPlan, *, proof: Receipt | None = None, observe: Observer = ignore) -> Export:
@@ -39,6 +39,7 @@ def export(plan: ExportPlan, *, proof: Receipt | None = None, observe: Observer 
 def _write_rest(plan: ExportPlan, folder: PartialFolder, origin: Source, filled: Filled) -> str:
     """Write the small files, the checksums and, last, the manifest; returns the sha256 of that."""
     filled.records.extend(write_tokenizer(plan.source, origin, folder))
+    filled.records.extend(write_small(folder, name, data) for name, data in plan.small.items())
     errors = {
         part.name: squares.relative_rms
         for part, squares in zip(plan.parts, filled.squares, strict=True)
@@ -52,7 +53,7 @@ def _write_rest(plan: ExportPlan, folder: PartialFolder, origin: Source, filled:
         source=origin,
         errors=errors,
         folded=tuple(sorted(plan.fitted.shifts)),
-        float32=tuple(sorted(plan.fitted.float32 | plan.narrow)),
+        float32=tuple(plan.float32),
         files=tuple(filled.records),
     )
     return write_manifest(folder, filled.records, export_manifest_bytes(manifest))

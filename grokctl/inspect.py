@@ -19,6 +19,7 @@ from grokctl.checkpoint.receipt import proof_of
 from grokctl.checkpoint.refusal import read_refusal
 from grokctl.checkpoint.release import open_release
 from grokctl.checkpoint.release_files import file_nbytes
+from grokctl.checkpoint.safetensors_header import HeaderTensor, read_safetensors
 from grokctl.checkpoint.stored_tensor import StoredTensor
 from grokctl.checkpoint.sums import doubt_unhashed
 from grokctl.checkpoint.tensor_source import LogicalTensor, extent
@@ -229,27 +230,46 @@ def _of_ready(checkpoint: ReadyCheckpoint) -> list[_Entry]:
 
 
 def _of_export(export: Export) -> list[_Entry]:
-    """The tensors of GGUF files, by the names that they have there."""
-    specs = {gguf_name(spec): spec for spec in tensor_specs(export.manifest.config)}
+    """The tensors of an export, by the names that they have there."""
+    kinds = {gguf_name(spec): _kind(spec.name) for spec in tensor_specs(export.manifest.config)}
     entries = []
-    for name in sorted(export.records):
-        if not name.endswith(SUFFIX):
-            continue
-        for tensor in read_gguf(export.root / name).tensors:
-            spec = specs.get(tensor.name)
+    for file in sorted(export.records):
+        path = export.root / file
+        found: Iterable[HeaderTensor] = ()
+        if file.endswith(SUFFIX):
+            found = (
+                HeaderTensor(one.name, one.type.name, one.shape, one.nbytes)
+                for one in read_gguf(path).tensors
+            )
+        elif file.endswith(".safetensors"):
+            found = read_safetensors(path)
+        for tensor in found:
             row = TensorRow(
                 index=None,
-                file=name,
+                file=file,
                 name=tensor.name,
-                kind="others" if spec is None else _kind(spec.name),
+                kind=kinds.get(tensor.name) or _kind_of_torch(tensor.name),
                 shape=tensor.shape,
-                dtype=tensor.type.name,
+                dtype=tensor.dtype,
                 scale_groups=0,
                 parameters=prod(tensor.shape),
                 nbytes=tensor.nbytes,
             )
             entries.append(_Entry(row, ()))
     return entries
+
+
+def _kind_of_torch(name: str) -> str:
+    """The part of the model that a tensor of Hugging Face's layout belongs to."""
+    for word, kind in (
+        ("norm", "norms"),
+        ("self_attn", "attention"),
+        ("experts", "experts"),
+        ("moe.gate", "router"),
+    ):
+        if word in name:
+            return kind
+    return "embedding"
 
 
 def _is_packed(tensor: LogicalTensor) -> bool:

@@ -81,7 +81,8 @@ def refuse_impossible(config: GrokConfig) -> None:
         found = f"{config.num_q_heads} of {config.key_size}, together {config.q_size}"
         raise PlacementError(
             f"llama.cpp: expected heads as wide together as the embedding, {config.emb_size}, "
-            f"found {found}"
+            f"found {found}",
+            "--format hf  # has no such limit",
         )
     if config.num_experts > _MOST_EXPERTS:
         raise PlacementError(

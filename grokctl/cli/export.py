@@ -25,23 +25,25 @@ def export(
     checkpoint: CheckpointArgument = None,
     form: Annotated[
         Format,
-        typer.Option("--format", help="gguf: llama.cpp and what is built on it."),
+        typer.Option("--format", help="gguf: llama.cpp and others; hf: SGLang, vLLM up to 0.24."),
     ] = Format.GGUF,
     kind: Annotated[
         ExportType | None,
         typer.Option(
             "--type",
             help="Of the weights; q8_0 holds the released integers, f32 everything.",
-            show_default="lossless: q8_0, q4_0 from int4",
+            show_default="lossless: q8_0, q4_0 from int4; hf: bf16",
         ),
     ] = None,
     embedding: Annotated[
         EmbeddingType | None,
-        typer.Option(help="Of the embedding, which is also the head.", show_default="f32"),
+        typer.Option(help="Of the embedding, also the head.", show_default="f32; hf: bf16"),
     ] = None,
     split: Annotated[
         str | None,
-        typer.Option(metavar="SIZE", help="Several files, none larger.", show_default="one file"),
+        typer.Option(
+            metavar="SIZE", help="Several files, none larger.", show_default="one; hf: 48GB each"
+        ),
     ] = None,
     out: Annotated[
         Path | None,

@@ -10,6 +10,8 @@ class Format(StrEnum):
 
     GGUF = "gguf"
     """llama.cpp, Ollama, LM Studio, and others built on it."""
+    HF = "hf"
+    """safetensors as SGLang, and vLLM up to 0.24, read them."""
 
 
 class ExportType(StrEnum):

@@ -1,44 +1,31 @@
 """Plan an export: its tensors, files and memory. `--dry-run` prints it, execution follows it."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
 from pathlib import Path
-from typing import Final
 
 from grokctl.checkpoint.blocks import BLOCK
 from grokctl.checkpoint.frames import Compression
-from grokctl.checkpoint.gguf import TensorType, Value
-from grokctl.checkpoint.gguf_model import refuse_impossible
-from grokctl.checkpoint.gguf_tokenizer import no_tokenizer_metadata, tokenizer_metadata
 from grokctl.checkpoint.pieces import Pieces, parse_pieces
 from grokctl.checkpoint.published import Checkpoint, tensors_of
 from grokctl.checkpoint.ready import SUMS, ReadyCheckpoint
 from grokctl.checkpoint.tensor_source import Storage, TensorSource
 from grokctl.events import Stage
+from grokctl.exporting.contents import Contents, contents_of
 from grokctl.exporting.files import ExportFile
-from grokctl.exporting.gguf_files import gguf_files, gguf_metadata, gguf_tensors
-from grokctl.exporting.options import ExportOptions, ExportType
-from grokctl.exporting.scales import FittedScales, fit_scales
-from grokctl.exporting.tensors import ExportPiece, ExportTensor, block_groups
+from grokctl.exporting.options import EmbeddingType, ExportOptions, ExportType
+from grokctl.exporting.scales import FittedScales
+from grokctl.exporting.tensors import ExportPiece, ExportTensor
 from grokctl.linked_files import read_linked
 from grokctl.marks import MARK
-from grokctl.model.config import GrokConfig
-from grokctl.model.precision import Precision, check_conversion
-from grokctl.model.tensors import tensor_specs
+from grokctl.model.precision import Precision
 from grokctl.paths import EXPORT_MANIFEST, LARGEST_TOKENIZER, PRIVATE, TOKENIZER
 from grokctl.resharding.memory_limits import memory_limits, peak_nbytes
 from grokctl.resharding.plan import spread
 from grokctl.resharding.publish import check_tokenizer
 from grokctl.resharding.replaced import JOURNAL, FolderKind
-
-_PRECISIONS: Final = {
-    ExportType.Q8_0: Precision.INT8,
-    ExportType.Q4_0: Precision.INT4,
-    ExportType.BF16: Precision.BFLOAT16,
-    ExportType.F32: Precision.FLOAT32,
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,16 +34,8 @@ class ExportPlan:
 
     source: Checkpoint
     options: ExportOptions
-    storage: Storage
-    """How the weights are converted, but for those of `fitted.float32`."""
-    fitted: FittedScales
-    """What was done about scales that float16 does not hold."""
-    narrow: frozenset[str]
-    """Parameters that are float32 because their inputs are no whole blocks."""
-    parts: tuple[ExportTensor, ...]
-    """The tensors, in the order of the files."""
-    layouts: tuple[ExportFile, ...]
-    """The files with tensors."""
+    contents: Contents
+    """The tensors, their files, and the small files beside them."""
     jobs: int
     arrays: int
     """Arrays in memory at a time: being filled, waiting, or being written."""
@@ -66,7 +45,7 @@ class ExportPlan:
     @cached_property
     def kind(self) -> FolderKind:
         """The kind of folder that is published."""
-        names = {layout.name for layout in self.layouts}
+        names = {layout.name for layout in self.layouts} | self.small.keys()
         names |= {SUMS, TOKENIZER, EXPORT_MANIFEST, JOURNAL, MARK, PRIVATE}
         return FolderKind(
             name="export",
@@ -74,6 +53,36 @@ class ExportPlan:
             manifest=EXPORT_MANIFEST,
             is_own_name=lambda name: name in names,
         )
+
+    @property
+    def storage(self) -> Storage:
+        """How the weights are converted, but for those that are float32."""
+        return self.contents.storage
+
+    @property
+    def parts(self) -> tuple[ExportTensor, ...]:
+        """The tensors, in the order of the files."""
+        return self.contents.parts
+
+    @property
+    def layouts(self) -> tuple[ExportFile, ...]:
+        """The files with tensors."""
+        return self.contents.files
+
+    @property
+    def small(self) -> Mapping[str, bytes]:
+        """The files beside them, without the tokenizer, the sums and the manifest."""
+        return self.contents.small
+
+    @property
+    def fitted(self) -> FittedScales:
+        """What was done about scales that float16 does not hold."""
+        return self.contents.fitted
+
+    @property
+    def float32(self) -> list[str]:
+        """Parameters that the release quantizes, and that are float32 in spite of the type."""
+        return sorted(self.contents.narrow | self.fitted.float32)
 
     @property
     def stage(self) -> Stage:
@@ -129,7 +138,7 @@ class ExportPlan:
             or own == self.storage
             or self.storage.precision is own.precision is Precision.BFLOAT16
         )
-        if TensorType[options.embedding.name] is TensorType.F32 or not is_exact:
+        if options.embedding is EmbeddingType.F32 or not is_exact:
             return is_exact
         return None
 
@@ -163,43 +172,9 @@ def plan_export(source: Checkpoint, options: ExportOptions) -> ExportPlan:
     """
     if isinstance(source, ReadyCheckpoint):
         source.check_whole()
-    tensors = tensors_of(source)
-    config = tensors.config
-    refuse_impossible(config)
-    storage = _storage(tensors.storage, options.type)
-    quantized = [spec for spec in tensor_specs(config) if spec.is_quantized]
-    packed = storage.precision in {Precision.INT8, Precision.INT4}
-    narrow = {
-        spec.name
-        for spec in quantized
-        if packed and not block_groups(spec.shape[-2], storage.groups[spec.name])
-    }
-    fitted = FittedScales()
-    if storage == tensors.storage:
-        checked = [spec for spec in quantized if packed and spec.name not in narrow]
-        fitted = fit_scales(tensors, [storage.weight(spec) for spec in checked])
-    types = {
-        spec.name: TensorType.F32
-        if spec.name in narrow | fitted.float32
-        else TensorType[options.type.name]
-        for spec in quantized
-    }
-    parts = gguf_tensors(storage, types, _embedding(config, options), fitted)
-    layouts = gguf_files(
-        f"{options.name}-{options.type}",
-        parts,
-        gguf_metadata(
-            storage,
-            TensorType[options.type.name],
-            options.name,
-            _tokenizer(source, config),
-            fitted,
-            narrow,
-        ),
-        options.split,
-    )
+    contents = contents_of(tensors_of(source), pieces_of(source), options)
     jobs, arrays, array_nbytes = memory_limits(
-        lambda limit: _largest_piece(parts, limit),
+        lambda limit: _largest_piece(contents.parts, limit),
         is_compressed=False,
         jobs=options.jobs,
         max_memory=options.max_memory,
@@ -207,11 +182,7 @@ def plan_export(source: Checkpoint, options: ExportOptions) -> ExportPlan:
     return ExportPlan(
         source=source,
         options=options,
-        storage=storage,
-        fitted=fitted,
-        narrow=frozenset(narrow),
-        parts=parts,
-        layouts=layouts,
+        contents=contents,
         jobs=jobs,
         arrays=arrays,
         array_nbytes=array_nbytes,
@@ -226,42 +197,7 @@ def pieces_of(source: Checkpoint) -> Pieces | None:
     return parse_pieces(read_linked(source.tokenizer, source.root, most=LARGEST_TOKENIZER)[0])
 
 
-def _tokenizer(source: Checkpoint, config: GrokConfig) -> dict[str, Value]:
-    pieces = pieces_of(source)
-    if pieces is None:
-        return no_tokenizer_metadata()
-    return tokenizer_metadata(pieces, config.vocab_size)
-
-
-def _embedding(config: GrokConfig, options: ExportOptions) -> TensorType:
-    """The type of the embedding; float32 if its rows are no whole blocks."""
-    kind = TensorType[options.embedding.name]
-    return TensorType.F32 if config.emb_size % kind.block[0] else kind
-
-
-def _storage(own: Storage, kind: ExportType) -> Storage:
-    """How the weights are converted: as they are stored, if the type holds that.
-
-    Raises:
-        PlacementError: The source no longer has what the type holds.
-    """
-    precision = _PRECISIONS[kind]
-    check_conversion(own.precision, precision)
-    if precision is Precision.INT8:
-        return own
-    groups = dict.fromkeys(own.groups, 0)
-    if precision is Precision.INT4:
-        specs = [spec for spec in tensor_specs(own.config) if spec.is_quantized]
-        widths = {spec.name: spec.shape[-2] for spec in specs}
-        if own.precision is Precision.INT4 and all(
-            block_groups(width, own.groups[name]) for name, width in widths.items()
-        ):
-            return own
-        groups |= {name: width // BLOCK for name, width in widths.items() if width % BLOCK == 0}
-    return Storage(config=own.config, precision=precision, groups=groups)
-
-
-def _largest_piece(parts: tuple[ExportTensor, ...], limit: int) -> int:
+def _largest_piece(parts: Sequence[ExportTensor], limit: int) -> int:
     """Bytes of the largest piece under a limit."""
     distinct = {(part.type, part.tensor.spec.shape): part for part in parts}
     return max(

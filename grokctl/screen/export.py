@@ -10,6 +10,7 @@ from grokctl.text import format_bytes, format_rate, format_seconds
 
 if TYPE_CHECKING:  # a screen imports no stage
     from collections.abc import Collection
+    from pathlib import Path
 
     from grokctl.checkpoint.export_manifest import Export
     from grokctl.exporting.plan import ExportPlan
@@ -41,7 +42,7 @@ def export_plan(console: Console, plan: ExportPlan, estimate: Estimate) -> None:
                 "misfits": plan.fitted.misfits,
                 "folded": sorted(plan.fitted.shifts),
             },
-            "float32": sorted(plan.fitted.float32 | plan.narrow),
+            "float32": plan.float32,
             "peak_bytes": plan.peak_bytes,
             "free_bytes": estimate.free_nbytes,
             "fits": is_fitting,
@@ -77,7 +78,6 @@ def exported(
 ) -> None:
     """Print a finished export."""
     manifest = export.manifest
-    first = export.root / plan.layouts[0].name
     show(
         console,
         {
@@ -103,10 +103,18 @@ def exported(
             ("error", _loss(manifest.errors)),
             ("bytes", f"{format_bytes(export.nbytes)} in {format_seconds(seconds)}"),
             ("peak memory", format_bytes(peak_rss)),
-            ("next", f"llama-cli -m {quoted(first)} -p 'The answer to life is' -n 32 -no-cnv"),
+            *_next(export.root, plan),
         ],
         brief=f"exported {export.source.name}: {export.root}",
     )
+
+
+def _next(root: Path, plan: ExportPlan) -> list[tuple[str, str]]:
+    """The command that runs the export."""
+    if plan.options.format != "gguf":
+        return [("next", f"less {quoted(root / 'README.md')}")]
+    first = quoted(root / plan.layouts[0].name)
+    return [("next", f"llama-cli -m {first} -p 'The answer to life is' -n 32 -no-cnv")]
 
 
 def _type(kind: str, embedding: str) -> str:
@@ -132,8 +140,8 @@ def _scales(plan: ExportPlan) -> list[tuple[str, str]]:
             words += _named("; folded by powers of two: ", fitted.shifts.keys())
             words += _named("; written as float32: ", fitted.float32)
         rows.append(("scales", words))
-    if plan.narrow:
-        rows.append(("float32", _named("inputs are no whole blocks of 32: ", plan.narrow)))
+    if plan.contents.narrow:
+        rows.append(("float32", _named("inputs are no whole blocks of 32: ", plan.contents.narrow)))
     return rows
 
 
