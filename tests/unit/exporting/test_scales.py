@@ -115,6 +115,16 @@ def test_a_scale_of_zeros_means_nothing(value):
         assert not memory[:2].any()
 
 
+def test_a_scale_of_one_integer_means_something_wherever_that_lies(monkeypatch):
+    monkeypatch.setattr("grokctl.exporting.scales._ROWS", 5 * TINY.ffn_size)
+    source = source_of({"moe.gate": 1e30})
+    weight = source.arrays[f"{LAYER}.moe.gate.weight"]
+    weight[:, :32, 0] = 0
+    weight[1, 3, 0] = 1
+
+    assert fit_scales(source, WEIGHTS).float32 == {f"{LAYER}.moe.gate"}
+
+
 @settings(max_examples=60)
 @given(st.data())
 def test_whatever_the_scales_are_nothing_is_rounded(data):

@@ -227,3 +227,15 @@ def test_values_that_are_not_finite_show_in_the_sums(name, value):
     _, squares = made(source, part, 10**6)
 
     assert not np.isfinite(squares.total)
+
+
+@pytest.mark.parametrize("kind", [TensorType.Q8_0, TensorType.Q4_0])
+def test_blocks_are_whole_however_few_rows_are_copied_at_a_time(monkeypatch, kind):
+    source = Arrays(stored("int8" if kind is TensorType.Q8_0 else "int4", 32))
+    spec = WEIGHTS[0]
+    part = ExportTensor(name="x", tensor=source.storage.weight(spec), type=kind)
+    wanted, _ = made(source, part, 10**6)
+
+    monkeypatch.setattr("grokctl.resharding.convert._STORED", 50 * spec.shape[-1])
+
+    assert made(source, part, 10**6)[0] == wanted
