@@ -33,6 +33,7 @@ from grokctl.model.tensors import tensor_specs
 from grokctl.os_errors import is_absence, located, reason_of, refusal
 from grokctl.paths import kind_of, quoted
 from grokctl.system import usable_cores
+from grokctl.text import printable
 
 _AHEAD = 4
 """Parts queued per worker."""
@@ -238,7 +239,7 @@ def _of_export(export: Export) -> list[_Entry]:
         found: Iterable[HeaderTensor] = ()
         if file.endswith(SUFFIX):
             found = (
-                HeaderTensor(one.name, one.type.name, one.shape, one.nbytes)
+                HeaderTensor(printable(one.name, limit=255), one.type.name, one.shape, one.nbytes)
                 for one in read_gguf(path).tensors
             )
         elif file.endswith(".safetensors"):

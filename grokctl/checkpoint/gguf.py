@@ -164,8 +164,10 @@ class _MalformedError(ValueError):
 class _Reader:
     """Takes values from the beginning of a file, and never more than a header may have."""
 
-    def __init__(self, file: BinaryIO) -> None:
+    def __init__(self, file: BinaryIO, nbytes: int) -> None:
         self._file = file
+        self.nbytes = nbytes
+        """Of the whole file."""
         self.position = 0
         self.texts = 0
         """Texts in arrays so far."""
@@ -174,7 +176,8 @@ class _Reader:
         """The next bytes."""
         if count > _LARGEST_HEADER - self.position:
             raise _MalformedError(f"its header has more than {_LARGEST_HEADER:,} bytes")
-        data = self._file.read(count)
+        is_inside = count <= self.nbytes - self.position  # else a buffer of that size would be made
+        data = self._file.read(count) if is_inside else b""
         if len(data) < count:
             raise _MalformedError("ends inside its header")
         self.position += count
@@ -237,13 +240,13 @@ def read_gguf(path: Path) -> Gguf:
         if not stat.S_ISREG(status.st_mode):
             raise NotAFileError(path)
         try:
-            return _parse(_Reader(file), status.st_size)
+            return _parse(_Reader(file, status.st_size))
         except _MalformedError as error:
             name = printable(path.name, limit=255)
             raise corrupt(name, Reason.MALFORMED, printable(str(error), limit=300)) from error
 
 
-def _parse(reader: _Reader, nbytes: int) -> Gguf:
+def _parse(reader: _Reader) -> Gguf:
     if (magic := reader.bytes(4)) != _MAGIC:
         raise _MalformedError(f"expected {_MAGIC!r} at its beginning, found {magic!r}")
     if (version := reader.integer("I")) != _VERSION:
@@ -257,7 +260,8 @@ def _parse(reader: _Reader, nbytes: int) -> Gguf:
         if key in metadata:
             raise _MalformedError(f"has {key!r} twice")
         metadata[key] = reader.value()
-    if (alignment := metadata.get("general.alignment", np.uint32(ALIGNMENT))) != ALIGNMENT:
+    alignment = metadata.get("general.alignment", np.uint32(ALIGNMENT))
+    if not isinstance(alignment, np.integer) or alignment != ALIGNMENT:
         raise _MalformedError(f"expected an alignment of {ALIGNMENT}, found {alignment!r}")
     described = [_described(reader) for _ in range(num_tensors)]
     tensors = tuple(tensor for tensor, _ in described)
@@ -268,10 +272,10 @@ def _parse(reader: _Reader, nbytes: int) -> Gguf:
         if found != offset:
             raise _MalformedError(f"{tensor.name}: expected offset {offset:,}, found {found:,}")
         offset += tensor.padded_nbytes
-    if start + offset != nbytes:
-        raise _MalformedError(f"expected {start + offset:,} bytes, found {nbytes:,}")
+    if start + offset != reader.nbytes:
+        raise _MalformedError(f"expected {start + offset:,} bytes, found {reader.nbytes:,}")
     offsets = tuple(start + found for _, found in described)
-    return Gguf(metadata=metadata, tensors=tensors, offsets=offsets, nbytes=nbytes)
+    return Gguf(metadata=metadata, tensors=tensors, offsets=offsets, nbytes=reader.nbytes)
 
 
 def _described(reader: _Reader) -> tuple[GgufTensor, int]:

@@ -30,6 +30,7 @@ from grokctl.model.precision import Precision
 from grokctl.model.tensors import TensorSpec, tensor_specs
 from grokctl.os_errors import is_absence, located, refusal
 from grokctl.paths import quoted
+from grokctl.text import printable
 
 _TYPES: Final = {
     Precision.INT8: TensorType.Q8_0,
@@ -339,7 +340,7 @@ def _stored(name: str, header: Gguf) -> tuple[Storage, dict[str, tuple[int, ...]
             groups[spec.name] = count
         shifts = {str(key): tuple(int(one) for one in own) for key, own in values["shifts"].items()}
         _require_shifts(name, config, shifts)
-        float32 = [str(one) for one in values["float32"]]
+        float32 = [printable(str(one), limit=255) for one in values["float32"]]
     except _UNTRUSTED as error:
         detail = f"{STORAGE} makes no sense ({type(error).__name__}: {error})"
         raise _malformed(name, detail) from error
@@ -379,4 +380,4 @@ def _require_type(spec: TensorSpec, place: _Place, storage: Storage) -> None:
 
 
 def _malformed(name: str, detail: str) -> CorruptCheckpointError:
-    return corrupt(name, Reason.MALFORMED, detail)
+    return corrupt(name, Reason.MALFORMED, printable(detail, limit=300))

@@ -280,6 +280,20 @@ def test_metadata_that_make_no_sense_are_refused(damaged, change):
     assert [item.file for item in caught.value.damage] == ["wide-q8_0.gguf"]
 
 
+def test_a_name_with_signals_to_a_terminal_is_shown_without_them(damaged):
+    (path,) = gguf_of(damaged)
+    data = path.read_bytes().replace(b"blk.0.attn_q.weight", b"blk.0.\x1b[2Jn_q.weigh")
+    path.write_bytes(data)
+
+    names = [row.name for row in inspect(damaged.root).rows]
+
+    assert len(names) == 2 + 12 * 2
+    assert not any("\x1b" in name for name in names)
+    with pytest.raises(CorruptCheckpointError) as caught:
+        open_gguf(damaged.root)
+    assert "\x1b" not in str(caught.value)
+
+
 def test_a_scale_that_is_no_bfloat16_is_refused(damaged):
     (path,) = gguf_of(damaged)
     header = read_gguf(path)

@@ -156,8 +156,9 @@ def test_the_data_end_where_the_file_ends(tmp_path, change):
     assert "bytes, found" in refusal(path)
 
 
-def test_another_alignment_is_refused(tmp_path):
-    metadata = {"general.alignment": np.uint32(64)}
+@pytest.mark.parametrize("value", [np.uint32(64), "32", np.array([32, 32], "<u4"), ("a",)])
+def test_another_alignment_is_refused(tmp_path, value):
+    metadata = {"general.alignment": value}
     assert "alignment" in refusal(written(tmp_path / "x.gguf", metadata))
 
 
