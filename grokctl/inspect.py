@@ -38,6 +38,8 @@ from grokctl.text import printable
 _AHEAD = 4
 """Parts queued per worker."""
 _MOST_JOBS = 64
+_HEAD = "lm_head.weight"
+"""In Hugging Face's layout, a copy of the embedding."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -253,7 +255,7 @@ def _of_export(export: Export) -> list[_Entry]:
                 shape=tensor.shape,
                 dtype=tensor.dtype,
                 scale_groups=0,
-                parameters=prod(tensor.shape),
+                parameters=0 if tensor.name == _HEAD else prod(tensor.shape),  # a copy
                 nbytes=tensor.nbytes,
             )
             entries.append(_Entry(row, ()))

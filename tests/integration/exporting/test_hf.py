@@ -1,6 +1,7 @@
 """Exports in Hugging Face's layout: names, shapes and configuration that SGLang and vLLM expect."""
 
 import json
+import math
 import re
 from dataclasses import replace
 
@@ -16,6 +17,7 @@ from grokctl.checkpoint.release import open_release
 from grokctl.errors import PlacementError
 from grokctl.inspect import inspect
 from grokctl.model.config import GROK_1
+from grokctl.model.tensors import tensor_specs
 from grokctl.verify import verify
 
 CONFIG = replace(WIDE, num_layers=11, key_size=32, attn_output_multiplier=32**-0.5)
@@ -192,6 +194,8 @@ def test_inspect_lists_every_tensor(whole):
     row = rows["model.layers.10.block_sparse_moe.experts.1.w2.weight"]
     assert (row.shape, row.dtype, row.kind) == ((256, 512), "BF16", "experts")
     assert rows["lm_head.weight"].kind == "embedding"
+    total = sum(math.prod(spec.shape) for spec in tensor_specs(CONFIG))
+    assert sum(row.parameters for row in rows.values()) == total  # the head is a copy
 
 
 def test_the_bytes_do_not_depend_on_memory_or_threads(release, whole, tmp_path):
