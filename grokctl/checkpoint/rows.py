@@ -48,10 +48,11 @@ class Rows:
         memory = self._memory[: count * width]
         start = self._array.offset + rows[0] * pitch + first * dtype.itemsize
         if is_narrow:
-            for row in range(count):
-                read_into(
-                    memory[row * width : (row + 1) * width], self._handle, start + row * pitch
-                )
+            view = memoryview(memory.data)
+            for low in range(0, count * width, width):  # short: there may be 30,000 rows
+                if os.preadv(self._handle, [view[low : low + width]], start) < width:
+                    read_into(memory[low : low + width], self._handle, start)
+                start += pitch
         else:
             read_into(memory, self._handle, start)
         block: NDArray[Any] = memory.view(dtype).reshape(count, last - first)
