@@ -1,6 +1,7 @@
 """The manifest of an export: what was written, what it lost, and what it came from."""
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,7 +12,7 @@ from typing import Any, Final
 
 from grokctl import __version__
 from grokctl.checkpoint.file_sizes import file_damage, regular_size
-from grokctl.checkpoint.manifest import FileRecord, Source, source_of, source_values
+from grokctl.checkpoint.manifest import UNTRUSTED, FileRecord, Source, source_of, source_values
 from grokctl.errors import CorruptCheckpointError, Damage, Reason, UsageError, corrupt
 from grokctl.model.config import GrokConfig
 from grokctl.os_errors import TooLargeError
@@ -23,8 +24,6 @@ _VERSION: Final = 1
 _LARGEST: Final = 8 * 2**20
 """Bytes of a manifest."""
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-_UNTRUSTED: Final = (LookupError, TypeError, ValueError, AttributeError, RecursionError)
-"""Exceptions that untrusted JSON may raise when it is read as a manifest."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,7 +133,7 @@ def parse_export_manifest(data: bytes) -> ExportManifest:
     """
     try:
         return _parse(json.loads(data.decode()))
-    except _UNTRUSTED as error:
+    except UNTRUSTED as error:
         raise _malformed(f"is not a manifest ({type(error).__name__}: {error})") from error
 
 
@@ -143,6 +142,8 @@ def _parse(values: Any) -> ExportManifest:
         actual = f"{values['format']} version {values['version']}"
         raise _malformed(f"expected {FORMAT} version {_VERSION}, found {actual}")
     errors = {printable(str(key)): float(one) for key, one in values["relative_rms_error"].items()}
+    if not all(0 <= error < math.inf for error in errors.values()):
+        raise _malformed("has a relative error that is no number from 0 on")
     files = tuple(map(_record, values["files"]))
     if len({file.name for file in files}) < len(files):
         raise _malformed("has a file twice")
@@ -150,13 +151,26 @@ def _parse(values: Any) -> ExportManifest:
         format=printable(str(values["kind"])),
         type=printable(str(values["type"])),
         embedding=printable(str(values["embedding"])),
-        config=GrokConfig.from_dict(values["config"], file=EXPORT_MANIFEST),
+        config=_config(values["config"]),
         source=source_of(values["source"]),
         errors=errors,
-        folded=tuple(printable(str(name)) for name in values["folded"]),
-        float32=tuple(printable(str(name)) for name in values["float32"]),
+        folded=_names(values["folded"]),
+        float32=_names(values["float32"]),
         files=files,
     )
+
+
+def _config(values: Any) -> GrokConfig:
+    try:
+        return GrokConfig.from_dict(values, file=EXPORT_MANIFEST)
+    except CorruptCheckpointError as error:  # of a number that is out of bounds
+        raise _malformed(error.damage[0].detail) from error
+
+
+def _names(values: Any) -> tuple[str, ...]:
+    if not isinstance(values, list):
+        raise _malformed(f"expected a list of names, found {values!r}")
+    return tuple(printable(str(name), limit=255) for name in values)
 
 
 def _record(entry: Any) -> FileRecord:

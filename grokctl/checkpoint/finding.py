@@ -193,9 +193,15 @@ def _named(home: Home, name: str, kinds: Sequence[str]) -> Found:
     for path in candidates:
         if (kind := kind_of(path)) is not None:
             found_one = "an export" if kind == "export" else f"a {kind} one"
-            raise UsageError(f"{name}: expected a {kinds[0]} checkpoint, found {found_one}")
+            hint = f"grokctl reshard {quoted(path)} --devices 8" if kind == "export" else None
+            raise UsageError(f"{name}: expected a {kinds[0]} checkpoint, found {found_one}", hint)
     path = expanded(name)
     folder, words = _looked_at(path)
+    if words not in {None, "a folder"} and kind_of(path.parent) in kinds:
+        raise UsageError(
+            f"{name}: expected a checkpoint, found a file of one",
+            f"CHECKPOINT {quoted(path.parent)}",
+        )
     if folder is not None and "release" in kinds:
         return _elsewhere(home, path, folder)
     raise _not_found(home, name, "a release" if folder is not None else words)

@@ -19,7 +19,7 @@ from grokctl.checkpoint.blocks import BLOCK, Q4_0, Q8_0, codes_turned_back, from
 from grokctl.checkpoint.export_manifest import Export, open_export
 from grokctl.checkpoint.gguf import SUFFIX, Gguf, GgufTensor, TensorType, read_gguf
 from grokctl.checkpoint.gguf_model import STORAGE, gguf_name, gguf_shape
-from grokctl.checkpoint.manifest import FileRecord, Source
+from grokctl.checkpoint.manifest import UNTRUSTED, FileRecord, Source
 from grokctl.checkpoint.pickles import BFLOAT16
 from grokctl.checkpoint.rows import read_into
 from grokctl.checkpoint.tensor_source import LogicalTensor, RowReader, Slices, Storage, extent
@@ -41,7 +41,6 @@ _TYPES: Final = {
 _BLOCKS: Final = {TensorType.Q8_0: Q8_0, TensorType.Q4_0: Q4_0}
 _CHUNK: Final = 2**23
 """Values that are read at a time: of a few inputs of every output, which lie far apart."""
-_UNTRUSTED: Final = (LookupError, TypeError, ValueError, AttributeError, RecursionError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -341,7 +340,7 @@ def _stored(name: str, header: Gguf) -> tuple[Storage, dict[str, tuple[int, ...]
         shifts = {str(key): tuple(int(one) for one in own) for key, own in values["shifts"].items()}
         _require_shifts(name, config, shifts)
         float32 = [printable(str(one), limit=255) for one in values["float32"]]
-    except _UNTRUSTED as error:
+    except UNTRUSTED as error:
         detail = f"{STORAGE} makes no sense ({type(error).__name__}: {error})"
         raise _malformed(name, detail) from error
     if float32:

@@ -28,7 +28,7 @@ from grokctl.paths import MANIFEST
 from grokctl.text import printable
 
 _VERSION: Final = 1
-_UNTRUSTED: Final = (
+UNTRUSTED: Final = (
     LookupError,
     TypeError,
     ValueError,
@@ -146,7 +146,7 @@ def source_values(source: Source) -> dict[str, Any]:
 
 
 def source_of(values: Any) -> Source:
-    """Read a source from untrusted JSON; what it raises is in `_UNTRUSTED`."""
+    """Read a source from untrusted JSON; what it raises is in `UNTRUSTED`."""
     return Source(
         name=printable(str(values["name"]), limit=255),
         infohash=_shown(values["infohash"]),
@@ -175,7 +175,7 @@ def parse_manifest(data: bytes, *, is_checked: bool = True) -> Manifest:
     """
     try:
         return _parse(json.loads(data.decode()), is_checked=is_checked)
-    except _UNTRUSTED as error:
+    except UNTRUSTED as error:
         raise malformed(f"is not a manifest ({type(error).__name__}: {error})") from error
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from grokctl.checkpoint.file_sizes import regular_size
+from grokctl.checkpoint.manifest import UNTRUSTED
 from grokctl.errors import CorruptCheckpointError, Reason, corrupt
 from grokctl.text import printable
 
@@ -15,7 +16,6 @@ _LARGEST: Final = 16 * 2**20
 _SIZES: Final = {"F32": 4, "BF16": 2, "F16": 2, "I8": 1, "U8": 1}
 """Bytes of an element by the codes of its types."""
 _MOST_AXES: Final = 8
-_UNTRUSTED: Final = (LookupError, TypeError, ValueError, AttributeError, RecursionError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +46,7 @@ def read_safetensors(path: Path) -> tuple[HeaderTensor, ...]:
         text = file.read(length)
     try:
         tensors, end = _parse(json.loads(text.decode()))
-    except _UNTRUSTED as error:
+    except UNTRUSTED as error:
         raise _malformed(path, f"has no header ({type(error).__name__}: {error})") from error
     if 8 + length + end != size:
         raise _malformed(path, f"expected {8 + length + end:,} bytes, found {size:,}")

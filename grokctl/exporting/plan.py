@@ -5,16 +5,19 @@ from dataclasses import dataclass
 from functools import cached_property
 from math import prod
 from pathlib import Path
+from typing import Final
 
 from grokctl.checkpoint.blocks import BLOCK
 from grokctl.checkpoint.frames import Compression
 from grokctl.checkpoint.pieces import Pieces, parse_pieces
 from grokctl.checkpoint.published import Checkpoint, tensors_of
 from grokctl.checkpoint.ready import SUMS, ReadyCheckpoint
+from grokctl.checkpoint.release import Release
 from grokctl.checkpoint.tensor_source import Storage, TensorSource
 from grokctl.events import Stage
 from grokctl.exporting.contents import Contents, contents_of
 from grokctl.exporting.files import ExportFile
+from grokctl.exporting.held_matrices import HeldMatrices, matrix_nbytes
 from grokctl.exporting.options import EmbeddingType, ExportOptions, ExportType
 from grokctl.exporting.scales import FittedScales
 from grokctl.exporting.tensors import ExportPiece, ExportTensor
@@ -22,10 +25,19 @@ from grokctl.linked_files import read_linked
 from grokctl.marks import MARK
 from grokctl.model.precision import Precision
 from grokctl.paths import EXPORT_MANIFEST, LARGEST_TOKENIZER, PRIVATE, TOKENIZER
-from grokctl.resharding.memory_limits import memory_limits, peak_nbytes
+from grokctl.resharding.memory_limits import allowed_nbytes, memory_limits, peak_nbytes
 from grokctl.resharding.plan import spread
 from grokctl.resharding.publish import check_tokenizer
 from grokctl.resharding.replaced import JOURNAL, FolderKind
+from grokctl.system import usable_cores
+
+_LARGEST_ARRAY: Final = 2**26
+"""Bytes: of the longest rows, two thousand outputs."""
+_MOST_WAITING: Final = 4
+_PIECES: Final = 3
+"""Pieces of a large matrix, at least: more threads than that work on several."""
+_SAMPLES: Final = 4
+"""Matrices, from all over the model, that are made to measure the work."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +53,8 @@ class ExportPlan:
     """Arrays in memory at a time: being filled, waiting, or being written."""
     array_nbytes: int
     """Bytes of an array at most."""
+    held_nbytes: int
+    """Bytes of the source's matrices in memory at a time; 0 if pieces read them row by row."""
 
     @cached_property
     def kind(self) -> FolderKind:
@@ -127,7 +141,9 @@ class ExportPlan:
     @property
     def peak_bytes(self) -> int:
         """Bytes of memory for reading, converting and writing, at most."""
-        return peak_nbytes(self.jobs, self.arrays, self.array_nbytes, is_compressed=False)
+        return self.held_nbytes + peak_nbytes(
+            self.jobs, self.arrays, self.array_nbytes, is_compressed=False
+        )
 
     @property
     def is_lossless(self) -> bool | None:
@@ -153,9 +169,21 @@ class ExportPlan:
         """Scales are in the blocks of their weights."""
         del index
 
-    def samples(self) -> list[int]:
-        """Places of weights from all over the model."""
-        return spread([place for place, part in enumerate(self.parts) if part.tensor.is_matrix])
+    def reader(self) -> TensorSource:
+        """The source as pieces read it."""
+        if not self.held_nbytes:
+            return self.tensors
+        return HeldMatrices(self.tensors, self.held_nbytes)
+
+    def trial(self) -> list[ExportPiece]:
+        """The first matrices of weights from all over the model."""
+        matrices = [place for place, part in enumerate(self.parts) if part.tensor.is_matrix]
+        return [
+            piece
+            for index in spread(matrices, _SAMPLES)
+            for piece in self.pieces(index)
+            if piece.matrix == self.parts[index].matrices[0]
+        ]
 
 
 def plan_export(source: Checkpoint, options: ExportOptions) -> ExportPlan:
@@ -173,11 +201,14 @@ def plan_export(source: Checkpoint, options: ExportOptions) -> ExportPlan:
     if isinstance(source, ReadyCheckpoint):
         source.check_whole()
     contents = contents_of(tensors_of(source), pieces_of(source), options)
+    held_nbytes = _held_nbytes(source, options)
     jobs, arrays, array_nbytes = memory_limits(
         lambda limit: _largest_piece(contents.parts, limit),
         is_compressed=False,
         jobs=options.jobs,
-        max_memory=options.max_memory,
+        max_memory=allowed_nbytes(options.max_memory) - held_nbytes,
+        most_nbytes=_LARGEST_ARRAY,
+        most_waiting=_MOST_WAITING,
     )
     return ExportPlan(
         source=source,
@@ -186,6 +217,7 @@ def plan_export(source: Checkpoint, options: ExportOptions) -> ExportPlan:
         jobs=jobs,
         arrays=arrays,
         array_nbytes=array_nbytes,
+        held_nbytes=held_nbytes,
     )
 
 
@@ -195,6 +227,15 @@ def pieces_of(source: Checkpoint) -> Pieces | None:
     if source.tokenizer is None:
         return None
     return parse_pieces(read_linked(source.tokenizer, source.root, most=LARGEST_TOKENIZER)[0])
+
+
+def _held_nbytes(source: Checkpoint, options: ExportOptions) -> int:
+    """Bytes of matrices to hold: those that threads work on, if they leave half of the memory."""
+    if not isinstance(source, Release | ReadyCheckpoint):
+        return 0  # a GGUF has the order of an export
+    threads = options.jobs or usable_cores()
+    nbytes = (2 + threads // _PIECES) * matrix_nbytes(tensors_of(source).storage)
+    return nbytes if nbytes <= allowed_nbytes(options.max_memory) // 2 else 0
 
 
 def _largest_piece(parts: Sequence[ExportTensor], limit: int) -> int:

@@ -22,6 +22,11 @@ from grokctl.resharding.output import Frame, PieceResult, frames_of
 
 _WORD: Final = 8
 """Outputs that are turned at a time: ranges of them begin at multiples."""
+_WIDE: Final = 2056
+"""Outputs of a piece at most: fewer would be read in many short parts, and with more the rows that
+are turned at a time would be so few that each output gets few bytes of each."""
+_TALL: Final = 2**22
+"""Bytes of those rows."""
 _ROWS: Final = 2**18
 """Values of an embedding that are converted at a time."""
 _PACKED: Final = {TensorType.Q8_0: Q8_0, TensorType.Q4_0: Q4_0}
@@ -82,6 +87,8 @@ class ExportTensor:
         count = shape[-2] if len(shape) > 1 else 1
         unit = _WORD if is_matrix else 1
         step = max(unit, (limit - padding) // self.row_nbytes // unit * unit)
+        if is_matrix:
+            step = min(step, _WIDE)
         for matrix in matrices:
             for low in range(0, count, step):
                 high = min(low + step, count)
@@ -144,7 +151,12 @@ class ExportPiece:
         tensor = self.tensor.tensor
         rows = tensor.shape[-2]
         return Region(
-            tensor=tensor, lead=self.matrix, rows=(0, rows), outputs=self.rows, align=align
+            tensor=tensor,
+            lead=self.matrix,
+            rows=(0, rows),
+            outputs=self.rows,
+            align=align,
+            copied=_TALL,
         )
 
     def _widen(self, source: TensorSource, memory: NDArray[np.uint8]) -> Squares:

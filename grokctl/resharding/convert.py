@@ -20,8 +20,6 @@ from grokctl.checkpoint.tensor_source import LogicalTensor, RowReader, TensorSou
 from grokctl.model.placement import Slice
 from grokctl.model.precision import Precision
 
-_STORED: Final = 2**20
-"""Elements that are copied at a time, without conversion."""
 _CONVERTED: Final = 2**19
 """Elements that are converted at a time: their floats stay in the cache."""
 
@@ -62,6 +60,8 @@ class Region:
     outputs: Slice
     align: int = 1
     """Ranges of rows begin at multiples of it; of a weight that is quantized, at its groups."""
+    copied: int = 2**20
+    """Elements that are copied at a time, without conversion."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,7 +101,7 @@ def convert(
     own = source.storage.weight(region.tensor.spec)
     with source.reading(own, region.lead, region.outputs) as read:
         if own == region.tensor:
-            step = _STORED // (region.outputs[1] - region.outputs[0])
+            step = region.copied // (region.outputs[1] - region.outputs[0])
             step = max(region.align, step // region.align * region.align)
             for low in range(*region.rows, step):
                 rows = (low, min(low + step, region.rows[1]))

@@ -62,7 +62,7 @@ def estimate(plan: OutputPlan) -> Estimate:
 
 def _measure_work(plan: OutputPlan) -> tuple[float, float]:
     """Bytes a second, and the compression ratio."""
-    pieces = [next(plan.pieces(index)) for index in plan.samples()]
+    pieces, source = plan.trial(), plan.reader()
 
     arrays = [np.empty(plan.array_nbytes, np.uint8) for _ in range(plan.jobs)]
     free: SimpleQueue[int] = SimpleQueue()
@@ -74,7 +74,7 @@ def _measure_work(plan: OutputPlan) -> tuple[float, float]:
         index = free.get()
         try:
             memory = arrays[index][: piece.nbytes]
-            piece.make(plan.tensors, memory)
+            piece.make(source, memory)
             distinct = {
                 id(own): own for own in piece.frames(memory.data, plan.compression).values()
             }

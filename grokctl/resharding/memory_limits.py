@@ -17,12 +17,19 @@ _SCRATCH: Final = 16 * 2**20
 """Bytes per worker in addition to its array: rows as read, floats, integers."""
 
 
+def allowed_nbytes(max_memory: int | None) -> int:
+    """Bytes of memory that a run may use: what was allowed, or a quarter of what is free."""
+    return memory().usable // 4 if max_memory is None else max_memory
+
+
 def memory_limits(
     largest: Callable[[int], int],
     *,
     is_compressed: bool,
     jobs: int | None,
     max_memory: int | None,
+    most_nbytes: int = _LARGEST_ARRAY,
+    most_waiting: int = _MOST_WAITING,
 ) -> tuple[int, int, int]:
     """Threads, arrays and bytes per array that fit the memory.
 
@@ -31,17 +38,19 @@ def memory_limits(
         is_compressed: Whether the files are.
         jobs: Threads at most; one per core by default.
         max_memory: Bytes for arrays; a quarter of free memory by default.
+        most_nbytes: Bytes of an array, however much memory there is.
+        most_waiting: Finished arrays that wait for their writers.
     """
-    budget = memory().usable // 4 if max_memory is None else max_memory
+    budget = allowed_nbytes(max_memory)
     copies = 2 if is_compressed else 1
     smallest = FRAME if is_compressed else _SMALLEST_ARRAY
     least = copies * largest(smallest)
     room = (budget - _FEWEST_WAITING * least) // (_SCRATCH + least)
     threads = max(1, min(jobs or usable_cores(), room))
     rest = budget - threads * _SCRATCH
-    waiting = max(_FEWEST_WAITING, min(_MOST_WAITING, rest // (2 * least) - threads))
+    waiting = max(_FEWEST_WAITING, min(most_waiting, rest // (2 * least) - threads))
     share = rest // (copies * (threads + waiting))
-    nbytes = largest(max(smallest, min(share, _LARGEST_ARRAY)))
+    nbytes = largest(max(smallest, min(share, most_nbytes)))
     return threads, threads + waiting, nbytes
 
 

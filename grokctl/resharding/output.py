@@ -1,6 +1,6 @@
 """What a plan promises to those who execute it: files that grow side by side, piece by piece."""
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -187,8 +187,12 @@ class OutputPlan(Protocol):
         """The earlier tensor that brings this one along as `KeptScales`; None if none does."""
         ...
 
-    def samples(self) -> Sequence[int]:
-        """Places of tensors whose pieces stand for the work of all."""
+    def reader(self) -> TensorSource:
+        """The source as pieces read it."""
+        ...
+
+    def trial(self) -> Iterable[Piece]:
+        """Pieces that stand for the work of all."""
         ...
 
 

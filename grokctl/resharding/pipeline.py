@@ -81,7 +81,7 @@ class Pipeline:
             plan: Has the source of the values, and the numbers of threads and arrays.
             writers: Of its files, each at its position.
         """
-        self._source = plan.tensors
+        self._source = plan.reader()
         self._writers = {writer.layout.number: writer for writer in writers}
         self._compression = plan.compression
         self._free: SimpleQueue[_Array] = SimpleQueue()

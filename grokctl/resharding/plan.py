@@ -91,11 +91,15 @@ class ReshardPlan:
             return None
         return self.keys.index(replace(tensor, is_scales=False).key)
 
-    def samples(self) -> list[int]:
-        """Places of weights from all over the model."""
+    def reader(self) -> TensorSource:
+        """The source as pieces read it."""
+        return self.tensors
+
+    def trial(self) -> list[Cut]:
+        """An array of weights from all over the model."""
         tensors = self.layouts[0].tensors
         matrices = [index for index, item in enumerate(tensors) if item.tensor.is_matrix]
-        return spread(matrices)
+        return [next(self.pieces(index)) for index in spread(matrices, _SAMPLES)]
 
     @cached_property
     def tensors(self) -> TensorSource:
@@ -175,9 +179,9 @@ def plan_reshard(source: Checkpoint, options: ReshardOptions) -> ReshardPlan:
     )
 
 
-def spread(places: Sequence[int]) -> list[int]:
-    """Some of these places, from all over them."""
-    return sorted({places[n * len(places) // _SAMPLES] for n in range(_SAMPLES)})
+def spread(places: Sequence[int], count: int) -> list[int]:
+    """So many of these places, from all over them."""
+    return sorted({places[n * len(places) // count] for n in range(count)})
 
 
 def usual_name(

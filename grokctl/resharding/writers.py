@@ -16,6 +16,7 @@ from grokctl.checkpoint.frames import FRAME, SUFFIX, Compression, Frames
 from grokctl.checkpoint.manifest import FileRecord
 from grokctl.checkpoint.tensor_source import chunks, extent, index_of, overlap, within
 from grokctl.events import Advanced, Observer, Stage
+from grokctl.resharding.appending import LARGE, Appending
 from grokctl.resharding.convert import Squares
 from grokctl.resharding.output import Frame, KeptScales, Layout, frames_of
 from grokctl.resharding.partial import PartialFolder
@@ -143,6 +144,7 @@ class FileWriter:
         self.plain_nbytes = 0
         """The same before compression."""
         self._handle = folder.open(self.name)
+        self._end = Appending(self._handle, 0, is_large=False)
 
     def plausible(self, states: Sequence[FileState]) -> Sequence[FileState]:
         """The first states of a journal, up to one that does not match the layout."""
@@ -190,6 +192,8 @@ class FileWriter:
         self.nbytes = states[-1].nbytes if states else 0
         self.plain_nbytes = self.layout.ends[len(states) - 1] if states else 0
         os.ftruncate(self._handle, self.nbytes)
+        is_large = self.layout.nbytes >= LARGE
+        self._end = Appending(self._handle, self.nbytes, is_large=is_large)
         if states:
             self._hasher = hasher
         else:
@@ -200,12 +204,9 @@ class FileWriter:
         """Write and hash frames; return their bytes before compression."""
         before = self.plain_nbytes
         for plain, data in frames:
-            rest = memoryview(data)
-            self._hasher.update(rest)
-            while rest:
-                count = os.pwrite(self._handle, rest, self.nbytes)
-                rest = rest[count:]
-                self.nbytes += count
+            self._hasher.update(data)
+            self._end.append(memoryview(data))
+            self.nbytes += len(data)
             self.plain_nbytes += plain
             if self._compression is not None:
                 self._frames.append((plain, len(data)))
@@ -233,7 +234,8 @@ class FileWriter:
         return sum(self.append(frames_of(part, len(part), self._compression)) for part in parts)
 
     def end_tensor(self) -> FileState:
-        """The state of the file at the end of a tensor."""
+        """The state of the file at the end of a tensor, which is then in it."""
+        self._end.settle()
         frames = tuple(self._frames[self._recorded :])
         self._recorded = len(self._frames)
         return FileState(self.nbytes, self._hasher.hexdigest(), frames)

@@ -112,6 +112,10 @@ def test_an_export_is_nothing_to_run(grokctl, release, tmp_path):
 
     assert run.exit_code == 2
     assert "expected a ready checkpoint, found an export" in run.error
+    assert run.hint.startswith(f"grokctl reshard {tmp_path / 'out'} --devices 8")
+    listed = grokctl("verify", tmp_path / "out" / "wide-q8_0.gguf", "--quick")
+    assert listed.exit_code == 2
+    assert listed.hint == f"grokctl verify {tmp_path / 'out'} --quick"
 
 
 def test_damage_to_an_export_has_the_code_of_damage(grokctl, release, tmp_path):

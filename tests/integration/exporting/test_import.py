@@ -215,6 +215,31 @@ def test_a_missing_and_a_short_file_are_named(damaged):
     assert found == [("tokenizer.model", Reason.MISSING), (path.name, Reason.SHORT)]
 
 
+def test_sums_that_fit_a_header_which_nothing_reads_do_not_make_it_right(damaged):
+    (path,) = gguf_of(damaged)
+    path.write_bytes(path.read_bytes().replace(b"blk.0.attn_q.weight", b"blk.0.attn_k.weight"))
+    manifest = damaged.root / "grokctl-export.json"
+    entries = json.loads(manifest.read_text())
+    for entry in entries["files"]:
+        if entry["name"] == path.name:
+            entry["sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
+    manifest.write_text(json.dumps(entries))
+    sums = damaged.root / "SHA256SUMS"
+    names = [line.split("  ")[1] for line in sums.read_text().splitlines()]
+    sums.write_text(
+        "".join(
+            f"{hashlib.sha256((damaged.root / name).read_bytes()).hexdigest()}  {name}\n"
+            for name in names
+        )
+    )
+
+    verdict = verify(damaged.root)
+
+    (item,) = verdict.damage
+    assert (item.file, item.reason) == (path.name, Reason.MALFORMED)
+    assert "blk.0.attn_k.weight" in item.detail
+
+
 def test_inspect_lists_the_tensors_by_their_names_there(whole):
     found = inspect(whole.root)
 
@@ -267,7 +292,12 @@ def rewritten(made, change):
         pytest.param(
             lambda values: values["shifts"].update({"layers.0.moe.up": [10**9, 0]}), id="far"
         ),
+        pytest.param(
+            lambda values: values["shifts"].update({"layers.0.moe.up": [float("inf"), 0]}),
+            id="endless",
+        ),
         pytest.param(lambda values: values["config"].update(num_layers=3), id="layers"),
+        pytest.param(lambda values: values["config"].update(num_layers=10**9), id="many-layers"),
         pytest.param(lambda values: values["config"].update(emb_size=-1), id="size"),
     ],
 )

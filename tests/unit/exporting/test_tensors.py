@@ -236,6 +236,6 @@ def test_blocks_are_whole_however_few_rows_are_copied_at_a_time(monkeypatch, kin
     part = ExportTensor(name="x", tensor=source.storage.weight(spec), type=kind)
     wanted, _ = made(source, part, 10**6)
 
-    monkeypatch.setattr("grokctl.resharding.convert._STORED", 50 * spec.shape[-1])
+    monkeypatch.setattr("grokctl.exporting.tensors._TALL", 50 * spec.shape[-1])
 
     assert made(source, part, 10**6)[0] == wanted
