@@ -6,8 +6,10 @@ import shutil
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,9 +54,9 @@ class Sample:
         return self.copy_seconds / self.seconds
 
 
-def export(release: Path, out: Path, case: Case) -> tuple[float, int]:
+def export(source: Path, out: Path, case: Case) -> tuple[float, int]:
     """Export as a user does, and have the disk hold it: seconds, and bytes of memory at most."""
-    command = [sys.executable, "-m", "grokctl", "export", str(release), "--out", str(out)]
+    command = [sys.executable, "-m", "grokctl", "export", str(source), "--out", str(out)]
     command += ["--home", str(out.parent / "home"), "--json", "--quiet", *case.options]
     if case.max_memory is not None:
         command += ["--max-memory", str(case.max_memory)]
@@ -65,17 +67,17 @@ def export(release: Path, out: Path, case: Case) -> tuple[float, int]:
     return seconds, int(json.loads(process.stdout.splitlines()[-1])["peak_rss_bytes"])
 
 
-def sample(folder: Path, case: Case) -> Sample:
+def sample(source: Path, folder: Path, case: Case) -> Sample:
     """One run, and then a copy of as many bytes."""
-    release, out = folder / "release", folder / "out"
-    nbytes = round(case.growth * sum(map(size, (release / "ckpt-0").iterdir())))
-    warm(release, nbytes)
+    out = folder / "out"
+    nbytes = round(case.growth * sum(size(path) for path in source.rglob("*") if path.is_file()))
+    warm(source, nbytes)
     allowed = case.max_memory or psutil.virtual_memory().available // 4
-    seconds, rss = export(release, out, case)
+    seconds, rss = export(source, out, case)
     written = sum(size(path) for path in out.iterdir() if path.is_file())
     shutil.rmtree(out)
-    warm(release, nbytes)
-    copy_seconds = copy(release, out, written)
+    warm(source, nbytes)
+    copy_seconds = copy(source, out, written)
     shutil.rmtree(out)
     return Sample(
         seconds=seconds, copy_seconds=copy_seconds, nbytes=written, rss=rss, allowed=allowed
@@ -106,19 +108,31 @@ def report(found: dict[Case, list[Sample]]) -> None:
     judge("peak RSS less what is allowed", ok=over <= SLACK, found=f"{over / 1e6:.0f} MB")
 
 
+@contextmanager
+def place(source: Path | None, above: Path | None) -> Iterator[tuple[Path, Path]]:
+    """What is exported, a new release by default, and a folder for exports of it."""
+    if source is None:
+        with made(above, 1, copies=4) as folder:
+            yield folder / "release", folder
+        return
+    with tempfile.TemporaryDirectory(prefix="grokctl-bench-", dir=above) as name:
+        yield source, Path(name)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--folder", type=Path, help="on the disk to measure; default: TMPDIR")
+    parser.add_argument("--source", type=Path, help="a release, or a ready checkpoint of int8")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--cases", type=int, default=len(CASES), help="only the first so many")
     options = parser.parse_args(arguments)
     print(f"{CORES} cores, {psutil.virtual_memory().total / 1e9:.0f} GB of memory, ", end="")
     print(f"medians of {options.rounds} interleaved rounds, one layer\n")
     found: dict[Case, list[Sample]] = {case: [] for case in CASES[: options.cases]}
-    with made(options.folder, 1, copies=4) as folder:
+    with place(options.source, options.folder) as (source, folder):
         for _ in range(options.rounds):
             for case, samples in found.items():
-                samples.append(sample(folder, case))
+                samples.append(sample(source, folder, case))
     report(found)
 
 

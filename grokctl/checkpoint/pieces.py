@@ -17,6 +17,9 @@ from grokctl.paths import TOKENIZER
 _LONGEST_INTEGER: Final = 10
 """Bytes."""
 _MOST_PIECES: Final = 2**20
+_LONGEST_PIECE: Final = 512
+"""Characters: sentencepiece makes no longer ones. Halves of pieces are looked up, so that a long
+piece would take the square of its length in time."""
 _PIECES, _TRAINER, _NORMALIZER = 1, 2, 3
 _TEXT, _SCORE, _TYPE = 1, 2, 3
 _UNKNOWN_ID, _BEGIN_ID, _END_ID, _PAD_ID = 40, 41, 42, 43
@@ -105,7 +108,10 @@ def _piece(data: bytes) -> TokenPiece:
     score = values.get(_SCORE, bytes(4))
     if not isinstance(text, bytes) or not isinstance(score, bytes) or not isinstance(kind, int):
         raise ValueError(data[:8])  # noqa: TRY004 (the type is that of untrusted bytes)
-    return TokenPiece(text.decode(), struct.unpack("<f", score)[0], PieceType(kind))
+    decoded = text.decode()
+    if len(decoded) > _LONGEST_PIECE:
+        raise ValueError(len(decoded))
+    return TokenPiece(decoded, struct.unpack("<f", score)[0], PieceType(kind))
 
 
 def _fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:

@@ -99,3 +99,13 @@ def test_newlines_tabs_spaces_and_digits_are_normal_pieces_and_markers_stay():
 def test_a_tokenizer_of_a_larger_model_is_refused():
     with pytest.raises(CorruptCheckpointError, match="340 pieces, the model has 339"):
         tokenizer_metadata(parse_pieces(model()), 339)
+
+
+def test_a_piece_longer_than_sentencepiece_makes_is_no_piece():
+    def of(count):
+        text = b"\x0a" + bytes([count & 127 | 128, count >> 7]) + b"a" * count
+        return b"\x0a" + bytes([len(text) & 127 | 128, len(text) >> 7]) + text
+
+    assert len(parse_pieces(of(512)).pieces[0].text) == 512
+    with pytest.raises(CorruptCheckpointError, match="no sentencepiece model"):
+        parse_pieces(of(513))
