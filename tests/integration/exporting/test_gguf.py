@@ -18,6 +18,8 @@ from grokctl.checkpoint.pickles import BFLOAT16
 from grokctl.checkpoint.ready import open_ready
 from grokctl.checkpoint.release import open_release
 from grokctl.errors import InvalidValueError, PlacementError, UsageError
+from grokctl.exporting.options import EmbeddingType, ExportOptions, ExportType, Format
+from grokctl.exporting.plan import plan_export
 from grokctl.model.placement import MeshShape
 from grokctl.model.precision import Precision
 
@@ -70,6 +72,46 @@ def released(release):
             name = f"blk.{layer}.{NAMES[slot]}"
         values[f"{name}.weight"] = wide
     return values
+
+
+@pytest.mark.parametrize("mesh", [None, MeshShape(1, 1), MeshShape(1, 4)], ids=str)
+@pytest.mark.parametrize("max_memory", [10**6, 10**9])
+def test_few_outputs_at_a_time_make_the_same_file(
+    release, whole, tmp_path, monkeypatch, mesh, max_memory
+):
+    source = release
+    if mesh is not None:
+        source = open_ready(cut(release, mesh, tmp_path / "ready").root, is_streamed=True)
+    monkeypatch.setattr("grokctl.exporting.tensors._WIDE", 24)
+
+    made = exported(source, tmp_path / "out", max_memory=max_memory, jobs=3)
+
+    assert gguf_of(made)[0].read_bytes() == gguf_of(whole)[0].read_bytes()
+
+
+def test_matrices_are_held_where_they_leave_half_of_the_memory(release, tmp_path):
+    def planned(max_memory, jobs=2):
+        return plan_export(
+            release,
+            ExportOptions(
+                out=tmp_path / "out",
+                format=Format.GGUF,
+                type=ExportType.Q8_0,
+                embedding=EmbeddingType.F32,
+                name="wide",
+                max_memory=max_memory,
+                jobs=jobs,
+            ),
+        )
+
+    largest = WIDE.emb_size * WIDE.ffn_size
+
+    assert planned(4 * largest - 1).held_nbytes == 0
+    assert planned(4 * largest).held_nbytes == 2 * largest
+    assert planned(10**9, jobs=6).held_nbytes == 4 * largest
+    for memory in (2 * 10**7, 10**8):
+        assert planned(memory).held_nbytes
+        assert planned(memory).peak_bytes <= memory
 
 
 def test_every_value_is_the_released_integer_times_its_scale(release, whole):
