@@ -15,6 +15,7 @@ from typing import Final
 import numpy as np
 
 from grokctl.machine.disks import write_rate
+from grokctl.resharding.appending import LARGE, Appending
 from grokctl.resharding.output import OutputPlan, Piece
 from grokctl.resharding.publish import disk_of
 
@@ -54,7 +55,11 @@ def estimate(plan: OutputPlan) -> Estimate:
     free = shutil.disk_usage(folder).free
     return Estimate(
         work_rate=work_rate,
-        disk_rate=_measure_disk(folder, min(nbytes, free // 4, _LARGEST_TRIAL)),
+        disk_rate=_measure_disk(
+            folder,
+            min(nbytes, free // 4, _LARGEST_TRIAL),
+            is_large=any(layout.nbytes >= LARGE for layout in plan.layouts),
+        ),
         nbytes=nbytes,
         free_nbytes=free,
     )
@@ -93,8 +98,25 @@ def _measure_work(plan: OutputPlan) -> tuple[float, float]:
     return plain / (time.perf_counter() - started), written / plain
 
 
-def _measure_disk(folder: Path, nbytes: int) -> float | None:
+class _Appended:
+    """A file that is written as large ones are."""
+
+    def __init__(self, handle: int) -> None:
+        self._handle = handle
+        self._end = Appending(handle, 0, is_large=True)
+
+    def write(self, data: memoryview) -> int:
+        self._end.append(data)
+        self._end.settle()
+        return len(data)
+
+    def fileno(self) -> int:
+        return self._handle
+
+
+def _measure_disk(folder: Path, nbytes: int, *, is_large: bool) -> float | None:
     """Write and sync a temporary file for two seconds at most."""
     with suppress(OSError), tempfile.TemporaryFile(dir=folder, buffering=0) as file:
-        return write_rate(file, nbytes, seconds=_DISK_S)[0]
+        own = _Appended(file.fileno()) if is_large else file
+        return write_rate(own, nbytes, seconds=_DISK_S)[0]
     return None

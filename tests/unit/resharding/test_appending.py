@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from grokctl.resharding import appending
 from grokctl.resharding.appending import Appending
+from grokctl.resharding.estimate import _measure_disk
 
 
 @pytest.fixture
@@ -109,3 +110,19 @@ def test_a_full_disk_is_reported(handle, monkeypatch, is_large):
     end = Appending(handle, 0, is_large=is_large)
     with pytest.raises(OSError, match="No space left"):
         end.append(memoryview(bytes_of(2**20)))
+
+
+@pytest.mark.parametrize("is_large", [True, False])
+def test_the_disk_is_measured_as_it_will_be_written(tmp_path, monkeypatch, is_large):
+    real, found = os.fdatasync, []
+
+    def sync(handle):
+        found.append(is_direct(handle))
+        real(handle)
+
+    monkeypatch.setattr("os.fdatasync", sync)
+
+    assert _measure_disk(tmp_path, 2**21, is_large=is_large) > 0
+    assert not list(tmp_path.iterdir())
+    if any(found) or not is_large:
+        assert set(found) == {is_large}
