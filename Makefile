@@ -24,7 +24,7 @@ COMPILE := $(BIN)/uv pip compile --quiet --universal --upgrade --generate-hashes
 # the suite starts hundreds of processes: without kept bytecode, each would compile grokctl again
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test test-fast test-slow test-newest schedulers fuzz check fix bench rehearsal gpu-forms picture lock install wheels sanitize clean
+.PHONY: demo test test-fast test-slow test-newest test-engines schedulers fuzz check fix bench rehearsal gpu-forms picture lock install wheels sanitize clean
 
 demo: $(READY)  ## the whole pipeline, for real, on a miniature
 	$(BIN)/grokctl demo
@@ -38,6 +38,9 @@ test-fast: $(READY)  ## the unit tests that take no long compilation, in a minut
 
 test-slow: $(READY)  ## the tests that take minutes and gigabytes
 	$(BIN)/python -m pytest -m slow
+
+test-engines: .venv/.engines  ## llama.cpp and transformers on exports: logits, tokens, mutants
+	$(BIN)/python -m pytest -m engines tests/engines
 
 test-newest: .venv-newest/.ready  ## the suite on the newest Python and JAX, where PYTHON313 is there
 	$(call SUITE,.venv-newest/bin/python $(PARALLEL))
@@ -76,7 +79,7 @@ picture: $(READY)  ## docs/*.svg from a real terminal; needs tmux
 lock: .venv/.uv  ## pins with hashes for every platform, and no addresses
 	$(COMPILE) 3.11 --group dev pyproject.toml --output-file requirements.lock
 	$(COMPILE) 3.12 --group gpu pyproject.toml --output-file requirements-gpu.lock
-	for group in bench fuzz uv wheels; do $(COMPILE) 3.11 --group $$group --constraint requirements.lock \
+	for group in bench engines fuzz uv wheels; do $(COMPILE) 3.11 --group $$group --constraint requirements.lock \
 		--output-file requirements-$$group.lock || exit 1; done
 	for python in 3.11 3.12 3.13; do \
 		for platform in x86_64-manylinux_2_28 aarch64-manylinux_2_28 aarch64-apple-darwin; do \

@@ -21,6 +21,7 @@ class Stage(StrEnum):
     STRUCTURE = "structure"
     VALUES = "values"
     RESHARD = "reshard"
+    EXPORT = "export"
     LOAD = "load"
     COMPILE = "compile"
     PREFILL = "prefill"

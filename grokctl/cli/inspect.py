@@ -35,7 +35,8 @@ def inspect(
         from grokctl import inspect as stage
         from grokctl.screen import inspect as screen
 
-        root = found_checkpoint(console, home_of(home), checkpoint).root.absolute()
+        found = found_checkpoint(console, home_of(home), checkpoint, exports=True)
+        root = found.root.absolute()
         with console.observing() as observe:
             result = stage.inspect(root, pattern=tensor, stats=stats, jobs=jobs, observe=observe)
         screen.inspection(console, result, one_by_one=tensor is not None)

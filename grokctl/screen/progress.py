@@ -25,6 +25,7 @@ _TITLES: Final = {
     Stage.STRUCTURE: "check structure",
     Stage.VALUES: "read values",
     Stage.RESHARD: "reshard",
+    Stage.EXPORT: "export",
     Stage.LOAD: "load",
     Stage.COMPILE: "compile",
     Stage.PREFILL: "prefill",

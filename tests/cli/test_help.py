@@ -8,7 +8,18 @@ import pytest
 
 from grokctl import __version__
 
-VERBS = ("doctor", "fetch", "verify", "inspect", "reshard", "run", "score", "bench", "demo")
+VERBS = (
+    "doctor",
+    "fetch",
+    "verify",
+    "inspect",
+    "reshard",
+    "export",
+    "run",
+    "score",
+    "bench",
+    "demo",
+)
 HEAVY = ("jax", "libtorrent", "rich", "numpy")
 
 

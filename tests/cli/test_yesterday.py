@@ -294,7 +294,7 @@ def test_a_killed_reshard_of_other_files_is_named_and_left_alone(grokctl, killed
     outcome = grokctl(*killed.arguments)
 
     assert outcome.exit_code == 0
-    assert any(note.startswith(f"{other}: left by another reshard") for note in notes(outcome))
+    assert any(note.startswith(f"{other}: left by another run") for note in notes(outcome))
     assert contents(other) == before
 
 
