@@ -26,8 +26,6 @@ from grokctl.serving.wire_errors import WireError, internal
 
 Handler = Callable[[Service, Scope, Receive, Send], Awaitable[None]]
 Log = Callable[[Exchange], object]
-Report = Callable[[str, Exception], object]
-"""Gets a bug, and the id that its client was told, for this server's own log."""
 _GONE: Final = 499
 """The status in the log of a request whose client has left."""
 
@@ -64,18 +62,17 @@ ENDPOINTS: Final = (
 )
 
 
-def application(service: Service, guard: GuardOptions, *, log: Log, report: Report) -> App:
+def application(service: Service, guard: GuardOptions, *, log: Log) -> App:
     """The whole server.
 
     Args:
         service: What handlers share.
         guard: Who may ask.
         log: Gets every exchange at its end.
-        report: Gets bugs.
     """
     router = _Router(service, ENDPOINTS)
     open_paths = {endpoint.path for endpoint in ENDPOINTS if endpoint.is_open}
-    return _Boundary(service, Guard(router, guard, open_paths=open_paths), log=log, report=report)
+    return _Boundary(service, Guard(router, guard, open_paths=open_paths), log=log)
 
 
 class _Router:
@@ -115,11 +112,10 @@ def _nothing() -> None:
 class _Boundary:
     """Makes an answer of every end of a request, and logs it."""
 
-    def __init__(self, service: Service, app: App, *, log: Log, report: Report) -> None:
+    def __init__(self, service: Service, app: App, *, log: Log) -> None:
         self._service = service
         self._app = app
         self._log = log
-        self._report = report
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -150,7 +146,7 @@ class _Boundary:
             exchange.status = exchange.status or _GONE
             raise
         except Exception as error:  # noqa: BLE001 (a bug: the client gets a sentence)
-            self._report(exchange.id, error)
+            self._service.report(exchange.id, error)
             await self._send_error(internal(exchange.id), exchange, scope, receive, marked)
 
     @staticmethod

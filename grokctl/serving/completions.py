@@ -269,6 +269,7 @@ class _Answering:
 
     async def _taken(self, choice: Choice, events: list[RequestEvent]) -> list[Piece]:
         if isinstance(events[-1], Failed):
+            self._service.report(self._exchange.id, events[-1].error)
             raise of_failure(events[-1].error, self._exchange.id)
         pieces = (
             await asyncio.to_thread(choice.take, events)

@@ -186,6 +186,13 @@ class Server:
         if self._loop is not None:
             self._loop.call_soon_threadsafe(self.stop)
 
+    def fail(self) -> bool:
+        """End all requests with an error, from any thread; whether there is anybody to tell."""
+        if self._loop is None or not self._service.busy:
+            return False
+        self._loop.call_soon_threadsafe(self._service.cut_off)
+        return True
+
     def stop(self) -> None:
         """Finish what runs, and end; a second time, end now. In the loop."""
         (self._must_end_now if self._must_end.is_set() else self._must_end).set()

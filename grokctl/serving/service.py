@@ -52,6 +52,7 @@ class ServiceOptions:
 
 
 LoadedModel = Callable[[Engine], ServedModel]
+Report = Callable[[str, Exception], object]
 
 
 class Service:
@@ -63,6 +64,7 @@ class Service:
         options: Limits and habits.
         observe: Receives progress, also from that thread.
         on_change: Called after each change of phase.
+        report: Gets what failed inside, which no client is told, and the id of the request.
     """
 
     def __init__(
@@ -73,8 +75,10 @@ class Service:
         options: ServiceOptions,
         observe: Observer = ignore,
         on_change: Callable[[Phase], object] = lambda _: None,
+        report: Report = lambda _id, _error: None,
     ) -> None:
         self.options = options
+        self.report = report
         self.phase = Phase.LOADING
         self.measures = Measures()
         self.failure: BaseException | None = None

@@ -43,6 +43,8 @@ class JobRequest:
     """Tokens; by default as many as the model has, or as fit."""
     sequences: int = 1
     """Decoded at a time."""
+    may_be_fewer: bool = False
+    """Whether fewer will do, where so many would cost context."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,12 @@ class EngineJob:
     def options(self) -> EngineOptions:
         """Mesh, types and slots."""
         return self.plan.options
+
+    @property
+    def tokenizer(self) -> Path | None:
+        """The file of the tokenizer, if there is one."""
+        path = _checkpoint_of(self.source).root / TOKENIZER
+        return None if self.plan.tokenizer is None else path
 
     def tokens(self, content: str | tuple[int, ...]) -> tuple[int, ...]:
         """The token ids of a text, or the same ids.
@@ -175,6 +183,7 @@ def _adopt(request: JobRequest, choice: Mapping[str, Any]) -> JobRequest:
         kv=KvType(choice["kv"]),
         context=choice["context"],
         sequences=choice["sequences"],
+        may_be_fewer=False,
     )
 
 
@@ -214,6 +223,7 @@ def _open_job(
         compute=request.compute,
         context=request.context,
         sequences=request.sequences,
+        may_be_fewer=request.may_be_fewer,
         kv=request.kv,
     )
     _check_any_hardware(checkpoints[0], asked)
@@ -230,7 +240,7 @@ def _open_job(
         compute=choice.plan.compute,
         context=choice.plan.context,
         compilation_cache=home.xla_cache,
-        slots=request.sequences,
+        slots=choice.plan.slots,
         kv=request.kv,
     )
     planned = _plan(chosen, options)

@@ -286,7 +286,9 @@ def test_a_step_that_fails_ends_its_requests_and_not_the_server(release, engine,
 
         assert first.status_code == 500
         assert first.headers["x-should-retry"] == "false"
-        assert "logits" not in first.text  # the log has it
+        assert "logits" not in first.text
+        assert [str(error) for _, error in running.bugs] == ["logits: malformed, not finite"] * 2
+        assert running.bugs[0][0] in first.text  # so that it is found in the log
         assert health == 200
         *_, error, _ = events_of(second.text)
         assert error["error"]["type"] == "server_error"
