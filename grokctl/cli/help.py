@@ -32,6 +32,7 @@ _GROUPS: Final = {
         "tls_cert",
         "tls_key",
         "alias",
+        "no_ui",
     ),
     "Load": ("slots", "queue", "request_timeout", "drain"),
     _OTHER: (),

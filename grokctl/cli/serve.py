@@ -77,6 +77,7 @@ def serve(
     alias: Annotated[
         list[str] | None, typer.Option(metavar="NAME", help="Another name of the model.")
     ] = None,
+    no_ui: Annotated[bool, typer.Option("--no-ui", help="Serve no page to play with.")] = False,
     queue: Annotated[
         int, typer.Option(metavar="N", min=1, help="Completions that may wait for a slot.")
     ] = 1024,
@@ -156,7 +157,12 @@ def serve(
             server=ServerOptions(
                 host=host, port=port, certificate=tls_cert, private_key=tls_key, drain_s=drain
             ),
-            service=ServiceOptions(queue=queue, stall_s=stall_timeout, request_s=request_timeout),
+            service=ServiceOptions(
+                queue=queue,
+                stall_s=stall_timeout,
+                request_s=request_timeout,
+                has_page=not no_ui,
+            ),
             guard=GuardOptions(
                 key=None if no_auth else stage.read_key(api_key_file, os.environ.get(_KEY)),
                 hosts=tuple(name.lower() for name in allowed_host or ()),

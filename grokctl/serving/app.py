@@ -21,6 +21,7 @@ from grokctl.serving.exchange import (
     open_exchange,
 )
 from grokctl.serving.guard import Guard, GuardOptions
+from grokctl.serving.page import FILES, page
 from grokctl.serving.service import Service
 from grokctl.serving.wire_errors import WireError, internal
 
@@ -59,6 +60,7 @@ ENDPOINTS: Final = (
     Endpoint("GET", "/props", facts.props),
     Endpoint("GET", "/slots", facts.slots),
     Endpoint("GET", "/load", facts.load),
+    *(Endpoint("GET", path, page, is_open=True) for path in FILES),
 )
 
 
