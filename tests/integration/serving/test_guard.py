@@ -8,7 +8,12 @@ from grokctl.serving.guard import GuardOptions
 
 KEY = "sk-test-0123456789"
 OPEN = {"/health", "/v1/health", "/", "/app.js", "/core.js", "/style.css", "/icon.svg"}
-UNKNOWN = [("GET", "/nothing"), ("POST", "/v1/nothing"), ("GET", "/v1/completions"), ("GET", "//")]
+UNKNOWN = [
+    ("GET", "/nothing"),
+    ("POST", "/v1/nothing"),
+    ("GET", "/v1/completions"),
+    ("GET", "/a//b"),
+]
 ROUTES = [
     *((each.method, each.path.replace("{name:path}", "miniature")) for each in ENDPOINTS),
     *UNKNOWN,
