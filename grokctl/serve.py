@@ -29,6 +29,7 @@ from grokctl.inference.compiled_steps import Head
 from grokctl.inference.engine import Engine
 from grokctl.model.sizing import cache_bytes
 from grokctl.paths import read_limited
+from grokctl.screen.serve import Ready
 from grokctl.serving.app import application
 from grokctl.serving.exchange import Exchange
 from grokctl.serving.guard import GuardOptions
@@ -57,23 +58,6 @@ class ServeOptions:
     """Whether a key is a condition of serving other machines."""
     logs_all: bool = False
     """Whether requests of probes are logged, too."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ready:
-    """What a server that has loaded serves, and where."""
-
-    url: str
-    model: str
-    slots: int
-    context: int
-    slot_nbytes: int
-    """Of the cache, for one sequence, on all devices together."""
-    is_local: bool
-    """Whether this machine alone reaches it."""
-    has_key: bool
-    load_s: float
-    compile_s: float
 
 
 def serve(

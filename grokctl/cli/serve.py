@@ -175,7 +175,7 @@ def serve(
         require_checkpoint(home_of(home), checkpoint)
         is_ready = False
 
-        def on_ready(ready: stage.Ready) -> None:
+        def on_ready(ready: screen.Ready) -> None:
             nonlocal is_ready
             is_ready = True
             screen.ready(console, ready)

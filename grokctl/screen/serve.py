@@ -2,14 +2,30 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 from grokctl.text import format_bytes, format_number
 
 if TYPE_CHECKING:  # a screen imports no stage
     from grokctl.screen.console import Console
-    from grokctl.serve import Ready
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ready:
+    """What a server that has loaded serves, and where."""
+
+    url: str
+    model: str
+    slots: int
+    context: int
+    slot_nbytes: int
+    """Of the cache, for one sequence, on all devices together."""
+    is_local: bool
+    """Whether this machine alone reaches it."""
+    has_key: bool
+    load_s: float
+    compile_s: float
 
 
 def ready(console: Console, values: Ready) -> None:
