@@ -159,8 +159,6 @@ def _prompts(value: object) -> tuple[Content, ...]:
             raise bad_request("prompt: expected text or token ids, found nothing", param="prompt")
         case _:
             raise _mismatch("prompt", "a text, texts, token ids or lists of them", value)
-    if not all(found):
-        raise bad_request("prompt: expected text or token ids, found an empty one", param="prompt")
     return found
 
 

@@ -303,12 +303,17 @@ def test_the_end_token_counts_and_has_no_text(client, engine):
 
 
 def test_a_stop_string_says_that_it_was_one(client):
-    plain = post(client, prompt="the sea", max_tokens=8, temperature=0)["choices"][0]["text"]
-    stopped = post(client, prompt="the sea", max_tokens=8, temperature=0, stop=plain[2:4])
+    body = {"prompt": "the sea", "max_tokens": 8, "temperature": 0, "logprobs": 1}
+    plain = post(client, **body)["choices"][0]["text"]
+    stop = plain[2:5]
+    stopped = post(client, **body, stop=stop)
 
     (choice,) = stopped["choices"]
-    assert choice["text"] == plain[: plain.index(plain[2:4])]
-    assert (choice["finish_reason"], choice["stop_reason"]) == ("stop", plain[2:4])
+    assert choice["text"] == plain[: plain.index(stop)]
+    assert (choice["finish_reason"], choice["stop_reason"]) == ("stop", stop)
+    offsets = choice["logprobs"]["text_offset"]
+    assert len(offsets) == stopped["usage"]["completion_tokens"] > len(choice["text"])
+    assert offsets[-1] == len(choice["text"])  # the tokens of the stop string have no text
 
 
 def test_the_context_ends_a_completion_as_its_length_does(client):

@@ -357,6 +357,15 @@ def test_a_request_has_its_time_to_come(release, engine, monkeypatch):
             assert silent.recv(100) == b""  # closed
             rest = slow.recv(1000)
             assert rest == b"" or rest.startswith(b"HTTP/1.1 408")
+        with socket.create_connection(place) as again:  # the second request, too
+            again.settimeout(4)  # uvicorn alone would wait for ever
+            again.sendall(b"GET /version HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            received = b""
+            while not received.endswith(b"}"):
+                received += again.recv(1000)
+            assert received.startswith(b"HTTP/1.1 200")
+            again.sendall(b"GET /version HTTP/1.1\r\n")
+            assert again.recv(1000) == b""
 
         with running.client() as client:  # a request that has come may take longer
             for _ in range(2):
