@@ -36,6 +36,8 @@ class Piece:
     stop_reason: str | int | None = None
     prompt_ids: tuple[int, ...] | None = None
     """Where the choice begins, if ids are wanted."""
+    made: int = 0
+    """Sampled tokens of the choice, these included."""
 
 
 class Choice:
@@ -101,7 +103,7 @@ class Choice:
 
     def _new_piece(self) -> Piece:
         """An empty piece; the first one has what belongs to the prompt."""
-        piece = Piece()
+        piece = Piece(made=self.made)
         if self._request.settings.logprobs is not None:
             piece.logprobs = Logprobs()
         if self._has_begun:
@@ -123,6 +125,7 @@ class Choice:
         piece.text += token.text
         piece.ids.append(token.id)
         self.made += 1
+        piece.made = self.made
         if piece.logprobs is not None:
             self._names.add(piece.logprobs, [of_token(token, self._offset)])
             if self._stream is not None:

@@ -173,6 +173,8 @@ class _Answering:
         self._choices = choices
         self._job = job
         self._exchange = exchange
+        self._sent = [0] * len(choices)
+        """Sampled tokens of each choice in the events until now."""
         limit = service.options.request_s
         self._until = None if limit is None else time.monotonic() + limit
 
@@ -220,8 +222,9 @@ class _Answering:
         parts = []
         for choice, piece in made:
             event = self._form.event(self._shape, [self._form.piece(choice, piece)])
+            self._sent[choice.index] = piece.made
             if self._request.continuous_usage:
-                event["usage"] = self._usage()
+                event["usage"] = self._usage(sum(self._sent))
             elif self._request.include_usage:
                 event["usage"] = None
             parts.append(_event(event))
@@ -291,11 +294,15 @@ class _Answering:
             message = f"request: expected at most {self._service.options.request_s:g} s"
             raise WireError(503, message, "timeout", headers={"x-should-retry": "false"})
 
-    def _usage(self) -> dict[str, Any]:
-        """Tokens until now: those of a prompt once, however many samples it has."""
+    def _usage(self, made: int | None = None) -> dict[str, Any]:
+        """Tokens: those of a prompt once, however many samples it has.
+
+        Args:
+            made: Sampled tokens; by default, all until now.
+        """
         firsts = self._choices[:: self._request.samples]
         prompt = sum(len(choice.prompt.ids) for choice in firsts)
-        made = sum(choice.made for choice in self._choices)
+        made = sum(choice.made for choice in self._choices) if made is None else made
         return {
             "prompt_tokens": prompt,
             "completion_tokens": made,
