@@ -29,6 +29,7 @@ from grokctl.inference.engine import Engine
 from grokctl.inference.warm_up import warm_up
 from grokctl.model.sizing import cache_bytes
 from grokctl.paths import read_limited
+from grokctl.planning import accelerators
 from grokctl.screen.serve import Ready
 from grokctl.serving.app import application
 from grokctl.serving.exchange import Exchange
@@ -161,7 +162,7 @@ class _Serving:
             name=job.name,
             tokenizer=job.tokenizer,
             aliases=self._options.aliases,
-            bandwidth=memory_bandwidth(engine.devices),
+            bandwidth=_bandwidth(engine),
         )
 
     # --- in the loop
@@ -232,6 +233,18 @@ class _Serving:
         """End all streams with an error, from another thread: a rank was lost."""
         if server.fail():
             time.sleep(_LAST_WORDS_S)
+
+
+def _bandwidth(engine: Engine) -> float | None:
+    """Bytes a second of the memory of all devices: of accelerators the published one, if known.
+
+    A measurement would take memory there that may be needed for weights.
+    """
+    devices = engine.devices
+    if devices[0].platform == "cpu":
+        return memory_bandwidth(devices)
+    known = accelerators.match(devices[0].device_kind)
+    return None if known is None else known.bandwidth * len(devices)
 
 
 def _one_at_a_time(observe: Observer) -> Observer:

@@ -13,6 +13,8 @@ import pytest
 from conftest import opened, requests_of
 from serving import CONFIG, serving, small_engine, small_release
 
+from grokctl.serving.guard import GuardOptions
+
 By = pytest.importorskip("selenium.webdriver.common.by", reason="make browser").By
 Keys = pytest.importorskip("selenium.webdriver.common.keys").Keys
 HOSTILE = "<img src=x onerror=alert(1)></script><b>\u202e\u2066x\u2069 \U0001f30a the sea"

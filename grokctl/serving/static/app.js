@@ -1,4 +1,4 @@
-import { EventParser, History, asCurl, asPython, bodyOf, branch, groups, perplexity, percent, shade, shown, stopTexts } from "./core.js";
+import { EventParser, History, asCurl, asPython, bodyOf, branch, groups, inWords, perplexity, percent, shade, shown, stopTexts } from "./core.js";
 
 const field = (id) => document.getElementById(id);
 const text = field("text");
@@ -123,7 +123,7 @@ async function complete(prompt, base) {
 }
 
 async function follow(response, mine, began) {
-  const parser = new EventParser((comment) => say(comment));
+  const parser = new EventParser((comment) => say(inWords(comment)));
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
   let usage = null;
   for (;;) {
@@ -172,10 +172,12 @@ async function score() {
   }
 }
 
-/** Ids, if the text is as the last completion left it: other tokens could have the same text. */
+/** Whether the text is as the last completion left it. */
+const isAsWritten = () => step !== null && step.promptIds.length > 0 && text.value === step.text;
+
+/** Ids, if there are any for the text: other tokens could have the same text. */
 function promptNow() {
-  const isAsWritten = step !== null && step.promptIds.length > 0 && text.value === step.text;
-  return isAsWritten ? [...step.promptIds, ...step.tokens.map((token) => token.id)] : text.value;
+  return isAsWritten() ? [...step.promptIds, ...step.tokens.map((token) => token.id)] : text.value;
 }
 
 // --- the strip
@@ -269,6 +271,7 @@ function goOn(place, other) {
 
 function enable() {
   const isBusy = running !== null;
+  field("complete").textContent = isAsWritten() && !isBusy ? "More" : "Complete";
   for (const id of ["complete", "score", "examples"]) field(id).disabled = isBusy;
   field("stop").disabled = !isBusy;
   field("retry").disabled = isBusy || step === null || step.promptIds.length === 0;
@@ -326,6 +329,7 @@ field("examples").addEventListener("change", () => {
   if (words) { history.add(now()); text.value = words; saveDraft(); enable(); }
 });
 for (const name of ["text", ...NUMBERS, "stop_texts"]) field(name).addEventListener("input", saveDraft);
+text.addEventListener("input", enable);
 
 loadDraft();
 enable();

@@ -23,6 +23,15 @@ export class EventParser {
   }
 }
 
+/** A comment of a stream in words: how long the queue is, or how much was read. */
+export function inWords(comment) {
+  const [, queued] = /^queued (\d+)$/.exec(comment) ?? [];
+  if (queued !== undefined) return queued === "0" ? "Next in the queue …" : `${queued} in the queue before …`;
+  const [, done, total] = /^reading (\d+)\/(\d+)$/.exec(comment) ?? [];
+  if (done !== undefined) return `Reading: ${done} of ${total} tokens …`;
+  return comment === "writing" ? "Writing …" : "Waiting …";
+}
+
 /** The class of a token's background: 0 for the least likely, 10 for the most. */
 export function shade(logprob) {
   return logprob === null ? 10 : Math.max(0, Math.min(10, Math.floor(Math.exp(logprob) * 10)));

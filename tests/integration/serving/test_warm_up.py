@@ -1,26 +1,27 @@
 """After the warm-up no request waits for a compilation, whatever it asks for."""
 
 import threading
+from dataclasses import replace
 
 import httpx
-import pytest
-from serving import serving, small_engine
+from serving import CONFIG, serving, small_engine, small_release
 
 from grokctl.inference.warm_up import warm_up
 
-BODY = {"prompt": "the sea", "max_tokens": 12, "ignore_eos": True, "seed": 3}
+SMALLER = replace(CONFIG, num_layers=1, sequence_len=32)
+BODY = {"prompt": [300, 301], "max_tokens": 8, "ignore_eos": True, "seed": 3}
 REQUESTS = (
     *[BODY | {"n": count} for count in (1, 2, 3)],
     BODY | {"frequency_penalty": 1, "logit_bias": {"3": -100}},
-    BODY | {"prompt": "the sea " * 12},
+    BODY | {"prompt": [301] * 20},
     BODY | {"prompt": [[300], [300, 301]], "echo": True, "logprobs": 5},
-    BODY | {"prompt": [[301] * 100] * 3, "echo": True, "logprobs": 5, "max_tokens": 0},
+    BODY | {"prompt": [[302] * 30] * 3, "echo": True, "logprobs": 5, "max_tokens": 0},
 )
 
 
-@pytest.mark.parametrize("draws_on_device", [False, True])
-def test_nothing_is_compiled_for_a_request(release, draws_on_device):
-    engine = small_engine(release, draws_on_device=draws_on_device)
+def test_nothing_is_compiled_for_a_request(tmp_path):
+    release = small_release(tmp_path / "smaller", SMALLER)
+    engine = small_engine(release, draws_on_device=True)
     warm_up(engine.runner)
     compiled, begun = engine.runner.compile_s, set(engine.runner._programs._compiled)
 

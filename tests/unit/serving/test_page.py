@@ -145,3 +145,16 @@ def test_a_copied_command_is_safe_to_paste():
     python = node(f"return asPython('http://h/v1', 'grok', {json.dumps(body)})")
     compile(python, "copied", "exec")
     assert '"top_k": 4' in python
+
+
+def test_comments_of_a_stream_are_words():
+    comments = ["queued", "queued 0", "queued 12", "reading 16/80", "writing", "something new"]
+
+    assert node(f"return {json.dumps(comments)}.map(inWords)") == [
+        "Waiting …",
+        "Next in the queue …",
+        "12 in the queue before …",
+        "Reading: 16 of 80 tokens …",
+        "Writing …",
+        "Waiting …",
+    ]
