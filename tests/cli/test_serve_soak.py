@@ -11,6 +11,7 @@ import random
 import socket
 import threading
 import time
+from pathlib import Path
 
 import httpx
 import psutil
@@ -130,8 +131,8 @@ def strange(chance):
 
 
 def anonymous_nbytes(process):
-    fields = (line.split() for line in open(f"/proc/{process.pid}/status"))  # noqa: PTH123, SIM115
-    return next(1024 * int(field[1]) for field in fields if field[0] == "RssAnon:")
+    lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith("RssAnon:"))
 
 
 def settled(client):
@@ -205,11 +206,11 @@ def test_ten_thousand_connections_keep_nobody_out(process, home):
                 held.append(socket.create_connection((url.host, url.port), timeout=30))
                 if number % 1000 == 999:
                     begun = time.monotonic()
-                    assert httpx.get(f"{url}health", timeout=30).status_code == 200
+                    assert httpx.get(url.join("/health"), timeout=30).status_code == 200
                     slowest = max(slowest, time.monotonic() - begun)
             kept = len(psutil.Process(started.pid).net_connections("tcp"))
             body = {"prompt": "the sea", "max_tokens": 2}
-            answer = httpx.post(f"{url}v1/completions", json=body, timeout=60)
+            answer = httpx.post(url.join("/v1/completions"), json=body, timeout=60)
             assert answer.status_code == 200
             assert kept < 700
             assert slowest < 10
