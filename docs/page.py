@@ -38,7 +38,7 @@ def take(url: str, path: Path) -> None:
     """Complete a text, look at a token, and keep what is seen."""
     options = webdriver.ChromeOptions()
     options.binary_location = str(shutil.which("chromium"))
-    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--window-size=900,1000"):
+    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--window-size=900,1140"):
         options.add_argument(argument)
     service = webdriver.ChromeService(executable_path=shutil.which("chromedriver"))
     browser = webdriver.Chrome(options=options, service=service)
@@ -47,7 +47,8 @@ def take(url: str, path: Path) -> None:
         state = browser.find_element(By.ID, "state")
         wait_for(lambda: "ready" in state.text)
         browser.find_element(By.ID, "text").send_keys(TEXT)
-        settings = {"max_tokens": 60, "seed": 1}
+        browser.execute_script("document.getElementById('text').rows = 5")
+        settings = {"max_tokens": 40, "seed": 1}
         for name, value in settings.items():
             browser.execute_script(f"document.getElementById('{name}').value = {value}")
         browser.find_element(By.ID, "complete").click()
