@@ -162,6 +162,9 @@ def compared(
         before = best[way].get(streams, (float("inf"), float("inf")))
         best[way][streams] = (min(before[0], found[0]), min(before[1], found[1]))
 
+    for streams in STREAMS:
+        first = next(numbers)
+        alone(engine, range(first, first + streams), 2)  # compiles
     for _ in range(rounds):
         for streams in STREAMS:
             first = next(numbers)
@@ -219,13 +222,13 @@ def layer(folder: Path) -> tuple[Engine, TensorSource]:
 
 
 def started(source: TensorSource) -> tuple[Engine, TensorSource]:
-    engine = infer(source, EngineOptions(mesh=ONE, slots=max(STREAMS), context=128))
-    return engine, source  # what it has to compile it compiles in the first round
+    return infer(source, EngineOptions(mesh=ONE, slots=max(STREAMS), context=128)), source
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--client", nargs=4, metavar=("URL", "FROM", "TO", "TOKENS"))
+    parser.add_argument("--only", choices=("miniature", "layer"))
     parser.add_argument("--layer", type=Path, help="a folder with a layer that an earlier run made")
     parser.add_argument("--tokens", type=int, default=8, help="of a stream of the layer")
     parser.add_argument("--rounds", type=int, default=2)
@@ -243,6 +246,8 @@ def main() -> None:
             ("miniature", miniature, 64),
             ("layer", layer, given.tokens),
         ):
+            if given.only not in {None, what}:
+                continue
             folder = given.layer if given.layer and what == "layer" else Path(name)
             engine, source = make(folder)
             best = compared(engine, source, tokens=tokens, rounds=given.rounds)
@@ -250,8 +255,9 @@ def main() -> None:
             show(found)
             rows += found
     wide = [row for row in rows if row["model"] == "layer"]
-    assert min(row["ratio"] for row in wide) >= 0.97, "HTTP takes too much of the throughput"
-    assert wide[0]["first_ms"] <= 10, "the first token comes too late"
+    for row in wide:
+        assert row["ratio"] >= 0.97, "HTTP takes too much of the throughput"
+        assert row["streams"] > 1 or row["first_ms"] <= 10, "the first token comes too late"
 
 
 if __name__ == "__main__":
