@@ -29,6 +29,7 @@ def test_a_server_answers_as_run_does_and_drains(process, grokctl, home):
 
     with server(process, home) as started:
         values = started.ready
+        assert values["compile_s"] == 0
         answer = httpx.post(f"{values['url']}/v1/completions", json=BODY, timeout=60)
         started.send_signal(signal.SIGTERM)
         assert started.wait(30) == 0
@@ -53,8 +54,10 @@ def test_a_server_answers_as_run_does_and_drains(process, grokctl, home):
 def test_a_key_of_a_file_is_needed(process, home, tmp_path):
     (tmp_path / "key").write_text("sk-1234\n")
     env = {"GROKCTL_API_KEY": "another"}
-    with server(process, home, "--api-key-file", tmp_path / "key", env=env) as started:
+    options = ("--api-key-file", tmp_path / "key", "--slots", 1, "--context", 16)
+    with server(process, home, *options, env=env, warms_up=True) as started:
         url = started.ready["url"]
+        assert started.ready["compile_s"] > 0  # before anybody has asked for anything
         assert httpx.get(f"{url}/v1/models").status_code == 401
         given = {"authorization": "Bearer sk-1234"}
         assert httpx.get(f"{url}/v1/models", headers=given).status_code == 200

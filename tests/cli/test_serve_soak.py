@@ -141,7 +141,7 @@ def settled(client):
 
 
 def test_nothing_is_left_behind_by_many_clients(process, home, capsys):
-    with server(process, home, "--slots", 4, "--context", 64) as started:
+    with server(process, home, "--slots", 4, warms_up=True) as started:
         url = started.ready["url"]
         observed = psutil.Process(started.pid)
         with httpx.Client(base_url=url, timeout=120) as client:

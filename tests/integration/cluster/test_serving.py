@@ -34,7 +34,7 @@ def pair(home):
     environment = {name: value for name, value in os.environ.items() if "SLURM" not in name}
     environment |= {"JAX_NUM_CPU_DEVICES": "1", "GROKCTL_JOB_SECRET": secrets.token_hex(16)}
     command = [sys.executable, "-m", "grokctl", "serve", "words", "--home", str(home)]
-    command += ["--port", "0", "--compute", "float32", "--slots", "2", "--json"]
+    command += ["--port", "0", "--compute", "float32", "--slots", "2", "--json", "--no-warm-up"]
     command += ["--coordinator", f"127.0.0.1:{port}", "--num-processes", "2"]
     command += ["--cluster-timeout", "60", "--mesh", "expert=2,model=1"]
     ranks = [

@@ -8,20 +8,20 @@ from serving import CONFIG, serving, small_engine, small_release
 
 from grokctl.inference.warm_up import warm_up
 
-SMALLER = replace(CONFIG, num_layers=1, sequence_len=32)
-BODY = {"prompt": [300, 301], "max_tokens": 8, "ignore_eos": True, "seed": 3}
+SMALLER = replace(CONFIG, num_layers=1, sequence_len=16)
+BODY = {"prompt": [300, 301], "max_tokens": 6, "ignore_eos": True, "seed": 3}
 REQUESTS = (
-    *[BODY | {"n": count} for count in (1, 2, 3)],
+    *[BODY | {"n": count} for count in (1, 2)],
     BODY | {"frequency_penalty": 1, "logit_bias": {"3": -100}},
-    BODY | {"prompt": [301] * 20},
+    BODY | {"prompt": [301] * 10},
     BODY | {"prompt": [[300], [300, 301]], "echo": True, "logprobs": 5},
-    BODY | {"prompt": [[302] * 30] * 3, "echo": True, "logprobs": 5, "max_tokens": 0},
+    BODY | {"prompt": [[302] * 15] * 2, "echo": True, "logprobs": 5, "max_tokens": 0},
 )
 
 
 def test_nothing_is_compiled_for_a_request(tmp_path):
     release = small_release(tmp_path / "smaller", SMALLER)
-    engine = small_engine(release, draws_on_device=True)
+    engine = small_engine(release, draws_on_device=True, slots=2)
     warm_up(engine.runner)
     compiled, begun = engine.runner.compile_s, set(engine.runner._programs._compiled)
 
