@@ -24,7 +24,7 @@ COMPILE := $(BIN)/uv pip compile --quiet --universal --upgrade --generate-hashes
 # the suite starts hundreds of processes: without kept bytecode, each would compile grokctl again
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test test-fast test-slow test-newest test-engines schedulers fuzz check fix bench rehearsal gpu-forms picture lock install wheels sanitize clean
+.PHONY: demo test test-fast test-slow test-newest test-engines schedulers browser clients soak fuzz check fix bench rehearsal gpu-forms picture lock install wheels sanitize clean
 
 demo: $(READY)  ## the whole pipeline, for real, on a miniature
 	$(BIN)/grokctl demo
@@ -50,6 +50,18 @@ schedulers:  ## Open MPI and Slurm, for the tests that run under them: Debian's 
 		{ timeout 300 apt-get update --quiet --quiet && DEBIAN_FRONTEND=noninteractive timeout 300 \
 		apt-get install --yes --quiet --quiet --no-install-recommends \
 		openmpi-bin slurmctld slurmd slurm-client; }
+
+browser: .venv/.browser  ## the page of a server in a headless Chromium: Debian's packages, so for root
+	@command -v chromium >/dev/null && command -v chromedriver >/dev/null || \
+		{ timeout 300 apt-get update --quiet --quiet && DEBIAN_FRONTEND=noninteractive timeout 300 \
+		apt-get install --yes --quiet --quiet --no-install-recommends chromium chromium-driver; }
+	$(BIN)/python -m pytest -m slow tests/browser
+
+clients: $(READY) .venv-clients/.ready  ## lm-evaluation-harness against a server
+	$(BIN)/python -m pytest -m slow tests/integration/serving/test_harness.py
+
+soak: $(READY)  ## a server under load for SECONDS: clients that leave, and strangers' requests
+	GROKCTL_SOAK_SECONDS=$(SECONDS) $(BIN)/python -m pytest -m slow tests/cli/test_serve_soak.py
 
 fuzz: .venv/.fuzz  ## strangers' bytes into every reader, guided by coverage; SECONDS for all together
 	PYTHONPATH=tests/support nice -n 19 $(BIN)/python tests/fuzz/fuzz.py --seconds $(SECONDS)
@@ -79,7 +91,8 @@ picture: $(READY)  ## docs/*.svg from a real terminal; needs tmux
 lock: .venv/.uv  ## pins with hashes for every platform, and no addresses
 	$(COMPILE) 3.11 --group dev pyproject.toml --output-file requirements.lock
 	$(COMPILE) 3.12 --group gpu pyproject.toml --output-file requirements-gpu.lock
-	for group in bench engines fuzz uv wheels; do $(COMPILE) 3.11 --group $$group --constraint requirements.lock \
+	$(COMPILE) 3.11 --group pyproject.toml:clients --output-file requirements-clients.lock
+	for group in bench browser engines fuzz uv wheels; do $(COMPILE) 3.11 --group $$group --constraint requirements.lock \
 		--output-file requirements-$$group.lock || exit 1; done
 	for python in 3.11 3.12 3.13; do \
 		for platform in x86_64-manylinux_2_28 aarch64-manylinux_2_28 aarch64-apple-darwin; do \
@@ -109,6 +122,12 @@ $(READY): .venv/.ready grokctl/native/sources.py $(wildcard grokctl/native/src/*
 	$(@D)/bin/python -m pip check
 	@touch $@
 
+.venv-clients/.ready: requirements-clients.lock
+	$(PYTHON) -m venv --clear $(@D)
+	$(@D)/bin/python $(LOCKED) $<
+	$(@D)/bin/python -m pip check
+	@touch $@
+
 # a dependency group that only one target needs, on top of the rest
 .venv/.%: requirements-%.lock $(READY)
 	$(BIN)/python $(LOCKED) $<
@@ -133,4 +152,4 @@ sanitize: $(READY)  ## the kernel's tests under AddressSanitizer and UBSan; need
 		$(BIN)/python -m pytest tests/unit/native tests/unit/model/test_cpu_kernel.py
 
 clean:  ## forget the environment and the tools' caches
-	rm -rf .venv .venv-newest .venv-gpu .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-newest .venv-gpu .venv-clients .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -16,11 +16,12 @@ VERBS = (
     "reshard",
     "export",
     "run",
+    "serve",
     "score",
     "bench",
     "demo",
 )
-HEAVY = ("jax", "libtorrent", "rich", "numpy")
+HEAVY = ("jax", "libtorrent", "rich", "numpy", "starlette", "uvicorn")
 
 
 @pytest.mark.parametrize("verb", VERBS)
