@@ -200,7 +200,7 @@ def _named(home: Home, name: str, kinds: Sequence[str]) -> Found:
     if words not in {None, "a folder"} and kind_of(path.parent) in kinds:
         raise UsageError(
             f"{name}: expected a checkpoint, found a file of one",
-            f"CHECKPOINT {quoted(path.parent)}",
+            f"grokctl verify {quoted(path.parent)}",
         )
     if folder is not None and "release" in kinds:
         return _elsewhere(home, path, folder)

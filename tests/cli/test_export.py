@@ -115,7 +115,8 @@ def test_an_export_is_nothing_to_run(grokctl, release, tmp_path):
     assert run.hint.startswith(f"grokctl reshard {tmp_path / 'out'} --devices 8")
     listed = grokctl("verify", tmp_path / "out" / "wide-q8_0.gguf", "--quick")
     assert listed.exit_code == 2
-    assert listed.hint == f"grokctl verify {tmp_path / 'out'} --quick"
+    assert listed.hint.startswith(f"grokctl verify {tmp_path / 'out'}")
+    assert "wide-q8_0" not in listed.hint
 
 
 def test_damage_to_an_export_has_the_code_of_damage(grokctl, release, tmp_path):
