@@ -91,8 +91,7 @@ picture: $(READY)  ## docs/*.svg from a real terminal; needs tmux
 lock: .venv/.uv  ## pins with hashes for every platform, and no addresses
 	$(COMPILE) 3.11 --group dev pyproject.toml --output-file requirements.lock
 	$(COMPILE) 3.12 --group gpu pyproject.toml --output-file requirements-gpu.lock
-	$(COMPILE) 3.11 --group pyproject.toml:clients --output-file requirements-clients.lock
-	for group in bench browser engines fuzz uv wheels; do $(COMPILE) 3.11 --group $$group --constraint requirements.lock \
+	for group in bench browser clients engines fuzz uv wheels; do $(COMPILE) 3.11 --group $$group --constraint requirements.lock \
 		--output-file requirements-$$group.lock || exit 1; done
 	for python in 3.11 3.12 3.13; do \
 		for platform in x86_64-manylinux_2_28 aarch64-manylinux_2_28 aarch64-apple-darwin; do \
