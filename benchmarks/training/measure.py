@@ -90,7 +90,11 @@ def precisions(release: Release, windows: NDArray[np.int32]) -> dict[str, float]
 
 
 def mistakes(release: Release, windows: NDArray[np.int32]) -> dict[str, float]:
-    """Bits per token with one mistake each in the arithmetic."""
+    """Bits per token with one mistake each in the arithmetic.
+
+    Gates that are renormalised multiply what a token has of its experts by a number, and the norm
+    behind takes it out again: that mistake costs nothing in any model of this architecture.
+    """
     right, config = floats_of_release(release), release.config
     bits = partial(bits_of_floats, config=config, windows=windows)
 

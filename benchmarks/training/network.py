@@ -160,7 +160,7 @@ def _mixture(
     repeated = jnp.repeat(rows, selected, axis=0)
     runs = _moved(repeated, places.choice_of_row, places.row_of_choice, places.is_real)
     output = _in_runs(layer.experts, runs, places.expert_of_run, operand=operand)
-    back = _gathered(output, places.row_of_choice, places.choice_of_row, places.is_real)
+    back = _gathered(output, places.row_of_choice, places.choice_of_row)
     weighted = back.reshape(-1, selected, rows.shape[-1]) * gates[..., None]
     return jnp.sum(weighted, axis=1).reshape(x.shape), uneven
 
@@ -239,22 +239,22 @@ _moved.defvjp(_moved_forward, _moved_backward)
 
 @jax.custom_vjp
 def _gathered(
-    x: Shaped[Array, "rows embed"], to: Array, back: Array, is_real: Array
+    x: Shaped[Array, "rows embed"], to: Array, back: Array
 ) -> Shaped[Array, "choices embed"]:
-    """`x[to]`: the inverse of `_moved`."""
-    del back, is_real
+    """`x[to]`: the inverse of `_moved`.
+
+    Rows that fill up a run get a derivative too; nothing comes of it, because they are zero.
+    """
+    del back
     return x[to]
 
 
-def _gathered_forward(
-    x: Array, to: Array, back: Array, is_real: Array
-) -> tuple[Array, tuple[Array, Array]]:
-    return x[to], (back, is_real)
+def _gathered_forward(x: Array, to: Array, back: Array) -> tuple[Array, Array]:
+    return x[to], back
 
 
-def _gathered_backward(kept: tuple[Array, Array], change: Array) -> tuple[Array, None, None, None]:
-    back, is_real = kept
-    return jnp.where(is_real[:, None], change[back], 0.0), None, None, None
+def _gathered_backward(back: Array, change: Array) -> tuple[Array, None, None]:
+    return change[back], None, None
 
 
 _gathered.defvjp(_gathered_forward, _gathered_backward)

@@ -137,9 +137,7 @@ class ModelRunner:
             top_logprobs=np.asarray(found.top_logprobs)[: chunk.count],
         )
 
-    def read_and_count(
-        self, slot: int, tokens: Sequence[int], chunk: Chunk, *, skip: int
-    ) -> NDArray[np.int64]:
+    def read_and_count(self, slot: int, tokens: Sequence[int], chunk: Chunk) -> NDArray[np.int64]:
         """Run a chunk of several tokens of a prompt; how many of them choose each expert.
 
         For one process: the others of a cluster would not run it.
@@ -147,8 +145,7 @@ class ModelRunner:
         Args:
             slot: The sequence's slot.
             tokens: The prompt.
-            chunk: Which of its tokens.
-            skip: The first tokens of the chunk that are not counted: they have run before.
+            chunk: Which of its tokens; none of them has run before.
 
         Returns:
             Counts, `(layers, experts)`.
@@ -162,7 +159,7 @@ class ModelRunner:
             program = self._programs.routes(self._cache, chunk.padded)
 
         def look(layer: Layer, cache: LayerCache, hidden: Any, task: Any) -> None:
-            chosen = np.asarray(program(layer, cache, hidden, task))[skip : chunk.count]
+            chosen = np.asarray(program(layer, cache, hidden, task))[: chunk.count]
             experts = self.shape.config.num_experts
             counts.append(np.bincount(chosen.ravel(), minlength=experts))
 

@@ -60,12 +60,10 @@ def count_experts(engine: Engine, tokens: Sequence[int], *, observe: Observer = 
     read = 0
     for first in range(0, len(tokens), engine.context):
         part = tokens[first : first + engine.context]
-        done = 0
         for chunk in chunks(0, len(part), longest=runner.longest_chunk, past=runner.past):
             if chunk.count >= _FEWEST:
-                total += runner.read_and_count(0, part, chunk, skip=done - chunk.start)
-                read += chunk.end - done
-            done = chunk.end
+                total += runner.read_and_count(0, part, chunk)
+                read += chunk.count
             observe(Advanced(stage=Stage.SCORE, done=first + chunk.end))
     observe(Finished(stage=Stage.SCORE))
     return Routing(tokens=read, counts=_rows(total))
