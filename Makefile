@@ -24,7 +24,7 @@ COMPILE := $(BIN)/uv pip compile --quiet --universal --upgrade --generate-hashes
 # the suite starts hundreds of processes: without kept bytecode, each would compile grokctl again
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test test-fast test-slow test-newest test-engines schedulers browser clients soak fuzz check fix bench rehearsal gpu-forms picture lock install wheels sanitize clean
+.PHONY: demo test test-fast test-slow test-newest test-engines schedulers browser clients soak fuzz check fix bench rehearsal gpu-forms miniature picture lock install wheels sanitize clean
 
 demo: $(READY)  ## the whole pipeline, for real, on a miniature
 	$(BIN)/grokctl demo
@@ -85,13 +85,18 @@ rehearsal: $(READY)  ## every command on 318 GB of holes: times and memory in do
 gpu-forms: .venv-gpu/.ready  ## decode and prefill compiled for absent H100s: launches, host waits, copies, registers
 	PYTHONPATH=. .venv-gpu/bin/python benchmarks/gpu_forms.py --compile
 
+miniature: .venv/.miniature  ## train the miniature that ships, again: an hour of two cores; continues what was stopped
+	PYTHONPATH=benchmarks $(BIN)/python -m training.train --work build/miniature
+	PYTHONPATH=benchmarks $(BIN)/python -m training.publish --work build/miniature --out build/miniature
+	PYTHONPATH=benchmarks $(BIN)/python -m training.measure --work build/miniature --release build/miniature/miniature
+
 picture: $(READY)  ## docs/*.svg from a real terminal; needs tmux
 	$(BIN)/python docs/picture.py
 
 lock: .venv/.uv  ## pins with hashes for every platform, and no addresses
 	$(COMPILE) 3.11 --group dev pyproject.toml --output-file requirements.lock
 	$(COMPILE) 3.12 --group gpu pyproject.toml --output-file requirements-gpu.lock
-	for group in bench browser clients engines fuzz uv wheels; do $(COMPILE) 3.11 --group $$group --constraint requirements.lock \
+	for group in bench browser clients engines fuzz miniature uv wheels; do $(COMPILE) 3.11 --group $$group --constraint requirements.lock \
 		--output-file requirements-$$group.lock || exit 1; done
 	for python in 3.11 3.12 3.13; do \
 		for platform in x86_64-manylinux_2_28 aarch64-manylinux_2_28 aarch64-apple-darwin; do \

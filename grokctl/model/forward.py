@@ -13,7 +13,7 @@ from grokctl.model.attention import attend
 from grokctl.model.axes import MODEL_AXIS, sum_over
 from grokctl.model.bucketing import MOST_IN_KERNEL
 from grokctl.model.cache import Cache, LayerCache, Positions, extended
-from grokctl.model.experts import mixture_of_experts
+from grokctl.model.experts import mixture_of_experts, route
 from grokctl.model.matmul import project, project_back, project_together, sums_together
 from grokctl.model.parameters import Attention, Layer, Parameters
 from grokctl.model.rotary import rotate
@@ -107,13 +107,40 @@ def decoder_layer(
     Returns:
         The next layer's input, the extended cache, and how many of this device's experts were read.
     """
+    hidden, normed, cache = _before_experts(layer, cache, hidden, positions, shape=shape)
+    mixed, read = mixture_of_experts(layer, normed, positions.count, shape=shape)
+    eps = shape.config.rms_norm_eps
+    return hidden + rms_norm(mixed, layer.norms.post_moe, eps=eps), cache, read
+
+
+def chosen_experts(
+    layer: Layer,
+    cache: LayerCache,
+    hidden: Float[Array, "batch time embed"],
+    positions: Positions,
+    *,
+    shape: StepShape,
+) -> Int[Array, "tokens selected"]:
+    """The experts that each token chooses in `decoder_layer`, of whose arguments none changes."""
+    _, normed, _ = _before_experts(layer, cache, hidden, positions, shape=shape)
+    _, chosen = route(layer.router, normed.reshape(-1, normed.shape[-1]), config=shape.config)
+    return chosen
+
+
+def _before_experts(
+    layer: Layer,
+    cache: LayerCache,
+    hidden: Float[Array, "batch time embed"],
+    positions: Positions,
+    *,
+    shape: StepShape,
+) -> tuple[Float[Array, "batch time embed"], Float[Array, "batch time embed"], LayerCache]:
+    """The first half of a layer: its output, the norm of it for the experts, and the cache."""
     eps = shape.config.rms_norm_eps
     normed = rms_norm(hidden, layer.norms.pre_attention, eps=eps)
     mixed, cache = attention_block(layer.attention, cache, normed, positions, shape=shape)
     hidden = hidden + rms_norm(mixed, layer.norms.post_attention, eps=eps)
-    normed = rms_norm(hidden, layer.norms.pre_moe, eps=eps)
-    mixed, read = mixture_of_experts(layer, normed, positions.count, shape=shape)
-    return hidden + rms_norm(mixed, layer.norms.post_moe, eps=eps), cache, read
+    return hidden, rms_norm(hidden, layer.norms.pre_moe, eps=eps), cache
 
 
 def _layers_in_kernels(
