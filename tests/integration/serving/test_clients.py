@@ -136,8 +136,8 @@ def test_the_log_has_no_texts(running, client):
     body = json.dumps({**PROMPT, "prompt": "a very private sentence", "user": "someone"})
     client.post("/v1/completions", content=body, headers={"content-type": "application/json"})
 
-    exchange = running.log[-1]
-    assert (exchange.route, exchange.status, exchange.tokens) == ("/v1/completions", 200, 4)
+    exchange = [each for each in running.log if each.route == "/v1/completions"][-1]
+    assert (exchange.status, exchange.tokens) == (200, 4)
     assert exchange.prompt_tokens > 4
     assert "private" not in repr(running.log)
     assert "someone" not in repr(running.log)
