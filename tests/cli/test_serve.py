@@ -9,6 +9,7 @@ import socket
 import ssl
 import subprocess
 import time
+from types import SimpleNamespace
 
 import httpx
 import psutil
@@ -23,46 +24,79 @@ EMPTY = PROJECT / "grokctl" / "cluster" / "__init__.py"
 BODY = {"prompt": "the sea", "max_tokens": 6, "temperature": 0.8, "seed": 4}
 
 
-def test_a_server_answers_as_run_does_and_drains(process, grokctl, home):
+@pytest.fixture(scope="module")
+def answered(process, home, tmp_path_factory):
+    """One server with a key, a certificate and a warm-up: what it answered, and how it ended."""
+    folder = tmp_path_factory.mktemp("serve")
+    (folder / "key").write_text("sk-1234\n")
+    options = ["--api-key-file", folder / "key", "--slots", 1, "--context", 16]
+    verify = True
+    if shutil.which("openssl") is not None:
+        certify(folder)
+        options += ["--tls-cert", folder / "cert.pem", "--tls-key", folder / "key.pem"]
+        verify = ssl.create_default_context(cafile=str(folder / "cert.pem"))
+    given = {"authorization": "Bearer sk-1234"}
+    env = {"GROKCTL_API_KEY": "another"}
+    found = SimpleNamespace(is_encrypted=verify is not True)
+    with server(process, home, *options, env=env, warms_up=True) as started:
+        found.ready = started.ready
+        with httpx.Client(base_url=started.ready["url"], verify=verify, timeout=60) as client:
+            found.health = client.get("/health").json()
+            found.without_key = client.get("/v1/models").status_code
+            found.with_key = client.get("/v1/models", headers=given).status_code
+            found.answer = client.post("/v1/completions", json=BODY, headers=given).json()
+            if found.is_encrypted:
+                with pytest.raises(httpx.HTTPError):
+                    httpx.get(started.ready["url"].replace("https:", "http:") + "/health")
+        started.send_signal(signal.SIGTERM)
+        found.exit_code = started.wait(30)
+        found.rest = started.stdout.read()
+    found.errors = started.errors
+    return found
+
+
+def certify(folder):
+    """Write `cert.pem` and `key.pem` for 127.0.0.1."""
+    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", "key.pem"]
+    names = ["-out", "cert.pem", "-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1"]
+    subprocess.run([*command, *names], cwd=folder, check=True, capture_output=True)
+
+
+def test_a_server_answers_as_run_does_and_drains(answered, grokctl, home):
     flags = ("--compute", "float32", "--temperature", 0.8, "--top-p", 1, "--seed", 4, "-n", 6)
+    flags += ("--context", 16)
     expected = grokctl("run", "words", "--home", home, "-p", "the sea", *flags, "--json").result
 
-    with server(process, home) as started:
-        values = started.ready
-        assert values["compile_s"] == 0
-        answer = httpx.post(f"{values['url']}/v1/completions", json=BODY, timeout=60)
-        started.send_signal(signal.SIGTERM)
-        assert started.wait(30) == 0
-        assert started.stdout.read() == ""  # one object only
-
+    values = answered.ready
+    assert answered.answer["choices"][0]["text"] == expected["text"]
+    assert answered.exit_code == 0
+    assert answered.rest == ""  # one object only
     assert {"url", "model", "slots", "context"} <= values.keys()
-    assert (values["model"], values["slots"], values["context"]) == ("words", 2, 64)
+    assert (values["model"], values["slots"], values["context"]) == ("words", 1, 16)
     assert values["is_local"] is True
-    assert values["has_key"] is False
-    assert answer.json()["choices"][0]["text"] == expected["text"]
-    events = [json.loads(line) for line in started.errors]
-    (answered,) = [event for event in events if event["event"] == "answered"]
-    assert (answered["route"], answered["status"], answered["tokens"]) == (
-        "/v1/completions",
-        200,
-        6,
-    )
+    assert values["compile_s"] > 0  # before anybody has asked for anything
+
+
+def test_a_log_has_answers_and_no_texts(answered):
+    events = [json.loads(line) for line in answered.errors]
+    found = [event for event in events if event["event"] == "answered"]
+    (line,) = [event for event in found if event["route"] == "/v1/completions"]
+    assert (line["status"], line["tokens"]) == (200, 6)
     assert {event["stage"] for event in events if event["event"] == "started"} >= {"load", "serve"}
-    assert "the sea" not in "".join(started.errors)
+    assert "the sea" not in "".join(answered.errors)
+    assert "sk-1234" not in "".join(answered.errors)
 
 
-def test_a_key_of_a_file_is_needed(process, home, tmp_path):
-    (tmp_path / "key").write_text("sk-1234\n")
-    env = {"GROKCTL_API_KEY": "another"}
-    options = ("--api-key-file", tmp_path / "key", "--slots", 1, "--context", 16)
-    with server(process, home, *options, env=env, warms_up=True) as started:
-        url = started.ready["url"]
-        assert started.ready["compile_s"] > 0  # before anybody has asked for anything
-        assert httpx.get(f"{url}/v1/models").status_code == 401
-        given = {"authorization": "Bearer sk-1234"}
-        assert httpx.get(f"{url}/v1/models", headers=given).status_code == 200
-        assert started.ready["has_key"] is True
-    assert "sk-1234" not in "".join(started.errors)
+def test_a_key_of_a_file_is_needed(answered):
+    assert answered.ready["has_key"] is True
+    assert (answered.without_key, answered.with_key) == (401, 200)
+
+
+def test_a_certificate_encrypts(answered):
+    if not answered.is_encrypted:
+        pytest.skip("no openssl here")
+    assert answered.ready["url"].startswith("https://")
+    assert answered.health == {"status": "ok"}
 
 
 @pytest.mark.parametrize(("value", "key"), [("sk-1234", "sk-1234"), (" a\n", "a"), (None, None)])
@@ -77,10 +111,14 @@ def test_a_variable_without_a_key_is_refused(value):
 
 
 def test_streams_are_cut_off_by_a_second_signal(process, home):
-    slow = 'patch("inference.scheduler:Scheduler.turn", delayed(0.2))'
-    with server(process, home, code=slow) as started:
+    slow = 'patch("inference.scheduler:Scheduler.turn", delayed(0.5))'
+    size = ("--slots", 1, "--context", 16)  # whose programs are there
+    with server(process, home, *size, code=slow) as started:
+        assert started.ready["compile_s"] == 0  # --no-warm-up
+        assert started.ready["has_key"] is False
+        assert started.ready["slots"] == 1
         url = f"{started.ready['url']}/v1/completions"
-        body = {"prompt": "a", "max_tokens": 60, "stream": True, "ignore_eos": True}
+        body = {"prompt": "a", "max_tokens": 15, "stream": True, "ignore_eos": True}
         with httpx.stream("POST", url, json=body, timeout=60) as stream:
             lines = stream.iter_lines()
             while not next(lines).startswith("data: "):
@@ -116,10 +154,10 @@ def is_loading(pid):
     return False
 
 
-def test_a_checkpoint_that_is_damaged_ends_it_with_its_code(process, home, tmp_path):
+def test_a_checkpoint_that_is_damaged_ends_it_with_its_code(grokctl, home, tmp_path):
     root = shutil.copytree(home / "releases" / "words", tmp_path / "words")
     (root / "ckpt-0" / "tensor00003_000").write_bytes(b"")
-    outcome = process.run("serve", root, "--home", tmp_path, "--port", 0)
+    outcome = grokctl("serve", root, "--home", tmp_path, "--port", 0)
 
     assert outcome.exit_code == 20
     assert "tensor00003_000" in outcome.error
@@ -148,29 +186,13 @@ def test_options_that_cannot_be_are_refused(grokctl, home, options, words, hint)
     assert hint in (outcome.hint or "")
 
 
-def test_a_taken_port_is_named_before_anything_is_loaded(process, home):
+def test_a_taken_port_is_named_before_anything_is_loaded(grokctl, home):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        outcome = process.run("serve", "words", "--home", home, "--port", port)
+        outcome = grokctl("serve", "words", "--home", home, "--port", port)
 
     assert outcome.exit_code == 2
-    assert outcome.error.startswith(f"port {port} of 127.0.0.1 is taken by python")
-    assert str(os.getpid()) in outcome.error
+    assert outcome.error.startswith(f"port {port} of 127.0.0.1 is taken by ")
+    assert outcome.error.endswith(f" ({os.getpid()})")
     assert outcome.hint == f"grokctl serve words --home {home} --port {port + 1}"
     assert "load" not in outcome.stderr
-
-
-def test_a_certificate_encrypts(process, home, tmp_path):
-    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", "key.pem"]
-    names = ["-out", "cert.pem", "-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1"]
-    if shutil.which("openssl") is None:
-        pytest.skip("no openssl here")
-    subprocess.run([*command, *names], cwd=tmp_path, check=True, capture_output=True)
-    files = ("--tls-cert", tmp_path / "cert.pem", "--tls-key", tmp_path / "key.pem")
-    with server(process, home, *files) as started:
-        url = started.ready["url"]
-        assert url.startswith("https://")
-        context = ssl.create_default_context(cafile=str(tmp_path / "cert.pem"))
-        assert httpx.get(f"{url}/health", verify=context).json() == {"status": "ok"}
-        with pytest.raises(httpx.HTTPError):
-            httpx.get(url.replace("https:", "http:") + "/health")

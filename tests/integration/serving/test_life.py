@@ -16,7 +16,7 @@ from grokctl.serving.connections import GuardedProtocol
 from grokctl.serving.server import ServerOptions, bound
 from grokctl.serving.service import Phase
 
-LONG = {"prompt": [300] * 20, "max_tokens": 100, "ignore_eos": True, "cache_prompt": False}
+LONG = {"prompt": [300] * 12, "max_tokens": 100, "ignore_eos": True, "cache_prompt": False}
 SHORT = {"prompt": [300], "max_tokens": 1, "ignore_eos": True}
 
 OF_OPENAI = {"prompt": "the sea", "max_tokens": 4}
@@ -412,8 +412,10 @@ def test_requests_under_way_have_a_limit_and_probes_none(release, engine, monkey
 
 def test_a_client_that_reads_nothing_is_left(release, engine, monkeypatch):
     monkeypatch.setattr(GuardedProtocol, "take_s", 0.5)
-    body = {"prompt": [[300] * 120] * 60, "max_tokens": 0, "echo": True, "logprobs": 20}
+    body = {"prompt": [[300] * 16] * 40, "max_tokens": 0, "echo": True, "logprobs": 20}
     with serving(release, lambda _: engine) as running:
+        (listener,) = running.server._uvicorn.servers[0].sockets
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)  # of what it accepts, too
         deaf = socket.socket()
         deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         deaf.connect(("127.0.0.1", running.port))
