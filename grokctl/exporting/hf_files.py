@@ -46,7 +46,7 @@ _NAMES: Final = {
 
 def is_scale_usual(config: GrokConfig) -> bool:
     """Whether the attention's scale is `key_size ** -0.5`, as SGLang and vLLM take for granted."""
-    usual = config.key_size**-0.5
+    usual: float = config.key_size**-0.5
     return abs(config.attn_output_multiplier - usual) <= _CLOSE * usual
 
 
