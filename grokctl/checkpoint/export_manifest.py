@@ -220,8 +220,14 @@ def missing_of_export(export: Export) -> list[Damage]:
 def export_again(export: Export) -> str:
     """The command that makes an export again, beside it: exports are never replaced."""
     manifest = export.manifest
-    command = f"grokctl export {quoted(export.source.folder)} --format {manifest.format}"
-    return f"{command} --type {manifest.type} --out {quoted(f'{export.root}-again')}"
+    options = {  # of an untrusted manifest
+        "--format": manifest.format,
+        "--type": manifest.type,
+        "--embedding": manifest.embedding,
+        "--out": f"{export.root}-again",
+    }
+    words = [f"{option} {quoted(value)}" for option, value in options.items()]
+    return " ".join([f"grokctl export {quoted(export.source.folder)}", *words])
 
 
 def open_export(root: Path) -> Export:

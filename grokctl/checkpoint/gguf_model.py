@@ -70,19 +70,28 @@ def gguf_shape(spec: TensorSpec) -> tuple[int, ...]:
     return (*spec.shape[:-2], spec.shape[-1], spec.shape[-2])
 
 
-def refuse_impossible(config: GrokConfig) -> None:
+def are_heads_possible(config: GrokConfig) -> bool:
+    """Whether the heads together are as wide as the embedding, as llama.cpp takes for granted."""
+    return config.q_size == config.emb_size
+
+
+def refuse_impossible(config: GrokConfig, *, hint: str | None = None) -> None:
     """Refuse a model that llama.cpp cannot hold.
+
+    Args:
+        config: The model.
+        hint: What holds it in spite of its heads.
 
     Raises:
         PlacementError: Its heads together are not as wide as its embedding, or it has too many
             experts.
     """
-    if config.q_size != config.emb_size:
+    if not are_heads_possible(config):
         found = f"{config.num_q_heads} of {config.key_size}, together {config.q_size}"
         raise PlacementError(
             f"llama.cpp: expected heads as wide together as the embedding, {config.emb_size}, "
             f"found {found}",
-            "--format hf  # has no such limit",
+            hint,
         )
     if config.num_experts > _MOST_EXPERTS:
         raise PlacementError(

@@ -42,7 +42,9 @@ def export(
     split: Annotated[
         str | None,
         typer.Option(
-            metavar="SIZE", help="Several files, none larger.", show_default="one; hf: 48GB each"
+            metavar="SIZE",
+            help="Several files, none with more bytes of tensors.",
+            show_default="one; hf: 48GB each",
         ),
     ] = None,
     out: Annotated[

@@ -7,20 +7,27 @@ from typing import Final
 
 from grokctl.checkpoint.blocks import BLOCK
 from grokctl.checkpoint.gguf import TensorType
-from grokctl.checkpoint.gguf_model import refuse_impossible
+from grokctl.checkpoint.gguf_model import are_heads_possible, refuse_impossible
 from grokctl.checkpoint.gguf_tokenizer import no_tokenizer_metadata, tokenizer_metadata
 from grokctl.checkpoint.pieces import Pieces
 from grokctl.checkpoint.tensor_source import Storage, TensorSource
 from grokctl.errors import PlacementError
 from grokctl.exporting.files import ExportFile
 from grokctl.exporting.gguf_files import gguf_files, gguf_metadata, gguf_tensors
-from grokctl.exporting.hf_files import hf_files, hf_small_files, hf_tensors, refuse_other_scale
+from grokctl.exporting.hf_files import (
+    hf_files,
+    hf_small_files,
+    hf_tensors,
+    is_scale_usual,
+    refuse_other_scale,
+)
 from grokctl.exporting.model_card import CARD, model_card
 from grokctl.exporting.options import ExportOptions, ExportType, Format
 from grokctl.exporting.scales import FittedScales, fit_scales
 from grokctl.exporting.tensors import ExportTensor, block_groups
 from grokctl.model.precision import Precision, check_conversion
 from grokctl.model.tensors import tensor_specs
+from grokctl.resharding.convert import is_stored_alike
 from grokctl.text import printable
 
 _PRECISIONS: Final = {
@@ -72,7 +79,8 @@ def contents_of(source: TensorSource, pieces: Pieces | None, options: ExportOpti
 
 def _gguf(source: TensorSource, pieces: Pieces | None, options: ExportOptions) -> Contents:
     config, kind = source.config, TensorType[options.type.name]
-    refuse_impossible(config)
+    other = "--format hf  # has no such limit" if is_scale_usual(config) else None
+    refuse_impossible(config, hint=other)
     storage = _storage(source.storage, options.type)
     quantized = [spec for spec in tensor_specs(config) if spec.is_quantized]
     is_packed = storage.precision in {Precision.INT8, Precision.INT4}
@@ -81,10 +89,9 @@ def _gguf(source: TensorSource, pieces: Pieces | None, options: ExportOptions) -
         for spec in quantized
         if is_packed and not block_groups(spec.shape[-2], storage.groups[spec.name])
     }
-    fitted = FittedScales()
-    if is_packed and storage == source.storage:
-        checked = [storage.weight(spec) for spec in quantized if spec.name not in narrow]
-        fitted = fit_scales(source, checked)
+    packed = [spec for spec in quantized if is_packed and spec.name not in narrow]
+    copied = [one for one in map(storage.weight, packed) if is_stored_alike(source, one)]
+    fitted = fit_scales(source, copied)
     wide = narrow | fitted.float32
     types = {spec.name: TensorType.F32 if spec.name in wide else kind for spec in quantized}
     embedding = TensorType[options.embedding.name]
@@ -114,7 +121,8 @@ def _hf(source: TensorSource, pieces: Pieces | None, options: ExportOptions) -> 
                 f"{name}: expected bf16 or f32 for --format hf, found {one.name.lower()}",
                 f"--format hf {name} bf16",
             )
-    refuse_other_scale(config)
+    other = "--format gguf  # has a key for it" if are_heads_possible(config) else None
+    refuse_other_scale(config, hint=other)
     if pieces is not None:
         tokenizer_metadata(pieces, config.vocab_size)  # refuses a tokenizer of another model
     storage = _storage(source.storage, options.type)

@@ -44,18 +44,27 @@ _NAMES: Final = {
 }
 
 
-def refuse_other_scale(config: GrokConfig) -> None:
+def is_scale_usual(config: GrokConfig) -> bool:
+    """Whether the attention's scale is `key_size ** -0.5`, as SGLang and vLLM take for granted."""
+    usual: float = config.key_size**-0.5
+    return abs(config.attn_output_multiplier - usual) <= _CLOSE * usual
+
+
+def refuse_other_scale(config: GrokConfig, *, hint: str | None = None) -> None:
     """Refuse a model whose attention the engines would scale otherwise.
+
+    Args:
+        config: The model.
+        hint: What holds it in spite of its scale.
 
     Raises:
         PlacementError: Its scale is not `key_size ** -0.5`.
     """
-    usual = config.key_size**-0.5
-    if abs(config.attn_output_multiplier - usual) > _CLOSE * usual:
+    if not is_scale_usual(config):
         raise PlacementError(
-            f"SGLang and vLLM: expected attn_output_multiplier {usual:.6g}, found "
+            f"SGLang and vLLM: expected attn_output_multiplier {config.key_size**-0.5:.6g}, found "
             f"{config.attn_output_multiplier:.6g}",
-            "--format gguf  # has a key for it",
+            hint,
         )
 
 

@@ -48,7 +48,7 @@ class ExportOptions:
     name: str
     """Of the model: a part of the files' names, and shown to people."""
     split: int | None = None
-    """Bytes of a file at most; one file by default."""
+    """Bytes of tensors in a file at most; one file by default."""
     jobs: int | None = None
     """Worker threads; one per core by default."""
     max_memory: int | None = None

@@ -262,12 +262,13 @@ def to_float16(scales: NDArray[Any], shift: int, *, is_checked: bool) -> NDArray
     Args:
         scales: In any shape.
         shift: The exponent.
-        is_checked: Whether those that float16 does not hold are of zeros only; they become 0.
+        is_checked: Whether those that float16 does not hold are of zeros only; they become 0, also
+            where float32 does not hold the product.
     """
     wide = np.ldexp(scales.astype(np.float32), shift)
     halves = wide.astype(np.float16)
     if is_checked:
-        halves[halves.astype(np.float32) != wide] = 0
+        halves[(halves.astype(np.float32) != wide) | ~np.isfinite(wide)] = 0
     return halves
 
 

@@ -86,7 +86,8 @@ def test_the_screen_says_what_is_lost_and_what_is_next(grokctl, release, tmp_pat
 
 
 def test_what_cannot_be_is_refused_with_its_own_code(grokctl, release, tmp_path):
-    write_miniature(tmp_path / "narrow", replace(CONFIG, key_size=8), tokenizer=False)
+    config = replace(CONFIG, key_size=8, attn_output_multiplier=8**-0.5)
+    write_miniature(tmp_path / "narrow", config, tokenizer=False)
     out = ("--out", tmp_path / "out")
 
     narrow = grokctl("export", tmp_path / "narrow", *out)

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shlex
 from dataclasses import replace
 
 import numpy as np
@@ -213,6 +214,18 @@ def test_a_missing_and_a_short_file_are_named(damaged):
     found = [(item.file, item.reason) for item in verify(damaged.root, quick=True).damage]
 
     assert found == [("tokenizer.model", Reason.MISSING), (path.name, Reason.SHORT)]
+
+
+def test_the_command_that_makes_it_again_has_its_options_and_runs_no_stranger_s(damaged):
+    path = damaged.root / "grokctl-export.json"
+    values = json.loads(path.read_text()) | {"type": "q8_0; touch x", "embedding": "bf16"}
+    path.write_text(json.dumps(values))
+    (damaged.root / "wide-q8_0.gguf").unlink()
+
+    words = shlex.split(verify(damaged.root, quick=True).remedy, comments=True)
+
+    assert words[words.index("--type") + 1] == "q8_0; touch x"
+    assert words[words.index("--embedding") + 1] == "bf16"
 
 
 def test_sums_that_fit_a_header_which_nothing_reads_do_not_make_it_right(damaged):

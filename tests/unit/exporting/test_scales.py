@@ -11,7 +11,7 @@ from grokctl.checkpoint.pickles import BFLOAT16
 from grokctl.checkpoint.tensor_source import Storage
 from grokctl.errors import CorruptCheckpointError
 from grokctl.exporting.scales import PARTNERS, fit_scales
-from grokctl.exporting.tensors import ExportTensor
+from grokctl.exporting.tensors import ExportTensor, to_float16
 from grokctl.model.precision import Precision
 from grokctl.model.tensors import tensor_specs
 
@@ -113,6 +113,13 @@ def test_a_scale_of_zeros_means_nothing(value):
         memory = np.empty(piece.nbytes, np.uint8)
         piece.make(source, memory)
         assert not memory[:2].any()
+
+
+def test_a_scale_of_zeros_is_never_written_as_infinite():
+    largest = np.array([3e38], BFLOAT16)
+
+    with np.errstate(over="ignore"):
+        assert to_float16(largest, 3, is_checked=True) == 0  # infinite even in float32
 
 
 def test_a_scale_of_one_integer_means_something_wherever_that_lies(monkeypatch):
