@@ -179,7 +179,7 @@ def test_a_checkpoint_that_is_damaged_ends_it_with_its_code(grokctl, home, tmp_p
     ],
 )
 def test_options_that_cannot_be_are_refused(grokctl, home, options, words, hint):
-    outcome = grokctl("serve", "words", "--home", home, *options)
+    outcome = grokctl("serve", "words", "--home", home, "--port", 0, *options)
 
     assert outcome.exit_code == 2
     assert words in outcome.error
