@@ -1,4 +1,4 @@
-"""What an export consists of: refusals that advise, and scales that are checked."""
+"""What an export consists of: refusals that advise, scales that are checked, and the tokenizer."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -7,8 +7,9 @@ import pytest
 from models import TINY, Arrays
 
 from grokctl.checkpoint.gguf import TensorType
+from grokctl.checkpoint.pieces import Pieces, PieceType, TokenPiece
 from grokctl.checkpoint.tensor_source import Storage
-from grokctl.errors import PlacementError
+from grokctl.errors import CorruptCheckpointError, PlacementError
 from grokctl.exporting.contents import contents_of
 from grokctl.exporting.options import EmbeddingType, ExportOptions, ExportType, Format
 from grokctl.model.precision import Precision
@@ -28,15 +29,15 @@ def stored(config, precision, group=32):
     return Arrays(Storage(config=config, precision=precision, groups=groups))
 
 
-def contents(source, kind, form="gguf"):
+def contents(source, kind, form="gguf", *, embedding="f32", pieces=None):
     options = ExportOptions(
         out=Path("out"),
         format=Format(form),
         type=ExportType(kind),
-        embedding=EmbeddingType.F32,
+        embedding=EmbeddingType(embedding),
         name="x",
     )
-    return contents_of(source, None, options)
+    return contents_of(source, pieces, options)
 
 
 @pytest.mark.parametrize(
@@ -70,3 +71,25 @@ def test_scales_that_are_copied_are_checked_though_other_weights_get_new_groups(
     types = {part.tensor.spec.name: part.type for part in made.parts}
     assert types[name] is TensorType.F32
     assert types["layers.0.moe.up"] is TensorType.Q4_0
+
+
+@pytest.mark.parametrize(("width", "kind"), [(48, TensorType.F32), (64, TensorType.Q8_0)])
+def test_an_embedding_whose_rows_are_no_whole_blocks_is_float32(width, kind):
+    config = replace(POSSIBLE, emb_size=width, key_size=2, num_q_heads=width // 2)
+
+    made = contents(stored(config, Precision.INT8), "f32", embedding="q8_0")
+
+    assert made.parts[0].name == "token_embd.weight"
+    assert made.parts[0].type is kind
+
+
+@pytest.mark.parametrize(("config", "form"), [(POSSIBLE, "gguf"), (USUAL, "hf")])
+def test_a_tokenizer_of_another_model_is_refused(config, form):
+    count = config.vocab_size + 1
+    own = tuple(TokenPiece(f"p{number}", 0.0, PieceType.NORMAL) for number in range(count))
+    pieces = Pieces(
+        pieces=own, unknown_id=0, begin_id=1, end_id=2, pad_id=None, has_dummy_prefix=True
+    )
+
+    with pytest.raises(CorruptCheckpointError, match=f"has {count} pieces"):
+        contents(stored(config, Precision.INT8), "f32", form, pieces=pieces)
