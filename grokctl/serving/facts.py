@@ -16,7 +16,7 @@ from grokctl.serving.wire_errors import of_usage, unavailable
 from grokctl.session import settings
 
 _MOST_TOKENS: Final = 2**20
-"""Of a text that is made of tokens: several contexts."""
+"""Of a text, or that a text is made of: several contexts."""
 _LONG: Final = 2**14
 """Characters that take longer to encode than others should wait."""
 
@@ -46,23 +46,24 @@ async def tokenize(service: Service, scope: Scope, receive: Receive, send: Send)
     words = model.require_vocabulary()
     name = "prompt" if "prompt" in given else "content"
     text = _text(body, name)
-    ids = words.encode(text) if len(text) < _LONG else await asyncio.to_thread(words.encode, text)
-    if name == "content":
-        pieces = [{"id": each, "piece": _piece(words, each)} for each in ids]
-        tokens: Any = pieces if fields.take(given, "with_pieces", fields.switch, False) else ids
-        await json_answer({"tokens": tokens})(scope, receive, send)
-        return
-    answer: dict[str, Any] = {
-        "count": len(ids),
-        "max_model_len": model.plan.context,
-        "tokens": ids,
-    }
-    strings = (
-        [words.name(each) for each in ids]
-        if fields.take(given, "return_token_strs", fields.switch, False)
-        else None
-    )
-    await json_answer({**answer, "token_strs": strings})(scope, receive, send)
+    if len(text) > _MOST_TOKENS:
+        raise fields.mismatch(name, f"at most {_MOST_TOKENS:,} characters", f"{len(text):,}")
+    detail = "with_pieces" if name == "content" else "return_token_strs"
+    is_detailed = fields.take(given, detail, fields.switch, False)
+
+    def answer() -> Answer:
+        ids = words.encode(text)
+        if len(ids) > _MOST_TOKENS:
+            raise fields.mismatch(name, f"at most {_MOST_TOKENS:,} tokens", f"{len(ids):,}")
+        if name == "content":
+            pieces = [{"id": each, "piece": _piece(words, each)} for each in ids if is_detailed]
+            return json_answer({"tokens": pieces if is_detailed else ids})
+        values = {"count": len(ids), "max_model_len": model.plan.context, "tokens": ids}
+        strings = [words.name(each) for each in ids] if is_detailed else None
+        return json_answer({**values, "token_strs": strings})
+
+    whole = answer() if len(text) < _LONG else await asyncio.to_thread(answer)
+    await whole(scope, receive, send)
 
 
 def _piece(words: Vocabulary, token: int) -> str | list[int]:

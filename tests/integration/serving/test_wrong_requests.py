@@ -314,6 +314,8 @@ def test_hostile_bodies_are_refused_and_nothing_worse(client, running):
         ("/tokenize", {}, "content"),
         ("/tokenize", {"prompt": 5}, "prompt"),
         ("/tokenize", {"content": ["a"]}, "content"),
+        ("/tokenize", {"content": "a" * (2**20 + 1)}, "content"),
+        ("/tokenize", {"prompt": "é" * 2**20}, "prompt"),  # two tokens each
         ("/tokenize", {"prompt": "a", "return_token_strs": 1}, "return_token_strs"),
         ("/detokenize", {}, "tokens"),
         ("/detokenize", {"tokens": "a"}, "tokens"),
