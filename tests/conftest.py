@@ -5,6 +5,8 @@ import gc
 import os
 import secrets
 import shutil
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Generator, Iterator
@@ -51,16 +53,25 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Tell XLA, which reads its flags once, and neither grokctl nor the processes it starts."""
-    if not config.getoption(_QUICK):
-        return
     given = os.environ.get("XLA_FLAGS")
-    os.environ["XLA_FLAGS"] = f"{given or ''} --xla_cpu_use_fusion_emitters=false"
+    flags = f"{given or ''} --xla_cpu_use_fusion_emitters=false"
+    if not config.getoption(_QUICK) or not _are_known(flags):
+        return
+    os.environ["XLA_FLAGS"] = flags
     from jaxlib import xla_client  # noqa: PLC0415  # after the environment above
 
     xla_client.CompileOptions()
     del os.environ["XLA_FLAGS"]
     if given is not None:
         os.environ["XLA_FLAGS"] = given
+
+
+def _are_known(flags: str) -> bool:
+    """Whether XLA has these flags: it ends the process over others, and newer ones lack this."""
+    command = [sys.executable, "-c", "from jaxlib import xla_client; xla_client.CompileOptions()"]
+    environment = {**os.environ, "XLA_FLAGS": flags}
+    done = subprocess.run(command, env=environment, capture_output=True, check=False)
+    return done.returncode == 0
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
