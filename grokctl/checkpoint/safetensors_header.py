@@ -63,8 +63,9 @@ def _parse(values: Any) -> tuple[tuple[HeaderTensor, ...], int]:
         if len(shape) > _MOST_AXES or not all(type(one) is int and one >= 0 for one in shape):
             raise ValueError(shape)
         nbytes = prod(shape) * _SIZES[entry["dtype"]]
-        if entry["data_offsets"] != [place, place + nbytes]:
-            raise ValueError(entry["data_offsets"])
+        offsets = entry["data_offsets"]
+        if offsets != [place, place + nbytes] or not all(type(one) is int for one in offsets):
+            raise ValueError(offsets)
         place += nbytes
         tensors.append(HeaderTensor(printable(name, limit=255), entry["dtype"], shape, nbytes))
     return tuple(tensors), place

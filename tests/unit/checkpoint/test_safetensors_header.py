@@ -45,6 +45,7 @@ def with_header(path, values) -> None:
         {"a": {"dtype": "I8", "shape": [-29], "data_offsets": [0, 29]}},
         {"a": {"dtype": "I8", "shape": [1] * 9 + [29], "data_offsets": [0, 29]}},
         {"a": {"dtype": "I8", "shape": [28], "data_offsets": [1, 29]}},
+        {"a": {"dtype": "I8", "shape": [29], "data_offsets": [0, 29.0]}},
     ],
 )
 def test_other_headers_are_refused(tmp_path, values):
