@@ -92,10 +92,15 @@ class _Given:
     router: Array
 
 
-def _product(given: _Given, *, name: str, tokens: int, form: KernelForm) -> Array:
+def _operands(given: _Given, name: str, rows: int) -> tuple[Array, Matrix]:
+    """Rows of activations as long as the inputs of a weight, and the weight."""
     matrix: Matrix = getattr(given, name)
     codes = 2 if matrix.weight.dtype == jnp.uint8 else 1
-    x = given.x[:tokens, : codes * matrix.weight.shape[-2]]
+    return given.x[:rows, : codes * matrix.weight.shape[-2]], matrix
+
+
+def _product(given: _Given, *, name: str, tokens: int, form: KernelForm) -> Array:
+    x, matrix = _operands(given, name, tokens)
     return few_rows(x, matrix.weight, matrix.scales, jnp.int32(_EXPERTS[0]), form=form)
 
 
@@ -105,15 +110,9 @@ def _together(given: _Given, *, form: KernelForm) -> Array:
 
 
 def _chosen(given: _Given, *, name: str, rows: int, run: int, form: KernelForm) -> Array:
-    matrix: Matrix = getattr(given, name)
-    codes = 2 if matrix.weight.dtype == jnp.uint8 else 1
+    x, matrix = _operands(given, name, rows)
     (found,) = chosen_products(
-        given.x[:rows, : codes * matrix.weight.shape[-2]],
-        (matrix,),
-        jnp.asarray(_EXPERTS),
-        run=run,
-        may_lack=True,
-        form=form,
+        x, (matrix,), jnp.asarray(_EXPERTS), run=run, may_lack=True, form=form
     )
     return found
 

@@ -73,8 +73,8 @@ def few_rows(
         form: How the kernel is written down.
     """
     number = jnp.zeros(1, jnp.int32) if expert is None else expert.astype(jnp.int32).reshape(1)
-    (product,) = _products(x, [Matrix(weight, scales)], number, tokens=x.shape[0], form=form)
-    return product
+    (parts,) = _sums(x, [Matrix(weight, scales)], number, tokens=x.shape[0], form=form)
+    return added_up(parts)
 
 
 def sums(
@@ -108,21 +108,8 @@ def chosen_products(
             read.
         form: How the kernel is written down.
     """
-    return _products(x, matrices, experts, tokens=run, may_lack=may_lack, form=form)
-
-
-def _products(
-    x: Float[Array, "rows inputs"],
-    matrices: Sequence[Matrix],
-    numbers: Int[Array, " choices"],
-    *,
-    tokens: int,
-    may_lack: bool = False,
-    form: KernelForm,
-) -> list[Float[Array, "choices_and_tokens _"]]:
-    """Products of `tokens` rows for each number, with the weights that have it."""
-    parts = _sums(x, matrices, numbers, tokens=tokens, may_lack=may_lack, form=form)
-    return [added_up(part) for part in parts]
+    found = _sums(x, matrices, experts, tokens=run, may_lack=may_lack, form=form)
+    return [added_up(parts) for parts in found]
 
 
 def _sums(
@@ -134,7 +121,7 @@ def _sums(
     may_lack: bool = False,
     form: KernelForm,
 ) -> list[Float[Array, "splits choices_and_tokens _"]]:
-    """`_products`, in a part for each split of a weight's rows."""
+    """Products of `tokens` rows for each number, in a part for each split of a weight's rows."""
     (choices,), rows = numbers.shape, matrices[0].weight.shape[-2]
     cuts = _cuts(matrices, choices)
     # of int4, the inputs of low nibbles before the inputs of high nibbles
