@@ -69,7 +69,7 @@ def reshard(
 
     Args:
         plan: From `plan_reshard`.
-        proof: The receipt of a proven release; the manifest records it.
+        proof: The receipt of a release, of the infohash or of a hub; the manifest records it.
         force: Whether to replace a ready checkpoint of the same name.
         observe: Receives progress in bytes written, before compression.
 

@@ -1,11 +1,12 @@
 """Decide whether files on disk are the ones that the torrent promises; the proof is a receipt."""
 
-from collections.abc import Container, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
 from grokctl.checkpoint.adoption import end_adoption
+from grokctl.checkpoint.hub_record import HUB_PROOF, INFOHASH_PROOF, trusted_hashes
 from grokctl.checkpoint.ready import ReadyCheckpoint, missing_files, read_manifest, reshard_again
 from grokctl.checkpoint.ready_receipt import keep_ready_receipt
 from grokctl.checkpoint.receipt import (
@@ -20,7 +21,7 @@ from grokctl.checkpoint.release import Release, damage_error
 from grokctl.checkpoint.release_files import files_of, read_config, scan_file
 from grokctl.checkpoint.structure import Survey, survey
 from grokctl.checkpoint.sums import doubt_of, exposure_of, read_sums
-from grokctl.checkpoint.trust import FOUND, trusted_metainfo
+from grokctl.checkpoint.trust import FOUND
 from grokctl.checkpoint.unfinished import (
     Unfinished,
     forget_unfinished,
@@ -39,7 +40,7 @@ from grokctl.errors import (
 from grokctl.events import Noted, Observer, ignore
 from grokctl.integrity.content_check import ContentCheck
 from grokctl.integrity.damage import Findings, find_damage, known_bytes
-from grokctl.integrity.ready_content import check_content
+from grokctl.integrity.ready_content import check_content, foreign_headers
 from grokctl.model.config import GrokConfig
 from grokctl.model.tensors import tensor_specs
 from grokctl.os_errors import is_absence, reason_of
@@ -85,6 +86,8 @@ class Verdict:
     """The download that is not complete, which explains all damage."""
     is_as_promised: bool = False
     """Whether every damaged file is as its torrent promises: no repair changes it."""
+    proven_by: str | None = None
+    """`infohash`, or `hub sha256` if every byte has the hash that a hub names; None if neither."""
 
 
 def verify(
@@ -121,7 +124,7 @@ def verify(
         )
     if quick and (unfinished := read_unfinished(root)) is not None:
         return _unfinished_verdict(root, unfinished)
-    metainfo = None if quick else trusted_metainfo(root)
+    metainfo = None if quick else trusted_hashes(root)
     if metainfo is None:
         refuse_unfinished(root)
         structure = survey(root, observe=observe)
@@ -253,10 +256,13 @@ def _conclude(check: ContentCheck, observe: Observer) -> Verdict:
         _add(damage, _unpromised(check, structure))
     check.distrust(item.file for item in certain(damage.values()))
     receipt = check.save()
-    verified, doubt, is_exposed = None, None, False
+    verified, doubt, is_exposed, proven_by = None, None, False, None
     if structure is not None and not damage:
         doubt, exposure = _doubt(check), _exposure(check)
         is_exposed, doubt = doubt is None and exposure is not None, doubt or exposure
+        proven_by = None if doubt else receipt.proven_by
+        if proven_by == HUB_PROOF:
+            doubt = f"{check.trust.root}, and the infohash proves none of it"
     if structure is not None and not damage and doubt is None:
         release = Release(root=root, config=structure.config, tensors=structure.tensors)
         verified = VerifiedRelease(release=release, receipt=with_built_in(root, receipt))
@@ -270,7 +276,8 @@ def _conclude(check: ContentCheck, observe: Observer) -> Verdict:
         is_proven=verified is not None,
         doubt=doubt,
         is_exposed=is_exposed,
-        root_of_trust=check.trust.root if verified is not None else None,
+        root_of_trust=check.trust.root if proven_by is not None else None,
+        proven_by=proven_by,
         bad_pieces=frozenset(check.bad),
         mend_nbytes=sum(map(metainfo.piece_size, check.bad)),
         spared=len(check.trusted),
@@ -411,7 +418,7 @@ def verify_ready(
         if keeps:
             keep_ready_receipt(checkpoint.root, content.receipt, observe)
         damage |= content.damage
-        damage |= _foreign_headers(checkpoint, damage)
+        damage |= foreign_headers(checkpoint, damage)
     doubt = None if quick else doubt_of(checkpoint)
     is_proven = not quick and not damage and doubt is None
     verdict = Verdict(
@@ -422,6 +429,7 @@ def verify_ready(
         damage=tuple(damage[name] for name in sorted(damage)),
         verified=None,
         is_proven=is_proven,
+        proven_by=INFOHASH_PROOF if is_proven else None,
         doubt=doubt,
         is_exposed=doubt is not None and doubt == exposure_of(checkpoint),
         root_of_trust=content.receipt.root_of_trust if content and is_proven else None,
@@ -432,16 +440,3 @@ def verify_ready(
     if keeps and not quick:
         _remember(checkpoint.root, verdict, observe)
     return verdict
-
-
-def _foreign_headers(checkpoint: ReadyCheckpoint, damaged: Container[str]) -> dict[str, Damage]:
-    """Device files of a right hash with a header that no command would read, by name."""
-    source, found = replace(checkpoint, is_streamed=True), {}
-    for device in checkpoint.manifest.devices:
-        name = checkpoint.manifest.record_of(device).name
-        if name not in damaged:
-            try:
-                source.check_header(device)
-            except CorruptCheckpointError as error:
-                found[name] = error.damage[0]
-    return found

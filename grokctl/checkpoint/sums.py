@@ -111,7 +111,12 @@ def doubt_of(checkpoint: ReadyCheckpoint) -> str | None:
 
 def _doubt(checkpoint: ReadyCheckpoint, receipt: Receipt | None) -> str | None:
     if not checkpoint.source.proven:
-        return "made from a release that was not proven"
+        words = checkpoint.source.root_of_trust
+        return (
+            f"made from a release that had {words}; the infohash proved none of it"
+            if words
+            else "made from a release that was not proven"
+        )
     if (exposure := exposure_of(checkpoint)) is not None:
         return exposure
     if checkpoint.tokenizer is not None and TOKENIZER not in checkpoint.manifest.records:

@@ -6,10 +6,11 @@ from contextlib import closing
 from pathlib import Path
 from typing import Final
 
+from grokctl.checkpoint.hub_record import HUB_PROOF, INFOHASH_PROOF, trust_in
 from grokctl.checkpoint.receipt import Receipt, Stamp, now
 from grokctl.checkpoint.release_files import places_on_disk
 from grokctl.checkpoint.torrent import Metainfo
-from grokctl.checkpoint.trust import trust_of
+from grokctl.checkpoint.torrent_files import HUB
 from grokctl.errors import Damage, Reason
 from grokctl.events import Advanced, Finished, Noted, Observer, Stage, Started
 from grokctl.integrity.pieces import Checked, check_pieces
@@ -83,8 +84,8 @@ class ContentCheck:
         """
         self.root = root
         self.metainfo = metainfo
-        self.trust = trust_of(root, metainfo.infohash)
-        """Of the infohash."""
+        self.trust = trust_in(root, metainfo)
+        """Of the hashes."""
         self.observe = observe
         is_usable = saved is not None and saved.infohash == metainfo.infohash and not rehash
         self.receipt = receipt = saved if is_usable else None
@@ -236,4 +237,5 @@ class ContentCheck:
             earlier=earlier,
             is_complete=stamps.keys() == self.files.keys(),
             root_of_trust=self.trust.root,
+            proven_by=HUB_PROOF if self.metainfo.version == HUB else INFOHASH_PROOF,
         )

@@ -12,6 +12,7 @@ from itertools import count
 from pathlib import Path
 from typing import Final
 
+from grokctl.checkpoint.hub_record import INFOHASH_PROOF
 from grokctl.checkpoint.manifest import FileRecord, Manifest, Source, manifest_bytes
 from grokctl.checkpoint.ready import SUMS, ReadyCheckpoint
 from grokctl.checkpoint.receipt import Receipt, Stamp, changed_since, stamps_of
@@ -291,11 +292,12 @@ def origin_of(
     """
     if isinstance(source, Release):
         known = None if is_earlier else proof
+        is_proven = known is not None and known.proven_by == INFOHASH_PROOF
         return Source(
             name=source.name,
-            infohash=known.infohash if known else None,
-            proven=known is not None,
-            verified_at=known.verified_at if known else None,
+            infohash=known.infohash if known and is_proven else None,
+            proven=is_proven,
+            verified_at=known.verified_at if known and is_proven else None,
             root_of_trust=known.root_of_trust if known else None,
         )
     origin = replace(source.source, precision=source.precision)
