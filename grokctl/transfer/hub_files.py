@@ -78,21 +78,21 @@ class HubFiles:
         self.selection = selection
         self.metainfo = selection.metainfo
         self._promise = promise
-        files = promise.by_index(self.metainfo)
-        own = (file for file in self.metainfo.files if file.index in selection.wanted)
-        self._states = {
-            file.index: _State(
-                file=files[file.index],
-                pieces=(pieces := self.metainfo.pieces_of(file)),
-                missing=set(pieces),
-            )
-            for file in own
+        of_release = {
+            index: _State(file=file, pieces=pieces, missing=set(pieces))
+            for index, file in promise.by_index(self.metainfo).items()
+            for pieces in (self.metainfo.pieces_of(self.metainfo.files[index]),)
         }
+        self._states = {index: of_release[index] for index in sorted(selection.wanted)}
+        self._others = [state for index, state in of_release.items() if index not in self._states]
+        """Files that are not wanted, and may be there since an earlier fetch."""
         self._of_piece = {piece: state for state in self._states.values() for piece in state.pieces}
         self.hashes = bytearray(read_ranges(root, promise))
         """SHA-256 of every range that is on disk, as it arrived."""
         self.proven: dict[str, Stamp] = {}
-        """Place of a file that has the hub's hash -> its stamp then."""
+        """Place of a wanted file that has the hub's hash -> its stamp then."""
+        self._proven_before: dict[str, Stamp] = {}
+        """The same of other files."""
         self._earlier = read_receipt(root)
         self._saved_at = time.monotonic()
         self._is_saved = True
@@ -135,8 +135,8 @@ class HubFiles:
         return state.file.nbytes - missing
 
     def have(self) -> Iterator[int]:
-        """Ranges of the wanted files that are on disk."""
-        for state in self._states.values():
+        """Ranges that are on disk."""
+        for state in (*self._states.values(), *self._others):
             yield from (piece for piece in state.pieces if piece not in state.missing)
 
     def left(self) -> list[int]:
@@ -192,11 +192,15 @@ class HubFiles:
         if saved is None or saved.infohash != self._promise.digest:
             return
         untouched = saved.untouched(self.root)
-        for state in self._states.values():
-            place = state.file.place
-            if place in untouched and all(any(self._hash(piece)) for piece in state.pieces):
-                self.proven[place] = saved.stamps[place]
-                state.missing.clear()
+        for states, proven in (
+            (self._states.values(), self.proven),
+            (self._others, self._proven_before),
+        ):
+            for state in states:
+                place = state.file.place
+                if place in untouched and all(any(self._hash(piece)) for piece in state.pieces):
+                    proven[place] = saved.stamps[place]
+                    state.missing.clear()
 
     def _is_there(self, state: _State) -> bool:
         """Whether there is something to read of a file that is not proven."""
@@ -319,9 +323,10 @@ class HubFiles:
     def save(self, observe: Observer) -> None:
         """Write the receipt of all files that are proven by now."""
         self._saved_at, self._is_saved = time.monotonic(), True
-        exposed = exposed_files(self.root, sorted(self.proven))
+        proven = self.proven | self._proven_before
+        exposed = exposed_files(self.root, sorted(proven))
         self.is_private = not exposed
-        stamps = {name: stamp for name, stamp in self.proven.items() if name not in exposed}
+        stamps = {name: stamp for name, stamp in proven.items() if name not in exposed}
         earlier = self._earlier
         if earlier is not None and earlier.infohash != self._promise.digest:
             earlier = None
@@ -354,7 +359,7 @@ class HubFiles:
             OSError: The folder cannot be written.
         """
         self.save(observe)
-        if len(self.proven) < len(self._promise.files):
+        if len(self.proven) + len(self._proven_before) < len(self._promise.files):
             return False
         journal = journal_of(self._promise, bytes(self.hashes))
         write_atomically(self.root / RANGES, journal)

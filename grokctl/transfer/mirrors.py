@@ -114,8 +114,6 @@ class Mirrors:
             places: File index -> path in the release, and below a mirror's address.
             most_workers: Connections to all mirrors together.
         """
-        self.most_running = most_workers
-        """Requests at a time; may be changed while they run."""
         self.leased: set[int] = set()
         """Pieces that were requested from a mirror and have neither arrived nor failed."""
         self._returned: set[int] = set()
@@ -140,6 +138,8 @@ class Mirrors:
             for mirror in self._mirrors
             for _ in range(workers)
         ]
+        self.most_running = len(self._threads)
+        """Requests at a time; may be changed while they run."""
 
     def __enter__(self) -> Self:
         for thread in self._threads:

@@ -300,7 +300,19 @@ def test_only_some_files_are_fetched_and_the_release_stays_unproven(swarm, hub, 
 
     assert (fetched.is_complete, fetched.proven_by) == (False, None)
     assert {path.name for path in (root / "ckpt-0").iterdir()} == {"tensor00002_000"}
-    assert fetch(swarm.magnet, root, of_hub(hub)).is_complete
+    rest = fetch(swarm.magnet, root, of_hub(hub, only=("*",)))
+    assert (rest.is_complete, rest.downloaded) == (True, rest.nbytes - fetched.downloaded)
+
+
+def test_files_of_an_earlier_fetch_count_though_they_are_not_wanted_now(swarm, hub, root):
+    fetch(swarm.magnet, root, of_hub(hub))
+    (root / LARGE).unlink()
+
+    again = fetch(swarm.magnet, root, of_hub(hub, only=("tensor00002*",)))
+
+    assert (again.is_complete, again.proven_by) == (True, HUB_PROOF)
+    assert again.downloaded == len(hub.files[LARGE])
+    assert verify(root).hashed == 0
 
 
 def test_a_plan_counts_the_files_of_the_hub_and_writes_nothing(swarm, hub, root):
