@@ -112,7 +112,11 @@ def fetched(console: Console, result: Fetched) -> None:
             *((trouble.source, trouble.reason) for trouble in result.troubles),
             *([("other files", ", ".join(result.extras))] if result.extras else []),
             *([("verified", "every byte, unchanged since")] if result.is_proven else []),
-            *([("proven by", result.root_of_trust)] if result.proven_by == HUB_PROOF else []),
+            *(
+                [("proven by", result.root_of_trust)]
+                if result.root_of_trust and result.proven_by == HUB_PROOF
+                else []
+            ),
             *([("by git blobs", ", ".join(result.blobs))] if result.blobs else []),
             *remaining,
         ],

@@ -100,7 +100,11 @@ def verdict(
             *([("proven before", spared)] if result.spared else []),
             *([("downloaded", format_bytes(fetched.downloaded))] if fetched else []),
             *([("infohash", infohash)] if infohash else []),
-            *([("root of trust", result.root_of_trust)] if result.is_proven else []),
+            *(
+                [("root of trust", result.root_of_trust)]
+                if result.root_of_trust and result.is_proven
+                else []
+            ),
         ],
     )
 
