@@ -115,7 +115,8 @@ class HubDownload:
             self.files.write(piece, data, hashlib.sha256(data).digest())
         if self.mirrors.nbytes - self._nbytes >= SIGN_OF_LIFE:
             self._nbytes, self._asked_s = self.mirrors.nbytes, self.mirrors.asked_s
-            self._arrived_at = time.monotonic()
+            # answers under way may arrive in a pause that was asked for
+            self._arrived_at = max(time.monotonic(), self.mirrors.asked_until)
         self.mirrors.take_returned()
         for note in self.mirrors.take_notes():
             self.observe(Noted(message=note))

@@ -38,6 +38,8 @@ class MirrorHealth:
     is_dropped: bool = False
     asked_s: float = 0.0
     """Seconds of pauses that the mirror itself asked for, in all."""
+    asked_until: float = 0.0
+    """When the last of them ends."""
     _nbytes: int = 0
     _lock: Lock = field(default_factory=Lock)
     """Of `_nbytes`, to which several workers add."""
@@ -121,7 +123,9 @@ class MirrorHealth:
         self._failed_at = time.monotonic()
         pause_s = max(wait_s, min(_LONGEST_PAUSE_S, 0.25 * 2**self._failures))
         self._pauses_until = self._failed_at + pause_s
-        self.asked_s += wait_s
+        if wait_s:
+            self.asked_s += wait_s
+            self.asked_until = self._failed_at + wait_s
         if self._failures == 1:
             self._note(f"{trouble}; trying again soon")
 

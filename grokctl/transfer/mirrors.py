@@ -181,6 +181,11 @@ class Mirrors:
         """Seconds of pauses that a mirror asked for, in all."""
         return max(mirror.health.asked_s for mirror in self._mirrors)
 
+    @property
+    def asked_until(self) -> float:
+        """When the last of those pauses ends; in the past, if there is none."""
+        return max(mirror.health.asked_until for mirror in self._mirrors)
+
     def lacks(self, piece: int) -> bool:
         """Whether no mirror can bring a piece: those left do not have it."""
         return all(
