@@ -10,6 +10,10 @@ from math import prod
 from pathlib import Path
 from threading import Event
 
+from grokctl.checkpoint.export_headers import tensors_in
+from grokctl.checkpoint.export_manifest import Export, open_export
+from grokctl.checkpoint.gguf_model import gguf_name
+from grokctl.checkpoint.hub_record import INFOHASH_PROOF
 from grokctl.checkpoint.pickle_objects import ArrayRef
 from grokctl.checkpoint.ready import ReadyCheckpoint, open_ready
 from grokctl.checkpoint.receipt import proof_of
@@ -17,7 +21,7 @@ from grokctl.checkpoint.refusal import read_refusal
 from grokctl.checkpoint.release import open_release
 from grokctl.checkpoint.release_files import file_nbytes
 from grokctl.checkpoint.stored_tensor import StoredTensor
-from grokctl.checkpoint.sums import doubt_unhashed
+from grokctl.checkpoint.sums import proof_kind
 from grokctl.checkpoint.tensor_source import LogicalTensor, extent
 from grokctl.checkpoint.value_stats import Part, StoredValues, ValueStats
 from grokctl.errors import Reason, UsageError, corrupt
@@ -25,13 +29,16 @@ from grokctl.events import Advanced, Finished, Observer, Stage, Started, ignore
 from grokctl.integrity.provenance import describe_proof, describe_unhashed
 from grokctl.model.config import GrokConfig
 from grokctl.model.precision import Precision
+from grokctl.model.tensors import tensor_specs
 from grokctl.os_errors import is_absence, located, reason_of, refusal
-from grokctl.paths import kind_of
+from grokctl.paths import kind_of, quoted
 from grokctl.system import usable_cores
 
 _AHEAD = 4
 """Parts queued per worker."""
 _MOST_JOBS = 64
+_HEAD = "lm_head.weight"
+"""In Hugging Face's layout, a copy of the embedding."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,7 +46,7 @@ class TensorRow:
     """One stored tensor."""
 
     index: int | None
-    """Its index in the release; None in a ready checkpoint."""
+    """Its index in the release; None elsewhere."""
     file: str
     name: str
     kind: str
@@ -52,7 +59,8 @@ class TensorRow:
     parameters: int
     """Parameters of the model; scales do not count."""
     nbytes: int
-    """Bytes of the file in a release, of the tensor on all devices in a ready checkpoint."""
+    """Bytes of the file in a release, of the tensor elsewhere; in a ready checkpoint, on all its
+    devices."""
     stats: ValueStats | None = None
     """Statistics of its values, if requested."""
 
@@ -77,11 +85,17 @@ class Inspection:
     rows: tuple[TensorRow, ...]
     total_nbytes: int
     """Bytes of the whole checkpoint, whatever the pattern."""
-    is_proven: bool
-    """Whether every byte that a run reads is proven, and unchanged since. Of a ready checkpoint:
-    whether its source was; its files are not hashed here."""
+    proven_by: str | None
+    """`infohash` if every byte that a run reads is proven, and unchanged since; `hub sha256` if it
+    only has the hash that a hub names; else None. Of a ready checkpoint: whether its source was;
+    its files are not hashed here."""
     provenance: str
     """The same in one line for people."""
+
+    @property
+    def is_proven(self) -> bool:
+        """Whether the infohash proves it."""
+        return self.proven_by == INFOHASH_PROOF
 
     @property
     def totals(self) -> tuple[Total, ...]:
@@ -117,7 +131,7 @@ def inspect(
     """Describe a checkpoint; proves nothing about its content.
 
     Args:
-        root: A release or a ready checkpoint.
+        root: A release, a ready checkpoint or an export.
         pattern: Glob on tensor names or file names; all tensors by default.
         stats: Also read every value of these tensors, in bounded memory.
         jobs: Threads that read; one per core by default.
@@ -127,17 +141,29 @@ def inspect(
         CorruptCheckpointError: The structure is damaged, or a file cannot be read.
         UsageError: There is no checkpoint, or nothing matches.
     """
-    if kind_of(root) == "ready":
+    kind = kind_of(root)
+    if kind == "export":
+        if stats:
+            message = (
+                f"{root}: expected a release or a ready checkpoint for --stats, found an export"
+            )
+            raise UsageError(message, f"grokctl inspect {quoted(root)}")
+        export = open_export(root)
+        config, entries, total = export.manifest.config, _of_export(export), export.nbytes
+        proven_by = proof_kind(export, is_hashed=False)
+        provenance = describe_unhashed(export)
+    elif kind == "ready":
         checkpoint = open_ready(root)
         config, entries, total = checkpoint.config, _of_ready(checkpoint), checkpoint.nbytes
-        is_proven = doubt_unhashed(checkpoint) is None
+        proven_by = proof_kind(checkpoint, is_hashed=False)
         provenance = describe_unhashed(checkpoint)
     else:
         release = open_release(root, observe=observe)
         config, total = release.config, release.nbytes
         entries = [_of_release(tensor) for tensor in release.tensors]
         proof = proof_of(release)
-        is_proven, provenance = proof.receipt is not None, describe_proof(proof, root)
+        proven_by = None if proof.best is None else proof.best.proven_by
+        provenance = describe_proof(proof, root)
     chosen = [
         entry
         for entry in entries
@@ -154,11 +180,11 @@ def inspect(
         rows = [replace(row, stats=own) for row, own in zip(rows, stats_of_rows, strict=True)]
     return Inspection(
         root=root,
-        kind=kind_of(root) or "release",
+        kind=kind or "release",
         config=config,
         rows=tuple(rows),
         total_nbytes=total,
-        is_proven=is_proven and read_refusal(root) is None,
+        proven_by=None if read_refusal(root) is not None else proven_by,
         provenance=provenance,
     )
 
@@ -210,6 +236,40 @@ def _of_ready(checkpoint: ReadyCheckpoint) -> list[_Entry]:
         )
         for tensor in checkpoint.storage.tensors
     ]
+
+
+def _of_export(export: Export) -> list[_Entry]:
+    """The tensors of an export, by the names that they have there."""
+    kinds = {gguf_name(spec): _kind(spec.name) for spec in tensor_specs(export.manifest.config)}
+    entries = []
+    for file in sorted(export.records):
+        for tensor in tensors_in(export.root / file):
+            row = TensorRow(
+                index=None,
+                file=file,
+                name=tensor.name,
+                kind=kinds.get(tensor.name) or _kind_of_torch(tensor.name),
+                shape=tensor.shape,
+                dtype=tensor.dtype,
+                scale_groups=0,
+                parameters=0 if tensor.name == _HEAD else prod(tensor.shape),  # a copy
+                nbytes=tensor.nbytes,
+            )
+            entries.append(_Entry(row, ()))
+    return entries
+
+
+def _kind_of_torch(name: str) -> str:
+    """The part of the model that a tensor of Hugging Face's layout belongs to."""
+    for word, kind in (
+        ("norm", "norms"),
+        ("self_attn", "attention"),
+        ("experts", "experts"),
+        ("moe.gate", "router"),
+    ):
+        if word in name:
+            return kind
+    return "embedding"
 
 
 def _is_packed(tensor: LogicalTensor) -> bool:

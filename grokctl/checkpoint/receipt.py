@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Final, Self
 
 from grokctl.checkpoint.hub_record import HUB_PROOF, INFOHASH_PROOF
-from grokctl.checkpoint.ready import ReadyCheckpoint
+from grokctl.checkpoint.published import Checkpoint
 from grokctl.checkpoint.release import Release
 from grokctl.checkpoint.trust import (
     GROK_1_TOKENIZER_SHA256,
@@ -115,7 +115,7 @@ class Receipt:
     made it from one that was proven; else empty."""
     proven_by: str = INFOHASH_PROOF
     """What the hashes are: the infohash's, or those that a hub names (`HUB_PROOF`), which are less
-    of a proof. Of a ready checkpoint, the infohash's."""
+    of a proof. Of a ready checkpoint: of its source."""
 
     def unchanged(self, root: Path) -> set[str]:
         """Files that have the same stamps as when they were proven, which others could fake."""
@@ -306,6 +306,16 @@ def proof_of(release: Release) -> Proof:
     root = release.root
     used = {str(tensor.path.relative_to(root)) for tensor in release.tensors}
     used |= {name for name in (CONFIG, TOKENIZER) if (root / name).exists()}
+    return proof_of_files(root, used)
+
+
+def proof_of_files(root: Path, used: set[str]) -> Proof:
+    """The same of a release whose structure nobody has checked.
+
+    Args:
+        root: The release.
+        used: Files that a run reads, by their paths below it.
+    """
     receipt, reason = look_for_receipt(root)
     if receipt is None:
         return Proof(None, reason or first_exposure(root, sorted(used)) or "")
@@ -388,10 +398,10 @@ def _is_built_in(tokenizer: Path) -> bool:
     return hashlib.sha256(data).hexdigest() == GROK_1_TOKENIZER_SHA256
 
 
-def stamps_of(source: Release | ReadyCheckpoint) -> dict[Path, Stamp | None]:
+def stamps_of(source: Checkpoint) -> dict[Path, Stamp | None]:
     """The stamps of all files of the source, to detect changes."""
     if isinstance(source, Release):
         paths = [tensor.path for tensor in source.tensors]
     else:
-        paths = [source.root / record.name for record in source.files]
+        paths = [source.root / name for name in source.records]
     return {path.resolve(): Stamp.of(path) for path in paths}

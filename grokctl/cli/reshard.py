@@ -27,8 +27,6 @@ from grokctl.parse import read_ranges, read_size
 from grokctl.paths import Home
 
 if TYPE_CHECKING:
-    from grokctl.checkpoint.ready import ReadyCheckpoint
-    from grokctl.checkpoint.receipt import Receipt
     from grokctl.screen.console import Console
 
 
@@ -85,6 +83,7 @@ def reshard(
     with command(as_json=as_json, quiet=quiet, verbose=verbose, interrupted=RESUMES) as console:
         from grokctl import reshard as stage
         from grokctl.checkpoint.frames import Compression
+        from grokctl.checkpoint.sums import proof_kind
         from grokctl.machine.memory import peak_rss
         from grokctl.resharding.estimate import estimate
         from grokctl.resharding.request import ReshardRequest, check_feasible, plan_request
@@ -123,28 +122,17 @@ def reshard(
             console,
             ready,
             plan,
-            proven_by=_proven_by(ready, planned.proof),
+            proven_by=proof_kind(ready),
             seconds=seconds,
             peak_rss=peak_rss(),
         )
 
 
-def _proven_by(ready: "ReadyCheckpoint", proof: "Receipt | None") -> str | None:
-    """What proves a ready checkpoint made just now: `infohash`, `hub sha256`, or nothing."""
-    from grokctl.checkpoint.hub_record import HUB_PROOF, INFOHASH_PROOF
-    from grokctl.checkpoint.sums import doubt_of
-
-    if doubt_of(ready) is None:
-        return INFOHASH_PROOF
-    if proof is None or ready.source.root_of_trust != proof.root_of_trust:
-        return None
-    return HUB_PROOF if proof.proven_by == HUB_PROOF else None
-
-
 def _source(console: "Console", home: Home, checkpoint: str | None) -> Path:
     """The checkpoint to reshard: without a name a release, which loses nothing."""
     try:
-        found = found_checkpoint(console, home, checkpoint, ready=checkpoint is not None)
+        is_named = checkpoint is not None
+        found = found_checkpoint(console, home, checkpoint, ready=is_named, exports=is_named)
     except UsageError as error:
         ready = home.ready_checkpoints() if checkpoint is None else []
         if ready and not home.kept_releases():

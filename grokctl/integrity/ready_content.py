@@ -1,13 +1,13 @@
-"""Hash the files of a ready checkpoint that its receipt does not cover; compare the hashes."""
+"""Hash the files of a published folder that its receipt does not cover; compare the hashes."""
 
-from collections.abc import Collection, Container, Sequence
+from collections.abc import Collection, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from grokctl.checkpoint.manifest import FileRecord
-from grokctl.checkpoint.ready import ReadyCheckpoint
+from grokctl.checkpoint.published import Published
 from grokctl.checkpoint.ready_receipt import (
     continued,
     hashed_before,
@@ -16,7 +16,7 @@ from grokctl.checkpoint.ready_receipt import (
     receipt_now,
 )
 from grokctl.checkpoint.receipt import Receipt, unread_receipt
-from grokctl.errors import CorruptCheckpointError, Damage, Reason
+from grokctl.errors import Damage, Reason
 from grokctl.events import Advanced, Finished, Noted, Observer, Stage, Started
 from grokctl.integrity.content_check import note_receipt
 from grokctl.integrity.file_hashing import FileHashing
@@ -42,7 +42,7 @@ class ReadyContent:
 
 
 def check_content(
-    checkpoint: ReadyCheckpoint,
+    checkpoint: Published,
     records: Sequence[FileRecord],
     damaged: Collection[str],
     *,
@@ -70,7 +70,8 @@ def check_content(
     saved = read_ready_receipt(checkpoint)
     receipt = None if rehash else saved
     before = hashed_before(checkpoint, receipt).intersection(names)
-    fresh = receipt_now(root, checkpoint.manifest_sha256, names)
+    name = checkpoint.manifest_name
+    fresh = receipt_now(root, checkpoint.manifest_sha256, names, manifest=name)
     note_receipt(receipt, before, fresh.stamps, total=len(names), observe=observe)
     left = [record for record in records if record.name not in before]
     damage, hashed = altered_files(root, left, jobs=jobs, observe=observe)
@@ -150,16 +151,3 @@ def altered(record: FileRecord, sha256: str) -> Damage | None:
         return None
     detail = f"expected sha256 {record.sha256[:16]}…, found {sha256[:16]}…"
     return Damage(record.name, Reason.ALTERED, detail, ((0, record.nbytes),))
-
-
-def foreign_headers(checkpoint: ReadyCheckpoint, damaged: Container[str]) -> dict[str, Damage]:
-    """Device files of a right hash with a header that no command would read, by name."""
-    source, found = replace(checkpoint, is_streamed=True), {}
-    for device in checkpoint.manifest.devices:
-        name = checkpoint.manifest.record_of(device).name
-        if name not in damaged:
-            try:
-                source.check_header(device)
-            except CorruptCheckpointError as error:
-                found[name] = error.damage[0]
-    return found

@@ -20,9 +20,9 @@ from grokctl.planning import accelerators as published
 from grokctl.planning.accelerators import PUBLISHED, Published
 from grokctl.planning.step_time import (
     KERNEL_REACHED,
-    REACHED,
     StepTime,
     counts_of,
+    reached,
     step_time,
     sums_s,
 )
@@ -65,7 +65,7 @@ class Hardware:
         """Bytes a second of weights that decoding one sequence reads; None if unknown."""
         if self.kernel_rate is not None:
             return self.kernel_rate * KERNEL_REACHED
-        return None if self.bandwidth is None else self.bandwidth * REACHED[self.platform]
+        return None if self.bandwidth is None else self.bandwidth * reached(self.platform)
 
     @property
     def computes(self) -> tuple[Compute, ...]:
@@ -99,6 +99,9 @@ class Plan:
     step: StepTime | None = None
     """The time of a token if all weights lay in memory, for comparing plans; None without hardware
     to compare on."""
+    shared_tokens_per_s: float | None = None
+    """Estimate for each of as many sequences as there are slots, all running; None if there is
+    only one, or weights come from the disk."""
 
     @property
     def missing(self) -> int:
@@ -232,6 +235,9 @@ def plan_for(
         room = memory - needed.cache - needed.workspace
     rate = hardware.read_rate if hardware else None
     is_paged = is_mapped and room is not None and room < needed.weights
+    shared = None
+    if hardware and hardware.decode_rate and terms.slots > 1 and not is_paged:
+        shared = 1 / step_of(hardware, weights, terms, sequences=terms.slots).total_s
     return Plan(
         mesh=mesh,
         precision=weights.storage.precision,
@@ -246,6 +252,7 @@ def plan_for(
         load_s=sum(weights.stored) / rate if rate and not is_paged else None,
         tokens_per_s=_speed(hardware, weights, terms, room) if hardware else None,
         step=step_of(hardware, weights, terms) if hardware else None,
+        shared_tokens_per_s=shared,
     )
 
 
@@ -263,7 +270,12 @@ def _speed(hardware: Hardware, weights: Spread, terms: Terms, room: int | None) 
 
 
 def step_of(
-    hardware: Hardware, weights: Spread, terms: Terms, *, bandwidth: float = 1e12
+    hardware: Hardware,
+    weights: Spread,
+    terms: Terms,
+    *,
+    sequences: int = 1,
+    bandwidth: float = 1e12,
 ) -> StepTime:
     """The estimated time of the last token of a context, with all weights in memory.
 
@@ -275,22 +287,38 @@ def step_of(
         hardware: The hardware.
         weights: The weights, spread over a mesh.
         terms: The context, and the type of its keys and values.
+        sequences: That get a token each in the same step.
         bandwidth: Bandwidth to assume if the hardware's is unknown, for comparisons.
     """
     config, mesh, platform = weights.storage.config, weights.mesh, hardware.platform
     if platform == "cpu":
-        nbytes = sum(weights.read)
+        nbytes = sum(read_bytes(weights, sequences))
     else:
         dtype = terms.cache_dtype
-        seen = cache_bytes(config, mesh, slots=1, past=terms.context, dtype=dtype)
-        nbytes = max(weights.read) + seen
+        seen = cache_bytes(config, mesh, slots=sequences, past=terms.context, dtype=dtype)
+        nbytes = max(read_bytes(weights, sequences)) + seen
     return step_time(
         counts_of(config, mesh, platform=platform),
         nbytes=nbytes,
-        rate=hardware.decode_rate or bandwidth * REACHED[platform],
+        rate=hardware.decode_rate or bandwidth * reached(platform),
         sums_s=sums_s(config, mesh, platform=platform, has_fast_links=hardware.has_fast_links),
         platform=platform,
     )
+
+
+def read_bytes(weights: Spread, sequences: int) -> list[int]:
+    """Bytes of weights that each device reads in a step for so many sequences.
+
+    An expert is read once, however many tokens choose it. Of `E` experts, `n` tokens that choose
+    `k` each, independently and all alike, need `E (1 - (1 - k / E)^n)` on average.
+    """
+    config = weights.storage.config
+    left = 1 - config.num_selected_experts / config.num_experts
+    if not left:
+        return list(weights.read)
+    more = (left - left**sequences) / left
+    each = zip(weights.read, weights.stored, strict=True)
+    return [read + round(more * (stored - read)) for read, stored in each]
 
 
 def missed_bytes(weights: Spread, room: int) -> float:

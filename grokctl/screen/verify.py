@@ -13,10 +13,10 @@ from grokctl.text import format_bytes, format_number, format_seconds
 
 if TYPE_CHECKING:  # a screen imports no stage
     from grokctl.errors import Damage
+    from grokctl.integrity.verdict import Verdict
     from grokctl.repair import RepairPlan
     from grokctl.screen.console import Console
     from grokctl.transfer.fetched import Fetched
-    from grokctl.verify import Verdict
 
 
 _LISTED = 2
@@ -81,7 +81,7 @@ def verdict(
         summary = "the structure is sound; no content is proven"
     elif result.is_exposed:
         summary = f"every byte is as promised now; other users can change it ({result.doubt})"
-    elif result.proven_by == HUB_PROOF:
+    elif result.proven_by == HUB_PROOF and result.remedy is None:
         summary = f"every byte has {result.root_of_trust}; the infohash proves none of it"
     elif not result.is_proven:
         other = "the manifest" if result.remedy is not None else "its torrent"

@@ -45,6 +45,8 @@ class JobRequest:
     """Decoded at a time."""
     threads: int | None = None
     """That compute on the CPU."""
+    may_be_fewer: bool = False
+    """Whether fewer will do, where so many would cost context."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,12 @@ class EngineJob:
     def options(self) -> EngineOptions:
         """Mesh, types and slots."""
         return self.plan.options
+
+    @property
+    def tokenizer(self) -> Path | None:
+        """The file of the tokenizer, if there is one."""
+        path = _checkpoint_of(self.source).root / TOKENIZER
+        return None if self.plan.tokenizer is None else path
 
     def tokens(self, content: str | tuple[int, ...]) -> tuple[int, ...]:
         """The token ids of a text, or the same ids.
@@ -177,6 +185,7 @@ def _adopt(request: JobRequest, choice: Mapping[str, Any]) -> JobRequest:
         kv=KvType(choice["kv"]),
         context=choice["context"],
         sequences=choice["sequences"],
+        may_be_fewer=False,
     )
 
 
@@ -216,6 +225,7 @@ def _open_job(
         compute=request.compute,
         context=request.context,
         sequences=request.sequences,
+        may_be_fewer=request.may_be_fewer,
         kv=request.kv,
     )
     _check_any_hardware(checkpoints[0], asked)
@@ -234,7 +244,7 @@ def _open_job(
         compilation_cache=home.xla_cache,
         native_cache=home.native_cache,
         threads=request.threads,
-        slots=request.sequences,
+        slots=choice.plan.slots,
         kv=request.kv,
     )
     planned = _plan(chosen, options)

@@ -1,7 +1,13 @@
 """`grokctl fetch` from a hub where no peer sends the torrent, and what later commands say."""
 
+import shutil
+from dataclasses import replace
+
 import pytest
+from exports import WIDE
 from hub import NAME, files_in, hub_of
+
+from grokctl.checkpoint.miniature import write_miniature
 
 
 @pytest.fixture
@@ -39,13 +45,49 @@ def test_every_command_says_what_the_release_is_proven_by(grokctl, seeded, hub, 
     assert (verified["proven_by"], verified["root_of_trust"]) == ("hub sha256", trust)
     assert verified["hashed_bytes"] == 0
     assert (resharded["proven"], resharded["proven_by"]) == (False, "hub sha256")
-    assert trust in ready["doubt"]
+    assert_made_of(trust, ready)
     assert "the infohash proves none of it" in " ".join(
         (inspected.stdout + inspected.stderr).split()
     )
     assert (upgraded["proven"], upgraded["proven_by"]) == (True, "infohash")
     assert again["hashed_bytes"] == 0
     assert len(hub.parts) == len(set(hub.parts))  # and nothing was fetched again
+
+
+def test_exports_carry_what_the_release_is_proven_by(grokctl, loopback, tmp_path, monkeypatch):
+    write_miniature(tmp_path / "wide", replace(WIDE, num_layers=1))
+    root, home = tmp_path / "of-hub", ("--home", tmp_path / "home", "--json")
+    monkeypatch.setattr("grokctl.transfer.hub_fetch.METADATA_S", 0.2)
+    with hub_of(files_in(tmp_path / "wide")) as hub:
+        magnet = f"magnet:?xt=urn:btih:{'ab' * 20}"
+        trust = grokctl(
+            *("fetch", magnet, "--to", root, "--mirror", hub.mirror, *loopback, "--json")
+        ).result["root_of_trust"]
+
+    ready = grokctl("reshard", root, "--devices", 1, *home).result["ready"]
+    of_release = grokctl("export", root, *home).result
+    of_ready = grokctl("export", ready, "--out", tmp_path / "from-ready", *home).result
+    shutil.copytree(ready, tmp_path / "copy")
+    of_copy = grokctl("export", tmp_path / "copy", "--out", tmp_path / "from-copy", *home).result
+
+    for made in (of_release, of_ready):
+        assert (made["proven"], made["proven_by"]) == (False, "hub sha256")
+        verified = grokctl("verify", made["export"], "--json").result
+        assert_made_of(trust, verified)
+        inspected = grokctl("inspect", made["export"], "--json").result
+        assert (inspected["proven"], inspected["proven_by"]) == (False, "hub sha256")
+    copied = grokctl("verify", tmp_path / "copy", "--json").result
+    assert (copied["ok"], copied["proven_by"], copied["root_of_trust"]) == (True, None, None)
+    assert f"had {trust}; this copy was not made here" in copied["doubt"]
+    assert of_copy["proven_by"] is None
+
+
+def assert_made_of(trust, verified):
+    """That a verification says what the release of a folder was proven by."""
+    assert (verified["ok"], verified["proven"]) == (True, False)
+    assert (verified["proven_by"], verified["root_of_trust"]) == ("hub sha256", trust)
+    doubt = f"made from a release that had {trust}; the infohash proved none of it"
+    assert (verified["doubt"], verified["hashed_bytes"]) == (doubt, 0)
 
 
 def test_people_read_it_in_a_line(grokctl, of_hub, tmp_path):
