@@ -10,7 +10,7 @@ from typing import Any, Final, cast
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from grokctl.serving.exchange import as_json
-from grokctl.serving.wire_errors import WireError, unavailable
+from grokctl.serving.wire_errors import TOO_MANY, WireError, unavailable
 
 RECEIVE_S: Final = 30.0
 """Seconds in which a whole request has to come."""
@@ -20,8 +20,6 @@ MOST_REQUESTS: Final = 512
 """Under way at a time."""
 _SPARE: Final = 64
 """Connections beside those of requests under way: for probes, and for those who say nothing yet."""
-TOO_MANY: Final = "too_many"
-"""The code of a refusal for want of room."""
 _PHRASES: Final = {400: "Bad Request", 431: "Request Header Fields Too Large"}
 
 
