@@ -19,7 +19,6 @@ from grokctl.errors import GrokctlError, UsageError, invalid
 from grokctl.serving.certificates import tls_context
 from grokctl.serving.connections import GuardedProtocol
 from grokctl.serving.exchange import App
-from grokctl.serving.heads import MOST_NBYTES
 from grokctl.serving.service import Service
 
 _BACKLOG: Final = 1024
@@ -162,7 +161,6 @@ class Server:
             server_header=False,
             timeout_graceful_shutdown=int(_LAST_WORDS_S),
             backlog=_BACKLOG,
-            h11_max_incomplete_event_size=MOST_NBYTES,
         )
         config.load()
         if options.certificate is not None and options.private_key is not None:

@@ -88,6 +88,18 @@ def test_another_protocol_is_not_offered(running, extra):
     assert answer.count(b"HTTP/1.1 200 ") == 2
 
 
+def test_a_body_in_the_smallest_of_chunks_is_refused_and_ends_its_connection(running):
+    head = POST + b"Content-Type: application/json\r\n" + CHUNKED + b"\r\n"
+    few = b"1\r\n \r\n" * 1000 + b"2\r\n{}\r\n0\r\n\r\n"
+    large = b"200\r\n%b\r\n" % (b" " * 512) * 2000 + b"2\r\n{}\r\n0\r\n\r\n"
+    last = SECOND.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n")
+
+    for body in (few, large):
+        assert received(running, head + body + last).count(b"HTTP/1.1 200 ") == 1
+    refused = received(running, head + b"1\r\n \r\n" * 1100)
+    assert refused.startswith(b"HTTP/1.1 400 ")
+
+
 @pytest.mark.parametrize("request_line", [b"CONNECT localhost:80", b"TRACE /version", b"GET *"])
 def test_methods_for_proxies_are_answered(running, request_line):
     head = b"%b HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n" % request_line
