@@ -6,7 +6,6 @@ import errno
 import logging
 import math
 import socket
-import ssl
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ import uvicorn
 
 from grokctl import interrupts
 from grokctl.errors import GrokctlError, UsageError, invalid
+from grokctl.serving.certificates import tls_context
 from grokctl.serving.connections import GuardedProtocol
 from grokctl.serving.exchange import App
 from grokctl.serving.service import Service
@@ -162,15 +162,9 @@ class Server:
             timeout_graceful_shutdown=int(_LAST_WORDS_S),
             backlog=_BACKLOG,
         )
-        if options.certificate is not None:
-            config.ssl_certfile = str(options.certificate)
-            config.ssl_keyfile = str(options.private_key)
-        try:
-            config.load()
-        except (ssl.SSLError, OSError) as error:
-            raise invalid(
-                "tls_cert", options.certificate, "expected a certificate and its key, in PEM"
-            ) from error
+        config.load()
+        if options.certificate is not None and options.private_key is not None:
+            config.ssl = tls_context(options.certificate, options.private_key)
         self._uvicorn = _NoSignalServer(config)
 
     def run(self, listener: socket.socket) -> End:
