@@ -31,7 +31,7 @@ from grokctl.model.config import GrokConfig
 from grokctl.model.precision import Precision
 from grokctl.model.tensors import tensor_specs
 from grokctl.os_errors import is_absence, located, reason_of, refusal
-from grokctl.paths import kind_of, quoted
+from grokctl.paths import EXPORT_MANIFEST, kind_of, quoted
 from grokctl.system import usable_cores
 
 _AHEAD = 4
@@ -172,7 +172,9 @@ def inspect(
         or fnmatchcase(entry.row.file, pattern)
     ]
     if not chosen:
-        raise UsageError(f"no tensor matches {pattern!r}", "--tensor 'layers.0.*'")
+        raise UsageError(
+            f"--tensor {pattern!r}: no tensor or file has such a name", "--tensor 'layers.0.*'"
+        )
     rows = [entry.row for entry in chosen]
     if stats:
         workers = min(jobs or usable_cores(), _MOST_JOBS)
@@ -256,6 +258,8 @@ def _of_export(export: Export) -> list[_Entry]:
                 nbytes=tensor.nbytes,
             )
             entries.append(_Entry(row, ()))
+    if not entries:
+        raise corrupt(EXPORT_MANIFEST, Reason.MALFORMED, "names no file with tensors")
     return entries
 
 

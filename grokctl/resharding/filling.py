@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 
 from grokctl.checkpoint.manifest import FileRecord
-from grokctl.errors import Reason, corrupt
+from grokctl.errors import DiskFullError, Reason, corrupt
 from grokctl.events import Advanced, Noted, Observer, Started
 from grokctl.paths import quoted
 from grokctl.resharding.convert import NOTHING, Squares
@@ -44,8 +44,7 @@ def fill(
         CorruptCheckpointError: The source changed, or has values that are not finite.
     """
     if plan.compression is None:  # the size of compressed files is unknown
-        free = shutil.disk_usage(partial.handle).free
-        check_space(plan, plan.bytes_out - partial.nbytes, free)
+        _require_room(plan, partial)
     with ExitStack() as stack:
         writers: list[FileWriter] = []
         for layout in plan.layouts:
@@ -66,6 +65,17 @@ def fill(
         _write_tensors(plan, writers, journal, hashing, observe)
         squares = tuple(entry.squares for entry in journal.entries)
         return Filled([writer.record() for writer in writers], squares)
+
+
+def _require_room(plan: OutputPlan, partial: PartialFolder) -> None:
+    """Refuse what does not fit; a folder in which nothing is begun goes away again."""
+    free = shutil.disk_usage(partial.handle).free
+    try:
+        check_space(plan, plan.bytes_out - partial.nbytes, free)
+    except DiskFullError:
+        if partial.is_empty:
+            partial.delete()
+        raise
 
 
 def _write_tensors(
