@@ -2,12 +2,14 @@
 
 import asyncio
 import socket
+import ssl
 import sys
 import time
 from contextlib import suppress
 from typing import Any, Final, cast
 
 import h11
+from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from grokctl.serving.exchange import as_json
@@ -177,6 +179,56 @@ class GuardedProtocol(H11Protocol):
             self._answer(WireError(408, "the request did not come in time"), "Request Timeout")
         else:
             self.transport.close()
+
+
+class EncryptedProtocol(GuardedProtocol):
+    """The same behind TLS; a handshake takes of the time and of the room of its connection.
+
+    asyncio would tell of a connection after its handshake only, and hold any number until then.
+
+    Args:
+        context: Encrypts.
+        arguments: Of uvicorn.
+        options: Of uvicorn.
+    """
+
+    def __init__(self, *arguments: Any, context: ssl.SSLContext, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._context = context
+        self._early: list[bytes] | None = []
+        """What came with the end of the handshake; None behind it."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """A connection has its place, and begins its handshake."""
+        super().connection_made(transport)
+        if not self._is_refused:
+            task = self.loop.create_task(self._encrypt(transport))
+            self.tasks.add(task)
+            task.add_done_callback(self.tasks.discard)
+
+    async def _encrypt(self, transport: asyncio.Transport) -> None:
+        try:
+            encrypted = await self.loop.start_tls(
+                transport, self, self._context, server_side=True, ssl_handshake_timeout=self.take_s
+            )
+        except OSError:  # no TLS, or the deadline
+            encrypted = None
+        if self not in self.connections:
+            return
+        if encrypted is None:
+            self.connection_lost(None)
+            return
+        self.transport, self.flow, self.scheme = encrypted, FlowControl(encrypted), "https"
+        early, self._early = self._early or [], None
+        for data in early:
+            self.data_received(data)
+
+    def data_received(self, data: bytes) -> None:
+        """Bytes have come, decrypted."""
+        if self._early is not None:
+            self._early.append(data)
+        else:
+            super().data_received(data)
 
 
 def _limit_unread(transport: asyncio.Transport, *, seconds: float) -> None:
