@@ -331,6 +331,10 @@ def _stored(
         values = json.loads(text)
         config = _config(name, values["config"])
         precision = Precision(values["precision"])
+        float32 = [printable(str(one), limit=255) for one in values["float32"]]
+        if float32:
+            message = f"expected all weights as {precision}, found {float32[0]} as float32"
+            raise PlacementError(f"{name}: {message}", hint)
         groups = {spec.name: 0 for spec in tensor_specs(config)}
         for spec in tensor_specs(config):
             count = values["groups"].get(spec.name, 0)
@@ -342,15 +346,9 @@ def _stored(
             groups[spec.name] = count
         shifts = {str(key): tuple(int(one) for one in own) for key, own in values["shifts"].items()}
         _require_shifts(name, config, shifts)
-        float32 = [printable(str(one), limit=255) for one in values["float32"]]
     except UNTRUSTED as error:
         detail = f"{STORAGE} makes no sense ({type(error).__name__}: {error})"
         raise _malformed(name, detail) from error
-    if float32:
-        raise PlacementError(
-            f"{name}: expected all weights as {precision}, found {float32[0]} as float32",
-            hint,
-        )
     return Storage(config=config, precision=precision, groups=groups), shifts
 
 
