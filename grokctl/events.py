@@ -25,6 +25,7 @@ class Stage(StrEnum):
     COMPILE = "compile"
     PREFILL = "prefill"
     DECODE = "decode"
+    STREAM = "stream"
     SCORE = "score"
     BENCH = "bench"
     MINIATURE = "miniature"

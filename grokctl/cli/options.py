@@ -130,6 +130,15 @@ ThreadsOption = Annotated[
     int | None,
     typer.Option(metavar="N", min=1, help="Threads of the CPU.", show_default="cores"),
 ]
+MaxMemoryOption = Annotated[
+    str | None,
+    typer.Option(
+        "--max-memory",
+        metavar="SIZE",
+        help="Memory of the CPU for a run; experts beyond it are read from the disk.",
+        show_default="what is free",
+    ),
+]
 TokenIdsOption = Annotated[
     str | None, typer.Option(metavar="1,2,3", help="Token ids instead of text.")
 ]

@@ -95,8 +95,8 @@ def test_a_processor_without_room_for_anything_is_told_what_it_needs_beside_the_
     plan = found.plans[0]
     assert plan.is_paged
     assert not plan.fits
-    beside = format_bytes(plan.needs.cache + plan.needs.workspace)
-    assert f"needs {beside} even with the weights on disk" in ability(found, "run").detail
+    assert f"the CPU needs {plan.residence.shortage}" in ability(found, "run").detail
+    assert format_bytes(plan.residence.dense) in plan.residence.shortage
 
 
 def every_cut(platform: str) -> list[Candidate]:
