@@ -279,9 +279,7 @@ def _speed(
     if residence is not None:
         if not hardware.read_rate:
             return None
-        return 1 / residence.seconds(
-            read_rate=hardware.read_rate, decode_rate=hardware.decode_rate
-        )
+        return 1 / residence.seconds(read_rate=hardware.read_rate, decode_rate=hardware.decode_rate)
     missed = 0.0 if room is None else weights.mesh.size * missed_bytes(weights, room)
     if not missed:
         return 1 / step_of(hardware, weights, terms).total_s
