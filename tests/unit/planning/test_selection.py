@@ -300,12 +300,12 @@ def test_both_numbers_are_said_and_what_they_are_made_of():
             id="it fits",
         ),
         pytest.param(
-            *(a_cpu(40 * GB), "int8-1", {"sequences": 256, "compute": Compute.FLOAT32}),
+            *(a_cpu(60 * GB), "int8-1", {"sequences": 256, "compute": Compute.FLOAT32}),
             "--compute bfloat16",
             id="a smaller type",
         ),
         pytest.param(
-            *(a_cpu(20 * GB), "int8-1", {"sequences": 256, "compute": Compute.BFLOAT16}),
+            *(a_cpu(40 * GB), "int8-1", {"sequences": 256, "compute": Compute.BFLOAT16}),
             "--kv int8",
             id="a smaller cache",
         ),
