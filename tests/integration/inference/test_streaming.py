@@ -30,7 +30,7 @@ pytestmark = pytest.mark.usefixtures("optimized")
 ONE = MeshShape(1, 1)
 ALL = 16
 """Experts of two layers."""
-MOST = ALL - 3  # with two that pass through, and one too many
+MOST = 9
 
 
 @pytest.fixture(scope="module")
