@@ -12,6 +12,10 @@ WORKERS ?= 4
 # the commands and swarms come first, because they take longest
 PARALLEL := -m pytest --numprocesses $(WORKERS) --dist loadscope --no-loadscope-reorder
 PYTEST := $(BIN)/python $(PARALLEL)
+# XLA reads its flags once a process: tests of what it makes for users are a second run
+SUITE = status=0; $(1) --quick-compilation || status=$$?; \
+	$(1) -m '(optimized or fused) and not slow' tests/integration/inference tests/unit/model || status=$$?; \
+	exit $$status
 # A lock is complete: pip installs its pins and asks no index for other releases.
 LOCKED := -m pip install --quiet --no-deps --require-hashes --requirement
 COMPILE := $(BIN)/uv pip compile --quiet --universal --upgrade --generate-hashes \
@@ -20,13 +24,13 @@ COMPILE := $(BIN)/uv pip compile --quiet --universal --upgrade --generate-hashes
 # the suite starts hundreds of processes: without kept bytecode, each would compile grokctl again
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test test-fast test-slow test-newest schedulers fuzz check fix bench rehearsal gpu-forms picture lock install wheels sanitize clean
+.PHONY: demo test test-fast test-slow test-newest test-engines schedulers browser clients soak fuzz check fix bench rehearsal gpu-forms miniature picture lock install wheels sanitize clean
 
 demo: $(READY)  ## the whole pipeline, for real, on a miniature
 	$(BIN)/grokctl demo
 
 test: $(READY)  ## the test suite, by WORKERS at a time; a module stays with one of them
-	$(PYTEST)
+	$(call SUITE,$(PYTEST))
 
 test-fast: $(READY)  ## the unit tests that take no long compilation, in a minute or two
 	$(PYTEST) -m 'not slow and not heavy' tests/unit
@@ -35,14 +39,29 @@ test-fast: $(READY)  ## the unit tests that take no long compilation, in a minut
 test-slow: $(READY)  ## the tests that take minutes and gigabytes
 	$(BIN)/python -m pytest -m slow
 
+test-engines: .venv/.engines  ## llama.cpp and transformers on exports: logits, tokens, mutants
+	$(BIN)/python -m pytest -m engines tests/engines
+
 test-newest: .venv-newest/.ready  ## the suite on the newest Python and JAX, where PYTHON313 is there
-	.venv-newest/bin/python $(PARALLEL)
+	$(call SUITE,.venv-newest/bin/python $(PARALLEL))
 
 schedulers:  ## Open MPI and Slurm, for the tests that run under them: Debian's packages, so for root
 	@command -v mpirun >/dev/null && command -v srun >/dev/null || \
 		{ timeout 300 apt-get update --quiet --quiet && DEBIAN_FRONTEND=noninteractive timeout 300 \
 		apt-get install --yes --quiet --quiet --no-install-recommends \
 		openmpi-bin slurmctld slurmd slurm-client; }
+
+browser: .venv/.browser  ## the page of a server in a headless Chromium: Debian's packages, so for root
+	@command -v chromium >/dev/null && command -v chromedriver >/dev/null || \
+		{ timeout 300 apt-get update --quiet --quiet && DEBIAN_FRONTEND=noninteractive timeout 300 \
+		apt-get install --yes --quiet --quiet --no-install-recommends chromium chromium-driver; }
+	$(BIN)/python -m pytest -m slow tests/browser
+
+clients: $(READY) .venv-clients/.ready  ## lm-evaluation-harness against a server
+	$(BIN)/python -m pytest -m slow tests/integration/serving/test_harness.py
+
+soak: $(READY)  ## a server under load for SECONDS: clients that leave, and strangers' requests
+	GROKCTL_SOAK_SECONDS=$(SECONDS) $(BIN)/python -m pytest -m slow tests/cli/test_serve_soak.py
 
 fuzz: .venv/.fuzz  ## strangers' bytes into every reader, guided by coverage; SECONDS for all together
 	PYTHONPATH=tests/support nice -n 19 $(BIN)/python tests/fuzz/fuzz.py --seconds $(SECONDS)
@@ -66,13 +85,18 @@ rehearsal: $(READY)  ## every command on 318 GB of holes: times and memory in do
 gpu-forms: .venv-gpu/.ready  ## decode and prefill compiled for absent H100s: launches, host waits, copies, registers
 	PYTHONPATH=. .venv-gpu/bin/python benchmarks/gpu_forms.py --compile
 
+miniature: .venv/.miniature  ## train the miniature that ships, again: an hour of two cores; continues what was stopped
+	PYTHONPATH=benchmarks $(BIN)/python -m training.train --work build/miniature
+	PYTHONPATH=benchmarks $(BIN)/python -m training.publish --work build/miniature --out build/miniature
+	PYTHONPATH=benchmarks $(BIN)/python -m training.measure --work build/miniature --release build/miniature/miniature
+
 picture: $(READY)  ## docs/*.svg from a real terminal; needs tmux
 	$(BIN)/python docs/picture.py
 
 lock: .venv/.uv  ## pins with hashes for every platform, and no addresses
 	$(COMPILE) 3.11 --group dev pyproject.toml --output-file requirements.lock
 	$(COMPILE) 3.12 --group gpu pyproject.toml --output-file requirements-gpu.lock
-	for group in bench fuzz uv wheels; do $(COMPILE) 3.11 --group $$group --constraint requirements.lock \
+	for group in bench browser clients engines fuzz miniature uv wheels; do $(COMPILE) 3.11 --group $$group --constraint requirements.lock \
 		--output-file requirements-$$group.lock || exit 1; done
 	for python in 3.11 3.12 3.13; do \
 		for platform in x86_64-manylinux_2_28 aarch64-manylinux_2_28 aarch64-apple-darwin; do \
@@ -102,6 +126,12 @@ $(READY): .venv/.ready grokctl/native/sources.py $(wildcard grokctl/native/src/*
 	$(@D)/bin/python -m pip check
 	@touch $@
 
+.venv-clients/.ready: requirements-clients.lock
+	$(PYTHON) -m venv --clear $(@D)
+	$(@D)/bin/python $(LOCKED) $<
+	$(@D)/bin/python -m pip check
+	@touch $@
+
 # a dependency group that only one target needs, on top of the rest
 .venv/.%: requirements-%.lock $(READY)
 	$(BIN)/python $(LOCKED) $<
@@ -126,4 +156,4 @@ sanitize: $(READY)  ## the kernel's tests under AddressSanitizer and UBSan; need
 		$(BIN)/python -m pytest tests/unit/native tests/unit/model/test_cpu_kernel.py
 
 clean:  ## forget the environment and the tools' caches
-	rm -rf .venv .venv-newest .venv-gpu .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-newest .venv-gpu .venv-clients .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -38,7 +38,7 @@ def check_memory(compiler: Compiler) -> list[str]:
     """Print what was found; what differs by more than a twentieth."""
     faults = []
     terms = Terms(context=CONTEXT, compute=Compute.BFLOAT16)
-    layers = layers_together("gpu", time=room(CONTEXT, platform="gpu")[0])
+    layers = layers_together("gpu", batch=1, time=room(CONTEXT, platform="gpu")[0])
     print("\n| mesh | weights | largest program | takes | counted | ratio | workspace |")
     print("| --- | --- | --- | ---: | ---: | ---: | ---: |")
     for mesh, precision in product(MESHES, PRECISIONS):

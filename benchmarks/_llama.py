@@ -2,48 +2,19 @@
 
 import json
 import os
-import struct
+import shutil
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
-
-import jax
-import numpy as np
-from numpy.typing import NDArray
 
 from grokctl.checkpoint.ready import ReadyCheckpoint
-from grokctl.checkpoint.tensor_source import LogicalTensor
+from grokctl.export import export
+from grokctl.exporting.options import EmbeddingType, ExportOptions, ExportType, Format
+from grokctl.exporting.plan import plan_export
 
 Peer = Callable[[], float] | None
 """Measures tokens a second of another program, if it is there."""
-BLOCK: Final = 32
-"""Integers that share a scale in Q8_0."""
-Q8_0: Final = np.dtype([("scale", "<f2"), ("codes", "i1", BLOCK)])
-FLOAT32, QUANTIZED = 0, 8
-"""Types of tensors."""
-UINT32, REAL32, TEXT = 4, 6, 8
-"""Types of metadata."""
-ALIGNMENT: Final = 32
-STRIP: Final = 2048
-"""Outputs that are turned at a time."""
-NAMES: Final = {
-    "embedding": "token_embd",
-    "final_norm": "output_norm",
-    "norms.pre_attention": "attn_norm",
-    "norms.post_attention": "attn_output_norm",
-    "norms.pre_moe": "ffn_norm",
-    "norms.post_moe": "layer_output_norm",
-    "attention.query": "attn_q",
-    "attention.key": "attn_k",
-    "attention.value": "attn_v",
-    "attention.out": "attn_output",
-    "router": "ffn_gate_inp",
-    "moe.gate": "ffn_gate_exps",
-    "moe.up": "ffn_up_exps",
-    "moe.down": "ffn_down_exps",
-}
 
 
 def llama(program: Path, ready: ReadyCheckpoint, model: Path) -> tuple[Peer, Peer]:
@@ -82,100 +53,17 @@ def llama(program: Path, ready: ReadyCheckpoint, model: Path) -> tuple[Peer, Pee
 
 
 def write_gguf(path: Path, ready: ReadyCheckpoint) -> None:
-    """Write all layers of a checkpoint of one device.
+    """Export a checkpoint as one file, without tokens.
 
-    llama.cpp has `(outputs, inputs)` with a float16 scale for every 32 inputs: that of the group
-    in which they lie. Activations are not the same as the reference's: it renormalises gates.
+    Activations are not the same as the reference's: llama.cpp renormalises gates.
     """
-    weights = [tensor for tensor in ready.storage.tensors if not tensor.is_scales]
-    with path.open("xb") as file:
-        pairs, offset = list(_metadata(ready)), 0
-        header = [struct.pack("<4sIQQ", b"GGUF", 3, len(weights), len(pairs)), *pairs]
-        for spec in (tensor.spec for tensor in weights):
-            kind = QUANTIZED if spec.is_quantized else FLOAT32
-            lead, turned = spec.shape[:-2], spec.shape[-2:][::-1]
-            shape = spec.shape if spec.name == "embedding" else (*lead, *turned)
-            sizes = struct.pack(f"<I{len(shape)}QIQ", len(shape), *shape[::-1], kind, offset)
-            header.append(_text(_name(spec.name)) + sizes)
-            count = int(np.prod(shape))
-            nbytes = count // BLOCK * Q8_0.itemsize if spec.is_quantized else 4 * count
-            offset += nbytes + -nbytes % ALIGNMENT
-        file.write(b"".join(header))
-        for tensor in weights:
-            file.write(bytes(-file.tell() % ALIGNMENT))
-            for part in _parts(ready, tensor):
-                file.write(part)
-        file.write(bytes(-file.tell() % ALIGNMENT))
-
-
-def _parts(ready: ReadyCheckpoint, tensor: LogicalTensor) -> Iterator[NDArray[Any]]:
-    weight = _whole(ready, tensor)
-    if not tensor.spec.is_quantized:
-        is_turned = tensor.spec.name.endswith("router")
-        yield np.ascontiguousarray(weight.T if is_turned else weight)
-        return
-    scales = _whole(ready, ready.storage.scales(tensor.spec))
-    outputs = weight.shape[-1]
-    experts = zip(
-        weight.reshape(-1, weight.shape[-2], outputs),
-        scales.reshape(-1, scales.shape[-2], outputs),
-        strict=True,
+    options = ExportOptions(
+        out=path.with_suffix(".export"),
+        format=Format.GGUF,
+        type=ExportType.Q8_0,
+        embedding=EmbeddingType.F32,
+        name="layer",
     )
-    for codes, scale in experts:
-        for low in range(0, outputs, STRIP):
-            yield _blocks(codes[:, low : low + STRIP], scale[:, low : low + STRIP])
-
-
-def _blocks(codes: NDArray[np.int8], scales: NDArray[Any]) -> NDArray[Any]:
-    """Q8_0 of some outputs."""
-    blocks = np.empty((codes.shape[1], codes.shape[0] // BLOCK), Q8_0)
-    blocks["codes"] = np.asarray(_turned(np.ascontiguousarray(codes)))
-    blocks["scale"] = np.repeat(scales.T.astype(np.float16), blocks.shape[1] // len(scales), axis=1)
-    return blocks
-
-
-@jax.jit
-def _turned(codes: jax.Array) -> jax.Array:
-    """Blocks of every output; ten times as fast as numpy's."""
-    return codes.T.reshape(codes.shape[1], -1, BLOCK)
-
-
-def _whole(ready: ReadyCheckpoint, tensor: LogicalTensor) -> NDArray[Any]:
-    return ready.read(tensor, tuple((0, length) for length in tensor.shape))
-
-
-def _name(name: str) -> str:
-    if not name.startswith("layers."):
-        return f"{NAMES[name]}.weight"
-    _, layer, slot = name.split(".", 2)
-    return f"blk.{layer}.{NAMES[slot]}.weight"
-
-
-def _metadata(ready: ReadyCheckpoint) -> Iterator[bytes]:
-    config = ready.config
-    yield _pair("general.architecture", "grok")
-    yield _pair("tokenizer.ggml.model", "none")
-    for name, value in {
-        "vocab_size": config.vocab_size,
-        "context_length": config.sequence_len,
-        "embedding_length": config.emb_size,
-        "block_count": config.num_layers,
-        "feed_forward_length": config.ffn_size,
-        "attention.head_count": config.num_q_heads,
-        "attention.head_count_kv": config.num_kv_heads,
-        "attention.layer_norm_rms_epsilon": config.rms_norm_eps,
-        "expert_count": config.num_experts,
-        "expert_used_count": config.num_selected_experts,
-    }.items():
-        yield _pair(f"grok.{name}", value)
-
-
-def _pair(key: str, value: str | float) -> bytes:
-    if isinstance(value, str):
-        return _text(key) + struct.pack("<I", TEXT) + _text(value)
-    kind, code = (REAL32, "f") if isinstance(value, float) else (UINT32, "I")
-    return _text(key) + struct.pack(f"<I{code}", kind, value)
-
-
-def _text(text: str) -> bytes:
-    return struct.pack("<Q", len(text)) + text.encode()
+    made = export(plan_export(ready, options))
+    (made.root / "layer-q8_0.gguf").rename(path)
+    shutil.rmtree(made.root)

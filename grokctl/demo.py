@@ -18,6 +18,7 @@ from grokctl.infer import infer
 from grokctl.inference.devices import find_devices
 from grokctl.inference.generation import Generation
 from grokctl.inference.plan import EngineOptions
+from grokctl.integrity.verdict import Verdict
 from grokctl.model.placement import mesh_for
 from grokctl.model.precision import Compute
 from grokctl.model.sampling import Sampling
@@ -28,8 +29,8 @@ from grokctl.resharding.plan import ReshardOptions, plan_reshard
 from grokctl.temporary import temporary_folder
 from grokctl.text import format_bytes
 from grokctl.transfer.sources import FetchOptions
-from grokctl.verify import Verdict, verify
 from grokctl.verify import raise_for as raise_for_damage
+from grokctl.verify import verify
 
 DEVICES: Final = (8, 4, 16)
 PROMPT: Final = "The import statement combines two operations; it searches for the named module,"

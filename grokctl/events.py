@@ -21,6 +21,7 @@ class Stage(StrEnum):
     STRUCTURE = "structure"
     VALUES = "values"
     RESHARD = "reshard"
+    EXPORT = "export"
     LOAD = "load"
     COMPILE = "compile"
     PREFILL = "prefill"
@@ -29,6 +30,7 @@ class Stage(StrEnum):
     SCORE = "score"
     BENCH = "bench"
     MINIATURE = "miniature"
+    SERVE = "serve"
 
 
 class Unit(StrEnum):
@@ -82,7 +84,22 @@ class Noted:
     message: str
 
 
-Event = Started | Advanced | Finished | Noted
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answered:
+    """A server has answered a request."""
+
+    id: str
+    """That the client was told, or has chosen."""
+    route: str
+    status: int
+    """Of HTTP; 499 if the client has left before an answer."""
+    prompt_tokens: int
+    tokens: int
+    """Generated ones."""
+    seconds: float
+
+
+Event = Started | Advanced | Finished | Noted | Answered
 Observer = Callable[[Event], None]
 
 

@@ -10,6 +10,9 @@ from math import prod
 from pathlib import Path
 from threading import Event
 
+from grokctl.checkpoint.export_headers import tensors_in
+from grokctl.checkpoint.export_manifest import Export, open_export
+from grokctl.checkpoint.gguf_model import gguf_name
 from grokctl.checkpoint.pickle_objects import ArrayRef
 from grokctl.checkpoint.ready import ReadyCheckpoint, open_ready
 from grokctl.checkpoint.receipt import proof_of
@@ -25,13 +28,16 @@ from grokctl.events import Advanced, Finished, Observer, Stage, Started, ignore
 from grokctl.integrity.provenance import describe_proof, describe_unhashed
 from grokctl.model.config import GrokConfig
 from grokctl.model.precision import Precision
+from grokctl.model.tensors import tensor_specs
 from grokctl.os_errors import is_absence, located, reason_of, refusal
-from grokctl.paths import kind_of
+from grokctl.paths import kind_of, quoted
 from grokctl.system import usable_cores
 
 _AHEAD = 4
 """Parts queued per worker."""
 _MOST_JOBS = 64
+_HEAD = "lm_head.weight"
+"""In Hugging Face's layout, a copy of the embedding."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,7 +45,7 @@ class TensorRow:
     """One stored tensor."""
 
     index: int | None
-    """Its index in the release; None in a ready checkpoint."""
+    """Its index in the release; None elsewhere."""
     file: str
     name: str
     kind: str
@@ -52,7 +58,8 @@ class TensorRow:
     parameters: int
     """Parameters of the model; scales do not count."""
     nbytes: int
-    """Bytes of the file in a release, of the tensor on all devices in a ready checkpoint."""
+    """Bytes of the file in a release, of the tensor elsewhere; in a ready checkpoint, on all its
+    devices."""
     stats: ValueStats | None = None
     """Statistics of its values, if requested."""
 
@@ -117,7 +124,7 @@ def inspect(
     """Describe a checkpoint; proves nothing about its content.
 
     Args:
-        root: A release or a ready checkpoint.
+        root: A release, a ready checkpoint or an export.
         pattern: Glob on tensor names or file names; all tensors by default.
         stats: Also read every value of these tensors, in bounded memory.
         jobs: Threads that read; one per core by default.
@@ -127,7 +134,18 @@ def inspect(
         CorruptCheckpointError: The structure is damaged, or a file cannot be read.
         UsageError: There is no checkpoint, or nothing matches.
     """
-    if kind_of(root) == "ready":
+    kind = kind_of(root)
+    if kind == "export":
+        if stats:
+            message = (
+                f"{root}: expected a release or a ready checkpoint for --stats, found an export"
+            )
+            raise UsageError(message, f"grokctl inspect {quoted(root)}")
+        export = open_export(root)
+        config, entries, total = export.manifest.config, _of_export(export), export.nbytes
+        is_proven = doubt_unhashed(export) is None
+        provenance = describe_unhashed(export)
+    elif kind == "ready":
         checkpoint = open_ready(root)
         config, entries, total = checkpoint.config, _of_ready(checkpoint), checkpoint.nbytes
         is_proven = doubt_unhashed(checkpoint) is None
@@ -154,7 +172,7 @@ def inspect(
         rows = [replace(row, stats=own) for row, own in zip(rows, stats_of_rows, strict=True)]
     return Inspection(
         root=root,
-        kind=kind_of(root) or "release",
+        kind=kind or "release",
         config=config,
         rows=tuple(rows),
         total_nbytes=total,
@@ -210,6 +228,40 @@ def _of_ready(checkpoint: ReadyCheckpoint) -> list[_Entry]:
         )
         for tensor in checkpoint.storage.tensors
     ]
+
+
+def _of_export(export: Export) -> list[_Entry]:
+    """The tensors of an export, by the names that they have there."""
+    kinds = {gguf_name(spec): _kind(spec.name) for spec in tensor_specs(export.manifest.config)}
+    entries = []
+    for file in sorted(export.records):
+        for tensor in tensors_in(export.root / file):
+            row = TensorRow(
+                index=None,
+                file=file,
+                name=tensor.name,
+                kind=kinds.get(tensor.name) or _kind_of_torch(tensor.name),
+                shape=tensor.shape,
+                dtype=tensor.dtype,
+                scale_groups=0,
+                parameters=0 if tensor.name == _HEAD else prod(tensor.shape),  # a copy
+                nbytes=tensor.nbytes,
+            )
+            entries.append(_Entry(row, ()))
+    return entries
+
+
+def _kind_of_torch(name: str) -> str:
+    """The part of the model that a tensor of Hugging Face's layout belongs to."""
+    for word, kind in (
+        ("norm", "norms"),
+        ("self_attn", "attention"),
+        ("experts", "experts"),
+        ("moe.gate", "router"),
+    ):
+        if word in name:
+            return kind
+    return "embedding"
 
 
 def _is_packed(tensor: LogicalTensor) -> bool:

@@ -80,6 +80,26 @@ def deferred() -> Iterator[StopRequest]:
     _watchdog.forget()
 
 
+@contextmanager
+def handled(act: Callable[[], object]) -> Iterator[None]:
+    """Let Ctrl-C and SIGTERM call a function in this block, which ends the process in its own time.
+
+    Nothing ends it for want of an end, as elsewhere: the function has to, for signal after signal.
+    """
+
+    def handle(number: int, frame: object) -> None:
+        del number, frame
+        act()
+
+    with _watchdog.asleep():
+        before = {each: signal.signal(each, handle) for each in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
 def forgive() -> None:
     """Continue after a `KeyboardInterrupt` that was handled.
 
@@ -151,6 +171,7 @@ class _Watchdog:
         self._seen = 0
         self._is_final = False
         self._due: float | None = None
+        self._is_asleep = False
 
     def watch(self, reader: int) -> None:
         """Read the numbers of arriving signals, and wait for the process to end."""
@@ -174,6 +195,20 @@ class _Watchdog:
         with self._lock:
             self._spared = count
 
+    @contextmanager
+    def asleep(self) -> Iterator[None]:
+        """Let all signals pass that arrive in this block."""
+        self._fall_asleep(it_does=True)
+        try:
+            yield
+        finally:
+            self._fall_asleep(it_does=False)
+
+    def _fall_asleep(self, *, it_does: bool) -> None:
+        with self._lock:
+            self._read()
+            self._is_asleep = it_does
+
     def forget(self) -> bool:
         """Drop every Ctrl-C until now, unread ones included; False after a SIGTERM."""
         with self._lock:
@@ -189,6 +224,8 @@ class _Watchdog:
         try:
             numbers = os.read(self._reader, 4096)
         except BlockingIOError:
+            return
+        if self._is_asleep:
             return
         self._seen += numbers.count(signal.SIGINT)
         self._is_final |= signal.SIGTERM in numbers

@@ -25,6 +25,7 @@ TOKENIZER = "tokenizer.model"
 CONFIG = "config.json"
 TORRENT = "release.torrent"
 MANIFEST = "grokctl.json"
+EXPORT_MANIFEST: Final = "grokctl-export.json"
 ADOPTED: Final = "adopted"
 """The folder of links to releases elsewhere, in home."""
 PRIVATE = ".grokctl"
@@ -51,6 +52,11 @@ class Home:
     def ready(self) -> Path:
         """The folder of ready checkpoints."""
         return self.root / "ready"
+
+    @property
+    def exports(self) -> Path:
+        """The folder of exports."""
+        return self.root / "exports"
 
     @property
     def adopted(self) -> Path:
@@ -159,8 +165,12 @@ def require_utf8(path: Path, name: str) -> None:
     )
 
 
+PUBLISHED: Final = frozenset({"ready", "export"})
+"""Kinds of folders that are made of a checkpoint, with a manifest that has the sums of files."""
+
+
 def kind_of(path: Path) -> str | None:
-    """The kind of checkpoint in a folder: `ready`, `release`, or None.
+    """The kind of checkpoint in a folder: `ready`, `export`, `release`, or None.
 
     Raises:
         OSError: The machine refuses to look at it.
@@ -168,6 +178,8 @@ def kind_of(path: Path) -> str | None:
     try:
         if (path / MANIFEST).is_file():
             return "ready"
+        if (path / EXPORT_MANIFEST).is_file():
+            return "export"
         is_release = (path / CKPT).is_dir() or (path / PRIVATE / UNFINISHED).is_file()
     except OSError as error:
         if error.errno == errno.ENAMETOOLONG:

@@ -14,11 +14,12 @@ from grokctl.events import Noted, Observer, ignore
 from grokctl.fetch import Fetched, fetch
 from grokctl.integrity.backup import DAMAGED, begun_nbytes, forget, set_aside, unlink_targets
 from grokctl.integrity.room import measure
+from grokctl.integrity.verdict import Verdict
 from grokctl.machine.disks import existing
 from grokctl.paths import CKPT, REPLACED, TORRENT, quoted
 from grokctl.transfer.exposure import refuse_exposed
 from grokctl.transfer.sources import FetchOptions
-from grokctl.verify import Verdict, raise_for, verify
+from grokctl.verify import raise_for, verify
 
 _DEFAULTS: Final = FetchOptions()
 

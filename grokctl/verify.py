@@ -1,13 +1,12 @@
 """Decide whether files on disk are the ones that the torrent promises; the proof is a receipt."""
 
-from collections.abc import Container, Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
-from grokctl.checkpoint.adoption import end_adoption
-from grokctl.checkpoint.ready import ReadyCheckpoint, missing_files, read_manifest, reshard_again
-from grokctl.checkpoint.ready_receipt import keep_ready_receipt
+from grokctl.checkpoint.export_manifest import read_export
+from grokctl.checkpoint.ready import read_manifest
 from grokctl.checkpoint.receipt import (
     Stamp,
     VerifiedRelease,
@@ -15,11 +14,9 @@ from grokctl.checkpoint.receipt import (
     not_promised,
     with_built_in,
 )
-from grokctl.checkpoint.refusal import forget_refusal, write_refusal
 from grokctl.checkpoint.release import Release, damage_error
 from grokctl.checkpoint.release_files import files_of, read_config, scan_file
 from grokctl.checkpoint.structure import Survey, survey
-from grokctl.checkpoint.sums import doubt_of, exposure_of, read_sums
 from grokctl.checkpoint.trust import FOUND, trusted_metainfo
 from grokctl.checkpoint.unfinished import (
     Unfinished,
@@ -39,52 +36,15 @@ from grokctl.errors import (
 from grokctl.events import Noted, Observer, ignore
 from grokctl.integrity.content_check import ContentCheck
 from grokctl.integrity.damage import Findings, find_damage, known_bytes
-from grokctl.integrity.ready_content import check_content
+from grokctl.integrity.published import verify_export, verify_ready
+from grokctl.integrity.verdict import Verdict, remember, threads_of
 from grokctl.model.config import GrokConfig
 from grokctl.model.tensors import tensor_specs
 from grokctl.os_errors import is_absence, reason_of
 from grokctl.ownership import first_exposure
 from grokctl.paths import CKPT, CONFIG, TOKENIZER, TORRENT, kind_of, quoted
-from grokctl.system import usable_cores
 
 _MOST_JOBS: Final = 64
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Verdict:
-    """The result of a verification."""
-
-    name: str
-    files: int
-    nbytes: int
-    """Bytes of all files."""
-    hashed: int
-    """Bytes read and hashed now; an earlier receipt covers the rest."""
-    damage: tuple[Damage, ...]
-    verified: VerifiedRelease | None
-    """The proof of a release; None if something is damaged, or not proven."""
-    is_proven: bool = False
-    """Whether every byte that a run reads is proven."""
-    doubt: str | None = None
-    """Why it is not proven although nothing is damaged; None if it is, or was not looked at."""
-    is_exposed: bool = False
-    """Whether the doubt is that other users can change a file."""
-    root_of_trust: str | None = None
-    """What the proof goes back to, in words; None if nothing is proven."""
-    bad_pieces: frozenset[int] = frozenset()
-    """Pieces that a repair must fetch; all others are good."""
-    mend_nbytes: int = 0
-    """Bytes of those pieces."""
-    spared: int = 0
-    """Files that were not hashed: a receipt covers them, and they are unchanged since."""
-    since: str | None = None
-    """When the first of those files was proven."""
-    remedy: str | None = None
-    """The command that replaces a checkpoint that cannot be repaired."""
-    unfinished: Unfinished | None = None
-    """The download that is not complete, which explains all damage."""
-    is_as_promised: bool = False
-    """Whether every damaged file is as its torrent promises: no repair changes it."""
 
 
 def verify(
@@ -103,7 +63,7 @@ def verify(
     every few seconds, so that a stopped or killed verification continues from there.
 
     Args:
-        root: A release; a ready checkpoint is verified by `verify_ready`.
+        root: A release, or what was made of one: a ready checkpoint or an export.
         quick: Check only the structure; proves nothing about the content.
         rehash: Ignore the receipt.
         keeps: Whether the result is kept in the folder; otherwise nothing is written.
@@ -115,9 +75,14 @@ def verify(
         UsageError: There is no release, or no torrent to prove it against.
         OSError: The machine refuses to read a file, which says nothing about the file.
     """
-    if kind_of(root) == "ready":
+    kind = kind_of(root)
+    if kind == "ready":
         return verify_ready(
             read_manifest(root), quick=quick, rehash=rehash, keeps=keeps, jobs=jobs, observe=observe
+        )
+    if kind == "export":
+        return verify_export(
+            read_export(root), quick=quick, rehash=rehash, keeps=keeps, jobs=jobs, observe=observe
         )
     if quick and (unfinished := read_unfinished(root)) is not None:
         return _unfinished_verdict(root, unfinished)
@@ -143,10 +108,10 @@ def verify(
     if not rehash and reason is not None:
         observe(Noted(message=f"{reason}; hashing every file"))
     check = ContentCheck(root, metainfo, saved, observe, rehash=rehash, keeps=keeps)
-    check.run(_threads(jobs))
+    check.run(threads_of(jobs))
     verdict = _with_record(root, _conclude(check, observe), observe, keeps=keeps)
     if keeps:
-        _remember(root, verdict, observe)
+        remember(root, verdict, observe)
     return verdict
 
 
@@ -190,20 +155,6 @@ def _with_record(root: Path, verdict: Verdict, observe: Observer, *, keeps: bool
     return replace(verdict, unfinished=counted)
 
 
-def _remember(root: Path, verdict: Verdict, observe: Observer) -> None:
-    """Keep a bad result until a later one is good."""
-    if verdict.unfinished is not None:
-        return
-    try:
-        if verdict.damage:
-            write_refusal(root, verdict.damage)
-        else:
-            forget_refusal(root)
-            end_adoption(root)
-    except OSError as error:
-        observe(Noted(message=f"result: cannot be kept ({reason_of(error)})"))
-
-
 def raise_for(verdict: Verdict, root: Path) -> None:
     """Raise the error for a damaged checkpoint.
 
@@ -218,10 +169,6 @@ def raise_for(verdict: Verdict, root: Path) -> None:
         if verdict.is_as_promised:
             error.hint = "grokctl fetch  # another release: this torrent promises these very files"
         raise error
-
-
-def _threads(jobs: int | None) -> int:
-    return min(jobs or usable_cores(), _MOST_JOBS)
 
 
 def _conclude(check: ContentCheck, observe: Observer) -> Verdict:
@@ -374,74 +321,3 @@ def _unsafe(root: Path, name: str) -> Damage | None:
         if not is_absence(error):
             raise
     return None
-
-
-def verify_ready(
-    checkpoint: ReadyCheckpoint,
-    *,
-    quick: bool = False,
-    rehash: bool = False,
-    keeps: bool = True,
-    jobs: int | None = None,
-    observe: Observer = ignore,
-) -> Verdict:
-    """Hash every file of a ready checkpoint against its manifest, and that against SHA256SUMS.
-
-    Whoever makes a file can make the sums that fit it: that a file is one of the manifest's mesh,
-    its header shows, which no command reads another way.
-    Files that its receipt covers and that are unchanged since are not hashed again.
-
-    Args:
-        checkpoint: From its manifest; its files may be damaged or missing.
-        quick: Check only that they exist and have their sizes, and the manifest's own line.
-        rehash: Ignore the receipt.
-        keeps: Whether the result is kept in the folder.
-        jobs: Hashing threads; one per core by default.
-        observe: Receives progress in bytes.
-    """
-    damage = {item.file: item for item in missing_files(checkpoint)}
-    sums = read_sums(checkpoint)
-    damage = {item.file: item for item in sums.damage} | damage
-    records = [record for record in (*checkpoint.files, *sums.others) if record.name not in damage]
-    content = None
-    if not quick:
-        content = check_content(
-            checkpoint, records, damage, rehash=rehash, jobs=_threads(jobs), observe=observe
-        )
-        if keeps:
-            keep_ready_receipt(checkpoint.root, content.receipt, observe)
-        damage |= content.damage
-        damage |= _foreign_headers(checkpoint, damage)
-    doubt = None if quick else doubt_of(checkpoint)
-    is_proven = not quick and not damage and doubt is None
-    verdict = Verdict(
-        name=checkpoint.name,
-        files=len(checkpoint.files),
-        nbytes=checkpoint.nbytes,
-        hashed=content.hashed if content else 0,
-        damage=tuple(damage[name] for name in sorted(damage)),
-        verified=None,
-        is_proven=is_proven,
-        doubt=doubt,
-        is_exposed=doubt is not None and doubt == exposure_of(checkpoint),
-        root_of_trust=content.receipt.root_of_trust if content and is_proven else None,
-        spared=content.spared if content else 0,
-        since=content.since if content else None,
-        remedy=reshard_again(checkpoint),
-    )
-    if keeps and not quick:
-        _remember(checkpoint.root, verdict, observe)
-    return verdict
-
-
-def _foreign_headers(checkpoint: ReadyCheckpoint, damaged: Container[str]) -> dict[str, Damage]:
-    """Device files of a right hash with a header that no command would read, by name."""
-    source, found = replace(checkpoint, is_streamed=True), {}
-    for device in checkpoint.manifest.devices:
-        name = checkpoint.manifest.record_of(device).name
-        if name not in damaged:
-            try:
-                source.check_header(device)
-            except CorruptCheckpointError as error:
-                found[name] = error.damage[0]
-    return found

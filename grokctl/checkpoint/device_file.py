@@ -5,15 +5,17 @@ import os
 import weakref
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from grokctl.checkpoint.frames import Unpacker
-from grokctl.checkpoint.layout import ALIGNMENT, DeviceLayout
+from grokctl.checkpoint.layout import ALIGNMENT, DeviceLayout, DeviceTensor
 from grokctl.checkpoint.manifest import FileRecord
 from grokctl.checkpoint.mapped_files import map_to_read
-from grokctl.checkpoint.rows import read_into
+from grokctl.checkpoint.rows import is_narrow, read_apart, read_into
+from grokctl.model.placement import Slice
 from grokctl.system import Reading, announce, optional
 
 
@@ -73,6 +75,29 @@ class DeviceFile:
             return np.frombuffer(self._mapped, np.uint8, count=nbytes, offset=start)
         out = _aligned(nbytes)
         self.read_into(out, start)
+        return out
+
+    def columns(self, item: DeviceTensor, rows: Slice, columns: Slice) -> NDArray[Any] | None:
+        """Few columns of a tensor, without the bytes between them.
+
+        Args:
+            item: The tensor, with the place of its part.
+            rows: Of the part, with all axes but the last taken together.
+            columns: Of the last axis.
+
+        Returns:
+            `(rows, columns)`; None if whole rows are as good: of a mapped file, or in frames, or
+            because many columns are wanted.
+
+        Raises:
+            OSError: It cannot be read, or ends early.
+        """
+        length, dtype = item.slices[-1][1] - item.slices[-1][0], item.tensor.dtype
+        if self._mapped is not None or self._frames is not None or not is_narrow(columns, length):
+            return None
+        out: NDArray[Any] = np.empty((rows[1] - rows[0], columns[1] - columns[0]), dtype)
+        start = item.offset + (rows[0] * length + columns[0]) * dtype.itemsize
+        read_apart(out.view(np.uint8), self._handle, start, length * dtype.itemsize)
         return out
 
     def expect(self, start: int, nbytes: int) -> None:

@@ -41,7 +41,12 @@ class Found:
 
 
 def find_checkpoint(
-    home: Home, name: str | None, *, releases: bool = True, ready: bool = True
+    home: Home,
+    name: str | None,
+    *,
+    releases: bool = True,
+    ready: bool = True,
+    exports: bool = False,
 ) -> Found:
     """Find a checkpoint.
 
@@ -53,12 +58,15 @@ def find_checkpoint(
         name: A name under home, a path, or None.
         releases: Whether the command works on a release.
         ready: Whether the command works on a ready checkpoint.
+        exports: Whether it works on an export, which is never meant without a name.
 
     Raises:
         UsageError: There is none, there are several, or it is of the wrong kind.
     """
     kinds = [kind for kind, wanted in (("ready", ready), ("release", releases)) if wanted]
-    return _unnamed(home, kinds) if name is None else _named(home, name, kinds)
+    if name is None:
+        return _unnamed(home, kinds)
+    return _named(home, name, [*kinds, "export"] if exports else kinds)
 
 
 def shown_places(home: Home, name: str | None) -> Iterator[tuple[Path, Path]]:
@@ -81,7 +89,8 @@ def shown_places(home: Home, name: str | None) -> Iterator[tuple[Path, Path]]:
 
 def _places(home: Home, name: str) -> list[Path]:
     """Where a checkpoint of this name may be."""
-    under_home = [home.ready / name, home.releases / name] if os.sep not in name else []
+    folders = (home.ready, home.releases, home.exports)
+    under_home = [folder / name for folder in folders] if os.sep not in name else []
     return [*under_home, expanded(name)]
 
 
@@ -183,9 +192,16 @@ def _named(home: Home, name: str, kinds: Sequence[str]) -> Found:
             return replace(found, note=line)
     for path in candidates:
         if (kind := kind_of(path)) is not None:
-            raise UsageError(f"{name}: expected a {kinds[0]} checkpoint, found a {kind} one")
+            found_one = "an export" if kind == "export" else f"a {kind} one"
+            hint = f"grokctl reshard {quoted(path)} --devices 8" if kind == "export" else None
+            raise UsageError(f"{name}: expected a {kinds[0]} checkpoint, found {found_one}", hint)
     path = expanded(name)
     folder, words = _looked_at(path)
+    if words not in {None, "a folder"} and kind_of(path.parent) in kinds:
+        raise UsageError(
+            f"{name}: expected a checkpoint, found a file of one",
+            f"grokctl verify {quoted(path.parent)}",
+        )
     if folder is not None and "release" in kinds:
         return _elsewhere(home, path, folder)
     raise _not_found(home, name, "a release" if folder is not None else words)

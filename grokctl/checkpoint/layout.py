@@ -4,6 +4,7 @@ import json
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from math import prod
 from typing import Any, Final
 
@@ -51,7 +52,7 @@ class DeviceTensor:
         return self.offset + index * nbytes, nbytes
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class DeviceLayout:
     """The tensors of a device file and their offsets, before compression."""
 
@@ -62,6 +63,21 @@ class DeviceLayout:
     """The safetensors header with its length prefix, padded to align the tensors."""
     tensors: tuple[DeviceTensor, ...]
     """In the order of their offsets."""
+
+    @property
+    def number(self) -> int:
+        """The device: every device has one file."""
+        return self.device
+
+    @cached_property
+    def ends(self) -> tuple[int, ...]:
+        """Where each tensor ends."""
+        return tuple(item.end for item in self.tensors)
+
+    @cached_property
+    def slices(self) -> Mapping[str, Slices]:
+        """The part of each tensor that is in the file, by key."""
+        return {item.tensor.key: item.slices for item in self.tensors}
 
     @property
     def nbytes(self) -> int:

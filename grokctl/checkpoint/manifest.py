@@ -28,7 +28,7 @@ from grokctl.paths import MANIFEST
 from grokctl.text import printable
 
 _VERSION: Final = 1
-_UNTRUSTED: Final = (
+UNTRUSTED: Final = (
     LookupError,
     TypeError,
     ValueError,
@@ -113,7 +113,7 @@ def manifest_bytes(manifest: Manifest) -> bytes:
         "format": FORMAT,
         "version": _VERSION,
         "created_by": f"grokctl {__version__}",
-        "source": _source_values(manifest.source),
+        "source": source_values(manifest.source),
         "config": manifest.storage.config.to_dict(),
         "precision": str(manifest.storage.precision),
         "mesh": {"expert": manifest.mesh.expert, "model": manifest.mesh.model},
@@ -137,11 +137,24 @@ def manifest_bytes(manifest: Manifest) -> bytes:
     return json.dumps(values, separators=(",", ":")).encode() + b"\n"
 
 
-def _source_values(source: Source) -> dict[str, Any]:
+def source_values(source: Source) -> dict[str, Any]:
+    """A source as JSON values."""
     values = asdict(source)
     if source.root_of_trust is None:
         del values["root_of_trust"]
     return values
+
+
+def source_of(values: Any) -> Source:
+    """Read a source from untrusted JSON; what it raises is in `UNTRUSTED`."""
+    return Source(
+        name=printable(str(values["name"]), limit=255),
+        infohash=_shown(values["infohash"]),
+        proven=values["proven"] is True,
+        verified_at=_shown(values["verified_at"]),
+        precision=Precision(values.get("precision", Precision.INT8)),
+        root_of_trust=_words(values.get("root_of_trust")),
+    )
 
 
 def _file_values(file: FileRecord) -> dict[str, Any]:
@@ -162,7 +175,7 @@ def parse_manifest(data: bytes, *, is_checked: bool = True) -> Manifest:
     """
     try:
         return _parse(json.loads(data.decode()), is_checked=is_checked)
-    except _UNTRUSTED as error:
+    except UNTRUSTED as error:
         raise malformed(f"is not a manifest ({type(error).__name__}: {error})") from error
 
 
@@ -175,21 +188,14 @@ def _parse(values: Any, *, is_checked: bool) -> Manifest:
         )
     config = GrokConfig.from_dict(values["config"], file=MANIFEST)
     mesh = MeshShape(int(values["mesh"]["expert"]), int(values["mesh"]["model"]))
-    source, tensors = values["source"], values["tensors"]
+    tensors = values["tensors"]
     packed = values.get("compression")
     try:
         check_mesh(mesh, config)
         manifest = Manifest(
             storage=_storage(config, Precision(values["precision"]), tensors),
             mesh=mesh,
-            source=Source(
-                name=printable(str(source["name"]), limit=255),
-                infohash=_shown(source["infohash"]),
-                proven=source["proven"] is True,
-                verified_at=_shown(source["verified_at"]),
-                precision=Precision(source.get("precision", Precision.INT8)),
-                root_of_trust=_words(source.get("root_of_trust")),
-            ),
+            source=source_of(values["source"]),
             devices=_devices(values.get("devices", list(range(mesh.size))), mesh),
             compression=None if packed is None else Compression.parse(packed),
             errors=_errors(tensors),

@@ -3,7 +3,7 @@
 import io
 import json
 import pydoc_data.topics
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from math import prod
 from pathlib import Path
@@ -66,27 +66,82 @@ def write_miniature(
         raise UsageError(
             f"vocabulary of {config.vocab_size}: a tokenizer needs at least {_SMALLEST_VOCABULARY}"
         )
-    if root.exists() and (not root.is_dir() or any(root.iterdir())):
-        raise UsageError(f"{root}: expected an empty folder for a miniature, found files")
-    (root / CKPT).mkdir(parents=True, exist_ok=True)
+    _require_empty(root)
     rng = np.random.default_rng(seed)
     block = rng.integers(-127, 128, _BLOCK, dtype=np.int8)
+    model = train_tokenizer(config) if tokenizer else None
+    return write_release(
+        root, config, lambda spec: _tensor(spec, rng, block), model, observe=observe
+    )
+
+
+Stored = tuple[NDArray[Any], NDArray[Any] | None]
+"""A float32 tensor and None, or its int8 weight and bfloat16 scales."""
+
+
+def write_release(
+    root: Path,
+    config: GrokConfig,
+    tensor: Callable[[TensorSpec], Stored],
+    tokenizer: bytes | None,
+    *,
+    observe: Observer = ignore,
+) -> list[str]:
+    """Write a release, one tensor after the other.
+
+    Args:
+        root: A new or empty folder.
+        config: The model.
+        tensor: Gives each tensor as it is stored, in the order of the release.
+        tokenizer: A serialized sentencepiece model.
+        observe: Receives progress in bytes.
+
+    Returns:
+        The files written, `/`-separated and relative to `root`.
+
+    Raises:
+        UsageError: The folder is not empty.
+    """
+    _require_empty(root)
+    (root / CKPT).mkdir(parents=True, exist_ok=True)
     specs = tensor_specs(config)
     files, done = [], 0
     observe(Started(stage=Stage.MINIATURE, total=sum(map(file_nbytes, specs))))
     for spec in specs:
         with (root / CKPT / spec.file).open("xb") as file:
-            pickle_writer.write(file, *_tensor(spec, rng, block))
+            pickle_writer.write(file, *tensor(spec))
         files.append(f"{CKPT}/{spec.file}")
         done += file_nbytes(spec)
         observe(Advanced(stage=Stage.MINIATURE, done=done))
     (root / CONFIG).write_text(json.dumps(config.to_dict(), indent=2))
     files.append(CONFIG)
-    if tokenizer:
-        (root / TOKENIZER).write_bytes(train_tokenizer(config))
+    if tokenizer is not None:
+        (root / TOKENIZER).write_bytes(tokenizer)
         files.append(TOKENIZER)
     observe(Finished(stage=Stage.MINIATURE))
     return files
+
+
+def quantised(spec: TensorSpec, values: NDArray[np.float32]) -> Stored:
+    """Round trained weights as the release stores them: int8 with a bfloat16 scale for each group.
+
+    Args:
+        spec: The tensor; those without scales stay float32.
+        values: `spec.shape`.
+    """
+    if not spec.is_quantized:
+        return np.ascontiguousarray(values, np.float32), None
+    *lead, inputs, outputs = spec.shape
+    groups = values.reshape(*lead, spec.scale_groups, inputs // spec.scale_groups, outputs)
+    scales = (np.abs(groups).max(axis=-2) / 127).astype(pickles.BFLOAT16)
+    divisors = np.maximum(scales.astype(np.float32), np.finfo(np.float32).tiny)
+    codes = np.rint(groups / divisors[..., None, :]).clip(-127, 127)
+    return codes.astype(np.int8).reshape(spec.shape), scales
+
+
+def _require_empty(root: Path) -> None:
+    if root.exists() and (not root.is_dir() or any(root.iterdir())):
+        raise UsageError(f"{root}: expected an empty folder for a miniature, found files")
 
 
 def train_tokenizer(config: GrokConfig) -> bytes:
@@ -122,9 +177,7 @@ def _sentences() -> Iterator[str]:
         yield from filter(None, map(str.strip, pydoc_data.topics.topics[topic].splitlines()))
 
 
-def _tensor(
-    spec: TensorSpec, rng: np.random.Generator, block: NDArray[np.int8]
-) -> tuple[NDArray[Any], NDArray[Any] | None]:
+def _tensor(spec: TensorSpec, rng: np.random.Generator, block: NDArray[np.int8]) -> Stored:
     weight, scales = released_payloads(spec)
     if scales is None:
         return _float_tensor(spec, rng), None

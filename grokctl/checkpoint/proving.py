@@ -30,6 +30,7 @@ from grokctl.ownership import why_exposed
 from grokctl.paths import (
     CKPT,
     PRIVATE,
+    PUBLISHED,
     TORRENT,
     Home,
     kind_of,
@@ -59,7 +60,7 @@ def any_folder(name: str) -> Found | None:
     """A folder that is named to be proven, whatever is in it; None if there is no such folder."""
     path = Path(name)
     try:
-        if not path.is_dir() or kind_of(path) == "ready":
+        if not path.is_dir() or kind_of(path) in PUBLISHED:
             return None
         folder = release_folder(path) or ReleaseFolder(path.absolute(), path.absolute() / CKPT)
     except (OSError, ValueError):
@@ -94,8 +95,9 @@ def root_to_prove(
     if torrent_file is None:
         return _root_to_prove_again(home, found, is_repaired=is_repaired)
     data, metainfo = read_torrent(torrent_file)
-    if kind_of(found.root) == "ready":
-        problem = "a ready checkpoint has no torrent; its manifest proves it"
+    if (kind := kind_of(found.root)) in PUBLISHED:
+        words = "a ready checkpoint" if kind == "ready" else "an export"
+        problem = f"{words} has no torrent; its manifest proves it"
         hint = f"grokctl verify {quoted(found.root)}"
         raise UsageError(f"--torrent-file {torrent_file}: {problem}", hint)
     trust = named(torrent_file, data)
@@ -156,7 +158,7 @@ def _is_worked_in(root: Path, *, is_repaired: bool) -> bool:
 
 def _root_of_own(home: Home, root: Path, *, is_repaired: bool) -> Path:
     """The same for a release that grokctl fetched: its torrent and what is proven move along."""
-    if kind_of(root) == "ready" or not (root / CKPT).is_dir() or is_of_links(root):
+    if kind_of(root) in PUBLISHED or not (root / CKPT).is_dir() or is_of_links(root):
         return root
     if _is_worked_in(root, is_repaired=is_repaired) or read_unfinished(root) is not None:
         return root
@@ -209,7 +211,7 @@ def root_to_seed(home: Home, root: Path, torrent: bytes | None, *, is_seeded: bo
         FetchError: It is not the torrent of a release.
     """
     is_behind_link = is_seeded and (root / CKPT).is_symlink()
-    if not root.is_dir() or (may_write(root) and not is_behind_link) or kind_of(root) == "ready":
+    if not root.is_dir() or (may_write(root) and not is_behind_link) or kind_of(root) in PUBLISHED:
         return root
     folder = release_folder(root)
     if folder is None:

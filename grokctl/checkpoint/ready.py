@@ -1,6 +1,6 @@
 """Ready checkpoints: opened by their manifest, read by logical slices from any mesh."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -62,6 +62,21 @@ class ReadyCheckpoint:
         return self.root.resolve().name
 
     @property
+    def verb(self) -> str:
+        """The command that makes such a folder."""
+        return "reshard"
+
+    @property
+    def manifest_name(self) -> str:
+        """The name of its manifest."""
+        return MANIFEST
+
+    @property
+    def records(self) -> Mapping[str, FileRecord]:
+        """Every file except the manifest and the checksums, by name."""
+        return self.manifest.records
+
+    @property
     def storage(self) -> Storage:
         """How its tensors are stored."""
         return self.manifest.storage
@@ -90,6 +105,11 @@ class ReadyCheckpoint:
     def files(self) -> tuple[FileRecord, ...]:
         """Every file except the manifest and the checksums."""
         return self.manifest.files
+
+    @property
+    def tensor_files(self) -> tuple[FileRecord, ...]:
+        """The device files that it has."""
+        return tuple(map(self.manifest.record_of, self.manifest.devices))
 
     @property
     def layouts(self) -> tuple[DeviceLayout, ...]:
@@ -223,6 +243,11 @@ class ReadyCheckpoint:
         for (low, _), length in zip(inner[: axis + 1], shape, strict=False):
             first = first * length + low
         count = inner[axis][1] - inner[axis][0]
+        if axis == len(shape) - 2:
+            with self.blaming(device):
+                found = self._open(device).columns(item, (first, first + count), inner[-1])
+            if found is not None:
+                return found.reshape(extent(slices))
         wanted = (slice(None), *index_of(inner[axis + 1 :]))
 
         def rows(low: int, high: int) -> NDArray[Any]:

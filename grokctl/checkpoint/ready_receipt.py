@@ -1,9 +1,10 @@
-"""The receipt of a ready checkpoint: which of its files were hashed, as they were then."""
+"""The receipt of a ready checkpoint or an export: which files were hashed, as they were then."""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from grokctl.checkpoint.ready import SUMS, ReadyCheckpoint
+from grokctl.checkpoint.published import Published
+from grokctl.checkpoint.ready import SUMS
 from grokctl.checkpoint.receipt import Receipt, Stamp, forget_receipt, now, read_receipt
 from grokctl.checkpoint.trust import root_in_words
 from grokctl.events import Noted, Observer
@@ -12,14 +13,14 @@ from grokctl.ownership import why_exposed
 from grokctl.paths import MANIFEST
 
 
-def read_ready_receipt(checkpoint: ReadyCheckpoint) -> Receipt | None:
+def read_ready_receipt(checkpoint: Published) -> Receipt | None:
     """The receipt of a ready checkpoint; None if there is none that is believed, or of another."""
     receipt = read_receipt(checkpoint.root)
     is_usable = receipt is not None and receipt.infohash == checkpoint.manifest_sha256
     return receipt if is_usable else None
 
 
-def hashed_before(checkpoint: ReadyCheckpoint, receipt: Receipt | None) -> frozenset[str]:
+def hashed_before(checkpoint: Published, receipt: Receipt | None) -> frozenset[str]:
     """Files that had their hashes, and are unchanged since.
 
     The hash of a file that is not in the manifest is a line of SHA256SUMS: that must be unchanged,
@@ -30,11 +31,11 @@ def hashed_before(checkpoint: ReadyCheckpoint, receipt: Receipt | None) -> froze
         receipt: From `read_ready_receipt`.
     """
     untouched = frozenset(receipt.untouched(checkpoint.root) if receipt else ())
-    known = untouched if SUMS in untouched else untouched & checkpoint.manifest.records.keys()
-    return known - {MANIFEST, SUMS}
+    known = untouched if SUMS in untouched else untouched & checkpoint.records.keys()
+    return known - {checkpoint.manifest_name, SUMS}
 
 
-def proven_by(checkpoint: ReadyCheckpoint, receipt: Receipt | None) -> str:
+def proven_by(checkpoint: Published, receipt: Receipt | None) -> str:
     """The root of trust of a source that was proven when this machine made a ready checkpoint.
 
     Whoever owns a copy need not have made it: its manifest is a claim. No copy, archive or drive
@@ -48,7 +49,7 @@ def proven_by(checkpoint: ReadyCheckpoint, receipt: Receipt | None) -> str:
     Returns:
         In words; empty if the receipt does not show it.
     """
-    if receipt is None or MANIFEST not in receipt.untouched(checkpoint.root):
+    if receipt is None or checkpoint.manifest_name not in receipt.untouched(checkpoint.root):
         return ""
     return receipt.root_of_trust and root_in_words(
         receipt.root_of_trust, checkpoint.source.infohash
@@ -56,7 +57,12 @@ def proven_by(checkpoint: ReadyCheckpoint, receipt: Receipt | None) -> str:
 
 
 def receipt_now(
-    root: Path, manifest_sha256: str, names: Iterable[str], *, root_of_trust: str = ""
+    root: Path,
+    manifest_sha256: str,
+    names: Iterable[str],
+    *,
+    root_of_trust: str = "",
+    manifest: str = MANIFEST,
 ) -> Receipt:
     """The receipt of files that were hashed just now, and nothing will change their stamps.
 
@@ -65,8 +71,9 @@ def receipt_now(
         manifest_sha256: Of the bytes of its manifest.
         names: Of all files with a hash in the manifest.
         root_of_trust: Of the proven source that it was made from just now; empty otherwise.
+        manifest: The name of its manifest.
     """
-    stamps = {name: Stamp.of(root / name) for name in (*names, MANIFEST, SUMS)}
+    stamps = {name: Stamp.of(root / name) for name in (*names, manifest, SUMS)}
     return Receipt(
         infohash=manifest_sha256,
         verified_at=now(),
@@ -77,7 +84,7 @@ def receipt_now(
 
 
 def continued(
-    checkpoint: ReadyCheckpoint,
+    checkpoint: Published,
     receipt: Receipt | None,
     before: Iterable[str],
     good: Mapping[str, Stamp],
@@ -94,19 +101,22 @@ def continued(
         root_of_trust: From `proven_by`, also if the receipt is ignored: hashing finds none.
     """
     times = {} if receipt is None else {name: receipt.proven_at(name) for name in before}
-    is_hashed = bool(good.keys() - times.keys() - {MANIFEST, SUMS})
+    manifest = checkpoint.manifest_name
+    is_hashed = bool(good.keys() - times.keys() - {manifest, SUMS})
     at = now() if is_hashed else max(times.values(), default=now())
     return Receipt(
         infohash=checkpoint.manifest_sha256,
         verified_at=at,
         stamps=good,
         earlier={name: time for name, time in times.items() if time != at and name in good},
-        is_complete={*checkpoint.manifest.records, MANIFEST, SUMS} <= good.keys(),
+        is_complete={*checkpoint.records, manifest, SUMS} <= good.keys(),
         root_of_trust=root_of_trust,
     )
 
 
-def keep_ready_receipt(root: Path, receipt: Receipt, observe: Observer) -> None:
+def keep_ready_receipt(
+    root: Path, receipt: Receipt, observe: Observer, *, manifest: str = MANIFEST
+) -> None:
     """Write the receipt of a ready checkpoint, or delete that which is there if it has no files.
 
     Where other users can write it would not be believed, and they could have changed the files.
@@ -115,9 +125,10 @@ def keep_ready_receipt(root: Path, receipt: Receipt, observe: Observer) -> None:
         root: The ready checkpoint.
         receipt: Covers the manifest, unless that is damaged: then nothing is covered.
         observe: Receives a note if it cannot be written.
+        manifest: The name of its manifest.
     """
     try:
-        if MANIFEST not in receipt.stamps or why_exposed(root / MANIFEST) is not None:
+        if manifest not in receipt.stamps or why_exposed(root / manifest) is not None:
             forget_receipt(root)
         elif read_receipt(root) != receipt:
             receipt.write(root)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, Self
 
-from grokctl.checkpoint.ready import ReadyCheckpoint
+from grokctl.checkpoint.published import Checkpoint
 from grokctl.checkpoint.release import Release
 from grokctl.checkpoint.trust import (
     GROK_1_TOKENIZER_SHA256,
@@ -367,10 +367,10 @@ def _is_built_in(tokenizer: Path) -> bool:
     return hashlib.sha256(data).hexdigest() == GROK_1_TOKENIZER_SHA256
 
 
-def stamps_of(source: Release | ReadyCheckpoint) -> dict[Path, Stamp | None]:
+def stamps_of(source: Checkpoint) -> dict[Path, Stamp | None]:
     """The stamps of all files of the source, to detect changes."""
     if isinstance(source, Release):
         paths = [tensor.path for tensor in source.tensors]
     else:
-        paths = [source.root / record.name for record in source.files]
+        paths = [source.root / name for name in source.records]
     return {path.resolve(): Stamp.of(path) for path in paths}

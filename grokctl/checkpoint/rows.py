@@ -17,6 +17,11 @@ _NARROW: Final = 2
 """Rows are read in parts if less than one in this many columns is wanted."""
 
 
+def is_narrow(columns: Slice, length: int) -> bool:
+    """Whether so few columns of rows are wanted that only those are read."""
+    return (columns[1] - columns[0]) * _NARROW < length
+
+
 class Rows:
     """Reads rows of one array of an open file; nothing is mapped, so no page counts as memory."""
 
@@ -40,18 +45,15 @@ class Rows:
         """
         dtype = self._array.dtype
         length, count = self._array.shape[-1], rows[1] - rows[0]
-        is_narrow = (columns[1] - columns[0]) * _NARROW < length
-        first, last = columns if is_narrow else (0, length)
+        is_apart = is_narrow(columns, length)
+        first, last = columns if is_apart else (0, length)
         width, pitch = (last - first) * dtype.itemsize, length * dtype.itemsize
         if self._memory.size < count * width:
             self._memory = np.empty(count * width, np.uint8)
         memory = self._memory[: count * width]
         start = self._array.offset + rows[0] * pitch + first * dtype.itemsize
-        if is_narrow:
-            for row in range(count):
-                read_into(
-                    memory[row * width : (row + 1) * width], self._handle, start + row * pitch
-                )
+        if is_apart:
+            read_apart(memory.reshape(count, width), self._handle, start, pitch)
         else:
             read_into(memory, self._handle, start)
         block: NDArray[Any] = memory.view(dtype).reshape(count, last - first)
@@ -70,6 +72,26 @@ def read_into(memory: NDArray[np.uint8], handle: int, offset: int) -> None:
         if not count:
             raise OSError(f"ends before byte {offset}")
         view, offset = view[count:], offset + count
+
+
+def read_apart(memory: NDArray[np.uint8], handle: int, offset: int, pitch: int) -> None:
+    """Fill each row of memory with bytes of a file.
+
+    Args:
+        memory: `(rows, bytes)`, contiguous.
+        handle: The open file.
+        offset: Of the first row in it.
+        pitch: Bytes from one row to the next in it.
+
+    Raises:
+        OSError: The file cannot be read, or ends early.
+    """
+    (_, width), flat = memory.shape, memory.reshape(-1)
+    view = memoryview(flat.data)
+    for low in range(0, memory.size, width):  # short: there may be 30,000 rows
+        if os.preadv(handle, [view[low : low + width]], offset) < width:
+            read_into(flat[low : low + width], handle, offset)
+        offset += pitch
 
 
 @contextmanager

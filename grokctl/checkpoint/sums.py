@@ -1,4 +1,4 @@
-"""SHA256SUMS of a ready checkpoint against its manifest, and whether what that claims counts."""
+"""SHA256SUMS of a published folder against its manifest, and whether what that claims counts."""
 
 import re
 from collections.abc import Mapping
@@ -7,19 +7,16 @@ from typing import Final
 
 from grokctl.checkpoint.file_sizes import regular_size
 from grokctl.checkpoint.manifest import FileRecord
-from grokctl.checkpoint.ready import SUMS, ReadyCheckpoint
+from grokctl.checkpoint.published import Published
+from grokctl.checkpoint.ready import SUMS
 from grokctl.checkpoint.ready_receipt import hashed_before, proven_by, read_ready_receipt
 from grokctl.checkpoint.receipt import Receipt
 from grokctl.errors import Damage, Reason, corrupt
 from grokctl.ownership import first_exposure
-from grokctl.paths import MANIFEST, TOKENIZER, quoted
+from grokctl.paths import TOKENIZER, quoted
 
 _LARGEST: Final = 2**20
 """Bytes: a line has about a hundred, and a mesh at most sixteen files."""
-NOT_MADE_HERE: Final = (
-    f"its manifest says that the source was proven; this copy was not made here, or {MANIFEST} was "
-    "touched since (grokctl reshard RELEASE makes one that is proven)"
-)
 _LINE: Final = re.compile(r"([0-9a-f]{64}) [ *]([A-Za-z0-9][A-Za-z0-9._-]*)")
 
 
@@ -33,7 +30,7 @@ class Sums:
     """Files that have a line and are not in the manifest."""
 
 
-def read_sums(checkpoint: ReadyCheckpoint) -> Sums:
+def read_sums(checkpoint: Published) -> Sums:
     """Compare every line of SHA256SUMS with the manifest as it was read.
 
     Raises:
@@ -56,19 +53,20 @@ def read_sums(checkpoint: ReadyCheckpoint) -> Sums:
     return _compared(checkpoint, lines)
 
 
-def _compared(checkpoint: ReadyCheckpoint, lines: Mapping[str, str]) -> Sums:
+def _compared(checkpoint: Published, lines: Mapping[str, str]) -> Sums:
     damage: dict[str, Damage] = {}
-    wanted = {record.name: record.sha256 for record in checkpoint.files}
-    wanted[MANIFEST] = checkpoint.manifest_sha256
+    wanted = {record.name: record.sha256 for record in checkpoint.records.values()}
+    manifest = checkpoint.manifest_name
+    wanted[manifest] = checkpoint.manifest_sha256
     for name, sha256 in wanted.items():
         line = lines.get(name)
         if line is None:
             damage.setdefault(SUMS, Damage(SUMS, Reason.MALFORMED, f"has no line for {name}"))
         elif line != sha256:
-            place = MANIFEST if name == MANIFEST else SUMS
-            origin = "" if name == MANIFEST else f"{name}: "
+            place = manifest if name == manifest else SUMS
+            origin = "" if name == manifest else f"{name}: "
             detail = f"{origin}expected sha256 {sha256[:16]}…, found {line[:16]}…"
-            if name == MANIFEST:
+            if name == manifest:
                 detail = f"expected sha256 {line[:16]}… of {SUMS}, found {sha256[:16]}…"
             damage.setdefault(place, Damage(place, Reason.ALTERED, detail))
     others = []
@@ -81,7 +79,7 @@ def _compared(checkpoint: ReadyCheckpoint, lines: Mapping[str, str]) -> Sums:
     return Sums(tuple(damage[name] for name in sorted(damage)), tuple(others))
 
 
-def require_sums(checkpoint: ReadyCheckpoint) -> None:
+def require_sums(checkpoint: Published) -> None:
     """Refuse a manifest that SHA256SUMS contradicts.
 
     Raises:
@@ -93,14 +91,23 @@ def require_sums(checkpoint: ReadyCheckpoint) -> None:
             raise corrupt(damage.file, damage.reason, damage.detail, command)
 
 
-def exposure_of(checkpoint: ReadyCheckpoint) -> str | None:
+def exposure_of(checkpoint: Published) -> str | None:
     """The way in which other users can change what a run reads; None if they cannot."""
-    used = [MANIFEST, *sorted(checkpoint.manifest.records)]
+    used = [checkpoint.manifest_name, *sorted(checkpoint.records)]
     used += [TOKENIZER] if checkpoint.tokenizer is not None else []
     return first_exposure(checkpoint.root, used)
 
 
-def doubt_of(checkpoint: ReadyCheckpoint) -> str | None:
+def not_made_here(checkpoint: Published) -> str:
+    """The doubt about a folder that claims a proof, and no receipt of this machine shows it."""
+    name, again = checkpoint.manifest_name, f"grokctl {checkpoint.verb} RELEASE"
+    return (
+        f"its manifest says that the source was proven; this copy was not made here, or {name} was "
+        f"touched since ({again} makes one that is proven)"
+    )
+
+
+def doubt_of(checkpoint: Published) -> str | None:
     """Why a ready checkpoint is not proven, whatever its hashes; None if it is.
 
     A manifest that says `proven` counts where only this user and root can change the files, and
@@ -109,22 +116,22 @@ def doubt_of(checkpoint: ReadyCheckpoint) -> str | None:
     return _doubt(checkpoint, read_ready_receipt(checkpoint))
 
 
-def _doubt(checkpoint: ReadyCheckpoint, receipt: Receipt | None) -> str | None:
+def _doubt(checkpoint: Published, receipt: Receipt | None) -> str | None:
     if not checkpoint.source.proven:
         return "made from a release that was not proven"
     if (exposure := exposure_of(checkpoint)) is not None:
         return exposure
-    if checkpoint.tokenizer is not None and TOKENIZER not in checkpoint.manifest.records:
-        return f"{TOKENIZER}: is not in {MANIFEST}"
+    if checkpoint.tokenizer is not None and TOKENIZER not in checkpoint.records:
+        return f"{TOKENIZER}: is not in {checkpoint.manifest_name}"
     if not proven_by(checkpoint, receipt):
-        return NOT_MADE_HERE
+        return not_made_here(checkpoint)
     return None
 
 
-def doubt_unhashed(checkpoint: ReadyCheckpoint) -> str | None:
+def doubt_unhashed(checkpoint: Published) -> str | None:
     """Why a ready checkpoint is not proven as it is now, if nobody hashes it; None if it is."""
     receipt = read_ready_receipt(checkpoint)
     if (doubt := _doubt(checkpoint, receipt)) is not None:
         return doubt
-    changed = sorted(checkpoint.manifest.records.keys() - hashed_before(checkpoint, receipt))
+    changed = sorted(checkpoint.records.keys() - hashed_before(checkpoint, receipt))
     return f"{changed[0]}: changed since it was hashed" if changed else None

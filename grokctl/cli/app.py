@@ -8,7 +8,19 @@ from typing import Annotated, Final, NoReturn
 import typer
 
 from grokctl import __version__, interrupts
-from grokctl.cli import bench, demo, doctor, fetch, inspect, reshard, run, score, verify
+from grokctl.cli import (
+    bench,
+    demo,
+    doctor,
+    export,
+    fetch,
+    inspect,
+    reshard,
+    run,
+    score,
+    serve,
+    verify,
+)
 from grokctl.cli.context import ErrorBoundary, exit_code_of, limit_of
 from grokctl.cli.environment import one_thread_of_blas
 from grokctl.cli.help import GroupedCommand
@@ -104,7 +116,9 @@ _COMMANDS: Final = (
     (verify.verify, "grokctl verify grok-1 --repair"),
     (inspect.inspect, "grokctl inspect grok-1 --tensor 'layers.10.*' --stats"),
     (reshard.reshard, "grokctl reshard grok-1 --devices 16 --mesh expert=2,model=8"),
+    (export.export, "grokctl export grok-1 --format gguf --split 48GB"),
     (run.run, "grokctl run -p 'The answer to life is' -n 32 --temperature 0"),
+    (serve.serve, "grokctl serve --host 0.0.0.0 --api-key-file key.txt --slots 16"),
     (score.score, "grokctl score --text essay.txt --compute float32"),
     (bench.bench, "grokctl bench --prompt-tokens 64,512 --batch 1,4,16"),
     (demo.demo, "grokctl demo --keep ./demo"),

@@ -338,6 +338,7 @@ def found_checkpoint(
     name: str | None,
     *,
     ready: bool = True,
+    exports: bool = False,
     in_any_folder: bool = False,
 ) -> "Found":
     """The checkpoint that is meant; prints what was taken if that is not what was typed.
@@ -347,6 +348,7 @@ def found_checkpoint(
         home: Where checkpoints are kept.
         name: Under home, or a path; None for the usual one.
         ready: Whether the command works on a ready checkpoint.
+        exports: Whether it works on an export.
         in_any_folder: Whether a folder need not have the shape of a checkpoint.
     """
     from grokctl.checkpoint.finding import find_checkpoint
@@ -354,7 +356,7 @@ def found_checkpoint(
 
     name_as_typed(console, home, name)
     try:
-        found = find_checkpoint(home, name, ready=ready)
+        found = find_checkpoint(home, name, ready=ready, exports=exports)
     except UsageError:
         loose = any_folder(name) if in_any_folder and name is not None else None
         if loose is None:

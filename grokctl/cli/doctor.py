@@ -32,7 +32,8 @@ def doctor(
     ] = None,
     context: ContextOption = None,
     batch: Annotated[
-        int, typer.Option(metavar="N", min=1, help="Number of prompts at a time.")
+        int,
+        typer.Option("--batch", "--slots", metavar="N", min=1, help="Number of prompts at a time."),
     ] = 1,
     kv: KvOption = KvType.COMPUTE,
     to: Annotated[

@@ -23,6 +23,19 @@ _GROUPS: Final = {
         "ignore_eos",
         "no_cache_prompt",
     ),
+    "Clients": (
+        "host",
+        "api_key_file",
+        "no_auth",
+        "allowed_host",
+        "cors_origin",
+        "tls_cert",
+        "tls_key",
+        "alias",
+        "chat",
+        "no_ui",
+    ),
+    "Load": ("slots", "queue", "request_timeout", "drain", "no_warm_up"),
     _OTHER: (),
     "Hardware": ("accelerator", "devices", "memory", "mesh", "compute", "kv", "context", "threads"),
     "Several hosts": ("coordinator", "num_processes", "process_id", "cluster_timeout"),
@@ -47,6 +60,8 @@ _GROUPS: Final = {
 """Parameters by group, in the order of the groups; all others are options of the command itself."""
 _FEW: Final = 16
 """So many options need no groups."""
+_OF_SERVE: Final = {"port": "Clients", "stall_timeout": "Load"}
+"""Parameters of `serve` whose names mean something else elsewhere."""
 _SEED: Final = "seed"
 """Of `fetch`, not the random one."""
 
@@ -75,4 +90,6 @@ class GroupedCommand(TyperCommand):
     def _group_of(self, name: str) -> str:
         if name == _SEED and self.name == "fetch":
             return _OTHER
+        if self.name == "serve" and name in _OF_SERVE:
+            return _OF_SERVE[name]
         return next((group for group, names in _GROUPS.items() if name in names), _OTHER)

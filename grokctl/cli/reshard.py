@@ -131,7 +131,8 @@ def reshard(
 def _source(console: "Console", home: Home, checkpoint: str | None) -> Path:
     """The checkpoint to reshard: without a name a release, which loses nothing."""
     try:
-        found = found_checkpoint(console, home, checkpoint, ready=checkpoint is not None)
+        is_named = checkpoint is not None
+        found = found_checkpoint(console, home, checkpoint, ready=is_named, exports=is_named)
     except UsageError as error:
         ready = home.ready_checkpoints() if checkpoint is None else []
         if ready and not home.kept_releases():

@@ -73,7 +73,12 @@ def run(
     batch: Annotated[
         int | None,
         typer.Option(
-            metavar="N", min=1, help="Prompts of the file to run at a time.", show_default="8"
+            "--batch",
+            "--slots",
+            metavar="N",
+            min=1,
+            help="Prompts of the file to run at a time.",
+            show_default="8",
         ),
     ] = None,
     max_tokens: Annotated[

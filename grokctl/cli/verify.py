@@ -94,7 +94,12 @@ def verify(
             (repair or torrent_file) and where.kept_releases()
         )
         found = found_checkpoint(
-            console, where, checkpoint, ready=takes_ready, in_any_folder=torrent_file is not None
+            console,
+            where,
+            checkpoint,
+            ready=takes_ready,
+            exports=True,
+            in_any_folder=torrent_file is not None,
         )
         console.places.add(found.root.absolute(), found.shown.absolute())
         mends = repair and not dry_run

@@ -33,6 +33,10 @@ Report = Callable[[GrokctlError], None]
 """Shows the error that ended a run."""
 
 
+def _nothing() -> None:
+    """Nobody is to be told."""
+
+
 class Ending:
     """The end of this process. Whichever thread begins it first reports it; no other does.
 
@@ -53,6 +57,8 @@ class Ending:
         """The exit code, once it is known."""
         self._store: Any = None
         self._abort_handler: Any = None
+        self.before_loss: Callable[[], object] = _nothing
+        """Called, from any thread, before this process ends because another one has."""
 
     @property
     def is_joined(self) -> bool:
@@ -148,6 +154,7 @@ class Ending:
 
     def _speak(self, reason: str) -> None:
         """Report why this process ends, in the middle of whatever it does."""
+        self.before_loss()
         self.noise.be_heard()
         terminal.restore(self._modes)
         self._report(PeerError(reason))

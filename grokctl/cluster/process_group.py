@@ -3,7 +3,7 @@
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from threading import Timer
@@ -110,6 +110,10 @@ class Cluster(Exchange):
                 if _FULL in str(error):
                     raise
                 raise self._lost(error) from error
+
+    def before_end(self, act: Callable[[], object]) -> None:
+        """Have something done, briefly and from any thread, before the loss of a rank ends this."""
+        self._ending.before_loss = act
 
     def finish(self) -> None:
         """End the run in every process: all is done."""

@@ -72,6 +72,10 @@ def positions_of(task: Int[Array, "batch columns"]) -> Positions:
     return Positions(slots=task[:, 0], start=task[:, 1], count=task[0, 3])
 
 
+Look = Callable[[Layer, LayerCache, jax.Array, jax.Array], None]
+"""Sees a layer, its part of the cache, its input and the task before the layer runs."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
     """A step of one shape, compiled."""
@@ -95,6 +99,8 @@ class Step:
         packed: np.ndarray[Any, np.dtype[np.int32]],
         targets: np.ndarray[Any, np.dtype[np.int32]],
         read: jax.Array,
+        *,
+        look: Look | None = None,
     ) -> tuple[Any, Cache, jax.Array]:
         """Run a task.
 
@@ -104,13 +110,16 @@ class Step:
             packed: A packed task of the shape that the step was compiled for.
             targets: Of the task, `(1, time)`, for `Head.SCORES`; `(0,)` for others.
             read: Number of experts that each device has read; this step's are added.
+            look: Called for every layer, where each is a program of its own.
 
         Returns:
             What the head computes, the extended cache, and experts read.
         """
         task = handed_over(packed, self.shared)
         hidden = self._ended(self.embed(parameters.embedding, task))
-        hidden, cache, read = self._run_layers(parameters.layers, cache, read, hidden, task)
+        hidden, cache, read = self._run_layers(
+            parameters.layers, cache, read, hidden, task, look=look
+        )
         result = None
         if self.head is not None:
             given = [handed_over(targets, self.shared)] if targets.size else [task]
@@ -124,11 +133,16 @@ class Step:
         read: jax.Array,
         hidden: jax.Array,
         task: jax.Array,
+        *,
+        look: Look | None = None,
     ) -> tuple[jax.Array, Cache, jax.Array]:
         """Run all layers; what comes out, the extended cache, and experts read."""
         extended: list[LayerCache] = []
         for number, program in enumerate(self.layers):
             part = slice(number * self.together, (number + 1) * self.together)
+            if look is not None:
+                assert self.together == 1
+                look(layers[number], cache[number], hidden, task)
             hidden, longer, read = program(layers[part], cache[part], read, hidden, task)
             extended += longer
             self._ended(hidden)
@@ -159,7 +173,7 @@ class Programs:
 
     def step(self, cache: Cache, read: jax.Array, *, batch: int, time: int, head: Head) -> Step:
         """A step of a shape."""
-        together = layers_together(self.shape.platform, time=time)
+        together = layers_together(self.shape.platform, batch=batch, time=time)
         layers = self.parameters.layers
         starts = range(0, len(layers), together)
         return Step(
@@ -206,6 +220,23 @@ class Programs:
         outputs = (EVERYWHERE, self.loader.per_device, self.loader.per_device)
         arguments = [self._hidden(batch, time), self._task(batch, time)]
         return self._program("layers", run, per_device, arguments, outputs, donate=1)
+
+    def routes(self, cache: Cache, time: int) -> Any:
+        """The program that finds the experts that tokens of a sequence choose in a layer.
+
+        It is called with a layer and its part of the cache, which stays as it is.
+        """
+
+        def chosen(
+            layer: Layer, cache: LayerCache, hidden: jax.Array, task: jax.Array
+        ) -> jax.Array:
+            layer = jax.tree.map(lambda leaf: leaf[0], layer)
+            positions = positions_of(task)
+            return forward.chosen_experts(layer, cache, hidden, positions, shape=self.shape)
+
+        per_device = (self.parameters.layers[0], cache[0])
+        arguments = [self._hidden(1, time), self._task(1, time)]
+        return self._program("routes", chosen, per_device, arguments, EVERYWHERE)
 
     def _head(self, kind: Head, batch: int, time: int) -> Any:
         shape, is_shared = self.shape, self.loader.is_shared

@@ -1,7 +1,7 @@
 """Bytes of a file at the speed of its disk: a few large requests at a time, past the page cache.
 
 What is read for a token and not again before everything else was read gains nothing from the page
-cache, pushes out of it what other programs need, and costs a copy (docs/adr/0016).
+cache, pushes out of it what other programs need, and costs a copy (docs/adr/0019).
 """
 
 import errno
@@ -22,7 +22,7 @@ PAGE: Final = 4096
 """Direct reads begin and end at multiples of this, in the file and in memory."""
 _REQUEST: Final = 2**24
 _THREADS: Final = 4
-"""Bytes of a request, and requests at a time (docs/adr/0016)."""
+"""Bytes of a request, and requests at a time (docs/adr/0019)."""
 _STALL_S: Final = 60.0
 _TICK_S: Final = 0.5
 

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from enum import IntEnum
 from typing import Any, Final
 
@@ -14,7 +15,7 @@ from grokctl.cluster.process_group import Cluster
 from grokctl.events import Advanced, Finished, Observer, Stage, Started, Unit
 from grokctl.inference.chunks import Chunk
 from grokctl.inference.compilation import compiling
-from grokctl.inference.compiled_steps import Head, Programs, Step, Task, handed_over
+from grokctl.inference.compiled_steps import Head, Look, Programs, Step, Task, handed_over
 from grokctl.inference.expert_loading import Loaded
 from grokctl.inference.expert_stream import StreamCounts
 from grokctl.inference.generation import PromptScores
@@ -22,7 +23,8 @@ from grokctl.inference.loading import Loader, out_of_memory
 from grokctl.inference.step_logits import AdjustedRows, StepLogits
 from grokctl.inference.streamed_steps import StreamedPrograms
 from grokctl.model.bucketing import padded_batch, room
-from grokctl.model.cache import Cache, empty_cache, stored_type
+from grokctl.model.cache import Cache, LayerCache, empty_cache, stored_type
+from grokctl.model.parameters import Layer
 from grokctl.model.sizing import Terms
 from grokctl.model.step_spec import StepShape
 
@@ -143,6 +145,35 @@ class ModelRunner:
             top_logprobs=np.asarray(found.top_logprobs)[: chunk.count],
         )
 
+    def read_and_count(self, slot: int, tokens: Sequence[int], chunk: Chunk) -> NDArray[np.int64]:
+        """Run a chunk of several tokens of a prompt; how many of them choose each expert.
+
+        For one process: the others of a cluster would not run it.
+
+        Args:
+            slot: The sequence's slot.
+            tokens: The prompt.
+            chunk: Which of its tokens; none of them has run before.
+
+        Returns:
+            Counts, `(layers, experts)`.
+        """
+        assert self._cluster is None
+        key = (1, chunk.padded, Head.NONE)
+        counts: list[NDArray[np.intp]] = []
+        self._step(key)
+        self._cache = self._cache or self._new_cache()
+        with self._compiling_once(("routes", *key), f"the routing of {chunk.padded} tokens"):
+            program = self._programs.routes(self._cache, chunk.padded)
+
+        def look(layer: Layer, cache: LayerCache, hidden: Any, task: Any) -> None:
+            chosen = np.asarray(program(layer, cache, hidden, task))[: chunk.count]
+            experts = self.shape.config.num_experts
+            counts.append(np.bincount(chosen.ravel(), minlength=experts))
+
+        self._execute(key, self._task(slot, tokens, chunk).packed(), _NOTHING, look=look)
+        return np.array(counts, np.int64)
+
     def decode(
         self, slots: Sequence[int], tokens: Sequence[int], positions: Sequence[int]
     ) -> StepLogits:
@@ -203,20 +234,24 @@ class ModelRunner:
         )
 
     def _read(self, slot: int, tokens: Sequence[int], chunk: Chunk, head: Head) -> Any:
+        task = self._task(slot, tokens, chunk)
+        if head is Head.SCORES:
+            padding = [self.shape.config.pad_token] * (chunk.padded - chunk.count)
+            targets = [*tokens[chunk.start + 1 : chunk.end + 1], *padding]
+            task = replace(task, targets=targets)
+        return self._run((1, chunk.padded, head), task)
+
+    def _task(self, slot: int, tokens: Sequence[int], chunk: Chunk) -> Task:
+        """A chunk of a prompt, filled up with padding."""
         assert chunk.start + chunk.padded <= self.past  # else XLA writes over other tokens
         padding = [self.shape.config.pad_token] * (chunk.padded - chunk.count)
-        targets: Sequence[int] = ()
-        if head is Head.SCORES:
-            targets = [*tokens[chunk.start + 1 : chunk.end + 1], *padding]
-        task = Task(
+        return Task(
             tokens=[[*tokens[chunk.start : chunk.end], *padding]],
             slots=[slot],
             start=[chunk.start],
             count=chunk.count,
             select=[chunk.count - 1],
-            targets=targets,
         )
-        return self._run((1, chunk.padded, head), task)
 
     # --- programs
 
@@ -267,13 +302,19 @@ class ModelRunner:
         self._tell(_Order.RUN, key, packed, targets)
         return self._execute(key, packed, targets)
 
-    def _execute(self, key: _Key, packed: NDArray[np.int32], targets: NDArray[np.int32]) -> Any:
+    def _execute(
+        self,
+        key: _Key,
+        packed: NDArray[np.int32],
+        targets: NDArray[np.int32],
+        look: Look | None = None,
+    ) -> Any:
         step = self._steps[key]
         with out_of_memory(), self._computing():
             self._cache = self._cache or self._new_cache()
             try:
                 result, self._cache, read = step.run(
-                    self._parameters, self._cache, packed, targets, self._none_read
+                    self._parameters, self._cache, packed, targets, self._none_read, look=look
                 )
                 here = sum(int(np.sum(np.asarray(part.data))) for part in read.addressable_shards)
                 self._experts_read += here

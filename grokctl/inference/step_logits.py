@@ -1,5 +1,6 @@
 """The logits of a step, on the devices until the host needs them, and the draws from them."""
 
+from collections.abc import Iterator
 from collections.abc import Sequence as Several
 from dataclasses import dataclass, replace
 from typing import Any, Final, Protocol, Self
@@ -43,18 +44,23 @@ class AdjustedRows:
         """Those of sequences, and of rows behind them that change nothing."""
         changes = [sequence.adjustments() for sequence in sequences]
         largest = max((len(change.ids) for change in changes if change), default=0)
-        width = _FEWEST_ADJUSTED if largest else 0
-        while width < largest:
-            width *= 4
-        temperatures = np.ones(padded, np.float32)
-        ids = np.full((padded, width), vocab_size, np.int32)
-        values = np.zeros((padded, width), np.float32)
+        width = next(width for width in adjusted_widths() if width >= largest)
+        rows = cls.unchanged(padded, width=width, vocab_size=vocab_size)
         for row, (sequence, change) in enumerate(zip(sequences, changes, strict=True)):
-            temperatures[row] = min(sequence.request.sampling.temperature or 1.0, _HOTTEST)
+            rows.temperatures[row] = min(sequence.request.sampling.temperature or 1.0, _HOTTEST)
             if change is not None:
-                ids[row, : len(change.ids)] = change.ids
-                values[row, : len(change.ids)] = change.values
-        return cls(temperatures, ids, values)
+                rows.ids[row, : len(change.ids)] = change.ids
+                rows.values[row, : len(change.ids)] = change.values
+        return rows
+
+    @classmethod
+    def unchanged(cls, rows: int, *, width: int, vocab_size: int) -> Self:
+        """So many rows, with room for so many adjustments, of which there are none."""
+        return cls(
+            temperatures=np.ones(rows, np.float32),
+            ids=np.full((rows, width), vocab_size, np.int32),
+            values=np.zeros((rows, width), np.float32),
+        )
 
     def arrays(self) -> tuple[NDArray[Any], ...]:
         """In the order of the program's arguments."""
@@ -69,6 +75,15 @@ class AdjustedRows:
         """From such an order."""
         temperatures, (ids, values) = facts[:rows], facts[rows:].reshape(2, rows, -1)
         return cls(temperatures.view(np.float32), ids, values.view(np.float32))
+
+
+def adjusted_widths() -> Iterator[int]:
+    """Numbers of adjusted logits of a row that programs are compiled for: 0, 16, 64, …."""
+    yield 0
+    width = _FEWEST_ADJUSTED
+    while True:
+        yield width
+        width *= 4
 
 
 class Source(Protocol):

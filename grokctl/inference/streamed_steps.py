@@ -11,6 +11,7 @@ import numpy as np
 from grokctl.inference.compiled_steps import (
     EVERYWHERE,
     Head,
+    Look,
     Programs,
     Step,
     handed_over,
@@ -49,12 +50,16 @@ class StreamedStep(Step):
         read: jax.Array,
         hidden: jax.Array,
         task: jax.Array,
+        *,
+        look: Look | None = None,
     ) -> tuple[jax.Array, Cache, jax.Array]:
         stream, swept = self.stream, self.stream.residence.swept
         extended: list[LayerCache] = []
         try:
             with stream.reporting(swept) if self.is_prompt else nullcontext():
                 for number, before in enumerate(self.layers):
+                    if look is not None:
+                        look(layers[number], cache[number], hidden, task)
                     hidden, longer, read = self._run_layer(
                         number, before, (layers[number], cache[number], read), hidden, task
                     )

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from grokctl.checkpoint.ready import ReadyCheckpoint
+from grokctl.checkpoint.published import Published
 from grokctl.checkpoint.ready_receipt import hashed_before, read_ready_receipt
 from grokctl.checkpoint.receipt import Proof
 from grokctl.checkpoint.refusal import read_refusal
@@ -24,7 +24,7 @@ def describe_proof(proof: Proof, root: Path) -> str:
     return f"{root.name}: every byte was proven {when}"
 
 
-def describe_unhashed(source: ReadyCheckpoint) -> str:
+def describe_unhashed(source: Published) -> str:
     """That the files of a ready checkpoint are used without a look at their hashes."""
     root = source.root
     refusal = read_refusal(root)
@@ -36,7 +36,7 @@ def describe_unhashed(source: ReadyCheckpoint) -> str:
     return f"{root.name}: files not hashed before use ({command}){what}"
 
 
-def describe_hashed(source: ReadyCheckpoint) -> str:
+def describe_hashed(source: Published) -> str:
     """That files of a ready checkpoint are hashed on the way or before; what that proves."""
     refusal = read_refusal(source.root)
     if refusal is not None:
@@ -44,6 +44,6 @@ def describe_hashed(source: ReadyCheckpoint) -> str:
     doubt = doubt_of(source)
     what = f"; not proven: {doubt}" if doubt else ""
     receipt = read_ready_receipt(source)
-    if receipt is not None and hashed_before(source, receipt) >= source.manifest.records.keys():
+    if receipt is not None and hashed_before(source, receipt) >= source.records.keys():
         return f"{source.root.name}: unchanged since its files were hashed, {receipt.since}{what}"
     return f"{source.root.name}: its files are hashed while they are read{what}"

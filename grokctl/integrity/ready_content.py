@@ -1,4 +1,4 @@
-"""Hash the files of a ready checkpoint that its receipt does not cover; compare the hashes."""
+"""Hash the files of a published folder that its receipt does not cover; compare the hashes."""
 
 from collections.abc import Collection, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from grokctl.checkpoint.manifest import FileRecord
-from grokctl.checkpoint.ready import ReadyCheckpoint
+from grokctl.checkpoint.published import Published
 from grokctl.checkpoint.ready_receipt import (
     continued,
     hashed_before,
@@ -42,7 +42,7 @@ class ReadyContent:
 
 
 def check_content(
-    checkpoint: ReadyCheckpoint,
+    checkpoint: Published,
     records: Sequence[FileRecord],
     damaged: Collection[str],
     *,
@@ -70,7 +70,8 @@ def check_content(
     saved = read_ready_receipt(checkpoint)
     receipt = None if rehash else saved
     before = hashed_before(checkpoint, receipt).intersection(names)
-    fresh = receipt_now(root, checkpoint.manifest_sha256, names)
+    name = checkpoint.manifest_name
+    fresh = receipt_now(root, checkpoint.manifest_sha256, names, manifest=name)
     note_receipt(receipt, before, fresh.stamps, total=len(names), observe=observe)
     left = [record for record in records if record.name not in before]
     damage, hashed = altered_files(root, left, jobs=jobs, observe=observe)

@@ -15,7 +15,7 @@ from dataclasses import replace
 from functools import partial
 from io import FileIO
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 
 from grokctl.machine.facts import Disk
 from grokctl.machine.waiting import Waiting
@@ -180,7 +180,19 @@ def existing(path: Path) -> Path:
     return next(each for each in (whole, *whole.parents) if each.exists())
 
 
-def write_rate(file: FileIO, nbytes: int, *, seconds: float) -> tuple[float | None, str]:
+class Writable(Protocol):
+    """A file that is written without a buffer of Python's."""
+
+    def write(self, data: memoryview, /) -> int | None:
+        """Write bytes; returns how many of them."""
+        ...
+
+    def fileno(self) -> int:
+        """Its descriptor."""
+        ...
+
+
+def write_rate(file: Writable, nbytes: int, *, seconds: float) -> tuple[float | None, str]:
     """Write and sync random bytes until the time is over.
 
     Args:

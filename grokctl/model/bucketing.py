@@ -37,8 +37,8 @@ MOST_IN_KERNEL: Final = 32
 """Up to this many tokens, a GPU with the kernels of `model/kernels` runs experts in them."""
 _TOGETHER: Final = 64
 """Layers in a program that decodes on an accelerator: each program has its weights, and a CUDA
-graph that runs with the same arguments is not recorded again. Elsewhere a layer takes so long that
-the call of a program costs nothing."""
+graph that runs with the same arguments is not recorded again. Elsewhere, and with more sequences
+than `MOST_IN_KERNEL`, a layer takes so long that the call of a program costs nothing."""
 
 
 def room(context: int, *, platform: str) -> tuple[int, int]:
@@ -129,6 +129,6 @@ def score_width(tokens: int, *, vocab: int, embed: int) -> int:
     return max(width for width in range(1, min(vocab, room) + 1) if vocab % width == 0)
 
 
-def layers_together(platform: str, *, time: int) -> int:
-    """How many layers a program runs, for so many tokens of each sequence."""
-    return _TOGETHER if platform != "cpu" and time == 1 else 1
+def layers_together(platform: str, *, batch: int, time: int) -> int:
+    """How many layers a program runs, for so many tokens of each of so many sequences."""
+    return _TOGETHER if platform != "cpu" and time == 1 and batch <= MOST_IN_KERNEL else 1

@@ -13,9 +13,10 @@ from grokctl.model.attention import attend
 from grokctl.model.axes import MODEL_AXIS, sum_over
 from grokctl.model.bucketing import MOST_IN_KERNEL
 from grokctl.model.cache import Cache, LayerCache, Positions, extended
-from grokctl.model.experts import mixture_of_experts
-from grokctl.model.matmul import project, project_back, project_together
+from grokctl.model.experts import mixture_of_experts, route
+from grokctl.model.matmul import project, project_back, project_together, sums_together
 from grokctl.model.parameters import Attention, Layer, Norms, Parameters
+from grokctl.model.rotary import rotate
 from grokctl.model.step_spec import StepShape
 
 
@@ -109,6 +110,20 @@ def decoder_layer(
     hidden, normed, cache = before_experts(layer, cache, hidden, positions, shape=shape)
     mixed, read = mixture_of_experts(layer, normed, positions.count, shape=shape)
     return after_experts(layer.norms, hidden, mixed, shape=shape), cache, read
+
+
+def chosen_experts(
+    layer: Layer,
+    cache: LayerCache,
+    hidden: Float[Array, "batch time embed"],
+    positions: Positions,
+    *,
+    shape: StepShape,
+) -> Int[Array, "tokens selected"]:
+    """The experts that each token chooses in `decoder_layer`, of whose arguments none changes."""
+    _, normed, _ = before_experts(layer, cache, hidden, positions, shape=shape)
+    _, chosen = route(layer.router, normed.reshape(-1, normed.shape[-1]), config=shape.config)
+    return chosen
 
 
 def before_experts(
@@ -235,32 +250,39 @@ def attention_block(
     shape: StepShape,
 ) -> tuple[Float[Array, "batch time embed"], LayerCache]:
     """Project, rotate, extend the cache, attend over this device's heads, and sum over devices."""
-    config = shape.config
-    batch, time, _ = x.shape
-    token_positions = positions.of_tokens(time)
-
-    query, key, value = (
-        product.reshape(batch, time, -1, config.key_size)
-        for product in project_together(x, (weights.query, weights.key, weights.value), shape=shape)
-    )
-    query = rotate(query, token_positions, base=config.rope_base)
-    key = rotate(key, token_positions, base=config.rope_base)
-    cache = extended(cache, key, value, positions)
+    query, cache = _query_and_cache(weights, cache, x, positions, shape=shape)
     context = attend(query, cache, positions, shape=shape)
-    out = project(context.reshape(batch, time, -1), weights.out, shape=shape)
+    out = project(context.reshape(*x.shape[:-1], -1), weights.out, shape=shape)
     return sum_over(out, MODEL_AXIS), cache
 
 
-def rotate(
-    x: Float[Array, "batch time heads head_dim"],
-    positions: Int[Array, "batch time"],
+def _query_and_cache(
+    weights: Attention,
+    cache: LayerCache,
+    x: Float[Array, "batch time embed"],
+    positions: Positions,
     *,
-    base: float,
-) -> Float[Array, "batch time heads head_dim"]:
-    """Rotary position embedding, the two halves of a head being the pairs (GPT-NeoX order)."""
-    half = x.shape[-1] // 2
-    frequencies = 1.0 / base ** (jnp.arange(half, dtype=jnp.float32) / half)
-    angles = positions[:, :, None, None].astype(jnp.float32) * frequencies[None, None, None]
-    cos, sin = jnp.cos(angles), jnp.sin(angles)
-    low, high = x[..., :half], x[..., half:]
-    return jnp.concatenate([low * cos - high * sin, high * cos + low * sin], axis=-1)
+    shape: StepShape,
+) -> tuple[Float[Array, "batch time q_heads head_dim"], LayerCache]:
+    """Rotated queries, and the cache with these tokens' keys and values."""
+    config, (batch, time, _) = shape.config, x.shape
+    matrices = (weights.query, weights.key, weights.value)
+    if shape.has_kernel and time == 1:
+        from grokctl.model import cache_kernel  # noqa: PLC0415 (as in the engine)
+
+        if cache_kernel.suits(cache):
+            return cache_kernel.rotated_and_kept(
+                sums_together(x[:, 0], matrices, shape=shape),
+                cache,
+                positions,
+                config=config,
+                form=shape.kernel_form,
+            )
+    token_positions = positions.of_tokens(time)
+    query, key, value = (
+        product.reshape(batch, time, -1, config.key_size)
+        for product in project_together(x, matrices, shape=shape)
+    )
+    query = rotate(query, token_positions, base=config.rope_base)
+    key = rotate(key, token_positions, base=config.rope_base)
+    return query, extended(cache, key, value, positions)

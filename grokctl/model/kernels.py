@@ -73,15 +73,19 @@ def few_rows(
         form: How the kernel is written down.
     """
     number = jnp.zeros(1, jnp.int32) if expert is None else expert.astype(jnp.int32).reshape(1)
-    (product,) = _products(x, [Matrix(weight, scales)], number, tokens=x.shape[0], form=form)
-    return product
+    (parts,) = _sums(x, [Matrix(weight, scales)], number, tokens=x.shape[0], form=form)
+    return added_up(parts)
 
 
-def products(
+def sums(
     x: Float[Array, "tokens inputs"], matrices: Sequence[Matrix], *, form: KernelForm
-) -> list[Float[Array, "tokens _"]]:
-    """Multiply by several stored weights in one kernel, in float32."""
-    return _products(x, matrices, jnp.zeros(1, jnp.int32), tokens=x.shape[0], form=form)
+) -> list[Float[Array, "_ tokens _"]]:
+    """Multiply by several stored weights in one kernel, in float32, up to the last step.
+
+    Returns:
+        For each weight parts of the product, which `added_up` adds up.
+    """
+    return _sums(x, matrices, jnp.zeros(1, jnp.int32), tokens=x.shape[0], form=form)
 
 
 def chosen_products(
@@ -104,10 +108,11 @@ def chosen_products(
             read.
         form: How the kernel is written down.
     """
-    return _products(x, matrices, experts, tokens=run, may_lack=may_lack, form=form)
+    found = _sums(x, matrices, experts, tokens=run, may_lack=may_lack, form=form)
+    return [added_up(parts) for parts in found]
 
 
-def _products(
+def _sums(
     x: Float[Array, "rows inputs"],
     matrices: Sequence[Matrix],
     numbers: Int[Array, " choices"],
@@ -115,8 +120,8 @@ def _products(
     tokens: int,
     may_lack: bool = False,
     form: KernelForm,
-) -> list[Float[Array, "choices_and_tokens _"]]:
-    """Products of `tokens` rows for each number, with the weights that have it."""
+) -> list[Float[Array, "splits choices_and_tokens _"]]:
+    """Products of `tokens` rows for each number, in a part for each split of a weight's rows."""
     (choices,), rows = numbers.shape, matrices[0].weight.shape[-2]
     cuts = _cuts(matrices, choices)
     # of int4, the inputs of low nibbles before the inputs of high nibbles
@@ -139,7 +144,7 @@ def _products(
         form=form,
     )
     shapes = [(cut.splits * choices * tokens, cut.outputs) for cut in cuts]
-    sums = pl.pallas_call(
+    found = pl.pallas_call(
         partial(_kernel, given=given, cuts=cuts),
         grid=(cuts[-1].first + cuts[-1].programs, choices),
         out_shape=[jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes],
@@ -148,12 +153,12 @@ def _products(
         name="few_rows",
     )(numbers.astype(jnp.int32), inputs, *tables)
     return [
-        added_up(part.reshape(cut.splits, choices * tokens, cut.outputs))
-        for part, cut in zip(sums, cuts, strict=True)
+        part.reshape(cut.splits, choices * tokens, cut.outputs)
+        for part, cut in zip(found, cuts, strict=True)
     ]
 
 
-def added_up(parts: Float[Array, "parts ..."]) -> Float[Array, "..."]:
+def added_up(parts: Float[Array, "parts ..."] | Sequence[Array]) -> Float[Array, "..."]:
     """The sum of parts, one after the other: XLA makes no launch of its own of additions."""
     total = parts[0]
     for index in range(1, len(parts)):

@@ -79,14 +79,23 @@ def project_together(
     x: Float[Array, "*batch inputs"], matrices: Sequence[Matrix], *, shape: StepShape
 ) -> list[Float[Array, "*batch _"]]:
     """`project` by several weights: on a GPU, few tokens in one kernel."""
-    rows = x.reshape(-1, x.shape[-1])
-    if shape.has_kernel:
-        from grokctl.model import kernels  # noqa: PLC0415 (as in the engine)
+    if not shape.has_kernel:
+        return [project(x, matrix, shape=shape) for matrix in matrices]
+    from grokctl.model.kernels import added_up  # noqa: PLC0415 (as in the engine)
 
-        if kernels.suits(len(rows), *[matrix.weight for matrix in matrices]):
-            products = kernels.products(rows, matrices, form=shape.kernel_form)
-            return [product.reshape(*x.shape[:-1], -1) for product in products]
-    return [project(x, matrix, shape=shape) for matrix in matrices]
+    sums = sums_together(x.reshape(-1, x.shape[-1]), matrices, shape=shape)
+    return [added_up(parts).reshape(*x.shape[:-1], -1) for parts in sums]
+
+
+def sums_together(
+    rows: Float[Array, "tokens inputs"], matrices: Sequence[Matrix], *, shape: StepShape
+) -> list[Float[Array, "_ tokens _"]]:
+    """`project_together` on a GPU, in parts still to be added up, along the first axis."""
+    from grokctl.model import kernels  # noqa: PLC0415 (as in the engine)
+
+    if kernels.suits(len(rows), *[matrix.weight for matrix in matrices]):
+        return kernels.sums(rows, matrices, form=shape.kernel_form)
+    return [project(rows, matrix, shape=shape)[None] for matrix in matrices]
 
 
 def project_back(

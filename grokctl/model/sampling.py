@@ -60,7 +60,7 @@ class Candidates:
     total: float
     """The sum of all tokens' weights, about."""
     error: float
-    """The largest relative error of the total."""
+    """The largest error of the total, in shares of it."""
     log_normaliser: float
     """`log(sum(exp(logit)))` over all tokens, before adjustment: a log-probability is a token's
     logit before adjustment, less this."""

@@ -256,7 +256,8 @@ class _Step:
         largest = max(self._attention, self._experts)
         if self.is_cpu:
             return 2 * self._hidden + largest
-        together = layers_together(self.platform, time=self.tokens // self.batch)
+        time = self.tokens // self.batch
+        together = layers_together(self.platform, batch=self.batch, time=time)
         others = min(together, self.config.num_layers) - 1
         zeros = others * (self._hidden + self._queries)
         return 2 * self._hidden + zeros + largest

@@ -39,8 +39,8 @@ class StepShape:
     has_native_kernel: bool = False
     """Whether the native library of CPUs is loaded."""
     has_kernel: bool = False
-    """Whether a GPU runs few tokens through the kernels of `model/kernels` and
-    `model/attention_kernel`."""
+    """Whether a GPU runs few tokens through the kernels of `model/kernels` and its neighbours
+    (`model/attention_kernel`, `model/cache_kernel`, `model/norm_kernel`)."""
     kernel_form: KernelForm = KernelForm.PTX
     """Of these kernels."""
 

@@ -108,6 +108,39 @@ def open_library(path: Path) -> Library:
     return library
 
 
+def open_first(
+    caches: Path | None,
+    environ: Mapping[str, str],
+    *,
+    begin: Callable[[Compiler], None] = lambda _: None,
+    accept: Callable[[Library], None] = lambda _: None,
+) -> Library:
+    """Load the first of the candidates that can be used.
+
+    Args:
+        caches: `cache/native` of a home; None keeps and compiles none.
+        environ: The switch, and what finds a compiler.
+        begin: Called with the compiler before it runs.
+        accept: Raises `NoKernelError` if a library that loads cannot be used.
+
+    Raises:
+        NoKernelError: There is none; the reason is that of the first.
+    """
+    first: NoKernelError | None = None
+    try:
+        for path in candidates(caches, environ, begin=begin):
+            try:
+                library = open_library(path)
+                accept(library)
+            except NoKernelError as error:
+                first = first or error
+            else:
+                return library
+    except NoKernelError as error:
+        raise first or error from error
+    raise AssertionError("candidates end with an error")
+
+
 def is_off(environ: Mapping[str, str]) -> bool:
     """Whether the user wants no kernel."""
     return environ.get(SWITCH, "").strip().lower() == _OFF

@@ -12,9 +12,8 @@ from grokctl.native.binary import (
     HANDLERS,
     Library,
     NoKernelError,
-    candidates,
     is_off,
-    open_library,
+    open_first,
 )
 from grokctl.native.compiler import Compiler
 from grokctl.system import usable_cores
@@ -41,7 +40,6 @@ def load(
         NoKernelError: There is none, with the reason.
     """
     environ = os.environ if environ is None else environ
-    first: NoKernelError | None = None
 
     def begin(compiler: Compiler) -> None:
         message = f"compiling the kernel for this CPU with {compiler.name}, this time only"
@@ -49,20 +47,10 @@ def load(
 
     if _loaded and not is_off(environ):
         return _loaded[0]
-    try:
-        for path in candidates(caches, environ, begin=begin):
-            try:
-                library = open_library(path)
-                _register(library)
-            except NoKernelError as error:
-                first = first or error
-            else:
-                library.set_threads(usable_cores())
-                _loaded.append(library)
-                return library
-    except NoKernelError as error:
-        raise first or error from error
-    raise AssertionError("candidates end with an error")
+    library = open_first(caches, environ, begin=begin, accept=_register)
+    library.set_threads(usable_cores())
+    _loaded.append(library)
+    return library
 
 
 def _register(library: Library) -> None:

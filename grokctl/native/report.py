@@ -8,7 +8,7 @@ import os
 import sys
 from pathlib import Path
 
-from grokctl.native.binary import NoKernelError, candidates, open_library
+from grokctl.native.binary import NoKernelError, open_first
 
 
 def main() -> None:
@@ -22,21 +22,13 @@ def main() -> None:
 
 
 def _report(caches: Path | None, nbytes: int, threads: int) -> dict[str, object]:
-    first: NoKernelError | None = None
     try:
-        for path in candidates(caches, os.environ):
-            try:
-                library = open_library(path)
-            except NoKernelError as error:
-                first = first or error
-                continue
-            library.set_threads(threads)
-            rate = library.measured(nbytes, rounds=_ROUNDS) if nbytes else None
-            return {"instruction_set": library.instruction_set, "rate": rate}
+        library = open_first(caches, os.environ)
     except NoKernelError as error:
-        first = first or error
-    assert first is not None
-    return {"error": str(first), "fix": first.fix}
+        return {"error": str(error), "fix": error.fix}
+    library.set_threads(threads)
+    rate = library.measured(nbytes, rounds=_ROUNDS) if nbytes else None
+    return {"instruction_set": library.instruction_set, "rate": rate}
 
 
 _ROUNDS = 6

@@ -21,9 +21,9 @@ from grokctl.planning.accelerators import PUBLISHED, Published
 from grokctl.planning.residence import Residence, place
 from grokctl.planning.step_time import (
     KERNEL_REACHED,
-    REACHED,
     StepTime,
     counts_of,
+    reached,
     step_time,
     sums_s,
 )
@@ -66,7 +66,7 @@ class Hardware:
         """Bytes a second of weights that decoding one sequence reads; None if unknown."""
         if self.kernel_rate is not None:
             return self.kernel_rate * KERNEL_REACHED
-        return None if self.bandwidth is None else self.bandwidth * REACHED[self.platform]
+        return None if self.bandwidth is None else self.bandwidth * reached(self.platform)
 
     @property
     def computes(self) -> tuple[Compute, ...]:
@@ -105,6 +105,9 @@ class Plan:
     step: StepTime | None = None
     """The time of a token if all weights lay in memory, for comparing plans; None without hardware
     to compare on."""
+    shared_tokens_per_s: float | None = None
+    """Estimate for each of as many sequences as there are slots, all running; None if there is
+    only one, or weights come from the disk."""
 
     @property
     def missing(self) -> int:
@@ -247,6 +250,9 @@ def plan_for(
     if is_paged and memory is not None and mesh.size == 1:
         config, (experts,) = weights.storage.config, weights.experts
         residence = place(config, needed, experts=experts, memory=memory)
+    shared = None
+    if hardware and hardware.decode_rate and terms.slots > 1 and not is_paged:
+        shared = 1 / step_of(hardware, weights, terms, sequences=terms.slots).total_s
     return Plan(
         mesh=mesh,
         precision=weights.storage.precision,
@@ -263,6 +269,7 @@ def plan_for(
         residence=residence,
         first_token_s=residence.swept / rate if residence and rate else None,
         step=step_of(hardware, weights, terms) if hardware else None,
+        shared_tokens_per_s=shared,
     )
 
 
@@ -290,7 +297,12 @@ def _speed(
 
 
 def step_of(
-    hardware: Hardware, weights: Spread, terms: Terms, *, bandwidth: float = 1e12
+    hardware: Hardware,
+    weights: Spread,
+    terms: Terms,
+    *,
+    sequences: int = 1,
+    bandwidth: float = 1e12,
 ) -> StepTime:
     """The estimated time of the last token of a context, with all weights in memory.
 
@@ -302,22 +314,38 @@ def step_of(
         hardware: The hardware.
         weights: The weights, spread over a mesh.
         terms: The context, and the type of its keys and values.
+        sequences: That get a token each in the same step.
         bandwidth: Bandwidth to assume if the hardware's is unknown, for comparisons.
     """
     config, mesh, platform = weights.storage.config, weights.mesh, hardware.platform
     if platform == "cpu":
-        nbytes = sum(weights.read)
+        nbytes = sum(read_bytes(weights, sequences))
     else:
         dtype = terms.cache_dtype
-        seen = cache_bytes(config, mesh, slots=1, past=terms.context, dtype=dtype)
-        nbytes = max(weights.read) + seen
+        seen = cache_bytes(config, mesh, slots=sequences, past=terms.context, dtype=dtype)
+        nbytes = max(read_bytes(weights, sequences)) + seen
     return step_time(
         counts_of(config, mesh, platform=platform),
         nbytes=nbytes,
-        rate=hardware.decode_rate or bandwidth * REACHED[platform],
+        rate=hardware.decode_rate or bandwidth * reached(platform),
         sums_s=sums_s(config, mesh, platform=platform, has_fast_links=hardware.has_fast_links),
         platform=platform,
     )
+
+
+def read_bytes(weights: Spread, sequences: int) -> list[int]:
+    """Bytes of weights that each device reads in a step for so many sequences.
+
+    An expert is read once, however many tokens choose it. Of `E` experts, `n` tokens that choose
+    `k` each, independently and all alike, need `E (1 - (1 - k / E)^n)` on average.
+    """
+    config = weights.storage.config
+    left = 1 - config.num_selected_experts / config.num_experts
+    if not left:
+        return list(weights.read)
+    more = (left - left**sequences) / left
+    each = zip(weights.read, weights.stored, strict=True)
+    return [read + round(more * (stored - read)) for read, stored in each]
 
 
 def missed_bytes(weights: Spread, room: int) -> float:

@@ -10,7 +10,7 @@ from grokctl.text import format_bytes
 _FEWEST: Final = 2
 _MOST: Final = 4
 """Experts that are being read or computed, beside those that stay: one computes while others are
-read. More gain nothing (docs/adr/0016)."""
+read. More gain nothing (docs/adr/0019)."""
 _LEFT_SHARE: Final = 0.03
 _LEFT_LESS: Final = 0.08
 _LEFT_MOST: Final = 3 * 10**9

@@ -1,6 +1,7 @@
 """Which checkpoint to run, over which mesh, and how: of all that fits, the best."""
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -38,6 +39,8 @@ class Asked:
     """Tokens."""
     sequences: int = 1
     """Sequences to run at a time."""
+    may_be_fewer: bool = False
+    """Whether half as many will do, and half of these, rather than less context than one has."""
     kv: KvType = KvType.COMPUTE
 
 
@@ -127,6 +130,8 @@ def choose(
         HardwareError: Nothing fits.
         PlacementError: The model does not divide over the mesh that is asked for.
     """
+    if asked.may_be_fewer and asked.sequences > 1:
+        return _choose_with_most(hardware, candidates, asked, cpu)
     if asked.mesh is not None:
         check_mesh(asked.mesh, candidates[0].storage.config)
     options = list(_options(hardware, candidates, asked))
@@ -145,6 +150,24 @@ def choose(
         plan=best.plan,
         reason=", ".join(filter(None, [what, _why(best, fitting, len(candidates))])),
     )
+
+
+def _choose_with_most(
+    hardware: Hardware, candidates: Sequence[Candidate], asked: Asked, cpu: Hardware | None
+) -> Choice:
+    """The choice with the most sequences that cost nothing of what a single one would get."""
+    alone = choose(hardware, candidates, replace(asked, sequences=1), cpu=cpu)
+    sequences = asked.sequences
+    while sequences > 1:
+        with suppress(HardwareError):
+            many = replace(asked, sequences=sequences, may_be_fewer=False)
+            choice = choose(hardware, candidates, many, cpu=cpu)
+            is_same = choice.candidate is alone.candidate and choice.plan.mesh == alone.plan.mesh
+            is_paged_alike = choice.plan.is_paged == alone.plan.is_paged
+            if is_same and is_paged_alike and choice.plan.context == alone.plan.context:
+                return choice
+        sequences //= 2
+    return alone
 
 
 def describe(candidate: Candidate, plan: Plan, hardware: Hardware) -> str:

@@ -10,10 +10,12 @@ from grokctl.model.placement import MeshShape
 REACHED: Final[Mapping[str, float]] = {"cpu": 0.6, "gpu": 0.65, "tpu": 0.6}
 """Share of the memory's bandwidth that reading weights reaches, by platform: measured on a CPU
 without the native kernel (README), assumed for accelerators."""
+_REACHED_ELSEWHERE: Final = 0.6
+"""On platforms that JAX has beside these, such as Apple's: assumed."""
 KERNEL_REACHED: Final = 0.8
 """Share of the native kernel's own rate that decoding one sequence reaches: measured on a CPU."""
-LAUNCHES_OF_A_LAYER: Final = 17
-LAUNCHES_OUTSIDE: Final = 8
+LAUNCHES_OF_A_LAYER: Final = 12
+LAUNCHES_OUTSIDE: Final = 13
 """What a device of a GPU's mesh of eight starts for a token, beside sums: counted by
 `make gpu-forms` (docs/adr/0013), which fails where they are no longer true."""
 LAUNCH_S: Final = 1.5e-6
@@ -63,6 +65,11 @@ class StepTime:
     def total_s(self) -> float:
         """All of it."""
         return self.launches_s + self.reading_s + self.sums_s + self.waits_s + self.ends_s
+
+
+def reached(platform: str) -> float:
+    """Share of the memory's bandwidth that reading weights reaches, on any platform of JAX."""
+    return REACHED.get(platform, _REACHED_ELSEWHERE)
 
 
 def counts_of(config: GrokConfig, mesh: MeshShape, *, platform: str) -> Counts:

@@ -20,8 +20,6 @@ from grokctl.checkpoint.tensor_source import LogicalTensor, RowReader, TensorSou
 from grokctl.model.placement import Slice
 from grokctl.model.precision import Precision
 
-_STORED: Final = 2**20
-"""Elements that are copied at a time, without conversion."""
 _CONVERTED: Final = 2**19
 """Elements that are converted at a time: their floats stay in the cache."""
 
@@ -60,6 +58,10 @@ class Region:
     rows: Slice
     """Inputs; in int4, pairs of inputs, in whole groups."""
     outputs: Slice
+    align: int = 1
+    """Ranges of rows begin at multiples of it; of a weight that is quantized, at its groups."""
+    copied: int = 2**20
+    """Elements that are copied at a time, without conversion."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,7 +101,8 @@ def convert(
     own = source.storage.weight(region.tensor.spec)
     with source.reading(own, region.lead, region.outputs) as read:
         if own == region.tensor:
-            step = max(1, _STORED // (region.outputs[1] - region.outputs[0]))
+            step = region.copied // (region.outputs[1] - region.outputs[0])
+            step = max(region.align, step // region.align * region.align)
             for low in range(*region.rows, step):
                 rows = (low, min(low + step, region.rows[1]))
                 sink(rows, read(*rows))
@@ -186,10 +189,10 @@ def _widen(
 ) -> Squares:
     """float32 represents every int8, int4 and bfloat16 value exactly."""
     total = 0.0
-    for block in _blocks(own, region, read, scales, align=1):
+    for block in _blocks(own, region, read, scales, align=region.align):
         values = _floats(block)
         sink(block.inputs, values)
-        total += _sum_of_squares(values)
+        total += sum_of_squares(values)
     return Squares(0.0, total)
 
 
@@ -201,18 +204,18 @@ def _round(
     sink: _Sink,
 ) -> Squares:
     squares = NOTHING
-    for block in _blocks(own, region, read, scales, align=1):
+    for block in _blocks(own, region, read, scales, align=region.align):
         values = _floats(block)
         stored = rounded(values)
         sink(block.inputs, stored)
         change = stored.astype(np.float32)
         change -= values
-        squares += Squares(_sum_of_squares(change), _sum_of_squares(values))
+        squares += Squares(sum_of_squares(change), sum_of_squares(values))
     return squares
 
 
-def _sum_of_squares(values: NDArray[np.float32]) -> float:
-    """Without BLAS, which would start its own threads."""
+def sum_of_squares(values: NDArray[np.float32]) -> float:
+    """Of a matrix, without BLAS, which would start its own threads."""
     return float(np.einsum("io,io->", values, values))
 
 
@@ -240,7 +243,7 @@ def _quantize(
             change = unpacked(int4.codes).astype(np.float32)
             change *= np.repeat(stored.astype(np.float32), group, axis=0)
             change -= block.weight
-            squares += Squares(_sum_of_squares(change), _sum_of_squares(block.weight))
+            squares += Squares(sum_of_squares(change), sum_of_squares(block.weight))
         else:
             squares += _rounding_error(int4, steps, stored)
     return squares

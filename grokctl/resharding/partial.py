@@ -21,7 +21,7 @@ from grokctl.own_files import (
     why_not_own,
 )
 from grokctl.ownership import can_be_written, is_own
-from grokctl.resharding.replaced import delete_files, is_begun
+from grokctl.resharding.replaced import FolderKind, delete_files, is_begun
 from grokctl.system import optional
 
 _MODE: Final = 0o700
@@ -35,6 +35,8 @@ class PartialFolder:
     path: Path
     handle: int
     above: int
+    kind: FolderKind
+    """What it becomes."""
     is_exposed: bool = False
     """Whether other users can give its name, and those beside it, to something else."""
     is_of_others: bool = False
@@ -89,9 +91,9 @@ class PartialFolder:
     def delete(self) -> None:
         """Delete its files, whatever has its name by now; and the folder, if that is empty then."""
         names = names_in(self.handle)
-        delete_files(self.handle, (name for name in names if name != MARK))
+        delete_files(self.handle, (name for name in names if name != MARK), self.kind)
         if set(names_in(self.handle)) <= {MARK}:
-            delete_files(self.handle, [MARK])
+            delete_files(self.handle, [MARK], self.kind)
             with suppress(OSError):  # of something else, or not empty any more
                 self.require_name(self.name)
                 os.rmdir(self.name, dir_fd=self.above)
@@ -102,7 +104,7 @@ class PartialFolder:
 
 
 @contextmanager
-def opened_partial(path: Path, observe: Observer) -> Iterator[PartialFolder]:
+def opened_partial(path: Path, kind: FolderKind, observe: Observer) -> Iterator[PartialFolder]:
     """Open the partial folder of an earlier run, or make one.
 
     One that others could have made or changed is not continued: its bytes would be published as
@@ -111,6 +113,7 @@ def opened_partial(path: Path, observe: Observer) -> Iterator[PartialFolder]:
 
     Args:
         path: The usual name.
+        kind: What it becomes.
         observe: Receives a note for each folder that is not continued.
 
     Raises:
@@ -122,7 +125,7 @@ def opened_partial(path: Path, observe: Observer) -> Iterator[PartialFolder]:
         is_exposed = _is_exposed(path.parent, above)
         for place in _candidates(path, above, is_exposed=is_exposed):
             with ExitStack() as stack:
-                handle = _opened(stack, place, above, observe)
+                handle = _opened(stack, place, above, kind, observe)
                 if handle is None:
                     continue
                 with optional():
@@ -130,7 +133,7 @@ def opened_partial(path: Path, observe: Observer) -> Iterator[PartialFolder]:
                 is_of_others = set(names_in(handle)) > {MARK} and not is_begun_here(
                     handle, place.name
                 )
-                yield PartialFolder(place, handle, above, is_exposed, is_of_others)
+                yield PartialFolder(place, handle, above, kind, is_exposed, is_of_others)
                 return
 
 
@@ -157,7 +160,9 @@ def _candidates(path: Path, above: int, *, is_exposed: bool) -> Iterator[Path]:
         yield path.with_name(f"{stem}.{secrets.token_hex(8)}.partial")
 
 
-def _opened(stack: ExitStack, place: Path, above: int, observe: Observer) -> int | None:
+def _opened(
+    stack: ExitStack, place: Path, above: int, kind: FolderKind, observe: Observer
+) -> int | None:
     """Open a partial folder, or make it; None if it is not this user's and grokctl's work.
 
     Raises:
@@ -170,7 +175,7 @@ def _opened(stack: ExitStack, place: Path, above: int, observe: Observer) -> int
     problem = _problem(os.stat(place.name, dir_fd=above, follow_symlinks=False), place)
     if problem is None:
         handle = stack.enter_context(opened_folder(place.name, above=above))
-        problem = _problem(os.fstat(handle), place) or _unmarked(handle, place.name)
+        problem = _problem(os.fstat(handle), place) or _unmarked(handle, place.name, kind)
     if problem is not None and is_new:  # so would be the next
         raise ForeignFileError(problem, place)
     if problem is not None:
@@ -185,7 +190,7 @@ def _problem(status: os.stat_result, place: Path) -> str | None:
     return why_not_own(status) or can_be_written(place, status)
 
 
-def _unmarked(handle: int, name: str) -> str | None:
+def _unmarked(handle: int, name: str, kind: FolderKind) -> str | None:
     """Words for a folder that grokctl may not have made; one that it has made gets its mark."""
     if is_marked(handle, name):
         return None
@@ -193,9 +198,9 @@ def _unmarked(handle: int, name: str) -> str | None:
     is_copy = is_marked(handle, name, is_copy=True)  # as `cp -a` makes one
     if is_copy:
         names.remove(MARK)
-    if names and not is_begun(names, is_copy=is_copy):
+    if names and not is_begun(names, kind, is_copy=is_copy):
         return "has files, and no mark of grokctl"
-    delete_files(handle, [MARK])
+    delete_files(handle, [MARK], kind)
     with suppress(FileExistsError):  # of another run, at this moment
         put_mark(handle, name, is_new=not names)
     return None

@@ -1,8 +1,8 @@
-"""Arrays made by some threads and appended to device files by others, in order, in bounded memory.
+"""Pieces made by some threads and appended to files by others, in order, in bounded memory.
 
-Each worker makes one array at a time. Every device file has its own thread, which waits for the
-arrays in the order of the file, hashes and writes them. The number of arrays is fixed: a new one
-is made when all devices have taken their parts of an old one.
+Each worker makes one piece at a time. Every file has its own thread, which waits for the pieces in
+the order of the file, hashes and writes them. The number of arrays is fixed: a new piece is made
+when all files have taken their parts of an old one.
 """
 
 from collections import deque
@@ -15,12 +15,9 @@ from typing import Any, Final, Self
 
 import numpy as np
 
-from grokctl.checkpoint.frames import Compression
-from grokctl.checkpoint.tensor_source import LogicalTensor, TensorSource
-from grokctl.model.placement import Slice
 from grokctl.resharding.convert import NOTHING, Squares
-from grokctl.resharding.slices import Cut, CutResult
-from grokctl.resharding.writers import DeviceWriter, FileState, Frame, frames_of
+from grokctl.resharding.output import Frame, OutputPlan, Piece, PieceResult
+from grokctl.resharding.writers import FileState, FileWriter
 
 _POLL_S: Final = 0.1
 """Seconds to wait for an array before checking for failures."""
@@ -36,7 +33,7 @@ class _Array:
         self._users = 0
 
     def lend(self, users: int) -> None:
-        """Lend it to this many devices."""
+        """Lend it to this many files."""
         self._users = users
 
     def give_back(self) -> None:
@@ -51,20 +48,21 @@ class _Array:
 @dataclass(frozen=True, slots=True)
 class _Filled:
     frames: dict[int, list[Frame]]
-    """Device -> frames to write."""
-    result: CutResult
+    """Frames to write, by file."""
+    result: PieceResult
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Progress:
     """A completed step, in the order of the files."""
 
-    tensor: LogicalTensor
+    key: str
+    """The name of the tensor."""
     nbytes: int = 0
-    """Bytes added to device files, before compression."""
+    """Bytes added to files, before compression."""
     squares: Squares = NOTHING
     states: tuple[FileState, ...] = ()
-    """Of every device file, when the tensor is complete."""
+    """Of every file, when the tensor is complete."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,37 +74,24 @@ class _Pending:
 class Pipeline:
     """The threads and arrays of one run, as a context manager that ends them."""
 
-    def __init__(
-        self,
-        source: TensorSource,
-        writers: Sequence[DeviceWriter],
-        *,
-        compression: Compression | None,
-        jobs: int,
-        arrays: int,
-        array_nbytes: int,
-    ) -> None:
+    def __init__(self, plan: OutputPlan, writers: Sequence[FileWriter]) -> None:
         """Allocate the arrays, and start no thread yet.
 
         Args:
-            source: Has the values.
-            writers: Of the device files, each at its position.
-            compression: Of the device files.
-            jobs: Arrays that are made at a time.
-            arrays: Number of arrays.
-            array_nbytes: Bytes of each array.
+            plan: Has the source of the values, and the numbers of threads and arrays.
+            writers: Of its files, each at its position.
         """
-        self._source = source
-        self._writers = {writer.layout.device: writer for writer in writers}
-        self._compression = compression
+        self._source = plan.reader()
+        self._writers = {writer.layout.number: writer for writer in writers}
+        self._compression = plan.compression
         self._free: SimpleQueue[_Array] = SimpleQueue()
-        for _ in range(arrays):
-            self._free.put(_Array(array_nbytes, self._free))
+        for _ in range(plan.arrays):
+            self._free.put(_Array(plan.array_nbytes, self._free))
         self._pending: deque[_Pending] = deque()
-        self._workers = ThreadPoolExecutor(jobs, thread_name_prefix="make")
+        self._workers = ThreadPoolExecutor(plan.jobs, thread_name_prefix="make")
         self._appenders = {
-            device: ThreadPoolExecutor(1, thread_name_prefix=f"write-{device}")
-            for device in self._writers
+            number: ThreadPoolExecutor(1, thread_name_prefix=f"write-{number}")
+            for number in self._writers
         }
 
     def __enter__(self) -> Self:
@@ -117,15 +102,15 @@ class Pipeline:
         for appender in self._appenders.values():
             appender.shutdown(cancel_futures=True)
 
-    def add(self, cut: Cut) -> Iterator[Progress]:
-        """Schedule an array for its devices; waits until there is memory for it.
+    def add(self, piece: Piece) -> Iterator[Progress]:
+        """Schedule a piece for its files; waits until there is memory for it.
 
         Yields:
             Steps that completed meanwhile.
 
         Raises:
             GrokctlError: The source changed.
-            OSError: A device file cannot be written.
+            OSError: A file cannot be written.
         """
         while True:
             yield from self.finished()
@@ -134,40 +119,38 @@ class Pipeline:
                 break
             except Empty:
                 continue
-        array.lend(len(cut.devices))
-        filled = self._workers.submit(self._make, cut, array)
+        array.lend(len(piece.files))
+        filled = self._workers.submit(self._make, piece, array)
         appended = [
-            self._appenders[device].submit(self._append, device, cut, filled, array)
-            for device in cut.devices
+            self._appenders[number].submit(self._append, number, filled, array)
+            for number in piece.files
         ]
         self._pending.append(
             _Pending(
                 appended,
                 lambda counts: Progress(
-                    tensor=cut.tensor, nbytes=sum(counts), squares=filled.result().result.squares
+                    key=piece.key, nbytes=sum(counts), squares=filled.result().result.squares
                 ),
             )
         )
 
-    def add_scales(self, tensor: LogicalTensor) -> None:
-        """Append the scales that were made with their weight to every device file."""
+    def add_scales(self, key: str) -> None:
+        """Append the scales that were made with their weight to every file."""
         appended = [
-            appender.submit(self._writers[device].append_scales, tensor.key)
-            for device, appender in self._appenders.items()
+            appender.submit(self._writers[number].append_scales, key)
+            for number, appender in self._appenders.items()
         ]
         self._pending.append(
-            _Pending(appended, lambda counts: Progress(tensor=tensor, nbytes=sum(counts)))
+            _Pending(appended, lambda counts: Progress(key=key, nbytes=sum(counts)))
         )
 
-    def end_tensor(self, tensor: LogicalTensor) -> None:
-        """Record the state of every device file at the end of a tensor."""
+    def end_tensor(self, key: str) -> None:
+        """Record the state of every file at the end of a tensor."""
         states: list[Future[Any]] = [
-            appender.submit(self._writers[device].end_tensor)
-            for device, appender in self._appenders.items()
+            appender.submit(self._writers[number].end_tensor)
+            for number, appender in self._appenders.items()
         ]
-        self._pending.append(
-            _Pending(states, lambda ended: Progress(tensor=tensor, states=tuple(ended)))
-        )
+        self._pending.append(_Pending(states, lambda ended: Progress(key=key, states=tuple(ended))))
 
     def finished(self) -> Iterator[Progress]:
         """Steps that completed since the last call."""
@@ -183,28 +166,17 @@ class Pipeline:
         first = self._pending.popleft()
         return first.finish([future.result() for future in first.futures])
 
-    def _make(self, cut: Cut, array: _Array) -> _Filled:
-        memory = array.memory[: cut.nbytes]
-        result = cut.make(self._source, memory)
-        frames = frames_by_outputs(cut, memory.data, self._compression)
-        return _Filled({device: frames[outputs] for device, outputs in cut.devices.items()}, result)
+    def _make(self, piece: Piece, array: _Array) -> _Filled:
+        memory = array.memory[: piece.nbytes]
+        result = piece.make(self._source, memory)
+        return _Filled(dict(piece.frames(memory.data, self._compression)), result)
 
-    def _append(self, device: int, cut: Cut, future: "Future[_Filled]", array: _Array) -> int:
+    def _append(self, number: int, future: "Future[_Filled]", array: _Array) -> int:
         try:
-            filled, writer = future.result(), self._writers[device]
-            count = writer.append(filled.frames.pop(device))  # freed once written
+            filled, writer = future.result(), self._writers[number]
+            count = writer.append(filled.frames.pop(number))  # freed once written
             if filled.result.scales is not None:
-                writer.keep_scales(cut.tensor, cut.scales_slices, filled.result.scales)
+                writer.keep_scales(filled.result.scales)
             return count
         finally:
             array.give_back()
-
-
-def frames_by_outputs(
-    cut: Cut, memory: memoryview, compression: Compression | None
-) -> dict[Slice, list[Frame]]:
-    """Outputs of some device -> the frames of a filled array that are written for them."""
-    return {
-        outputs: frames_of(memory[begin:end], cut.frame_nbytes(outputs), compression)
-        for outputs, (begin, end) in cut.places.items()
-    }

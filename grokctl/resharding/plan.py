@@ -1,33 +1,29 @@
 """Plan a reshard: its files and its memory. `--dry-run` prints the plan, execution follows it."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from math import prod
 from pathlib import Path
 from typing import Final
 
-from grokctl.checkpoint.frames import FRAME, Compression
+from grokctl.checkpoint.frames import Compression
 from grokctl.checkpoint.layout import DeviceLayout, device_layouts
+from grokctl.checkpoint.published import Checkpoint, tensors_of
 from grokctl.checkpoint.ready import ReadyCheckpoint
 from grokctl.checkpoint.release import Release
 from grokctl.checkpoint.storage import storage_in
-from grokctl.checkpoint.tensor_source import ReleaseSource, Slices, Storage, TensorSource, extent
+from grokctl.checkpoint.tensor_source import Slices, Storage, TensorSource, extent
 from grokctl.errors import invalid
-from grokctl.machine.memory import memory
+from grokctl.events import Stage
 from grokctl.model.placement import MeshShape, check_mesh
 from grokctl.model.precision import Precision, check_conversion
-from grokctl.resharding.slices import cuts_of
-from grokctl.system import usable_cores
+from grokctl.resharding.memory_limits import memory_limits, peak_nbytes
+from grokctl.resharding.replaced import READY, FolderKind
+from grokctl.resharding.slices import Cut, cuts_of, is_scales_of_quantized
 
-_LARGEST_ARRAY: Final = 2**24
-_SMALLEST_ARRAY: Final = 2**20
-_MOST_WAITING: Final = 8
-_FEWEST_WAITING: Final = 2
-"""Finished arrays that wait for their writers, in addition to those that workers fill: with eight,
-a reshard is a tenth faster than with two, if there is memory for them."""
-_SCRATCH: Final = 16 * 2**20
-"""Bytes per worker in addition to its array: rows as read, floats, integers."""
+_SAMPLES: Final = 12
+"""Tensors, from all over the model, whose pieces are made to measure the work."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +52,7 @@ class ReshardOptions:
 class ReshardPlan:
     """Everything that a reshard will read and write."""
 
-    source: Release | ReadyCheckpoint
+    source: Checkpoint
     out: Path
     mesh: MeshShape
     storage: Storage
@@ -69,10 +65,46 @@ class ReshardPlan:
     array_nbytes: int
     """Bytes of an array at most."""
 
+    @property
+    def kind(self) -> FolderKind:
+        """The kind of folder that is published."""
+        return READY
+
+    @property
+    def stage(self) -> Stage:
+        """The stage that reports the progress."""
+        return Stage.RESHARD
+
+    @cached_property
+    def keys(self) -> tuple[str, ...]:
+        """The names of the tensors, in the order of every file."""
+        return tuple(item.tensor.key for item in self.layouts[0].tensors)
+
+    def pieces(self, index: int) -> Iterator[Cut]:
+        """The arrays of a tensor, by its place in that order."""
+        return cuts_of(self.layouts, index, limit=self.array_nbytes)
+
+    def made_with(self, index: int) -> int | None:
+        """The weight that is quantized together with these scales; None if they are read."""
+        tensor = self.layouts[0].tensors[index].tensor
+        if not is_scales_of_quantized(self.tensors, tensor):
+            return None
+        return self.keys.index(replace(tensor, is_scales=False).key)
+
+    def reader(self) -> TensorSource:
+        """The source as pieces read it."""
+        return self.tensors
+
+    def trial(self) -> list[Cut]:
+        """An array of weights from all over the model."""
+        tensors = self.layouts[0].tensors
+        matrices = [index for index, item in enumerate(tensors) if item.tensor.is_matrix]
+        return [next(self.pieces(index)) for index in spread(matrices, _SAMPLES)]
+
     @cached_property
     def tensors(self) -> TensorSource:
         """The source as a source of tensors."""
-        return ReleaseSource(self.source) if isinstance(self.source, Release) else self.source
+        return tensors_of(self.source)
 
     @property
     def precision(self) -> Precision:
@@ -103,11 +135,12 @@ class ReshardPlan:
     @property
     def peak_bytes(self) -> int:
         """Bytes of memory for reading, converting and writing, at most."""
-        copies = 2 if self.compression else 1
-        return self.arrays * self.array_nbytes * copies + self.jobs * _SCRATCH
+        return peak_nbytes(
+            self.jobs, self.arrays, self.array_nbytes, is_compressed=self.compression is not None
+        )
 
 
-def plan_reshard(source: Release | ReadyCheckpoint, options: ReshardOptions) -> ReshardPlan:
+def plan_reshard(source: Checkpoint, options: ReshardOptions) -> ReshardPlan:
     """Decide every byte that will be written; reads and writes no file.
 
     Args:
@@ -120,14 +153,19 @@ def plan_reshard(source: Release | ReadyCheckpoint, options: ReshardOptions) -> 
     """
     if isinstance(source, ReadyCheckpoint):
         source.check_whole()
-    tensors = ReleaseSource(source) if isinstance(source, Release) else source
+    tensors = tensors_of(source)
     own, mesh = tensors.storage, options.mesh
     precision = own.precision if options.precision is None else options.precision
     check_conversion(own.precision, precision)
     check_mesh(mesh, own.config)
     storage = storage_in(own, precision, mesh, group_size=options.group_size)
     layouts = _layouts(storage, options)
-    jobs, arrays, array_nbytes = _memory_limits(layouts, options)
+    jobs, arrays, array_nbytes = memory_limits(
+        lambda limit: _largest_cut(layouts, limit),
+        is_compressed=options.compression is not None,
+        jobs=options.jobs,
+        max_memory=options.max_memory,
+    )
     return ReshardPlan(
         source=source,
         out=options.out,
@@ -141,18 +179,23 @@ def plan_reshard(source: Release | ReadyCheckpoint, options: ReshardOptions) -> 
     )
 
 
+def spread(places: Sequence[int], count: int) -> list[int]:
+    """So many of these places, from all over them."""
+    return sorted({places[n * len(places) // count] for n in range(count)})
+
+
 def usual_name(
-    source: Release | ReadyCheckpoint,
+    source: Checkpoint,
     *,
     mesh: MeshShape,
     precision: Precision | None,
     compression: Compression | None,
 ) -> str:
     """The default folder name: `NAME-PRECISION-MESH`, with `-zst` if compressed."""
-    if isinstance(source, ReadyCheckpoint):
-        name, own = source.source.folder, source.precision
-    else:
+    if isinstance(source, Release):
         name, own = source.name, Precision.INT8
+    else:
+        name, own = source.source.folder, source.precision
     return f"{name}-{precision or own}-{mesh.slug}" + ("-zst" if compression else "")
 
 
@@ -166,23 +209,6 @@ def _layouts(storage: Storage, options: ReshardOptions) -> tuple[DeviceLayout, .
         expected = f"expected devices 0 to {mesh.size - 1} of {mesh}"
         raise invalid("only_devices", some, expected, f"--only-devices 0-{mesh.size - 1}")
     return layouts
-
-
-def _memory_limits(
-    layouts: Sequence[DeviceLayout], options: ReshardOptions
-) -> tuple[int, int, int]:
-    """Threads, arrays and bytes per array that fit the memory."""
-    budget = memory().usable // 4 if options.max_memory is None else options.max_memory
-    copies = 2 if options.compression else 1
-    smallest = FRAME if options.compression else _SMALLEST_ARRAY
-    least = copies * _largest_cut(layouts, smallest)
-    room = (budget - _FEWEST_WAITING * least) // (_SCRATCH + least)
-    threads = max(1, min(options.jobs or usable_cores(), room))
-    rest = budget - threads * _SCRATCH
-    waiting = max(_FEWEST_WAITING, min(_MOST_WAITING, rest // (2 * least) - threads))
-    share = rest // (copies * (threads + waiting))
-    largest = _largest_cut(layouts, max(smallest, min(share, _LARGEST_ARRAY)))
-    return threads, threads + waiting, largest
 
 
 def _largest_cut(layouts: Sequence[DeviceLayout], limit: int) -> int:

@@ -1,4 +1,4 @@
-"""The destination of a reshard: checks, the partial folder, and the final rename."""
+"""The destination of a reshard or an export: checks, the partial folder, and the final rename."""
 
 import glob
 import hashlib
@@ -12,15 +12,14 @@ from itertools import count
 from pathlib import Path
 from typing import Final
 
-from grokctl.checkpoint.manifest import FileRecord, Manifest, Source, manifest_bytes
-from grokctl.checkpoint.ready import SUMS, ReadyCheckpoint
+from grokctl.checkpoint.manifest import Source
+from grokctl.checkpoint.published import Checkpoint
 from grokctl.checkpoint.receipt import Receipt, Stamp, changed_since, stamps_of
 from grokctl.checkpoint.release import Release
 from grokctl.checkpoint.sums import doubt_of
 from grokctl.errors import Damage, DiskFullError, Reason, UsageError, corrupt
 from grokctl.events import Noted, Observer
-from grokctl.integrity.ready_content import altered
-from grokctl.linked_files import read_linked, refuse_foreign_links
+from grokctl.linked_files import refuse_foreign_links
 from grokctl.machine.disks import largest_file
 from grokctl.marks import MARK
 from grokctl.os_errors import refusal
@@ -28,21 +27,19 @@ from grokctl.own_files import ForeignFileError, names_in, opened_folder, why_not
 from grokctl.ownership import first_exposure, is_own, links_on
 from grokctl.paths import (
     CKPT,
-    LARGEST_TOKENIZER,
-    MANIFEST,
-    TOKENIZER,
     fsync_folder,
     kind_of,
     quoted,
 )
+from grokctl.resharding.output import OutputPlan
 from grokctl.resharding.partial import PartialFolder
-from grokctl.resharding.plan import ReshardPlan
 from grokctl.resharding.replaced import (
     JOURNAL,
-    delete_checkpoint,
+    READY,
+    FolderKind,
     delete_files,
+    delete_folder,
     foreign_in,
-    is_own_name,
 )
 from grokctl.text import format_apart
 
@@ -53,43 +50,46 @@ _SYSTEM_FOLDERS: Final = frozenset({"lost+found"})
 # --- before
 
 
-def destination(out: Path) -> Path:
+def destination(out: Path, kind: FolderKind = READY) -> Path:
     """The folder that is filled: also behind a link, if that is this user's own.
 
     Args:
         out: As the user typed it.
+        kind: Of the folder that it becomes.
     """
     if not out.is_symlink():
         return out.absolute()
     with suppress(OSError):
         target = Path(os.path.realpath(out))
-        if all(is_own(link) for _, link in links_on(out)) and is_filled(target):
+        if all(is_own(link) for _, link in links_on(out)) and is_filled(target, kind):
             return target
     return out.absolute()
 
 
-def check_destination(plan: ReshardPlan, *, force: bool) -> None:
-    """Refuse a destination that this reshard may not replace.
+def check_destination(plan: OutputPlan, *, force: bool) -> None:
+    """Refuse a destination that this run may not replace.
 
     Raises:
-        UsageError: It exists, and either `force` is not set or it is not just a ready checkpoint.
+        UsageError: It exists, and either `force` is not set or it is not just of the same kind.
     """
-    out = plan.out
+    out, kind = plan.out, plan.kind
     inside = next((each for each in Path(os.path.realpath(out)).parents if each.name == CKPT), None)
     if inside is not None:
         message = f"{out}: lies between the tensors of a release"
         raise UsageError(message, _elsewhere(inside.parent))
-    if not os.path.lexists(out) or is_filled(out):
+    if not os.path.lexists(out) or is_filled(out, kind):
         return
     if out.is_symlink():
         problem = "is a symbolic link, expected a new or an empty folder"
         raise UsageError(f"{out}: {problem}", f"--out {quoted(os.path.realpath(out))}")
-    if kind_of(out) != "ready":
-        raise UsageError(f"{out}: exists, and is not a ready checkpoint", _elsewhere(out))
+    if not kind.is_replaceable:
+        raise UsageError(f"{out}: exists", _elsewhere(out))
+    if kind_of(out) != kind.name:
+        raise UsageError(f"{out}: exists, and is not {kind.words}", _elsewhere(out))
     if plan.source.root.resolve().is_relative_to(out.resolve()):
         raise UsageError(f"{out}: contains the source of this reshard", _elsewhere(out))
     for path in sorted(out.iterdir()):
-        if foreign := None if _is_beside(path.name) else foreign_in(path):
+        if foreign := None if _is_beside(path.name) else foreign_in(path, kind):
             message = f"{out}: contains {foreign!r}, which grokctl did not write"
             raise UsageError(message, _elsewhere(out))
     if not force:
@@ -103,7 +103,7 @@ def _elsewhere(taken: Path) -> str:
     return f"--out {quoted(free)}  # another destination"
 
 
-def check_tokenizer(source: Release | ReadyCheckpoint) -> None:
+def check_tokenizer(source: Checkpoint) -> None:
     """Refuse a tokenizer that is another user's link to a file which only this user may read.
 
     Raises:
@@ -117,36 +117,40 @@ def check_tokenizer(source: Release | ReadyCheckpoint) -> None:
         raise refusal(error, source.tokenizer) from error
 
 
-def check_space(plan: ReshardPlan, nbytes: int, free: int) -> None:
-    """Refuse a reshard that does not fit.
+def check_space(plan: OutputPlan, nbytes: int, free: int) -> None:
+    """Refuse what does not fit.
 
     Raises:
         DiskFullError: Fewer bytes are free than will be written, or a file would be too large.
     """
-    hint = f"df -h {quoted(disk_of(plan.out))}  # or --out on another disk"
+    hint = f"df -h {quoted(disk_of(plan.out, plan.kind))}  # or --out on another disk"
     largest = max((layout.nbytes for layout in plan.layouts), default=0)
-    limit, origin = largest_file(disk_of(plan.out))
+    limit, origin = largest_file(disk_of(plan.out, plan.kind))
     if limit is not None and largest > limit:
         needed, found = format_apart(largest, limit)
         message = f"{plan.out}: expected files of {needed}, found a limit of {found} ({origin})"
         raise DiskFullError(message, "ulimit -f unlimited" if "ulimit" in origin else hint)
     if nbytes > free:
         needed, found = format_apart(nbytes, free)
-        raise DiskFullError(f"{disk_of(plan.out)}: expected {needed} free, found {found}", hint)
+        raise DiskFullError(
+            f"{disk_of(plan.out, plan.kind)}: expected {needed} free, found {found}", hint
+        )
 
 
-def is_filled(out: Path) -> bool:
-    """Whether a reshard writes into an existing folder: an empty one, such as a mounted volume."""
-    if out.is_symlink() or not out.is_dir() or (out / MANIFEST).exists():
+def is_filled(out: Path, kind: FolderKind = READY) -> bool:
+    """Whether a run writes into an existing folder: an empty one, such as a mounted volume."""
+    if out.is_symlink() or not out.is_dir() or (out / kind.manifest).exists():
         return False
     paths = list(out.iterdir())
     is_begun = any(_is_partial(path.name) for path in paths)
-    return all(_is_beside(path.name) or (is_begun and foreign_in(path) is None) for path in paths)
+    return all(
+        _is_beside(path.name) or (is_begun and foreign_in(path, kind) is None) for path in paths
+    )
 
 
-def disk_of(out: Path) -> Path:
+def disk_of(out: Path, kind: FolderKind = READY) -> Path:
     """The existing folder whose disk will be written."""
-    if _is_inside(out):
+    if _is_inside(out, kind):
         return out
     folder = out.parent
     while not folder.is_dir():
@@ -154,9 +158,9 @@ def disk_of(out: Path) -> Path:
     return folder
 
 
-def _is_inside(out: Path) -> bool:
+def _is_inside(out: Path, kind: FolderKind) -> bool:
     """Whether files are written inside `out`: it is there, and cannot be replaced by a rename."""
-    return is_filled(out) or (not out.is_symlink() and os.path.ismount(out))
+    return is_filled(out, kind) or (not out.is_symlink() and os.path.ismount(out))
 
 
 def _is_beside(name: str) -> bool:
@@ -180,17 +184,17 @@ def writing(out: Path) -> Iterator[None]:
 # --- the partial folder
 
 
-def can_be_exchanged(source: Release | ReadyCheckpoint) -> bool:
+def can_be_exchanged(source: Checkpoint) -> bool:
     """Whether other users can change or exchange a file that is resharded."""
     if isinstance(source, Release):
         names = [str(tensor.path.relative_to(source.root)) for tensor in source.tensors]
     else:
-        names = [record.name for record in source.files]
+        names = list(source.records)
     return first_exposure(source.root, names) is not None
 
 
 def partial_folder(
-    plan: ReshardPlan, stamps: Mapping[Path, Stamp | None], *, is_exposed: bool = False
+    plan: OutputPlan, stamps: Mapping[Path, Stamp | None], *, is_exposed: bool = False
 ) -> tuple[Path, bool]:
     """The hidden folder that grows beside the destination, or in it if that is a folder already.
 
@@ -198,7 +202,7 @@ def partial_folder(
     source mounted at another place.
 
     Args:
-        plan: Of the reshard.
+        plan: Of the run.
         stamps: Of the files of the source.
         is_exposed: Whether others can exchange those now. What is read meanwhile may be of other
             files: a run that begins when they can no longer does not continue after it.
@@ -218,14 +222,14 @@ def partial_folder(
     return (own, False) if earlier is None else (earlier, True)
 
 
-def _partial_name(plan: ReshardPlan, sources: Iterable[object]) -> Path:
+def _partial_name(plan: OutputPlan, sources: Iterable[object]) -> Path:
     hasher = hashlib.sha256(str(plan.compression).encode())
     for layout in plan.layouts:
         hasher.update(layout.header)
     for source in sources:
         hasher.update(repr(source).encode())
     name = f".{plan.out.name}.{hasher.hexdigest()[:12]}.partial"
-    return plan.out / name if _is_inside(plan.out) else plan.out.parent / name
+    return plan.out / name if _is_inside(plan.out, plan.kind) else plan.out.parent / name
 
 
 def leftovers(partial: Path, out: Path) -> list[Path]:
@@ -238,7 +242,7 @@ def leftovers(partial: Path, out: Path) -> list[Path]:
 
 
 def check_unchanged(
-    source: Release | ReadyCheckpoint,
+    source: Checkpoint,
     stamps: Mapping[Path, Stamp | None],
     proof: Receipt | None,
     partial: PartialFolder,
@@ -263,9 +267,7 @@ def check_unchanged(
         raise corrupt(changed[0], Reason.ALTERED, "changed while it was read", command)
 
 
-def refuse_altered(
-    source: Release | ReadyCheckpoint, damage: Sequence[Damage], partial: PartialFolder
-) -> None:
+def refuse_altered(source: Checkpoint, damage: Sequence[Damage], partial: PartialFolder) -> None:
     """Refuse to publish what was made from wrong bytes; the partial folder is then deleted.
 
     Raises:
@@ -276,12 +278,10 @@ def refuse_altered(
         raise corrupt(item.file, item.reason, item.detail, f"grokctl verify {quoted(source.root)}")
 
 
-# --- the last files, and the name
+# --- the origin, and the name
 
 
-def origin_of(
-    source: Release | ReadyCheckpoint, proof: Receipt | None, *, is_earlier: bool
-) -> Source:
+def origin_of(source: Checkpoint, proof: Receipt | None, *, is_earlier: bool) -> Source:
     """What a manifest says about its source.
 
     Args:
@@ -304,53 +304,6 @@ def origin_of(
     return replace(origin, proven=False, verified_at=None, root_of_trust=None)
 
 
-def write_rest(
-    plan: ReshardPlan,
-    partial: PartialFolder,
-    origin: Source,
-    records: list[FileRecord],
-    errors: Mapping[str, float],
-) -> str:
-    """Write the tokenizer, the checksums and, last, the manifest.
-
-    Returns:
-        The sha256 of the manifest.
-
-    Raises:
-        CorruptCheckpointError: The tokenizer of a ready checkpoint is not that of its manifest.
-    """
-    source = plan.source
-    if source.tokenizer is not None:
-        data, mode = read_linked(source.tokenizer, source.root, most=LARGEST_TOKENIZER)
-        if isinstance(source, ReadyCheckpoint):
-            record = source.manifest.records.get(TOKENIZER)
-            found = altered(record, hashlib.sha256(data).hexdigest()) if record else None
-            if record is None and origin.proven:  # `origin_of` has seen none
-                found = Damage(TOKENIZER, Reason.ALTERED, "appeared while it was read")
-            refuse_altered(source, [found] if found else [], partial)
-        partial.write(TOKENIZER, data, mode)
-        records.append(
-            FileRecord(name=TOKENIZER, nbytes=len(data), sha256=hashlib.sha256(data).hexdigest())
-        )
-    manifest = manifest_bytes(
-        Manifest(
-            storage=plan.storage,
-            mesh=plan.mesh,
-            source=origin,
-            devices=tuple(layout.device for layout in plan.layouts),
-            compression=plan.compression,
-            errors=errors,
-            files=tuple(records),
-        )
-    )
-    manifest_sha256 = hashlib.sha256(manifest).hexdigest()
-    sums = [f"{record.sha256}  {record.name}\n" for record in records]
-    sums.append(f"{manifest_sha256}  {MANIFEST}\n")
-    partial.write(SUMS, "".join(sums).encode())
-    partial.write(MANIFEST, manifest)
-    return manifest_sha256
-
-
 def take_back(partial: PartialFolder, out: Path) -> None:
     """Continue after a kill during `publish` into a folder: its files are still of this run.
 
@@ -358,11 +311,12 @@ def take_back(partial: PartialFolder, out: Path) -> None:
     files of this user's to our names, nothing is taken. A journal is not: `publish` deletes it
     before it moves anything, so another one is somebody's claim about the files beside it.
     """
-    if not _is_partial(partial.name) or (out / MANIFEST).exists() or not is_filled(out):
+    kind = partial.kind
+    if not _is_partial(partial.name) or (out / kind.manifest).exists() or not is_filled(out, kind):
         return
     there = names_in(partial.handle)
     for name in [] if partial.is_exposed else names_in(partial.above):
-        if not is_own_name(name) or name in {JOURNAL, *there}:
+        if not kind.is_own_name(name) or name in {JOURNAL, *there}:
             continue
         status = os.stat(name, dir_fd=partial.above, follow_symlinks=False)
         if stat.S_ISREG(status.st_mode) and why_not_own(status) is None:
@@ -375,20 +329,21 @@ def _fill(partial: PartialFolder) -> None:
     Raises:
         ForeignFileError: Others can have renamed a file of this user's to the name of one.
     """
-    names = sorted(names_in(partial.handle), key=lambda name: name == MANIFEST)
-    if partial.is_exposed and (taken := set(filter(is_own_name, names_in(partial.above)))):
+    kind = partial.kind
+    names = sorted(names_in(partial.handle), key=lambda name: name == kind.manifest)
+    if partial.is_exposed and (taken := set(filter(kind.is_own_name, names_in(partial.above)))):
         place = partial.path.with_name(min(taken))
         raise ForeignFileError("is there already, in a folder that others can write to", place)
-    delete_files(partial.above, [MANIFEST])
-    delete_files(partial.above, names_in(partial.above))
-    delete_files(partial.handle, [JOURNAL])
+    delete_files(partial.above, [kind.manifest], kind)
+    delete_files(partial.above, names_in(partial.above), kind)
+    delete_files(partial.handle, [JOURNAL], kind)
     for name in names:
         if name in {JOURNAL, MARK}:
             continue
-        if name == MANIFEST:
+        if name == kind.manifest:
             fsync_folder(partial.above)
         os.rename(name, name, src_dir_fd=partial.handle, dst_dir_fd=partial.above)
-    delete_files(partial.handle, [MARK])  # last: a run that continues deletes the folder
+    delete_files(partial.handle, [MARK], kind)  # last: a run that continues deletes the folder
     os.rmdir(partial.name, dir_fd=partial.above)
     fsync_folder(partial.above)
 
@@ -397,8 +352,8 @@ def publish(partial: PartialFolder, out: Path, observe: Observer) -> None:
     """Rename the partial folder; a run that is killed during this can continue.
 
     Args:
-        partial: The folder with every file of the checkpoint.
-        out: Its new name; a checkpoint of this name is replaced.
+        partial: The folder with every file.
+        out: Its new name; a folder of this name and kind is replaced.
         observe: Receives a note about files in that one which are not of a checkpoint, and stay.
 
     Raises:
@@ -412,7 +367,7 @@ def publish(partial: PartialFolder, out: Path, observe: Observer) -> None:
         return
     replaced = partial.path.with_suffix(".replaced").name
     if not partial.is_exposed:  # elsewhere, others can have given its name to another checkpoint
-        delete_checkpoint(replaced, partial.above)
+        delete_folder(replaced, partial.above, partial.kind)
     if partial.is_exposed or _exists(replaced, partial.above):  # it holds more than a checkpoint
         replaced = f"{replaced.removesuffix('.replaced')}.{secrets.token_hex(8)}.replaced"
     with ExitStack() as stack:
@@ -424,9 +379,9 @@ def publish(partial: PartialFolder, out: Path, observe: Observer) -> None:
         partial.require_name(out.name)
         partial.open_to_others()
         fsync_folder(partial.above)
-        delete_files(partial.handle, [JOURNAL, MARK])
+        delete_files(partial.handle, [JOURNAL, MARK], partial.kind)
         if old is not None:
-            delete_checkpoint(replaced, partial.above, opened=old)
+            delete_folder(replaced, partial.above, partial.kind, opened=old)
     if _exists(replaced, partial.above):
         place = partial.path.with_name(replaced)
         observe(Noted(message=f"{place}: contains files that grokctl did not write, and stays"))

@@ -2,11 +2,13 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from grokctl.checkpoint.frames import Compression
-from grokctl.checkpoint.ready import ReadyCheckpoint, open_ready
+from grokctl.checkpoint.gguf_checkpoint import open_gguf
+from grokctl.checkpoint.ready import open_ready
 from grokctl.checkpoint.receipt import Receipt, proof_of
-from grokctl.checkpoint.release import Release, open_release
+from grokctl.checkpoint.release import open_release
 from grokctl.errors import UsageError
 from grokctl.events import Observer, ignore
 from grokctl.integrity.provenance import describe_hashed, describe_proof
@@ -17,13 +19,16 @@ from grokctl.resharding.estimate import Estimate
 from grokctl.resharding.plan import ReshardOptions, ReshardPlan, plan_reshard, usual_name
 from grokctl.resharding.publish import check_destination, check_space, destination
 
+if TYPE_CHECKING:
+    from grokctl.checkpoint.published import Checkpoint
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReshardRequest:
     """What to reshard, and how; None takes the default."""
 
     root: Path
-    """A release or a ready checkpoint."""
+    """A release, a ready checkpoint, or an export in GGUF."""
     folder: Path
     """Gets the result under its usual name, unless `out` is given."""
     out: Path | None = None
@@ -60,15 +65,19 @@ def plan_request(request: ReshardRequest, *, observe: Observer = ignore) -> Plan
         UsageError: The request names no mesh for a release.
         GrokctlError: The source cannot be opened, or as `plan_reshard` does.
     """
-    source: Release | ReadyCheckpoint
+    source: Checkpoint
     mesh, proof = request.mesh, None
-    if kind_of(request.root) == "ready":
-        source = open_ready(request.root, is_streamed=True)
-        mesh = mesh or source.mesh
-        provenance = describe_hashed(source)
+    kind = kind_of(request.root)
+    if kind == "ready":
+        source = ready = open_ready(request.root, is_streamed=True)
+        mesh = mesh or ready.mesh
+        provenance = describe_hashed(ready)
+    elif kind == "export":
+        source = made = open_gguf(request.root)
+        provenance = describe_hashed(made)
     else:
-        source = open_release(request.root, observe=observe)
-        found = proof_of(source)
+        source = release = open_release(request.root, observe=observe)
+        found = proof_of(release)
         proof, provenance = found.receipt, describe_proof(found, request.root)
     if mesh is None:
         raise UsageError("the number of devices is required", "--devices 8")

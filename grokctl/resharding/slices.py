@@ -1,6 +1,6 @@
 """The arrays that a reshard makes, their order, and the device files that get parts of them."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from math import prod
@@ -9,22 +9,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from grokctl.checkpoint.frames import FRAME
+from grokctl.checkpoint.frames import FRAME, Compression
 from grokctl.checkpoint.layout import DeviceLayout
 from grokctl.checkpoint.pickles import BFLOAT16
 from grokctl.checkpoint.tensor_source import LogicalTensor, Slices, TensorSource, chunks, extent
 from grokctl.model.placement import Slice
 from grokctl.model.precision import Precision
-from grokctl.resharding.convert import NOTHING, Region, Squares, convert, is_stored_alike
-
-
-@dataclass(frozen=True, slots=True)
-class CutResult:
-    """The results of making an array, in addition to the array."""
-
-    squares: Squares = NOTHING
-    scales: NDArray[Any] | None = None
-    """bfloat16 `(groups, outputs)` of all outputs, if the weight was quantized."""
+from grokctl.resharding.convert import Region, Squares, convert, is_stored_alike
+from grokctl.resharding.output import Frame, KeptScales, PieceResult, frames_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,6 +32,16 @@ class Cut:
     """Of the tensor as stored, with the outputs of all devices."""
     devices: Mapping[int, Slice]
     """Device -> the outputs that it gets; all of them if the part is copied unchanged."""
+
+    @property
+    def key(self) -> str:
+        """The name of its tensor."""
+        return self.tensor.key
+
+    @property
+    def files(self) -> Collection[int]:
+        """The devices whose files get a part of it."""
+        return self.devices.keys()
 
     @property
     def nbytes(self) -> int:
@@ -72,7 +74,17 @@ class Cut:
         half = self.tensor.width // 2
         return (*lead, (first // half, last // half), outputs)
 
-    def make(self, source: TensorSource, memory: NDArray[np.uint8]) -> CutResult:
+    def frames(
+        self, memory: memoryview, compression: Compression | None
+    ) -> Mapping[int, list[Frame]]:
+        """What each device's file gets of a filled array; made once for all with these outputs."""
+        made = {
+            outputs: frames_of(memory[begin:end], self.frame_nbytes(outputs), compression)
+            for outputs, (begin, end) in self.places.items()
+        }
+        return {device: made[outputs] for device, outputs in self.devices.items()}
+
+    def make(self, source: TensorSource, memory: NDArray[np.uint8]) -> PieceResult:
         """Fill an array.
 
         Args:
@@ -88,9 +100,9 @@ class Cut:
             out[...] = source.read(self.tensor, self.slices)
         with np.errstate(all="ignore"):  # the sum is finite only if every value is
             total = float(np.abs(out).sum(dtype=np.float64))
-        return CutResult(Squares(0.0, total))
+        return PieceResult(Squares(0.0, total))
 
-    def _convert(self, source: TensorSource, memory: NDArray[np.uint8]) -> CutResult:
+    def _convert(self, source: TensorSource, memory: NDArray[np.uint8]) -> PieceResult:
         *lead, rows, outputs = self.slices
         region = Region(
             tensor=self.tensor, lead=tuple(low for low, _ in lead), rows=rows, outputs=outputs
@@ -110,7 +122,11 @@ class Cut:
         scales = None
         if self.tensor.groups and not is_stored_alike(source, self.tensor):
             scales = np.empty(extent(self.scales_slices)[-2:], BFLOAT16)
-        return CutResult(convert(source, region, put, scales=scales), scales)
+        squares = convert(source, region, put, scales=scales)
+        if scales is None:
+            return PieceResult(squares)
+        of_weight = replace(self.tensor, is_scales=True)
+        return PieceResult(squares, KeptScales(of_weight, self.scales_slices, scales))
 
     def _quantize_scales(self, source: TensorSource, out: NDArray[Any]) -> None:
         """Make scales alone, when a run continues between a weight and its scales."""

@@ -15,7 +15,7 @@ from threading import Condition, Event, Thread
 from typing import Any, Final, Self
 
 from grokctl.checkpoint.manifest import FileRecord
-from grokctl.checkpoint.ready import ReadyCheckpoint
+from grokctl.checkpoint.published import Checkpoint
 from grokctl.checkpoint.ready_receipt import hashed_before, read_ready_receipt
 from grokctl.checkpoint.release import Release
 from grokctl.errors import Damage
@@ -55,23 +55,24 @@ class _File:
 class SourceHashing:
     """Threads that hash device files, as a context manager that ends them."""
 
-    def __init__(self, source: Release | ReadyCheckpoint) -> None:
+    def __init__(self, source: Checkpoint, stage: Stage = Stage.RESHARD) -> None:
         """Open the device files, and start no thread yet.
 
         Args:
             source: A ready checkpoint, whose manifest has the hashes; of a release, which a
                 receipt proves, nothing is hashed. The stamps of its files were taken before, and
                 are compared at the end: what changes later is not published.
+            stage: That reports the progress.
         """
         self._source = source
+        self._stage = stage
         self._changed = Condition()
         self._is_cancelled = Event()
         self._includes_all = False
         records: list[FileRecord] = []
-        if isinstance(source, ReadyCheckpoint):
+        if not isinstance(source, Release):
             before = hashed_before(source, read_ready_receipt(source))
-            records = [source.manifest.record_of(device) for device in source.manifest.devices]
-            records = [record for record in records if record.name not in before]
+            records = [record for record in source.tensor_files if record.name not in before]
         self._files = [_opened(source.root, record) for record in records]
         count = min(len(self._files), usable_cores())
         self._threads = [
@@ -139,7 +140,7 @@ class SourceHashing:
         if self._includes_all:
             return self._files
         source = self._source
-        opened = source.opened if isinstance(source, ReadyCheckpoint) else frozenset()
+        opened = frozenset() if isinstance(source, Release) else source.opened
         return [file for file in self._files if file.record.name in opened]
 
     def _catch_up(self, limit: int, done: int, observe: Observer) -> None:
@@ -147,7 +148,7 @@ class SourceHashing:
         while self._missing() > limit:
             with self._changed:
                 self._changed.wait(_POLL_S)
-            observe(Advanced(stage=Stage.RESHARD, done=done, detail="hashing the source"))
+            observe(Advanced(stage=self._stage, done=done, detail="hashing the source"))
 
     def _missing(self) -> int:
         return sum(file.goal - file.done for file in self._files if file.is_behind)

@@ -1,4 +1,4 @@
-"""Device files while they grow: hashed as they are written, with a journal to resume from."""
+"""Files while they grow: hashed as they are written, with a journal to resume from."""
 
 import hashlib
 import json
@@ -6,30 +6,25 @@ import math
 import os
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from threading import Event
-from typing import Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
 import numpy as np
-from numpy.typing import NDArray
 
-from grokctl.checkpoint.frames import FRAME, Compression, Frames, compress
-from grokctl.checkpoint.layout import DeviceLayout
-from grokctl.checkpoint.manifest import FileRecord, file_name
-from grokctl.checkpoint.tensor_source import (
-    LogicalTensor,
-    Slices,
-    chunks,
-    extent,
-    index_of,
-    overlap,
-    within,
-)
+from grokctl.checkpoint.frames import FRAME, SUFFIX, Compression, Frames
+from grokctl.checkpoint.manifest import FileRecord
+from grokctl.checkpoint.tensor_source import chunks, extent, index_of, overlap, within
 from grokctl.events import Advanced, Observer, Stage
+from grokctl.resharding.appending import LARGE, Appending
 from grokctl.resharding.convert import Squares
+from grokctl.resharding.output import Frame, KeptScales, Layout, frames_of
 from grokctl.resharding.partial import PartialFolder
 from grokctl.resharding.replaced import JOURNAL
 from grokctl.system import optional, usable_cores
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 _BUFFER: Final = 4 * 2**20
 _LONGEST_LINE: Final = 2**24
@@ -38,13 +33,10 @@ _PROGRESS_EVERY_S: Final = 0.2
 _FLUSH_EVERY: Final = 2**30
 """Bytes written between two background syncs."""
 
-Frame = tuple[int, bytes | memoryview]
-"""Bytes before compression, and the data to write."""
-
 
 @dataclass(frozen=True, slots=True)
 class FileState:
-    """A device file at the end of a tensor."""
+    """A file at the end of a tensor."""
 
     nbytes: int
     sha256: str
@@ -55,10 +47,10 @@ class FileState:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One line of the journal: a tensor that all device files contain."""
+    """One line of the journal: a tensor that is written to the end."""
 
     states: tuple[FileState, ...]
-    """One for each device file."""
+    """One for each file."""
     squares: Squares
     """The error of its conversion."""
 
@@ -69,7 +61,7 @@ class Entry:
         return json.dumps([states, squares], separators=(",", ":")) + "\n"
 
     @classmethod
-    def parse(cls, line: bytes, devices: int) -> Self | None:
+    def parse(cls, line: bytes, files: int) -> Self | None:
         """Read a line; None if it is incomplete or invalid."""
         try:
             states, (error, total) = json.loads(line)
@@ -85,13 +77,13 @@ class Entry:
         is_valid = all(
             0 <= value < math.inf for value in (entry.squares.error, entry.squares.total)
         )
-        return entry if is_valid and len(entry.states) == devices else None
+        return entry if is_valid and len(entry.states) == files else None
 
 
 class Journal:
-    """A file with one line per tensor, in the order of the device files."""
+    """A file with one line per tensor, in the order of all files."""
 
-    def __init__(self, folder: PartialFolder, devices: int) -> None:
+    def __init__(self, folder: PartialFolder, files: int) -> None:
         """Read the entries of an earlier run, up to the first that makes no sense.
 
         Raises:
@@ -103,7 +95,7 @@ class Journal:
         with os.fdopen(os.dup(self._file.fileno()), "rb") as file:
             file.seek(0)
             while line := file.readline(_LONGEST_LINE):
-                entry = Entry.parse(line, devices) if line.endswith(b"\n") else None
+                entry = Entry.parse(line, files) if line.endswith(b"\n") else None
                 if entry is None:
                     break
                 self.entries.append(entry)
@@ -133,18 +125,17 @@ class Journal:
         self._file.close()
 
 
-class DeviceWriter:
-    """One device file: appended in order by one thread, and hashed as it is written."""
+class FileWriter:
+    """One file: appended in order by one thread, and hashed as it is written."""
 
     def __init__(
-        self, layout: DeviceLayout, folder: PartialFolder, compression: Compression | None
+        self, layout: Layout, folder: PartialFolder, compression: Compression | None
     ) -> None:
         self.layout = layout
-        self.name = file_name(layout, compression)
+        self.name = layout.name if compression is None else layout.name + SUFFIX
         self._compression = compression
         self._hasher = hashlib.sha256()
         self._frames: list[tuple[int, int]] = []
-        self._slices = {item.tensor.key: item.slices for item in layout.tensors}
         self._recorded = 0
         """Frames before the end of the last tensor."""
         self._scales: dict[str, NDArray[Any]] = {}
@@ -153,20 +144,21 @@ class DeviceWriter:
         self.plain_nbytes = 0
         """The same before compression."""
         self._handle = folder.open(self.name)
+        self._end = Appending(self._handle, 0, is_large=False)
 
     def plausible(self, states: Sequence[FileState]) -> Sequence[FileState]:
         """The first states of a journal, up to one that does not match the layout."""
         plain = packed = 0
-        for count, (state, item) in enumerate(zip(states, self.layout.tensors, strict=False)):
+        for count, (state, end) in enumerate(zip(states, self.layout.ends, strict=False)):
             if self._compression is None:
-                matches = state.nbytes == item.end and not state.frames
+                matches = state.nbytes == end and not state.frames
             else:
                 plain += sum(size for size, _ in state.frames)
                 packed += sum(size for _, size in state.frames)
-                matches = (plain, packed) == (item.end, state.nbytes)
+                matches = (plain, packed) == (end, state.nbytes)
             if not matches:
                 return states[:count]
-        return states[: len(self.layout.tensors)]
+        return states[: len(self.layout.ends)]
 
     def rehash(self, states: Sequence[FileState], is_cancelled: Event) -> list[Any]:
         """Hash the file of an earlier run, as far as it matches the journal.
@@ -198,8 +190,10 @@ class DeviceWriter:
         self._frames = [frame for state in states for frame in state.frames]
         self._recorded = len(self._frames)
         self.nbytes = states[-1].nbytes if states else 0
-        self.plain_nbytes = self.layout.tensors[len(states) - 1].end if states else 0
+        self.plain_nbytes = self.layout.ends[len(states) - 1] if states else 0
         os.ftruncate(self._handle, self.nbytes)
+        is_large = self.layout.nbytes >= LARGE
+        self._end = Appending(self._handle, self.nbytes, is_large=is_large)
         if states:
             self._hasher = hasher
         else:
@@ -210,32 +204,23 @@ class DeviceWriter:
         """Write and hash frames; return their bytes before compression."""
         before = self.plain_nbytes
         for plain, data in frames:
-            rest = memoryview(data)
-            self._hasher.update(rest)
-            while rest:
-                count = os.pwrite(self._handle, rest, self.nbytes)
-                rest = rest[count:]
-                self.nbytes += count
+            self._hasher.update(data)
+            self._end.append(memoryview(data))
+            self.nbytes += len(data)
             self.plain_nbytes += plain
             if self._compression is not None:
                 self._frames.append((plain, len(data)))
         return self.plain_nbytes - before
 
-    def keep_scales(self, weight: LogicalTensor, slices: Slices, scales: NDArray[Any]) -> None:
-        """Keep scales that were made with their weight until it is their turn in the file.
-
-        Args:
-            weight: The weight.
-            slices: The part of its scales.
-            scales: The scales of that part.
-        """
-        key = replace(weight, is_scales=True).key
-        own = self._slices[key]
+    def keep_scales(self, scales: KeptScales) -> None:
+        """Keep scales that were made with their weight until it is their turn in the file."""
+        key = scales.tensor.key
+        own = self.layout.slices[key]
         kept = self._scales.get(key)
         if kept is None:
-            kept = self._scales[key] = np.empty(extent(own), scales.dtype)
-        both = overlap(slices, own)
-        part = scales.reshape(extent(slices))[index_of(within(both, slices))]
+            kept = self._scales[key] = np.empty(extent(own), scales.values.dtype)
+        both = overlap(scales.slices, own)
+        part = scales.values.reshape(extent(scales.slices))[index_of(within(both, scales.slices))]
         kept[index_of(within(both, own))] = part
 
     def append_scales(self, key: str) -> int:
@@ -249,7 +234,8 @@ class DeviceWriter:
         return sum(self.append(frames_of(part, len(part), self._compression)) for part in parts)
 
     def end_tensor(self) -> FileState:
-        """The state of the file at the end of a tensor."""
+        """The state of the file at the end of a tensor, which is then in it."""
+        self._end.settle()
         frames = tuple(self._frames[self._recorded :])
         self._recorded = len(self._frames)
         return FileState(self.nbytes, self._hasher.hexdigest(), frames)
@@ -271,21 +257,13 @@ class DeviceWriter:
         os.close(self._handle)
 
 
-def frames_of(data: bytes | memoryview, size: int, compression: Compression | None) -> list[Frame]:
-    """The frames of some bytes: one as it is, or compressed ones of `size` bytes each."""
-    whole = memoryview(data)
-    if compression is None:
-        return [(len(whole), whole)]
-    parts = (whole[start : start + size] for start in range(0, len(whole), size))
-    return [(len(part), compress(part, compression)) for part in parts]
-
-
-def resume(writers: Sequence[DeviceWriter], journal: Journal, observe: Observer) -> int:
+def resume(writers: Sequence[FileWriter], journal: Journal, stage: Stage, observe: Observer) -> int:
     """Continue after the last tensor that all files contain, byte for byte, or begin.
 
     Args:
         writers: Just opened.
         journal: Of an earlier run, or empty; entries that do not match are deleted.
+        stage: That reports the progress.
         observe: Receives progress in bytes while the files are hashed.
 
     Returns:
@@ -305,7 +283,7 @@ def resume(writers: Sequence[DeviceWriter], journal: Journal, observe: Observer)
             while wait(jobs, timeout=_PROGRESS_EVERY_S).not_done:
                 done = sum(writer.nbytes for writer in writers)
                 detail = "hashing existing files"
-                observe(Advanced(stage=Stage.RESHARD, done=done, detail=detail))
+                observe(Advanced(stage=stage, done=done, detail=detail))
         except BaseException:
             is_cancelled.set()
             raise
@@ -320,7 +298,7 @@ def resume(writers: Sequence[DeviceWriter], journal: Journal, observe: Observer)
 class Flusher:
     """Syncs files in the background, so that the last sync is short."""
 
-    def __init__(self, writers: Sequence[DeviceWriter]) -> None:
+    def __init__(self, writers: Sequence[FileWriter]) -> None:
         self._writers = writers
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="flush")
         self._busy: Future[None] | None = None

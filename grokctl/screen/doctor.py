@@ -15,7 +15,7 @@ from grokctl.machine.facts import Machine
 from grokctl.model.placement import MeshShape
 from grokctl.planning.plans import Hardware, Plan, examples
 from grokctl.planning.residence import Residence
-from grokctl.planning.step_time import KERNEL_REACHED, REACHED, StepTime
+from grokctl.planning.step_time import KERNEL_REACHED, StepTime, reached
 from grokctl.screen.console import Console
 from grokctl.screen.tables import StackedBar, StatusCell
 from grokctl.text import format_bytes, format_number, format_rate, format_seconds
@@ -175,6 +175,7 @@ def _plan_values(plan: Plan) -> dict[str, Any]:
         "first_token_s": plan.first_token_s,
         "load_s": plan.load_s,
         "tokens_per_s": plan.tokens_per_s,
+        "shared_tokens_per_s": plan.shared_tokens_per_s,
         "step": None if plan.estimate is None else _step_values(plan.estimate),
     }
 
@@ -288,18 +289,22 @@ def _speeds(console: Console, hardware: Hardware, fitting: Sequence[Plan]) -> No
         terms = format_number(fitting[0].slots, "sequence")
         columns["context"] = [f"{plan.context:,}" for plan in fitting]
     columns["memory"] = [format_bytes(plan.needs.total) for plan in fitting]
-    if fitting[0].slots > 1:
-        terms += ", speed of one alone"
+    slots = fitting[0].slots
+    is_shared = any(plan.shared_tokens_per_s is not None for plan in fitting)
+    if slots > 1:
+        terms += ", speed of one alone" + (f" and of each of {slots}" if is_shared else "")
     columns[""] = [replace(_fit(plan), first="") for plan in fitting]
     if any(plan.load_s is not None for plan in fitting):
         columns["load, about"] = [_known_seconds(plan.load_s) for plan in fitting]
     if any(plan.tokens_per_s is not None for plan in fitting):
         columns["tokens/s, about"] = [_two_digits(plan.tokens_per_s) for plan in fitting]
+    if is_shared:
+        columns[f"each of {slots}"] = [_two_digits(plan.shared_tokens_per_s) for plan in fitting]
     console.table(
         f"{title}: {terms}",
         tuple(columns),
         list(zip(*columns.values(), strict=True)),
-        right=("context", "memory", "load, about", "tokens/s, about"),
+        right=("context", "memory", "load, about", "tokens/s, about", f"each of {slots}"),
         optional=("compute",),
     )
 
@@ -312,7 +317,7 @@ def _parts_of_speed(console: Console, hardware: Hardware, plan: Plan) -> None:
     if hardware.kernel_rate is not None:
         share = f"{KERNEL_REACHED:.0%} of the kernel's {format_rate(hardware.kernel_rate)}"
     elif hardware.bandwidth is not None:
-        share = f"{REACHED[hardware.platform]:.0%} of {format_rate(hardware.bandwidth)}"
+        share = f"{reached(hardware.platform):.0%} of {format_rate(hardware.bandwidth)}"
     else:
         return
     parts = (

@@ -13,7 +13,7 @@ from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Ta
 from rich.table import Column, Table
 from rich.text import Text
 
-from grokctl.events import Advanced, Event, Finished, Noted, Stage, Started, Unit
+from grokctl.events import Advanced, Answered, Event, Finished, Noted, Stage, Started, Unit
 from grokctl.text import format_bytes, format_clock, format_count, format_seconds, harmless
 
 _TITLES: Final = {
@@ -25,6 +25,7 @@ _TITLES: Final = {
     Stage.STRUCTURE: "check structure",
     Stage.VALUES: "read values",
     Stage.RESHARD: "reshard",
+    Stage.EXPORT: "export",
     Stage.LOAD: "load",
     Stage.COMPILE: "compile",
     Stage.PREFILL: "prefill",
@@ -33,6 +34,7 @@ _TITLES: Final = {
     Stage.SCORE: "score",
     Stage.BENCH: "bench",
     Stage.MINIATURE: "write miniature",
+    Stage.SERVE: "serve",
 }
 _FLEETING: Final = frozenset(
     {Stage.LOOK, Stage.METADATA, Stage.STRUCTURE, Stage.PREFILL, Stage.COMPILE, Stage.STREAM}
@@ -64,7 +66,7 @@ class _StageProgress:
         self.unit = started.unit
         # prompts differ in length, and the detail of seeding has rates with names
         self._has_rate = started.unit is not Unit.PROMPTS and started.stage is not Stage.SEED
-        self._is_open = started.stage is Stage.SEED
+        self._is_open = started.stage in {Stage.SEED, Stage.SERVE}
         self.before = started.done
         self.done = started.done
         self.began = time.monotonic()
@@ -154,6 +156,13 @@ class _Panel(Progress):
         yield from map(_Narrowed, blocks)
 
 
+def _line(event: Answered) -> str:
+    """An answered request, without its texts."""
+    tokens = f" · {event.prompt_tokens:,} + {event.tokens:,} tokens" if event.prompt_tokens else ""
+    seconds = format_seconds(event.seconds)
+    return f"{event.route} · {event.status}{tokens} · {seconds} · {event.id}"
+
+
 class Bars:
     """Live bars on a terminal."""
 
@@ -174,6 +183,8 @@ class Bars:
                 self._finish(stage)
             case Noted(message=message):
                 self._note(message)
+            case Answered():
+                self._note(_line(event))
             case _:
                 pass
 
@@ -308,6 +319,8 @@ class Lines:
                     self._note(f"{_TITLES[stage]}: {progress.summary}")
             case Noted(message=message):
                 self._note(message)
+            case Answered():
+                self._note(_line(event))
             case _:
                 pass
 

@@ -13,9 +13,9 @@ from grokctl.text import format_bytes, format_number, format_seconds
 if TYPE_CHECKING:  # a screen imports no stage
     from grokctl.errors import Damage
     from grokctl.fetch import Fetched
+    from grokctl.integrity.verdict import Verdict
     from grokctl.repair import RepairPlan
     from grokctl.screen.console import Console
-    from grokctl.verify import Verdict
 
 
 _LISTED = 2

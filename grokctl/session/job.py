@@ -47,6 +47,8 @@ class JobRequest:
     """That compute on the CPU."""
     max_memory: int | None = None
     """Most bytes of main memory for weights, cache and workspace on a CPU."""
+    may_be_fewer: bool = False
+    """Whether fewer will do, where so many would cost context."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,12 @@ class EngineJob:
     def options(self) -> EngineOptions:
         """Mesh, types and slots."""
         return self.plan.options
+
+    @property
+    def tokenizer(self) -> Path | None:
+        """The file of the tokenizer, if there is one."""
+        path = _checkpoint_of(self.source).root / TOKENIZER
+        return None if self.plan.tokenizer is None else path
 
     def tokens(self, content: str | tuple[int, ...]) -> tuple[int, ...]:
         """The token ids of a text, or the same ids.
@@ -179,6 +187,7 @@ def _adopt(request: JobRequest, choice: Mapping[str, Any]) -> JobRequest:
         kv=KvType(choice["kv"]),
         context=choice["context"],
         sequences=choice["sequences"],
+        may_be_fewer=False,
     )
 
 
@@ -218,6 +227,7 @@ def _open_job(
         compute=request.compute,
         context=request.context,
         sequences=request.sequences,
+        may_be_fewer=request.may_be_fewer,
         kv=request.kv,
     )
     _check_any_hardware(checkpoints[0], asked)
@@ -242,7 +252,7 @@ def _open_job(
         native_cache=home.native_cache,
         threads=request.threads,
         max_memory=request.max_memory,
-        slots=request.sequences,
+        slots=choice.plan.slots,
         kv=request.kv,
     )
     planned = _plan(chosen, options)

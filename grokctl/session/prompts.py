@@ -2,19 +2,19 @@
 
 import codecs
 import difflib
-import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, BinaryIO, Final, NoReturn
+from typing import TYPE_CHECKING, BinaryIO, Final
 
 from grokctl.errors import UsageError, invalid
 from grokctl.inference.generation import Request
 from grokctl.os_errors import located, refusal
-from grokctl.parse import decode, plain_text
+from grokctl.parse import plain_text
 from grokctl.paths import expanded, quoted
 from grokctl.session import settings
+from grokctl.session.json_object import read_object
 
 if TYPE_CHECKING:  # a malformed file is reported before JAX is loaded
     from grokctl.inference.plan import RunPlan
@@ -24,8 +24,6 @@ _LONGEST_LINE: Final = 2**20
 _MOST_PROMPTS: Final = 100_000
 _MOST_BYTES: Final = 2**27
 """Bytes of all lines, which take five times as many in memory."""
-_LONGEST_NUMBER: Final = 20
-"""Digits of an integer below 2^64."""
 _LONGEST_KEY: Final = 40
 _KEYS: Final = ("prompt", "token_ids", "id", *settings.SETTINGS)
 _EXAMPLE: Final = '{"prompt": "Once upon a time", "max_tokens": 16}'
@@ -68,7 +66,7 @@ def read_prompts(file: str, defaults: Request) -> list[Prompt]:
             seeded = replace(defaults, sampling=replace(defaults.sampling, seed=seed))
             where = f"{name}, line {number}"
             with _errors_at(where):
-                prompts.append(_prompt(where, _parse(line), seeded))
+                prompts.append(_prompt(where, read_object(line, "line", example=_EXAMPLE), seeded))
     if not prompts:
         raise UsageError(f"{name}: no prompts, expected lines such as {_EXAMPLE}")
     return prompts
@@ -151,41 +149,6 @@ def _errors_at(where: str) -> Iterator[None]:
         yield
     except UsageError as error:
         raise UsageError(f"{where}: {error}", error.hint) from error
-
-
-def _parse(line: bytes) -> dict[str, object]:
-    text = decode(line, "line")
-    try:
-        values = json.loads(
-            text, object_pairs_hook=_unique, parse_int=_integer, parse_constant=_constant
-        )
-    except RecursionError as error:
-        raise UsageError("nested too deeply") from error
-    except json.JSONDecodeError as error:
-        problem = f"{error.msg[:1].lower()}{error.msg[1:]}, column {error.colno}"
-        raise UsageError(f"not JSON ({problem})", _EXAMPLE) from error
-    if not isinstance(values, dict):
-        raise UsageError(f"expected an object, found {settings.brief(values)}", _EXAMPLE)
-    return values
-
-
-def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    values: dict[str, object] = {}
-    for key, value in pairs:
-        if key in values:
-            raise UsageError(f"key {key[:_LONGEST_KEY]!r} appears twice")
-        values[key] = value
-    return values
-
-
-def _integer(digits: str) -> int:
-    if len(digits) > _LONGEST_NUMBER:
-        raise UsageError(f"a number of {len(digits)} digits, expected at most {_LONGEST_NUMBER}")
-    return int(digits)
-
-
-def _constant(name: str) -> NoReturn:
-    raise UsageError(f"not JSON ({name})")
 
 
 def _prompt(where: str, values: dict[str, object], request: Request) -> Prompt:

@@ -33,6 +33,7 @@ PLAN = {
     "first_token_s": (*NUMBER, type(None)),
     "load_s": (*NUMBER, type(None)),
     "tokens_per_s": (*NUMBER, type(None)),
+    "shared_tokens_per_s": (*NUMBER, type(None)),
     "step": (dict, type(None)),
 }
 CHECK = {"group": str, "name": str, "status": str, "detail": str, "fix": str}
@@ -205,7 +206,7 @@ def test_more_context_more_prompts_and_a_smaller_cache_are_reckoned_with(grokctl
         pytest.param(["--memory", "-1GB", "--devices", 8], "-1GB", id="negative size"),
         pytest.param([*EIGHT, "--context", 10**6], "1000000", id="too long a context"),
         pytest.param([*EIGHT, "--kv", "float7"], "float7", id="unknown cache"),
-        pytest.param([*EIGHT, "--batch", 0], "--batch", id="no prompts"),
+        pytest.param([*EIGHT, "--slots", 0], "--slots", id="no prompts"),
         pytest.param(["--devices", 8], "memory", id="nothing but a number"),
         pytest.param(["--timeout", 0], "--timeout", id="no time"),
         pytest.param(["--timeout", "inf"], "--timeout", id="for ever"),

@@ -8,8 +8,20 @@ import pytest
 
 from grokctl import __version__
 
-VERBS = ("doctor", "fetch", "verify", "inspect", "reshard", "run", "score", "bench", "demo")
-HEAVY = ("jax", "libtorrent", "rich", "numpy")
+VERBS = (
+    "doctor",
+    "fetch",
+    "verify",
+    "inspect",
+    "reshard",
+    "export",
+    "run",
+    "serve",
+    "score",
+    "bench",
+    "demo",
+)
+HEAVY = ("jax", "libtorrent", "rich", "numpy", "starlette", "uvicorn")
 
 
 @pytest.mark.parametrize("verb", VERBS)

@@ -373,3 +373,29 @@ def test_a_torrent_of_a_malformed_file_is_not_repaired_for_ever(grokctl, two_lay
         assert "has a flipped bit" in outcome.error
         assert "as its torrent promises" in outcome.error
         assert "--repair" not in outcome.hint
+
+
+# --- the experts of a text
+
+
+def test_the_experts_of_a_text_are_a_strip_for_each_layer_and_kept_below_home(grokctl, home):
+    command = ("inspect", "words", "--routing", "The import statement", "--home", home)
+
+    people, machine = grokctl(*command), grokctl(*command, "--json")
+
+    assert people.exit_code == machine.exit_code == 0
+    values = machine.result
+    assert all(sum(row) == 2 * values["tokens"] for row in values["counts"])
+    _, rows = table(people.stdout)
+    assert len(rows) == len(values["counts"])
+    kept = json.loads((home / "routing").joinpath(values["kept"]).read_text())
+    assert kept == {"version": 1, "tokens": values["kept_tokens"], "counts": values["kept_counts"]}
+    assert values["kept_tokens"] >= 2 * values["tokens"]
+
+
+@pytest.mark.parametrize("other", [("--stats",), ("--tensor", "*")])
+def test_routing_stands_alone(grokctl, home, other):
+    outcome = grokctl("inspect", "words", "--routing", "x y", *other, "--home", home)
+
+    assert outcome.exit_code == 2
+    assert f"--routing or {other[0]}" in outcome.error

@@ -20,7 +20,8 @@ import pytest
 import zstandard
 from places import DATA
 
-from grokctl.checkpoint.sums import NOT_MADE_HERE
+from grokctl.checkpoint.ready import open_ready
+from grokctl.checkpoint.sums import not_made_here
 from grokctl.fetch import seeding
 
 YESTERDAY = DATA / "yesterday"
@@ -138,7 +139,9 @@ def test_a_ready_checkpoint_says_what_it_said(grokctl, kept, name, home, tmp_pat
     assert verified.result["ok"]
     assert not verified.result["proven"]  # it has no receipt of its reshard
     is_claimed = json.loads((root / "grokctl.json").read_bytes())["source"]["proven"]
-    words = NOT_MADE_HERE if is_claimed else "made from a release that was not proven"
+    words = (
+        not_made_here(open_ready(root)) if is_claimed else "made from a release that was not proven"
+    )
     assert verified.result["doubt"] == words
     assert score.result["nll"] == pytest.approx(result["nll"], abs=1e-4)
 
@@ -294,7 +297,7 @@ def test_a_killed_reshard_of_other_files_is_named_and_left_alone(grokctl, killed
     outcome = grokctl(*killed.arguments)
 
     assert outcome.exit_code == 0
-    assert any(note.startswith(f"{other}: left by another reshard") for note in notes(outcome))
+    assert any(note.startswith(f"{other}: left by another run") for note in notes(outcome))
     assert contents(other) == before
 
 

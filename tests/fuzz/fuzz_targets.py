@@ -3,12 +3,14 @@
 import atexit
 import io
 import json
+import math
 import os
 import pickle
 import pickletools
 import re
 import shlex
 import shutil
+import struct
 import sys
 import tempfile
 import time
@@ -36,7 +38,20 @@ from places import TWO_LAYERS
 
 from grokctl.checkpoint import pickle_writer, pickles
 from grokctl.checkpoint.bencode import decode, encode
+from grokctl.checkpoint.export_manifest import (
+    ExportManifest,
+    export_manifest_bytes,
+    parse_export_manifest,
+)
 from grokctl.checkpoint.frames import LARGEST_FRAME, Compression, Frames, compress
+from grokctl.checkpoint.gguf import (
+    ALIGNMENT,
+    Gguf,
+    GgufTensor,
+    TensorType,
+    gguf_header,
+    read_gguf,
+)
 from grokctl.checkpoint.layout import device_layouts
 from grokctl.checkpoint.manifest import (
     FileRecord,
@@ -49,6 +64,7 @@ from grokctl.checkpoint.manifest import (
 from grokctl.checkpoint.mapped_files import catch_bus_errors
 from grokctl.checkpoint.pickle_objects import ArrayRef
 from grokctl.checkpoint.pickles import PickledTensor
+from grokctl.checkpoint.pieces import Pieces, parse_pieces
 from grokctl.checkpoint.ready import ReadyCheckpoint, open_ready
 from grokctl.checkpoint.receipt import (
     Receipt,
@@ -60,6 +76,7 @@ from grokctl.checkpoint.receipt import (
 from grokctl.checkpoint.refusal import read_refusal, write_refusal
 from grokctl.checkpoint.release import Release, open_release
 from grokctl.checkpoint.release_files import EXTRA, release_paths
+from grokctl.checkpoint.safetensors_header import HeaderTensor, read_safetensors
 from grokctl.checkpoint.tensor_source import ReleaseSource, Storage
 from grokctl.checkpoint.torrent import (
     GROK_1_MAGNET,
@@ -780,6 +797,124 @@ def _check_orders(_: bytes, found: list[bytes]) -> None:
 _ROLL_WORDS = ("grokctl ", "hello", "service", "orders", " of ", "\n", " 1\n", "0" * 64, "\u0661")
 
 
+# --- exports
+
+
+def _gguf_seeds() -> tuple[bytes, ...]:
+    tensors = (
+        GgufTensor("token_embd.weight", TensorType.F32, (3, 32)),
+        GgufTensor("blk.0.attn_q.weight", TensorType.Q8_0, (2, 64)),
+    )
+    metadata = {
+        "general.architecture": "grok",
+        "grok.block_count": np.uint32(1),
+        "tokenizer.ggml.tokens": ("a", "▁b", "é"),
+        "tokenizer.ggml.scores": np.array([0, -1, -2], "<f4"),
+        "tokenizer.ggml.add_bos_token": np.bool_(False),
+    }
+    data = bytes(sum(tensor.padded_nbytes for tensor in tensors))
+    return (gguf_header(metadata, tensors) + data, gguf_header({}, ()))
+
+
+def _read_file(name: str, read: Callable[[Path], Any]) -> Callable[[bytes], Any]:
+    """A reader of files as one of bytes."""
+
+    def read_bytes(data: bytes) -> Any:
+        path = _scratch() / name
+        _put(path, data)
+        return read(path)
+
+    return read_bytes
+
+
+def _check_gguf(data: bytes, found: Gguf) -> None:
+    ends = [
+        at + tensor.padded_nbytes for tensor, at in zip(found.tensors, found.offsets, strict=True)
+    ]
+    assert list(found.offsets[1:]) == ends[:-1]
+    assert found.nbytes == len(data) >= max(ends, default=0)
+    header = gguf_header(found.metadata, found.tensors)
+    assert data.startswith(header[: len(header) - ALIGNMENT + 1].rstrip(b"\0"))
+
+
+def _pieces_seeds() -> tuple[bytes, ...]:
+    """A vocabulary, and its ids and prefix."""
+
+    def field(number: int, data: bytes) -> bytes:
+        return bytes([number << 3 | 2, len(data)]) + data
+
+    texts = (
+        ("<pad>", 3),
+        ("<s>", 3),
+        ("</s>", 3),
+        ("<unk>", 2),
+        ("\n", 4),
+        ("<0x00>", 6),
+        ("▁a", 1),
+    )
+    pieces = b"".join(
+        field(1, field(1, text.encode()) + b"\x15" + struct.pack("<f", -1.0) + bytes([0x18, kind]))
+        for text, kind in texts
+    )
+    trainer = field(2, b"\x18\x02" + b"\xc0\x02\x03" + b"\xd8\x02" + b"\xff" * 9 + b"\x01")
+    return (pieces + trainer + field(3, b"\x18\x00"), pieces)
+
+
+def _check_vocabulary(_: bytes, found: Pieces) -> None:
+    assert found.unknown_id >= 0
+    for number in (found.begin_id, found.end_id, found.pad_id):
+        assert number is None or 0 <= number < len(found.pieces)
+
+
+def _safetensors_seeds() -> tuple[bytes, ...]:
+    return (_safetensors(((2, 3), "F32"), ((5,), "BF16")), _safetensors())
+
+
+def _safetensors(*tensors: tuple[tuple[int, ...], str]) -> bytes:
+    """A file with tensors of zeros."""
+    entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    place = 0
+    for number, (shape, dtype) in enumerate(tensors):
+        end = place + math.prod(shape) * {"F32": 4, "BF16": 2}[dtype]
+        entries[f"{number}"] = {"dtype": dtype, "shape": shape, "data_offsets": [place, end]}
+        place = end
+    text = json.dumps(entries).encode()
+    return len(text).to_bytes(8, "little") + text + bytes(place)
+
+
+def _check_safetensors(data: bytes, found: tuple[HeaderTensor, ...]) -> None:
+    length = int.from_bytes(data[:8], "little")
+    assert 8 + length + sum(tensor.nbytes for tensor in found) == len(data)
+    for tensor in found:
+        _assert_clean(tensor.name)
+
+
+def _export_seeds() -> tuple[bytes, ...]:
+    manifest = ExportManifest(
+        format="gguf",
+        type="q8_0",
+        embedding="f32",
+        config=_release().config,
+        source=Source(name="two", infohash=None, proven=False, verified_at=None),
+        errors={"token_embd.weight": 0.001},
+        folded=("layers.0.moe.up",),
+        float32=("layers.0.moe.gate",),
+        files=(FileRecord(name="x.gguf", nbytes=7, sha256="0" * 64),),
+    )
+    return (export_manifest_bytes(manifest),)
+
+
+def _check_export(_: bytes, found: ExportManifest) -> None:
+    assert parse_export_manifest(export_manifest_bytes(found)) == found
+    for name in found.records:
+        assert Path(name).name == name != ".."
+        assert not name.startswith((".", "-"))
+    for text in (found.format, found.type, found.embedding, found.source.name):
+        _assert_clean(text)
+    for text in (*found.errors, *found.folded, *found.float32):
+        _assert_clean(text)
+
+
 def _put(path: Path, data: bytes) -> None:
     with path.open("wb") as file:
         file.write(data)
@@ -855,5 +990,24 @@ TARGETS = {
             _check_range,
             text_mutator(("bytes ", "-", "/", "*", " ", "0" * 20, "9" * 30, "\u0665")),
         ),
+        Target(
+            "gguf", _gguf_seeds, _read_file("x.gguf", read_gguf), _check_gguf, edit_bytes, _scratch
+        ),
+        Target(
+            "pieces",
+            _pieces_seeds,
+            parse_pieces,
+            _check_vocabulary,
+            edit_bytes,
+        ),
+        Target(
+            "safetensors",
+            _safetensors_seeds,
+            _read_file("x.safetensors", read_safetensors),
+            _check_safetensors,
+            edit_bytes,
+            _scratch,
+        ),
+        Target("export", _export_seeds, parse_export_manifest, _check_export, json_mutator),
     )
 }

@@ -37,12 +37,12 @@ from grokctl.errors import (
     UsageError,
 )
 from grokctl.events import Advanced, Noted, Stage
+from grokctl.integrity.published import verify_ready
 from grokctl.marks import MARK
 from grokctl.model.placement import MeshShape
 from grokctl.model.precision import Precision
 from grokctl.reshard import reshard
 from grokctl.resharding.plan import ReshardOptions, plan_reshard
-from grokctl.verify import verify_ready
 
 MESHES = [MeshShape(1, 1), MeshShape(1, 2), MeshShape(1, 4), MeshShape(1, 8), MeshShape(2, 8)]
 ALL_MESHES = [pytest.param(mesh, id=mesh.slug) for mesh in MESHES]

@@ -43,10 +43,12 @@ DAMAGE = Damage(
 TRANSLATED = {
     ("bencode.py", "MalformedError"),
     ("binary.py", "NoKernelError"),
+    ("bodies.py", "ClientGoneError"),
     ("compiler.py", "BuildError"),
     ("context.py", "ReportedError"),
     ("direct.py", "PrivateAddressError"),
     ("web.py", "WebError"),
+    ("wire_errors.py", "WireError"),
 }
 """Raised by one module for another, which always turns it into an error for users."""
 

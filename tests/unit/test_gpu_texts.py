@@ -1,13 +1,20 @@
 """What `make gpu-forms` reads from XLA's texts; nothing here needs a GPU or its plugin."""
 
+from pathlib import Path
+
+import _gpu_check
 import _hlo
 import _sass
 import _thunks
 import jax
 import jax.numpy as jnp
 import pytest
+from _absent_gpus import Compiler, Program, Step
 from _hlo import Array
 from _thunks import Tally
+
+from grokctl.model.placement import MeshShape
+from grokctl.planning.step_time import LAUNCHES_OF_A_LAYER, LAUNCHES_OUTSIDE
 
 WEIGHT = Array("s8", (8, 256, 512))
 LISTING = """\
@@ -240,6 +247,93 @@ def test_only_loops_of_known_length_have_one():
 
 def test_kernels_are_told_from_other_libraries():
     assert _hlo.kernels(GPU_PROGRAM) == {"pallas.1", "pallas.2"}
+
+
+# --- what ends the check with 1
+
+LINE = "{number:03d}: {kind} [source | sink] name grid: [1, 1, 1]\n"
+INFO = """\
+thunk_metadata {{
+  thunk_info {{
+    profile_annotation: "name"
+    thunk_id: {number}
+  }}
+}}
+"""
+PLAIN = """\
+ENTRY %main.1 (w.1: s8[8,256,512]) -> f32[1,512] {
+  %w.1 = s8[8,256,512]{2,1,0} parameter(0)
+  ROOT %product = f32[1,512]{1,0} custom-call(%w.1), custom_call_target="__gpu$xla.gpu.triton"
+}
+"""
+COPYING = PLAIN.replace(
+    "  ROOT", "  %part = s8[1,256,512]{2,1,0} fusion(%w.1), kind=kLoop, calls=%cut\n  ROOT"
+)
+
+
+def program(folder: Path, name: str, kinds: list[str], hlo: str = PLAIN) -> Program:
+    """A program that has been compiled, as XLA's texts tell it."""
+    start = f"module_0001.{name}"
+    listing = [LINE.format(number=number, kind=kind) for number, kind in enumerate(kinds, 1)]
+    known = [INFO.format(number=number) for number in range(1, len(kinds) + 1)]
+    for ending, text in (
+        ("gpu_after_optimizations.txt", hlo),
+        ("thunk_sequence_after_thunk_passes.txt", "".join(listing)),
+        ("thunk_metadata.txt", "".join(known)),
+    ):
+        (folder / f"{start}.sm_9.0_{ending}").write_text(text, "utf-8")
+    return Program(compiled=None, texts=folder, name=name)
+
+
+@pytest.mark.parametrize(
+    ("changes", "batch", "devices", "expected"),
+    [
+        pytest.param({}, 1, 8, [], id="as counted"),
+        pytest.param({"launches": 41}, 1, 8, ["launches a layer", "LAUNCHES_OF_A_LAYER"], id="41"),
+        pytest.param({"launches": LAUNCHES_OF_A_LAYER + 2}, 1, 8, [], id="two more"),
+        pytest.param({"launches": LAUNCHES_OF_A_LAYER - 3}, 1, 8, ["LAUNCHES_OF"], id="three less"),
+        pytest.param({"outside": LAUNCHES_OUTSIDE + 3}, 1, 8, ["LAUNCHES_OUTSIDE"], id="outside"),
+        pytest.param({"launches": 41}, 8, 8, [], id="of eight tokens"),
+        pytest.param({"launches": 41}, 1, 1, [], id="on one device"),
+        pytest.param({"layer": ["kRecv"]}, 8, 1, ["host waits"], id="a layer waits"),
+        pytest.param({"head": ["kConditional"]}, 16, 8, ["host waits"], id="the head waits"),
+        pytest.param({"hlo": COPYING}, 8, 1, ["of the weight s8[8,256,512]"], id="a copied weight"),
+    ],
+)
+def test_decoding_must_not_wait_nor_copy_nor_start_much(
+    tmp_path, changes, batch, devices, expected
+):
+    launches = changes.get("launches", LAUNCHES_OF_A_LAYER)
+    outside = changes.get("outside", LAUNCHES_OUTSIDE)
+    layer = ["kCustomKernel"] * (launches - len(changes.get("layer", []))) + changes.get(
+        "layer", []
+    )
+    embed = program(tmp_path, "embed", ["kCustomKernel", "kAllReduce"])
+    head = program(tmp_path, "head", ["kGemm"] * (outside - 2) + changes.get("head", []))
+    one, two = (
+        Step(
+            embed=embed,
+            layers=program(
+                tmp_path, f"run_{count}", ["kCopy", *layer * count], changes.get("hlo", PLAIN)
+            ),
+            head=head,
+            together=64,
+            seconds=1.0,
+        )
+        for count in (1, 2)
+    )
+    case = _gpu_check.Case(
+        compiler=Compiler.__new__(Compiler),  # which compiles nothing, and sets no flags
+        mesh=MeshShape(1, devices),
+        batch=batch,
+        tokens=1,
+    )
+    vars(case).update(one=one, two=two, weights=frozenset([WEIGHT]))
+
+    faults = list(case.faults())
+
+    assert len(faults) == len(expected), faults
+    assert all(words in fault for words, fault in zip(expected, faults, strict=True))
 
 
 # --- kernels

@@ -91,7 +91,7 @@ struct Scratch {
   uint8_t* sums;   // of a run
   float* totals;  // of a segment
 };
-constexpr int64_t kPackedBytes = 64 * 1024;
+constexpr int64_t kPackedBytes = 256 * 1024;
 constexpr int64_t kSumsBytes = 512 * 1024;
 constexpr int64_t kScratchBytes = kPackedBytes + 2 * kSumsBytes;
 

@@ -47,6 +47,14 @@ struct Place {
   int64_t input, inputs;  // of the matrix
   int64_t column, width;
   int64_t ahead;  // inputs from here to those that are read next: the processor fetches them now
+
+  // Fewer of the inputs, from one of them on.
+  GROKCTL_MEMBER Place slice(int64_t start, int64_t count) const {
+    Place part = *this;
+    part.input += start;
+    part.inputs = least(count, inputs - start);
+    return part;
+  }
 };
 
 GROKCTL_INLINE void scales_of(const Product& product, const Place& place, Floats scales[4]) {
@@ -118,6 +126,7 @@ GROKCTL_INLINE const uint8_t* whole_line(const uint8_t* from, const Place& place
 template <class Unit, int kParts>
 struct Integers {
   static constexpr int64_t kRowsOfToken = kParts, kMostRows = Unit::kMostRows;
+  static constexpr int64_t kPackedSize = 1;  // bytes of a code in a packed block
   static constexpr bool kIsInterleaved = true;
 
   static int64_t padded_quads(const Place& place) {
@@ -165,8 +174,12 @@ struct Integers {
       interleave<kCodes>(lines, packed);
       packed += 4 * kBlock;
     }
-    const int64_t quads = (rows + kLines - 1) / kLines;
-    memset(packed, 0, (padded_quads(place) - quads) * 4 * kBlock);
+  }
+
+  // Fills a packed block up with zeros.
+  GROKCTL_INLINE void pad(const Place& place, uint8_t* packed) {
+    const int64_t quads = (place.inputs + 3) / 4, missing = padded_quads(place) - quads;
+    if (missing > 0) memset(packed + quads * 4 * kBlock, 0, missing * 4 * kBlock);
   }
 
   template <int kCodes>
@@ -218,9 +231,12 @@ struct Integers {
 template <class Unit>
 struct FloatSums {
   static constexpr int64_t kRowsOfToken = 1, kMostRows = 256;
+  static constexpr int64_t kPackedSize = 4;
   static constexpr bool kIsInterleaved = false;
 
   static int64_t band(int64_t rows) { return rows <= 4 ? 16 : 64; }
+
+  GROKCTL_INLINE void pad(const Place&, uint8_t*) {}
 
   static void pack(const Product& product, const Place& place, uint8_t* packed) {
     const int64_t codes = product.stored == Stored::kInt4 ? 2 : 1;
@@ -280,30 +296,67 @@ struct FloatSums {
   }
 };
 
-// One run of a panel: walks over the stored rows in bands, and in each along the panel, so that
-// pages are read as they lie. The panel's sums stay in the cache.
+// Stored rows that are read together. More would push each other out of the cache before they are
+// used: in a matrix of 32,768 columns, the lines of a column lie in a few of its sets.
+constexpr int64_t kSliceRows = 16;
+
+// Multiplies what lies packed, and at the end of a run adds its sums.
+template <class Work>
+GROKCTL_INLINE void multiply_packed(const Product& product, const Scratch& scratch,
+                                    const Place& place, uint8_t* packed, int64_t index,
+                                    bool is_first, bool is_last) {
+  void* sums =
+      scratch.sums + index * rounded_rows(place.tokens * Work::kRowsOfToken) * kBlock * 4;
+  Work::pad(place, packed);
+  Work::dot(product, place, packed, sums, place.offset == 0);
+  if (is_last)
+    Work::finish(product, place, sums, scratch.totals + index * place.tokens * kBlock, is_first);
+}
+
+GROKCTL_INLINE void go_to(const Product& product, int64_t block, Place& place) {
+  place.column = block * kBlock;
+  place.width = least(kBlock, product.outputs - place.column);
+}
+
+// One run of a panel: walks over the stored rows in bands, and along the panel in slices of a band,
+// so that pages are read as they lie. The panel's sums stay in the cache, and so do its codes in a
+// band of several slices.
 template <class Work>
 GROKCTL_INLINE void walk_run(const Product& product, const Scratch& scratch, Place place,
                              int64_t first, int64_t last, bool is_first) {
-  const int64_t rows = place.tokens * Work::kRowsOfToken;
-  const int64_t sums_bytes = rounded_rows(rows) * kBlock * 4;
+  const int64_t band = Work::band(place.tokens * Work::kRowsOfToken);
+  const int64_t slice = kSliceRows * (product.stored == Stored::kInt4 ? 2 : 1);
   const int64_t start = place.run % product.runs_of_group() * product.run_inputs();
   const int64_t count = least(product.run_inputs(), product.group_inputs() - start);
   const int64_t from = place.run / product.runs_of_group() * product.group_inputs() + start;
-  place.ahead = Work::band(rows);
-  for (place.offset = 0; place.offset < count; place.offset += place.ahead) {
+  for (place.offset = 0; place.offset < count; place.offset += band) {
     place.input = from + place.offset;
-    place.inputs = least(place.ahead, count - place.offset);
-    for (int64_t block = first; block < last; ++block) {
-      place.column = block * kBlock;
-      place.width = least(kBlock, product.outputs - place.column);
-      void* sums = scratch.sums + (block - first) * sums_bytes;
-      Work::pack(product, place, scratch.packed);
-      Work::dot(product, place, scratch.packed, sums, place.offset == 0);
-      if (place.offset + place.ahead >= count) {
-        float* totals = scratch.totals + (block - first) * place.tokens * kBlock;
-        Work::finish(product, place, sums, totals, is_first);
+    place.inputs = least(band, count - place.offset);
+    const bool is_last = place.offset + band >= count;
+    if (band <= slice) {
+      place.ahead = band;
+      for (int64_t block = first; block < last; ++block) {
+        go_to(product, block, place);
+        Work::pack(product, place, scratch.packed);
+        multiply_packed<Work>(product, scratch, place, scratch.packed, block - first, is_first,
+                              is_last);
       }
+      continue;
+    }
+    place.ahead = slice;
+    const int64_t block_bytes = band * kBlock * Work::kPackedSize;
+    for (int64_t begin = 0; begin < place.inputs; begin += slice) {
+      for (int64_t block = first; block < last; ++block) {
+        go_to(product, block, place);
+        Work::pack(product, place.slice(begin, slice),
+                   scratch.packed + (block - first) * block_bytes +
+                       begin * kBlock * Work::kPackedSize);
+      }
+    }
+    for (int64_t block = first; block < last; ++block) {
+      go_to(product, block, place);
+      multiply_packed<Work>(product, scratch, place, scratch.packed + (block - first) * block_bytes,
+                            block - first, is_first, is_last);
     }
   }
 }
@@ -314,8 +367,10 @@ GROKCTL_INLINE void walk(const Product& product, const Scratch& scratch, int64_t
   Place place = {};
   place.token = token;
   place.tokens = tokens;
-  const int64_t rows = rounded_rows(tokens * Work::kRowsOfToken);
-  const int64_t panel = most(1, grokctl::kSumsBytes / (rows * kBlock * 4));
+  const int64_t rows = tokens * Work::kRowsOfToken;
+  const int64_t packed = Work::band(rows) * kBlock * Work::kPackedSize;
+  const int64_t panel = most(1, least(grokctl::kSumsBytes / (rounded_rows(rows) * kBlock * 4),
+                                      grokctl::kPackedBytes / packed));
   for (int64_t first = part.first_block; first < part.last_block; first += panel) {
     const int64_t last = least(part.last_block, first + panel);
     for (int64_t segment = part.first_segment; segment < part.last_segment; ++segment) {
@@ -323,8 +378,7 @@ GROKCTL_INLINE void walk(const Product& product, const Scratch& scratch, int64_t
       for (place.run = first_run; place.run < product.first_run(segment + 1); ++place.run)
         walk_run<Work>(product, scratch, place, first, last, place.run == first_run);
       for (int64_t block = first; block < last; ++block) {
-        place.column = block * kBlock;
-        place.width = least(kBlock, product.outputs - place.column);
+        go_to(product, block, place);
         add_segment<Work>(product, place, scratch.totals + (block - first) * tokens * kBlock, segment);
       }
     }

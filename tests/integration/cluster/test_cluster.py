@@ -41,10 +41,10 @@ from grokctl.infer import infer
 from grokctl.inference.engine import Engine
 from grokctl.inference.generation import Request
 from grokctl.inference.plan import EngineOptions
+from grokctl.integrity.published import verify_ready
 from grokctl.model.placement import MeshShape
 from grokctl.model.precision import Compute
 from grokctl.model.sampling import Sampling
-from grokctl.verify import verify_ready
 
 WORDS = replace(MINIATURE, num_layers=2)
 DOCUMENT = PROJECT / "docs" / "cluster.md"

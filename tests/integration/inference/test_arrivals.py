@@ -33,7 +33,7 @@ from grokctl.model.placement import MeshShape
 from grokctl.model.precision import Compute
 from grokctl.model.sampling import Sampling
 
-pytestmark = pytest.mark.usefixtures("optimized")  # 100,000 tokens
+pytestmark = pytest.mark.optimized  # 100,000 tokens
 CONFIG = replace(
     MINIATURE,
     vocab_size=512,

@@ -18,7 +18,7 @@ from grokctl.native.binary import SWITCH
 from grokctl.reshard import reshard
 from grokctl.resharding.plan import ReshardOptions, plan_reshard
 
-pytestmark = pytest.mark.usefixtures("optimized")
+pytestmark = pytest.mark.optimized
 
 MESHES = [
     pytest.param(name, mesh, id=f"{name}-{mesh}")

@@ -18,7 +18,7 @@ from grokctl.model import axes, experts, forward, tensors
 from grokctl.model.config import GrokConfig
 from grokctl.model.matmul import widened
 
-pytestmark = pytest.mark.usefixtures("optimized")
+pytestmark = pytest.mark.optimized
 
 
 class Mutated(ReleaseSource):

@@ -17,9 +17,12 @@ from grokctl.model.sampling import Sampling
 # 512 feed-forward columns: sixteen devices have a whole int4 group each
 SMALL = replace(MINIATURE, vocab_size=256, emb_size=96, key_size=8, num_layers=2, sequence_len=64)
 GROUP = 4
-MESHES = ["model=1", "model=4", "expert=8,model=1", "model=8", "expert=2,model=8", "model=16"]
-AS_USERS_COMPILE = "expert=2,model=8"
-"""The others compile faster: XLA divides a program among devices before it optimizes."""
+MESHES = [
+    *("model=1", "model=4", "expert=8,model=1", "model=8"),
+    pytest.param("expert=2,model=8", marks=pytest.mark.optimized),
+    "model=16",
+]
+"""One as users compile; XLA divides a program among devices before it optimizes."""
 
 
 class Stored:
@@ -133,10 +136,8 @@ def greedy(engine):
 @pytest.mark.parametrize("mesh", MESHES)
 @pytest.mark.parametrize("precision", [Precision.BFLOAT16, Precision.FLOAT32, Precision.INT4])
 def test_a_precision_gives_the_logits_of_its_values_on_every_mesh(
-    source, expected, precision, mesh, request
+    source, expected, precision, mesh
 ):
-    if mesh == AS_USERS_COMPILE:
-        request.getfixturevalue("optimized_here")
     engine = start(source(precision), mesh)
 
     logits, text = expected(precision)
@@ -151,7 +152,7 @@ def test_the_precisions_are_not_the_same(expected):
     assert np.abs(logits[0] - logits[1]).max() > 10 * FLOAT32_BOUND
 
 
-@pytest.mark.usefixtures("optimized_here")
+@pytest.mark.optimized
 @pytest.mark.parametrize("mesh", ["model=1", "model=8"])
 def test_float32_weights_match_the_reference(mesh):
     golden = load_golden("two-layers")

@@ -29,6 +29,8 @@ from grokctl.model.scores import scores
 from grokctl.model.sizing import Needs, Terms, _Step, needs
 from grokctl.model.step_spec import StepShape
 
+pytestmark = pytest.mark.fused
+
 WIDE = replace(GROK_1, num_layers=2, emb_size=1536, num_q_heads=16, vocab_size=16384)
 """A quarter of Grok-1's width: 0.7 GB at int8, of which nothing is made."""
 ONE_LAYER = replace(GROK_1, num_layers=1)

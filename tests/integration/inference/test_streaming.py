@@ -25,7 +25,7 @@ from grokctl.planning.residence import place
 from grokctl.reshard import reshard
 from grokctl.resharding.plan import ReshardOptions, plan_reshard
 
-pytestmark = pytest.mark.usefixtures("optimized")
+pytestmark = pytest.mark.optimized
 
 ONE = MeshShape(1, 1)
 ALL = 16

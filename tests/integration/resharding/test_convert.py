@@ -25,12 +25,12 @@ from grokctl.checkpoint.release import Release, open_release
 from grokctl.checkpoint.tensor_source import ReleaseSource, index_of
 from grokctl.errors import CorruptCheckpointError, ExitCode, PlacementError, UsageError
 from grokctl.events import Finished, Stage
+from grokctl.integrity.published import verify_ready
 from grokctl.model.placement import MeshShape
 from grokctl.model.precision import Precision
 from grokctl.model.tensors import tensor_specs
 from grokctl.reshard import reshard
 from grokctl.resharding.plan import ReshardOptions, plan_reshard
-from grokctl.verify import verify_ready
 
 ONE, FOUR, EIGHT, SIXTEEN, HOSTS = (
     MeshShape(*sides) for sides in ((1, 1), (1, 4), (1, 8), (1, 16), (2, 8))

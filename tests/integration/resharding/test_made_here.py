@@ -14,14 +14,14 @@ from grokctl.checkpoint.ready import SUMS, open_ready, read_manifest
 from grokctl.checkpoint.ready_receipt import read_ready_receipt, receipt_now
 from grokctl.checkpoint.receipt import Stamp
 from grokctl.checkpoint.release import open_release
-from grokctl.checkpoint.sums import NOT_MADE_HERE, doubt_of
+from grokctl.checkpoint.sums import doubt_of, not_made_here
 from grokctl.checkpoint.trust import BUILT_IN, TYPED
 from grokctl.events import Noted
 from grokctl.inspect import inspect
+from grokctl.integrity.published import verify_ready
 from grokctl.model.placement import MeshShape
 from grokctl.resharding.source_hashing import SourceHashing
 from grokctl.session.candidates import open_candidate
-from grokctl.verify import verify_ready
 
 TWO, FOUR = MeshShape(1, 2), MeshShape(2, 2)
 FIRST, SECOND = (f"device-{index:02d}-of-02.safetensors" for index in range(2))
@@ -119,17 +119,18 @@ def test_a_copy_fits_its_sums_and_is_not_proven_however_often_it_is_verified(
     pristine, tmp_path, copy
 ):
     root = copy(pristine, tmp_path / "copy")
+    doubt = not_made_here(read_manifest(root))
 
     verdicts = [verdict_of(root), verdict_of(root), verdict_of(root, rehash=True)]
 
     for verdict in verdicts:
         assert (verdict.damage, verdict.is_proven) == ((), False)
-        assert (verdict.doubt, verdict.root_of_trust) == (NOT_MADE_HERE, None)
+        assert (verdict.doubt, verdict.root_of_trust) == (doubt, None)
     assert verdicts[1].hashed == 0  # the sums are those of before
     inspected = inspect(root)
     assert not inspected.is_proven
-    assert inspected.provenance.endswith(f"; not proven: {NOT_MADE_HERE}")
-    assert notes_of_run(root) == [f"copy: not proven: {NOT_MADE_HERE}"]
+    assert inspected.provenance.endswith(f"; not proven: {doubt}")
+    assert notes_of_run(root) == [f"copy: not proven: {doubt}"]
     made = cut(open_ready(root), FOUR, tmp_path / "out")
     assert (made.source.proven, made.source.root_of_trust) == (False, None)
     assert doubt_of(made) == "made from a release that was not proven"
@@ -168,8 +169,9 @@ def test_a_manifest_that_was_touched_is_no_longer_known_to_be_of_here(ready, is_
     else:
         path.chmod(0o600)
 
-    assert doubt_of(read_manifest(ready)) == NOT_MADE_HERE
-    assert verdict_of(ready).doubt == NOT_MADE_HERE
+    doubt = not_made_here(read_manifest(ready))
+    assert doubt_of(read_manifest(ready)) == doubt
+    assert verdict_of(ready).doubt == doubt
 
 
 def test_a_reshard_of_a_release_that_was_not_proven_proves_nothing_here(release, tmp_path):

@@ -14,10 +14,10 @@ from grokctl.checkpoint.ready_receipt import read_ready_receipt
 from grokctl.checkpoint.release import open_release
 from grokctl.errors import CorruptCheckpointError, Reason
 from grokctl.events import Noted, Stage, Started
+from grokctl.integrity.published import verify_ready
 from grokctl.model.placement import MeshShape
 from grokctl.paths import TOKENIZER
 from grokctl.resharding.source_hashing import SourceHashing
-from grokctl.verify import verify_ready
 
 TWO, FOUR = MeshShape(1, 2), MeshShape(2, 2)
 FIRST, SECOND = (f"device-{index:02d}-of-02.safetensors" for index in range(2))

@@ -527,7 +527,7 @@ def test_many_threads_do_not_take_more_than_was_allowed(release, tmp_path, jobs,
 
 
 def test_small_arrays_change_no_byte(tmp_path, monkeypatch):
-    monkeypatch.setattr("grokctl.resharding.plan._SMALLEST_ARRAY", 100)
+    monkeypatch.setattr("grokctl.resharding.memory_limits._SMALLEST_ARRAY", 100)
     monkeypatch.setattr("grokctl.resharding.slices.FRAME", 100)
     release = load_golden("two-layers").release
     mesh = MeshShape(1, 4)

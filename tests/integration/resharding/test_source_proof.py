@@ -29,6 +29,7 @@ from grokctl.checkpoint.torrent import build_metainfo, parse_metainfo
 from grokctl.checkpoint.trust import TYPED, write_source
 from grokctl.errors import CorruptCheckpointError, Reason
 from grokctl.events import Advanced, Finished, Noted, Stage
+from grokctl.integrity.published import verify_ready
 from grokctl.marks import MARK, put_mark
 from grokctl.model.placement import MeshShape
 from grokctl.model.precision import Precision
@@ -37,7 +38,7 @@ from grokctl.paths import TOKENIZER
 from grokctl.reshard import reshard
 from grokctl.resharding import publish, source_hashing
 from grokctl.resharding.plan import ReshardOptions, plan_reshard
-from grokctl.verify import verify, verify_ready
+from grokctl.verify import verify
 
 TWO, FOUR = MeshShape(1, 2), MeshShape(2, 2)
 FIRST, SECOND = (f"device-{index:02d}-of-02.safetensors" for index in range(2))
@@ -512,7 +513,7 @@ def test_a_tokenizer_that_appears_in_a_ready_checkpoint_is_not_handed_on(
         (ready / "tokenizer.model").write_bytes(b"planted")
         return found
 
-    monkeypatch.setattr("grokctl.reshard.origin_of", origin_of)
+    monkeypatch.setattr("grokctl.resharding.execution.origin_of", origin_of)
     with pytest.raises(CorruptCheckpointError, match="appeared while it was read"):
         cut(opened(ready), FOUR, tmp_path / "out")
 

@@ -7,9 +7,10 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from cuts import cut, proven_release
 
+from grokctl.checkpoint.ready import read_manifest
 from grokctl.checkpoint.refusal import write_refusal
 from grokctl.checkpoint.release import open_release
-from grokctl.checkpoint.sums import NOT_MADE_HERE
+from grokctl.checkpoint.sums import not_made_here
 from grokctl.cluster.exchange import Exchange
 from grokctl.cluster.launcher import Launch
 from grokctl.errors import Damage, PeerError, Reason
@@ -91,7 +92,7 @@ def test_a_ready_checkpoint_has_the_doubts_that_are_noted(release, tmp_path):
     doubts, notes = doubts_about(copy)
     assert doubts == tuple(notes)
     assert doubts[0].startswith("copy: verify found 1 damaged file on ")
-    assert doubts[1:] == (f"copy: not proven: {NOT_MADE_HERE}",)
+    assert doubts[1:] == (f"copy: not proven: {not_made_here(read_manifest(copy))}",)
 
 
 def test_a_release_has_a_doubt_unless_it_is_proven_and_undamaged(release, tmp_path):

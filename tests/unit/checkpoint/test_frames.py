@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from grokctl.checkpoint.frames import Compression, Frames, Unpacker, compress
 from grokctl.errors import UsageError
-from grokctl.resharding.writers import frames_of
+from grokctl.resharding.output import frames_of
 
 FAST = Compression(1)
 

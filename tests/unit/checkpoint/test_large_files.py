@@ -30,6 +30,7 @@ from grokctl.model.tokenizer import Tokenizer
 from grokctl.os_errors import NotAFileError, TooLargeError
 from grokctl.paths import read_limited
 from grokctl.resharding.partial import opened_partial
+from grokctl.resharding.replaced import READY
 from grokctl.resharding.writers import Journal
 from grokctl.session.prompts import read_prompts
 from grokctl.transfer.destination import take_resume_data
@@ -204,8 +205,8 @@ def test_a_journal_without_a_line_is_begun_again(holes):
     folder.chmod(0o700)
     (folder / "device-00-of-01.safetensors").touch()
 
-    with little_memory(2**26), opened_partial(folder, ignore) as partial:
-        journal = Journal(partial, devices=1)
+    with little_memory(2**26), opened_partial(folder, READY, ignore) as partial:
+        journal = Journal(partial, files=1)
         journal.close()
 
     assert journal.entries == []

@@ -27,6 +27,7 @@ from grokctl.model.config import GROK_1, GrokConfig
 from grokctl.model.parameters import Matrix, build_parameters
 from grokctl.model.placement import MeshShape
 from grokctl.model.precision import Compute, Precision
+from grokctl.model.rotary import rotate
 from grokctl.model.step_spec import StepShape
 from grokctl.model.tensors import tensor_specs
 
@@ -141,9 +142,7 @@ def test_rms_norm_of_zeros_is_zero_and_of_little_is_held_by_epsilon():
 
 
 def rotated(x, positions):
-    return np.asarray(
-        forward.rotate(jnp.asarray(x), jnp.asarray(positions, jnp.int32), base=10000.0)
-    )
+    return np.asarray(rotate(jnp.asarray(x), jnp.asarray(positions, jnp.int32), base=10000.0))
 
 
 def test_rotation_pairs_the_two_halves_of_a_head():
@@ -381,6 +380,14 @@ def test_only_float32_on_a_cpu_has_short_runs():
         ("cpu", 2): [1, 8, 8, 16, 32],
         ("gpu", 4): [1, 5, 8, 9, 32],
     }
+
+
+@pytest.mark.parametrize(
+    ("platform", "batch", "time", "layers"),
+    [("gpu", 1, 1, 64), ("gpu", 32, 1, 64), ("gpu", 33, 1, 1), ("gpu", 1, 2, 1), ("cpu", 1, 1, 1)],
+)
+def test_all_layers_are_one_program_where_few_sequences_decode(platform, batch, time, layers):
+    assert forms.layers_together(platform, batch=batch, time=time) == layers
 
 
 def test_an_accelerator_runs_numbers_of_tokens_close_around_the_mean():

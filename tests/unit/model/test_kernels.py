@@ -4,7 +4,7 @@ import importlib
 import re
 import sys
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import partial, reduce
 from types import SimpleNamespace
 from typing import Any
 
@@ -18,9 +18,17 @@ from jax.sharding import AbstractDevice, AbstractMesh, AxisType, use_abstract_me
 
 from grokctl.checkpoint.miniature import MINIATURE
 from grokctl.checkpoint.pickles import BFLOAT16
-from grokctl.model import experts, forward, kernel_check, kernels, norm_kernel, stored_codes
+from grokctl.model import (
+    cache_kernel,
+    experts,
+    forward,
+    kernel_check,
+    kernels,
+    norm_kernel,
+    stored_codes,
+)
 from grokctl.model.config import GROK_1
-from grokctl.model.kernels import FEW_ROWS, chosen_products, few_rows, products, suits
+from grokctl.model.kernels import FEW_ROWS, added_up, chosen_products, few_rows, suits, sums
 from grokctl.model.matmul import project
 from grokctl.model.parameters import Matrix
 from grokctl.model.placement import MeshShape, place
@@ -177,7 +185,7 @@ def test_several_weights_in_one_kernel_are_as_many_products(several, tokens, pro
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(kernels, "_PROGRAMS", programs)
         if not several[0].experts:
-            found = products(x, matrices, form=INTERPRETED)
+            found = [added_up(part) for part in sums(x, matrices, form=INTERPRETED)]
             rows, numbers = np.arange(tokens), None
         else:
             last = several[0].experts  # of nothing
@@ -265,9 +273,82 @@ def test_without_triton_no_product_suits_it():
     assert kernels.suits(1, weight)
 
 
+# --- what is written in PTX, which runs on no CPU
+
+
+def number_of(operand: str) -> Any:
+    return np.uint32(int(operand, 0))
+
+
+def picked(low: Any, high: Any, selector: Any) -> Any:
+    """`prmt.b32`: a byte of eight for every four bits of the selector, the lowest first."""
+    both = np.uint64(low) | np.uint64(high) << np.uint64(32)
+    places = [int(selector) >> 4 * byte & 7 for byte in range(4)]
+    parts = [(both >> np.uint64(8 * place) & np.uint64(255)).astype(np.uint32) for place in places]
+    return sum(part << np.uint32(8 * byte) for byte, part in enumerate(parts))
+
+
+def fused(left: Any, right: Any, total: Any) -> Any:
+    wide = [np.asarray(each).view(np.float32).astype(np.float64) for each in (left, right, total)]
+    return (wide[0] * wide[1] + wide[2]).astype(np.float32).view(np.uint32)
+
+
+PTX = {
+    "xor.b32": np.bitwise_xor,
+    "and.b32": np.bitwise_and,
+    "shr.u32": np.right_shift,
+    "prmt.b32": picked,
+    "fma.rn.f32": fused,
+}
+
+
+def run_ptx(
+    text: str, *, args: Any, constraints: str, pack: int, result_shape_dtypes: Any
+) -> list[Any]:
+    """Instructions as NVIDIA's manual defines them, for words of `pack` elements, little-endian."""
+    outputs = constraints.split(",").count("=f")
+    assert outputs == pack
+    registers = {
+        f"${outputs + index}": np.ascontiguousarray(argument).reshape(-1).view(np.uint32)
+        for index, argument in enumerate(args)
+    }
+    body = text.strip("{ }").removeprefix(".reg .b32 a;")
+    for line in filter(None, map(str.strip, body.split(";"))):
+        name, operands = line.split(" ", 1)
+        into, *given = operands.split(", ")
+        values = [registers[each] if each in registers else number_of(each) for each in given]
+        registers[into] = PTX[name](*values)
+    made = np.stack([registers[f"${index}"] for index in range(outputs)], axis=1)
+    (result,) = result_shape_dtypes
+    return [jnp.asarray(made.astype(np.uint32).view(np.float32).reshape(result.shape))]
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.uint8])
+def test_codes_in_ptx_are_those_without_it(monkeypatch, dtype):
+    monkeypatch.setattr(stored_codes.triton, "elementwise_inline_asm", run_ptx)
+    stored = jnp.asarray(np.random.default_rng(0).permutation(256).astype(np.uint8).view(dtype))
+
+    found, plain = (
+        stored_codes.codes(stored.reshape(4, 64), form) for form in (KernelForm.PTX, INTERPRETED)
+    )
+
+    np.testing.assert_array_equal(found, plain)
+
+
+def test_a_product_in_ptx_is_added_to_the_sum(monkeypatch):
+    monkeypatch.setattr(stored_codes.triton, "elementwise_inline_asm", run_ptx)
+    left, total = np.random.default_rng(0).standard_normal((2, 6, 5)).astype(np.float32)
+    right = np.arange(1, 7, dtype=np.float32)
+
+    found = stored_codes.multiply_add(*map(jnp.asarray, (left, right, total)), KernelForm.PTX)
+
+    np.testing.assert_allclose(found, total + left * right[:, None], rtol=1e-6, atol=1e-6)
+
+
 # --- between the blocks of a layer
 
 
+@pytest.mark.fused
 @pytest.mark.parametrize(
     ("embed", "num_experts", "selected"), [(24, 7, 3), (96, 8, 2), (2500, 8, 2), (3, 1, 1)]
 )
@@ -487,6 +568,18 @@ def changed(function, change):
             id="two bytes of a word exchanged",
         ),
         pytest.param(
+            stored_codes,
+            "scale",
+            lambda run, stored: run(stored ^ 1 if stored.dtype == jnp.uint16 else stored),
+            id="the last bit of a scale",
+        ),
+        pytest.param(
+            kernels,
+            "_Place.group",
+            lambda run, place, _step: run(place, 0),
+            id="one scale for several groups",
+        ),
+        pytest.param(
             kernels,
             "_load",
             lambda _run, part, *_masks: kernels.triton.load(part),
@@ -509,6 +602,28 @@ def changed(function, change):
             id="one position too few",
         ),
         pytest.param(
+            cache_kernel,
+            "rotation",
+            lambda run, positions, half, **named: run(positions + 1, half, **named),
+            id="turned too far",
+        ),
+        pytest.param(
+            kernel_check,
+            "rotated_and_kept",
+            lambda run, sums, cache, after, **named: run(
+                sums, cache, replace(after, count=after.count + 1), **named
+            ),
+            id="padding kept",
+        ),
+        pytest.param(
+            kernel_check,
+            "rotated_and_kept",
+            lambda run, sums, cache, after, **named: run(
+                sums, cache, replace(after, slots=after.slots[::-1]), **named
+            ),
+            id="kept in slots of each other",
+        ),
+        pytest.param(
             norm_kernel,
             "_choose",
             lambda run, logits, *rest, **named: run(logits[::-1], *rest, **named),
@@ -517,9 +632,17 @@ def changed(function, change):
     ],
 )
 def test_wrong_kernels_are_found_to_be_wrong(module, name, change, monkeypatch):
-    monkeypatch.setattr(module, name, changed(getattr(module, name), change))
+    *classes, name = name.split(".")
+    owner = reduce(getattr, classes, module)  # of the module as it was loaded last
+    monkeypatch.setattr(owner, name, changed(getattr(owner, name), change))
     case = kernel_check._case()
-    parts = {"attend_with_one": slice(-2, None), "_choose": slice(-3, -2)}
+    parts = {
+        "attend_with_one": slice(-2, None),
+        "_choose": slice(-3, -2),
+        "group": slice(-4, -3),
+        "rotation": slice(6, 7),
+        "rotated_and_kept": slice(6, 7),
+    }
     part = parts.get(name, slice(0, 3))  # the others need not run
     monkeypatch.setattr(kernel_check, "_RUNS", kernel_check._RUNS[part])
     monkeypatch.setattr(kernel_check, "_case", lambda: (case[0], case[1][part]))

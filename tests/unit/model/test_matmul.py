@@ -130,7 +130,7 @@ CASES = [
 ]
 
 
-@pytest.mark.usefixtures("optimized_here")
+@pytest.mark.optimized
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_every_form_is_the_product_with_the_dequantised_weight(case):
     bounds = {("cpu", BF16): 1e-6, ("gpu", FLOAT32): 1e-6}
@@ -319,6 +319,7 @@ STORAGES = [
 ]
 
 
+@pytest.mark.fused
 @pytest.mark.parametrize(("precision", "groups"), STORAGES)
 @pytest.mark.parametrize(
     ("length", "is_fast", "limit"),
@@ -335,6 +336,7 @@ def test_a_full_width_layer_runs_without_a_copy_of_any_weight(
     assert temporaries(FULL, precision, groups, length=length, is_fast=is_fast) < limit
 
 
+@pytest.mark.fused
 @pytest.mark.parametrize(("precision", "groups"), STORAGES)
 @pytest.mark.parametrize(("length", "limit"), [(1, 2e6), (64, 64e6)])
 def test_the_native_kernel_copies_no_weight_either(precision, groups, length, limit):
@@ -348,6 +350,7 @@ def test_the_native_kernel_copies_no_weight_either(precision, groups, length, li
     assert found < limit
 
 
+@pytest.mark.fused
 @pytest.mark.parametrize(("batch", "limit"), [(4, 12e6), (16, 60e6)])
 def test_a_batch_runs_without_a_copy_of_its_cache(batch, limit):
     # keys and values of 16 streams and 4,096 positions take 268 MB

@@ -59,7 +59,7 @@ def candidates_of(logits, count, temperature, *, error=1e-6, off=0.0):
         raw=logits[ids],
         bound=float(logits[ids[-1]]) if count < len(logits) else -math.inf,
         total=total * (1 + off * error),
-        error=error * 1.001,
+        error=error / (1 - error) * 1.001,  # in shares of the total that is known
         log_normaliser=0.0,
         top_ids=ids[:20],
         top_values=logits[ids[:20]],

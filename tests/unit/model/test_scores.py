@@ -193,7 +193,7 @@ def test_minus_zero_is_zero():
     np.testing.assert_array_equal(found.ids, [[3, 0, 1, 2, 4]])
 
 
-@pytest.mark.usefixtures("optimized_here")
+@pytest.mark.optimized
 @pytest.mark.parametrize(
     ("mesh", "nbytes"),
     [pytest.param(ONE, bucketing.BLOCK, id="at once"), pytest.param(FOUR, 2**12, id="in blocks")],

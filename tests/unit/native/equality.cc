@@ -110,7 +110,7 @@ int main() {
         for (int64_t tokens : {1, 3, 9, 20}) {
           for (auto [inputs, outputs, groups] :
                {std::tuple<int64_t, int64_t, int64_t>{40, 7, 2}, {86, 65, 1}, {1200, 130, 20},
-                {1700, 64, 1}}) {
+                {1700, 64, 1}, {90, 4200, 1}}) {
             const Case given{stored, inputs, outputs, groups, tokens, 2 + cases % 2};
             const char* problem = failure(given, random);
             ++cases;

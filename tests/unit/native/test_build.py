@@ -381,7 +381,7 @@ for each in "$@"; do
         exit 1;;
     esac
 done
-exec REAL "$@"
+exec REAL "$@" -O1
 """
 
 

@@ -42,6 +42,7 @@ from grokctl.planning.plans import (
     missed_bytes,
     plan_for,
     plans,
+    read_bytes,
 )
 from grokctl.planning.residence import room_in
 from grokctl.planning.step_time import KERNEL_REACHED, REACHED
@@ -238,6 +239,42 @@ def test_other_sequences_do_not_slow_the_estimate_of_one_and_codes_of_keys_read_
     assert one.tokens_per_s == 1 / one.estimate.total_s
 
 
+@pytest.mark.parametrize("bandwidth", [None, 400e9])
+def test_any_platform_of_jax_can_be_planned_for(bandwidth):
+    hardware = Hardware(
+        platform="METAL", name="Apple M2", count=1, memory=900 * GB, bandwidth=bandwidth
+    )
+
+    plan = on(hardware, 1)[INT8]
+
+    assert plan.fits
+    assert (plan.tokens_per_s is None) == (bandwidth is None)
+    assert plan.step.launches_s == 0
+
+
+def test_clients_share_the_reading_of_weights():
+    hardware = hardware_for(accelerator="h100", devices=8)
+    plans = {slots: on(hardware, 8, slots=slots, context=64)[INT8] for slots in (1, 2, 8, 64)}
+
+    assert plans[1].shared_tokens_per_s is None
+    rates = [plans[slots].shared_tokens_per_s for slots in (2, 8, 64)]
+    assert plans[1].tokens_per_s > rates[0] > rates[1] > rates[2]
+    assert 2 * rates[0] < 8 * rates[1] < 64 * rates[2]  # of all together
+    paged = on(a_cpu(100 * GB), 1, slots=2)[INT8]
+    assert paged.is_paged
+    assert paged.shared_tokens_per_s is None
+
+
+def test_an_expert_is_read_once_for_all_that_choose_it():
+    weights = grok(INT8, MeshShape(1, 1))
+    (whole,), (read,) = weights.stored, weights.read
+    experts = (whole - read) * 8 / 6
+
+    assert read_bytes(weights, 1) == [read]
+    assert read_bytes(weights, 2)[0] - read == pytest.approx(experts * 1.5 / 8)  # of 3.5 experts
+    assert read_bytes(weights, 1000)[0] == whole
+
+
 def test_a_cpu_is_estimated_by_the_reading_of_weights_alone():
     (read,) = bytes_per_token(released_storage(GROK_1), MeshShape(1, 1))
 
@@ -285,6 +322,7 @@ def test_a_model_of_which_every_expert_is_chosen_is_read_whole():
     all_of_them = replace(SMALL, num_selected_experts=8)
     weights = Spread.of(released_storage(all_of_them), MeshShape(1, 1))
 
+    assert read_bytes(weights, 9) == list(weights.read)
     assert missed_bytes(weights, weights.stored[0]) == 0
     assert missed_bytes(weights, weights.stored[0] - 1) == weights.stored[0]
 

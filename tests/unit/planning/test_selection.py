@@ -198,6 +198,25 @@ def test_the_context_that_is_asked_for_is_taken():
     assert choice.plan.context == 1000
 
 
+def test_as_many_sequences_are_taken_as_cost_no_context():
+    counts = []
+    for memory in range(41 * GB, 47 * GB, GB // 4):
+        hardware = replace(h100s(8), memory=memory)
+        try:
+            alone = chosen(hardware, cut("int8", "8")).plan
+        except HardwareError:
+            continue
+        found = chosen(hardware, cut("int8", "8"), sequences=8, may_be_fewer=True).plan
+        counts.append(found.slots)
+        assert found.context == alone.context
+        if found.slots < 8:
+            with suppress(HardwareError):
+                more = chosen(hardware, cut("int8", "8"), sequences=2 * found.slots).plan
+                assert more.context < found.context
+
+    assert {1, 2, 4, 8} == set(counts)
+
+
 def test_more_context_is_taken_before_the_mesh_of_the_checkpoint():
     sixteen = hardware_for(accelerator="a100-40gb", devices=16)
 

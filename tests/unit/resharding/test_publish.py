@@ -9,6 +9,7 @@ import pytest
 
 from grokctl.checkpoint.receipt import Stamp
 from grokctl.resharding.publish import partial_folder
+from grokctl.resharding.replaced import READY
 
 STAMP = Stamp(size=10, mtime_ns=20, inode=30, device=40, ctime_ns=50)
 TENSOR = Path("/mnt/a/release/ckpt-0/tensor00000_000")
@@ -16,7 +17,7 @@ TENSOR = Path("/mnt/a/release/ckpt-0/tensor00000_000")
 
 @pytest.fixture
 def plan(tmp_path):
-    return SimpleNamespace(compression=None, layouts=(), out=tmp_path / "out")
+    return SimpleNamespace(compression=None, layouts=(), out=tmp_path / "out", kind=READY)
 
 
 @pytest.mark.parametrize(

@@ -76,7 +76,7 @@ def make_all(source, layouts, limit):
                 begin, end = cut.places[outputs]
                 files[key, device].append((memory[begin:end].tobytes(), cut.frame_nbytes(outputs)))
             if made.scales is not None:
-                scales.setdefault(key, []).append((cut.scales_slices, made.scales))
+                scales.setdefault(key, []).append((made.scales.slices, made.scales.values))
         errors[key] = total
         squares[key] += 1
     return files, errors, scales

@@ -1,0 +1,1 @@
+"""From a release or a ready checkpoint to the files that other engines read."""

@@ -1,0 +1,1 @@
+"""The HTTP interface that other tools speak, over the engine's scheduler."""
