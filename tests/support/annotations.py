@@ -38,6 +38,8 @@ def _matches(value: Any, annotation: Any) -> bool:
         return any(_matches(value, part) for part in parts)
     if annotation is type(None):
         return value is None
+    if value is None and origin in {list, tuple}:
+        return False
     if origin is list or parts[1:] == (...,):
         return all(_matches(item, parts[0]) for item in value)
     if origin is tuple:
