@@ -135,8 +135,8 @@ MaxMemoryOption = Annotated[
     typer.Option(
         "--max-memory",
         metavar="SIZE",
-        help="Memory of the CPU for a run; experts beyond it are read from the disk.",
-        show_default="what is free",
+        help="Most memory; experts beyond it stream.",
+        show_default="free",
     ),
 ]
 TokenIdsOption = Annotated[
