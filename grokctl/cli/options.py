@@ -158,6 +158,15 @@ ThreadsOption = Annotated[
     int | None,
     typer.Option(metavar="N", min=1, help="Threads of the CPU.", show_default="cores"),
 ]
+MaxMemoryOption = Annotated[
+    str | None,
+    typer.Option(
+        "--max-memory",
+        metavar="SIZE",
+        help="Most memory; experts beyond it stream.",
+        show_default="free",
+    ),
+]
 TokenIdsOption = Annotated[
     str | None, typer.Option(metavar="1,2,3", help="Token ids instead of text.")
 ]
