@@ -7,7 +7,7 @@ from grokctl.checkpoint import trained
 from grokctl.checkpoint.release import open_release
 from grokctl.checkpoint.torrent import build_metainfo, parse_metainfo
 
-SHA256 = "50d7e88ea5a4b3656b00a5481bbb2e7dcc4b356da63fac3b0d2f1f8402ba3a4d"
+SHA256 = "ea971844a6f137308b40fb7c5e3d525daf9c24b51993971d185dc1b35557148e"
 """What `make miniature` printed when the shipped release was written."""
 
 
