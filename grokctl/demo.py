@@ -10,7 +10,7 @@ from typing import Final, TypeVar
 from grokctl.checkpoint.ready import ReadyCheckpoint
 from grokctl.checkpoint.release import Release, open_release
 from grokctl.checkpoint.torrent import Magnet
-from grokctl.checkpoint.trained import copy_trained, held_out_text, read_torrent
+from grokctl.checkpoint.trained import UNSEEN, copy_trained, read_torrent
 from grokctl.errors import GrokctlError, UsageError
 from grokctl.events import Observer, ignore
 from grokctl.fetch import fetch, seeding
@@ -34,7 +34,7 @@ from grokctl.verify import raise_for as raise_for_damage
 from grokctl.verify import verify
 
 DEVICES: Final = (8, 4, 16)
-PROMPT: Final = "The import statement combines two operations; it searches for the named module,"
+PROMPT: Final = "This function returns the number of"
 _TOKENS: Final = 48
 _SCORED_ON: Final = 4
 """Devices of the two checkpoints whose precisions are compared."""
@@ -248,7 +248,7 @@ def _run(ready: ReadyCheckpoint, observe: Observer) -> tuple[Engine, Generation]
 
 
 def _perplexity(engine: Engine) -> float:
-    perplexity = engine.score(engine.plan.encode(held_out_text())[:_SCORED]).perplexity
+    perplexity = engine.score(engine.plan.encode(UNSEEN)[:_SCORED]).perplexity
     assert perplexity is not None  # there is more than one token
     return perplexity
 

@@ -42,7 +42,7 @@ def demonstration(console: Console, result: Demonstration, keep: Path | None) ->
         ],
     )
     console.table(
-        "int8 is lossless, int4 takes half the bytes: text of Python that training did not see",
+        "int8 keeps the release as it is, int4 is smaller: a text that training did not see",
         ("precision", "weights", "perplexity"),
         [
             (each.precision, format_bytes(each.nbytes), f"{each.perplexity:.2f}")
