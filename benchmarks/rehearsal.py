@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,9 @@ from typing import Any
 
 GROK_1_BYTES = 318_239_886_140
 NEEDED_FREE = 2 * 10**9
+NO_ROOM = 12
+"""The exit code where the disk is too small."""
+DISCARDING = Path(__file__).with_name("_discarding.py")
 BEGIN = "<!-- made by the command above; do not edit -->"
 END = "<!-- end -->"
 
@@ -40,11 +43,17 @@ class Rehearsal:
         self.root = root
         self.steps: list[Step] = []
 
-    def run(self, *arguments: str, ends: int = 0, at: Path | None = None) -> dict[str, Any]:
+    def run(
+        self,
+        *arguments: str,
+        ends: Collection[int] = (0,),
+        at: Path | None = None,
+        program: Sequence[str] = ("-m", "grokctl"),
+    ) -> dict[str, Any]:
         """Run a command on the release, or on something else, and return its JSON object."""
         verb, *options = arguments
         root = at or self.root
-        command = [sys.executable, "-m", "grokctl", verb, str(root), *options, "--json"]
+        command = [sys.executable, *program, verb, str(root), *options, "--json"]
         environment = {**os.environ, "GROKCTL_HOME": str(self.root.parent)}
         with tempfile.TemporaryFile() as out:
             began = time.perf_counter()
@@ -56,7 +65,7 @@ class Rehearsal:
             process.returncode = os.waitstatus_to_exitcode(status)
             out.seek(0)
             said = out.read()
-        if process.returncode != ends:
+        if process.returncode not in ends:
             sys.exit(f"{shlex.join(command)} ended with {process.returncode}: {said.decode()}")
         self.last = f"grokctl {shlex.join([verb, root.name, *options])}", seconds, usage
         values = json.loads(said)
@@ -71,7 +80,7 @@ class Rehearsal:
         print(row(step), flush=True)
 
 
-def rehearse(root: Path, nbytes: int) -> list[Step]:
+def rehearse(root: Path, nbytes: int, *, is_exported: bool) -> list[Step]:
     """Run every command, and hold each to what it has to find."""
     rehearsal = Rehearsal(root)
     run, note = rehearsal.run, rehearsal.note
@@ -98,7 +107,7 @@ def rehearse(root: Path, nbytes: int) -> list[Step]:
     note("proven by the receipt")
 
     file, offset = flip_one_bit(root)
-    found = run("verify", "--rehash", ends=20)
+    found = run("verify", "--rehash", ends={20})
     (damage,) = found["damage"]
     ((low, high),) = damage["ranges"]
     assert (damage["file"], damage["reason"]) == (file, "altered"), damage
@@ -119,6 +128,15 @@ def rehearse(root: Path, nbytes: int) -> list[Step]:
     found = run("verify", at=ready)
     assert found["ok"], found
     note(f"{found['files']} files of the ready checkpoint are sound")
+
+    found = run("export", "--dry-run", ends={0, NO_ROOM})
+    assert (found["scales"]["misfits"], found["lossless"]) == (0, True), found
+    note(f"would write {found['bytes']:,} bytes; all {found['scales']['checked']:,} scales fit")
+
+    if is_exported:
+        found = run("export", program=(str(DISCARDING),))
+        assert (found["lossless"], found["folded"]) == (True, []), found
+        note(f"{found['bytes']:,} bytes of {found['files'][0]}, not kept")
     return rehearsal.steps
 
 
@@ -187,6 +205,9 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()))
     parser.add_argument("--write", type=Path, metavar="FILE.md", help="put the table there, too")
     parser.add_argument("--small", action="store_true", help="two narrow layers, for tests")
+    parser.add_argument(
+        "--export", action="store_true", help="also make all of an export, and drop its bytes"
+    )
     arguments = parser.parse_args()
     refuse_where_it_cannot_be(arguments.folder)
     with tempfile.TemporaryDirectory(prefix="grokctl-rehearsal-", dir=arguments.folder) as folder:
@@ -203,7 +224,7 @@ def main() -> None:
             "| --- | --- | ---: | ---: |",
         ]
         print("\n".join(head), flush=True)
-        rows = [row(step) for step in rehearse(root, nbytes)]
+        rows = [row(step) for step in rehearse(root, nbytes, is_exported=arguments.export)]
     if arguments.write:
         text = arguments.write.read_text()
         before, _, rest = text.partition(BEGIN)

@@ -30,15 +30,18 @@ def test_every_command_copes_and_the_table_goes_where_it_belongs(tmp_path):
     folder = tmp_path / "scratch"
     folder.mkdir()
 
-    outcome = rehearse(folder, "--write", str(page))
+    outcome = rehearse(folder, "--write", str(page), "--export")
 
     assert (outcome.returncode, outcome.stderr) == (0, "")
     rows = [line for line in outcome.stdout.splitlines() if line.startswith("| `grokctl ")]
-    verbs = [re.match(r"\| `grokctl ([a-z]+) grok-1(?: (--[a-z]+))?", row).groups() for row in rows]
+    verbs = [
+        re.match(r"\| `grokctl ([a-z]+) grok-1(?: (--[a-z-]+))?", row).groups() for row in rows
+    ]
     assert verbs == [
         *(("verify", "--quick"), ("inspect", None), ("inspect", "--tensor"), ("verify", None)),
         *(("verify", None), ("verify", "--rehash"), ("reshard", "--devices")),
         *(("reshard", "--devices"), ("verify", None)),  # the second is of the ready checkpoint
+        *(("export", "--dry-run"), ("export", None)),
     ]
     assert all(re.search(r"\| [0-9.]+ s \| [0-9]+ MB \|$", row) for row in rows)
     text = page.read_text()

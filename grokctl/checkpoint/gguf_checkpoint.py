@@ -21,6 +21,7 @@ from grokctl.checkpoint.gguf import SUFFIX, Gguf, GgufTensor, TensorType, read_g
 from grokctl.checkpoint.gguf_model import STORAGE, gguf_name, gguf_shape
 from grokctl.checkpoint.manifest import UNTRUSTED, FileRecord, Source
 from grokctl.checkpoint.pickles import BFLOAT16
+from grokctl.checkpoint.published import on_its_source
 from grokctl.checkpoint.rows import read_into
 from grokctl.checkpoint.tensor_source import LogicalTensor, RowReader, Slices, Storage, extent
 from grokctl.errors import CorruptCheckpointError, PlacementError, Reason, UsageError, corrupt
@@ -288,10 +289,10 @@ def open_gguf(root: Path) -> GgufCheckpoint:
     if not names:
         raise UsageError(
             f"{root}: expected an export in GGUF, found one in {export.manifest.format}",
-            "grokctl reshard grok-1 --devices 8  # from the release",
+            on_its_source(export),
         )
     headers = {name: read_gguf(root / name) for name in names}
-    storage, shifts = _stored(names[0], headers[names[0]])
+    storage, shifts = _stored(names[0], headers[names[0]], hint=on_its_source(export))
     if storage.config != export.manifest.config:
         raise _malformed(names[0], f"is of another model than {export.manifest_name}")
     places = {}
@@ -306,7 +307,7 @@ def open_gguf(root: Path) -> GgufCheckpoint:
             actual = "none" if place is None else f"{place.tensor.shape}"
             expected = f"{gguf_name(spec)}: expected {gguf_shape(spec)}, found {actual}"
             raise _malformed(names[0] if place is None else place.file, expected)
-        _require_type(spec, place, storage)
+        _require_type(spec, place, storage, hint=on_its_source(export))
         places[spec.name] = place
     if found:
         place = found[min(found)]
@@ -319,7 +320,9 @@ def _gguf_names(export: Export) -> list[str]:
     return sorted(name for name in export.records if name.endswith(SUFFIX))
 
 
-def _stored(name: str, header: Gguf) -> tuple[Storage, dict[str, tuple[int, ...]]]:
+def _stored(
+    name: str, header: Gguf, *, hint: str | None
+) -> tuple[Storage, dict[str, tuple[int, ...]]]:
     """How a file says that its weights are stored."""
     text = header.metadata.get(STORAGE)
     if not isinstance(text, str):
@@ -328,6 +331,10 @@ def _stored(name: str, header: Gguf) -> tuple[Storage, dict[str, tuple[int, ...]
         values = json.loads(text)
         config = _config(name, values["config"])
         precision = Precision(values["precision"])
+        float32 = [printable(str(one), limit=255) for one in values["float32"]]
+        if float32:
+            message = f"expected all weights as {precision}, found {float32[0]} as float32"
+            raise PlacementError(f"{name}: {message}", hint)
         groups = {spec.name: 0 for spec in tensor_specs(config)}
         for spec in tensor_specs(config):
             count = values["groups"].get(spec.name, 0)
@@ -339,15 +346,9 @@ def _stored(name: str, header: Gguf) -> tuple[Storage, dict[str, tuple[int, ...]
             groups[spec.name] = count
         shifts = {str(key): tuple(int(one) for one in own) for key, own in values["shifts"].items()}
         _require_shifts(name, config, shifts)
-        float32 = [printable(str(one), limit=255) for one in values["float32"]]
     except UNTRUSTED as error:
         detail = f"{STORAGE} makes no sense ({type(error).__name__}: {error})"
         raise _malformed(name, detail) from error
-    if float32:
-        raise PlacementError(
-            f"{name}: expected all weights as {precision}, found {float32[0]} as float32",
-            "grokctl reshard grok-1 --devices 8  # from the release",
-        )
     return Storage(config=config, precision=precision, groups=groups), shifts
 
 
@@ -368,13 +369,13 @@ def _require_shifts(name: str, config: GrokConfig, shifts: Mapping[str, tuple[in
             raise _malformed(name, f"{key} has the exponents {own}")
 
 
-def _require_type(spec: TensorSpec, place: _Place, storage: Storage) -> None:
+def _require_type(spec: TensorSpec, place: _Place, storage: Storage, *, hint: str | None) -> None:
     kind = _TYPES[storage.precision] if spec.is_quantized else TensorType.F32
     if place.tensor.type is kind:
         return
     raise PlacementError(
         f"{place.tensor.name}: expected {kind.name}, found {place.tensor.type.name}",
-        "grokctl reshard grok-1 --devices 8  # from the release",
+        hint,
     )
 
 

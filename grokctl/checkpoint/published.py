@@ -8,6 +8,7 @@ from grokctl.checkpoint.manifest import FileRecord, Source
 from grokctl.checkpoint.release import Release
 from grokctl.checkpoint.tensor_source import ReleaseSource, TensorSource
 from grokctl.model.precision import Precision
+from grokctl.paths import quoted
 
 
 class Published(Protocol):
@@ -80,3 +81,10 @@ Checkpoint = Release | PublishedTensors
 def tensors_of(checkpoint: Checkpoint) -> TensorSource:
     """A checkpoint as a source of tensors."""
     return ReleaseSource(checkpoint) if isinstance(checkpoint, Release) else checkpoint
+
+
+def on_its_source(checkpoint: Release | Published) -> str | None:
+    """The hint for what a checkpoint no longer has: the command again on what it was made from."""
+    if isinstance(checkpoint, Release):
+        return None
+    return f"CHECKPOINT {quoted(checkpoint.source.folder)}  # what it was made from"

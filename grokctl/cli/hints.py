@@ -130,9 +130,11 @@ def to_paste(hint: str | None) -> str | None:
 
 
 def _on_checkpoint(name: str) -> str:
-    """The typed command on a checkpoint, which follows the verb."""
+    """The typed command on a checkpoint, which follows the verb, instead of the typed one."""
     typed = _typed.get()
-    words = list(_words(typed.arguments))
+    words = [
+        word for word in _words(typed.arguments) if not word.is_argument and word.tokens != (_END,)
+    ]
     at = next((at + 1 for at, word in enumerate(words) if _is_verb(word.tokens[0])), len(words))
     words.insert(at, _Word((name,)))
     return shlex.join(["grokctl", *(token for word in words for token in word.tokens)])

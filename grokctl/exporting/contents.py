@@ -10,7 +10,8 @@ from grokctl.checkpoint.gguf import TensorType
 from grokctl.checkpoint.gguf_model import are_heads_possible, refuse_impossible
 from grokctl.checkpoint.gguf_tokenizer import no_tokenizer_metadata, tokenizer_metadata
 from grokctl.checkpoint.pieces import Pieces
-from grokctl.checkpoint.tensor_source import Storage, TensorSource
+from grokctl.checkpoint.published import Checkpoint, on_its_source, tensors_of
+from grokctl.checkpoint.tensor_source import Storage
 from grokctl.errors import PlacementError
 from grokctl.exporting.files import ExportFile
 from grokctl.exporting.gguf_files import gguf_files, gguf_metadata, gguf_tensors
@@ -57,7 +58,7 @@ class Contents:
     """Parameters that are float32 because their inputs are no whole blocks."""
 
 
-def contents_of(source: TensorSource, pieces: Pieces | None, options: ExportOptions) -> Contents:
+def contents_of(source: Checkpoint, pieces: Pieces | None, options: ExportOptions) -> Contents:
     """Decide what an export consists of; reads the scales.
 
     Args:
@@ -77,11 +78,11 @@ def contents_of(source: TensorSource, pieces: Pieces | None, options: ExportOpti
             return _hf(source, pieces, options)
 
 
-def _gguf(source: TensorSource, pieces: Pieces | None, options: ExportOptions) -> Contents:
-    config, kind = source.config, TensorType[options.type.name]
+def _gguf(source: Checkpoint, pieces: Pieces | None, options: ExportOptions) -> Contents:
+    config, kind, tensors = source.config, TensorType[options.type.name], tensors_of(source)
     other = "--format hf  # has no such limit" if is_scale_usual(config) else None
     refuse_impossible(config, hint=other)
-    storage = _storage(source.storage, options.type)
+    storage = _storage(source, options.type)
     quantized = [spec for spec in tensor_specs(config) if spec.is_quantized]
     is_packed = storage.precision in {Precision.INT8, Precision.INT4}
     narrow = {
@@ -90,8 +91,8 @@ def _gguf(source: TensorSource, pieces: Pieces | None, options: ExportOptions) -
         if is_packed and not block_groups(spec.shape[-2], storage.groups[spec.name])
     }
     packed = [spec for spec in quantized if is_packed and spec.name not in narrow]
-    copied = [one for one in map(storage.weight, packed) if is_stored_alike(source, one)]
-    fitted = fit_scales(source, copied)
+    copied = [one for one in map(storage.weight, packed) if is_stored_alike(tensors, one)]
+    fitted = fit_scales(tensors, copied)
     wide = narrow | fitted.float32
     types = {spec.name: TensorType.F32 if spec.name in wide else kind for spec in quantized}
     embedding = TensorType[options.embedding.name]
@@ -112,7 +113,7 @@ def _gguf(source: TensorSource, pieces: Pieces | None, options: ExportOptions) -
     )
 
 
-def _hf(source: TensorSource, pieces: Pieces | None, options: ExportOptions) -> Contents:
+def _hf(source: Checkpoint, pieces: Pieces | None, options: ExportOptions) -> Contents:
     config, kind = source.config, TensorType[options.type.name]
     embedding = TensorType[options.embedding.name]
     for name, one in (("--type", kind), ("--embedding", embedding)):
@@ -125,7 +126,7 @@ def _hf(source: TensorSource, pieces: Pieces | None, options: ExportOptions) -> 
     refuse_other_scale(config, hint=other)
     if pieces is not None:
         tokenizer_metadata(pieces, config.vocab_size)  # refuses a tokenizer of another model
-    storage = _storage(source.storage, options.type)
+    storage = _storage(source, options.type)
     parts = hf_tensors(storage, kind, embedding)
     files = hf_files(parts, options.split)
     small = hf_small_files(config, parts, files, pieces, kind)
@@ -138,14 +139,14 @@ def _prefix(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]", "_", name)[:_LONGEST_PREFIX].lstrip("._-") or "model"
 
 
-def _storage(own: Storage, kind: ExportType) -> Storage:
+def _storage(source: Checkpoint, kind: ExportType) -> Storage:
     """How the weights are converted: as they are stored, if the type holds that.
 
     Raises:
         PlacementError: The source no longer has what the type holds.
     """
-    precision = _PRECISIONS[kind]
-    check_conversion(own.precision, precision)
+    own, precision = tensors_of(source).storage, _PRECISIONS[kind]
+    check_conversion(own.precision, precision, hint=on_its_source(source))
     if precision is own.precision is not Precision.INT4:
         return own
     groups = dict.fromkeys(own.groups, 0)

@@ -200,7 +200,7 @@ def plan_export(source: Checkpoint, options: ExportOptions) -> ExportPlan:
     """
     if isinstance(source, ReadyCheckpoint):
         source.check_whole()
-    contents = contents_of(tensors_of(source), pieces_of(source), options)
+    contents = contents_of(source, pieces_of(source), options)
     held_nbytes = _held_nbytes(source, options)
     jobs, arrays, array_nbytes = memory_limits(
         lambda limit: _largest_piece(contents.parts, limit),

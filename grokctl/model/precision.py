@@ -52,8 +52,13 @@ class KvType(_Spelled):
     """Codes with a scale for every head and position: half the memory of bfloat16."""
 
 
-def check_conversion(source: Precision, target: Precision) -> None:
+def check_conversion(source: Precision, target: Precision, *, hint: str | None = None) -> None:
     """Refuse a conversion that would need information that its source has lost.
+
+    Args:
+        source: The precision that there is.
+        target: The one that is wanted.
+        hint: Where the information may still be.
 
     Raises:
         PlacementError: The target is int8, and the source is not.
@@ -61,5 +66,5 @@ def check_conversion(source: Precision, target: Precision) -> None:
     if target is Precision.INT8 and source is not Precision.INT8:
         raise PlacementError(
             f"int8 stores the released integers, and {source} weights no longer hold them",
-            "grokctl reshard grok-1 --devices 8  # from the release, or from an int8 checkpoint",
+            hint,
         )

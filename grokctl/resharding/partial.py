@@ -48,6 +48,11 @@ class PartialFolder:
         return self.path.name
 
     @property
+    def is_empty(self) -> bool:
+        """Whether nothing but its mark is in it."""
+        return set(names_in(self.handle)) <= {MARK}
+
+    @property
     def nbytes(self) -> int:
         """Bytes of its files."""
         with os.scandir(self.handle) as entries:
@@ -92,7 +97,7 @@ class PartialFolder:
         """Delete its files, whatever has its name by now; and the folder, if that is empty then."""
         names = names_in(self.handle)
         delete_files(self.handle, (name for name in names if name != MARK), self.kind)
-        if set(names_in(self.handle)) <= {MARK}:
+        if self.is_empty:
             delete_files(self.handle, [MARK], self.kind)
             with suppress(OSError):  # of something else, or not empty any more
                 self.require_name(self.name)

@@ -9,7 +9,7 @@ from typing import Final
 
 from grokctl.checkpoint.frames import Compression
 from grokctl.checkpoint.layout import DeviceLayout, device_layouts
-from grokctl.checkpoint.published import Checkpoint, tensors_of
+from grokctl.checkpoint.published import Checkpoint, on_its_source, tensors_of
 from grokctl.checkpoint.ready import ReadyCheckpoint
 from grokctl.checkpoint.release import Release
 from grokctl.checkpoint.storage import storage_in
@@ -156,7 +156,7 @@ def plan_reshard(source: Checkpoint, options: ReshardOptions) -> ReshardPlan:
     tensors = tensors_of(source)
     own, mesh = tensors.storage, options.mesh
     precision = own.precision if options.precision is None else options.precision
-    check_conversion(own.precision, precision)
+    check_conversion(own.precision, precision, hint=on_its_source(source))
     check_mesh(mesh, own.config)
     storage = storage_in(own, precision, mesh, group_size=options.group_size)
     layouts = _layouts(storage, options)

@@ -1,6 +1,7 @@
 """`grokctl export` as a user types it: results, exit codes, and what is said."""
 
 import json
+import shlex
 import shutil
 from dataclasses import replace
 
@@ -34,7 +35,8 @@ def test_an_export_is_made_under_home_verified_listed_and_resharded(grokctl, rel
     assert made.exit_code == 0, made
     assert made.result.keys() == {
         *("export", "format", "type", "embedding", "files", "bytes", "lossless"),
-        *("relative_rms_error", "folded", "float32", "proven", "peak_rss_bytes", "seconds"),
+        *("relative_rms_error", "folded", "float32", "proven", "proven_by", "peak_rss_bytes"),
+        "seconds",
     }
     assert made.result["export"] == str(tmp_path / "exports" / "wide-q8_0-gguf")
     assert made.result["files"] == ["wide-q8_0.gguf", "tokenizer.model"]
@@ -145,3 +147,38 @@ def test_a_name_that_no_file_should_have_is_changed(grokctl, release, tmp_path):
     manifest = json.loads((tmp_path / "out" / "grokctl-export.json").read_text())
     assert manifest["source"]["name"] == "my modèle"
     assert grokctl("verify", tmp_path / "out").exit_code == 0
+
+
+def test_what_a_checkpoint_no_longer_has_comes_from_its_source(grokctl, release, tmp_path):
+    home = ("--home", tmp_path)
+    ready = ("--devices", "1", "--precision", "int4", "--out", tmp_path / "ready")
+    assert grokctl("reshard", release, *ready, *home).exit_code == 0
+    assert grokctl("export", release, "--format", "hf", "--out", tmp_path / "hf").exit_code == 0
+
+    for typed in (
+        ("export", tmp_path / "ready", "--type", "q8_0"),
+        ("reshard", tmp_path / "ready", "--devices", "2", "--precision", "int8"),
+        ("export", tmp_path / "hf", "--split", "1GB"),
+        ("reshard", tmp_path / "hf", "--devices", "2"),
+    ):
+        refused = grokctl(*typed, *home)
+        verb, _, *options = typed
+        command = " ".join(["grokctl", verb, "wide", *options, *map(str, home)])
+        assert refused.hint == f"{command}  # what it was made from"
+    shutil.copytree(release, tmp_path / "releases" / "wide")
+    assert grokctl(*shlex.split(command, comments=True)[1:], "--dry-run").exit_code == 0
+
+
+def test_a_manifest_without_tensors_is_damage(grokctl, release, tmp_path):
+    assert grokctl("export", release, "--out", tmp_path / "out").exit_code == 0
+    path = tmp_path / "out" / "grokctl-export.json"
+    values = json.loads(path.read_text())
+    values["files"] = [file for file in values["files"] if not file["name"].endswith(".gguf")]
+    path.write_text(json.dumps(values))
+
+    listed = grokctl("inspect", tmp_path / "out")
+    other = grokctl("inspect", release, "--tensor", "nosuch")
+
+    assert listed.exit_code == 20
+    assert "names no file with tensors" in listed.error
+    assert (other.exit_code, other.error.count("nosuch")) == (2, 1)

@@ -84,8 +84,10 @@ def test_the_command_with_a_variable_is_the_one_that_was_typed():
     remember(["run", "x", "-n", "2"], commands)
 
     assert to_paste("JAX_PLATFORMS=cpu grokctl run …") == "JAX_PLATFORMS=cpu grokctl run x -n 2"
-    assert to_paste("CHECKPOINT /a/b") == "grokctl run /a/b x -n 2"
+    assert to_paste("CHECKPOINT /a/b") == "grokctl run /a/b -n 2"
     assert to_paste("--mesh model=4") == "grokctl run x -n 2 --mesh model=4"
+    remember(["run", "-n", "2", "--", "x"], commands)
+    assert to_paste("CHECKPOINT /a/b  # its source") == "grokctl run /a/b -n 2  # its source"
     remember(["run", "-n2", "--devices=8"], commands)
     assert to_paste("--mesh model=4 -n 3  # fewer") == "grokctl run --mesh model=4 -n 3  # fewer"
 

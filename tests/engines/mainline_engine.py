@@ -16,7 +16,8 @@ def main() -> None:
     params.n_ctx, params.n_parallel, params.n_gpu_layers = 256, 1, 0
     params.warmup, params.fit_params = False, False
     params.cache_type_k = params.cache_type_v = xlc.ggml_type.GGML_TYPE_F32
-    params.cpuparams.n_threads = 2
+    # several wait for one another by spinning
+    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 1
     server = xlc.Server(params)
     rows = np.full((len(job["prompts"]), job["vocab"]), -np.inf, np.float32)
     for row, prompt in zip(rows, job["prompts"], strict=True):

@@ -8,10 +8,8 @@ random weights any rounding now and then swaps two experts, so the median over p
 import io
 import json
 import pydoc_data.topics
-import random
 import shutil
 import subprocess
-import sys
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -19,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import sentencepiece
+from engines import MISTAKES, asked, differing, logits, shares, swapped, texts, with_mistake
 from exports import WIDE, exported, gguf_of
 from golden import score_logits
 
@@ -37,7 +36,6 @@ pytestmark = pytest.mark.engines
 CONFIG = replace(WIDE, attn_output_multiplier=16**-0.5, num_layers=2, num_experts=4)
 DEEP = replace(CONFIG, num_layers=11)
 """Layers whose numeric order is not that of the release."""
-HERE = Path(__file__).parent
 TOKENS = np.random.default_rng(0).integers(260, CONFIG.vocab_size, 24).tolist()
 BOUNDS = {"q8_0": 0.04, "bf16": 0.04, "f32": 0.002, "q4_0": 0.4}
 """Shares of the logits' deviation, by the type of the weights."""
@@ -75,29 +73,10 @@ def made(request, release, tmp_path_factory):
     return request.param, gguf_of(exported(release, out, request.param))[0]
 
 
-def asked(script, model, job, folder, name):
-    """What an engine answers in a process of its own; its log if it fails."""
-    question, answer = folder / "question.json", folder / name
-    question.write_text(json.dumps(job))
-    command = [sys.executable, str(HERE / script), str(model), str(question), str(answer)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=240)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return answer
-
-
-def logits(model, folder):
-    return np.load(asked("ik_engine.py", model, {"tokens": TOKENS}, folder, "logits.npy"))
-
-
-def shares(found, wanted):
-    """The root mean square error of each position, as a share of the logits' deviation."""
-    return np.sqrt(((found - wanted) ** 2).mean(axis=1)) / wanted.std()
-
-
 def test_a_file_gives_the_logits_of_the_release(made, reference, tmp_path):
     kind, path = made
 
-    found = logits(path, tmp_path)
+    found = logits(path, TOKENS, tmp_path)
 
     assert np.median(shares(found, reference)) < BOUNDS[kind]
     is_same = found.argmax(axis=1) == reference.argmax(axis=1)
@@ -121,64 +100,15 @@ def test_files_of_a_split_are_one_model(release, reference, tmp_path):
     first, *rest = gguf_of(made)
     assert rest
 
-    assert np.median(shares(logits(first, tmp_path), reference)) < BOUNDS["f32"]
+    assert np.median(shares(logits(first, TOKENS, tmp_path), reference)) < BOUNDS["f32"]
 
 
-# --- mistakes, each of which passes every check of shapes
-
-
-def swapped(data, header, first, second):
-    """Exchange the values of two tensors."""
-    places = {one.name: (at, one) for one, at in zip(header.tensors, header.offsets, strict=True)}
-    (left, one), (right, other) = places[first], places[second]
-    assert one.nbytes == other.nbytes
-    part = data[left : left + one.nbytes]
-    data[left : left + one.nbytes] = data[right : right + one.nbytes]
-    data[right : right + one.nbytes] = part
-
-
-def gate_and_up(data, header):
-    for layer in range(CONFIG.num_layers):
-        swapped(
-            data, header, f"blk.{layer}.ffn_gate_exps.weight", f"blk.{layer}.ffn_up_exps.weight"
-        )
-
-
-def norms(data, header):
-    """The norm after the attention, and that after the experts."""
-    for layer in range(CONFIG.num_layers):
-        names = (f"blk.{layer}.{name}_norm.weight" for name in ("attn_output", "layer_output"))
-        swapped(data, header, *names)
-
-
-def rotary_pairs(data, header):
-    """Queries and keys permuted as for a rotary embedding of neighbouring pairs."""
-    for tensor, at in zip(header.tensors, header.offsets, strict=True):
-        if ".attn_q." in tensor.name or ".attn_k." in tensor.name:
-            rows = np.frombuffer(bytes(data[at : at + tensor.nbytes]), np.uint8)
-            heads = rows.reshape(-1, 2, CONFIG.key_size // 2, tensor.nbytes // tensor.shape[0])
-            data[at : at + tensor.nbytes] = heads.swapaxes(1, 2).tobytes()
-
-
-def scale_groups(data, header):
-    """The scales of inputs in reverse."""
-    for tensor, at in zip(header.tensors, header.offsets, strict=True):
-        if "attn_output.weight" in tensor.name or "ffn_down" in tensor.name:
-            part = bytes(data[at : at + tensor.nbytes])
-            blocks = np.frombuffer(part, np.dtype([("scale", "<f2"), ("codes", "i1", 32)])).copy()
-            rows = blocks.reshape(-1, tensor.shape[-1] // 32)
-            rows["scale"] = rows["scale"][:, ::-1].copy()
-            data[at : at + tensor.nbytes] = rows.tobytes()
-
-
-@pytest.mark.parametrize("mistake", [gate_and_up, norms, rotary_pairs, scale_groups])
+@pytest.mark.parametrize("mistake", MISTAKES)
 def test_every_mistake_shows(release, reference, tmp_path, mistake):
     (path,) = gguf_of(exported(release, tmp_path / "out"))
-    header, data = read_gguf(path), bytearray(path.read_bytes())
-    mistake(data, header)
-    path.write_bytes(data)
+    with_mistake(path, mistake, CONFIG)
 
-    assert np.median(shares(logits(path, tmp_path), reference)) > 4 * BOUNDS["q8_0"]
+    assert np.median(shares(logits(path, TOKENS, tmp_path), reference)) > 4 * BOUNDS["q8_0"]
 
 
 def test_layers_are_in_numeric_order(tmp_path):
@@ -187,13 +117,13 @@ def test_layers_are_in_numeric_order(tmp_path):
     (path,) = gguf_of(exported(deep, tmp_path / "out", "f32"))
     wanted = logits_here(deep)
 
-    assert np.median(shares(logits(path, tmp_path), wanted)) < 0.02
+    assert np.median(shares(logits(path, TOKENS, tmp_path), wanted)) < 0.02
     header, data = read_gguf(path), bytearray(path.read_bytes())
     for tensor in header.tensors:
         if tensor.name.startswith("blk.1."):
             swapped(data, header, tensor.name, tensor.name.replace("blk.1.", "blk.10."))
     path.write_bytes(data)
-    assert np.median(shares(logits(path, tmp_path), wanted)) > 0.2
+    assert np.median(shares(logits(path, TOKENS, tmp_path), wanted)) > 0.2
 
 
 def test_llama_quantize_takes_the_file(release, tmp_path):
@@ -205,7 +135,7 @@ def test_llama_quantize_takes_the_file(release, tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=240)
 
     assert done.returncode == 0, done.stderr[-2000:]
-    assert np.isfinite(logits(tmp_path / "k.gguf", tmp_path)).all()
+    assert np.isfinite(logits(tmp_path / "k.gguf", TOKENS, tmp_path)).all()
 
 
 # --- tokens
@@ -236,17 +166,6 @@ def like_grok_1() -> bytes:
     return out.getvalue()
 
 
-def texts() -> list[str]:
-    """A thousand texts: parts of Python's reference, and random characters."""
-    drawn = random.Random(0)
-    whole = "\n".join(pydoc_data.topics.topics.values())
-    starts = [drawn.randrange(len(whole) - 300) for _ in range(500)]
-    found = [whole[start : start + drawn.randrange(1, 300)] for start in starts]
-    letters = "ab 1\n\t ,.éß日本語🙂▁[]\r<|>"
-    found += ["".join(drawn.choices(letters, k=drawn.randrange(1, 60))) for _ in range(500)]
-    return [text for text in found if "<|separator|>" not in text]
-
-
 @pytest.fixture(scope="module", params=["miniature", "like-grok-1"])
 def tokenized(request, tmp_path_factory):
     """A release with a tokenizer, and the tokens of all texts."""
@@ -259,14 +178,6 @@ def tokenized(request, tmp_path_factory):
         model_proto=(root / "tokenizer.model").read_bytes()
     )
     return open_release(root), [processor.encode(text) for text in texts()]
-
-
-def differing(found, wanted):
-    return [
-        (text, one, other)
-        for text, one, other in zip(texts(), found, wanted, strict=True)
-        if one != other
-    ]
 
 
 def test_llama_cpp_tokenises_as_sentencepiece_does(tokenized, tmp_path):

@@ -10,6 +10,7 @@ from hypothesis import assume
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from grokctl.checkpoint.manifest import Source
 from grokctl.checkpoint.pickles import BFLOAT16
 from grokctl.checkpoint.tensor_source import LogicalTensor, RowReader, Slices, Storage, index_of
 from grokctl.errors import PlacementError
@@ -129,6 +130,10 @@ class Arrays:
     @property
     def config(self) -> GrokConfig:
         return self.storage.config
+
+    @property
+    def source(self) -> Source:
+        return Source(name="drawn", infohash=None, proven=False, verified_at=None)
 
     def read(self, tensor: LogicalTensor, slices: Slices) -> NDArray[Any]:
         self.reads.append((tensor.key, slices))

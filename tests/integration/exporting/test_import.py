@@ -153,15 +153,18 @@ def test_weights_that_had_to_become_float32_are_no_source(tmp_path):
 
     assert made.manifest.float32 == ("layers.0.moe.gate",)
     assert made.manifest.is_lossless
-    with pytest.raises(PlacementError, match=r"found layers.0.moe.gate as float32"):
+    with pytest.raises(PlacementError, match=r"found layers.0.moe.gate as float32") as caught:
         open_gguf(made.root)
+    assert caught.value.hint == "CHECKPOINT large  # what it was made from"
 
 
 def test_an_embedding_that_was_rounded_is_no_source(release, tmp_path):
     made = exported(release, tmp_path / "gguf", embedding="bf16")
 
-    with pytest.raises(PlacementError, match=r"token_embd.weight: expected F32, found BF16"):
+    expected = r"token_embd.weight: expected F32, found BF16"
+    with pytest.raises(PlacementError, match=expected) as caught:
         open_gguf(made.root)
+    assert caught.value.hint == "CHECKPOINT wide  # what it was made from"
 
 
 # --- proof

@@ -404,5 +404,5 @@ def test_int8_is_made_from_nothing_but_int8():
             check_conversion(source, Precision.INT8)
             continue
         with pytest.raises(PlacementError, match=f"{source} weights no longer hold") as caught:
-            check_conversion(source, Precision.INT8)
-        assert caught.value.hint.startswith("grokctl reshard grok-1")
+            check_conversion(source, Precision.INT8, hint="CHECKPOINT its-source")
+        assert caught.value.hint == "CHECKPOINT its-source"
