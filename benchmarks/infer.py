@@ -224,13 +224,14 @@ class Streams:
 class Bare:
     """One expert's products in a loop, over the bytes that the layer has, and nothing else."""
 
-    def __init__(self, ready: ReadyCheckpoint) -> None:
+    def __init__(self, ready: ReadyCheckpoint, *, has_kernel: bool) -> None:
         self.shape = StepShape(
             config=ready.config,
             mesh=ONE,
             platform=jax.devices()[0].platform,
             compute=jnp.dtype(jnp.bfloat16),
             has_fast_bfloat16=has_fast_bfloat16(),
+            has_native_kernel=has_kernel,
         )
         self.project = jax.jit(lambda x, held, n: project(x, held, shape=self.shape, expert=n))
         tensors = {tensor.key: tensor for tensor in ready.storage.tensors}
@@ -331,7 +332,8 @@ def report_decode(
     ready: ReadyCheckpoint, many: Streams, rounds: int, peer: Peer, reference: dict[str, float]
 ) -> None:
     """A step of one layer and of many: what lies between them is the layers' alone."""
-    few, bare, apart = Streams(ready, 1), Bare(ready), many.layers - 1
+    few, apart = Streams(ready, 1), many.layers - 1
+    bare = Bare(ready, has_kernel=many.runner.shape.has_native_kernel)
     memories, kernels, theirs = [], [], []
     steps: dict[int, list[tuple[Timing, Timing]]] = {count: [] for count in STEPS}
     for count in STEPS:
@@ -562,7 +564,7 @@ def main() -> None:
         report_scores(Streams(ready, 1))
         report_prefill(Streams(ready, 1) if ON_CPU else many, prefills)
         if ON_CPU:
-            report_operands(Bare(ready))
+            report_operands(Bare(ready, has_kernel=False))
         report_start(folder)
 
 

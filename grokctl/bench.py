@@ -47,6 +47,12 @@ class Row:
     """Weights read for that, on all devices together."""
     bandwidth_fraction: float
     """Share of the measured bandwidth that reading them took."""
+    hit_rate: float | None
+    """Share of the chosen experts that were in memory; None if none are streamed."""
+    disk_bytes_per_step: int | None
+    """Bytes of the others."""
+    disk_fraction: float | None
+    """Share of the disk's rate while loading at which they came."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,7 +115,7 @@ def bench(
         observe(Advanced(stage=Stage.BENCH, done=done, detail=detail))
         shape = workload.batch, workload.prompt_tokens
         prompts = random.integers(engine.config.vocab_size, size=shape).tolist()
-        rows.append(_measure(engine.scheduler, prompts, max_tokens, bandwidth))
+        rows.append(_measure(engine, prompts, max_tokens, bandwidth))
     observe(Finished(stage=Stage.BENCH))
     return Bench(
         max_tokens=max_tokens,
@@ -122,14 +128,12 @@ def bench(
     )
 
 
-def _measure(
-    scheduler: Scheduler, prompts: list[list[int]], max_tokens: int, bandwidth: float
-) -> Row:
+def _measure(engine: Engine, prompts: list[list[int]], max_tokens: int, bandwidth: float) -> Row:
     """Read prompts, each for one token; then continue all of them side by side.
 
     The second time their slots have kept them, so every step decodes all of them.
     """
-    batch, length = len(prompts), len(prompts[0])
+    scheduler, batch, length = engine.scheduler, len(prompts), len(prompts[0])
     first = _requests(prompts if length == 1 else prompts[:1], 1)
     # compiles, and brings weights into memory
     _run(scheduler, [replace(request, cache_prompt=False) for request in first])
@@ -147,6 +151,9 @@ def _measure(
         step_s=step_s,
         bytes_per_step=decoded.bytes_per_step,
         bandwidth_fraction=decoded.bytes_per_step / step_s / bandwidth,
+        hit_rate=decoded.hit_rate,
+        disk_bytes_per_step=decoded.disk_bytes // decoded.steps if decoded.experts_chosen else None,
+        disk_fraction=engine.disk_fraction(decoded),
     )
 
 

@@ -1,4 +1,4 @@
-"""Run every stage for real on a miniature: write, seed, fetch, verify, reshard, run."""
+"""Run every stage for real on a trained miniature: seed, fetch, verify, reshard, run, score."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -7,20 +7,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, TypeVar
 
-from grokctl.checkpoint.miniature import MINIATURE, write_miniature
 from grokctl.checkpoint.ready import ReadyCheckpoint
 from grokctl.checkpoint.release import Release, open_release
-from grokctl.checkpoint.torrent import Magnet, build_metainfo, parse_metainfo
+from grokctl.checkpoint.torrent import Magnet
+from grokctl.checkpoint.trained import UNSEEN, copy_trained, read_torrent
 from grokctl.errors import GrokctlError, UsageError
 from grokctl.events import Observer, ignore
 from grokctl.fetch import fetch, seeding
 from grokctl.infer import infer
 from grokctl.inference.devices import find_devices
+from grokctl.inference.engine import Engine
 from grokctl.inference.generation import Generation
 from grokctl.inference.plan import EngineOptions
 from grokctl.integrity.verdict import Verdict
 from grokctl.model.placement import mesh_for
-from grokctl.model.precision import Compute
+from grokctl.model.precision import Compute, Precision
 from grokctl.model.sampling import Sampling
 from grokctl.os_errors import refusal
 from grokctl.paths import Home, default_home
@@ -33,9 +34,13 @@ from grokctl.verify import raise_for as raise_for_damage
 from grokctl.verify import verify
 
 DEVICES: Final = (8, 4, 16)
-PROMPT: Final = "The import statement combines two operations; it searches for the named module,"
-_TOKENS: Final = 24
-_PIECE: Final = 2**16
+PROMPT: Final = "This function returns the number of"
+_TOKENS: Final = 48
+_SCORED_ON: Final = 4
+"""Devices of the two checkpoints whose precisions are compared."""
+_SCORED: Final = 192
+"""Tokens of the text that they are compared on."""
+_CONTEXT: Final = 256
 _T = TypeVar("_T")
 
 
@@ -50,6 +55,17 @@ class DemoStep:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PrecisionResult:
+    """What a precision costs and what it loses."""
+
+    precision: str
+    nbytes: int
+    """Of the weights, on all devices together."""
+    perplexity: float
+    """Of a text that training did not see."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Demonstration:
     """All stages of the demo, and the texts."""
 
@@ -57,6 +73,8 @@ class Demonstration:
     prompt: str
     texts: dict[int, str]
     """The continuation on each number of devices."""
+    precisions: tuple[PrecisionResult, ...]
+    """int8, and int4."""
 
     @property
     def agrees(self) -> bool:
@@ -120,19 +138,17 @@ def _demo(folder: Path, observe: Observer) -> Demonstration:
 
     home = Home(folder / "home")
     origin, root = folder / "miniature", home.releases / "miniature"
-    files = timed(
-        "write a miniature release",
-        lambda: write_miniature(origin, observe=observe),
-        lambda files: f"{len(files)} files, {_size(origin)}, {MINIATURE.num_layers} layers",
+    timed(
+        "copy the miniature that ships",
+        lambda: copy_trained(origin),
+        lambda files: f"{len(files)} files, {_size(origin)}, trained on text of Python",
     )
-    torrent = timed(
-        "make a torrent of it",
-        lambda: build_metainfo(origin, files, name="miniature", piece_length=_PIECE),
-        lambda data: f"{parse_metainfo(data, source='torrent').num_pieces} pieces of 64 KiB",
+    torrent, metainfo = timed(
+        "read its torrent",
+        read_torrent,
+        lambda read: f"{read[1].num_pieces} pieces of {format_bytes(read[1].piece_length)}",
     )
-    magnet = Magnet(
-        infohash=parse_metainfo(torrent, source="torrent").infohash, name="miniature", trackers=()
-    )
+    magnet = Magnet(infohash=metainfo.infohash, name="miniature", trackers=())
     with seeding(origin, torrent) as (host, port):
         options = FetchOptions(peers=(f"{host}:{port}",), dht=False, lsd=False, bind=host, port=0)
         timed(
@@ -147,19 +163,41 @@ def _demo(folder: Path, observe: Observer) -> Demonstration:
     )
     release = open_release(root)
     find_devices(max(DEVICES))
-    texts = {}
-    for count in DEVICES:
-        ready = timed(
-            f"reshard for {count} devices",
-            lambda count=count: _reshard(release, verdict, home, count, observe),  # type: ignore[misc]
+    texts, precisions = {}, []
+
+    def resharded(count: int, precision: Precision) -> ReadyCheckpoint:
+        return timed(
+            f"reshard for {count} devices" + (f" at {precision}" if precision != "int8" else ""),
+            lambda: _reshard(release, verdict, home, (count, precision), observe),
             lambda ready: f"{ready.mesh.size} files, {format_bytes(ready.nbytes)}",
         )
-        texts[count] = timed(
+
+    def scored(ready: ReadyCheckpoint, engine: Engine) -> None:
+        precision = str(ready.precision)
+        perplexity = timed(
+            f"score unseen text at {precision}",
+            lambda: _perplexity(engine),
+            lambda value: f"perplexity {value:.2f}",
+        )
+        precisions.append(
+            PrecisionResult(precision=precision, nbytes=ready.nbytes, perplexity=perplexity)
+        )
+
+    for count in DEVICES:
+        ready = resharded(count, Precision.INT8)
+        engine, generation = timed(
             f"run on {count} devices",
             lambda ready=ready: _run(ready, observe),  # type: ignore[misc]
-            lambda generation: f"{generation.stats.decode_tokens_per_s:.0f} tokens/s",
-        ).text
-    return Demonstration(steps=tuple(steps), prompt=PROMPT, texts=texts)
+            lambda result: f"{result[1].stats.decode_tokens_per_s:.0f} tokens/s",
+        )
+        texts[count] = generation.text
+        if count == _SCORED_ON:
+            scored(ready, engine)
+    ready = resharded(_SCORED_ON, Precision.INT4)
+    scored(ready, _start(ready, observe))
+    return Demonstration(
+        steps=tuple(steps), prompt=PROMPT, texts=texts, precisions=tuple(precisions)
+    )
 
 
 def _verified(root: Path, observe: Observer) -> Verdict:
@@ -175,29 +213,44 @@ def _proof_in_words(verdict: Verdict) -> str:
 
 
 def _reshard(
-    release: Release, verdict: Verdict, home: Home, devices: int, observe: Observer
+    release: Release,
+    verdict: Verdict,
+    home: Home,
+    form: tuple[int, Precision],
+    observe: Observer,
 ) -> ReadyCheckpoint:
+    devices, precision = form
     mesh = mesh_for(devices, release.config)
-    out = home.ready / f"{release.name}-int8-{mesh.slug}"
+    out = home.ready / f"{release.name}-{precision}-{mesh.slug}"
     return reshard(
-        plan_reshard(release, ReshardOptions(mesh=mesh, out=out)),
+        plan_reshard(release, ReshardOptions(mesh=mesh, out=out, precision=precision)),
         proof=None if verdict.verified is None else verdict.verified.receipt,
         observe=observe,
     )
 
 
-def _run(ready: ReadyCheckpoint, observe: Observer) -> Generation:
-    options = EngineOptions(mesh=ready.mesh, compute=Compute.FLOAT32, context=64)
-    engine = infer(ready, options, tokenizer=ready.tokenizer, observe=observe)
+def _start(ready: ReadyCheckpoint, observe: Observer) -> Engine:
+    options = EngineOptions(mesh=ready.mesh, compute=Compute.FLOAT32, context=_CONTEXT)
+    return infer(ready, options, tokenizer=ready.tokenizer, observe=observe)
+
+
+def _run(ready: ReadyCheckpoint, observe: Observer) -> tuple[Engine, Generation]:
+    engine = _start(ready, observe)
     stream = engine.generate(
         engine.plan.encode(PROMPT),
-        sampling=Sampling(temperature=0.8, seed=3),
+        sampling=Sampling(temperature=0.0),
         max_tokens=_TOKENS,
         ignore_eos=True,
     )
     for _ in stream:
         pass
-    return stream.result
+    return engine, stream.result
+
+
+def _perplexity(engine: Engine) -> float:
+    perplexity = engine.score(engine.plan.encode(UNSEEN)[:_SCORED]).perplexity
+    assert perplexity is not None  # there is more than one token
+    return perplexity
 
 
 def _size(folder: Path) -> str:

@@ -26,6 +26,7 @@ class Stage(StrEnum):
     COMPILE = "compile"
     PREFILL = "prefill"
     DECODE = "decode"
+    STREAM = "stream"
     SCORE = "score"
     BENCH = "bench"
     MINIATURE = "miniature"

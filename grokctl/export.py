@@ -23,7 +23,7 @@ def export(plan: ExportPlan, *, proof: Receipt | None = None, observe: Observer 
 
     Args:
         plan: From `plan_export`.
-        proof: The receipt of a proven release; the manifest records it.
+        proof: The receipt of a release, of the infohash or of a hub; the manifest records it.
         observe: Receives progress in bytes written.
 
     Raises:

@@ -3,20 +3,22 @@
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
 from grokctl.checkpoint.adoption import is_adopting
+from grokctl.checkpoint.hub_record import INFOHASH_PROOF, HubPromise, read_promise
 from grokctl.checkpoint.receipt import read_receipt
 from grokctl.checkpoint.release_files import EXTRA, names_of, places_on_disk
 from grokctl.checkpoint.torrent import folder_name, parse_metainfo
+from grokctl.checkpoint.trust import GROK_1_INFOHASH, read_source
 from grokctl.checkpoint.unfinished import forget_unfinished
-from grokctl.errors import GrokctlError, UsageError
-from grokctl.events import Advanced, Finished, Noted, Observer, Stage, Started, Unit, ignore
+from grokctl.errors import FetchError, GrokctlError, StalledError, UsageError
+from grokctl.events import Noted, Observer, ignore
 from grokctl.integrity.room import has_links, measure
-from grokctl.paths import CKPT, PRIVATE, TOKENIZER, quoted, require_utf8
-from grokctl.text import format_bytes, format_number
+from grokctl.paths import CKPT, TOKENIZER, quoted, require_utf8
+from grokctl.text import format_bytes
 from grokctl.transfer.data_on_disk import proven_on_disk
 from grokctl.transfer.destination import (
     FileSelection,
@@ -31,8 +33,24 @@ from grokctl.transfer.destination import (
     save_resume_data,
     select_files,
 )
-from grokctl.transfer.download import SAVE_WITHIN_S, Download, stalled
+from grokctl.transfer.download import SAVE_WITHIN_S, Download
 from grokctl.transfer.exposure import refuse_exposed
+from grokctl.transfer.fetched import Contribution, Fetched, Trouble
+from grokctl.transfer.hub import Hub
+from grokctl.transfer.hub_fetch import (
+    HubSource,
+    fetch_from_hub,
+    find_promise,
+    hub_for,
+    select_hub_files,
+)
+from grokctl.transfer.metadata import (
+    NoMetadataError,
+    metadata_alone,
+    network_options,
+    receive_metadata,
+    resolved_peers,
+)
 from grokctl.transfer.mirrors import Mirrors
 from grokctl.transfer.partial_files import find_partial
 from grokctl.transfer.placed_files import PlacedFiles
@@ -43,9 +61,7 @@ from grokctl.transfer.sources import (
     FetchOptions,
     FetchRequest,
     find_mirror,
-    parse_endpoint,
     parse_source,
-    resolve,
 )
 from grokctl.transfer.swarm import Swarm
 from grokctl.transfer.swarm_types import Claims, NetworkOptions, Snapshot, Transfer
@@ -62,53 +78,6 @@ from grokctl.transfer.web import Web
 _DEFAULTS: Final = FetchOptions()
 
 
-@dataclass(frozen=True, slots=True)
-class Contribution:
-    """Bytes from one source in this run."""
-
-    source: str
-    """`swarm`, or `mirror` and its name."""
-    nbytes: int
-
-
-@dataclass(frozen=True, slots=True)
-class Trouble:
-    """A peer or mirror that sent wrong bytes, or failed."""
-
-    source: str
-    """`peer` and its address, or `mirror` and its name."""
-    reason: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Fetched:
-    """Files that arrived, matched their piece hashes, and are on disk."""
-
-    source: str
-    """As the user named it."""
-    root: Path
-    infohash: str
-    nbytes: int
-    """Bytes of the wanted files."""
-    downloaded: int
-    """Payload bytes received in this run, including wasted ones."""
-    uploaded: int | None
-    """Payload bytes sent while seeding; None if it did not seed."""
-    seconds: float
-    """Until every wanted file was complete, without seeding."""
-    seed_seconds: float | None
-    """While it seeded; None if it did not."""
-    is_complete: bool
-    """Whether the release is complete; False after `only`, unless the rest came earlier."""
-    is_proven: bool
-    """Whether an earlier verification covers every file as it is now; if not, run `verify`."""
-    has_tokenizer: bool
-    extras: tuple[str, ...]
-    """Files other than tensors."""
-    contributions: tuple[Contribution, ...]
-    troubles: tuple[Trouble, ...]
-
-
 def fetch(
     source: str,
     root: Path,
@@ -123,6 +92,9 @@ def fetch(
     believed if the last fetch claimed it, and hashed otherwise; `verify` proves all of it again.
     After Ctrl-C, an error or a kill, the next fetch continues where this one stopped.
 
+    Where no peer sends the metadata, a hub is asked if there is one (`hub_for`). Its files are
+    proven by the hashes that it names, which is not the infohash's proof.
+
     Args:
         source: `grok-1`, a magnet link, or the path of a `.torrent` file.
         root: The release's folder, created if needed. Nothing is written outside it.
@@ -136,15 +108,38 @@ def fetch(
         DiskFullError: The disk is full; found before a byte moves if possible.
         FetchError: The torrent is hostile or malformed, or the destination cannot be used.
     """
-    began = time.monotonic()
     request, torrent = _open_request(source, root, options)
     tokenizer = _given_tokenizer(request)  # fails before the download, not after it
+    try:
+        return _fetch_torrent(request, torrent, tokenizer, have=have, observe=observe)
+    except NoMetadataError as error:
+        hub, stall = error.hub, error.stall
+    promise = _promise_instead(request, hub, stall, observe)
+    fetched = fetch_from_hub(request, hub, promise, observe=observe)
+    if tokenizer is None:
+        _fetch_tokenizer(request, select_hub_files(promise, options), observe)
+    elif options.tokenizer is not None:
+        put_tokenizer(root, tokenizer, options.tokenizer, force=options.force)
+    return replace(fetched, has_tokenizer=has_tokenizer(root))
+
+
+def _fetch_torrent(
+    request: FetchRequest,
+    torrent: bytes | None,
+    tokenizer: bytes | None,
+    *,
+    have: frozenset[int] | None,
+    observe: Observer,
+) -> Fetched:
+    """The same from the swarm, and from mirrors of the torrent's files."""
+    began = time.monotonic()
+    root, options = request.root, request.options
     with ExitStack() as stack:
         after = stack.enter_context(ExitStack())  # once libtorrent has closed its files
-        swarm = stack.enter_context(Swarm(_network(options)))
-        peers = _resolved_peers(options)
+        swarm = stack.enter_context(Swarm(network_options(options)))
+        peers = resolved_peers(options)
         if torrent is None:
-            torrent, peers = _metadata(swarm, request, peers, observe)
+            torrent, peers = receive_metadata(swarm, request, peers, observe)
         selection = select_files(torrent, request)
         follows = options.force or have is not None or is_adopting(root)
         adopts = is_foreign(request)
@@ -195,8 +190,9 @@ def fetch(
         remove_parts(root)
     if tokenizer is not None and options.tokenizer is not None:
         put_tokenizer(root, tokenizer, options.tokenizer, force=options.force)
+    is_proven = _is_proven(root, selection)
     return Fetched(
-        source=source,
+        source=request.origin.source,
         root=root,
         infohash=request.origin.infohash,
         nbytes=selection.nbytes,
@@ -205,7 +201,8 @@ def fetch(
         seconds=seconds,
         seed_seconds=seed_seconds,
         is_complete=last.has_everything,
-        is_proven=_is_proven(root, selection),
+        is_proven=is_proven,
+        proven_by=INFOHASH_PROOF if is_proven else None,
         has_tokenizer=has_tokenizer(root),
         extras=tuple(place for place in places if not place.startswith((f"{CKPT}/", f"{EXTRA}/"))),
         contributions=contributions,
@@ -222,10 +219,13 @@ def plan_fetch(
         GrokctlError: As `fetch` does, except for a full disk, which is part of the plan.
     """
     request, torrent = _open_request(source, root, options)
-    if torrent is None:
-        with Swarm(_network(options)) as swarm:
-            torrent, _ = _metadata(swarm, request, _resolved_peers(options), observe)
-    selection = select_files(torrent, request)
+    try:
+        selection = select_files(torrent or metadata_alone(request, observe), request)
+    except NoMetadataError as error:
+        promise = _promise_instead(request, error.hub, error.stall, observe)
+        selection = select_hub_files(promise, options)
+        refuse_exposed(root, selection.places.values(), observe, force=options.force)
+        return make_plan(root, selection, options, infohash=request.origin.infohash)
     adopts = is_adopting(root) or is_foreign(request)
     follows = options.force or adopts
     refuse_exposed(root, selection.places.values(), observe, force=options.force)
@@ -242,6 +242,32 @@ def plan_fetch(
     room = measure(root, there.metainfo, there.places, missing, keeps=keeps)
     fitting = (len(proven), len(pieces)) if adopts else None
     return make_plan(root, there, options, fitting=fitting, required=room.required)
+
+
+def refetch(
+    root: Path, options: FetchOptions, *, have: frozenset[int], observe: Observer = ignore
+) -> Fetched:
+    """Fetch damaged ranges of a release that came from a hub again.
+
+    Args:
+        root: The release; it has no torrent.
+        options: Names the hub, or leaves it to the one that it came from.
+        have: Ranges that were proven just now.
+        observe: Receives fetch in bytes.
+
+    Raises:
+        FetchError: The hub refuses or lies; or the folder was not fetched from one.
+    """
+    promise, infohash = read_promise(root), read_source(root)
+    if promise is None or infohash is None:
+        raise FetchError(f"{root}: expected a release from a hub, found no record of one")
+    if not any(Hub.at(find_mirror(name).url) for name in options.mirrors):
+        options = replace(options, mirrors=(promise.address(promise.url),))
+    source = GROK_1 if infohash == GROK_1_INFOHASH else f"magnet:?xt=urn:btih:{infohash}"
+    request = FetchRequest(origin=parse_source(source), root=root, options=options)
+    hub = hub_for(request)
+    assert hub is not None
+    return fetch_from_hub(request, hub, promise, have=have, observe=observe)
 
 
 def default_root(source: str, releases: Path) -> Path:
@@ -304,6 +330,28 @@ def _open_request(
     return request, local_torrent(request)
 
 
+def _promise_instead(
+    request: FetchRequest, hub: HubSource, stall: StalledError, observe: Observer
+) -> HubPromise:
+    """What a hub promises, where no peer sends the metadata.
+
+    Raises:
+        StalledError: It promises nothing, and nobody named it.
+        FetchError: It promises nothing.
+    """
+    observe(Noted(message=f"no peer sends the torrent; asking the hub, {hub.hub.shown}"))
+    options = request.options
+    if options.seed or options.seed_ratio is not None:
+        observe(Noted(message="nothing will be seeded: that takes the torrent"))
+    try:
+        return find_promise(request, hub, observe)
+    except FetchError as error:
+        if hub.name in options.mirrors:
+            raise
+        observe(Noted(message=str(error)))
+        raise stall from error
+
+
 def _record_end(download: Download, placed: PlacedFiles) -> None:
     """Record how far the download is; nothing of it counts if a file was replaced meanwhile."""
     root = download.request.root
@@ -317,44 +365,6 @@ def _record_end(download: Download, placed: PlacedFiles) -> None:
     with suppress(OSError):
         resume = download.swarm.resume_data(timeout_s=SAVE_WITHIN_S)
         save_resume_data(root, resume, is_final=True)
-
-
-def _resolved_peers(options: FetchOptions) -> list[Endpoint]:
-    return resolve([parse_endpoint(peer) for peer in options.peers])
-
-
-def _network(options: FetchOptions) -> NetworkOptions:
-    return NetworkOptions(
-        bind=options.bind,
-        port=options.port,
-        proxy=options.proxy,
-        dht=options.dht and not options.is_local,
-        lsd=options.lsd,
-        connections=options.connections,
-        allows_shared_addresses=bool(options.peers),
-        keeps_seeders=bool(options.mirrors),
-    )
-
-
-def _metadata(
-    swarm: Swarm, request: FetchRequest, peers: list[Endpoint], observe: Observer
-) -> tuple[bytes, list[Endpoint]]:
-    """Receive the metadata from the swarm; returns a torrent, and peers including new ones."""
-    observe(Started(stage=Stage.METADATA, unit=Unit.NOTHING))
-    infohash, timeout_s = request.origin.infohash, request.options.stall_timeout_s
-    deadline = time.monotonic() + timeout_s
-    swarm.join_for_metadata(
-        infohash, trackers=request.trackers, peers=peers, folder=request.root / PRIVATE / "metadata"
-    )
-    while (info := swarm.metadata()) is None:
-        now = swarm.poll(min(1.0, timeout_s))
-        detail = f"waiting for metadata: {format_number(now.peers, 'peer')}"
-        observe(Advanced(stage=Stage.METADATA, detail=detail))
-        if time.monotonic() > deadline:
-            raise stalled("metadata", request, swarm, now)
-    met = swarm.leave()
-    observe(Finished(stage=Stage.METADATA))
-    return bare_torrent(info, request.trackers), list(dict.fromkeys([*peers, *met]))
 
 
 def _mirrors(stack: ExitStack, selection: FileSelection, options: FetchOptions) -> Mirrors | None:

@@ -11,6 +11,7 @@ from grokctl.events import Observer, ignore
 from grokctl.inference.compilation import use_compilation_cache
 from grokctl.inference.devices import find_devices
 from grokctl.inference.engine import Engine
+from grokctl.inference.expert_loading import Loaded, load_streamed, residence_of
 from grokctl.inference.loading import Loader, out_of_memory
 from grokctl.inference.memory_check import check_room
 from grokctl.inference.plan import EngineOptions, RunPlan, plan
@@ -72,14 +73,18 @@ def start(
             precision=precision,
             platform=devices[0].platform,
         )
-        check_room(
-            loader.local_devices,
-            needed,
-            context=planned.context,
-            precision=precision,
-            size=options.mesh.size,
-        )
-        beside = (needed.cache + needed.workspace) * len(loader.local)
-        parameters = loader.load(observe, beside=beside)
+        residence = residence_of(loader, needed, options)
+        if residence is None:
+            check_room(
+                loader.local_devices,
+                needed,
+                context=planned.context,
+                precision=precision,
+                size=options.mesh.size,
+            )
+            beside = (needed.cache + needed.workspace) * len(loader.local)
+            loaded = Loaded(loader.load(observe, beside=beside))
+        else:
+            loaded = load_streamed(loader, residence, observe=observe)
     load_s = time.perf_counter() - started
-    return Engine(planned, loader, parameters, load_s=load_s, cluster=cluster, observe=observe)
+    return Engine(planned, loader, loaded, load_s=load_s, cluster=cluster, observe=observe)

@@ -13,6 +13,7 @@ from threading import Event
 from grokctl.checkpoint.export_headers import tensors_in
 from grokctl.checkpoint.export_manifest import Export, open_export
 from grokctl.checkpoint.gguf_model import gguf_name
+from grokctl.checkpoint.hub_record import INFOHASH_PROOF
 from grokctl.checkpoint.pickle_objects import ArrayRef
 from grokctl.checkpoint.ready import ReadyCheckpoint, open_ready
 from grokctl.checkpoint.receipt import proof_of
@@ -20,7 +21,7 @@ from grokctl.checkpoint.refusal import read_refusal
 from grokctl.checkpoint.release import open_release
 from grokctl.checkpoint.release_files import file_nbytes
 from grokctl.checkpoint.stored_tensor import StoredTensor
-from grokctl.checkpoint.sums import doubt_unhashed
+from grokctl.checkpoint.sums import proof_kind
 from grokctl.checkpoint.tensor_source import LogicalTensor, extent
 from grokctl.checkpoint.value_stats import Part, StoredValues, ValueStats
 from grokctl.errors import Reason, UsageError, corrupt
@@ -84,11 +85,17 @@ class Inspection:
     rows: tuple[TensorRow, ...]
     total_nbytes: int
     """Bytes of the whole checkpoint, whatever the pattern."""
-    is_proven: bool
-    """Whether every byte that a run reads is proven, and unchanged since. Of a ready checkpoint:
-    whether its source was; its files are not hashed here."""
+    proven_by: str | None
+    """`infohash` if every byte that a run reads is proven, and unchanged since; `hub sha256` if it
+    only has the hash that a hub names; else None. Of a ready checkpoint: whether its source was;
+    its files are not hashed here."""
     provenance: str
     """The same in one line for people."""
+
+    @property
+    def is_proven(self) -> bool:
+        """Whether the infohash proves it."""
+        return self.proven_by == INFOHASH_PROOF
 
     @property
     def totals(self) -> tuple[Total, ...]:
@@ -143,19 +150,20 @@ def inspect(
             raise UsageError(message, f"grokctl inspect {quoted(root)}")
         export = open_export(root)
         config, entries, total = export.manifest.config, _of_export(export), export.nbytes
-        is_proven = doubt_unhashed(export) is None
+        proven_by = proof_kind(export, is_hashed=False)
         provenance = describe_unhashed(export)
     elif kind == "ready":
         checkpoint = open_ready(root)
         config, entries, total = checkpoint.config, _of_ready(checkpoint), checkpoint.nbytes
-        is_proven = doubt_unhashed(checkpoint) is None
+        proven_by = proof_kind(checkpoint, is_hashed=False)
         provenance = describe_unhashed(checkpoint)
     else:
         release = open_release(root, observe=observe)
         config, total = release.config, release.nbytes
         entries = [_of_release(tensor) for tensor in release.tensors]
         proof = proof_of(release)
-        is_proven, provenance = proof.receipt is not None, describe_proof(proof, root)
+        proven_by = None if proof.best is None else proof.best.proven_by
+        provenance = describe_proof(proof, root)
     chosen = [
         entry
         for entry in entries
@@ -178,7 +186,7 @@ def inspect(
         config=config,
         rows=tuple(rows),
         total_nbytes=total,
-        is_proven=is_proven and read_refusal(root) is None,
+        proven_by=None if read_refusal(root) is not None else proven_by,
         provenance=provenance,
     )
 

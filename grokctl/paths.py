@@ -74,17 +74,22 @@ class Home:
         return self.root / "cache" / "native"
 
     @property
+    def routing(self) -> Path:
+        """Counts of the experts that texts have used."""
+        return self.root / "routing"
+
+    @property
     def cluster_key(self) -> Path:
         """The secret by which the processes of a run know each other."""
         return self.root / "cluster.key"
 
     def ready_checkpoints(self) -> list[Path]:
         """All ready checkpoints, by name."""
-        return sorted(path for path in _folders(self.ready) if _is_kind(path, "ready"))
+        return sorted(path for path in folders_in(self.ready) if _is_kind(path, "ready"))
 
     def kept_releases(self) -> list[Path]:
         """All releases, by name."""
-        return sorted(path for path in _folders(self.releases) if _is_kind(path, "release"))
+        return sorted(path for path in folders_in(self.releases) if _is_kind(path, "release"))
 
 
 def default_home() -> Path:
@@ -201,7 +206,8 @@ def quoted(value: Path | str) -> str:
     return shlex.quote(str(value))
 
 
-def _folders(path: Path) -> list[Path]:
+def folders_in(path: Path) -> list[Path]:
+    """The folders in a folder, and links to such; none if it is not there."""
     return [entry for entry in path.iterdir() if entry.is_dir()] if path.is_dir() else []
 
 

@@ -6,18 +6,20 @@ from pathlib import Path
 from typing import Final
 
 from grokctl.checkpoint.adoption import end_adoption, is_adopting, is_for_repair
+from grokctl.checkpoint.hub_record import trusted_hashes
 from grokctl.checkpoint.release_files import release_paths
 from grokctl.checkpoint.torrent import Metainfo
-from grokctl.checkpoint.trust import trusted_metainfo
+from grokctl.checkpoint.torrent_files import HUB
 from grokctl.errors import UsageError, bounds_of, certain, count_range, possible
 from grokctl.events import Noted, Observer, ignore
-from grokctl.fetch import Fetched, fetch
+from grokctl.fetch import fetch, refetch
 from grokctl.integrity.backup import DAMAGED, begun_nbytes, forget, set_aside, unlink_targets
 from grokctl.integrity.room import measure
 from grokctl.integrity.verdict import Verdict
 from grokctl.machine.disks import existing
 from grokctl.paths import CKPT, REPLACED, TORRENT, quoted
 from grokctl.transfer.exposure import refuse_exposed
+from grokctl.transfer.fetched import Fetched
 from grokctl.transfer.sources import FetchOptions
 from grokctl.verify import raise_for, verify
 
@@ -124,7 +126,10 @@ def repair(
     have = frozenset(range(metainfo.num_pieces)) - verdict.bad_pieces
     after = verdict
     try:
-        fetched = fetch(str(root / TORRENT), root, options, have=have, observe=observe)
+        if metainfo.version == HUB:
+            fetched = refetch(root, options, have=have, observe=observe)
+        else:
+            fetched = fetch(str(root / TORRENT), root, options, have=have, observe=observe)
         # the receipt covers the good files: only the repaired ones are hashed
         after = verify(root, jobs=jobs, observe=observe)
     finally:
@@ -143,7 +148,7 @@ def _torrent_for(root: Path, verdict: Verdict) -> Metainfo:
         raise UsageError(f"{root}: {damaged}; a ready checkpoint has no torrent", verdict.remedy)
     if verdict.is_as_promised:
         raise_for(verdict, root)
-    metainfo = trusted_metainfo(root)
+    metainfo = trusted_hashes(root)
     if metainfo is None:
         hint = f"grokctl verify {quoted(root)} --repair --torrent-file FILE"
         raise UsageError(f"{root}: {damaged}, and no {TORRENT} to fetch from", hint)

@@ -12,12 +12,14 @@ from grokctl.resharding.filling import Filled
 from grokctl.resharding.partial import PartialFolder
 from grokctl.resharding.plan import ReshardPlan
 from grokctl.resharding.small_files import write_manifest, write_tokenizer
+from grokctl.resharding.source_check import SourceCheck
 
 
 def reshard(
     plan: ReshardPlan,
     *,
     proof: Receipt | None = None,
+    check: SourceCheck | None = None,
     force: bool = False,
     observe: Observer = ignore,
 ) -> ReadyCheckpoint:
@@ -25,7 +27,8 @@ def reshard(
 
     Args:
         plan: From `plan_reshard`.
-        proof: The receipt of a proven release; the manifest records it.
+        proof: The receipt of a release, of the infohash or of a hub; the manifest records it.
+        check: Proves a release while it is read, instead of a receipt: from `verify.verifying`.
         force: Whether to replace a ready checkpoint of the same name.
         observe: Receives progress in bytes written, before compression.
 
@@ -34,7 +37,8 @@ def reshard(
         DiskFullError: The disk is full; the partial folder is kept for the next run.
         CorruptCheckpointError: The source changed, or is not as its manifest or its proof says.
     """
-    execute(plan, partial(_write_rest, plan), proof=proof, force=force, observe=observe)
+    finish = partial(_write_rest, plan)
+    execute(plan, finish, proof=proof, check=check, force=force, observe=observe)
     return open_ready(plan.out)
 
 

@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Final
 
 from grokctl.checkpoint.export_manifest import read_export
+from grokctl.checkpoint.hub_record import HUB_PROOF, trusted_hashes
 from grokctl.checkpoint.ready import read_manifest
 from grokctl.checkpoint.receipt import (
+    Receipt,
     Stamp,
     VerifiedRelease,
     look_for_receipt,
@@ -17,7 +19,8 @@ from grokctl.checkpoint.receipt import (
 from grokctl.checkpoint.release import Release, damage_error
 from grokctl.checkpoint.release_files import files_of, read_config, scan_file
 from grokctl.checkpoint.structure import Survey, survey
-from grokctl.checkpoint.trust import FOUND, trusted_metainfo
+from grokctl.checkpoint.torrent import Metainfo
+from grokctl.checkpoint.trust import FOUND
 from grokctl.checkpoint.unfinished import (
     Unfinished,
     forget_unfinished,
@@ -37,6 +40,7 @@ from grokctl.events import Noted, Observer, ignore
 from grokctl.integrity.content_check import ContentCheck
 from grokctl.integrity.damage import Findings, find_damage, known_bytes
 from grokctl.integrity.published import verify_export, verify_ready
+from grokctl.integrity.trailing_check import Notes, TrailingCheck
 from grokctl.integrity.verdict import Verdict, remember, threads_of
 from grokctl.model.config import GrokConfig
 from grokctl.model.tensors import tensor_specs
@@ -86,29 +90,80 @@ def verify(
         )
     if quick and (unfinished := read_unfinished(root)) is not None:
         return _unfinished_verdict(root, unfinished)
-    metainfo = None if quick else trusted_metainfo(root)
+    metainfo = None if quick else trusted_hashes(root)
     if metainfo is None:
-        refuse_unfinished(root)
-        structure = survey(root, observe=observe)
-        verdict = Verdict(
-            name=root.resolve().name,
-            files=len(names := files_of(root, structure.config)),
-            nbytes=sum(stamp.size for name in names if (stamp := Stamp.of(root / name))),
-            hashed=0,
-            damage=structure.damage,
-            verified=None,
-        )
-        if quick or structure.damage:
-            return verdict
-        raise UsageError(
-            f"{root}: the structure is sound, the content cannot be proven without {TORRENT}",
-            f"grokctl verify {quoted(root)} --torrent-file FILE  # or --quick",
-        )
+        return _structure_alone(root, quick=quick, observe=observe)
+    check = _begun(root, metainfo, observe, rehash=rehash, keeps=keeps)
+    check.run(threads_of(jobs))
+    return _concluded(check, observe, keeps=keeps)
+
+
+def verifying(root: Path, *, jobs: int | None = None, observe: Observer = ignore) -> TrailingCheck:
+    """A verification of a release that trails what reads its files: they are read once.
+
+    Args:
+        root: The release.
+        jobs: Hashing threads; one per core by default.
+        observe: Receives notes about an earlier receipt.
+
+    Returns:
+        A context manager, whose end raises what `raise_for` does.
+
+    Raises:
+        CorruptCheckpointError: The torrent is malformed.
+        UsageError: There is no torrent to prove the release against.
+    """
+    metainfo = trusted_hashes(root)
+    if metainfo is None:
+        raise _no_hashes(f"{root}: its content cannot be proven without {TORRENT}", root)
+    notes = Notes()
+    check = _begun(root, metainfo, notes, rehash=False, keeps=True)
+
+    def conclude(observe: Observer) -> Receipt | None:
+        check.observe = observe
+        verdict = _concluded(check, observe, keeps=True)
+        raise_for(verdict, root)
+        return verdict.receipt
+
+    notes.drain(observe)
+    return TrailingCheck(check, notes, conclude, jobs=threads_of(jobs))
+
+
+def _structure_alone(root: Path, *, quick: bool, observe: Observer) -> Verdict:
+    """The verdict on a release whose content is not looked at, or cannot be proven."""
+    refuse_unfinished(root)
+    structure = survey(root, observe=observe)
+    verdict = Verdict(
+        name=root.resolve().name,
+        files=len(names := files_of(root, structure.config)),
+        nbytes=sum(stamp.size for name in names if (stamp := Stamp.of(root / name))),
+        hashed=0,
+        damage=structure.damage,
+        verified=None,
+    )
+    if quick or structure.damage:
+        return verdict
+    problem = f"{root}: the structure is sound, the content cannot be proven without {TORRENT}"
+    raise _no_hashes(problem, root)
+
+
+def _no_hashes(problem: str, root: Path) -> UsageError:
+    return UsageError(problem, f"grokctl verify {quoted(root)} --torrent-file FILE  # or --quick")
+
+
+def _begun(
+    root: Path, metainfo: Metainfo, observe: Observer, *, rehash: bool, keeps: bool
+) -> ContentCheck:
+    """The check of the content, before anything is hashed."""
     saved, reason = look_for_receipt(root)
     if not rehash and reason is not None:
         observe(Noted(message=f"{reason}; hashing every file"))
-    check = ContentCheck(root, metainfo, saved, observe, rehash=rehash, keeps=keeps)
-    check.run(threads_of(jobs))
+    return ContentCheck(root, metainfo, saved, observe, rehash=rehash, keeps=keeps)
+
+
+def _concluded(check: ContentCheck, observe: Observer, *, keeps: bool) -> Verdict:
+    """The verdict of a check that has ended, kept if results are."""
+    root = check.root
     verdict = _with_record(root, _conclude(check, observe), observe, keeps=keeps)
     if keeps:
         remember(root, verdict, observe)
@@ -200,10 +255,13 @@ def _conclude(check: ContentCheck, observe: Observer) -> Verdict:
         _add(damage, _unpromised(check, structure))
     check.distrust(item.file for item in certain(damage.values()))
     receipt = check.save()
-    verified, doubt, is_exposed = None, None, False
+    verified, doubt, is_exposed, proven_by = None, None, False, None
     if structure is not None and not damage:
         doubt, exposure = _doubt(check), _exposure(check)
         is_exposed, doubt = doubt is None and exposure is not None, doubt or exposure
+        proven_by = None if doubt else receipt.proven_by
+        if proven_by == HUB_PROOF:
+            doubt = f"{check.trust.root}, and the infohash proves none of it"
     if structure is not None and not damage and doubt is None:
         release = Release(root=root, config=structure.config, tensors=structure.tensors)
         verified = VerifiedRelease(release=release, receipt=with_built_in(root, receipt))
@@ -217,7 +275,9 @@ def _conclude(check: ContentCheck, observe: Observer) -> Verdict:
         is_proven=verified is not None,
         doubt=doubt,
         is_exposed=is_exposed,
-        root_of_trust=check.trust.root if verified is not None else None,
+        root_of_trust=check.trust.root if proven_by is not None else None,
+        proven_by=proven_by,
+        receipt=with_built_in(root, receipt) if proven_by is not None else None,
         bad_pieces=frozenset(check.bad),
         mend_nbytes=sum(map(metainfo.piece_size, check.bad)),
         spared=len(check.trusted),

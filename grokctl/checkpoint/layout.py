@@ -46,6 +46,11 @@ class DeviceTensor:
         """Offset of the next tensor, or the end of the file."""
         return self.offset + self.nbytes
 
+    def one_of(self, index: int) -> tuple[int, int]:
+        """Offset and bytes of one index of the first axis, such as an expert."""
+        nbytes = self.nbytes // extent(self.slices)[0]
+        return self.offset + index * nbytes, nbytes
+
 
 @dataclass(frozen=True, kw_only=True)
 class DeviceLayout:

@@ -51,7 +51,8 @@ class Source:
     precision: Precision = Precision.INT8
     """The precision of the source: a release, or another ready checkpoint."""
     root_of_trust: str | None = None
-    """Of the infohash, in words; None if it is not proven, or by an earlier version."""
+    """Of the infohash, in words; of a hub's hashes, if those alone prove it. None if nothing does,
+    or by an earlier version."""
 
     @property
     def folder(self) -> str:

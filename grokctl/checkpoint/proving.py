@@ -13,6 +13,7 @@ from grokctl.checkpoint.adopted import (
 from grokctl.checkpoint.adoption import begin_adoption
 from grokctl.checkpoint.finding import Found
 from grokctl.checkpoint.folders import ReleaseFolder, is_of_links, release_folder
+from grokctl.checkpoint.hub_record import read_promise
 from grokctl.checkpoint.receipt import read_receipt
 from grokctl.checkpoint.release_files import release_paths
 from grokctl.checkpoint.torrent import (
@@ -102,6 +103,11 @@ def root_to_prove(
         raise UsageError(f"--torrent-file {torrent_file}: {problem}", hint)
     trust = named(torrent_file, data)
     folder = found.folder
+    if folder is not None and _came_from_hub(found.root):
+        _refuse_other(found.root, metainfo, torrent_file)
+        write_torrent(found.root / TORRENT, data)
+        write_source(found.root, infohash=metainfo.infohash, trust=trust)
+        return found.root
     if folder is None:
         _refuse_other(found.root, metainfo, torrent_file)
         is_kept_there = is_of_links(found.root) or (
@@ -124,6 +130,11 @@ def root_to_prove(
         write_source(folder.root, infohash=metainfo.infohash, trust=trust)
         return folder.root
     return adopt(home, folder, data, metainfo, trust=trust)
+
+
+def _came_from_hub(root: Path) -> bool:
+    """Whether this user fetched a release from a hub into a folder that keeps proofs."""
+    return read_promise(root) is not None and keeps_proofs(root)
 
 
 def root_to_repair(home: Home, found: Found) -> Path:

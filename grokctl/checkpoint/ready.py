@@ -244,7 +244,7 @@ class ReadyCheckpoint:
             first = first * length + low
         count = inner[axis][1] - inner[axis][0]
         if axis == len(shape) - 2:
-            with self._blaming(device):
+            with self.blaming(device):
                 found = self._open(device).columns(item, (first, first + count), inner[-1])
             if found is not None:
                 return found.reshape(extent(slices))
@@ -275,7 +275,7 @@ class ReadyCheckpoint:
         Raises:
             CorruptCheckpointError: The file does not match the manifest.
         """
-        with self._blaming(device):
+        with self.blaming(device):
             return self._open(device).data(start, nbytes)
 
     def read_into(self, memory: NDArray[np.uint8], device: int, start: int) -> None:
@@ -284,7 +284,7 @@ class ReadyCheckpoint:
         Raises:
             CorruptCheckpointError: The file does not match the manifest.
         """
-        with self._blaming(device):
+        with self.blaming(device):
             self._open(device).read_into(memory, start)
 
     def check_header(self, device: int) -> None:
@@ -293,7 +293,7 @@ class ReadyCheckpoint:
         Raises:
             CorruptCheckpointError: The file does not match the manifest.
         """
-        with self._blaming(device):
+        with self.blaming(device):
             self._open(device)
 
     def expect(self, device: int, start: int, nbytes: int) -> None:
@@ -302,12 +302,17 @@ class ReadyCheckpoint:
         Raises:
             CorruptCheckpointError: The file does not match the manifest.
         """
-        with self._blaming(device):
+        with self.blaming(device):
             self._open(device).expect(start, nbytes)
 
     @contextmanager
-    def _blaming(self, device: int) -> Iterator[None]:
-        """Report wrong bytes of a device file as damage, and other errors as the machine's."""
+    def blaming(self, device: int) -> Iterator[None]:
+        """Report wrong bytes of a device file as damage, and other errors as the machine's.
+
+        Raises:
+            CorruptCheckpointError: The file does not match the manifest.
+            GrokctlError: The machine cannot read it.
+        """
         try:
             yield
         except (ValueError, OSError) as error:

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from grokctl.checkpoint.hub_record import HUB_PROOF, INFOHASH_PROOF
 from grokctl.checkpoint.published import Published
 from grokctl.checkpoint.ready import SUMS
 from grokctl.checkpoint.receipt import Receipt, Stamp, forget_receipt, now, read_receipt
@@ -36,7 +37,9 @@ def hashed_before(checkpoint: Published, receipt: Receipt | None) -> frozenset[s
 
 
 def proven_by(checkpoint: Published, receipt: Receipt | None) -> str:
-    """The root of trust of a source that was proven when this machine made a ready checkpoint.
+    """The root of trust of the source from which this machine made a ready checkpoint.
+
+    That of a hub if its hashes alone proved the source, which the manifest says.
 
     Whoever owns a copy need not have made it: its manifest is a claim. No copy, archive or drive
     can bring a receipt that fits, which has the inode and the time of change (ctime) of the
@@ -62,6 +65,7 @@ def receipt_now(
     names: Iterable[str],
     *,
     root_of_trust: str = "",
+    proven_by: str = INFOHASH_PROOF,
     manifest: str = MANIFEST,
 ) -> Receipt:
     """The receipt of files that were hashed just now, and nothing will change their stamps.
@@ -71,6 +75,7 @@ def receipt_now(
         manifest_sha256: Of the bytes of its manifest.
         names: Of all files with a hash in the manifest.
         root_of_trust: Of the proven source that it was made from just now; empty otherwise.
+        proven_by: What that goes back to.
         manifest: The name of its manifest.
     """
     stamps = {name: Stamp.of(root / name) for name in (*names, manifest, SUMS)}
@@ -80,6 +85,7 @@ def receipt_now(
         stamps={name: stamp for name, stamp in stamps.items() if stamp is not None},
         is_complete=None not in stamps.values(),
         root_of_trust=root_of_trust,
+        proven_by=proven_by,
     )
 
 
@@ -111,6 +117,7 @@ def continued(
         earlier={name: time for name, time in times.items() if time != at and name in good},
         is_complete={*checkpoint.records, manifest, SUMS} <= good.keys(),
         root_of_trust=root_of_trust,
+        proven_by=HUB_PROOF if root_of_trust and not checkpoint.source.proven else INFOHASH_PROOF,
     )
 
 

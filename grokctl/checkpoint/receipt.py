@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, Self
 
+from grokctl.checkpoint.hub_record import HUB_PROOF, INFOHASH_PROOF
 from grokctl.checkpoint.published import Checkpoint
 from grokctl.checkpoint.release import Release
 from grokctl.checkpoint.trust import (
@@ -112,6 +113,9 @@ class Receipt:
     root_of_trust: str = ""
     """Of the infohash, in words; see `Trust`. Of a ready checkpoint: of its source, if this machine
     made it from one that was proven; else empty."""
+    proven_by: str = INFOHASH_PROOF
+    """What the hashes are: the infohash's, or those that a hub names (`HUB_PROOF`), which are less
+    of a proof. Of a ready checkpoint: of its source."""
 
     def unchanged(self, root: Path) -> set[str]:
         """Files that have the same stamps as when they were proven, which others could fake."""
@@ -148,6 +152,7 @@ class Receipt:
             "earlier": dict(sorted(self.earlier.items())),
             "complete": self.is_complete,
             "root_of_trust": self.root_of_trust,
+            "proven_by": self.proven_by,
         }
         data = json.dumps(sealed(_KIND, values), indent=1).encode()
         write_atomically(root / PRIVATE / _RECEIPT, data)
@@ -212,6 +217,7 @@ def _parsed(values: Mapping[str, Any]) -> Receipt | None:
             earlier={name: _text(at, _TIME) for name, at in values.get("earlier", {}).items()},
             is_complete=values["complete"],
             root_of_trust=_words(values["root_of_trust"]),
+            proven_by=_proof_kind(values.get("proven_by", INFOHASH_PROOF)),
         )
     except (KeyError, TypeError, AttributeError):
         return None
@@ -261,6 +267,12 @@ def _words(value: object) -> str:
     return printable(value, limit=LONGEST)
 
 
+def _proof_kind(value: object) -> str:
+    if value not in {INFOHASH_PROOF, HUB_PROOF}:
+        raise TypeError(value)
+    return str(value)
+
+
 def _integer(value: object) -> int:
     if type(value) is not int:
         raise TypeError(value)
@@ -276,6 +288,13 @@ class Proof:
     that is built in, as they are now; None if it does not."""
     reason: str = ""
     """Why not; empty without a receipt."""
+    by_hub: Receipt | None = None
+    """It covers the same by the hashes that a hub names; None if none does."""
+
+    @property
+    def best(self) -> Receipt | None:
+        """The receipt, of the infohash if there is one, else of a hub."""
+        return self.receipt or self.by_hub
 
 
 def proof_of(release: Release) -> Proof:
@@ -287,12 +306,24 @@ def proof_of(release: Release) -> Proof:
     root = release.root
     used = {str(tensor.path.relative_to(root)) for tensor in release.tensors}
     used |= {name for name in (CONFIG, TOKENIZER) if (root / name).exists()}
+    return proof_of_files(root, used)
+
+
+def proof_of_files(root: Path, used: set[str]) -> Proof:
+    """The same of a release whose structure nobody has checked.
+
+    Args:
+        root: The release.
+        used: Files that a run reads, by their paths below it.
+    """
     receipt, reason = look_for_receipt(root)
     if receipt is None:
         return Proof(None, reason or first_exposure(root, sorted(used)) or "")
     receipt = with_built_in(root, receipt)
     if (doubt := _doubt(root, receipt, used)) is not None:
         return Proof(None, doubt)
+    if receipt.proven_by == HUB_PROOF:
+        return Proof(None, f"proven by {receipt.root_of_trust}, not by the infohash", receipt)
     trust = trust_of(root, receipt.infohash)
     if trust.doubt is not None:
         return Proof(None, f"{trust.root}: {trust.doubt}")
@@ -314,7 +345,7 @@ def changed_since(proof: Receipt, release: Release) -> list[str]:
 def _doubt(root: Path, receipt: Receipt, used: set[str]) -> str | None:
     """Why a receipt does not prove the files that a run reads; None if it does."""
     requested = read_source(root)
-    if requested not in {None, receipt.infohash}:
+    if receipt.proven_by == INFOHASH_PROOF and requested not in {None, receipt.infohash}:
         return f"receipt: expected infohash {requested}, found {receipt.infohash}"
     unchanged = receipt.unchanged(root)
     if exposure := first_exposure(root, sorted({*used, *unchanged})):

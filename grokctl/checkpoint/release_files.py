@@ -42,7 +42,7 @@ _OBEYED = re.compile(
 """Names of documents that programs obey."""
 _FOLDER = re.compile(r"[A-Za-z0-9][\w .+-]*")
 _OWN = frozenset({PRIVATE, TORRENT, MANIFEST, CKPT})
-_LARGEST_EXTRA = 64 * 2**20
+LARGEST_EXTRA = 64 * 2**20
 _TENSOR_FILE = re.compile(r"tensor[0-9]{5}_[0-9]{3}")
 
 
@@ -116,9 +116,9 @@ def _place(file: TorrentFile) -> str:
     own = {PRIVATE, TORRENT, MANIFEST} if file.path[0] == CKPT and len(file.path) > 1 else _OWN
     if file.path[0].casefold() in own:
         raise FetchError(f"torrent file {place!r}: has the name of one of grokctl's own files")
-    if file.length > _LARGEST_EXTRA:
+    if file.length > LARGEST_EXTRA:
         raise FetchError(
-            f"torrent file {place!r}: expected a tensor or at most {_LARGEST_EXTRA:,} bytes, "
+            f"torrent file {place!r}: expected a tensor or at most {LARGEST_EXTRA:,} bytes, "
             f"found {file.length:,}"
         )
     return place if is_document(file.path) else f"{EXTRA}/{file.index}"

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from grokctl.checkpoint.file_sizes import regular_size
+from grokctl.checkpoint.hub_record import HUB_PROOF, INFOHASH_PROOF
 from grokctl.checkpoint.manifest import FileRecord
 from grokctl.checkpoint.published import Published
 from grokctl.checkpoint.ready import SUMS
@@ -101,8 +102,10 @@ def exposure_of(checkpoint: Published) -> str | None:
 def not_made_here(checkpoint: Published) -> str:
     """The doubt about a folder that claims a proof, and no receipt of this machine shows it."""
     name, again = checkpoint.manifest_name, f"grokctl {checkpoint.verb} RELEASE"
+    source = checkpoint.source
+    claim = "was proven" if source.proven else f"had {source.root_of_trust}"
     return (
-        f"its manifest says that the source was proven; this copy was not made here, or {name} was "
+        f"its manifest says that the source {claim}; this copy was not made here, or {name} was "
         f"touched since ({again} makes one that is proven)"
     )
 
@@ -116,8 +119,37 @@ def doubt_of(checkpoint: Published) -> str | None:
     return _doubt(checkpoint, read_ready_receipt(checkpoint))
 
 
+def proof_kind(checkpoint: Published, *, is_hashed: bool = True) -> str | None:
+    """What the proof of a published folder goes back to.
+
+    Args:
+        checkpoint: From its manifest.
+        is_hashed: Whether the caller hashes its files; otherwise they must be unchanged since they
+            were hashed.
+
+    Returns:
+        `infohash` if it is proven; `hub sha256` if this machine made it from a release of which
+        every file had the hash that a hub names, which is less; None otherwise.
+    """
+    receipt = read_ready_receipt(checkpoint)
+    doubt = _doubt_of_claim(checkpoint, receipt)
+    if doubt is not None or not (
+        is_hashed or checkpoint.records.keys() <= hashed_before(checkpoint, receipt)
+    ):
+        return None
+    return INFOHASH_PROOF if checkpoint.source.proven else HUB_PROOF
+
+
 def _doubt(checkpoint: Published, receipt: Receipt | None) -> str | None:
-    if not checkpoint.source.proven:
+    if (doubt := _doubt_of_claim(checkpoint, receipt)) is not None or checkpoint.source.proven:
+        return doubt
+    words = checkpoint.source.root_of_trust
+    return f"made from a release that had {words}; the infohash proved none of it"
+
+
+def _doubt_of_claim(checkpoint: Published, receipt: Receipt | None) -> str | None:
+    """Why what a manifest says about its source does not count; None if it does."""
+    if not checkpoint.source.proven and checkpoint.source.root_of_trust is None:
         return "made from a release that was not proven"
     if (exposure := exposure_of(checkpoint)) is not None:
         return exposure

@@ -15,6 +15,7 @@ from urllib.parse import parse_qsl, quote, urlsplit
 from grokctl.checkpoint.bencode import MalformedError, decode, encode
 from grokctl.checkpoint.hashtree import Hasher, TreeHasher
 from grokctl.checkpoint.torrent_files import (
+    HUB,
     MOST_DEPTH,
     V2,
     TorrentFile,
@@ -60,13 +61,16 @@ class Metainfo:
     """
 
     version: int = 1
-    """`V2` for a torrent without v1 pieces; a hybrid torrent is proven by its v1 pieces."""
+    """`V2` for a torrent without v1 pieces; a hybrid torrent is proven by its v1 pieces. `HUB` for
+    the files of a hub, whose pieces are ranges with plain SHA-256 hashes."""
     infohash: str
-    """The hash of the info dictionary in hexadecimal: SHA-1, or SHA-256 in v2."""
+    """The hash of the info dictionary in hexadecimal: SHA-1, or SHA-256 in v2. Of a hub, the
+    SHA-256 of what it promises."""
     name: str
     piece_length: int
     piece_hashes: bytes
-    """SHA-1 of every piece, 20 bytes each; in v2 the root of its hash tree, 32 bytes."""
+    """SHA-1 of every piece, 20 bytes each; in v2 the root of its hash tree, 32 bytes. Of a hub,
+    SHA-256; zeros for a range whose hash nobody knows yet."""
     files: tuple[TorrentFile, ...]
 
     @property
@@ -82,24 +86,35 @@ class Metainfo:
 
     @property
     def _hash_nbytes(self) -> int:
-        return 32 if self.version == V2 else 20
+        return 32 if self._is_aligned else 20
+
+    @property
+    def _is_aligned(self) -> bool:
+        """Whether every file begins with a new piece."""
+        return self.version in {V2, HUB}
 
     def piece_hash(self, piece: int) -> bytes:
         """The hash of a piece, to compare with the digest of a `hasher`."""
         start = self._hash_nbytes * piece
         return self.piece_hashes[start : start + self._hash_nbytes]
 
+    def promises(self, piece: int) -> bool:
+        """Whether the hash of a piece is known before it arrives: always, but for a hub."""
+        return self.version != HUB or any(self.piece_hash(piece))
+
     def hasher(self) -> Hasher:
         """Begin the hash of a piece."""
         if self.version == V2:
             return TreeHasher(self.piece_length)
+        if self.version == HUB:
+            return hashlib.sha256()
         return hashlib.sha1(usedforsecurity=False)
 
     def piece_size(self, piece: int) -> int:
         """Bytes of a piece: the last one is shorter; in v2, the last one of every file."""
         start = piece * self.piece_length
         end = self.total
-        if self.version == V2:
+        if self._is_aligned:
             file = self.files[self._file_at(start)]
             end = file.offset + file.length
         return min(self.piece_length, end - start)
@@ -119,7 +134,7 @@ class Metainfo:
 
     def pieces_of(self, file: TorrentFile) -> range:
         """The pieces that touch a file."""
-        if file.length == 0 or (file.is_pad and self.version == V2):
+        if file.length == 0 or (file.is_pad and self._is_aligned):
             return range(0)
         first = file.offset // self.piece_length
         return range(first, (file.offset + file.length - 1) // self.piece_length + 1)

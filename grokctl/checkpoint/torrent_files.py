@@ -11,6 +11,8 @@ from grokctl.text import printable
 
 V2: Final = 2
 """The version of a torrent without v1 pieces (BEP 52)."""
+HUB: Final = 0
+"""No torrent: ranges of files that a hub names the hashes of, laid out like the pieces of v2."""
 MOST_DEPTH: Final = 16
 """Folders in a path, and lists in lists."""
 _MOST_FILES: Final = 10_000

@@ -15,6 +15,7 @@ from grokctl.cli import (
     export,
     fetch,
     inspect,
+    remove,
     reshard,
     run,
     score,
@@ -24,13 +25,13 @@ from grokctl.cli import (
 from grokctl.cli.context import ErrorBoundary, exit_code_of, limit_of
 from grokctl.cli.environment import one_thread_of_blas
 from grokctl.cli.help import GroupedCommand
+from grokctl.cli.list import list_
 from grokctl.cli.options import HomeOption
 from grokctl.errors import ExitCode
 
 app = typer.Typer(
     cls=ErrorBoundary,
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
@@ -121,8 +122,11 @@ _COMMANDS: Final = (
     (serve.serve, "grokctl serve --host 0.0.0.0 --api-key-file key.txt --slots 16"),
     (score.score, "grokctl score --text essay.txt --compute float32"),
     (bench.bench, "grokctl bench --prompt-tokens 64,512 --batch 1,4,16"),
+    (list_, "grokctl list"),
+    (remove.remove, "grokctl remove ready/grok-1-int8-8"),
     (demo.demo, "grokctl demo --keep ./demo"),
 )
-_NAMES: Final = tuple(command.__name__ for command, _ in _COMMANDS)
+_NAMES: Final = tuple(command.__name__.rstrip("_") for command, _ in _COMMANDS)
 for _command, _example in _COMMANDS:
-    app.command(epilog=f"Example: {_example}", cls=GroupedCommand)(_command)
+    _name = _command.__name__.rstrip("_")
+    app.command(_name, epilog=f"Example: {_example}", cls=GroupedCommand)(_command)

@@ -16,6 +16,7 @@ from grokctl.cli.options import (
     HomeOption,
     JsonOption,
     KvOption,
+    MaxMemoryOption,
     MeshOption,
     NumProcessesOption,
     ProcessIdOption,
@@ -26,7 +27,7 @@ from grokctl.cli.options import (
 from grokctl.cluster.launcher import BOUND_S
 from grokctl.model.placement import read_mesh
 from grokctl.model.precision import KvType
-from grokctl.parse import read_counts
+from grokctl.parse import read_counts, read_size
 
 
 def bench(
@@ -45,6 +46,7 @@ def bench(
     kv: KvOption = KvType.COMPUTE,
     context: ContextOption = None,
     threads: ThreadsOption = None,
+    max_memory: MaxMemoryOption = None,
     coordinator: CoordinatorOption = None,
     num_processes: NumProcessesOption = None,
     process_id: ProcessIdOption = None,
@@ -79,6 +81,7 @@ def bench(
             kv=kv,
             context=context,
             threads=threads,
+            max_memory=read_size(max_memory, "--max-memory", unit="GB"),
             sequences=max(batches),
         )
         if followed(console, request, cluster):

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Final
 
-from grokctl.errors import HardwareError, invalid
+from grokctl.errors import HardwareError, UsageError, invalid
 from grokctl.paths import unquoted
 from grokctl.system import usable_cores
 from grokctl.text import printable, shown_url
@@ -103,16 +103,38 @@ def mirrors_named(names: Sequence[str] | None) -> tuple[str, ...]:
     Raises:
         UsageError: The variable is no address.
     """
-    endpoint = unquoted(os.environ.get("HF_ENDPOINT", "").strip()).rstrip("/")
-    if not names or not endpoint or "hf" not in names:
+    if not names or "hf" not in names:
         return tuple(names or ())
-    from grokctl.transfer.sources import hub_mirror
+    from grokctl.transfer.sources import MIRRORS
 
+    hub = hub_named()
+    return tuple(hub if name == "hf" and hub != MIRRORS["hf"].url else name for name in names)
+
+
+def hub_to_try() -> str | None:
+    """The folder of Grok-1 at the hub, for a fetch that named none; None if there is no such."""
+    try:
+        return hub_named()
+    except UsageError:
+        return None
+
+
+def hub_named() -> str:
+    """The folder of Grok-1 at the hub, which is where `HF_ENDPOINT` says.
+
+    Raises:
+        UsageError: The variable is no address.
+    """
+    from grokctl.transfer.sources import MIRRORS, hub_mirror
+
+    endpoint = unquoted(os.environ.get("HF_ENDPOINT", "").strip()).rstrip("/")
+    if not endpoint:
+        return MIRRORS["hf"].url
     mirror = hub_mirror(endpoint)
     if mirror is None:
         expected = "expected http://host or https://host, without a query"
         raise invalid("HF_ENDPOINT", shown_url(endpoint), expected, "unset HF_ENDPOINT")
-    return tuple(mirror if name == "hf" else name for name in names)
+    return mirror
 
 
 @contextmanager

@@ -74,7 +74,7 @@ def export(
     """Write the same weights for other engines, such as llama.cpp; resumes as reshard does."""
     with command(as_json=as_json, quiet=quiet, verbose=verbose, interrupted=RESUMES) as console:
         from grokctl import export as stage
-        from grokctl.checkpoint.sums import doubt_of
+        from grokctl.checkpoint.sums import proof_kind
         from grokctl.exporting.request import ExportRequest, check_export, plan_export_request
         from grokctl.machine.memory import peak_rss
         from grokctl.resharding.estimate import estimate
@@ -113,7 +113,7 @@ def export(
             console,
             made,
             plan,
-            is_proven=doubt_of(made) is None,
+            proven_by=proof_kind(made),
             seconds=time.perf_counter() - started,
             peak_rss=peak_rss(),
         )

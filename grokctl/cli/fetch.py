@@ -7,7 +7,8 @@ from typing import Annotated, Final
 import typer
 
 from grokctl.cli.context import RESUMES, ReportedError, command, home_of
-from grokctl.cli.environment import certificates_named, mirrors_named
+from grokctl.cli.environment import certificates_named, hub_to_try, mirrors_named
+from grokctl.cli.hints import again
 from grokctl.cli.options import (
     BindOption,
     HomeOption,
@@ -25,7 +26,7 @@ from grokctl.cli.options import (
     WebSeedOption,
     path_of,
 )
-from grokctl.errors import GrokctlError
+from grokctl.errors import GrokctlError, UsageError
 from grokctl.parse import read_ranges, read_size
 from grokctl.paths import CKPT
 
@@ -53,6 +54,9 @@ def fetch(
     ] = None,
     peer: PeerOption = None,
     mirror: MirrorOption = None,
+    no_mirror: Annotated[
+        bool, typer.Option("--no-mirror", help="Ask no hub if no peer sends the metadata.")
+    ] = False,
     web_seed: WebSeedOption = None,
     tracker: TrackerOption = None,
     torrent_file: Annotated[
@@ -107,7 +111,7 @@ def fetch(
     verbose: VerboseOption = False,
     home: HomeOption = None,
 ) -> None:
-    """Download a release from its swarm; resumes after an interruption."""
+    """Download a release from its swarm or a mirror; resumes after an interruption."""
     with (
         command(as_json=as_json, quiet=quiet, verbose=verbose, interrupted=RESUMES) as console,
         certificates_named(),
@@ -121,10 +125,14 @@ def fetch(
 
         require_threads(_THREADS)
         require_files(_FILES)
+        if mirror and no_mirror:
+            problem = "--mirror, --no-mirror: expected one of them"
+            raise UsageError(problem, again(without=("--no-mirror",)))
         patience = _PLAN_WITHIN_S if dry_run else _STALL_S
         options = FetchOptions(
             peers=tuple(peer or ()),
             mirrors=mirrors_named(mirror),
+            hub=None if no_mirror else hub_to_try(),
             web_seeds=tuple(web_seed or ()),
             trackers=tuple(tracker or ()),
             torrent_file=torrent_file,

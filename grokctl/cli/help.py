@@ -37,7 +37,17 @@ _GROUPS: Final = {
     ),
     "Load": ("slots", "queue", "request_timeout", "drain", "no_warm_up"),
     _OTHER: (),
-    "Hardware": ("accelerator", "devices", "memory", "mesh", "compute", "kv", "context", "threads"),
+    "Hardware": (
+        "accelerator",
+        "devices",
+        "memory",
+        "mesh",
+        "compute",
+        "kv",
+        "context",
+        "threads",
+        "max_memory",
+    ),
     "Several hosts": ("coordinator", "num_processes", "process_id", "cluster_timeout"),
     "Network": (
         "peer",

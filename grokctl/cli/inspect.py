@@ -86,5 +86,5 @@ def _count_experts(console: "Console", home: "Home", checkpoint: str | None, tex
         job = open_job(JobRequest(home=home, checkpoint=checkpoint), observe=observe)
         tokens = job.plan.encode(content)
         result = count_experts(job.start(observe), tokens, observe=observe)
-    path = kept_at(home.root, job.source)
+    path = kept_at(home.routing, job.source)
     screen.routing(console, job.name, result, keep(path, result), path)

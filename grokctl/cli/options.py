@@ -9,7 +9,7 @@ import typer
 
 from grokctl.errors import UsageError
 from grokctl.model.precision import Compute, KvType
-from grokctl.paths import typed_path
+from grokctl.paths import Home, default_home, folders_in, typed_path
 
 
 def path_of(text: str) -> Path:
@@ -39,10 +39,38 @@ def dtype_of(kind: type[_Dtype]) -> Callable[[str], _Dtype]:
     return read
 
 
+def checkpoint_names(context: typer.Context, incomplete: str) -> list[str]:
+    """Names of checkpoints under home that begin so: for the completion of a shell."""
+    home = _home_in(context)
+    folders = () if home is None else (home.ready, home.releases, home.exports)
+    names = {path.name for folder in folders for path in folders_in(folder)}
+    return sorted(name for name in names if name.startswith(incomplete))
+
+
+def kept_names(context: typer.Context, incomplete: str) -> list[str]:
+    """The same of all that can be removed, with the folder that it is in."""
+    home = _home_in(context)
+    if home is None:
+        return []
+    above = (home.ready, home.releases, home.exports, home.root / "cache")
+    names = [f"{folder.name}/{path.name}" for folder in above for path in folders_in(folder)]
+    return sorted(name for name in names if name.startswith(incomplete))
+
+
+def _home_in(context: typer.Context) -> Home | None:
+    try:
+        return Home(context.params.get("home") or default_home())
+    except UsageError:
+        return None
+
+
 CheckpointArgument = Annotated[
     str | None,
     typer.Argument(
-        metavar="CHECKPOINT", help="A checkpoint's name under home, or a path.", show_default=False
+        metavar="CHECKPOINT",
+        help="A checkpoint's name under home, or a path.",
+        show_default=False,
+        autocompletion=checkpoint_names,
     ),
 ]
 
@@ -129,6 +157,15 @@ ContextOption = Annotated[
 ThreadsOption = Annotated[
     int | None,
     typer.Option(metavar="N", min=1, help="Threads of the CPU.", show_default="cores"),
+]
+MaxMemoryOption = Annotated[
+    str | None,
+    typer.Option(
+        "--max-memory",
+        metavar="SIZE",
+        help="Most memory; experts beyond it stream.",
+        show_default="free",
+    ),
 ]
 TokenIdsOption = Annotated[
     str | None, typer.Option(metavar="1,2,3", help="Token ids instead of text.")

@@ -74,6 +74,9 @@ def reshard(
         ),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an earlier result.")] = False,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Prove every byte of a release while it is read.")
+    ] = False,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
     verbose: VerboseOption = False,
@@ -83,11 +86,13 @@ def reshard(
     with command(as_json=as_json, quiet=quiet, verbose=verbose, interrupted=RESUMES) as console:
         from grokctl import reshard as stage
         from grokctl.checkpoint.frames import Compression
-        from grokctl.checkpoint.sums import doubt_of
+        from grokctl.checkpoint.release import Release
+        from grokctl.checkpoint.sums import proof_kind
         from grokctl.machine.memory import peak_rss
         from grokctl.resharding.estimate import estimate
         from grokctl.resharding.request import ReshardRequest, check_feasible, plan_request
         from grokctl.screen import reshard as screen
+        from grokctl.verify import verifying
 
         where = home_of(home)
         request = ReshardRequest(
@@ -116,13 +121,17 @@ def reshard(
         console.note(planned.provenance)
         started = time.perf_counter()
         with console.observing() as observe:
-            ready = stage.reshard(plan, proof=planned.proof, force=force, observe=observe)
+            is_to_prove = verify and planned.proof is None and isinstance(plan.source, Release)
+            check = verifying(request.root, jobs=jobs, observe=observe) if is_to_prove else None
+            ready = stage.reshard(
+                plan, proof=planned.proof, check=check, force=force, observe=observe
+            )
         seconds = time.perf_counter() - started
         screen.resharded(
             console,
             ready,
             plan,
-            is_proven=doubt_of(ready) is None,
+            proven_by=proof_kind(ready),
             seconds=seconds,
             peak_rss=peak_rss(),
         )

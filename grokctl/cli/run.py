@@ -28,6 +28,7 @@ from grokctl.cli.options import (
     HomeOption,
     JsonOption,
     KvOption,
+    MaxMemoryOption,
     MeshOption,
     NumProcessesOption,
     ProcessIdOption,
@@ -41,7 +42,7 @@ from grokctl.cluster.launcher import BOUND_S
 from grokctl.errors import UsageError, invalid
 from grokctl.model.placement import read_mesh
 from grokctl.model.precision import KvType
-from grokctl.parse import plain_text, read_stdin, read_text, read_token_ids
+from grokctl.parse import plain_text, read_size, read_stdin, read_text, read_token_ids
 from grokctl.paths import Home
 
 _SEEDS: Final = 10**6
@@ -133,6 +134,7 @@ def run(
     kv: KvOption = KvType.COMPUTE,
     context: ContextOption = None,
     threads: ThreadsOption = None,
+    max_memory: MaxMemoryOption = None,
     coordinator: CoordinatorOption = None,
     num_processes: NumProcessesOption = None,
     process_id: ProcessIdOption = None,
@@ -170,6 +172,7 @@ def run(
                 kv=kv,
                 context=context,
                 threads=threads,
+                max_memory=read_size(max_memory, "--max-memory", unit="GB"),
                 sequences=1 if prompts_file is None else batch or _BATCH,
             )
             if followed(console, job, cluster, (prompt, prompt_file, token_ids, prompts_file)):

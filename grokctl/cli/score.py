@@ -26,6 +26,7 @@ from grokctl.cli.options import (
     HomeOption,
     JsonOption,
     KvOption,
+    MaxMemoryOption,
     MeshOption,
     NumProcessesOption,
     ProcessIdOption,
@@ -39,7 +40,7 @@ from grokctl.cluster.launcher import BOUND_S
 from grokctl.errors import UsageError
 from grokctl.model.placement import read_mesh
 from grokctl.model.precision import KvType
-from grokctl.parse import read_stdin, read_text, read_token_ids
+from grokctl.parse import read_size, read_stdin, read_text, read_token_ids
 from grokctl.paths import expanded
 
 
@@ -61,6 +62,7 @@ def score(
     kv: KvOption = KvType.COMPUTE,
     context: ContextOption = None,
     threads: ThreadsOption = None,
+    max_memory: MaxMemoryOption = None,
     coordinator: CoordinatorOption = None,
     num_processes: NumProcessesOption = None,
     process_id: ProcessIdOption = None,
@@ -92,6 +94,7 @@ def score(
             kv=kv,
             context=context,
             threads=threads,
+            max_memory=read_size(max_memory, "--max-memory", unit="GB"),
         )
         if followed(console, request, cluster, (text, token_ids)):
             return

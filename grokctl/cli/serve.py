@@ -29,6 +29,7 @@ from grokctl.cli.options import (
     HomeOption,
     JsonOption,
     KvOption,
+    MaxMemoryOption,
     MeshOption,
     NumProcessesOption,
     ProcessIdOption,
@@ -41,6 +42,7 @@ from grokctl.cluster.launcher import BOUND_S
 from grokctl.errors import ExitCode, GrokctlError, UsageError
 from grokctl.model.placement import read_mesh
 from grokctl.model.precision import KvType
+from grokctl.parse import read_size
 
 _KEY: Final = "GROKCTL_API_KEY"
 _SLOTS: Final = 8
@@ -125,6 +127,7 @@ def serve(
     kv: KvOption = KvType.COMPUTE,
     context: ContextOption = None,
     threads: ThreadsOption = None,
+    max_memory: MaxMemoryOption = None,
     coordinator: CoordinatorOption = None,
     num_processes: NumProcessesOption = None,
     process_id: ProcessIdOption = None,
@@ -161,6 +164,7 @@ def serve(
             sequences=slots or _SLOTS,
             may_be_fewer=slots is None,
             threads=threads,
+            max_memory=read_size(max_memory, "--max-memory", unit="GB"),
         )
         if cluster is not None and cluster.rank:
             signal.signal(signal.SIGTERM, signal.SIG_IGN)  # launchers send it to all: rank 0 drains

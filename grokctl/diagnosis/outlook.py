@@ -12,7 +12,7 @@ from grokctl.model.config import GROK_1
 from grokctl.model.placement import MeshShape
 from grokctl.model.precision import KvType, Precision
 from grokctl.planning.plans import Hardware, Plan, examples
-from grokctl.text import format_bytes
+from grokctl.text import format_bytes, format_rate
 
 _PROMPT: Final = "-p 'The answer to life, the universe and everything is'"
 _FAST: Final = 10
@@ -87,10 +87,36 @@ def _on_cpu(prospect: Prospect, best: Plan, command: str) -> Ability:
         return Ability(name="run", status=Status.OK, detail=detail, command=command)
     detail = (
         f"yes, slowly: {first}{best.precision} on the CPU; most of its "
-        f"{format_bytes(best.needs.weights)} is read from the disk for every token{pace}; "
-        f"all of it fits {_examples(prospect.elsewhere)}"
+        f"{format_bytes(best.needs.weights)} is read from the disk for every token{pace}"
     )
+    if best.residence is not None:
+        detail = f"yes, slowly: {first}{best.precision} on the CPU {_streaming(prospect, best)}"
+    detail += f"; all of it fits {_examples(prospect.elsewhere)}"
     return Ability(name="run", status=Status.WARN, detail=detail, command=command)
+
+
+def _streaming(prospect: Prospect, best: Plan) -> str:
+    """What stays in memory, what a token waits for, and what twice the memory would change."""
+    residence, hardware = best.residence, prospect.hardware
+    assert residence is not None
+    context = f", context {best.context:,}" if best.context < GROK_1.sequence_len else ""
+    missed = format_bytes(int(residence.missed))
+    text = (
+        f"keeps {residence.pinned:,} of {residence.experts:,} experts in "
+        f"{format_bytes(residence.memory)} and reads {missed} a token from the disk{context}"
+    )
+    if not hardware.read_rate or best.tokens_per_s is None:
+        return text
+    text += f" at {format_rate(hardware.read_rate)}{_speed(best)}"
+    if best.first_token_s is not None:
+        text += f", the first after about {about(best.first_token_s)}"
+    memory = 2 * residence.memory
+    more = residence.with_memory(memory)
+    if more is not None:
+        seconds = more.seconds(read_rate=hardware.read_rate, decode_rate=hardware.decode_rate)
+        return f"{text}; with {format_bytes(memory)}{_paced(1 / seconds)}"
+    rate = None if best.step is None else 1 / best.step.total_s
+    return f"{text}; {format_bytes(memory)} hold all of them{_paced(rate)}"
 
 
 def _for_int8(prospect: Prospect) -> str:
@@ -113,7 +139,9 @@ def _too_small(prospect: Prospect) -> str:
     possible = [plan for plan in prospect.plans if plan.is_possible]
     nearest = min(possible, key=lambda plan: plan.missing, default=None)
     detail = "no"
-    if nearest is not None and nearest.is_paged:
+    if nearest is not None and nearest.residence is not None:
+        detail += f": the CPU needs {nearest.residence.shortage}"
+    elif nearest is not None and nearest.is_paged:
         others = nearest.needs.cache + nearest.needs.workspace
         detail += (
             f": the CPU needs {format_bytes(others)} even with the weights on disk, "
@@ -170,7 +198,11 @@ def _devices(hardware: Hardware, mesh: MeshShape) -> str:
 
 def _speed(plan: Plan) -> str:
     """`, about 30 tokens/s (estimate)`; empty if unknown."""
-    rate = plan.tokens_per_s
+    return _paced(plan.tokens_per_s)
+
+
+def _paced(rate: float | None) -> str:
+    """The same of a number of tokens a second."""
     if not rate:
         return ""
     speed = (

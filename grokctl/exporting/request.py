@@ -44,7 +44,7 @@ class PlannedExport:
 
     plan: ExportPlan
     proof: Receipt | None
-    """The receipt that covers a release."""
+    """The receipt that covers a release, of the infohash or of a hub."""
     provenance: str
     """The same in one line for people."""
 
@@ -71,7 +71,7 @@ def plan_export_request(request: ExportRequest, *, observe: Observer = ignore) -
         source = release = open_release(request.root, observe=observe)
         name, precision = release.name, Precision.INT8
         found = proof_of(release)
-        proof, provenance = found.receipt, describe_proof(found, request.root)
+        proof, provenance = found.best, describe_proof(found, request.root)
     is_hf = request.format is Format.HF
     weights = request.type or (ExportType.BF16 if is_hf else _usual_type(precision))
     embedding = request.embedding

@@ -20,7 +20,7 @@ from grokctl.model.cache import Cache, LayerCache, Positions
 from grokctl.model.parameters import Layer, Parameters
 from grokctl.model.step_spec import StepShape
 
-_EVERYWHERE = PartitionSpec()
+EVERYWHERE = PartitionSpec()
 _SPLIT = PartitionSpec(None, None, MODEL_AXIS)
 _CANDIDATES: Final = 1024
 """Largest logits that all devices list together: 95% of the probability are hardly ever in more."""
@@ -67,7 +67,8 @@ class Task:
         return np.array(rows, np.int32)
 
 
-def _positions(task: Int[Array, "batch columns"]) -> Positions:
+def positions_of(task: Int[Array, "batch columns"]) -> Positions:
+    """Of the tokens of a packed task."""
     return Positions(slots=task[:, 0], start=task[:, 1], count=task[0, 3])
 
 
@@ -116,20 +117,36 @@ class Step:
         """
         task = handed_over(packed, self.shared)
         hidden = self._ended(self.embed(parameters.embedding, task))
+        hidden, cache, read = self._run_layers(
+            parameters.layers, cache, read, hidden, task, look=look
+        )
+        result = None
+        if self.head is not None:
+            given = [handed_over(targets, self.shared)] if targets.size else [task]
+            result = self.head(parameters.embedding, parameters.final_norm, hidden, *given)
+        return result, cache, read
+
+    def _run_layers(
+        self,
+        layers: tuple[Layer, ...],
+        cache: Cache,
+        read: jax.Array,
+        hidden: jax.Array,
+        task: jax.Array,
+        *,
+        look: Look | None = None,
+    ) -> tuple[jax.Array, Cache, jax.Array]:
+        """Run all layers; what comes out, the extended cache, and experts read."""
         extended: list[LayerCache] = []
         for number, program in enumerate(self.layers):
             part = slice(number * self.together, (number + 1) * self.together)
             if look is not None:
                 assert self.together == 1
-                look(parameters.layers[number], cache[number], hidden, task)
-            hidden, longer, read = program(parameters.layers[part], cache[part], read, hidden, task)
+                look(layers[number], cache[number], hidden, task)
+            hidden, longer, read = program(layers[part], cache[part], read, hidden, task)
             extended += longer
             self._ended(hidden)
-        result = None
-        if self.head is not None:
-            given = [handed_over(targets, self.shared)] if targets.size else [task]
-            result = self.head(parameters.embedding, parameters.final_norm, hidden, *given)
-        return result, tuple(extended), read
+        return hidden, tuple(extended), read
 
     def _ended(self, hidden: jax.Array) -> jax.Array:
         return hidden.block_until_ready() if self.one_at_a_time else hidden
@@ -182,7 +199,7 @@ class Programs:
             return forward.embed(embedding[0], task[:, _FACTS:], shape=self.shape)
 
         per_device = (self.parameters.embedding,)
-        return self._program("embed", embed, per_device, [self._task(batch, time)], _EVERYWHERE)
+        return self._program("embed", embed, per_device, [self._task(batch, time)], EVERYWHERE)
 
     def _layers(
         self, per_device: tuple[tuple[Layer, ...], Cache, jax.Array], batch: int, time: int
@@ -196,11 +213,11 @@ class Programs:
         ) -> tuple[jax.Array, Cache, jax.Array]:
             layers = jax.tree.map(lambda leaf: leaf[0], layers)
             hidden, cache, read_now = forward.decoder_layers(
-                layers, cache, hidden, _positions(task), shape=self.shape
+                layers, cache, hidden, positions_of(task), shape=self.shape
             )
             return hidden, cache, read + read_now
 
-        outputs = (_EVERYWHERE, self.loader.per_device, self.loader.per_device)
+        outputs = (EVERYWHERE, self.loader.per_device, self.loader.per_device)
         arguments = [self._hidden(batch, time), self._task(batch, time)]
         return self._program("layers", run, per_device, arguments, outputs, donate=1)
 
@@ -214,12 +231,12 @@ class Programs:
             layer: Layer, cache: LayerCache, hidden: jax.Array, task: jax.Array
         ) -> jax.Array:
             layer = jax.tree.map(lambda leaf: leaf[0], layer)
-            positions = _positions(task)
+            positions = positions_of(task)
             return forward.chosen_experts(layer, cache, hidden, positions, shape=self.shape)
 
         per_device = (self.parameters.layers[0], cache[0])
         arguments = [self._hidden(1, time), self._task(1, time)]
-        return self._program("routes", chosen, per_device, arguments, _EVERYWHERE)
+        return self._program("routes", chosen, per_device, arguments, EVERYWHERE)
 
     def _head(self, kind: Head, batch: int, time: int) -> Any:
         shape, is_shared = self.shape, self.loader.is_shared
@@ -245,8 +262,8 @@ class Programs:
             return None
         function, outputs = {
             Head.LAST: (last, _SPLIT),
-            Head.EVERY: (every, _EVERYWHERE if is_shared else _SPLIT),
-            Head.SCORES: (scored, _EVERYWHERE),
+            Head.EVERY: (every, EVERYWHERE if is_shared else _SPLIT),
+            Head.SCORES: (scored, EVERYWHERE),
         }[kind]
         given = self._targets(time) if kind is Head.SCORES else self._task(batch, time)
         per_device = (self.parameters.embedding, self.parameters.final_norm)
@@ -277,7 +294,7 @@ class Programs:
             self._struct((batch, adjusted), jnp.int32),
             self._struct((batch, adjusted), jnp.float32),
         ]
-        outputs = _EVERYWHERE if self.loader.is_shared else _FOR_EACH_SHARD
+        outputs = EVERYWHERE if self.loader.is_shared else _FOR_EACH_SHARD
         return self._program("largest", largest, (), arguments, outputs)
 
     def cleared(self, cache: Cache, slot: int) -> Cache:
@@ -318,7 +335,7 @@ class Programs:
 
     def gather(self, batch: int) -> Any:
         """The program that brings whole rows of logits to every process."""
-        return self._program("gather", _gathered, (), [self._logits(batch)], _EVERYWHERE)
+        return self._program("gather", _gathered, (), [self._logits(batch)], EVERYWHERE)
 
     def _program(
         self,
@@ -361,7 +378,7 @@ class Programs:
     @property
     def shared(self) -> NamedSharding:
         """Of arrays that every device has whole."""
-        return NamedSharding(self.loader.jax_mesh, _EVERYWHERE)
+        return NamedSharding(self.loader.jax_mesh, EVERYWHERE)
 
     def _task(self, batch: int, time: int) -> jax.ShapeDtypeStruct:
         return self._struct((batch, _FACTS + time), jnp.int32)
@@ -376,7 +393,7 @@ class Programs:
         return self._struct((batch, 1, self.shape.config.vocab_size), jnp.float32, _SPLIT)
 
     def _struct(
-        self, shape: tuple[int, ...], dtype: Any, spec: PartitionSpec = _EVERYWHERE
+        self, shape: tuple[int, ...], dtype: Any, spec: PartitionSpec = EVERYWHERE
     ) -> jax.ShapeDtypeStruct:
         sharding = NamedSharding(self.loader.jax_mesh, spec)
         return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from grokctl.cluster.process_group import Cluster
 from grokctl.events import Advanced, Finished, Noted, Observer, Stage, Started, Unit
 from grokctl.inference.devices import has_fast_bfloat16, memory_bandwidth
+from grokctl.inference.expert_loading import Loaded
 from grokctl.inference.generation import (
     BatchStats,
     Generation,
@@ -31,7 +32,6 @@ from grokctl.inference.scheduler import Scheduler
 from grokctl.inference.step_logits import log_probabilities
 from grokctl.inference.stream import Batch, Stream
 from grokctl.machine.memory import pages_of_files
-from grokctl.model.parameters import Parameters
 from grokctl.model.sampling import Sampling
 from grokctl.model.step_spec import KernelForm, StepShape
 from grokctl.text import format_bytes
@@ -47,7 +47,7 @@ class Engine:
         self,
         plan: RunPlan,
         loader: Loader,
-        parameters: Parameters,
+        loaded: Loaded,
         *,
         load_s: float,
         cluster: Cluster | None = None,
@@ -86,7 +86,7 @@ class Engine:
         )
         self.runner = ModelRunner(
             loader,
-            parameters,
+            loaded,
             shape,
             plan.terms,
             observe=observe,
@@ -178,11 +178,37 @@ class Engine:
         return Score(tokens=total, nll=nll)
 
     def measured(self, generation: Generation) -> Generation:
-        """A generation with what is measured now: bandwidth and pages."""
-        stats = generation.stats
-        fraction = self.bandwidth_fraction(stats)
-        stats = replace(stats, bandwidth_fraction=fraction, pages=self.pages())
+        """A generation with what is measured now: bandwidth, pages, and the disk's part."""
+        totals = self.scheduler.totals
+        stats = replace(
+            generation.stats,
+            bandwidth_fraction=self.bandwidth_fraction(generation.stats),
+            pages=self.pages(),
+            hit_rate=totals.hit_rate,
+            disk_bytes_per_token=totals.disk_bytes_per_token,
+            disk_fraction=self.disk_fraction(totals),
+            waited_s=totals.waited_s,
+        )
         return replace(generation, stats=stats)
+
+    def measured_many(self, stats: BatchStats) -> BatchStats:
+        """The statistics of many requests, with what is measured now; see `measured`."""
+        return replace(
+            stats,
+            bandwidth_fraction=self.bandwidth_fraction(stats),
+            pages=self.pages(),
+            disk_fraction=self.disk_fraction(stats),
+        )
+
+    def disk_fraction(self, stats: BatchStats) -> float | None:
+        """Share of the disk's rate, as it was while loading, at which decoding read experts.
+
+        None if no experts are streamed, or none were read.
+        """
+        stream = self.runner.stream
+        if stream is None or not stats.disk_bytes or not stats.decode_s:
+            return None
+        return stats.disk_bytes / stats.decode_s / stream.load_rate
 
     def kernel_rate(self) -> float | None:
         """Bytes a second of int8 weights that the native kernels of all processes read, measured.
@@ -201,6 +227,8 @@ class Engine:
         """
         if self.devices[0].platform != "cpu":
             return ""
+        if self.runner.stream is not None:
+            return self.runner.stream.pages
         nbytes, huge = pages_of_files(".safetensors")
         if not nbytes:
             return "copied: the files were not cut for this mesh"

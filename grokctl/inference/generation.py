@@ -1,8 +1,9 @@
 """A request, the events on its way, and its result, as values."""
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from enum import StrEnum
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -194,6 +195,14 @@ class Stats:
     """What multiplies on a CPU, or why it is not the native kernel; empty on accelerators."""
     pages: str = ""
     """How weights lie in a CPU's memory; empty on accelerators, and if not looked at."""
+    hit_rate: float | None = None
+    """Share of the experts that decoding chose that were in memory; None if none are streamed."""
+    disk_bytes_per_token: int | None = None
+    """Of experts, on average; None likewise."""
+    disk_fraction: float | None = None
+    """Share of the disk's rate that reading them reached; None likewise."""
+    waited_s: float = 0.0
+    """Seconds of decoding in which nothing was computed because an expert was not there."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -226,12 +235,27 @@ class BatchStats:
     """As in `Stats`."""
     pages: str = ""
     """As in `Stats`."""
+    experts_chosen: int = 0
+    """By decode steps, in each layer; 0 if no experts are streamed."""
+    experts_missed: int = 0
+    """Of these, experts that came from the disk."""
+    disk_bytes: int = 0
+    """Bytes of these."""
+    disk_fraction: float | None = None
+    """As in `Stats`."""
+    waited_s: float = 0.0
+    """As in `Stats`."""
+
+    def plus(self, **more: float) -> "BatchStats":
+        """The same with more added to some of its sums."""
+        sums: dict[str, Any] = {name: getattr(self, name) + more[name] for name in more}
+        return replace(self, **sums)
 
     def since(self, before: "BatchStats") -> "BatchStats":
         """What came after an earlier state of the same statistics; loading is of both."""
         sums = {field.name: getattr(self, field.name) for field in fields(self)}
         past = {name: getattr(before, name) for name in sums}
-        kept = ("load_s", "bandwidth_fraction", "kernel", "pages")
+        kept = ("load_s", "bandwidth_fraction", "kernel", "pages", "disk_fraction")
         return BatchStats(
             **{name: sums[name] if name in kept else sums[name] - past[name] for name in sums}
         )
@@ -245,6 +269,16 @@ class BatchStats:
     def decode_tokens_per_s(self) -> float:
         """Of all sequences together."""
         return self.decoded / self.decode_s if self.decode_s else 0.0
+
+    @property
+    def hit_rate(self) -> float | None:
+        """Share of the chosen experts that were in memory; None if none are streamed."""
+        return 1 - self.experts_missed / self.experts_chosen if self.experts_chosen else None
+
+    @property
+    def disk_bytes_per_token(self) -> int | None:
+        """Bytes of experts from the disk, for each decoded token; None if none are streamed."""
+        return self.disk_bytes // self.decoded if self.experts_chosen else None
 
     @property
     def bytes_per_step(self) -> int:

@@ -135,9 +135,9 @@ class Loader:
             parts = self._stream(own, observe)
         else:
             parts = self._cut(cuts, observe)
-        arrays = {key: self._array(local) for key, local in parts.items()}
+        arrays = {key: self.global_array(local) for key, local in parts.items()}
         observe(Finished(stage=Stage.LOAD))
-        return _tree(self.source.config, arrays)
+        return tree(self.source.config, arrays)
 
     def _cuts(self) -> dict[str, list[Slices]]:
         """Slices of each tensor for the devices of this process."""
@@ -194,7 +194,8 @@ class Loader:
         array: jax.Array = jax.device_put(local[None], device)
         return array.block_until_ready()  # only one tensor waits in memory
 
-    def _array(self, parts: list[jax.Array]) -> jax.Array:
+    def global_array(self, parts: list[jax.Array]) -> jax.Array:
+        """One array of the parts that the devices of this process have."""
         shape = (len(self.devices), *parts[0].shape[1:])
         return jax.make_array_from_single_device_arrays(shape, self.sharding, parts)
 
@@ -214,8 +215,8 @@ class Loader:
         storage, arrays = self.source.storage, {}
         for tensor in storage.tensors:
             shape = extent(tensor.slices(self.mesh, 0, storage.config))
-            arrays[tensor.key] = self.absent(shape, _stored_type(tensor.dtype))
-        return _tree(storage.config, arrays)
+            arrays[tensor.key] = self.absent(shape, stored_type(tensor.dtype))
+        return tree(storage.config, arrays)
 
 
 def _shares(source: TensorSource, mesh: MeshShape) -> tuple[DeviceWeights, ...]:
@@ -339,17 +340,22 @@ def _largest(source: ReadyCheckpoint, device: int) -> int:
 
 def _storable(array: NDArray[Any]) -> NDArray[Any]:
     """The same bytes, with the type that `Matrix` stores."""
-    return array.view(_stored_type(array.dtype))
+    return array.view(stored_type(array.dtype))
 
 
-def _stored_type(dtype: np.dtype[Any]) -> np.dtype[Any]:
+def stored_type(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """The type that `Matrix` stores instead of another."""
     return np.dtype(np.uint16) if dtype == BFLOAT16 else dtype
 
 
-def _tree(config: GrokConfig, arrays: Mapping[str, Any]) -> Parameters:
-    return build_parameters(
-        config, lambda name: Matrix(arrays[f"{name}.weight"], arrays.get(f"{name}.scales"))
-    )
+def tree(config: GrokConfig, arrays: Mapping[str, Any], *, has_experts: bool = True) -> Parameters:
+    """The parameters of arrays by the keys of their tensors."""
+    return build_parameters(config, matrix_in(arrays), has_experts=has_experts)
+
+
+def matrix_in(arrays: Mapping[str, Any]) -> Callable[[str], Matrix]:
+    """What looks a parameter up among arrays by the keys of their tensors."""
+    return lambda name: Matrix(arrays[f"{name}.weight"], arrays.get(f"{name}.scales"))
 
 
 @contextmanager

@@ -47,7 +47,8 @@ def note_paging(needed: int, *, observe: Observer) -> None:
     usable = memory().usable
     if needed > usable:
         sizes = f"{format_bytes(needed)} of weights, {format_bytes(usable)} of free memory"
-        observe(Noted(message=f"{sizes}: every token reads what does not fit from the disk"))
+        what = f"{sizes}: every token reads what does not fit from the disk"
+        observe(Noted(message=f"{what}; as one device it streams (grokctl reshard --devices 1)"))
 
 
 class DeviceMemory(Protocol):

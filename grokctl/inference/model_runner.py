@@ -16,12 +16,15 @@ from grokctl.events import Advanced, Finished, Observer, Stage, Started, Unit
 from grokctl.inference.chunks import Chunk
 from grokctl.inference.compilation import compiling
 from grokctl.inference.compiled_steps import Head, Look, Programs, Step, Task, handed_over
+from grokctl.inference.expert_loading import Loaded
+from grokctl.inference.expert_stream import StreamCounts
 from grokctl.inference.generation import PromptScores
 from grokctl.inference.loading import Loader, out_of_memory
 from grokctl.inference.step_logits import AdjustedRows, StepLogits
+from grokctl.inference.streamed_steps import StreamedPrograms
 from grokctl.model.bucketing import padded_batch, room
 from grokctl.model.cache import Cache, LayerCache, empty_cache, stored_type
-from grokctl.model.parameters import Layer, Parameters
+from grokctl.model.parameters import Layer
 from grokctl.model.sizing import Terms
 from grokctl.model.step_spec import StepShape
 
@@ -52,7 +55,7 @@ class ModelRunner:
 
     Args:
         loader: The loader of the parameters.
-        parameters: The loaded parameters.
+        loaded: The loaded parameters, and the way in for experts that are not.
         shape: Static facts.
         terms: Context, slots, and types of the cache.
         observe: Receives the steps that are being compiled.
@@ -62,7 +65,7 @@ class ModelRunner:
     def __init__(
         self,
         loader: Loader,
-        parameters: Parameters,
+        loaded: Loaded,
         shape: StepShape,
         terms: Terms,
         *,
@@ -70,16 +73,21 @@ class ModelRunner:
         cluster: Cluster | None = None,
     ) -> None:
         self.compile_s = 0.0
+        self.stream = stream = loaded.stream
         self._cluster = cluster
         self.longest_chunk, self.past = room(terms.context, platform=shape.platform)
         """Most tokens of a chunk, and positions of a slot."""
         self._loader = loader
-        self._parameters = parameters
+        self._parameters = loaded.parameters
         self.shape = shape
         self.slots = terms.slots
         self._cache_dtype = stored_type(jnp.dtype(terms.cache_dtype), platform=shape.platform)
         self._observe = observe
-        self._programs = Programs(loader, parameters, shape)
+        self._programs = (
+            Programs(loader, loaded.parameters, shape)
+            if stream is None
+            else StreamedPrograms(loader, loaded.parameters, shape, stream=stream)
+        )
         self._steps: dict[_Key, Step] = {}
         self._compiled: set[Hashable] = set()
         with compiling(observe):
@@ -412,6 +420,10 @@ class ModelRunner:
         copies = config.num_layers * config.num_experts * self.shape.mesh.model
         local_copies = copies * len(loader.local) // len(loader.devices)
         return self._experts_read * loader.expert_nbytes // local_copies
+
+    def streamed(self) -> StreamCounts:
+        """What streaming experts came to since the beginning; zeros if all are in memory."""
+        return StreamCounts() if self.stream is None else self.stream.counts
 
     def step_nbytes(self, experts_nbytes: int) -> int:
         """Bytes of all weights that a step read, given the bytes of experts."""

@@ -33,6 +33,9 @@ class EngineOptions:
     """`cache/native` of a home; None takes the kernel of CPUs only where it is installed."""
     threads: int | None = None
     """That compute on the CPU; by default as many as usable cores."""
+    max_memory: int | None = None
+    """Most bytes of main memory for weights, cache and workspace on a CPU; by default what is free.
+    Experts beyond it are streamed."""
     draws_on_device: bool | None = None
     """Whether devices look for the tokens to draw from; by default accelerators do."""
 

@@ -69,8 +69,8 @@ def count_experts(engine: Engine, tokens: Sequence[int], *, observe: Observer = 
     return Routing(tokens=read, counts=_rows(total))
 
 
-def kept_at(home: Path, source: TensorSource) -> Path:
-    """Where the counts of a checkpoint are kept: by the sha256 of its manifest.
+def kept_at(folder: Path, source: TensorSource) -> Path:
+    """Where the counts of a checkpoint are kept in a folder: by the sha256 of its manifest.
 
     A release has none; it is known by its norms and routers.
     """
@@ -78,7 +78,7 @@ def kept_at(home: Path, source: TensorSource) -> Path:
         name = source.manifest_sha256
     else:
         name = digest_of_small(source)
-    return home / "routing" / f"{name}.json"
+    return folder / f"{name}.json"
 
 
 def keep(path: Path, routing: Routing) -> Routing:

@@ -4,7 +4,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from typing import Any, Final
 
@@ -276,13 +276,13 @@ class Scheduler:
 
     def _decode(self) -> None:
         """Make one token of every sequence whose prompt was read."""
-        due = list(self._decoding)
+        runner, due = self._runner, list(self._decoding)
         if not due:
             return
-        begun, read = self._runner.clock(), self._runner.experts_nbytes()
+        begun, read, streamed = runner.clock(), runner.experts_nbytes(), runner.streamed()
         sequences = [active.sequence for active in due]
         drawn = self._computed(
-            lambda: self._runner.decode(
+            lambda: runner.decode(
                 [active.slot.number for active in due],
                 [sequence.last for sequence in sequences],
                 [sequence.position for sequence in sequences],
@@ -290,9 +290,10 @@ class Scheduler:
         )
         if drawn is None:
             return
-        spent = self._runner.clock() - begun
-        nbytes = self._runner.step_nbytes(self._runner.experts_nbytes() - read)
+        spent = runner.clock() - begun
+        nbytes = runner.step_nbytes(runner.experts_nbytes() - read)
         self._count(decode_s=spent, steps=1, decoded=len(due), bytes_read=nbytes)
+        self._count(**asdict(runner.streamed() - streamed))
         for active, draw in zip(due, drawn, strict=True):
             if active.sequence.ids:
                 active.decode_s += spent
@@ -446,5 +447,4 @@ class Scheduler:
 
     def _count(self, **more: float) -> None:
         """Add to the totals."""
-        sums: dict[str, Any] = {name: getattr(self.totals, name) + more[name] for name in more}
-        self.totals = replace(self.totals, **sums)
+        self.totals = self.totals.plus(**more)

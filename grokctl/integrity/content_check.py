@@ -6,13 +6,14 @@ from contextlib import closing
 from pathlib import Path
 from typing import Final
 
+from grokctl.checkpoint.hub_record import HUB_PROOF, INFOHASH_PROOF, trust_in
 from grokctl.checkpoint.receipt import Receipt, Stamp, now
 from grokctl.checkpoint.release_files import places_on_disk
 from grokctl.checkpoint.torrent import Metainfo
-from grokctl.checkpoint.trust import trust_of
+from grokctl.checkpoint.torrent_files import HUB
 from grokctl.errors import Damage, Reason
 from grokctl.events import Advanced, Finished, Noted, Observer, Stage, Started
-from grokctl.integrity.pieces import Checked, check_pieces
+from grokctl.integrity.pieces import Checked, PieceGate, check_pieces
 from grokctl.os_errors import reason_of
 from grokctl.ownership import exposed_files
 from grokctl.text import format_number
@@ -83,8 +84,8 @@ class ContentCheck:
         """
         self.root = root
         self.metainfo = metainfo
-        self.trust = trust_of(root, metainfo.infohash)
-        """Of the infohash."""
+        self.trust = trust_in(root, metainfo)
+        """Of the hashes."""
         self.observe = observe
         is_usable = saved is not None and saved.infohash == metainfo.infohash and not rehash
         self.receipt = receipt = saved if is_usable else None
@@ -120,11 +121,21 @@ class ContentCheck:
         self._saved: Receipt | None = None
         self._save_at = time.monotonic() + _SAVE_EVERY_S
 
-    def run(self, jobs: int) -> None:
-        """Hash every file that the receipt does not cover; save a receipt however this ends."""
-        pieces = sorted(
+    @property
+    def pieces(self) -> list[int]:
+        """The pieces of all files that the receipt does not cover, ascending."""
+        return sorted(
             {piece for name in self._left for piece in self.metainfo.pieces_of(self.files[name])}
         )
+
+    def run(self, jobs: int, *, gate: PieceGate | None = None) -> None:
+        """Hash every file that the receipt does not cover; save a receipt however this ends.
+
+        Args:
+            jobs: Threads.
+            gate: Holds pieces back until they may be read.
+        """
+        pieces = self.pieces
         total = len(self.places)
         note_receipt(self.receipt, self.trusted, self.stamps, total=total, observe=self.observe)
         for name, left in self._left.items():
@@ -132,7 +143,7 @@ class ContentCheck:
                 self._prove(name)
         total = sum(map(self.metainfo.piece_size, pieces))
         self.observe(Started(stage=Stage.VERIFY, total=total))
-        checks = check_pieces(self.root, self.metainfo, self.places, pieces, jobs=jobs)
+        checks = check_pieces(self.root, self.metainfo, self.places, pieces, jobs=jobs, gate=gate)
         with closing(checks):
             try:
                 for checked in checks:
@@ -236,4 +247,5 @@ class ContentCheck:
             earlier=earlier,
             is_complete=stamps.keys() == self.files.keys(),
             root_of_trust=self.trust.root,
+            proven_by=HUB_PROOF if self.metainfo.version == HUB else INFOHASH_PROOF,
         )

@@ -13,7 +13,7 @@ from pathlib import Path
 from queue import SimpleQueue
 from threading import Event, Lock
 from types import TracebackType
-from typing import Final, Self
+from typing import Final, Protocol, Self
 
 from grokctl.checkpoint.hashtree import Hasher
 from grokctl.checkpoint.torrent import Metainfo
@@ -46,6 +46,14 @@ class Checked:
     """Files that could not be read: path in the release, and the reason."""
 
 
+class PieceGate(Protocol):
+    """Holds pieces back until something else has come as far."""
+
+    def wait_for(self, piece: int) -> bool:
+        """Wait until a piece may be read; False if it never may. Called by several threads."""
+        ...
+
+
 def check_pieces(
     root: Path,
     metainfo: Metainfo,
@@ -53,6 +61,7 @@ def check_pieces(
     pieces: Sequence[int],
     *,
     jobs: int,
+    gate: PieceGate | None = None,
 ) -> Generator[Checked, None, None]:
     """Compare pieces on disk with the hashes of a torrent.
 
@@ -66,6 +75,7 @@ def check_pieces(
         places: File index -> `/`-separated path.
         pieces: Checked in ascending order, which is the order of the files.
         jobs: Threads.
+        gate: Holds pieces back until they may be read; by default none is.
 
     Yields:
         Every piece once, on the caller's thread, in order of completion. Closing the iterator
@@ -75,7 +85,7 @@ def check_pieces(
         OSError: The machine refuses to read a file.
     """
     jobs = max(1, min(jobs, len(pieces)))
-    work = _Work(root, metainfo, places, sorted(set(pieces)), jobs=jobs)
+    work = _Work(root, metainfo, places, sorted(set(pieces)), jobs=jobs, gate=gate)
     results: SimpleQueue[Checked | Future[None]] = SimpleQueue()
     with ThreadPoolExecutor(jobs) as pool:
         try:
@@ -104,7 +114,9 @@ class _Work:
         pieces: Sequence[int],
         *,
         jobs: int,
+        gate: PieceGate | None,
     ) -> None:
+        self.gate = gate
         self.root = root
         self.metainfo = metainfo
         self.places = places
@@ -121,6 +133,8 @@ class _Work:
                 with self._lock:
                     piece = next(self._pieces, None)
                 if piece is None:
+                    return
+                if self.gate is not None and not self.gate.wait_for(piece):
                     return
                 checked = reader.check(piece)
                 if not self.is_cancelled.is_set():  # else it was not read to the end

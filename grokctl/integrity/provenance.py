@@ -16,6 +16,10 @@ def describe_proof(proof: Proof, root: Path) -> str:
     if refusal is not None:
         return refusal.describe(root)
     receipt = proof.receipt
+    if proof.by_hub is not None:
+        command = f"grokctl verify {quoted(root)} --torrent-file FILE"
+        words = proof.by_hub.root_of_trust
+        return f"{root.name}: every file has {words}; the infohash proves none of it ({command})"
     if receipt is None:
         reason = f": {proof.reason}" if proof.reason else ""
         return f"{root.name}: its content is not proven{reason} (grokctl verify {quoted(root)})"

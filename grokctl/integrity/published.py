@@ -8,7 +8,7 @@ from grokctl.checkpoint.export_manifest import Export, export_again, missing_of_
 from grokctl.checkpoint.published import Published
 from grokctl.checkpoint.ready import ReadyCheckpoint, missing_files, reshard_again
 from grokctl.checkpoint.ready_receipt import keep_ready_receipt
-from grokctl.checkpoint.sums import doubt_of, exposure_of, read_sums
+from grokctl.checkpoint.sums import doubt_of, exposure_of, proof_kind, read_sums
 from grokctl.errors import CorruptCheckpointError, Damage
 from grokctl.events import Observer, ignore
 from grokctl.integrity.ready_content import check_content
@@ -117,7 +117,8 @@ def _verify(
         damage |= content.damage
         damage |= _foreign_headers(made, damage)
     doubt = None if quick else doubt_of(checkpoint)
-    is_proven = not quick and not damage and doubt is None
+    is_good = not quick and not damage
+    kind = proof_kind(checkpoint) if is_good else None
     verdict = Verdict(
         name=checkpoint.root.resolve().name,
         files=len(own),
@@ -125,10 +126,11 @@ def _verify(
         hashed=content.hashed if content else 0,
         damage=tuple(damage[name] for name in sorted(damage)),
         verified=None,
-        is_proven=is_proven,
+        is_proven=is_good and doubt is None,
+        proven_by=kind,
         doubt=doubt,
         is_exposed=doubt is not None and doubt == exposure_of(checkpoint),
-        root_of_trust=content.receipt.root_of_trust if content and is_proven else None,
+        root_of_trust=content.receipt.root_of_trust if content and kind else None,
         spared=content.spared if content else 0,
         since=content.since if content else None,
         remedy=made.again,

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Final
 
 from grokctl.checkpoint.adoption import end_adoption
-from grokctl.checkpoint.receipt import VerifiedRelease
+from grokctl.checkpoint.receipt import Receipt, VerifiedRelease
 from grokctl.checkpoint.refusal import forget_refusal, write_refusal
 from grokctl.checkpoint.unfinished import Unfinished
 from grokctl.errors import Damage
@@ -51,6 +51,10 @@ class Verdict:
     """The download that is not complete, which explains all damage."""
     is_as_promised: bool = False
     """Whether every damaged file is as its torrent promises: no repair changes it."""
+    proven_by: str | None = None
+    """`infohash`, or `hub sha256` if every byte has the hash that a hub names; None if neither."""
+    receipt: Receipt | None = None
+    """Of a release that is proven by either."""
 
 
 def remember(root: Path, verdict: Verdict, observe: Observer) -> None:

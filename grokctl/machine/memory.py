@@ -60,6 +60,11 @@ def memory(root: Path = Path("/")) -> Memory:
     return Memory(total=total, available=available, limit=limit, used=used, shm=shm)
 
 
+def limited(usable: int, most: int | None) -> int:
+    """Bytes that a run may take, of those that are free and those that the user allows."""
+    return usable if most is None else min(usable, most)
+
+
 def peak_rss(root: Path = Path("/")) -> int:
     """Most main memory that this process has ever had, in bytes.
 

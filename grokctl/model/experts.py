@@ -24,6 +24,9 @@ from grokctl.model.matmul import einsum, project
 from grokctl.model.parameters import Experts, Layer
 from grokctl.model.step_spec import StepShape
 
+Routed = tuple[Float[Array, "tokens selected"], Int[Array, "tokens selected"]]
+"""The probabilities of the experts that each token chose, and their numbers."""
+
 
 @jax.named_scope("mixture_of_experts")
 def mixture_of_experts(
@@ -31,7 +34,7 @@ def mixture_of_experts(
     x: Float[Array, "batch time embed"],
     count: Int[Array, ""],
     *,
-    routed: tuple[Float[Array, "tokens selected"], Int[Array, "tokens selected"]] | None = None,
+    routed: Routed | None = None,
     shape: StepShape,
 ) -> tuple[Float[Array, "batch time embed"], Int[Array, ""]]:
     """Each token's sum over the experts that it chose: `y = sum_e gate_e(x) * expert_e(x)`.
@@ -49,16 +52,87 @@ def mixture_of_experts(
         `y`, and how many of this device's experts were read.
     """
     experts, rows = layer.experts, x.reshape(-1, x.shape[-1])
-    gates, chosen = routed or route(layer.router, rows, config=shape.config)
-    local = chosen
-    if len(rows) > 1 or shape.mesh.expert > 1:  # one token alone is no padding
-        local = _on_this_device(chosen, count, num_experts=experts.count)
-    read = _experts_read(local, experts.count, shape=shape)
+    assert experts is not None  # else they are streamed: see `add_expert`
+    here, read = routed_here(
+        layer.router, rows, count, routed=routed, num_experts=experts.count, shape=shape
+    )
     if has_few_rows(experts, len(rows), shape=shape):
-        mixed = _in_one_kernel(experts, rows, gates, local, shape=shape)
+        mixed = _in_one_kernel(experts, rows, *here, shape=shape)
         # counted before the sum over devices: behind it, the sum would wait on another stream
         mixed, read = jax.lax.optimization_barrier((mixed, read))
         return sum_over(mixed, EXPERT_AXIS, MODEL_AXIS).reshape(x.shape), read
+    zeros = jnp.zeros(rows.shape, jnp.float32)
+    mixed = _added(experts, rows, here, zeros, shape=shape)
+    return sum_over(mixed, EXPERT_AXIS, MODEL_AXIS).reshape(x.shape), read
+
+
+def routed_here(
+    router: Float[Array, "embed experts"],
+    rows: Float[Array, "tokens embed"],
+    count: Int[Array, ""],
+    *,
+    routed: Routed | None = None,
+    num_experts: int,
+    shape: StepShape,
+) -> tuple[Routed, Int[Array, ""]]:
+    """Choose experts for each token, as numbers among this device's.
+
+    Args:
+        router: The layer's.
+        rows: Tokens.
+        count: How many of them are no padding; padding comes last.
+        routed: What `route` returns, if it is known.
+        num_experts: Experts of this device.
+        shape: Static facts.
+
+    Returns:
+        The chosen experts' probabilities; their numbers, `num_experts` for those of other devices
+        and for padding; and how many of this device's experts are read.
+    """
+    gates, chosen = routed or route(router, rows, config=shape.config)
+    local = chosen
+    if len(rows) > 1 or shape.mesh.expert > 1:  # one token alone is no padding
+        local = _on_this_device(chosen, count, num_experts=num_experts)
+    return (gates, local), _experts_read(local, num_experts, shape=shape)
+
+
+@jax.named_scope("add_expert")
+def add_expert(
+    expert: Experts,
+    number: Int[Array, ""],
+    rows: Float[Array, "tokens embed"],
+    routed: Routed,
+    total: Float[Array, "tokens embed"],
+    *,
+    shape: StepShape,
+) -> Float[Array, "tokens embed"]:
+    """Add one expert of a layer to the sums of the tokens that chose it.
+
+    From zeros on, expert after expert in any order, that is what `mixture_of_experts` computes, bit
+    for bit on a CPU: a token adds up two products, and `a + b = b + a`.
+
+    Args:
+        expert: The expert, a stack of one.
+        number: Its number in the layer.
+        rows: As in `mixture_of_experts`, with an axis for all tokens.
+        routed: Of `routed_here`.
+        total: The sums until now.
+        shape: Static facts.
+    """
+    gates, local = routed
+    of_this = jnp.where(local == number, 0, 1)
+    return _added(expert, rows, (gates, of_this), total, shape=shape)
+
+
+def _added(
+    experts: Experts,
+    rows: Float[Array, "tokens embed"],
+    routed: Routed,
+    total: Float[Array, "tokens embed"],
+    *,
+    shape: StepShape,
+) -> Float[Array, "tokens embed"]:
+    """Sums of tokens, with those of this device's experts that each of them chose."""
     run = rows_of_a_run(
         len(rows),
         config=shape.config,
@@ -67,11 +141,9 @@ def mixture_of_experts(
         skips_padding=shape.has_native_kernel,
     )
     if run == 1:
-        mixed = _token_by_token(experts, rows, gates, local, shape=shape)
-    else:
-        many = _in_runs if shape.platform == "cpu" else _expert_after_expert
-        mixed = many(experts, rows, gates, local, run=run, shape=shape)
-    return sum_over(mixed, EXPERT_AXIS, MODEL_AXIS).reshape(x.shape), read
+        return _token_by_token(experts, rows, routed, total, shape=shape)
+    many = _in_runs if shape.platform == "cpu" else _expert_after_expert
+    return many(experts, rows, routed, total, run=run, shape=shape)
 
 
 def _experts_read(
@@ -203,8 +275,8 @@ def _runs(
 def _token_by_token(
     experts: Experts,
     rows: Float[Array, "tokens embed"],
-    gates: Float[Array, "tokens selected"],
-    local: Int[Array, "tokens selected"],
+    routed: Routed,
+    total: Float[Array, "tokens embed"],
     *,
     shape: StepShape,
 ) -> Float[Array, "tokens embed"]:
@@ -213,7 +285,7 @@ def _token_by_token(
     On an accelerator with all experts, only padding could be skipped, and is not: the condition
     would wait for the host.
     """
-    selected = gates.shape[1]
+    (gates, local), selected = routed, routed[0].shape[1]
     may_skip = shape.platform == "cpu" or shape.mesh.expert > 1
 
     def add_product(index: Array, total: Array) -> Array:
@@ -228,9 +300,7 @@ def _token_by_token(
             total, jax.lax.dynamic_slice_in_dim(total, token, 1) + output, token, 0
         )
 
-    zeros = jnp.zeros(rows.shape, jnp.float32)
-    total: Array = jax.lax.fori_loop(0, local.size, add_product, zeros)
-    return total
+    return jnp.asarray(jax.lax.fori_loop(0, local.size, add_product, total))
 
 
 @dataclass(frozen=True, slots=True)
@@ -271,8 +341,8 @@ class _Choices:
 def _in_runs(
     experts: Experts,
     rows: Float[Array, "tokens embed"],
-    gates: Float[Array, "tokens selected"],
-    local: Int[Array, "tokens selected"],
+    routed: Routed,
+    total: Float[Array, "tokens embed"],
     *,
     run: int,
     shape: StepShape,
@@ -281,6 +351,7 @@ def _in_runs(
 
     The last run of an expert is filled up with choices whose gate is 0.
     """
+    gates, local = routed
     choices = _Choices.of(local, experts.count)
     runs = -(-choices.counts // run)
     run_ends = jnp.cumsum(runs)
@@ -292,16 +363,14 @@ def _in_runs(
         output = expert_block(experts, expert, rows[tokens], count, shape=shape)
         return total.at[tokens].add(gate[:, None] * output)
 
-    zeros = jnp.zeros(rows.shape, jnp.float32)
-    total: Array = jax.lax.fori_loop(0, run_ends[-1], add_run, zeros)
-    return total
+    return jnp.asarray(jax.lax.fori_loop(0, run_ends[-1], add_run, total))
 
 
 def _expert_after_expert(
     experts: Experts,
     rows: Float[Array, "tokens embed"],
-    gates: Float[Array, "tokens selected"],
-    local: Int[Array, "tokens selected"],
+    routed: Routed,
+    total: Float[Array, "tokens embed"],
     *,
     run: int,
     shape: StepShape,
@@ -311,6 +380,7 @@ def _expert_after_expert(
     The host of a GPU is asked once for every expert which of the programs of these numbers it has
     to start, and once more whether an expert has more tokens than the largest, `run`.
     """
+    gates, local = routed
     choices, sizes = _Choices.of(local, experts.count), capacities(len(rows), config=shape.config)
     counts = choices.counts
 
@@ -322,7 +392,7 @@ def _expert_after_expert(
         output = expert_block(experts, expert, rows[tokens], count, shape=shape)
         return total.at[tokens].add(gate[:, None] * output)
 
-    def add_expert(expert: Array, total: Array) -> Array:
+    def add(expert: Array, total: Array) -> Array:
         forms = [partial(added, expert=expert, first=0, size=size) for size in sizes]
         form = jnp.sum(counts[expert] > jnp.array((0, *sizes[:-1])))
         return jnp.asarray(jax.lax.switch(form, (lambda total: total, *forms), total))
@@ -337,8 +407,7 @@ def _expert_after_expert(
 
         return jnp.asarray(jax.lax.fori_loop(0, experts.count * parts, add, total))
 
-    zeros = jnp.zeros(rows.shape, jnp.float32)
-    total = jax.lax.fori_loop(0, experts.count, add_expert, zeros)
+    total = jax.lax.fori_loop(0, experts.count, add, total)
     if run == len(rows):
         return jnp.asarray(total)
     return jnp.asarray(jax.lax.cond(jnp.any(counts > run), add_rest, lambda old: old, total))

@@ -15,7 +15,7 @@ from grokctl.model.bucketing import MOST_IN_KERNEL
 from grokctl.model.cache import Cache, LayerCache, Positions, extended
 from grokctl.model.experts import mixture_of_experts, route
 from grokctl.model.matmul import project, project_back, project_together, sums_together
-from grokctl.model.parameters import Attention, Layer, Parameters
+from grokctl.model.parameters import Attention, Layer, Norms, Parameters
 from grokctl.model.rotary import rotate
 from grokctl.model.step_spec import StepShape
 
@@ -107,10 +107,9 @@ def decoder_layer(
     Returns:
         The next layer's input, the extended cache, and how many of this device's experts were read.
     """
-    hidden, normed, cache = _before_experts(layer, cache, hidden, positions, shape=shape)
+    hidden, normed, cache = before_experts(layer, cache, hidden, positions, shape=shape)
     mixed, read = mixture_of_experts(layer, normed, positions.count, shape=shape)
-    eps = shape.config.rms_norm_eps
-    return hidden + rms_norm(mixed, layer.norms.post_moe, eps=eps), cache, read
+    return after_experts(layer.norms, hidden, mixed, shape=shape), cache, read
 
 
 def chosen_experts(
@@ -122,12 +121,12 @@ def chosen_experts(
     shape: StepShape,
 ) -> Int[Array, "tokens selected"]:
     """The experts that each token chooses in `decoder_layer`, of whose arguments none changes."""
-    _, normed, _ = _before_experts(layer, cache, hidden, positions, shape=shape)
+    _, normed, _ = before_experts(layer, cache, hidden, positions, shape=shape)
     _, chosen = route(layer.router, normed.reshape(-1, normed.shape[-1]), config=shape.config)
     return chosen
 
 
-def _before_experts(
+def before_experts(
     layer: Layer,
     cache: LayerCache,
     hidden: Float[Array, "batch time embed"],
@@ -135,12 +134,23 @@ def _before_experts(
     *,
     shape: StepShape,
 ) -> tuple[Float[Array, "batch time embed"], Float[Array, "batch time embed"], LayerCache]:
-    """The first half of a layer: its output, the norm of it for the experts, and the cache."""
+    """The first part of `decoder_layer`: the stream, what goes into experts, and the cache."""
     eps = shape.config.rms_norm_eps
     normed = rms_norm(hidden, layer.norms.pre_attention, eps=eps)
     mixed, cache = attention_block(layer.attention, cache, normed, positions, shape=shape)
     hidden = hidden + rms_norm(mixed, layer.norms.post_attention, eps=eps)
     return hidden, rms_norm(hidden, layer.norms.pre_moe, eps=eps), cache
+
+
+def after_experts(
+    norms: Norms,
+    hidden: Float[Array, "batch time embed"],
+    mixed: Float[Array, "batch time embed"],
+    *,
+    shape: StepShape,
+) -> Float[Array, "batch time embed"]:
+    """The last part of `decoder_layer`: the stream, with what came out of experts."""
+    return hidden + rms_norm(mixed, norms.post_moe, eps=shape.config.rms_norm_eps)
 
 
 def _layers_in_kernels(

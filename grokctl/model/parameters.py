@@ -68,7 +68,8 @@ class Layer:
     """One decoder layer."""
 
     attention: Attention
-    experts: Experts
+    experts: Experts | None
+    """None where experts are streamed."""
     norms: Norms
     router: Float[Array, "embed experts"]
 
@@ -83,19 +84,33 @@ class Parameters:
     final_norm: Float[Array, " embed"]
 
 
-def build_parameters(config: GrokConfig, matrix: Callable[[str], Matrix]) -> Parameters:
+def build_experts(prefix: str, matrix: Callable[[str], Matrix]) -> Experts:
+    """Build the experts of a layer, or a part of them.
+
+    Args:
+        prefix: Of the layer's parameters, such as `layers.0`.
+        matrix: Returns the parameter with a name, such as `layers.0.moe.gate`.
+    """
+    gate, up, down = (matrix(f"{prefix}.moe.{part}") for part in ("gate", "up", "down"))
+    return Experts(gate=gate, up=up, down=down)
+
+
+def build_parameters(
+    config: GrokConfig, matrix: Callable[[str], Matrix], *, has_experts: bool = True
+) -> Parameters:
     """Build the tree of parameters.
 
     Args:
         config: The model.
         matrix: Returns the parameter with a name, such as `layers.0.moe.gate`.
+        has_experts: Whether it has the experts, too.
     """
 
     def plain(name: str) -> Array:
         return matrix(name).weight
 
     def layer(prefix: str) -> Layer:
-        attention, moe, norms = (f"{prefix}.{part}" for part in ("attention", "moe", "norms"))
+        attention, norms = f"{prefix}.attention", f"{prefix}.norms"
         return Layer(
             attention=Attention(
                 query=matrix(f"{attention}.query"),
@@ -103,9 +118,7 @@ def build_parameters(config: GrokConfig, matrix: Callable[[str], Matrix]) -> Par
                 value=matrix(f"{attention}.value"),
                 out=matrix(f"{attention}.out"),
             ),
-            experts=Experts(
-                gate=matrix(f"{moe}.gate"), up=matrix(f"{moe}.up"), down=matrix(f"{moe}.down")
-            ),
+            experts=build_experts(prefix, matrix) if has_experts else None,
             norms=Norms(
                 pre_attention=plain(f"{norms}.pre_attention"),
                 post_attention=plain(f"{norms}.post_attention"),

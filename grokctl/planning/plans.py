@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Final, Self
 
-from grokctl.checkpoint.layout import bytes_per_token, weight_bytes
+from grokctl.checkpoint.layout import bytes_per_token, device_weights, weight_bytes
 from grokctl.checkpoint.storage import released_storage, storage_in
 from grokctl.checkpoint.tensor_source import Storage
 from grokctl.errors import PlacementError, UsageError, invalid
@@ -18,6 +18,7 @@ from grokctl.model.precision import Compute, KvType, Precision
 from grokctl.model.sizing import Needs, Terms, cache_bytes, needs
 from grokctl.planning import accelerators as published
 from grokctl.planning.accelerators import PUBLISHED, Published
+from grokctl.planning.residence import Residence, place
 from grokctl.planning.step_time import (
     KERNEL_REACHED,
     StepTime,
@@ -91,11 +92,16 @@ class Plan:
     is_possible: bool
     """Whether the hardware has enough devices, or is a CPU."""
     is_paged: bool
-    """Whether weights are read from the disk for every token: a CPU with too little memory."""
+    """Whether weights are read from the disk for every token: a CPU with too little memory. Those
+    of one device are streamed, those of several come as the kernel reads mapped files."""
     load_s: float | None
     """Estimate, from the rate of the disk; None if weights are never all in memory."""
     tokens_per_s: float | None
     """Estimate for one sequence at the end of the context; from the disk's rate if it is paged."""
+    residence: Residence | None = None
+    """Which experts stay in memory, if others are streamed: a CPU of one device with too little."""
+    first_token_s: float | None = None
+    """Estimate of the least that a prompt waits for its experts, if some are streamed."""
     step: StepTime | None = None
     """The time of a token if all weights lay in memory, for comparing plans; None without hardware
     to compare on."""
@@ -108,6 +114,8 @@ class Plan:
         """Bytes that each device lacks; 0 if the plan fits or the memory is unknown."""
         if self.memory is None:
             return 0
+        if self.residence is not None:
+            return self.residence.missing
         needed = self.needs.cache + self.needs.workspace if self.is_paged else self.needs.total
         return max(0, needed - self.memory)
 
@@ -141,6 +149,8 @@ class Spread:
     """Bytes on each device."""
     read: tuple[int, ...]
     """Bytes that each device reads for a token of one sequence."""
+    experts: tuple[int, ...]
+    """Bytes of experts on each device."""
 
     @classmethod
     def of(cls, storage: Storage, mesh: MeshShape) -> Self:
@@ -154,6 +164,7 @@ class Spread:
             mesh=mesh,
             stored=weight_bytes(storage, mesh),
             read=bytes_per_token(storage, mesh),
+            experts=tuple(each.experts for each in device_weights(storage, mesh)),
         )
 
 
@@ -235,6 +246,10 @@ def plan_for(
         room = memory - needed.cache - needed.workspace
     rate = hardware.read_rate if hardware else None
     is_paged = is_mapped and room is not None and room < needed.weights
+    residence = None
+    if is_paged and memory is not None and mesh.size == 1:
+        config, (experts,) = weights.storage.config, weights.experts
+        residence = place(config, needed, experts=experts, memory=memory)
     shared = None
     if hardware and hardware.decode_rate and terms.slots > 1 and not is_paged:
         shared = 1 / step_of(hardware, weights, terms, sequences=terms.slots).total_s
@@ -250,16 +265,28 @@ def plan_for(
         is_possible=hardware is not None and (platform == "cpu" or mesh.size <= hardware.count),
         is_paged=is_paged,
         load_s=sum(weights.stored) / rate if rate and not is_paged else None,
-        tokens_per_s=_speed(hardware, weights, terms, room) if hardware else None,
+        tokens_per_s=_speed(hardware, weights, terms, room, residence) if hardware else None,
+        residence=residence,
+        first_token_s=residence.swept / rate if residence and rate else None,
         step=step_of(hardware, weights, terms) if hardware else None,
         shared_tokens_per_s=shared,
     )
 
 
-def _speed(hardware: Hardware, weights: Spread, terms: Terms, room: int | None) -> float | None:
+def _speed(
+    hardware: Hardware,
+    weights: Spread,
+    terms: Terms,
+    room: int | None,
+    residence: Residence | None,
+) -> float | None:
     """Tokens a second of one sequence; None if the rate of memory or disk is unknown."""
     if not hardware.decode_rate:
         return None
+    if residence is not None:
+        if not hardware.read_rate:
+            return None
+        return 1 / residence.seconds(read_rate=hardware.read_rate, decode_rate=hardware.decode_rate)
     missed = 0.0 if room is None else weights.mesh.size * missed_bytes(weights, room)
     if not missed:
         return 1 / step_of(hardware, weights, terms).total_s
@@ -323,6 +350,8 @@ def read_bytes(weights: Spread, sequences: int) -> list[int]:
 
 def missed_bytes(weights: Spread, room: int) -> float:
     """Bytes of weights that a token waits for, on a device whose memory does not hold all of them.
+
+    Those of several devices of a CPU are mapped, not streamed.
 
     The kernel keeps the pages read last. If memory holds less than one token reads, every page is
     gone before the next token needs it, so all bytes come from the disk. If it holds more, the

@@ -181,7 +181,7 @@ def describe(candidate: Candidate, plan: Plan, hardware: Hardware) -> str:
     needed = plan.needs
     if hardware.platform == "cpu":
         in_memory = needed.cache + needed.workspace + (0 if plan.is_paged else needed.weights)
-        total = in_memory * plan.mesh.size
+        total = plan.residence.total if plan.residence else in_memory * plan.mesh.size
         taken = format_bytes(total)
         if hardware.memory is not None:
             taken += f" of {format_bytes(hardware.memory)} of memory"
@@ -247,7 +247,12 @@ def _where(plan: Plan, hardware: Hardware) -> str:
 
 def _why(best: _Option, fitting: Sequence[_Option], count: int) -> str:
     """The reason for a choice; empty if only one was possible."""
-    reasons = ["its weights are read from the disk for every token"] if best.plan.is_paged else []
+    reasons = []
+    if (residence := best.plan.residence) is not None:
+        some = f"{residence.pinned:,} of {residence.experts:,} experts"
+        reasons.append(f"{some} in memory and the others from the disk for every token")
+    elif best.plan.is_paged:
+        reasons.append("its weights are read from the disk for every token")
     rivals = [option for option in fitting if option.candidate is not best.candidate]
     equal = [option for option in rivals if option.plan.is_paged == best.plan.is_paged]
     faster = [option for option in equal if option.step_s < best.step_s]
@@ -274,6 +279,9 @@ def _too_small(
     nearest = min(options, key=lambda option: option.plan.missing)
     plan, needed = nearest.plan, nearest.plan.needs
     what = f"{nearest.candidate.name} on {_where(plan, hardware)}"
+    hint = _hint(hardware, candidates, asked, cpu)
+    if plan.residence is not None:
+        return HardwareError(f"{what} takes {plan.residence.shortage}", hint)
     times = 1
     if hardware.platform == "cpu":
         times, are_free = plan.mesh.size, "of memory are free"
@@ -290,7 +298,7 @@ def _too_small(
     return HardwareError(
         f"{what} takes {format_bytes(times * total)} ({', '.join(parts)}), "
         f"{format_bytes(times * (plan.memory or 0))} {are_free}",
-        _hint(hardware, candidates, asked, cpu),
+        hint,
     )
 
 

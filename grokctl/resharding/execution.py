@@ -4,12 +4,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from grokctl.checkpoint.hub_record import HUB_PROOF, INFOHASH_PROOF
 from grokctl.checkpoint.manifest import Source
 from grokctl.checkpoint.ready_receipt import keep_ready_receipt, receipt_now
 from grokctl.checkpoint.receipt import Receipt, Stamp, stamps_of
 from grokctl.checkpoint.release import Release
 from grokctl.checkpoint.sums import require_sums
-from grokctl.errors import UsageError
+from grokctl.errors import CorruptCheckpointError, UnsafePickleError, UsageError
 from grokctl.events import Finished, Noted, Observer
 from grokctl.ownership import why_exposed
 from grokctl.paths import locked_open, quoted
@@ -29,6 +30,7 @@ from grokctl.resharding.publish import (
     take_back,
     writing,
 )
+from grokctl.resharding.source_check import SourceCheck
 from grokctl.resharding.source_hashing import SourceHashing
 
 Finish = Callable[[PartialFolder, Source, Filled], str]
@@ -45,12 +47,19 @@ class _Run:
     stamps: Mapping[Path, Stamp | None]
     """Of the source's files when it began."""
     proof: Receipt | None
+    check: SourceCheck
     is_earlier: bool
     """Whether an earlier version began it, or somebody else may have."""
 
 
 def execute(
-    plan: OutputPlan, finish: Finish, *, proof: Receipt | None, force: bool, observe: Observer
+    plan: OutputPlan,
+    finish: Finish,
+    *,
+    proof: Receipt | None,
+    check: SourceCheck | None = None,
+    force: bool,
+    observe: Observer,
 ) -> None:
     """Write a folder; it appears only once every byte of it is on disk.
 
@@ -62,7 +71,9 @@ def execute(
     Args:
         plan: What to write, and where.
         finish: Writes the small files.
-        proof: The receipt of a proven release; the manifest records it.
+        proof: The receipt of a release, of the infohash or of a hub; the manifest records it.
+        check: Proves the source while it is read; by default, a proof or the sums of a ready
+            checkpoint are enough.
         force: Whether to replace a folder of the same name and kind.
         observe: Receives progress in bytes written, before compression.
 
@@ -87,7 +98,12 @@ def execute(
                 observe(Noted(message=f"{other}: {message}; to delete it: rm -r {quoted(other)}"))
             is_earlier = partial.is_of_others or (is_earlier and partial.path == usual)
             run = _Run(
-                plan=plan, partial=partial, stamps=stamps, proof=proof, is_earlier=is_earlier
+                plan=plan,
+                partial=partial,
+                stamps=stamps,
+                proof=proof,
+                check=SourceHashing(source, plan.stage) if check is None else check,
+                is_earlier=is_earlier,
             )
             _write(run, finish, force=force, observe=observe)
 
@@ -105,19 +121,29 @@ def _write(run: _Run, finish: Finish, *, force: bool, observe: Observer) -> None
                 "begun by an earlier version, or elsewhere; its result will not count as proven"
             )
             observe(Noted(message=f"{partial.path}: {message}"))
-        with SourceHashing(source, plan.stage) as hashing:
-            filled = fill(plan, partial, hashing, observe)
-            refuse_altered(source, hashing.finish(plan.bytes_out, observe), partial)
+        with run.check as check:
+            filled = fill(plan, partial, check, observe)
+            try:
+                damage = check.finish(plan.bytes_out, observe)
+            except (CorruptCheckpointError, UnsafePickleError):
+                partial.delete()  # it was made from wrong bytes
+                raise
+            refuse_altered(source, damage, partial)
         observe(Finished(stage=plan.stage))
-        origin = origin_of(source, run.proof, is_earlier=run.is_earlier)
+        proof = run.proof or check.receipt
+        origin = origin_of(source, proof, is_earlier=run.is_earlier)
         manifest_sha256 = finish(partial, origin, filled)
-        check_unchanged(source, run.stamps, run.proof, partial)
+        check_unchanged(source, run.stamps, proof, partial)
         check_destination(plan, force=force)  # another program may have written it
         publish(partial, plan.out, observe)
         # every byte was hashed as it was written, and no name or mode changes any more
         names = [record.name for record in filled.records]
-        trust = (origin.root_of_trust or "") if origin.proven else ""
         receipt = receipt_now(
-            plan.out, manifest_sha256, names, root_of_trust=trust, manifest=plan.kind.manifest
+            plan.out,
+            manifest_sha256,
+            names,
+            root_of_trust=origin.root_of_trust or "",
+            proven_by=INFOHASH_PROOF if origin.proven else HUB_PROOF,
+            manifest=plan.kind.manifest,
         )
         keep_ready_receipt(plan.out, receipt, observe, manifest=plan.kind.manifest)

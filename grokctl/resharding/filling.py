@@ -15,7 +15,7 @@ from grokctl.resharding.output import OutputPlan
 from grokctl.resharding.partial import PartialFolder
 from grokctl.resharding.pipeline import Pipeline, Progress
 from grokctl.resharding.publish import check_space
-from grokctl.resharding.source_hashing import SourceHashing
+from grokctl.resharding.source_check import SourceCheck
 from grokctl.resharding.writers import Entry, FileWriter, Flusher, Journal, resume
 
 
@@ -28,15 +28,13 @@ class Filled:
     """The rounding error of each tensor of the plan."""
 
 
-def fill(
-    plan: OutputPlan, partial: PartialFolder, hashing: SourceHashing, observe: Observer
-) -> Filled:
+def fill(plan: OutputPlan, partial: PartialFolder, check: SourceCheck, observe: Observer) -> Filled:
     """Write and sync every file of a plan.
 
     Args:
         plan: What to write.
         partial: Where; what an earlier run has written of it is kept if it has its hashes.
-        hashing: Of the source, which trails the writing.
+        check: Of the source, which trails the writing.
         observe: Receives progress in bytes written, before compression.
 
     Raises:
@@ -56,13 +54,13 @@ def fill(
         observe(Started(stage=plan.stage, total=plan.bytes_out))
         done = resume(writers, journal, plan.stage, observe)
         if done:
-            hashing.include_all()
+            check.include_all()
             message = f"continuing after {done} of {len(plan.keys)} tensors of an interrupted run"
             observe(Noted(message=message))
         elif is_begun:
             message = "starting again: the journal of an interrupted run does not match its files"
             observe(Noted(message=message))
-        _write_tensors(plan, writers, journal, hashing, observe)
+        _write_tensors(plan, writers, journal, check, observe)
         squares = tuple(entry.squares for entry in journal.entries)
         return Filled([writer.record() for writer in writers], squares)
 
@@ -82,7 +80,7 @@ def _write_tensors(
     plan: OutputPlan,
     writers: Sequence[FileWriter],
     journal: Journal,
-    hashing: SourceHashing,
+    check: SourceCheck,
     observe: Observer,
 ) -> None:
     """Write the tensors that are not in the journal yet."""
@@ -97,7 +95,7 @@ def _write_tensors(
         written += progress.nbytes
         squares[key] = squares.get(key, NOTHING) + progress.squares
         observe(Advanced(stage=plan.stage, done=written, detail=key))
-        hashing.follow(written, plan.bytes_out, observe)
+        check.follow(written, plan.bytes_out, observe)
         if progress.states:
             if not math.isfinite(squares[key].error + squares[key].total):
                 raise corrupt(

@@ -12,11 +12,12 @@ from itertools import count
 from pathlib import Path
 from typing import Final
 
+from grokctl.checkpoint.hub_record import INFOHASH_PROOF
 from grokctl.checkpoint.manifest import Source
 from grokctl.checkpoint.published import Checkpoint
 from grokctl.checkpoint.receipt import Receipt, Stamp, changed_since, stamps_of
 from grokctl.checkpoint.release import Release
-from grokctl.checkpoint.sums import doubt_of
+from grokctl.checkpoint.sums import proof_kind
 from grokctl.errors import Damage, DiskFullError, Reason, UsageError, corrupt
 from grokctl.events import Noted, Observer
 from grokctl.linked_files import refuse_foreign_links
@@ -291,15 +292,16 @@ def origin_of(source: Checkpoint, proof: Receipt | None, *, is_earlier: bool) ->
     """
     if isinstance(source, Release):
         known = None if is_earlier else proof
+        is_proven = known is not None and known.proven_by == INFOHASH_PROOF
         return Source(
             name=source.name,
-            infohash=known.infohash if known else None,
-            proven=known is not None,
-            verified_at=known.verified_at if known else None,
+            infohash=known.infohash if known and is_proven else None,
+            proven=is_proven,
+            verified_at=known.verified_at if known and is_proven else None,
             root_of_trust=known.root_of_trust if known else None,
         )
     origin = replace(source.source, precision=source.precision)
-    if not is_earlier and doubt_of(source) is None:
+    if not is_earlier and proof_kind(source) is not None:
         return origin
     return replace(origin, proven=False, verified_at=None, root_of_trust=None)
 

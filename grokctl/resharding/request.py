@@ -49,7 +49,7 @@ class PlannedReshard:
 
     plan: ReshardPlan
     proof: Receipt | None
-    """The receipt that covers a release."""
+    """The receipt that covers a release, of the infohash or of a hub."""
     provenance: str
     """The same in one line for people."""
 
@@ -78,7 +78,7 @@ def plan_request(request: ReshardRequest, *, observe: Observer = ignore) -> Plan
     else:
         source = release = open_release(request.root, observe=observe)
         found = proof_of(release)
-        proof, provenance = found.receipt, describe_proof(found, request.root)
+        proof, provenance = found.best, describe_proof(found, request.root)
     if mesh is None:
         raise UsageError("the number of devices is required", "--devices 8")
     name = usual_name(

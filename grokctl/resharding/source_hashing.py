@@ -17,6 +17,7 @@ from typing import Any, Final, Self
 from grokctl.checkpoint.manifest import FileRecord
 from grokctl.checkpoint.published import Checkpoint
 from grokctl.checkpoint.ready_receipt import hashed_before, read_ready_receipt
+from grokctl.checkpoint.receipt import Receipt
 from grokctl.checkpoint.release import Release
 from grokctl.errors import Damage
 from grokctl.events import Advanced, Observer, Stage
@@ -54,6 +55,9 @@ class _File:
 
 class SourceHashing:
     """Threads that hash device files, as a context manager that ends them."""
+
+    receipt: Receipt | None = None
+    """A ready checkpoint proves itself by its manifest."""
 
     def __init__(self, source: Checkpoint, stage: Stage = Stage.RESHARD) -> None:
         """Open the device files, and start no thread yet.

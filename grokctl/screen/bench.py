@@ -52,6 +52,13 @@ def bench(console: Console, result: Bench, options: EngineOptions) -> None:
         right=("prompt", "batch", "prefill", "first token", "decode", "step", "reads"),
         optional=("reads", "first token", "prefill"),
     )
+    for row in result.rows:
+        if row.hit_rate is not None and row.disk_bytes_per_step is not None:
+            share = "" if row.disk_fraction is None else f", {row.disk_fraction:.0%} of its rate"
+            console.note(
+                f"{row.prompt_tokens:,} x {row.batch:,}: {row.hit_rate:.0%} of experts in memory, "
+                f"{format_bytes(row.disk_bytes_per_step)} a step from the disk{share}"
+            )
     if result.kernel:
         rate = result.kernel_rate
         alone = "" if rate is None else f"; alone it reads weights at {format_rate(rate)}"

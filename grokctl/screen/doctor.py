@@ -14,6 +14,7 @@ from grokctl.errors import HardwareError
 from grokctl.machine.facts import Machine
 from grokctl.model.placement import MeshShape
 from grokctl.planning.plans import Hardware, Plan, examples
+from grokctl.planning.residence import Residence
 from grokctl.planning.step_time import KERNEL_REACHED, StepTime, reached
 from grokctl.screen.console import Console
 from grokctl.screen.tables import StackedBar, StatusCell
@@ -170,10 +171,24 @@ def _plan_values(plan: Plan) -> dict[str, Any]:
         "fits": plan.fits,
         "missing_bytes": plan.missing,
         "is_paged": plan.is_paged,
+        "residence": None if plan.residence is None else _residence_values(plan.residence),
+        "first_token_s": plan.first_token_s,
         "load_s": plan.load_s,
         "tokens_per_s": plan.tokens_per_s,
         "shared_tokens_per_s": plan.shared_tokens_per_s,
         "step": None if plan.estimate is None else _step_values(plan.estimate),
+    }
+
+
+def _residence_values(residence: Residence) -> dict[str, Any]:
+    return {
+        "pinned": residence.pinned,
+        "experts": residence.experts,
+        "transient": residence.transient,
+        "expert_bytes": residence.expert_nbytes,
+        "hit_rate": residence.hit_rate,
+        "disk_bytes_per_token": int(residence.missed),
+        "total_bytes": residence.total,
     }
 
 
@@ -336,6 +351,8 @@ def _bars(console: Console, plan: Plan, hardware: Hardware) -> None:
     if memory is None:
         return
     parts = (needs.weights, needs.cache, needs.workspace)
+    if (residence := plan.residence) is not None:  # the rest stays on the disk
+        parts = (residence.total - needs.cache - needs.workspace, needs.cache, needs.workspace)
     label = f"device 0-{plan.mesh.size - 1}" if plan.mesh.size > 1 else "device 0"
     title = f"memory of a device: {plan.precision} on {plan.mesh}"
     if hardware.platform == "cpu":

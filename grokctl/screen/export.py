@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from grokctl.checkpoint.hub_record import INFOHASH_PROOF
 from grokctl.paths import quoted
 from grokctl.screen.console import show
 from grokctl.text import format_bytes, format_rate, format_seconds
@@ -72,7 +73,7 @@ def exported(
     export: Export,
     plan: ExportPlan,
     *,
-    is_proven: bool,
+    proven_by: str | None,
     seconds: float,
     peak_rss: int,
 ) -> None:
@@ -91,7 +92,8 @@ def exported(
             "relative_rms_error": manifest.errors,
             "folded": manifest.folded,
             "float32": manifest.float32,
-            "proven": is_proven,
+            "proven": proven_by == INFOHASH_PROOF,
+            "proven_by": proven_by,
             "peak_rss_bytes": peak_rss,
             "seconds": seconds,
         },

@@ -6,13 +6,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from grokctl.checkpoint.hub_record import HUB_PROOF
 from grokctl.paths import quoted
 from grokctl.screen.console import show
 from grokctl.text import format_bytes, format_number, format_seconds, shown_url
 
 if TYPE_CHECKING:  # a screen imports no stage
-    from grokctl.fetch import Fetched
     from grokctl.screen.console import Console
+    from grokctl.transfer.fetched import Fetched
     from grokctl.transfer.preflight import FetchPlan
 
 
@@ -65,7 +66,9 @@ def fetched(console: Console, result: Fetched) -> None:
     root = quoted(result.root)
     remaining = []
     has_only_seeded = result.uploaded is not None and not result.downloaded
-    if not result.is_proven and not has_only_seeded:
+    if result.is_complete and result.root_of_trust:
+        remaining.append(("with a torrent", f"grokctl verify {root} --torrent-file FILE"))
+    elif not result.is_proven and not has_only_seeded:
         remaining.append(("next", f"grokctl verify {root}"))
     if not result.has_tokenizer and not has_only_seeded:
         source = quoted(shown_url(result.source))
@@ -87,6 +90,9 @@ def fetched(console: Console, result: Fetched) -> None:
             "complete": result.is_complete,
             "extras": list(result.extras),
             "verified": result.is_proven,
+            "proven_by": result.proven_by,
+            "root_of_trust": result.root_of_trust,
+            "git_blobs": list(result.blobs),
             "tokenizer": result.has_tokenizer,
             "sources": [asdict(each) for each in result.contributions],
             "troubles": [asdict(trouble) for trouble in result.troubles],
@@ -106,6 +112,12 @@ def fetched(console: Console, result: Fetched) -> None:
             *((trouble.source, trouble.reason) for trouble in result.troubles),
             *([("other files", ", ".join(result.extras))] if result.extras else []),
             *([("verified", "every byte, unchanged since")] if result.is_proven else []),
+            *(
+                [("proven by", result.root_of_trust)]
+                if result.root_of_trust and result.proven_by == HUB_PROOF
+                else []
+            ),
+            *([("by git blobs", ", ".join(result.blobs))] if result.blobs else []),
             *remaining,
         ],
         brief=f"{title}: {result.root}",

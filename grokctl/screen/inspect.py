@@ -28,6 +28,7 @@ def inspection(console: Console, result: Inspection, *, one_by_one: bool) -> Non
                 "config": result.config.to_dict(),
                 "bytes": result.total_nbytes,
                 "proven": result.is_proven,
+                "proven_by": result.proven_by,
                 "parameters": sum(total.parameters for total in result.totals),
                 "totals": [asdict(total) for total in result.totals],
                 "tensors": [_row_values(row) for row in result.rows],

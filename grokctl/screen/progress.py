@@ -30,13 +30,14 @@ _TITLES: Final = {
     Stage.COMPILE: "compile",
     Stage.PREFILL: "prefill",
     Stage.DECODE: "decode",
+    Stage.STREAM: "read experts",
     Stage.SCORE: "score",
     Stage.BENCH: "bench",
     Stage.MINIATURE: "write miniature",
     Stage.SERVE: "serve",
 }
 _FLEETING: Final = frozenset(
-    {Stage.LOOK, Stage.METADATA, Stage.STRUCTURE, Stage.PREFILL, Stage.COMPILE}
+    {Stage.LOOK, Stage.METADATA, Stage.STRUCTURE, Stage.PREFILL, Stage.COMPILE, Stage.STREAM}
 )
 """Stages whose bar disappears at their end."""
 _UNSAID: Final = _FLEETING | {Stage.LOAD}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
+from grokctl.checkpoint.hub_record import INFOHASH_PROOF
 from grokctl.paths import quoted
 from grokctl.screen.console import show
 from grokctl.text import format_bytes, format_rate, format_seconds
@@ -71,7 +72,7 @@ def resharded(
     ready: ReadyCheckpoint,
     plan: ReshardPlan,
     *,
-    is_proven: bool,
+    proven_by: str | None,
     seconds: float,
     peak_rss: int,
 ) -> None:
@@ -88,7 +89,8 @@ def resharded(
             "bytes": ready.nbytes,
             "plain_bytes": plan.bytes_out,
             "bytes_in": plan.bytes_in,
-            "proven": is_proven,
+            "proven": proven_by == INFOHASH_PROOF,
+            "proven_by": proven_by,
             "relative_rms_error": ready.manifest.errors,
             "peak_rss_bytes": peak_rss,
             "seconds": seconds,

@@ -59,6 +59,10 @@ def generations(console: Console, stats: BatchStats, prompts: int) -> None:
                 "bandwidth_fraction": stats.bandwidth_fraction,
                 "kernel": stats.kernel,
                 "pages": stats.pages,
+                "hit_rate": stats.hit_rate,
+                "disk_bytes_per_token": stats.disk_bytes_per_token,
+                "disk_fraction": stats.disk_fraction,
+                "waited_s": stats.waited_s,
             },
         }
     )
@@ -135,6 +139,7 @@ def stats(console: Console, result: Generation) -> None:
             ("reads per token", format_bytes(measured.bytes_per_token)),
             *_bandwidth(console, rate, measured.bandwidth_fraction),
             *_on_cpu(measured),
+            *_from_disk(measured),
             ("ended by", _end_of(result)),
             ("seed", str(result.seed)),
         ]
@@ -155,8 +160,21 @@ def stats_many(console: Console, measured: BatchStats, prompts: int) -> None:
             ("reads per step", format_bytes(measured.bytes_per_step)),
             *_bandwidth(console, rate, measured.bandwidth_fraction),
             *_on_cpu(measured),
+            *_from_disk(measured),
         ]
     )
+
+
+def _from_disk(measured: Stats | BatchStats) -> Facts:
+    """What decoding waited for, if experts came from the disk."""
+    if measured.hit_rate is None or measured.disk_bytes_per_token is None:
+        return []
+    words = f"{measured.hit_rate:.0%} of experts in memory"
+    words += f", {format_bytes(measured.disk_bytes_per_token)} a token from the disk"
+    if measured.disk_fraction is not None:
+        words += f" at {measured.disk_fraction:.0%} of its rate while loading"
+    waited = f", waited {format_seconds(measured.waited_s)}"
+    return [("experts", f"{words}{waited}")]
 
 
 def _on_cpu(measured: Stats | BatchStats) -> Facts:

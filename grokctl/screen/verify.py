@@ -7,15 +7,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from grokctl.checkpoint.hub_record import HUB_PROOF
 from grokctl.errors import count_of
 from grokctl.text import format_bytes, format_number, format_seconds
 
 if TYPE_CHECKING:  # a screen imports no stage
     from grokctl.errors import Damage
-    from grokctl.fetch import Fetched
     from grokctl.integrity.verdict import Verdict
     from grokctl.repair import RepairPlan
     from grokctl.screen.console import Console
+    from grokctl.transfer.fetched import Fetched
 
 
 _LISTED = 2
@@ -58,6 +59,7 @@ def verdict(
                 "spared_since": result.since,
                 "proven": result.is_proven,
                 "doubt": result.doubt,
+                "proven_by": result.proven_by,
                 "root_of_trust": result.root_of_trust,
                 "infohash": infohash,
                 "damage": [_damage_values(damage) for damage in result.damage],
@@ -79,6 +81,8 @@ def verdict(
         summary = "the structure is sound; no content is proven"
     elif result.is_exposed:
         summary = f"every byte is as promised now; other users can change it ({result.doubt})"
+    elif result.proven_by == HUB_PROOF and result.remedy is None:
+        summary = f"every byte has {result.root_of_trust}; the infohash proves none of it"
     elif not result.is_proven:
         other = "the manifest" if result.remedy is not None else "its torrent"
         summary = f"every byte matches {other}; not proven: {result.doubt}"
@@ -96,7 +100,11 @@ def verdict(
             *([("proven before", spared)] if result.spared else []),
             *([("downloaded", format_bytes(fetched.downloaded))] if fetched else []),
             *([("infohash", infohash)] if infohash else []),
-            *([("root of trust", result.root_of_trust)] if result.root_of_trust else []),
+            *(
+                [("root of trust", result.root_of_trust)]
+                if result.root_of_trust and result.is_proven
+                else []
+            ),
         ],
     )
 

@@ -15,6 +15,8 @@ from grokctl.serving.service import Service
 from grokctl.serving.wire_errors import WireError, internal, of_failure
 
 _DONE: Final = b"data: [DONE]\n\n"
+_MANY: Final = 2048
+"""Log-probabilities that take longer to write down than others should wait."""
 _STREAM: Final = {
     "content-type": "text/event-stream; charset=utf-8",
     "cache-control": "no-cache",
@@ -53,11 +55,18 @@ class Answering:
         async for made in self._pieces():
             for choice, piece in made or ():
                 pieces[choice.index].append(piece)
+        count = sum(choice.made + len(choice.prompt.offsets) for choice in self._choices)
+        is_long = count * (1 + (self._request.settings.logprobs or 0)) > _MANY
+        body = await asyncio.to_thread(self._whole, pieces) if is_long else self._whole(pieces)
+        await Answer(body, headers=self._headers)(scope, receive, send)
+
+    def _whole(self, pieces: Sequence[Sequence[Piece]]) -> bytes:
+        """The body of the answer; choice by choice, because JSON lets nobody run meanwhile."""
         answered = [(choice, joined(pieces[choice.index])) for choice in self._choices]
         values = self._form.whole(self._shape, answered, self._usage())
-        is_long = self._request.echo and self._request.settings.logprobs is not None
-        body = await asyncio.to_thread(as_json, values) if is_long else as_json(values)
-        await Answer(body, headers=self._headers)(scope, receive, send)
+        choices = b",".join(map(as_json, values["choices"]))
+        empty = as_json({**values, "choices": []})
+        return empty.replace(b'"choices":[]', b'"choices":[%b]' % choices, 1)
 
     async def stream(self, send: Send) -> None:
         """Send events as tokens come; an error is an event, too, because the status was sent."""

@@ -10,7 +10,6 @@ from starlette.routing import Match, Route
 from grokctl.serving import facts
 from grokctl.serving.bodies import ClientGoneError
 from grokctl.serving.completions import completions
-from grokctl.serving.connections import TOO_MANY
 from grokctl.serving.exchange import (
     App,
     Exchange,
@@ -22,10 +21,11 @@ from grokctl.serving.exchange import (
     open_exchange,
 )
 from grokctl.serving.guard import Guard, GuardOptions
+from grokctl.serving.heads import check_head
 from grokctl.serving.page import FILES, page
 from grokctl.serving.service import Service
 from grokctl.serving.transcript import chat
-from grokctl.serving.wire_errors import WireError, internal, unavailable
+from grokctl.serving.wire_errors import TOO_MANY, WireError, internal, unavailable
 
 Handler = Callable[[Service, Scope, Receive, Send], Awaitable[None]]
 Log = Callable[[Exchange], object]
@@ -158,6 +158,7 @@ class _Boundary:
             await send(message)
 
         try:
+            check_head(scope)
             await self._app(scope, receive, marked)
         except WireError as error:
             await self._send_error(error, exchange, scope, receive, marked)

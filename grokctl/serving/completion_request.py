@@ -131,10 +131,14 @@ def _prompts(value: object) -> tuple[Content, ...]:
     match value:
         case str():
             found: tuple[Content, ...] = (_prompt_text(value),)
-        case [str(), *_]:
-            found = tuple(_prompt_text(_one_kind(each, str)) for each in value)
         case [int(), *_] if isinstance(value, list):
             found = (_prompt_ids(value),)
+        case [str() | list(), *_] if len(value) > MOST_SEQUENCES:
+            raise fields.mismatch(
+                "prompt", f"at most {MOST_SEQUENCES:,} prompts", f"{len(value):,}"
+            )
+        case [str(), *_]:
+            found = tuple(_prompt_text(_one_kind(each, str)) for each in value)
         case [list(), *_]:
             found = tuple(_prompt_ids(_one_kind(each, list)) for each in value)
         case None | []:
@@ -161,9 +165,9 @@ def _prompt_text(text: str) -> str:
 
 
 def _prompt_ids(ids: list[object]) -> tuple[int, ...]:
-    for token in ids:
-        if isinstance(token, bool) or not isinstance(token, int):
-            raise fields.mismatch("prompt", "token ids", token)
+    if set(map(type, ids)) - {int}:  # no loop: there may be a million
+        other = next(each for each in ids if type(each) is not int)
+        raise fields.mismatch("prompt", "token ids", other)
     return tuple(cast("list[int]", ids))
 
 

@@ -7,7 +7,7 @@ from contextlib import suppress
 from typing import Any, Final
 
 from grokctl.serving.answering import Answering
-from grokctl.serving.bodies import ClientGoneError, read_json
+from grokctl.serving.bodies import ClientGoneError
 from grokctl.serving.choices import Choice
 from grokctl.serving.completion_request import CompletionRequest, for_choice, read_completion
 from grokctl.serving.exchange import Receive, Scope, Send, exchange_of
@@ -25,8 +25,7 @@ async def completions(service: Service, scope: Scope, receive: Receive, send: Se
     Raises:
         WireError: The request is wrong, or cannot be answered now; nothing was sent.
     """
-    body = await read_json(scope, receive, most=service.options.body_nbytes)
-    request = read_completion(body)
+    request = await service.bodies.read(scope, receive, read_completion)
     await complete(service, request, Completions(), scope, receive, send)
 
 

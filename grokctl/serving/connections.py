@@ -2,15 +2,19 @@
 
 import asyncio
 import socket
+import ssl
 import sys
 import time
 from contextlib import suppress
 from typing import Any, Final, cast
 
+import h11
+from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from grokctl.serving.exchange import as_json
-from grokctl.serving.wire_errors import WireError, unavailable
+from grokctl.serving.heads import MOST_NBYTES
+from grokctl.serving.wire_errors import TOO_MANY, WireError, unavailable
 
 RECEIVE_S: Final = 30.0
 """Seconds in which a whole request has to come."""
@@ -20,9 +24,35 @@ MOST_REQUESTS: Final = 512
 """Under way at a time."""
 _SPARE: Final = 64
 """Connections beside those of requests under way: for probes, and for those who say nothing yet."""
-TOO_MANY: Final = "too_many"
-"""The code of a refusal for want of room."""
+_FREE_CHUNKS: Final = 1024
+"""Chunks of a body that may have any size."""
+_CHUNK_NBYTES: Final = 256
+"""Of a chunk on the average, in longer bodies."""
 _PHRASES: Final = {400: "Bad Request", 431: "Request Header Fields Too Large"}
+
+
+class _Connection(h11.Connection):
+    """The state of HTTP, with an end to bodies in the smallest of chunks.
+
+    All chunks of a read are taken apart before anybody else has a turn, and each costs as much as
+    a kilobyte.
+    """
+
+    def __init__(self, *, most: int) -> None:
+        super().__init__(h11.SERVER, most)
+        self._chunks = self._nbytes = 0
+
+    def next_event(self) -> Any:
+        """The next event, unless there are too many."""
+        event = super().next_event()
+        if isinstance(event, h11.Request):
+            self._chunks = self._nbytes = 0
+        elif isinstance(event, h11.Data):
+            self._chunks += 1
+            self._nbytes += len(event.data)
+            if self._chunks > _FREE_CHUNKS and self._nbytes < self._chunks * _CHUNK_NBYTES:
+                raise h11.RemoteProtocolError("chunks are too small")
+        return event
 
 
 class GuardedProtocol(H11Protocol):
@@ -39,6 +69,7 @@ class GuardedProtocol(H11Protocol):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self.conn = _Connection(most=MOST_NBYTES)
         self._deadline: asyncio.TimerHandle | None = None
         self._patience: asyncio.TimerHandle | None = None
         self._idle_since = 0.0
@@ -148,6 +179,56 @@ class GuardedProtocol(H11Protocol):
             self._answer(WireError(408, "the request did not come in time"), "Request Timeout")
         else:
             self.transport.close()
+
+
+class EncryptedProtocol(GuardedProtocol):
+    """The same behind TLS; a handshake takes of the time and of the room of its connection.
+
+    asyncio would tell of a connection after its handshake only, and hold any number until then.
+
+    Args:
+        context: Encrypts.
+        arguments: Of uvicorn.
+        options: Of uvicorn.
+    """
+
+    def __init__(self, *arguments: Any, context: ssl.SSLContext, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._context = context
+        self._early: list[bytes] | None = []
+        """What came with the end of the handshake; None behind it."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """A connection has its place, and begins its handshake."""
+        super().connection_made(transport)
+        if not self._is_refused:
+            task = self.loop.create_task(self._encrypt(transport))
+            self.tasks.add(task)
+            task.add_done_callback(self.tasks.discard)
+
+    async def _encrypt(self, transport: asyncio.Transport) -> None:
+        try:
+            encrypted = await self.loop.start_tls(
+                transport, self, self._context, server_side=True, ssl_handshake_timeout=self.take_s
+            )
+        except OSError:  # no TLS, or the deadline
+            encrypted = None
+        if self not in self.connections:
+            return
+        if encrypted is None:
+            self.connection_lost(None)
+            return
+        self.transport, self.flow, self.scheme = encrypted, FlowControl(encrypted), "https"
+        early, self._early = self._early or [], None
+        for data in early:
+            self.data_received(data)
+
+    def data_received(self, data: bytes) -> None:
+        """Bytes have come, decrypted."""
+        if self._early is not None:
+            self._early.append(data)
+        else:
+            super().data_received(data)
 
 
 def _limit_unread(transport: asyncio.Transport, *, seconds: float) -> None:

@@ -1,12 +1,11 @@
 """What a server says of itself and of its model: names, tokens, health, numbers."""
 
-import asyncio
-from typing import Any, Final
+from collections.abc import Mapping
+from typing import Final
 
 from grokctl import __version__
 from grokctl.errors import UsageError
 from grokctl.serving import fields
-from grokctl.serving.bodies import read_json
 from grokctl.serving.exchange import Answer, Receive, Scope, Send, json_answer
 from grokctl.serving.measures import CONTENT_TYPE
 from grokctl.serving.served_model import ServedModel
@@ -17,8 +16,6 @@ from grokctl.session import settings
 
 _MOST_TOKENS: Final = 2**20
 """Of a text, or that a text is made of: several contexts."""
-_LONG: Final = 2**14
-"""Characters that take longer to encode than others should wait."""
 
 
 async def models(service: Service, scope: Scope, receive: Receive, send: Send) -> None:
@@ -40,18 +37,17 @@ async def one_model(service: Service, scope: Scope, receive: Receive, send: Send
 
 async def tokenize(service: Service, scope: Scope, receive: Receive, send: Send) -> None:
     """Token ids of a text, as vLLM (`prompt`) or llama.cpp (`content`) is asked for them."""
-    body = await read_json(scope, receive, most=service.options.body_nbytes)
-    given = {name: value for name, value in body.items() if value is not None}
     model = service.model
     words = model.require_vocabulary()
-    name = "prompt" if "prompt" in given else "content"
-    text = _text(body, name)
-    if len(text) > _MOST_TOKENS:
-        raise fields.mismatch(name, f"at most {_MOST_TOKENS:,} characters", f"{len(text):,}")
-    detail = "with_pieces" if name == "content" else "return_token_strs"
-    is_detailed = fields.take(given, detail, fields.switch, False)
 
-    def answer() -> Answer:
+    def answer(body: Mapping[str, object]) -> Answer:
+        given = {name: value for name, value in body.items() if value is not None}
+        name = "prompt" if "prompt" in given else "content"
+        text = _text(body, name)
+        if len(text) > _MOST_TOKENS:
+            raise fields.mismatch(name, f"at most {_MOST_TOKENS:,} characters", f"{len(text):,}")
+        detail = "with_pieces" if name == "content" else "return_token_strs"
+        is_detailed = fields.take(given, detail, fields.switch, False)
         ids = words.encode(text)
         if len(ids) > _MOST_TOKENS:
             raise fields.mismatch(name, f"at most {_MOST_TOKENS:,} tokens", f"{len(ids):,}")
@@ -62,8 +58,8 @@ async def tokenize(service: Service, scope: Scope, receive: Receive, send: Send)
         strings = [words.name(each) for each in ids] if is_detailed else None
         return json_answer({**values, "token_strs": strings})
 
-    whole = answer() if len(text) < _LONG else await asyncio.to_thread(answer)
-    await whole(scope, receive, send)
+    answered = await service.bodies.read(scope, receive, answer)
+    await answered(scope, receive, send)
 
 
 def _piece(words: Vocabulary, token: int) -> str | list[int]:
@@ -77,19 +73,20 @@ def _piece(words: Vocabulary, token: int) -> str | list[int]:
 
 async def detokenize(service: Service, scope: Scope, receive: Receive, send: Send) -> None:
     """The text of token ids."""
-    body = await read_json(scope, receive, most=service.options.body_nbytes)
-    model = service.model
-    words, ids = model.require_vocabulary(), body.get("tokens")
-    if not isinstance(ids, list):
-        raise fields.mismatch("tokens", "a list of token ids", ids)
-    if len(ids) > _MOST_TOKENS:
-        raise fields.mismatch("tokens", f"at most {_MOST_TOKENS:,} token ids", f"{len(ids):,}")
-    for token in ids:
-        if isinstance(token, bool) or not isinstance(token, int) or not 0 <= token < words.size:
-            raise fields.mismatch("tokens", f"token ids from 0 to {words.size - 1}", token)
-    decode = words.tokenizer.decode
-    text = decode(ids) if len(ids) < _LONG else await asyncio.to_thread(decode, ids)
-    await json_answer({"prompt": text, "content": text})(scope, receive, send)
+    words = service.model.require_vocabulary()
+
+    def answer(body: Mapping[str, object]) -> Answer:
+        ids = body.get("tokens")
+        if not isinstance(ids, list):
+            raise fields.mismatch("tokens", "a list of token ids", ids)
+        for token in ids:
+            if isinstance(token, bool) or not isinstance(token, int) or not 0 <= token < words.size:
+                raise fields.mismatch("tokens", f"token ids from 0 to {words.size - 1}", token)
+        text = words.tokenizer.decode(ids)
+        return json_answer({"prompt": text, "content": text})
+
+    answered = await service.bodies.read(scope, receive, answer)
+    await answered(scope, receive, send)
 
 
 async def tokenizer_info(service: Service, scope: Scope, receive: Receive, send: Send) -> None:
@@ -110,7 +107,7 @@ async def tokenizer_info(service: Service, scope: Scope, receive: Receive, send:
     await json_answer(values)(scope, receive, send)
 
 
-def _text(body: dict[str, Any], name: str) -> str:
+def _text(body: Mapping[str, object], name: str) -> str:
     try:
         return settings.check_text(name, fields.text(name, body.get(name)))
     except UsageError as error:

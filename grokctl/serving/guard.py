@@ -2,6 +2,8 @@
 
 import hashlib
 import hmac
+import ipaddress
+import re
 from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Final
@@ -10,7 +12,8 @@ from urllib.parse import urlsplit
 from grokctl.serving.exchange import App, Receive, Scope, Send, exchange_of, header, start
 from grokctl.serving.wire_errors import WireError
 
-_LOOPBACK: Final = frozenset({"localhost", "127.0.0.1", "[::1]"})
+_HOST: Final = re.compile(r"(\[[0-9a-f:.]+\]|[^\s:@/\\\[\]]+)(?::[0-9]*)?")
+"""A name, an address of IPv4, or one of IPv6 in brackets; and a port, perhaps."""
 _SAFE: Final = frozenset({"GET", "HEAD"})
 _ASKING: Final = "OPTIONS"
 _DAY_S: Final = 86_400
@@ -65,7 +68,7 @@ class Guard:
             return
         host = header(scope, b"host") or ""
         name = _without_port(host)
-        if name not in _LOOPBACK and name not in self._options.hosts:
+        if not _is_loopback(name) and name not in self._options.hosts:
             message = "host: expected a name of this server (--allowed-host adds one)"
             raise WireError(403, message, "host_not_allowed")
 
@@ -112,9 +115,17 @@ def _digest(key: str) -> bytes:
 
 
 def _without_port(host: str) -> str:
-    """The name or address of a `Host` header; an IPv6 address keeps its brackets."""
-    name, bracket, _ = host.lower().rpartition("]")
-    return name + bracket if bracket else host.lower().partition(":")[0]
+    """The name or address of a `Host` header, IPv6 in its brackets; empty if it is neither."""
+    found = _HOST.fullmatch(host.lower())
+    return "" if found is None else found[1]
+
+
+def _is_loopback(name: str) -> bool:
+    """Whether a name is this machine's alone; no name server has a say in what an address is."""
+    try:
+        return name == "localhost" or ipaddress.ip_address(name.strip("[]")).is_loopback
+    except ValueError:
+        return False
 
 
 def _netloc(origin: str) -> str:

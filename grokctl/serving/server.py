@@ -6,18 +6,19 @@ import errno
 import logging
 import math
 import socket
-import ssl
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Final, cast
 
 import uvicorn
 
 from grokctl import interrupts
 from grokctl.errors import GrokctlError, UsageError, invalid
-from grokctl.serving.connections import GuardedProtocol
+from grokctl.serving.certificates import tls_context
+from grokctl.serving.connections import EncryptedProtocol, GuardedProtocol
 from grokctl.serving.exchange import App
 from grokctl.serving.service import Service
 
@@ -121,6 +122,14 @@ class _NoSignalServer(uvicorn.Server):
         yield
 
 
+def _protocol(options: ServerOptions) -> Callable[..., GuardedProtocol]:
+    """What makes the protocol of a connection."""
+    if options.certificate is None or options.private_key is None:
+        return GuardedProtocol
+    context = tls_context(options.certificate, options.private_key)
+    return partial(EncryptedProtocol, context=context)
+
+
 class Server:
     """Serves an application until a signal, or the end of its engine.
 
@@ -152,7 +161,7 @@ class Server:
         logging.getLogger("uvicorn").setLevel(logging.CRITICAL)  # its words are not ours
         config = uvicorn.Config(
             app,
-            http=GuardedProtocol,
+            http=cast("type[asyncio.Protocol]", _protocol(options)),
             ws="none",
             lifespan="off",
             log_config=None,
@@ -162,15 +171,6 @@ class Server:
             timeout_graceful_shutdown=int(_LAST_WORDS_S),
             backlog=_BACKLOG,
         )
-        if options.certificate is not None:
-            config.ssl_certfile = str(options.certificate)
-            config.ssl_keyfile = str(options.private_key)
-        try:
-            config.load()
-        except (ssl.SSLError, OSError) as error:
-            raise invalid(
-                "tls_cert", options.certificate, "expected a certificate and its key, in PEM"
-            ) from error
         self._uvicorn = _NoSignalServer(config)
 
     def run(self, listener: socket.socket) -> End:

@@ -10,6 +10,7 @@ from grokctl.events import Observer, ignore
 from grokctl.inference.engine import Engine
 from grokctl.inference.generation import BatchStats
 from grokctl.serving.admission import Admission, Job
+from grokctl.serving.bodies import Bodies
 from grokctl.serving.connections import MOST_REQUESTS
 from grokctl.serving.engine_thread import EngineThread
 from grokctl.serving.measures import Gauges, Measures
@@ -81,6 +82,7 @@ class Service:
         report: Report = lambda _id, _error: None,
     ) -> None:
         self.options = options
+        self.bodies = Bodies(most=options.body_nbytes)
         self.report = report
         self.phase = Phase.LOADING
         self.measures = Measures()

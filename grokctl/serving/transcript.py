@@ -5,7 +5,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from grokctl.serving import fields
-from grokctl.serving.bodies import read_json
 from grokctl.serving.choices import Choice, Piece
 from grokctl.serving.completion_request import CompletionRequest, read_completion
 from grokctl.serving.completions import complete
@@ -50,9 +49,9 @@ async def chat(service: Service, scope: Scope, receive: Receive, send: Send) -> 
             "the server with --chat transcript",
             code="base_model",
         )
-    body = await read_json(scope, receive, most=service.options.body_nbytes)
     try:
-        await complete(service, read_chat(body), Conversation(), scope, receive, send)
+        request = await service.bodies.read(scope, receive, read_chat)
+        await complete(service, request, Conversation(), scope, receive, send)
     except WireError as error:
         if error.param == "prompt":
             error.param = "messages"

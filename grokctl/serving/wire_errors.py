@@ -6,6 +6,8 @@ from typing import Any, Final
 
 from grokctl.errors import GrokctlError, InvalidValueError, UsageError
 
+TOO_MANY: Final = "too_many"
+"""The code of a refusal for want of room."""
 _TYPES: Final = {
     401: "authentication_error",
     403: "permission_error",
@@ -73,6 +75,6 @@ def of_failure(error: GrokctlError, request_id: str) -> WireError:
     return of_usage(error) if isinstance(error, UsageError) else internal(request_id)
 
 
-def unavailable(message: str, code: str, *, retry_after_s: int) -> WireError:
+def unavailable(message: str, code: str, *, retry_after_s: int, **headers: str) -> WireError:
     """A server that cannot answer now."""
-    return WireError(503, message, code, headers={"Retry-After": str(retry_after_s)})
+    return WireError(503, message, code, headers={"Retry-After": str(retry_after_s), **headers})

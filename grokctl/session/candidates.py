@@ -73,7 +73,7 @@ def find_candidates(
     source = ReleaseSource(release)
     candidate = Candidate(name=root.resolve().name, storage=source.storage)
     doubts = doubts_of_release(release, proof)
-    return [CandidateCheckpoint(root, candidate, source, note, proof.receipt, stamps, doubts)]
+    return [CandidateCheckpoint(root, candidate, source, note, proof.best, stamps, doubts)]
 
 
 def _root_of(home: Home, name: str | None, observe: Observer) -> Path:

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from grokctl.errors import CorruptCheckpointError, HardwareError
-from grokctl.events import Observer
+from grokctl.events import Noted, Observer
 from grokctl.inference.devices import accelerators, has_fast_bfloat16
-from grokctl.machine.memory import memory
+from grokctl.machine.memory import limited, memory
 from grokctl.model.placement import MESH_SIZES, MeshShape
 from grokctl.planning.plans import Hardware, accelerated
 from grokctl.planning.selection import Asked, Candidate, Choice, choose
@@ -19,6 +19,7 @@ def settle(
     *,
     processes: int,
     machines: int = 1,
+    max_memory: int | None = None,
     observe: Observer,
 ) -> tuple[CandidateCheckpoint, Choice]:
     """Choose a checkpoint, and open it; damaged ones are skipped.
@@ -28,6 +29,7 @@ def settle(
         asked: What the user has decided.
         processes: That run it together.
         machines: That these processes run on, and whose memory they share.
+        max_memory: Most bytes of each one's main memory, if its CPU runs the model.
         observe: Receives notes about what was skipped.
 
     Raises:
@@ -36,6 +38,8 @@ def settle(
         PlacementError: The model does not divide over the mesh.
     """
     hardware = accelerated(accelerators(processes), is_whole=False)
+    if hardware is not None and max_memory is not None:
+        observe(Noted(message="--max-memory: has an effect on the memory of a CPU only"))
     if processes > 1:
         if hardware is not None:  # a rank with fewer devices says so itself
             hardware = replace(hardware, count=hardware.count * processes)
@@ -45,7 +49,7 @@ def settle(
         platform="cpu",
         name="CPU",
         count=1,
-        memory=memory().usable * machines,
+        memory=limited(memory().usable, max_memory) * machines,
         bandwidth=None,
         has_fast_bfloat16=has_fast_bfloat16(),
     )

@@ -164,8 +164,7 @@ def complete_many(
             screen.generation(console, generation, index=index, name=prompts[index].id)
         stats = batch.stats
         if all_stats or console.as_json:
-            fraction = engine.bandwidth_fraction(stats)
-            stats = replace(stats, bandwidth_fraction=fraction, pages=engine.pages())
+            stats = engine.measured_many(stats)
     if console.as_json:
         screen.generations(console, stats, len(prompts))
     elif all_stats:

@@ -45,6 +45,8 @@ class JobRequest:
     """Decoded at a time."""
     threads: int | None = None
     """That compute on the CPU."""
+    max_memory: int | None = None
+    """Most bytes of main memory for weights, cache and workspace on a CPU."""
     may_be_fewer: bool = False
     """Whether fewer will do, where so many would cost context."""
 
@@ -230,7 +232,12 @@ def _open_job(
     )
     _check_any_hardware(checkpoints[0], asked)
     chosen, choice = settle(
-        checkpoints, asked, processes=processes, machines=machines, observe=observe
+        checkpoints,
+        asked,
+        processes=processes,
+        machines=machines,
+        max_memory=request.max_memory,
+        observe=observe,
     )
     reason = choice.reason if request.checkpoint is None or mesh is None else ""
     others = note_of(home, chosen.root) if request.checkpoint is None else None
@@ -244,6 +251,7 @@ def _open_job(
         compilation_cache=home.xla_cache,
         native_cache=home.native_cache,
         threads=request.threads,
+        max_memory=request.max_memory,
         slots=choice.plan.slots,
         kv=request.kv,
     )

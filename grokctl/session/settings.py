@@ -216,7 +216,7 @@ def brief(value: object) -> str:
         case bool():
             return str(value).lower()
         case str() | int() | float():
-            text = repr(value)
+            text = repr(value[: _LONGEST_VALUE + 1] if isinstance(value, str) else value)
             return text if len(text) <= _LONGEST_VALUE else f"{text[:_LONGEST_VALUE]}…"
         case list():
             return "a list"

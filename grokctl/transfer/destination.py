@@ -94,21 +94,34 @@ def select_files(torrent: bytes, request: FetchRequest) -> FileSelection:
     if origin.v2_infohash not in {"", second}:
         raise FetchError(f"{name}: expected v2 infohash {origin.v2_infohash}, found {second}")
     places = release_paths(metainfo)
-    wanted = _wanted(names_of(metainfo, places), options.only, options.layers)
-    if not wanted:
-        first, *_ = places.values()
-        globs, problem = ", ".join(options.only), f"matches none of {len(places)} files"
-        raise invalid("only", globs, problem, f"--only {first}")
-    # small, and needed to read any tensor
-    wanted |= {index for index, place in places.items() if place in {CONFIG, TOKENIZER}}
     return FileSelection(
         metainfo=metainfo,
         info=raw[b"info"],
         layers=raw.get(b"piece layers", b"") if metainfo.version == V2 else b"",
         trackers=options.asked([*origin.trackers, *plain_urls(trackers_of(torrent))]),
         places=places,
-        wanted=frozenset(wanted),
+        wanted=wanted_files(names_of(metainfo, places), options),
     )
+
+
+def wanted_files(names: Mapping[int, str], options: FetchOptions) -> frozenset[int]:
+    """The files that the options select.
+
+    Args:
+        names: File index -> name in the release.
+        options: Names the files; without any, all are wanted.
+
+    Raises:
+        UsageError: They match none, or name a layer that the model does not have.
+    """
+    wanted = _wanted(names, options.only, options.layers)
+    if not wanted:
+        first, *_ = names.values()
+        globs, problem = ", ".join(options.only), f"matches none of {len(names)} files"
+        raise invalid("only", globs, problem, f"--only {first}")
+    # small, and needed to read any tensor
+    wanted |= {index for index, name in names.items() if name in {CONFIG, TOKENIZER}}
+    return frozenset(wanted)
 
 
 def _wanted(

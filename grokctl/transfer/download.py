@@ -48,7 +48,7 @@ _WATCH_EVERY_S: Final = 1.0
 _LISTEN_WITHIN_S: Final = 5.0
 SAVE_WITHIN_S: Final = 3.0
 """Seconds that resume data may take at the end."""
-_SIGN_OF_LIFE: Final = 2**14
+SIGN_OF_LIFE: Final = 2**14
 """Bytes, a block of BitTorrent: less than this within `stall_timeout_s` counts as nothing."""
 _SILENT_S: Final = 3.0
 """Seconds without a block after which the progress says what the download waits for."""
@@ -107,7 +107,7 @@ class Download:
             now = self._poll()
             self._report(now)
             clock = time.monotonic()
-            if self._arrived(now) >= arrived + _SIGN_OF_LIFE:
+            if self._arrived(now) >= arrived + SIGN_OF_LIFE:
                 arrived, self._arrived_at = self._arrived(now), clock
             elif self._is_stalled(clock) and not now.has_wanted:
                 raise stalled("payload", self.request, self.swarm, now, self._states)
@@ -214,7 +214,7 @@ class Download:
         clock = time.monotonic()
         if clock - self._scanned_at > _SCAN_EVERY_S:
             self._scanned_at = clock
-            self._map = _progress_map(self.swarm.have(), self.selection.pieces)
+            self._map = progress_map(self.swarm.have(), self.selection.pieces)
             self._states = self.mirrors.states() if self.mirrors is not None else []
         sources = [("swarm", f"{format_rate(now.rate)} from {_peer_counts(now)}")]
         sources += [(f"mirror {state.name}", _mirror_status(state)) for state in self._states]
@@ -311,7 +311,7 @@ class _Writeback:
 # --- progress and stalls, in words
 
 
-def _progress_map(have: list[bool], pieces: list[int]) -> tuple[float, ...]:
+def progress_map(have: list[bool], pieces: list[int]) -> tuple[float, ...]:
     """The complete fraction of equal parts of the wanted pieces, each 0 to 1."""
     cells = min(_CELLS, len(pieces))
     edges = [cell * len(pieces) // cells for cell in range(cells + 1)]

@@ -36,6 +36,10 @@ class MirrorHealth:
     missing: set[int] = field(default_factory=set)
     """Pieces that touch files which the mirror does not have."""
     is_dropped: bool = False
+    asked_s: float = 0.0
+    """Seconds of pauses that the mirror itself asked for, in all."""
+    asked_until: float = 0.0
+    """When the last of them ends."""
     _nbytes: int = 0
     _lock: Lock = field(default_factory=Lock)
     """Of `_nbytes`, to which several workers add."""
@@ -104,19 +108,24 @@ class MirrorHealth:
         self.is_dropped, self._trouble = True, trouble
         self._note(f"dropped: {trouble}")
 
-    def pause(self, trouble: str, *, began: float) -> None:
+    def pause(self, trouble: str, *, began: float, wait_s: float = 0.0) -> None:
         """Send it no requests for a while, longer after each failure.
 
         Args:
             trouble: The failure.
             began: When the failed request began: requests that ran together fail once.
+            wait_s: Seconds that it asks to wait, at least.
         """
         self._trouble = trouble
         if began <= self._failed_at:
             return
         self._failures += 1
         self._failed_at = time.monotonic()
-        self._pauses_until = self._failed_at + min(_LONGEST_PAUSE_S, 0.25 * 2**self._failures)
+        pause_s = max(wait_s, min(_LONGEST_PAUSE_S, 0.25 * 2**self._failures))
+        self._pauses_until = self._failed_at + pause_s
+        if wait_s:
+            self.asked_s += wait_s
+            self.asked_until = self._failed_at + wait_s
         if self._failures == 1:
             self._note(f"{trouble}; trying again soon")
 

@@ -39,7 +39,7 @@ class MirrorReader:
         self._pieces = pieces
 
     def read(self, received: Callable[[int], None]) -> Iterator[tuple[int, bytes]]:
-        """Yield each piece with its bytes as soon as its hash is right.
+        """Yield each piece with its bytes as soon as its hash is right, if that is known.
 
         Args:
             received: Called with the size of each chunk; may wait before more is read.
@@ -59,7 +59,8 @@ class MirrorReader:
                     part, rest = rest[:left], rest[left:]
                     hasher.update(part)
                     data += part
-                if hasher.digest() != self._metainfo.piece_hash(piece):
+                is_promised = self._metainfo.promises(piece)
+                if is_promised and hasher.digest() != self._metainfo.piece_hash(piece):
                     raise self._mismatch(piece)
                 yield piece, bytes(data)
 

@@ -17,7 +17,7 @@ from grokctl.checkpoint.torrent import Metainfo
 from grokctl.transfer.mirror_health import MirrorHealth, MirrorState
 from grokctl.transfer.mirror_reader import Limiter, MirrorReader, WrongBytesError
 from grokctl.transfer.sources import Mirror
-from grokctl.transfer.web import AbsentError, RefusedError, Web, WebError
+from grokctl.transfer.web import AbsentError, BusyError, RefusedError, Web, WebError
 
 _MEMORY: Final = 64 * 2**20
 """Bytes for pieces under way, and as many again for pieces that wait to be written."""
@@ -97,7 +97,13 @@ class Mirrors:
     """
 
     def __init__(
-        self, mirrors: Sequence[Mirror], web: Web, metainfo: Metainfo, places: Mapping[int, str]
+        self,
+        mirrors: Sequence[Mirror],
+        web: Web,
+        metainfo: Metainfo,
+        places: Mapping[int, str],
+        *,
+        most_workers: int = _MOST_WORKERS,
     ) -> None:
         """Create the threads; they wait for `offer`.
 
@@ -106,6 +112,7 @@ class Mirrors:
             web: Shared by all threads.
             metainfo: Holds the hashes of the pieces.
             places: File index -> path in the release, and below a mirror's address.
+            most_workers: Connections to all mirrors together.
         """
         self.leased: set[int] = set()
         """Pieces that were requested from a mirror and have neither arrived nor failed."""
@@ -118,11 +125,11 @@ class Mirrors:
         self._crash: Exception | None = None
         self._limiter = Limiter(self._stop)
         room = max(2, _MEMORY // metainfo.piece_length)
-        self._results: Queue[_Arrived | _Ended] = Queue(maxsize=room + _MOST_WORKERS)
+        self._results: Queue[_Arrived | _Ended] = Queue(maxsize=room + most_workers)
         self._lease_size = max(1, _LEASE // metainfo.piece_length)
         self.room = room
         """Pieces that may wait to be written."""
-        workers = max(1, min(_MOST_WORKERS, room) // len(mirrors))
+        workers = max(1, min(most_workers, room) // len(mirrors))
         self._mirrors = [
             _ActiveMirror(mirror, MirrorHealth(mirror.name), workers) for mirror in mirrors
         ]
@@ -131,6 +138,8 @@ class Mirrors:
             for mirror in self._mirrors
             for _ in range(workers)
         ]
+        self.most_running = len(self._threads)
+        """Requests at a time; may be changed while they run."""
 
     def __enter__(self) -> Self:
         for thread in self._threads:
@@ -158,9 +167,30 @@ class Mirrors:
         return any(mirror.is_idle for mirror in self._mirrors)
 
     @property
+    def running(self) -> int:
+        """Requests that are answered now."""
+        return sum(not lease.is_revoked for lease in self._running)
+
+    @property
     def nbytes(self) -> int:
         """Bytes received from all mirrors."""
         return sum(mirror.health.nbytes for mirror in self._mirrors)
+
+    @property
+    def asked_s(self) -> float:
+        """Seconds of pauses that a mirror asked for, in all."""
+        return max(mirror.health.asked_s for mirror in self._mirrors)
+
+    @property
+    def asked_until(self) -> float:
+        """When the last of those pauses ends; in the past, if there is none."""
+        return max(mirror.health.asked_until for mirror in self._mirrors)
+
+    def lacks(self, piece: int) -> bool:
+        """Whether no mirror can bring a piece: those left do not have it."""
+        return all(
+            mirror.health.is_dropped or piece in mirror.health.missing for mirror in self._mirrors
+        )
 
     def states(self) -> list[MirrorState]:
         """The health of every mirror."""
@@ -199,7 +229,7 @@ class Mirrors:
         parts = _PARTS * len(self._threads)
         most = max(1, min(self._lease_size, (len(left) - len(self.leased)) // parts))
         for mirror in self._mirrors:
-            while mirror.is_idle:
+            while mirror.is_idle and self.running < self.most_running:
                 lease = _next_lease(mirror, left, is_open, most)
                 if lease is None:
                     if any(map(is_open, left)):
@@ -251,7 +281,8 @@ class Mirrors:
             case WrongBytesError() | RefusedError():
                 health.drop(trouble)
             case _:
-                health.pause(trouble, began=lease.began)
+                wait_s = end.error.wait_s if isinstance(end.error, BusyError) else 0.0
+                health.pause(trouble, began=lease.began, wait_s=wait_s)
 
     def _take_back(self, lease: _Lease) -> None:
         self.leased.difference_update(lease.missing)

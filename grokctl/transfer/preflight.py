@@ -78,6 +78,7 @@ def make_plan(
     selection: FileSelection,
     options: FetchOptions,
     *,
+    infohash: str | None = None,
     fitting: tuple[int, int] | None = None,
     required: int = 0,
 ) -> FetchPlan:
@@ -87,6 +88,7 @@ def make_plan(
         root: The release's folder, which need not exist yet.
         selection: The files to download.
         options: Names mirrors and the proxy.
+        infohash: As the user requested it; None for that of the torrent.
         fitting: Pieces on disk that are proven, of all.
         required: Bytes that must be free for copies and the download, if files were hashed.
 
@@ -98,7 +100,7 @@ def make_plan(
     present, free = _present_nbytes(root, selection), _free_nbytes(root)
     return FetchPlan(
         name=selection.metainfo.name,
-        infohash=selection.metainfo.infohash,
+        infohash=infohash or selection.metainfo.infohash,
         files=tuple(
             PlannedFile(
                 path=selection.places[file.index],
@@ -122,6 +124,7 @@ def prepare(
     root: Path,
     selection: FileSelection,
     *,
+    infohash: str | None = None,
     trust: str | None = None,
     follows: bool = False,
     adopts: bool = False,
@@ -130,7 +133,8 @@ def prepare(
 
     Args:
         root: The release's folder.
-        selection: The files to download.
+        selection: The files to download; a hub's have no torrent to keep.
+        infohash: As the user requested it; None for that of the torrent.
         trust: The root of trust of the torrent; None keeps what is known.
         follows: Whether files may be links, which are read and never written to.
         adopts: Whether the files in it are those of others.
@@ -146,9 +150,10 @@ def prepare(
         raise_failed(_disk_checks(root, selection, present=present, free=free), root)
         if adopts:  # before the folder looks like ours
             begin_adoption(root, selection.metainfo)
-        torrent = bare_torrent(selection.info, selection.trackers, layers=selection.layers)
-        write_torrent(root / TORRENT, torrent)
-        write_source(root, infohash=selection.metainfo.infohash, trust=trust)
+        if selection.info:
+            torrent = bare_torrent(selection.info, selection.trackers, layers=selection.layers)
+            write_torrent(root / TORRENT, torrent)
+        write_source(root, infohash=infohash or selection.metainfo.infohash, trust=trust)
     except OSError as error:
         raise refusal(error, root, kind=FetchError) from error
 

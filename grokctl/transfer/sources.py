@@ -103,6 +103,8 @@ class FetchOptions:
     """BEP 19 URLs. Web seeds in a magnet or torrent are dropped."""
     mirrors: tuple[str, ...] = ()
     """`hf`, or the http address of a folder that holds `ckpt-0`."""
+    hub: str | None = None
+    """Address of Grok-1's folder at a hub, to be asked where no peer sends the metadata."""
     torrent_file: Path | None = None
     """The source's torrent, when no peer sends the metadata."""
     tokenizer: Path | None = None
@@ -149,7 +151,7 @@ class FetchOptions:
     @property
     def is_local(self) -> bool:
         """Whether it can reach nothing but this machine."""
-        return _is_loopback(self.bind or "") and self.proxy is None
+        return is_loopback(self.bind or "") and self.proxy is None
 
     @property
     def has_no_udp(self) -> bool:
@@ -166,7 +168,7 @@ class FetchOptions:
         reachable = (
             url
             for url in urls
-            if (not self.is_local or _is_loopback(urlsplit(url).hostname or ""))
+            if (not self.is_local or is_loopback(urlsplit(url).hostname or ""))
             and not (self.has_no_udp and _is_udp(url))
         )
         return tuple(dict.fromkeys([*reachable, *self.trackers]))
@@ -347,7 +349,8 @@ def _is_udp(url: str) -> bool:
     return urlsplit(url.strip()).scheme.lower() == "udp"
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Whether a host is this machine, by its name or address."""
     return host == "localhost" or (_is_address(host) and ipaddress.ip_address(host).is_loopback)
 
 

@@ -3,8 +3,10 @@
 import re
 import socket
 import ssl
+import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
+from email.utils import parsedate_to_datetime
 from threading import Lock
 from types import TracebackType
 from typing import Final, Self
@@ -28,6 +30,12 @@ _STALE: Final = frozenset({400, 401, 403, 404, 410})
 """Answers of a signed address that has expired."""
 
 
+_BUSY: Final = frozenset({429, 503})
+_LONGEST_WAIT_S: Final = 600.0
+_RESET: Final = re.compile(r";\s*t=([0-9]{1,9})")
+"""Seconds until a limit is lifted, in the header `RateLimit` of the hub."""
+
+
 class WebError(Exception):
     """A request that brought nothing usable; the text gives the reason in a few words."""
 
@@ -38,6 +46,15 @@ class AbsentError(WebError):
 
 class RefusedError(WebError):
     """The server refuses for good: another request would fail too."""
+
+
+class BusyError(WebError):
+    """The server asks for patience, and may say how long."""
+
+    def __init__(self, answer: str, wait_s: float) -> None:
+        super().__init__(f"{answer}, asks to wait {wait_s:.0f} s" if wait_s else answer)
+        self.wait_s = wait_s
+        """Seconds until another request; 0 if it does not say."""
 
 
 class Web:
@@ -138,19 +155,37 @@ class Web:
             WebError: The server cannot be reached, fails, or closes the connection; also while
                 iterating.
         """
-        try:
-            with self._response(url, start, length) as response:
-                _check(response, start, length, total, is_first=response.url == url)
-                with self._closable(response):
-                    yield _body(response, length)
-        except httpx.HTTPError as error:
-            raise WebError(_reason(error)) from error
-        except PrivateAddressError as error:
-            raise RefusedError(f"leads into a private network ({_short(error)})") from error
-        except (httpx.InvalidURL, httpx.StreamError, UnicodeError) as error:
-            raise RefusedError(f"has an invalid address ({_short(error)})") from error
-        except RuntimeError as error:  # httpx raises it when the client was closed meanwhile
-            raise WebError("was interrupted") from error
+        headers = {"Range": f"bytes={start}-{start + length - 1}"}
+        with _failures(), self._response(url, headers) as response:
+            _check(response, start, length, total, is_first=response.url == url)
+            with self._closable(response):
+                yield _body(response, length)
+
+    def read(self, url: str, most: int) -> tuple[bytes, str]:
+        """The whole answer to a request that says something about files.
+
+        Args:
+            url: Its address; may redirect.
+            most: Bytes that it may have.
+
+        Returns:
+            The bytes, and the `Link` header.
+
+        Raises:
+            WebError: As for `open_range`, or it has more bytes.
+        """
+        data = bytearray()
+        with _failures(), self._response(url, {}) as response:
+            _check_status(response, is_first=response.url == url)
+            with self._closable(response):
+                try:
+                    for chunk in response.iter_raw():
+                        data += chunk
+                        if len(data) > most:
+                            raise RefusedError(f"sends more than {most:,} bytes")
+                except (httpx.StreamError, OSError) as error:
+                    raise WebError(_reason(error)) from error
+            return bytes(data), response.headers.get("link", "")
 
     @contextmanager
     def _closable(self, response: httpx.Response) -> Iterator[None]:
@@ -166,8 +201,7 @@ class Web:
                 self._sockets.discard(wire)
 
     @contextmanager
-    def _response(self, url: str, start: int, length: int) -> Iterator[httpx.Response]:
-        headers = {"Range": f"bytes={start}-{start + length - 1}"}
+    def _response(self, url: str, headers: dict[str, str]) -> Iterator[httpx.Response]:
         with self._lock:
             known = self._final.get(url)
         if known is not None:
@@ -224,7 +258,19 @@ def parse_content_range(header: str) -> tuple[int, int, int] | None:
 def _check(
     response: httpx.Response, start: int, length: int, total: int, *, is_first: bool
 ) -> None:
-    """Refuse a response that is not exactly the requested range.
+    """Refuse a response that is not exactly the requested range."""
+    status = response.status_code
+    _check_status(response, is_first=is_first)
+    first, last, size = _range_of(response)
+    if size != total:
+        raise AbsentError(f"has {size:,} bytes, expected {total:,}")
+    if (first, last) != (start, start + length - 1):
+        is_whole = status == httpx.codes.OK
+        raise RefusedError("does not support ranges" if is_whole else "sends a different range")
+
+
+def _check_status(response: httpx.Response, *, is_first: bool) -> None:
+    """Refuse a response without the content that was asked for.
 
     After a redirect, a refusal only means that the signed address has expired.
     """
@@ -234,16 +280,12 @@ def _check(
         raise AbsentError(answer)
     if status in _FORBIDDEN and is_first:
         raise RefusedError(answer)
+    if status in _BUSY:
+        raise BusyError(answer, _wait_of(response.headers))
     if status not in {httpx.codes.OK, httpx.codes.PARTIAL_CONTENT}:
         raise WebError(answer)
     if "content-encoding" in response.headers:
         raise RefusedError("sends an encoded body")
-    first, last, size = _range_of(response)
-    if size != total:
-        raise AbsentError(f"has {size:,} bytes, expected {total:,}")
-    if (first, last) != (start, start + length - 1):
-        is_whole = status == httpx.codes.OK
-        raise RefusedError("does not support ranges" if is_whole else "sends a different range")
 
 
 def _range_of(response: httpx.Response) -> tuple[int, int, int]:
@@ -283,6 +325,33 @@ def _next(place: httpx.URL, response: httpx.Response) -> httpx.URL:
     if target.userinfo:
         raise RefusedError("redirects to an address with a password")
     return target
+
+
+def _wait_of(headers: httpx.Headers) -> float:
+    """Seconds that a server asks to wait, at most ten minutes; 0 if it does not say."""
+    given = headers.get("retry-after", "").strip()
+    if _LENGTH.fullmatch(given):
+        return min(float(given), _LONGEST_WAIT_S)
+    with suppress(ValueError, TypeError, OverflowError):
+        left = parsedate_to_datetime(given).timestamp() - time.time()
+        return min(max(left, 0.0), _LONGEST_WAIT_S)
+    reset = _RESET.search(headers.get("ratelimit", ""))
+    return min(float(reset[1]), _LONGEST_WAIT_S) if reset else 0.0
+
+
+@contextmanager
+def _failures() -> Iterator[None]:
+    """Failures of a request, in the words of this module."""
+    try:
+        yield
+    except httpx.HTTPError as error:
+        raise WebError(_reason(error)) from error
+    except PrivateAddressError as error:
+        raise RefusedError(f"leads into a private network ({_short(error)})") from error
+    except (httpx.InvalidURL, httpx.StreamError, UnicodeError) as error:
+        raise RefusedError(f"has an invalid address ({_short(error)})") from error
+    except RuntimeError as error:  # httpx raises it when the client was closed meanwhile
+        raise WebError("was interrupted") from error
 
 
 def _environment() -> dict[str, str]:

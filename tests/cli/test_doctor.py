@@ -29,6 +29,8 @@ PLAN = {
     "fits": bool,
     "missing_bytes": int,
     "is_paged": bool,
+    "residence": (dict, type(None)),
+    "first_token_s": (*NUMBER, type(None)),
     "load_s": (*NUMBER, type(None)),
     "tokens_per_s": (*NUMBER, type(None)),
     "shared_tokens_per_s": (*NUMBER, type(None)),

@@ -35,7 +35,8 @@ def test_an_export_is_made_under_home_verified_listed_and_resharded(grokctl, rel
     assert made.exit_code == 0, made
     assert made.result.keys() == {
         *("export", "format", "type", "embedding", "files", "bytes", "lossless"),
-        *("relative_rms_error", "folded", "float32", "proven", "peak_rss_bytes", "seconds"),
+        *("relative_rms_error", "folded", "float32", "proven", "proven_by", "peak_rss_bytes"),
+        "seconds",
     }
     assert made.result["export"] == str(tmp_path / "exports" / "wide-q8_0-gguf")
     assert made.result["files"] == ["wide-q8_0.gguf", "tokenizer.model"]

@@ -19,6 +19,8 @@ VERBS = (
     "serve",
     "score",
     "bench",
+    "list",
+    "remove",
     "demo",
 )
 HEAVY = ("jax", "libtorrent", "rich", "numpy", "starlette", "uvicorn")

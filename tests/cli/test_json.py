@@ -196,7 +196,10 @@ def test_demo_says_the_same_on_every_mesh_and_keeps_what_the_other_verbs_can_use
 
     values = outcome.result
     assert outcome.exit_code == 0
-    assert_promised(values, {"ok": bool, "steps": list, "prompt": str, "texts": dict})
+    assert_promised(
+        values,
+        {"ok": bool, "steps": list, "prompt": str, "texts": dict, "precisions": list},
+    )
     assert values["ok"] is True
     assert values["texts"].keys() == {"4", "8", "16"}
     assert len(set(values["texts"].values())) == 1
@@ -205,10 +208,17 @@ def test_demo_says_the_same_on_every_mesh_and_keeps_what_the_other_verbs_can_use
         assert_promised(step, {"name": str, "result": str, "seconds": NUMBER})
         assert step["seconds"] >= 0
     loads = [event for event in outcome.events if event == {"event": "finished", "stage": "load"}]
-    assert len(loads) == 3
+    assert len(loads) == 4
+    int8, int4 = values["precisions"]
+    assert (int8["precision"], int4["precision"]) == ("int8", "int4")
+    assert int4["nbytes"] < 0.65 * int8["nbytes"]
+    assert 1 < int8["perplexity"] < 60
+    assert int4["perplexity"] < 1.15 * int8["perplexity"]
     assert verified.result["ok"] is True
     ready = [open_ready(path) for path in (kept / "home" / "ready").iterdir()]
-    assert sorted(checkpoint.mesh.size for checkpoint in ready) == [4, 8, 16]
+    assert sorted(checkpoint.root.name for checkpoint in ready) == [
+        *("miniature-int4-4", "miniature-int8-16", "miniature-int8-4", "miniature-int8-8"),
+    ]
     assert all(checkpoint.source.proven for checkpoint in ready)
 
 

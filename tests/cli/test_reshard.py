@@ -330,3 +330,26 @@ def test_the_plan_knows_the_largest_file_that_may_be_written(
     if code:
         assert "found a limit of 1.0 kB (ulimit -f)" in outcome.error
         assert outcome.hint == "ulimit -f unlimited"
+
+
+def test_verify_proves_a_release_while_it_is_cut(grokctl, download, tmp_path):
+    root = tmp_path / "words"
+    shutil.copytree(download.root, root)  # other inodes: its receipt covers nothing
+
+    made = grokctl(
+        *("reshard", root, "--devices", 2, "--verify", "--out", tmp_path / "out", "--json")
+    )
+
+    assert made.exit_code == 0, made
+    assert (made.result["proven"], made.result["proven_by"]) == (True, "infohash")
+    assert grokctl("verify", root, "--json").result["hashed_bytes"] == 0
+
+
+def test_verify_without_a_torrent_is_refused(grokctl, home, tmp_path):
+    outcome = grokctl(
+        *("reshard", "two-layers", "--devices", 2, "--verify", "--home", home),
+        *("--out", tmp_path / "out"),
+    )
+
+    assert outcome.exit_code == 2
+    assert "without release.torrent" in outcome.error

@@ -170,7 +170,7 @@ def test_a_checkpoint_that_is_damaged_ends_it_with_its_code(grokctl, home, tmp_p
         (("--host", "192.0.2.7"), "--host '192.0.2.7': expected an address of this", "127.0.0.1"),
         (("--port", 70000), "--port: expected", ""),
         (("--tls-cert", "a.pem"), "--tls-cert, --tls-key: expected both or neither", ""),
-        (("--tls-cert", "a.pem", "--tls-key", "b.pem"), "--tls-cert a.pem: expected a", ""),
+        (("--tls-cert", "a.pem", "--tls-key", "b.pem"), "--tls-cert a.pem: No such file", ""),
         (("--no-auth", "--api-key-file", "x"), "expected only one of them", ""),
         (("--api-key-file", "/nonexistent"), "/nonexistent: No such file", ""),
         (("--api-key-file", EMPTY), "__init__.py: expected a key", "openssl rand"),

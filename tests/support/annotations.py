@@ -36,8 +36,8 @@ def _matches(value: Any, annotation: Any) -> bool:
     origin, parts = get_origin(annotation), get_args(annotation)
     if origin in {Union, UnionType}:
         return any(_matches(value, part) for part in parts)
-    if annotation is type(None):
-        return value is None
+    if annotation is type(None) or (value is None and origin in {list, tuple}):
+        return value is None and annotation is type(None)
     if origin is list or parts[1:] == (...,):
         return all(_matches(item, parts[0]) for item in value)
     if origin is tuple:

@@ -14,7 +14,8 @@ namespace grokctl {
 
 // Columns that are multiplied together: a cache line of bytes.
 constexpr int64_t kBlock = 64;
-// Inputs of a scale group are padded to a whole number of these, so that every form can read on.
+// Inputs of a scale group are padded with zeros to a whole number of these, so that every form can
+// read on: whatever lies in a packed block behind the last input is multiplied by a zero.
 constexpr int64_t kPad = 64;
 // A scale group is summed in runs: int32 holds the sum of so many products of two bytes, ...
 constexpr int64_t kLongestRun = 32768;

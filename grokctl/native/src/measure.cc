@@ -13,8 +13,8 @@
 namespace grokctl {
 namespace {
 
-constexpr int64_t kInputs = 4096, kOutputs = 16384;
-constexpr int64_t kMatrix = kInputs * kOutputs;  // 64 MiB: as long as a product of Grok-1
+// The gate of an expert: rows as long as those that decoding reads.
+constexpr int64_t kInputs = 6144, kOutputs = 32768;
 constexpr int64_t kHugePage = 2 * 1024 * 1024;
 
 // Pages belong to the node of the thread that writes them first.
@@ -31,7 +31,9 @@ void fill(const void* context, const Scratch&, int64_t first, int64_t last) {
 // little. The fastest of some rounds over matrices of so many bytes counts.
 extern "C" double grokctl_measure(int64_t nbytes, int rounds) {
   using namespace grokctl;
-  const int64_t matrices = std::max<int64_t>(1, nbytes / kMatrix), size = matrices * kMatrix;
+  const int64_t inputs = std::clamp<int64_t>(nbytes / kOutputs / 64 * 64, 64, kInputs);
+  const int64_t matrix = inputs * kOutputs, matrices = std::max<int64_t>(1, nbytes / matrix);
+  const int64_t size = matrices * matrix;
   void* mapped = mmap(nullptr, size + kHugePage, PROT_READ | PROT_WRITE,
                       MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (mapped == MAP_FAILED) return 0;
@@ -44,17 +46,17 @@ extern "C" double grokctl_measure(int64_t nbytes, int rounds) {
     Turn turn;
     turn.share(size / kHugePage, 1, fill, weights);
   }
-  std::vector<float> x(kInputs, 1.0f), y(kOutputs), scales(kOutputs, 1.0f);
+  std::vector<float> x(inputs, 1.0f), y(kOutputs), scales(kOutputs, 1.0f);
   double best = 0;
   for (int round = 0; round < rounds; ++round) {
     const auto begun = std::chrono::steady_clock::now();
-    for (int64_t matrix = 0; matrix < matrices; ++matrix) {
+    for (int64_t index = 0; index < matrices; ++index) {
       Product product{};
       product.stored = Stored::kInt8;
-      product.weight = weights + matrix * kMatrix;
+      product.weight = weights + index * matrix;
       product.scales = scales.data();
       product.scales_are_wide = true;
-      product.inputs = kInputs;
+      product.inputs = inputs;
       product.outputs = kOutputs;
       product.groups = 1;
       product.x = x.data();

@@ -176,12 +176,6 @@ struct Integers {
     }
   }
 
-  // Fills a packed block up with zeros.
-  GROKCTL_INLINE void pad(const Place& place, uint8_t* packed) {
-    const int64_t quads = (place.inputs + 3) / 4, missing = padded_quads(place) - quads;
-    if (missing > 0) memset(packed + quads * 4 * kBlock, 0, missing * 4 * kBlock);
-  }
-
   template <int kCodes>
   GROKCTL_INLINE void interleave(const uint8_t* const* lines, uint8_t* packed) {
     if constexpr (kCodes == 1) {
@@ -235,8 +229,6 @@ struct FloatSums {
   static constexpr bool kIsInterleaved = false;
 
   static int64_t band(int64_t rows) { return rows <= 4 ? 16 : 64; }
-
-  GROKCTL_INLINE void pad(const Place&, uint8_t*) {}
 
   static void pack(const Product& product, const Place& place, uint8_t* packed) {
     const int64_t codes = product.stored == Stored::kInt4 ? 2 : 1;
@@ -307,7 +299,6 @@ GROKCTL_INLINE void multiply_packed(const Product& product, const Scratch& scrat
                                     bool is_first, bool is_last) {
   void* sums =
       scratch.sums + index * rounded_rows(place.tokens * Work::kRowsOfToken) * kBlock * 4;
-  Work::pad(place, packed);
   Work::dot(product, place, packed, sums, place.offset == 0);
   if (is_last)
     Work::finish(product, place, sums, scratch.totals + index * place.tokens * kBlock, is_first);

@@ -146,6 +146,7 @@ class Pool {
         break;
       }
 #if defined(__linux__)
+      pthread_setname_np(shares_[threads_].thread, "grokctl-kernel");
       // with a quota, fewer threads than cores: then the system places them
       if (static_cast<int>(cpus.size()) == count) {
         cpu_set_t own;

@@ -121,6 +121,6 @@ def test_each_checkpoint_has_a_place_of_its_own(golden, tmp_path):
 
     release = kept_at(tmp_path, ReleaseSource(golden.release))
 
-    assert kept_at(tmp_path, ready) == tmp_path / "routing" / f"{manifest}.json"
-    assert release.parent == tmp_path / "routing"
+    assert kept_at(tmp_path, ready) == tmp_path / f"{manifest}.json"
+    assert release.parent == tmp_path
     assert release.stem not in {manifest, ""}

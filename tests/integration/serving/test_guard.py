@@ -72,7 +72,8 @@ def test_the_key_opens_every_route(closed, method, path, given):
 
 @routes
 @pytest.mark.parametrize(
-    "host", ["evil.example", "127.0.0.1.evil.example", "localhost.", "", "[::1"]
+    "host",
+    ["evil.example", "127.0.0.1.evil.example", "localhost.", "", "[::1", "[::1]evil.example"],
 )
 def test_other_names_of_this_machine_are_refused(closed, method, path, host):
     response = ask(closed, method, path, host=host, authorization=f"Bearer {KEY}")
@@ -83,7 +84,16 @@ def test_other_names_of_this_machine_are_refused(closed, method, path, host):
 
 
 @pytest.mark.parametrize(
-    "host", ["localhost", "LOCALHOST:1", "127.0.0.1:8080", "[::1]:8080", "grok.example:443"]
+    "host",
+    ["localhost:evil.example", "localhost:1:2", "a@localhost", "localhost/evil", "2130706433"],
+)
+def test_what_is_no_name_is_refused(closed, host):
+    assert ask(closed, "GET", "/health", host=host).status_code == 403
+
+
+@pytest.mark.parametrize(
+    "host",
+    ["localhost", "LOCALHOST:1", "127.0.0.1:8080", "127.0.0.2", "[::1]:8080", "grok.example:443"],
 )
 def test_its_own_names_are_not(closed, host):
     assert ask(closed, "GET", "/health", host=host).status_code == 200

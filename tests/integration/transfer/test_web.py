@@ -14,7 +14,14 @@ from hypothesis import strategies as st
 from servers import Handler, HttpProxy, content_range, serving
 
 from grokctl.transfer.direct import Dialer, PrivateAddressError
-from grokctl.transfer.web import AbsentError, RefusedError, Web, WebError, parse_content_range
+from grokctl.transfer.web import (
+    AbsentError,
+    BusyError,
+    RefusedError,
+    Web,
+    WebError,
+    parse_content_range,
+)
 
 PUBLIC = "93.184.216.34"
 PRIVATE = [
@@ -560,3 +567,39 @@ def test_a_server_that_accepts_and_says_nothing_is_not_waited_for_long(folder, m
         read(web, server)
 
     assert time.monotonic() - began < 15
+
+
+@pytest.mark.parametrize(
+    ("headers", "wait_s"),
+    [
+        ({"Retry-After": "7"}, 7),
+        ({"Retry-After": "99999999"}, 600),
+        ({"Retry-After": "Wed, 21 Oct 2015 07:28:00 GMT"}, 0),
+        ({"Retry-After": "Fri, 21 Oct 2155 07:28:00 GMT"}, 600),
+        ({"Retry-After": "soon"}, 0),
+        ({"RateLimit": '"resolvers";r=0;t=55'}, 55),
+        ({}, 0),
+    ],
+)
+@pytest.mark.parametrize("status", [429, 503])
+def test_a_busy_server_says_how_long_to_wait(status, headers, wait_s):
+    class Busy(Handler):
+        def respond(self):
+            self.answer(status, headers=headers)
+
+    with serving(Busy) as server, Web() as web, pytest.raises(BusyError) as caught:
+        web.read(server.url, 100)
+
+    assert caught.value.wait_s == wait_s
+    assert str(status) in str(caught.value)
+
+
+def test_an_answer_is_read_up_to_a_limit():
+    class Long(Handler):
+        def respond(self):
+            self.answer(200, b"x" * 101, {"Link": "<next>"})
+
+    with serving(Long) as server, Web() as web:
+        assert web.read(server.url, 101) == (b"x" * 101, "<next>")
+        with pytest.raises(RefusedError, match="sends more than 100 bytes"):
+            web.read(server.url, 100)

@@ -1,8 +1,12 @@
 // Multiplies random matrices in every form that runs here, and compares with sums of doubles.
 // Prints the forms; exits with 0 if all are right.
+#include <sys/mman.h>
+#include <unistd.h>
+
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <random>
 #include <tuple>
@@ -27,6 +31,29 @@ float widened(uint16_t bits) {
   return value;
 }
 
+// Bytes in front of a page that nobody may read.
+class Guarded {
+ public:
+  explicit Guarded(int64_t nbytes) {
+    const int64_t page = sysconf(_SC_PAGESIZE);
+    size_ = (nbytes + page - 1) / page * page + page;
+    void* mapped = mmap(nullptr, size_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (mapped == MAP_FAILED) abort();
+    begin_ = static_cast<uint8_t*>(mapped);
+    data = begin_ + size_ - page - nbytes;
+    if (mprotect(begin_ + size_ - page, page, PROT_NONE) != 0) abort();
+  }
+  ~Guarded() { munmap(begin_, size_); }
+  Guarded(const Guarded&) = delete;
+  Guarded& operator=(const Guarded&) = delete;
+
+  uint8_t* data;
+
+ private:
+  uint8_t* begin_;
+  int64_t size_;
+};
+
 struct Case {
   Stored stored;
   int64_t inputs, outputs, groups, tokens;
@@ -39,8 +66,8 @@ const char* failure(const Case& given, std::mt19937& random) {
   const int64_t size = given.stored == Stored::kFloat32 ? 4 : given.stored == Stored::kBfloat16 ? 2 : 1;
   std::normal_distribution<float> normal;
   const int64_t count = given.inputs / codes * given.outputs;
-  // to the byte, so that a sanitizer sees what is read beyond
-  std::vector<uint8_t> weight(count * size);
+  const Guarded guarded(count * size);
+  uint8_t* weight = guarded.data;
   std::vector<uint16_t> scales(given.groups * given.outputs);
   std::vector<float> x(given.tokens * given.inputs), y(given.tokens * given.outputs);
   for (int64_t index = 0; index < count; ++index) {
@@ -55,7 +82,7 @@ const char* failure(const Case& given, std::mt19937& random) {
   for (float& value : x) value = normal(random);
   Product product{};
   product.stored = given.stored;
-  product.weight = weight.data();
+  product.weight = weight;
   product.scales = size == 1 ? scales.data() : nullptr;
   product.inputs = given.inputs;
   product.outputs = given.outputs;

@@ -11,7 +11,7 @@ import pytest
 from grokctl.native.compiler import find_compiler
 from grokctl.native.sources import FLAGS, FOLDER, flags_of
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 DRIVER = Path(__file__).with_name("equality.cc")
 CROSS, EMULATOR = shutil.which("aarch64-linux-gnu-g++"), shutil.which("qemu-aarch64")

@@ -27,6 +27,7 @@ from grokctl.model.config import GROK_1
 from grokctl.model.memory_share import usable
 from grokctl.model.placement import MeshShape
 from grokctl.model.precision import Compute, KvType, Precision
+from grokctl.model.sizing import Terms
 from grokctl.planning.accelerators import PUBLISHED
 from grokctl.planning.plans import (
     MESHES,
@@ -39,9 +40,11 @@ from grokctl.planning.plans import (
     hardware_for,
     hardware_of,
     missed_bytes,
+    plan_for,
     plans,
     read_bytes,
 )
+from grokctl.planning.residence import room_in
 from grokctl.planning.step_time import KERNEL_REACHED, REACHED
 
 GB = 10**9
@@ -155,12 +158,12 @@ def test_less_is_asked_of_a_device_for_a_shorter_context_and_a_smaller_cache():
 
 def test_a_cpu_without_a_matrix_unit_computes_in_float32_as_long_as_its_cache_fits():
     slow = a_cpu(512 * GB, has_fast_bfloat16=False)
-    cache = on(slow, 1)[INT8].needs.cache
+    small = replace(slow, memory=15 * GB)
 
     assert on(a_cpu(512 * GB), 1)[INT8].compute is Compute.BFLOAT16
     assert on(slow, 1)[INT8].compute is Compute.FLOAT32
-    assert on(replace(slow, memory=cache), 1)[INT8].compute is Compute.BFLOAT16
-    assert on(replace(slow, memory=cache), 1)[INT8].fits
+    assert on(small, 1)[INT8].compute is Compute.BFLOAT16
+    assert on(small, 1)[INT8].fits
 
 
 def test_the_type_of_computation_that_is_asked_for_is_planned():
@@ -324,25 +327,42 @@ def test_a_model_of_which_every_expert_is_chosen_is_read_whole():
     assert missed_bytes(weights, weights.stored[0] - 1) == weights.stored[0]
 
 
-def test_a_paged_plan_is_as_fast_as_memory_and_disk_together():
+def test_a_streamed_plan_is_as_fast_as_the_slower_of_memory_and_disk():
     hardware = a_cpu(200 * GB)
-    weights = grok(INT8, MeshShape(1, 1))
 
     plan = on(hardware, 1)[INT8]
 
-    missed = missed_bytes(weights, hardware.memory - plan.needs.cache - plan.needs.workspace)
-    seconds = (weights.read[0] - missed) / (300e9 * REACHED["cpu"]) + missed / 3e9
     assert plan.is_paged
     assert plan.estimate is None
-    assert plan.tokens_per_s == pytest.approx(1 / seconds)
+    rates = {"read_rate": 3e9, "decode_rate": 300e9 * REACHED["cpu"]}
+    assert plan.tokens_per_s == pytest.approx(1 / plan.residence.seconds(**rates))
+    assert plan.first_token_s == pytest.approx(plan.residence.swept / 3e9)
     assert plan.missing == 0
+    assert on(a_cpu(400 * GB), 1)[INT8].residence is None
 
 
-def test_a_cpu_needs_memory_for_what_cannot_be_paged():
-    needs = on(a_cpu(512 * GB), 1)[INT8].needs
-    beside = needs.cache + needs.workspace
+def test_files_for_several_devices_are_mapped_on_a_cpu():
+    hardware, mesh = a_cpu(200 * GB), MeshShape(1, 2)
+    weights = grok(INT8, mesh)
 
-    enough, less = (on(a_cpu(size), 1)[INT8] for size in (beside, beside - 1))
+    plan = plan_for(hardware, weights, Terms(context=8192, compute=Compute.BFLOAT16))
+
+    room = hardware.memory // 2 - plan.needs.cache - plan.needs.workspace
+    missed = 2 * missed_bytes(weights, room)
+    seconds = (sum(weights.read) - missed) / (300e9 * REACHED["cpu"]) + missed / 3e9
+    assert plan.is_paged
+    assert plan.residence is None
+    assert plan.tokens_per_s == pytest.approx(1 / seconds)
+
+
+def test_a_cpu_needs_memory_for_what_every_token_reads_and_two_experts():
+    found = on(a_cpu(20 * GB), 1)[INT8].residence
+    floor = found.total - found.pinned * found.expert_nbytes
+    least = int(floor / 0.9)
+    while room_in(least - 1) >= floor:
+        least -= max(1, (room_in(least - 1) - floor) // 2)
+
+    enough, less = (on(a_cpu(size), 1)[INT8] for size in (least, least - 1))
 
     assert (enough.fits, enough.missing) == (True, 0)
     assert (less.fits, less.missing) == (False, 1)

@@ -106,7 +106,7 @@ def refused(hardware, *candidates, cpu=None, **asked) -> HardwareError:
         ),
         pytest.param(
             *(a_cpu(64 * GB), "int8-1 int4-1 bf16-1", "int4-1", "model=1"),
-            "read from the disk for every token, the fastest of 3 checkpoints",
+            "others from the disk for every token, the fastest of 3 checkpoints",
             id="from the disk half the bytes are half the wait",
         ),
     ],
@@ -265,23 +265,23 @@ def test_what_is_cut_in_memory_is_not_paged():
     assert not chosen(large, RELEASE).plan.is_paged
 
 
-def test_a_cpu_that_cannot_hold_the_shortest_context_is_refused():
-    shortest = needs(
-        GROK_1,
-        MeshShape(1, 1),
-        Terms(context=512, compute=Compute.BFLOAT16, kv=KvType.INT8),
-        weights=0,
-        precision=Precision.INT8,
-        platform="cpu",
-    )
+def test_a_cpu_that_cannot_hold_what_every_token_reads_is_refused():
+    error = refused(a_cpu(10 * GB), cut("int8", "1"))
 
-    error = refused(a_cpu(shortest.total - 1), cut("int8", "1"))
+    assert "with all other experts on the disk (8.9 GB of weights that every token" in str(error)
+    assert str(error).endswith("9.2 GB of 10.0 GB are free for it")
+    assert error.hint == "grokctl reshard --devices 1 --precision int4"
+    assert refused(a_cpu(5 * GB), cut("int8", "1")).hint == "grokctl doctor"
+    assert refused(a_cpu(13 * GB), cut("int8", "1"), context=8192).hint == "--context 4096"
 
-    assert "for 512 tokens of context" in str(error)
-    assert "of weights" not in str(error)
-    assert "of memory are free" in str(error)
-    assert error.hint == "grokctl doctor"
-    assert refused(a_cpu(shortest.total), cut("int8", "1")).hint == "--kv int8"
+
+def test_a_plan_that_streams_says_how_many_experts_stay_and_the_memory_that_they_take():
+    choice = chosen(a_cpu(64 * GB), cut("int8", "1"))
+
+    residence = choice.plan.residence
+    assert choice.plan.context == 8192
+    assert f"{residence.total / GB:.1f} GB of 64.0 GB of memory" in choice.reason
+    assert "77 of 512 experts in memory and the others from the disk" in choice.reason
 
 
 # --- what does not fit
@@ -319,12 +319,12 @@ def test_both_numbers_are_said_and_what_they_are_made_of():
             id="it fits",
         ),
         pytest.param(
-            *(a_cpu(40 * GB), "int8-1", {"sequences": 256, "compute": Compute.FLOAT32}),
+            *(a_cpu(60 * GB), "int8-1", {"sequences": 256, "compute": Compute.FLOAT32}),
             "--compute bfloat16",
             id="a smaller type",
         ),
         pytest.param(
-            *(a_cpu(20 * GB), "int8-1", {"sequences": 256, "compute": Compute.BFLOAT16}),
+            *(a_cpu(40 * GB), "int8-1", {"sequences": 256, "compute": Compute.BFLOAT16}),
             "--kv int8",
             id="a smaller cache",
         ),

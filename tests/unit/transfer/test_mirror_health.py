@@ -157,3 +157,15 @@ def test_no_byte_is_lost_when_workers_count_at_the_same_time():
         worker.join()
 
     assert health.nbytes == 2000
+
+
+def test_a_pause_that_the_mirror_asks_for_is_kept_to_the_end(clock):
+    health = MirrorHealth("x")
+
+    health.pause("answers 429", began=clock.now, wait_s=90.0)
+
+    assert (health.asked_s, health.asked_until) == (90, clock.now + 90)
+    assert seconds_of_pause(health, clock) == 90
+    health.pause("answers 500", began=clock.now)
+    assert seconds_of_pause(health, clock) == 1
+    assert (health.asked_s, health.asked_until) == (90, clock.now - 1)

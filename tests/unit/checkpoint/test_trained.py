@@ -1,0 +1,51 @@
+import sentencepiece
+from training.publish import digest
+from training.recipe import CONFIG
+
+from grokctl.checkpoint import trained
+from grokctl.checkpoint.release import open_release
+from grokctl.checkpoint.torrent import build_metainfo, parse_metainfo
+
+SHA256 = "d7ab77ccf89aae4e0dd4767c6255ce9ad1be295309f09c1cd98ef3ca865699d6"
+"""What `make miniature` printed when the shipped release was written."""
+
+
+def test_what_ships_is_what_was_trained():
+    assert digest(trained.TRAINED) == SHA256
+
+
+def test_it_is_a_release_of_the_recipe_with_eight_scale_rows_where_grok_1_has_them():
+    release = open_release(trained.TRAINED)
+
+    rows = {
+        tensor.spec.name: tensor.scales.shape[-2] for tensor in release.tensors if tensor.scales
+    }
+    assert release.config == CONFIG
+    assert {name for name, count in rows.items() if count == 8} == {
+        f"layers.{layer}.{part}" for layer in range(3) for part in ("moe.down", "attention.out")
+    }
+
+
+def test_a_copy_has_the_files_that_the_torrent_promises(tmp_path):
+    files = trained.copy_trained(tmp_path / "copy")
+    torrent, metainfo = trained.read_torrent()
+
+    again = build_metainfo(
+        tmp_path / "copy", files, name="miniature", piece_length=metainfo.piece_length
+    )
+
+    assert len(files) == 40
+    assert {"/".join(file.path) for file in metainfo.files} == set(files)
+    assert digest(tmp_path / "copy") == SHA256
+    assert parse_metainfo(again, source="copy").infohash == metainfo.infohash
+    assert parse_metainfo(torrent, source="shipped").infohash == metainfo.infohash
+
+
+def test_the_tokenizer_reads_every_text():
+    tokenizer = sentencepiece.SentencePieceProcessor(
+        model_file=str(trained.TRAINED / "tokenizer.model")
+    )
+    text = trained.UNSEEN + "\n\t1234 é 日 🙂"
+
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+    assert tokenizer.vocab_size() == CONFIG.vocab_size
