@@ -23,7 +23,6 @@ from grokctl.exporting.scales import FittedScales
 from grokctl.exporting.tensors import ExportPiece, ExportTensor
 from grokctl.linked_files import read_linked
 from grokctl.marks import MARK
-from grokctl.model.precision import Precision
 from grokctl.paths import EXPORT_MANIFEST, LARGEST_TOKENIZER, PRIVATE, TOKENIZER
 from grokctl.resharding.memory_limits import allowed_nbytes, memory_limits, peak_nbytes
 from grokctl.resharding.plan import spread
@@ -149,11 +148,7 @@ class ExportPlan:
     def is_lossless(self) -> bool | None:
         """Whether no value is rounded; None if only writing shows that."""
         options, own = self.options, self.tensors.storage
-        is_exact = (
-            options.type in {ExportType.Q8_0, ExportType.F32}
-            or own == self.storage
-            or self.storage.precision is own.precision is Precision.BFLOAT16
-        )
+        is_exact = options.type in {ExportType.Q8_0, ExportType.F32} or own == self.storage
         if options.embedding is EmbeddingType.F32 or not is_exact:
             return is_exact
         return None

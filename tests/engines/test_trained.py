@@ -22,24 +22,23 @@ from golden import score_logits, start
 
 from grokctl.checkpoint.release import open_release
 from grokctl.checkpoint.tensor_source import ReleaseSource
+from grokctl.checkpoint.trained import UNSEEN, copy_trained
 from grokctl.model.placement import MeshShape
 from grokctl.model.precision import Precision
 from grokctl.model.sampling import Sampling
 
 pytestmark = pytest.mark.engines
-trained = pytest.importorskip("grokctl.checkpoint.trained")
+
 
 BOUNDS = {"q8_0": 0.04, "bf16": 0.04, "f32": 0.002, "q4_0": 0.04}
 LENGTH = 64
 PROMPTS = 10
-MOST = 256
-"""Tokens that are scored at a time: the context of the engine's process."""
 
 
 @pytest.fixture(scope="module")
 def release(tmp_path_factory):
     root = tmp_path_factory.mktemp("trained") / "miniature"
-    trained.copy_trained(root)
+    copy_trained(root)
     return open_release(root)
 
 
@@ -51,8 +50,8 @@ def processor(release):
 
 @pytest.fixture(scope="module")
 def tokens(processor):
-    """A text that training did not see."""
-    return processor.encode(trained.held_out_text())[:MOST]
+    """Of a text that training did not see."""
+    return processor.encode(UNSEEN)
 
 
 @pytest.fixture(scope="module")
