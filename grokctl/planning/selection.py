@@ -284,7 +284,8 @@ def _too_small(
     what = f"{nearest.candidate.name} on {_where(plan, hardware)}"
     hint = _hint(hardware, candidates, asked, cpu)
     if plan.residence is not None:
-        return HardwareError(f"{what} takes {plan.residence.shortage}", hint)
+        context = f"for {plan.context:,} tokens of context"
+        return HardwareError(f"{what}, {context}, takes {plan.residence.shortage}", hint)
     times = 1
     if hardware.platform == "cpu":
         times, are_free = plan.mesh.size, "of memory are free"

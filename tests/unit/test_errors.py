@@ -47,6 +47,7 @@ TRANSLATED = {
     ("compiler.py", "BuildError"),
     ("context.py", "ReportedError"),
     ("direct.py", "PrivateAddressError"),
+    ("metadata.py", "NoMetadataError"),
     ("web.py", "WebError"),
     ("wire_errors.py", "WireError"),
 }
