@@ -65,7 +65,7 @@ class Job:
 @pytest.fixture(scope="module")
 def release(tmp_path_factory) -> Release:
     root = tmp_path_factory.mktemp("release") / "wide"
-    write_miniature(root, WIDE)
+    write_miniature(root, replace(WIDE, attn_output_multiplier=WIDE.key_size**-0.5))
     return open_release(root)
 
 
