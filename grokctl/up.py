@@ -11,6 +11,7 @@ from grokctl.events import Observer, ignore
 from grokctl.fetch import fetch
 from grokctl.model.placement import MeshShape
 from grokctl.model.precision import Precision
+from grokctl.overlap import Overlap, Target
 from grokctl.paths import kind_of
 from grokctl.reshard import reshard
 from grokctl.resharding.plan import ReshardPlan
@@ -53,8 +54,9 @@ def up(request: UpRequest, *, observe: Observer = ignore) -> GotReady:
     """Fetch, verify and reshard a release, as far as that is not done yet.
 
     Killed at any moment, the same call goes on: each stage continues where it stopped, and one that
-    is complete takes a look at stamps. What is on disk is read once, to prove it and to cut it, and
-    nothing is published before every byte is proven.
+    is complete takes a look at stamps. From a swarm, files come in the order in which they are cut;
+    each one that is complete is read once, to prove it and to cut it, while the next ones arrive.
+    Nothing is published before every byte is proven.
 
     Args:
         request: What to fetch, and for which devices.
@@ -64,7 +66,36 @@ def up(request: UpRequest, *, observe: Observer = ignore) -> GotReady:
         GrokctlError: As the stage that failed does: `fetch`, `verify` or `reshard`.
     """
     began = time.monotonic()
-    fetched = fetch(request.source, request.root, request.options, observe=observe)
+    overlap = Overlap(
+        Target(
+            root=request.root,
+            folder=request.ready,
+            mesh=request.mesh,
+            precision=request.precision,
+        )
+    )
+    try:
+        observe_all = overlap.relayed(observe)
+        fetched = fetch(
+            request.source, request.root, request.options, arrivals=overlap, observe=observe_all
+        )
+        made = overlap.finish(observe)
+    finally:
+        overlap.close()
+    is_new = True
+    if made is None:
+        made, is_new = _made_after(request, observe)
+    return GotReady(
+        fetched=fetched,
+        ready=made,
+        proven_by=proof_kind(made, is_hashed=False),
+        is_new=is_new,
+        seconds=time.monotonic() - began,
+    )
+
+
+def _made_after(request: UpRequest, observe: Observer) -> tuple[ReadyCheckpoint, bool]:
+    """The ready checkpoint of a release that is all there, and whether it is new."""
     planned = plan_request(
         ReshardRequest(
             root=request.root,
@@ -75,21 +106,13 @@ def up(request: UpRequest, *, observe: Observer = ignore) -> GotReady:
         observe=observe,
     )
     plan, proof = planned.plan, planned.proof
-    made = made_before(plan)
-    ready = made
-    if ready is None:
-        check = verifying(request.root, observe=observe) if proof is None else None
-        ready = reshard(plan, proof=proof, check=check, observe=observe)
-    return GotReady(
-        fetched=fetched,
-        ready=ready,
-        proven_by=proof_kind(ready, is_hashed=False),
-        is_new=made is None,
-        seconds=time.monotonic() - began,
-    )
+    if (made := _made_before(plan)) is not None:
+        return made, False
+    check = verifying(request.root, observe=observe) if proof is None else None
+    return reshard(plan, proof=proof, check=check, observe=observe), True
 
 
-def made_before(plan: ReshardPlan) -> ReadyCheckpoint | None:
+def _made_before(plan: ReshardPlan) -> ReadyCheckpoint | None:
     """The ready checkpoint of a plan, if it is there: whole, of this mesh, and not damaged."""
     if kind_of(plan.out) != "ready" or read_refusal(plan.out) is not None:
         return None
