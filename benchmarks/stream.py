@@ -75,6 +75,14 @@ def ran(engine: Engine, prompt: list[int], tokens: int) -> BatchStats:
     return batch.stats
 
 
+def decoded(engine: Engine, tokens: list[int]) -> float:
+    """Seconds to decode given tokens: a model of random weights would repeat its own for ever."""
+    began = time.perf_counter()
+    for position, token in enumerate(tokens):
+        engine.runner.decode([0], [token], [position]).on_host()
+    return time.perf_counter() - began
+
+
 def from_disk() -> int:
     """Bytes that this process has had read from disks."""
     fields = Path("/proc/self/io").read_text().split()
@@ -82,7 +90,7 @@ def from_disk() -> int:
 
 
 def measured(
-    folder: Path, tokens: int, rounds: int, cache: Path | None, *, is_mapped: bool
+    folder: Path, tokens: int, rounds: int, longest: int, cache: Path | None, *, is_mapped: bool
 ) -> dict[str, Any]:
     """Rates in the memory that this process has."""
     if is_mapped:
@@ -91,7 +99,8 @@ def measured(
     engine = stage.infer(open_ready(folder), options)
     stream = engine.runner.stream
     generator = np.random.default_rng(0)
-    prompts = [generator.integers(VOCABULARY, size=length).tolist() for length in LENGTHS]
+    lengths = [length for length in LENGTHS if length <= longest]
+    prompts = [generator.integers(VOCABULARY, size=length).tolist() for length in lengths]
     for prompt in prompts:
         ran(engine, prompt, 2)  # compiles
     found: dict[str, Any] = {"peak": peak_rss()}
@@ -104,13 +113,13 @@ def measured(
     for _ in range(rounds):
         disk = alone(stream) if stream else 0.0
         read, misses = from_disk(), stream.counts if stream else None
-        decoded = ran(engine, prompts[0][:1], tokens)
-        note(token_s=decoded.decode_s / decoded.steps, token_read=(from_disk() - read) / tokens)
+        seconds = decoded(engine, generator.integers(VOCABULARY, size=tokens).tolist())
+        note(token_s=seconds / tokens, token_read=(from_disk() - read) / tokens)
         if stream and misses:
             counted = stream.counts - misses
-            note(overread=(from_disk() - read) / counted.disk_bytes, hit=decoded.hit_rate or 0.0)
+            note(overread=(from_disk() - read) / counted.disk_bytes, hit=counted.hit_rate or 0.0)
             disk = (disk + alone(stream)) / 2
-            note(disk=disk, decode=decoded.disk_bytes / decoded.decode_s / disk)
+            note(disk=disk, decode=counted.disk_bytes / seconds / disk)
         for prompt in prompts:
             began, misses = time.perf_counter(), stream.counts if stream else None
             ran(engine, prompt, 1)
@@ -179,6 +188,7 @@ def run_in(folder: Path, size: str, options: argparse.Namespace, mode: str) -> d
         command = ["sh", "-c", join, str(group), sys.executable, __file__, "--one", mode]
         command += ["--ready", str(folder)]
         command += ["--tokens", str(options.tokens), "--rounds", str(options.rounds)]
+        command += ["--longest", str(options.longest)]
         command += ["--cache", str(options.cache)] if options.cache else []
         done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
         found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
@@ -193,12 +203,13 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=12)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--sizes", default="6,10,16", help="GB of memory")
+    parser.add_argument("--longest", type=int, default=LENGTHS[-1], help="tokens of a prompt")
     parser.add_argument("--cache", type=Path, help="for compiled programs")
     parser.add_argument("--modes", default="streamed,mapped")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
-        given = (options.ready, options.tokens, options.rounds, options.cache)
+        given = (options.ready, options.tokens, options.rounds, options.longest, options.cache)
         print(json.dumps(measured(*given, is_mapped=options.one == "mapped")))
         return
     with made(options.ready, options.layers) as folder:

@@ -150,7 +150,7 @@ KvOption = Annotated[
 ]
 ContextOption = Annotated[
     int | None,
-    typer.Option(metavar="N", help="Context in tokens.", show_default="the longest that fits"),
+    typer.Option(metavar="N", help="Context length in tokens.", show_default="what fits"),
 ]
 ThreadsOption = Annotated[
     int | None,

@@ -77,7 +77,7 @@ def run(
             "--slots",
             metavar="N",
             min=1,
-            help="Prompts of the file to run at a time.",
+            help="Prompts to run at a time.",
             show_default="8",
         ),
     ] = None,
