@@ -24,7 +24,7 @@ COMPILE := $(BIN)/uv pip compile --quiet --universal --upgrade --generate-hashes
 # the suite starts hundreds of processes: without kept bytecode, each would compile grokctl again
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test test-fast test-slow test-newest test-engines schedulers browser clients soak fuzz check fix bench rehearsal gpu-forms miniature picture lock install wheels sanitize clean
+.PHONY: demo test test-fast test-slow test-newest test-engines schedulers browser clients soak fuzz check fix bench rehearsal streaming gpu-forms miniature picture lock install wheels sanitize clean
 
 demo: $(READY)  ## the whole pipeline, for real, on a miniature
 	$(BIN)/grokctl demo
@@ -81,6 +81,9 @@ bench: .venv/.bench  ## every benchmark: a table and a ratio to a peer or a limi
 
 rehearsal: $(READY)  ## every command on 318 GB of holes: times and memory in docs/rehearsal.md
 	$(BIN)/python benchmarks/rehearsal.py --write docs/rehearsal.md
+
+streaming: $(READY)  ## four full-width layers in memory cgroups of 6, 10 and 16 GB: 40 GB of disk, as root
+	$(BIN)/python benchmarks/stream.py
 
 gpu-forms: .venv-gpu/.ready  ## decode and prefill compiled for absent H100s: launches, host waits, copies, registers
 	PYTHONPATH=. .venv-gpu/bin/python benchmarks/gpu_forms.py --compile

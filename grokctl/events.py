@@ -115,25 +115,27 @@ def throttled(
 
     Args:
         observer: Receives the events.
-        every: Least number of seconds between two `Advanced` events.
+        every: Least number of seconds between two `Advanced` events of a stage; several stages may
+            be under way.
         clock: Seconds, monotonic.
 
     Returns:
         It never drops the last `Advanced` event of a stage.
     """
-    latest: Advanced | None = None
-    due = 0.0
+    latest: dict[Stage, Advanced] = {}
+    due: dict[Stage, float] = {}
 
     def observe(event: Event) -> None:
-        nonlocal latest, due
         if isinstance(event, Advanced):
-            if clock() < due:
-                latest = event
+            if clock() < due.get(event.stage, 0.0):
+                latest[event.stage] = event
                 return
-            due = clock() + every
-        elif latest is not None:
-            observer(latest)
-        latest = None
+            due[event.stage] = clock() + every
+            latest.pop(event.stage, None)
+        else:
+            for held in latest.values():
+                observer(held)
+            latest.clear()
         observer(event)
 
     return observe

@@ -33,7 +33,7 @@ from grokctl.transfer.destination import (
     save_resume_data,
     select_files,
 )
-from grokctl.transfer.download import SAVE_WITHIN_S, Download
+from grokctl.transfer.download import SAVE_WITHIN_S, Arrivals, Download, NoArrivals
 from grokctl.transfer.exposure import refuse_exposed
 from grokctl.transfer.fetched import Contribution, Fetched, Trouble
 from grokctl.transfer.hub import Hub
@@ -84,6 +84,7 @@ def fetch(
     options: FetchOptions = _DEFAULTS,
     *,
     have: frozenset[int] | None = None,
+    arrivals: Arrivals | None = None,
     observe: Observer = ignore,
 ) -> Fetched:
     """Download a release, or the missing part of it, and sync it to disk.
@@ -100,6 +101,8 @@ def fetch(
         root: The release's folder, created if needed. Nothing is written outside it.
         options: Peers, mirrors, limits, selection of files.
         have: Pieces that were proven just now; all other pieces of the wanted files are fetched.
+        arrivals: Works on files while others arrive from the swarm, in the order of the files; it
+            never begins if they come from a hub.
         observe: Receives metadata, verify (data on disk), fetch and seed in bytes.
 
     Raises:
@@ -111,7 +114,9 @@ def fetch(
     request, torrent = _open_request(source, root, options)
     tokenizer = _given_tokenizer(request)  # fails before the download, not after it
     try:
-        return _fetch_torrent(request, torrent, tokenizer, have=have, observe=observe)
+        return _fetch_torrent(
+            request, torrent, tokenizer, have=have, arrivals=arrivals, observe=observe
+        )
     except NoMetadataError as error:
         hub, stall = error.hub, error.stall
     promise = _promise_instead(request, hub, stall, observe)
@@ -129,6 +134,7 @@ def _fetch_torrent(
     tokenizer: bytes | None,
     *,
     have: frozenset[int] | None,
+    arrivals: Arrivals | None,
     observe: Observer,
 ) -> Fetched:
     """The same from the swarm, and from mirrors of the torrent's files."""
@@ -162,7 +168,7 @@ def _fetch_torrent(
         placed = PlacedFiles(root, selection)
         after.callback(placed.close)
         after.callback(placed.remove_empty)
-        swarm.add(_transfer(request, selection, peers, claims))
+        swarm.add(_transfer(request, selection, peers, claims, is_in_order=arrivals is not None))
         mirrors = _mirrors(stack, selection, options)
         download = Download(
             request=request,
@@ -172,6 +178,7 @@ def _fetch_torrent(
             observe=observe,
             watch=placed.watch,
             counts_rest=have is not None,
+            arrivals=arrivals or NoArrivals(),
         )
         uploaded = seed_seconds = None
         try:
@@ -401,7 +408,12 @@ def _fetch_tokenizer(request: FetchRequest, selection: FileSelection, observe: O
 
 
 def _transfer(
-    request: FetchRequest, selection: FileSelection, peers: list[Endpoint], claims: Claims
+    request: FetchRequest,
+    selection: FileSelection,
+    peers: list[Endpoint],
+    claims: Claims,
+    *,
+    is_in_order: bool,
 ) -> Transfer:
     options = request.options
     return Transfer(
@@ -416,6 +428,7 @@ def _transfer(
         claims=claims,
         max_download=options.max_download,
         max_upload=options.max_upload,
+        is_in_order=is_in_order,
     )
 
 

@@ -11,7 +11,12 @@ from grokctl.events import Observer, ignore
 from grokctl.inference.compilation import use_compilation_cache
 from grokctl.inference.devices import find_devices
 from grokctl.inference.engine import Engine
-from grokctl.inference.expert_loading import Loaded, load_streamed, residence_of
+from grokctl.inference.expert_loading import (
+    Loaded,
+    load_streamed,
+    note_mapped,
+    residence_of,
+)
 from grokctl.inference.loading import Loader, out_of_memory
 from grokctl.inference.memory_check import check_room
 from grokctl.inference.plan import EngineOptions, RunPlan, plan
@@ -75,6 +80,7 @@ def start(
         )
         residence = residence_of(loader, needed, options)
         if residence is None:
+            note_mapped(loader, options, observe=observe)
             check_room(
                 loader.local_devices,
                 needed,

@@ -1,6 +1,6 @@
 """Decide whether files on disk are the ones that the torrent promises; the proof is a receipt."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
@@ -40,7 +40,7 @@ from grokctl.events import Noted, Observer, ignore
 from grokctl.integrity.content_check import ContentCheck
 from grokctl.integrity.damage import Findings, find_damage, known_bytes
 from grokctl.integrity.published import verify_export, verify_ready
-from grokctl.integrity.trailing_check import Notes, TrailingCheck
+from grokctl.integrity.trailing_check import ArrivingCheck, Notes, TrailingCheck
 from grokctl.integrity.verdict import Verdict, remember, threads_of
 from grokctl.model.config import GrokConfig
 from grokctl.model.tensors import tensor_specs
@@ -116,6 +116,26 @@ def verifying(root: Path, *, jobs: int | None = None, observe: Observer = ignore
     metainfo = trusted_hashes(root)
     if metainfo is None:
         raise _no_hashes(f"{root}: its content cannot be proven without {TORRENT}", root)
+    check, notes, conclude = _apart(root, metainfo)
+    notes.drain(observe)
+    return TrailingCheck(check, notes, conclude, jobs=threads_of(jobs))
+
+
+def verifying_arrivals(root: Path, metainfo: Metainfo) -> ArrivingCheck:
+    """A verification of a release whose files are still arriving, ahead of what reads them.
+
+    Args:
+        root: The release, with its torrent.
+        metainfo: The same.
+    """
+    check, notes, conclude = _apart(root, metainfo)
+    return ArrivingCheck(check, notes, conclude, jobs=threads_of(None))
+
+
+def _apart(
+    root: Path, metainfo: Metainfo
+) -> tuple[ContentCheck, Notes, Callable[[Observer], Receipt | None]]:
+    """A check for other threads, what it notes, and its end."""
     notes = Notes()
     check = _begun(root, metainfo, notes, rehash=False, keeps=True)
 
@@ -125,8 +145,7 @@ def verifying(root: Path, *, jobs: int | None = None, observe: Observer = ignore
         raise_for(verdict, root)
         return verdict.receipt
 
-    notes.drain(observe)
-    return TrailingCheck(check, notes, conclude, jobs=threads_of(jobs))
+    return check, notes, conclude
 
 
 def _structure_alone(root: Path, *, quick: bool, observe: Observer) -> Verdict:

@@ -46,6 +46,12 @@ def windows_of(texts: Texts, count: int) -> NDArray[np.int32]:
     return np.stack(rows).astype(np.int32)
 
 
+def all_windows(texts: Texts) -> NDArray[np.int32]:
+    """`(windows, LENGTH + 1)` tokens: all held-out text, each token predicted once."""
+    starts = range(0, len(texts.held_out) - LENGTH, LENGTH)
+    return np.stack([texts.held_out[at : at + LENGTH + 1] for at in starts]).astype(np.int32)
+
+
 def bits_of_engine(
     source: TensorSource,
     windows: NDArray[np.int32],
@@ -143,9 +149,16 @@ def main() -> None:
     per_byte = len(texts.held_out) / texts.held_out_bytes
     training = np.concatenate(list(texts.train.values()))
     pairs = Bigrams.of(training, release.config.vocab_size)
+    everything = all_windows(texts)
+    of_pairs = pairs.bits(texts.held_out) / (len(texts.held_out) - 1)
+    of_int8 = bits_of_floats(floats_of_release(release), release.config, everything)
+    print(
+        f"all {len(texts.held_out):,} held-out tokens, bits per byte: int8"
+        f" {of_int8 * per_byte:.3f}, pairs of tokens {of_pairs * per_byte:.3f},"
+        f" {1 - of_int8 / of_pairs:.1%} fewer\n"
+    )
     floats = floats_of(trained(arguments.work / "state.npz")[0])
     found = {
-        "pairs of tokens (Kneser-Ney)": pairs.bits(windows.ravel()) / (windows.size - 1),
         "float32, as trained": bits_of_floats(floats, release.config, windows),
         **precisions(release, windows),
     }

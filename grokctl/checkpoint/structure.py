@@ -93,7 +93,7 @@ def survey(root: Path, *, observe: Observer = ignore) -> Survey:
     _read_ahead(root, specs)
     for done, spec in enumerate(specs, start=1):
         try:
-            tensors.append(_locate(root, spec))
+            tensors.append(locate(root, spec))
             odd.extend(_odd_values(tensors[-1]))
         except CorruptCheckpointError as error:
             damage.extend(error.damage)
@@ -123,7 +123,7 @@ def _read_ahead(root: Path, specs: Sequence[TensorSpec]) -> None:
                 os.close(handle)
 
 
-def _locate(root: Path, spec: TensorSpec) -> StoredTensor:
+def locate(root: Path, spec: TensorSpec) -> StoredTensor:
     """Scan one file and compare it with its specification.
 
     Raises:

@@ -202,9 +202,13 @@ class ReleaseSource:
         """The model."""
         return self.release.config
 
+    def stored(self, name: str) -> "StoredTensor":
+        """A parameter, by its name."""
+        return self._tensors[name]
+
     def read(self, tensor: LogicalTensor, slices: Slices) -> NDArray[Any]:
         """Copy a part of a tensor out of the mapped file."""
-        weight, scales = self._tensors[tensor.spec.name].map()
+        weight, scales = self.stored(tensor.spec.name).map()
         array = scales if tensor.is_scales else weight
         assert array is not None
         return np.array(array[index_of(slices)])
@@ -218,7 +222,7 @@ class ReleaseSource:
         for index, length in zip(lead, tensor.spec.shape, strict=False):
             first = first * length + index
         first *= tensor.spec.shape[-2]
-        with self._tensors[tensor.spec.name].opened() as rows:
+        with self.stored(tensor.spec.name).opened() as rows:
             yield lambda low, high: rows.read((first + low, first + high), outputs)
 
 

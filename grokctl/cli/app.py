@@ -20,6 +20,7 @@ from grokctl.cli import (
     run,
     score,
     serve,
+    up,
     verify,
 )
 from grokctl.cli.context import ErrorBoundary, exit_code_of, limit_of
@@ -113,6 +114,7 @@ def _print_help(context: typer.Context, command: Annotated[str, typer.Argument()
 
 _COMMANDS: Final = (
     (doctor.doctor, "grokctl doctor --accelerator h100-80gb --devices 8"),
+    (up.up, "grokctl up --devices 8 -p 'The answer to life is'"),
     (fetch.fetch, "grokctl fetch --max-download 20MB"),
     (verify.verify, "grokctl verify grok-1 --repair"),
     (inspect.inspect, "grokctl inspect grok-1 --tensor 'layers.10.*' --stats"),

@@ -146,13 +146,11 @@ ComputeOption = Annotated[
 ]
 KvOption = Annotated[
     KvType,
-    typer.Option("--kv", metavar="TYPE", help="KV cache: int8, or the type of --compute."),
+    typer.Option("--kv", metavar="TYPE", help="KV cache: int8, or as --compute."),
 ]
 ContextOption = Annotated[
     int | None,
-    typer.Option(
-        metavar="N", help="Context length in tokens.", show_default="the longest that fits"
-    ),
+    typer.Option(metavar="N", help="Context length in tokens.", show_default="what fits"),
 ]
 ThreadsOption = Annotated[
     int | None,

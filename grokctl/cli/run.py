@@ -77,7 +77,7 @@ def run(
             "--slots",
             metavar="N",
             min=1,
-            help="Prompts of the file to run at a time.",
+            help="Prompts to run at a time.",
             show_default="8",
         ),
     ] = None,
@@ -88,10 +88,10 @@ def run(
         float, typer.Option(metavar="T", help="Sampling temperature; 0 is greedy.")
     ] = 0.7,
     top_p: Annotated[
-        float, typer.Option(metavar="P", help="Nucleus sampling; 1 keeps all tokens.")
+        float, typer.Option(metavar="P", help="Nucleus sampling; 1 keeps all.")
     ] = 0.95,
     top_k: Annotated[
-        int, typer.Option(metavar="K", help="Keep the K most likely tokens; 0 keeps all.")
+        int, typer.Option(metavar="K", help="Keep the K most likely; 0 keeps all.")
     ] = 0,
     min_p: Annotated[
         float, typer.Option(metavar="P", help="Drop tokens below P times the most likely.")

@@ -1,11 +1,17 @@
 """How the rest of a prompt is cut into chunks, each of which a compiled step runs."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
 
 from grokctl.model.bucketing import SHORTEST_CHUNK
 
+LONGEST_SWEEP: Final = 2048
+"""Tokens of a prompt that run together where experts are streamed: with more, a CPU computes for
+longer than a disk reads. Their hidden states between layers take 150 MB of Grok-1."""
 _BESIDE_DECODE: Final = {"cpu": 128}
 """Most tokens of prompts in a turn that other sequences wait for to decode."""
 _BESIDE_DECODE_ELSEWHERE: Final = 512
@@ -27,14 +33,17 @@ class Chunk:
         return self.start + self.count
 
 
-def turn_budget(longest: int, *, platform: str, is_decoding: bool) -> int:
+def turn_budget(longest: int, platform: str, *, is_decoding: bool, is_streamed: bool) -> int:
     """Tokens of prompts in a turn.
 
     Args:
         longest: Most tokens of a chunk.
         platform: `cpu`, `gpu` or `tpu`.
         is_decoding: Whether other sequences wait for the turn to end.
+        is_streamed: Whether experts are streamed: a few tokens read as many of them as a sweep.
     """
+    if is_streamed:
+        return LONGEST_SWEEP
     if not is_decoding:
         return longest
     return min(longest, _BESIDE_DECODE.get(platform, _BESIDE_DECODE_ELSEWHERE))
@@ -67,6 +76,21 @@ def next_chunk(start: int, end: int, *, longest: int, past: int) -> Chunk:
         padded //= 2
     start = min(start, past - padded)
     return Chunk(start=start, count=min(end - start, padded), padded=padded)
+
+
+def joined(parts: Iterable[tuple[Chunk, NDArray[Any]]]) -> NDArray[Any]:
+    """Rows of consecutive chunks, without padding and those of tokens that have run before.
+
+    Args:
+        parts: Chunks, each with a row for each of its tokens, and for padding.
+    """
+    rows: list[NDArray[Any]] = []
+    end: int | None = None
+    for chunk, array in parts:
+        begin = chunk.start if end is None else end
+        rows.append(array[begin - chunk.start : chunk.count])
+        end = chunk.end
+    return rows[0] if len(rows) == 1 else np.concatenate(rows)
 
 
 def chunks(start: int, end: int, *, longest: int, past: int) -> Iterator[Chunk]:

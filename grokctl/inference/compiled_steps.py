@@ -66,10 +66,19 @@ class Task:
         rows = [(slot, start, chosen, self.count, *ids) for slot, start, chosen, ids in facts]
         return np.array(rows, np.int32)
 
+    def targets_array(self) -> np.ndarray[Any, np.dtype[np.int32]]:
+        """The targets as `Step.run` takes them: `(1, time)`, or `(0,)` without any."""
+        return np.array([self.targets] if self.targets else [], np.int32)
+
 
 def positions_of(task: Int[Array, "batch columns"]) -> Positions:
     """Of the tokens of a packed task."""
     return Positions(slots=task[:, 0], start=task[:, 1], count=task[0, 3])
+
+
+def count_of(task: jax.Array) -> int:
+    """Tokens of a packed task, without padding."""
+    return int(np.asarray(task)[0, 3])
 
 
 Look = Callable[[Layer, LayerCache, jax.Array, jax.Array], None]

@@ -56,6 +56,7 @@ def residence_of(loader: Loader, needed: Needs, options: EngineOptions) -> Resid
         needed,
         experts=loader.expert_nbytes,
         memory=limited(memory().usable, options.max_memory),
+        counts=options.counts,
     )
     if residence is not None and residence.missing:
         raise HardwareError(f"this checkpoint takes {residence.shortage}", "grokctl doctor")
@@ -71,6 +72,15 @@ def is_streamable(loader: Loader) -> bool:
         and source.mesh == loader.mesh
         and source.is_mapped
     )
+
+
+def note_mapped(loader: Loader, options: EngineOptions, *, observe: Observer) -> None:
+    """Note that `--max-memory` limits nothing where the files of several devices are mapped."""
+    is_cpu = loader.devices[0].platform == "cpu"
+    if is_cpu and options.max_memory is not None and len(loader.devices) > 1:
+        what = f"has no effect on the {len(loader.devices)} devices of {loader.mesh}"
+        why = "experts are streamed for one device (grokctl reshard --devices 1)"
+        observe(Noted(message=f"--max-memory: {what}: {why}"))
 
 
 def load_streamed(loader: Loader, residence: Residence, *, observe: Observer) -> Loaded:
@@ -92,8 +102,7 @@ def load_streamed(loader: Loader, residence: Residence, *, observe: Observer) ->
         reader = ExpertReader(source.root / source.manifest.record_of(0).name)
     weights = _Weights(loader, source)
     file = ExpertFile(source, reader, weights.expert, weights.experts_of)
-    layers = range(residence.config.num_layers)
-    staying = [(layer, number) for layer in layers for number in residence.pinned_in(layer)]
+    staying = residence.kept
     total = residence.dense + len(staying) * residence.expert_nbytes
     observe(Started(stage=Stage.LOAD, total=total))
     began = time.perf_counter()

@@ -111,8 +111,9 @@ class ExpertStream:
         self._passing: dict[_Key, _Passing] = {}
         self._cancelled: list[_Passing] = []
         self._observe = observe
-        self._layer = 0
-        self._reported_from: int | None = None
+        self._since: StreamCounts | None = None
+        """What streaming had come to when the step began that is reported."""
+        self._detail = ""
         self.example = file.experts_of(buffers[0], file.parts(0, 0))
         """Some expert, of which only shapes and types matter: all are alike."""
 
@@ -126,6 +127,8 @@ class ExpertStream:
         """Where experts are, in a few words."""
         residence = self.residence
         pinned = f"{residence.pinned:,} of {residence.experts:,} experts in memory"
+        if residence.counts is not None:
+            pinned += " (those that counted texts chose most)"
         how = "past the page cache" if self.is_direct else "by way of the page cache"
         return f"{pinned}, the others read from the disk {how}"
 
@@ -134,9 +137,10 @@ class ExpertStream:
         """Where experts are, and what a token takes, in a line before the first one."""
         missed, rate = self.residence.missed, self.load_rate
         seconds = format_seconds(self.residence.seconds(read_rate=rate, decode_rate=None))
+        first = format_seconds(self.residence.swept / rate)
         return (
-            f"{self.pages}: about {format_bytes(int(missed))} and {seconds} a token, at "
-            f"{format_rate(rate)} (estimate)"
+            f"{self.pages}: about {format_bytes(int(missed))} and {seconds} a token, "
+            f"{first} for a prompt, at {format_rate(rate)} (estimate)"
         )
 
     def experts(
@@ -160,7 +164,6 @@ class ExpertStream:
         """
         staying = deque(number for number in chosen if (layer, number) in self._pinned)
         missing = [number for number in chosen if (layer, number) not in self._pinned]
-        self._layer = layer
         self._count(experts_chosen=len(chosen), experts_missed=len(missing))
         for key in [key for key in self._passing if key[0] != layer or key[1] not in missing]:
             self._cancel(key)  # it seemed certain
@@ -181,6 +184,7 @@ class ExpertStream:
             missing.remove(number)
             self._free.append(self._passing.pop((layer, number)).buffer)
         self._ask(to_ask)
+        self._end_layer(layer)
 
     def abandon(self) -> None:
         """Cancel whatever is being read: the step that asked for it has failed."""
@@ -188,25 +192,35 @@ class ExpertStream:
             self._cancel(key)
 
     @contextmanager
-    def reporting(self, nbytes: int) -> Iterator[None]:
-        """Report the progress of a step that reads so many bytes."""
-        self._reported_from = self.counts.disk_bytes
-        self._observe(Started(stage=Stage.STREAM, total=nbytes))
+    def reporting(self, tokens: int) -> Iterator[None]:
+        """Report the progress of a step of so many tokens, if nothing else is to be seen of it.
+
+        That is a prompt, and the first step of all.
+        """
+        if tokens == 1 and self.counts.experts_chosen:
+            yield
+            return
+        self._since, self._detail = self.counts, ""
+        self._observe(Started(stage=Stage.STREAM, total=self.residence.read(tokens)))
         try:
             yield
         finally:
-            self._reported_from = None
+            self._since = None
         self._observe(Finished(stage=Stage.STREAM))
 
     def _report(self) -> None:
-        """Report an expert that has come, within `reporting`."""
-        if self._reported_from is None:
-            return
-        detail = f"layer {self._layer + 1} of {self.residence.config.num_layers}"
-        if (hit := self.counts.hit_rate) is not None:
-            detail += f", {hit:.0%} of experts in memory"
-        done = self.counts.disk_bytes - self._reported_from
-        self._observe(Advanced(stage=Stage.STREAM, done=done, detail=detail))
+        """Report what has come, within `reporting`."""
+        if self._since is not None:
+            done = self.counts.disk_bytes - self._since.disk_bytes
+            self._observe(Advanced(stage=Stage.STREAM, done=done, detail=self._detail))
+
+    def _end_layer(self, layer: int) -> None:
+        """Report a layer, within `reporting`."""
+        if self._since is not None:
+            hit = (self.counts - self._since).hit_rate or 0
+            layers = self.residence.config.num_layers
+            self._detail = f"layer {layer + 1} of {layers}, {hit:.0%} of experts in memory"
+            self._report()
 
     def _count(self, **more: float) -> None:
         now: dict[str, Any] = {name: getattr(self.counts, name) + more[name] for name in more}

@@ -3,7 +3,6 @@
 import time
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import replace
 from enum import IntEnum
 from typing import Any, Final
 
@@ -13,7 +12,7 @@ from numpy.typing import NDArray
 
 from grokctl.cluster.process_group import Cluster
 from grokctl.events import Advanced, Finished, Observer, Stage, Started, Unit
-from grokctl.inference.chunks import Chunk
+from grokctl.inference.chunks import Chunk, chunks, joined
 from grokctl.inference.compilation import compiling
 from grokctl.inference.compiled_steps import Head, Look, Programs, Step, Task, handed_over
 from grokctl.inference.expert_loading import Loaded
@@ -21,7 +20,7 @@ from grokctl.inference.expert_stream import StreamCounts
 from grokctl.inference.generation import PromptScores
 from grokctl.inference.loading import Loader, out_of_memory
 from grokctl.inference.step_logits import AdjustedRows, StepLogits
-from grokctl.inference.streamed_steps import StreamedPrograms
+from grokctl.inference.streamed_steps import StreamedPrograms, sweep
 from grokctl.model.bucketing import padded_batch, room
 from grokctl.model.cache import Cache, LayerCache, empty_cache, stored_type
 from grokctl.model.parameters import Layer
@@ -30,9 +29,9 @@ from grokctl.model.step_spec import StepShape
 
 _Key = tuple[int, int, Head]
 """Sequences, tokens of each, and what the step computes."""
+_Found = list[tuple[Chunk, Any]]
 _HEADER: Final = 4
 """Numbers at the beginning of an order."""
-_NOTHING: Final = np.empty(0, np.int32)
 
 
 class _Order(IntEnum):
@@ -132,17 +131,17 @@ class ModelRunner:
 
     def read_every(self, slot: int, tokens: Sequence[int], chunk: Chunk) -> NDArray[np.float32]:
         """Run a chunk of a prompt; logits after each token, `(count, vocab)`."""
-        logits = np.asarray(self._read(slot, tokens, chunk, Head.EVERY))
-        return logits[0, : chunk.count]
+        found = self._read(slot, tokens, chunk, Head.EVERY)
+        return joined((part, np.asarray(logits)[0]) for part, logits in found)
 
     def score(self, slot: int, tokens: Sequence[int], chunk: Chunk) -> PromptScores:
         """Run a chunk of a prompt, each of whose tokens has a next one; the scores of those."""
         found = self._read(slot, tokens, chunk, Head.SCORES)
         return PromptScores(
             start=chunk.start + 1,
-            logprobs=np.asarray(found.logprob)[: chunk.count],
-            top_ids=np.asarray(found.top_ids)[: chunk.count],
-            top_logprobs=np.asarray(found.top_logprobs)[: chunk.count],
+            logprobs=joined((part, np.asarray(each.logprob)) for part, each in found),
+            top_ids=joined((part, np.asarray(each.top_ids)) for part, each in found),
+            top_logprobs=joined((part, np.asarray(each.top_logprobs)) for part, each in found),
         )
 
     def read_and_count(self, slot: int, tokens: Sequence[int], chunk: Chunk) -> NDArray[np.int64]:
@@ -171,7 +170,8 @@ class ModelRunner:
             experts = self.shape.config.num_experts
             counts.append(np.bincount(chosen.ravel(), minlength=experts))
 
-        self._execute(key, self._task(slot, tokens, chunk).packed(), _NOTHING, look=look)
+        task = self._task(slot, tokens, chunk)
+        self._execute(key, task.packed(), task.targets_array(), look=look)
         return np.array(counts, np.int64)
 
     def decode(
@@ -233,31 +233,47 @@ class ModelRunner:
             is_on_device=self.shape.draws_on_device,
         )
 
-    def _read(self, slot: int, tokens: Sequence[int], chunk: Chunk, head: Head) -> Any:
-        task = self._task(slot, tokens, chunk)
-        if head is Head.SCORES:
-            padding = [self.shape.config.pad_token] * (chunk.padded - chunk.count)
-            targets = [*tokens[chunk.start + 1 : chunk.end + 1], *padding]
-            task = replace(task, targets=targets)
-        return self._run((1, chunk.padded, head), task)
+    def _read(self, slot: int, tokens: Sequence[int], chunk: Chunk, head: Head) -> _Found:
+        """Run a chunk of a prompt, or several; what the head of each computes."""
+        parts = self._parts(chunk, head)
+        tasks = [self._task(slot, tokens, part, own) for part, own in parts]
+        if len(parts) == 1:
+            return [(chunk, self._run((1, chunk.padded, head), tasks[0]))]
+        steps = [self._step((1, part.padded, own)) for part, own in parts]
+        given = [(task.packed(), task.targets_array()) for task in tasks]
+        results = self._ran(
+            lambda cache: sweep(steps, self._parameters, cache, given, self._none_read)
+        )
+        self._logits = results[-1] if head is Head.LAST else None
+        return [(part, result) for (part, _), result in zip(parts, results, strict=True)]
 
-    def _task(self, slot: int, tokens: Sequence[int], chunk: Chunk) -> Task:
+    def _parts(self, chunk: Chunk, head: Head) -> list[tuple[Chunk, Head]]:
+        """The chunks that run for one, each with its head; several where experts are streamed."""
+        if chunk.padded <= self.longest_chunk:
+            return [(chunk, head)]
+        parts = chunks(chunk.start, chunk.end, longest=self.longest_chunk, past=self.past)
+        others = Head.NONE if head is Head.LAST else head
+        return [(part, head if part.end == chunk.end else others) for part in parts]
+
+    def _task(self, slot: int, tokens: Sequence[int], chunk: Chunk, head: Head = Head.NONE) -> Task:
         """A chunk of a prompt, filled up with padding."""
         assert chunk.start + chunk.padded <= self.past  # else XLA writes over other tokens
         padding = [self.shape.config.pad_token] * (chunk.padded - chunk.count)
+        targets = [*tokens[chunk.start + 1 : chunk.end + 1], *padding]
         return Task(
             tokens=[[*tokens[chunk.start : chunk.end], *padding]],
             slots=[slot],
             start=[chunk.start],
             count=chunk.count,
             select=[chunk.count - 1],
+            targets=targets if head is Head.SCORES else (),
         )
 
     # --- programs
 
     def chunk_step(self, chunk: Chunk, head: Head) -> Step:
-        """The compiled step of a chunk; compiled once."""
-        return self._step((1, chunk.padded, head))
+        """The compiled step of a chunk, or of the last of several; each compiled once."""
+        return [self._step((1, part.padded, own)) for part, own in self._parts(chunk, head)][-1]
 
     def decode_step(self, sequences: int) -> Step:
         """The compiled step that decodes so many sequences; compiled once."""
@@ -297,8 +313,7 @@ class ModelRunner:
 
     def _run(self, key: _Key, task: Task) -> Any:
         self._step(key)
-        packed = task.packed()
-        targets = np.array([task.targets], np.int32) if task.targets else _NOTHING
+        packed, targets = task.packed(), task.targets_array()
         self._tell(_Order.RUN, key, packed, targets)
         return self._execute(key, packed, targets)
 
@@ -309,19 +324,24 @@ class ModelRunner:
         targets: NDArray[np.int32],
         look: Look | None = None,
     ) -> Any:
-        step = self._steps[key]
+        step, none = self._steps[key], self._none_read
+        result = self._ran(
+            lambda cache: step.run(self._parameters, cache, packed, targets, none, look=look)
+        )
+        self._logits = result if key[2] is Head.LAST else None
+        return result
+
+    def _ran(self, run: Callable[[Cache], tuple[Any, Cache, Any]]) -> Any:
+        """What steps compute, given the cache, which is lost if they fail."""
         with out_of_memory(), self._computing():
             self._cache = self._cache or self._new_cache()
             try:
-                result, self._cache, read = step.run(
-                    self._parameters, self._cache, packed, targets, self._none_read, look=look
-                )
+                result, self._cache, read = run(self._cache)
                 here = sum(int(np.sum(np.asarray(part.data))) for part in read.addressable_shards)
                 self._experts_read += here
             except BaseException:
                 self._cache = ()  # it was given away
                 raise
-        self._logits = result if key[2] is Head.LAST else None
         return result
 
     def _computing(self) -> Any:

@@ -11,6 +11,7 @@ from grokctl.model.placement import MeshShape, check_mesh
 from grokctl.model.precision import Compute, KvType
 from grokctl.model.sizing import Terms
 from grokctl.model.tokenizer import Tokenizer
+from grokctl.planning.residence import Counts
 
 _MOST_SLOTS: Final = 256
 """A program names each of its sequences, so it grows with them."""
@@ -36,6 +37,8 @@ class EngineOptions:
     max_memory: int | None = None
     """Most bytes of main memory for weights, cache and workspace on a CPU; by default what is free.
     Experts beyond it are streamed."""
+    counts: Counts | None = None
+    """How often earlier texts chose each expert: if some are streamed, the most chosen stay."""
     draws_on_device: bool | None = None
     """Whether devices look for the tokens to draw from; by default accelerators do."""
 

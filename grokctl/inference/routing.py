@@ -17,6 +17,7 @@ from grokctl.inference.chunks import chunks
 from grokctl.inference.engine import Engine
 from grokctl.os_errors import refusal
 from grokctl.paths import read_limited, write_atomically
+from grokctl.planning.residence import Counts
 
 _LARGEST: Final = 2**22
 """Bytes of a kept file: 256 layers of 4,096 experts are fewer."""
@@ -29,8 +30,7 @@ class Routing:
     """How often each expert was chosen."""
 
     tokens: int
-    counts: tuple[tuple[int, ...], ...]
-    """For each layer, for each expert: the tokens that chose it."""
+    counts: Counts
 
     def __add__(self, other: "Routing") -> "Routing":
         """Both texts together."""
@@ -81,6 +81,14 @@ def kept_at(folder: Path, source: TensorSource) -> Path:
     return folder / f"{name}.json"
 
 
+def counts_of(home: Path, source: TensorSource) -> Counts | None:
+    """The counts that are kept for a checkpoint; None if there are none for its layers."""
+    kept, config = read_kept(kept_at(home, source)), source.config
+    if kept is None or np.shape(kept.counts) != (config.num_layers, config.num_experts):
+        return None
+    return kept.counts
+
+
 def keep(path: Path, routing: Routing) -> Routing:
     """Add counts to those that are kept, and return the sum.
 
@@ -107,10 +115,12 @@ def read_kept(path: Path) -> Routing | None:
         counts = np.array(values["counts"])
         if values["version"] != 1 or counts.ndim != 2 or counts.dtype.kind != "i":  # noqa: PLR2004
             return None
+        if counts.min() < 0:
+            return None
         return Routing(tokens=int(values["tokens"]), counts=_rows(counts))
     except (OSError, ValueError, TypeError, KeyError):
         return None
 
 
-def _rows(counts: NDArray[np.int64]) -> tuple[tuple[int, ...], ...]:
+def _rows(counts: NDArray[np.int64]) -> Counts:
     return tuple(tuple(map(int, row)) for row in counts)

@@ -271,8 +271,9 @@ class Scheduler:
     @property
     def _budget(self) -> int:
         """Tokens of prompts in a turn."""
-        longest, platform = self._runner.longest_chunk, self._runner.platform
-        return turn_budget(longest, platform=platform, is_decoding=bool(self._decoding))
+        runner, waits = self._runner, bool(self._decoding)
+        longest, is_streamed = runner.longest_chunk, runner.stream is not None
+        return turn_budget(longest, runner.platform, is_decoding=waits, is_streamed=is_streamed)
 
     def _decode(self) -> None:
         """Make one token of every sequence whose prompt was read."""
@@ -292,8 +293,8 @@ class Scheduler:
             return
         spent = runner.clock() - begun
         nbytes = runner.step_nbytes(runner.experts_nbytes() - read)
-        self._count(decode_s=spent, steps=1, decoded=len(due), bytes_read=nbytes)
-        self._count(**asdict(runner.streamed() - streamed))
+        more = asdict(runner.streamed() - streamed)
+        self._count(decode_s=spent, steps=1, decoded=len(due), bytes_read=nbytes, **more)
         for active, draw in zip(due, drawn, strict=True):
             if active.sequence.ids:
                 active.decode_s += spent
@@ -446,5 +447,4 @@ class Scheduler:
             self.cancel(ticket)
 
     def _count(self, **more: float) -> None:
-        """Add to the totals."""
         self.totals = self.totals.plus(**more)

@@ -1,12 +1,13 @@
 """Compiled programs of a step whose experts are streamed: a layer before them, one, and after."""
 
-from contextlib import nullcontext
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from numpy.typing import NDArray
 
 from grokctl.inference.compiled_steps import (
     EVERYWHERE,
@@ -14,6 +15,7 @@ from grokctl.inference.compiled_steps import (
     Look,
     Programs,
     Step,
+    count_of,
     handed_over,
     positions_of,
 )
@@ -21,7 +23,7 @@ from grokctl.inference.expert_stream import ExpertStream
 from grokctl.model import experts as mixture
 from grokctl.model import forward
 from grokctl.model.cache import Cache, LayerCache
-from grokctl.model.parameters import Experts, Layer, Norms
+from grokctl.model.parameters import Experts, Layer, Norms, Parameters
 
 _ALL_ARE_CHOSEN: Final = 64
 """Tokens from which every expert of a layer is chosen but in one of a million cases."""
@@ -38,8 +40,6 @@ class StreamedStep(Step):
     """Adds one expert of any layer."""
     after: Any
     """What follows the experts of any layer."""
-    tokens: int
-    """Of all sequences."""
     is_prompt: bool
     stream: ExpertStream
 
@@ -53,40 +53,119 @@ class StreamedStep(Step):
         *,
         look: Look | None = None,
     ) -> tuple[jax.Array, Cache, jax.Array]:
-        stream, swept = self.stream, self.stream.residence.swept
-        extended: list[LayerCache] = []
-        try:
-            with stream.reporting(swept) if self.is_prompt else nullcontext():
-                for number, before in enumerate(self.layers):
-                    if look is not None:
-                        look(layers[number], cache[number], hidden, task)
-                    hidden, longer, read = self._run_layer(
-                        number, before, (layers[number], cache[number], read), hidden, task
-                    )
-                    extended.append(longer)
-        except BaseException:
-            stream.abandon()
-            raise
-        return hidden, tuple(extended), read
+        (hidden,), cache, read = _run_layers(
+            [_Part(self, hidden, task)], layers, cache, read, look=look
+        )
+        return hidden, cache, read
 
-    def _run_layer(
-        self,
-        number: int,
-        before: Any,
-        given: tuple[Layer, LayerCache, jax.Array],
-        hidden: jax.Array,
-        task: jax.Array,
-    ) -> tuple[jax.Array, LayerCache, jax.Array]:
-        layer = given[0]
-        hidden, (rows, routed, total), longer, read = before(*given, hidden, task)
-        chosen = np.unique(np.asarray(routed[1]))  # on the host: the layer is waited for here
-        numbers = chosen[chosen < self.stream.residence.config.num_experts].tolist()
-        are_certain = self.is_prompt and self.tokens >= _ALL_ARE_CHOSEN
-        for one, expert in self.stream.experts(number, numbers, are_next_certain=are_certain):
-            which = handed_over(np.array(one, np.int32), self.shared)
-            total = self.add(expert, which, rows, *routed, total)
-            total.block_until_ready()  # before another expert lies there
-        return self.after(layer.norms, hidden, total), longer, read
+    def head_of(self, parameters: Parameters, hidden: jax.Array, given: jax.Array) -> Any:
+        """What the head computes, of a task or of targets; None without a head."""
+        if self.head is None:
+            return None
+        return self.head(parameters.embedding, parameters.final_norm, hidden, given)
+
+
+@dataclass(slots=True)
+class _Part:
+    """Tokens that go through the layers together with others."""
+
+    step: StreamedStep
+    hidden: jax.Array
+    task: jax.Array
+
+    @property
+    def tokens(self) -> int:
+        """Of all sequences, without padding."""
+        return count_of(self.task)
+
+
+def sweep(
+    steps: Sequence[Step],
+    parameters: Parameters,
+    cache: Cache,
+    tasks: Sequence[tuple[NDArray[np.int32], NDArray[np.int32]]],
+    read: jax.Array,
+) -> tuple[list[Any], Cache, jax.Array]:
+    """Run consecutive chunks of a prompt layer by layer, so that each expert is read once for all.
+
+    The same as one chunk after the other, bit for bit.
+
+    Args:
+        steps: Of each chunk; all of them streamed.
+        parameters: The parameters that the steps were compiled for.
+        cache: Given away.
+        tasks: Of each chunk, packed, with targets as in `Step.run`.
+        read: As in `Step.run`.
+
+    Returns:
+        What each head computes, the extended cache, and experts read.
+    """
+    shared = steps[0].shared
+    parts = []
+    for step, (packed, _) in zip(steps, tasks, strict=True):
+        assert isinstance(step, StreamedStep)
+        task = handed_over(packed, shared)
+        parts.append(_Part(step, step.embed(parameters.embedding, task), task))
+    hidden, cache, read = _run_layers(parts, parameters.layers, cache, read)
+    results = []
+    for part, output, (_, targets) in zip(parts, hidden, tasks, strict=True):
+        given = handed_over(targets, shared) if targets.size else part.task
+        results.append(part.step.head_of(parameters, output, given))
+    return results, cache, read
+
+
+def _run_layers(
+    parts: Sequence[_Part],
+    layers: tuple[Layer, ...],
+    cache: Cache,
+    read: jax.Array,
+    *,
+    look: Look | None = None,
+) -> tuple[list[jax.Array], Cache, jax.Array]:
+    """Run all layers; what comes out of each part, the extended cache, and experts read."""
+    stream, is_prompt = parts[0].step.stream, parts[0].step.is_prompt
+    tokens = sum(part.tokens for part in parts)
+    extended: list[LayerCache] = []
+    try:
+        with stream.reporting(tokens if is_prompt else 1):
+            for number, layer in enumerate(layers):
+                if look is not None:
+                    look(layer, cache[number], parts[0].hidden, parts[0].task)
+                longer, read = _run_layer(number, parts, (layer, cache[number], read))
+                extended.append(longer)
+    except BaseException:
+        stream.abandon()
+        raise
+    return [part.hidden for part in parts], tuple(extended), read
+
+
+def _run_layer(
+    number: int, parts: Sequence[_Part], given: tuple[Layer, LayerCache, jax.Array]
+) -> tuple[LayerCache, jax.Array]:
+    """Run a layer: all parts up to the experts, then one expert after the other, then the rest."""
+    first, (layer, cache, read) = parts[0].step, given
+    stream, inputs, totals, choices = first.stream, [], [], []
+    for part in parts:
+        before = part.step.layers[number]
+        part.hidden, (rows, routed, total), cache, read = before(
+            layer, cache, read, part.hidden, part.task
+        )
+        inputs.append((rows, *routed))
+        totals.append(total)
+        # on the host: the layer is waited for here
+        choices.append(frozenset(np.unique(np.asarray(routed[1])).tolist()))
+    chosen = sorted(frozenset().union(*choices) & set(range(stream.residence.config.num_experts)))
+    tokens = sum(part.tokens for part in parts)
+    are_certain = first.is_prompt and tokens >= _ALL_ARE_CHOSEN
+    for one, expert in stream.experts(number, chosen, are_next_certain=are_certain):
+        which = handed_over(np.array(one, np.int32), first.shared)
+        for index, part in enumerate(parts):
+            if one in choices[index]:
+                totals[index] = part.step.add(expert, which, *inputs[index], totals[index])
+        jax.block_until_ready(totals)  # before another expert lies there
+    for part, total in zip(parts, totals, strict=True):
+        part.hidden = part.step.after(layer.norms, part.hidden, total)
+    return cache, read
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +174,9 @@ class StreamedPrograms(Programs):
 
     stream: ExpertStream = field(kw_only=True)
 
-    def step(self, cache: Cache, read: jax.Array, *, batch: int, time: int, head: Head) -> Step:
+    def step(
+        self, cache: Cache, read: jax.Array, *, batch: int, time: int, head: Head
+    ) -> StreamedStep:
         """A step of a shape."""
         layers = self.parameters.layers
         return StreamedStep(
@@ -110,7 +191,6 @@ class StreamedPrograms(Programs):
             one_at_a_time=False,
             add=self._add(batch * time),
             after=self._after(layers[0].norms, batch, time),
-            tokens=batch * time,
             is_prompt=time > 1,
             stream=self.stream,
         )

@@ -1,7 +1,7 @@
 """Prove the files of a release piece by piece, continuing from a receipt."""
 
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import Final
@@ -118,6 +118,8 @@ class ContentCheck:
             saved.stamps.keys() == self.trusted and saved.root_of_trust == self.trust.root
         )
         self._cannot_save = not keeps
+        self.when_proven: Callable[[str], None] = lambda _: None
+        """Is told of each file, on the thread that runs the check."""
         self._saved: Receipt | None = None
         self._save_at = time.monotonic() + _SAVE_EVERY_S
 
@@ -158,6 +160,18 @@ class ContentCheck:
                 raise
         self.save()
         self.observe(Finished(stage=Stage.VERIFY))
+
+    def look_again(self, name: str) -> None:
+        """Look at a file that has arrived since this began; none of it was read before."""
+        self.stamps[name] = Stamp.of(self.root / name)
+        self._exposed |= exposed_files(self.root, [name])
+        if not self._left.get(name, 1):
+            self._prove(name)
+
+    def names_of(self, piece: int) -> list[str]:
+        """The files that have a part of a piece."""
+        spans = self.metainfo.spans(piece)
+        return [self.places[file.index] for file, _, _ in spans if file.index in self.places]
 
     def save(self) -> Receipt:
         """Write the receipt of everything that is proven by now."""
@@ -203,11 +217,7 @@ class ContentCheck:
 
     def _take(self, checked: Checked) -> None:
         self.hashed += checked.nbytes
-        names = [
-            self.places[file.index]
-            for file, _, _ in self.metainfo.spans(checked.piece)
-            if file.index in self.places
-        ]
+        names = self.names_of(checked.piece)
         if checked.unreadable:
             self.unreadable[checked.piece] = dict(checked.unreadable)
         if not checked.is_good:
@@ -229,6 +239,7 @@ class ContentCheck:
         if stamp is not None and has_size and stamp == Stamp.of(self.root / name) and is_private:
             self._proven[name] = stamp
             self._is_saved = False
+            self.when_proven(name)
 
     def _new_receipt(self) -> Receipt:
         trusted = self.trusted - self._doubted

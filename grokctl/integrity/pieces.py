@@ -53,6 +53,10 @@ class PieceGate(Protocol):
         """Wait until a piece may be read; False if it never may. Called by several threads."""
         ...
 
+    def is_early(self, piece: int) -> bool:
+        """Whether a piece that is not good may be so in a moment; waits for that moment."""
+        ...
+
 
 def check_pieces(
     root: Path,
@@ -137,6 +141,8 @@ class _Work:
                 if self.gate is not None and not self.gate.wait_for(piece):
                     return
                 checked = reader.check(piece)
+                while not checked.is_good and self.gate is not None and self.gate.is_early(piece):
+                    checked = reader.check(piece)
                 if not self.is_cancelled.is_set():  # else it was not read to the end
                     results.put(checked)
 

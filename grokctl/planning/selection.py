@@ -10,9 +10,12 @@ from grokctl.errors import HardwareError, PlacementError
 from grokctl.model.placement import MeshShape, check_mesh
 from grokctl.model.precision import Compute, KvType, Precision
 from grokctl.model.sizing import Terms
-from grokctl.planning.plans import MESHES, Hardware, Plan, Spread, plan_for, plans
+from grokctl.planning.plans import MESHES, Hardware, Plan, plan_for, plans
+from grokctl.planning.spread import Spread
 from grokctl.text import format_bytes
 
+NOTHING_HELPS: Final = "grokctl doctor"
+"""The hint where no choice of the user's makes anything fit."""
 _SHORTEST_CHOSEN: Final = 512
 """Tokens of context: fewer only if the user asks for them."""
 
@@ -281,7 +284,8 @@ def _too_small(
     what = f"{nearest.candidate.name} on {_where(plan, hardware)}"
     hint = _hint(hardware, candidates, asked, cpu)
     if plan.residence is not None:
-        return HardwareError(f"{what} takes {plan.residence.shortage}", hint)
+        context = f"for {plan.context:,} tokens of context"
+        return HardwareError(f"{what}, {context}, takes {plan.residence.shortage}", hint)
     times = 1
     if hardware.platform == "cpu":
         times, are_free = plan.mesh.size, "of memory are free"
@@ -331,7 +335,7 @@ def _hint(
         return command if precision is Precision.INT8 else f"{command} --precision {precision}"
     if cpu is not None and any(option.plan.fits for option in _options(cpu, candidates, asked)):
         return "JAX_PLATFORMS=cpu grokctl run …"
-    return "grokctl doctor"
+    return NOTHING_HELPS
 
 
 def _lesser(asked: Asked) -> Iterator[tuple[Asked, Callable[[Plan], str]]]:

@@ -85,11 +85,14 @@ def execute(
     source = plan.source
     if not isinstance(source, Release):
         require_sums(source)
-    stamps = stamps_of(source)
+    identity = None if check is None else check.identity
+    # what arrives is proven before it is read, and its stamps are compared with those of the proof
+    stamps = {} if identity else stamps_of(source)
     check_tokenizer(source)
     with writing(plan.out):
         check_destination(plan, force=force)
-        usual, is_earlier = partial_folder(plan, stamps, is_exposed=can_be_exchanged(source))
+        is_exposed = identity is None and can_be_exchanged(source)
+        usual, is_earlier = partial_folder(plan, stamps, is_exposed=is_exposed, identity=identity)
         with opened_partial(usual, plan.kind, observe) as partial:
             if (problem := why_exposed(partial.path)) is not None:
                 observe(Noted(message=f"{problem}: other users can replace the checkpoint"))

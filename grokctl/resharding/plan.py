@@ -64,6 +64,8 @@ class ReshardPlan:
     """Arrays in memory at a time: being filled, waiting, or being written."""
     array_nbytes: int
     """Bytes of an array at most."""
+    opened: TensorSource | None = None
+    """The source as a source of tensors, if it is not read as usual."""
 
     @property
     def kind(self) -> FolderKind:
@@ -104,7 +106,7 @@ class ReshardPlan:
     @cached_property
     def tensors(self) -> TensorSource:
         """The source as a source of tensors."""
-        return tensors_of(self.source)
+        return self.opened or tensors_of(self.source)
 
     @property
     def precision(self) -> Precision:

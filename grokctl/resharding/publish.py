@@ -195,7 +195,11 @@ def can_be_exchanged(source: Checkpoint) -> bool:
 
 
 def partial_folder(
-    plan: OutputPlan, stamps: Mapping[Path, Stamp | None], *, is_exposed: bool = False
+    plan: OutputPlan,
+    stamps: Mapping[Path, Stamp | None],
+    *,
+    is_exposed: bool = False,
+    identity: str | None = None,
 ) -> tuple[Path, bool]:
     """The hidden folder that grows beside the destination, or in it if that is a folder already.
 
@@ -207,11 +211,14 @@ def partial_folder(
         stamps: Of the files of the source.
         is_exposed: Whether others can exchange those now. What is read meanwhile may be of other
             files: a run that begins when they can no longer does not continue after it.
+        identity: Of content that is proven before it is read, instead of stamps.
 
     Returns:
         The folder, and whether an earlier version began it, which did not look at the times of
         change (ctime) of the source: what it has written so far proves nothing.
     """
+    if identity is not None:
+        return _partial_name(plan, [identity]), False
     sources = [(path.name, s and s.lasting) for path, s in stamps.items()]
     own = _partial_name(plan, [*sources, *(["exposed"] if is_exposed else [])])
     if own.is_dir():
@@ -259,7 +266,8 @@ def check_unchanged(
     Raises:
         CorruptCheckpointError: A file of the source changed.
     """
-    changed = [path.name for path, stamp in stamps_of(source).items() if stamps.get(path) != stamp]
+    now = stamps_of(source)
+    changed = [path.name for path, stamp in stamps.items() if now.get(path) != stamp]
     if proof is not None and isinstance(source, Release):
         changed += changed_since(proof, source)
     if changed:

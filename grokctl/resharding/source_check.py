@@ -13,6 +13,8 @@ class SourceCheck(Protocol):
 
     receipt: Receipt | None
     """Of a release, once it is proven."""
+    identity: str | None
+    """What the content is known by before all of it is there; None if it is there."""
 
     def __enter__(self) -> Self: ...
 

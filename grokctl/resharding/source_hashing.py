@@ -58,6 +58,7 @@ class SourceHashing:
 
     receipt: Receipt | None = None
     """A ready checkpoint proves itself by its manifest."""
+    identity: str | None = None
 
     def __init__(self, source: Checkpoint, stage: Stage = Stage.RESHARD) -> None:
         """Open the device files, and start no thread yet.

@@ -17,6 +17,7 @@ from grokctl.planning.plans import Hardware, Plan, examples
 from grokctl.planning.residence import Residence
 from grokctl.planning.step_time import KERNEL_REACHED, StepTime, reached
 from grokctl.screen.console import Console
+from grokctl.screen.residence import more_memory
 from grokctl.screen.tables import StackedBar, StatusCell
 from grokctl.text import format_bytes, format_number, format_rate, format_seconds
 
@@ -189,6 +190,15 @@ def _residence_values(residence: Residence) -> dict[str, Any]:
         "hit_rate": residence.hit_rate,
         "disk_bytes_per_token": int(residence.missed),
         "total_bytes": residence.total,
+        "larger": [_larger_values(memory, larger) for memory, larger in residence.larger()],
+    }
+
+
+def _larger_values(memory: int, residence: Residence | None) -> dict[str, Any]:
+    return {
+        "memory_bytes": memory,
+        "pinned": None if residence is None else residence.pinned,
+        "disk_bytes_per_token": 0 if residence is None else int(residence.missed),
     }
 
 
@@ -222,6 +232,7 @@ def _plans(console: Console, diagnosis: Diagnosis) -> None:
         _parts_of_speed(console, hardware, fitting[0])
     if best is not None:
         _bars(console, best, hardware)
+    more_memory(console, possible, hardware)
     if hardware.platform == "cpu":  # for accelerators, the matrix shows it
         _elsewhere(console, [plan for plan in diagnosis.plans if plan not in known])
 
@@ -266,10 +277,17 @@ def _fit(plan: Plan) -> StatusCell:
     if plan.missing:
         return StatusCell(Status.FAIL, f"lacks {format_bytes(plan.missing)}", required)
     if plan.is_paged:
-        return StatusCell(Status.WARN, "from disk", required)
+        return StatusCell(Status.WARN, _from_disk(plan), required)
     if not plan.is_possible:
         return StatusCell(Status.SKIP, "would fit", required)
     return StatusCell(Status.OK, "fits", required)
+
+
+def _from_disk(plan: Plan) -> str:
+    """How much of a plan comes from the disk for every token."""
+    if plan.residence is None:
+        return "from disk"
+    return f"{1 - plan.residence.hit_rate:.0%} from disk"
 
 
 def _speeds(console: Console, hardware: Hardware, fitting: Sequence[Plan]) -> None:
@@ -296,6 +314,8 @@ def _speeds(console: Console, hardware: Hardware, fitting: Sequence[Plan]) -> No
     columns[""] = [replace(_fit(plan), first="") for plan in fitting]
     if any(plan.load_s is not None for plan in fitting):
         columns["load, about"] = [_known_seconds(plan.load_s) for plan in fitting]
+    if any(plan.first_token_s is not None for plan in fitting):
+        columns["first, about"] = [_known_seconds(plan.first_token_s) for plan in fitting]
     if any(plan.tokens_per_s is not None for plan in fitting):
         columns["tokens/s, about"] = [_two_digits(plan.tokens_per_s) for plan in fitting]
     if is_shared:
@@ -304,7 +324,10 @@ def _speeds(console: Console, hardware: Hardware, fitting: Sequence[Plan]) -> No
         f"{title}: {terms}",
         tuple(columns),
         list(zip(*columns.values(), strict=True)),
-        right=("context", "memory", "load, about", "tokens/s, about", f"each of {slots}"),
+        right=(
+            *("context", "memory", "load, about", "first, about", "tokens/s, about"),
+            f"each of {slots}",
+        ),
         optional=("compute",),
     )
 

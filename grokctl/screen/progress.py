@@ -297,6 +297,8 @@ class Lines:
         self._note = note
         self._every = every
         self._stages: dict[Stage, _StageProgress] = {}
+        self._layer: str | None = ""
+        """Of the first token, if that reads experts: the layer of the latest line."""
         self._due: dict[Stage, tuple[float, float]] = {}
         """Seconds since the stage began when its next line is due, and the gap after it."""
 
@@ -309,10 +311,12 @@ class Lines:
             case Advanced(stage=stage, done=done, detail=detail) if stage in self._stages:
                 progress = self._stages[stage]
                 progress.advance(done)
-                if self._is_due(stage, progress.elapsed):
+                if self._is_layer(stage, detail) or self._is_due(stage, progress.elapsed):
                     self._note(f"{_TITLES[stage]}: {progress}" + (f" · {detail}" if detail else ""))
             case Finished(stage=stage) if stage in self._stages:
                 progress = self._stages.pop(stage)
+                if stage is Stage.STREAM:
+                    self._layer = None
                 has_line = self._due.pop(stage)[0] > self._every
                 if has_line or stage not in _UNSAID:
                     progress.finish()
@@ -323,6 +327,13 @@ class Lines:
                 self._note(_line(event))
             case _:
                 pass
+
+    def _is_layer(self, stage: Stage, detail: str) -> bool:
+        """Whether a layer of the first token has read its experts: each is worth a line."""
+        if stage is not Stage.STREAM or self._layer is None or detail == self._layer:
+            return False
+        self._layer = detail
+        return True
 
     def _is_due(self, stage: Stage, elapsed: float) -> bool:
         """Whether a line of a stage is due; the next is, after a gap that grows."""

@@ -1,7 +1,9 @@
 """Choose the checkpoint of a run, the devices, and how it runs on them."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
+from typing import Final
 
 from grokctl.errors import CorruptCheckpointError, HardwareError
 from grokctl.events import Noted, Observer
@@ -9,8 +11,11 @@ from grokctl.inference.devices import accelerators, has_fast_bfloat16
 from grokctl.machine.memory import limited, memory
 from grokctl.model.placement import MESH_SIZES, MeshShape
 from grokctl.planning.plans import Hardware, accelerated
-from grokctl.planning.selection import Asked, Candidate, Choice, choose
+from grokctl.planning.selection import NOTHING_HELPS, Asked, Candidate, Choice, choose
 from grokctl.session.candidates import CandidateCheckpoint, damaged, open_candidate
+
+_STEP: Final = 11
+"""Part of a size by which the next one to try is larger."""
 
 
 def settle(
@@ -54,7 +59,8 @@ def settle(
         has_fast_bfloat16=has_fast_bfloat16(),
     )
     while True:
-        choice = _choose(hardware, cpu, [checkpoint.candidate for checkpoint in checkpoints], asked)
+        candidates = [checkpoint.candidate for checkpoint in checkpoints]
+        choice = _choose(hardware, cpu, candidates, asked, is_limited=max_memory is not None)
         chosen = next(
             checkpoint for checkpoint in checkpoints if checkpoint.candidate is choice.candidate
         )
@@ -69,6 +75,25 @@ def settle(
             checkpoints = [checkpoint for checkpoint in checkpoints if checkpoint is not chosen]
         else:
             return replace(opened, candidate=chosen.candidate), choice
+
+
+def _advised(
+    error: HardwareError, cpu: Hardware, candidates: Sequence[Candidate], asked: Asked
+) -> HardwareError:
+    """The error for too little memory, which the user has limited, with a limit that suffices.
+
+    It is about a tenth above the least. Other advice stays, and so does an error that all memory
+    that is free would not avoid.
+    """
+    size = cpu.memory or 0
+    while error.hint == NOTHING_HELPS and 0 < size < memory().usable:
+        size += -(-size // _STEP)
+        with suppress(HardwareError):
+            choose(replace(cpu, memory=size), candidates, asked)
+            name, unit = ("GB", 10**9) if size >= 10**9 else ("MB", 10**6)
+            enough = f"{-(-10 * size // unit) / 10:g}{name}"
+            return HardwareError(str(error), f"--max-memory {enough}")
+    return error
 
 
 def mesh_over(processes: int, devices: int) -> MeshShape:
@@ -97,6 +122,23 @@ def _over_processes(
 
 
 def _choose(
+    hardware: Hardware | None,
+    cpu: Hardware,
+    candidates: Sequence[Candidate],
+    asked: Asked,
+    *,
+    is_limited: bool,
+) -> Choice:
+    """Choose on accelerators or else on the CPU, whose memory the user may have limited."""
+    try:
+        return _choose_hardware(hardware, cpu, candidates, asked)
+    except HardwareError as error:
+        if not is_limited:
+            raise
+        raise _advised(error, cpu, candidates, asked) from error
+
+
+def _choose_hardware(
     hardware: Hardware | None, cpu: Hardware, candidates: Sequence[Candidate], asked: Asked
 ) -> Choice:
     """Choose on accelerators or else on the CPU, which has as many devices as any mesh."""

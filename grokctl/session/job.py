@@ -17,6 +17,7 @@ from grokctl.infer import start
 from grokctl.inference.devices import accelerators
 from grokctl.inference.engine import Engine
 from grokctl.inference.plan import EngineOptions, RunPlan, plan
+from grokctl.inference.routing import counts_of
 from grokctl.model.placement import MESH_SIZES, MeshShape
 from grokctl.model.precision import Compute, KvType
 from grokctl.paths import TOKENIZER, Home, quoted
@@ -252,6 +253,7 @@ def _open_job(
         native_cache=home.native_cache,
         threads=request.threads,
         max_memory=request.max_memory,
+        counts=None if choice.plan.residence is None else counts_of(home.root, chosen.source),
         slots=choice.plan.slots,
         kv=request.kv,
     )

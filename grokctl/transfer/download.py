@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Protocol
 from urllib.parse import urlsplit
 
 from grokctl.errors import FetchError, GrokctlError, StalledError
@@ -58,9 +58,34 @@ _CELLS: Final = 48
 """Parts of the progress map."""
 
 
+class Arrivals(Protocol):
+    """Works on files while others arrive; what it raises ends the download."""
+
+    def begin(self, selection: FileSelection) -> None:
+        """Begin: the destination is prepared, and has the torrent."""
+        ...
+
+    def arrived(self, have: Sequence[bool]) -> None:
+        """Learn which pieces are on the disk; called twice a second."""
+        ...
+
+
+class NoArrivals:
+    """Nobody works on files before all have arrived."""
+
+    def begin(self, selection: FileSelection) -> None:
+        """See `Arrivals`."""
+
+    def arrived(self, have: Sequence[bool]) -> None:
+        """See `Arrivals`."""
+
+
 @dataclass(slots=True, kw_only=True)
 class Download:
     """A transfer that has begun."""
+
+    arrivals: Arrivals = field(default_factory=NoArrivals)
+    """Is told what is on the disk."""
 
     request: FetchRequest
     selection: FileSelection
@@ -98,6 +123,8 @@ class Download:
         self._base = now.done if self.counts_rest else 0
         total, done = self.selection.nbytes - self._base, now.done - self._base
         self.observe(Started(stage=Stage.FETCH, total=total, done=done))
+        self.arrivals.begin(self.selection)
+        self.arrivals.arrived(self.swarm.have())
         self._arrived_at = saved_at = time.monotonic()
         watched_at = -math.inf
         arrived = self._arrived(now)
@@ -214,7 +241,9 @@ class Download:
         clock = time.monotonic()
         if clock - self._scanned_at > _SCAN_EVERY_S:
             self._scanned_at = clock
-            self._map = progress_map(self.swarm.have(), self.selection.pieces)
+            have = self.swarm.have()
+            self._map = progress_map(have, self.selection.pieces)
+            self.arrivals.arrived(have)
             self._states = self.mirrors.states() if self.mirrors is not None else []
         sources = [("swarm", f"{format_rate(now.rate)} from {_peer_counts(now)}")]
         sources += [(f"mirror {state.name}", _mirror_status(state)) for state in self._states]

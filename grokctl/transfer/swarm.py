@@ -15,7 +15,7 @@ from grokctl.checkpoint.torrent import Metainfo
 from grokctl.errors import FetchError, GrokctlError
 from grokctl.machine.limits import limit_in
 from grokctl.os_errors import reason_of, refusal
-from grokctl.paths import PRIVATE
+from grokctl.paths import CONFIG, PRIVATE, TOKENIZER
 from grokctl.text import format_number, printable, shown_url
 from grokctl.transfer.proxy_bridge import ProxyBridge
 from grokctl.transfer.resume_data import infohash_of
@@ -26,6 +26,7 @@ from grokctl.transfer.swarm_types import NetworkOptions, Snapshot, Transfer
 _FLAGS = lt.torrent_flags
 
 _WANTED: Final = 4
+_FIRST: Final = 7
 """libtorrent's priority of wanted files and pieces."""
 _REQUESTED: Final = 1
 """libtorrent's state of a requested block; a block in a higher state has arrived."""
@@ -167,6 +168,8 @@ class Swarm:
         params.download_limit = rate_limit(transfer.max_download)
         params.upload_limit = rate_limit(transfer.max_upload)
         params.flags = _FLAGS.seed_mode if transfer.is_complete else 0
+        if transfer.is_in_order:
+            params.flags |= _FLAGS.sequential_download
         params.file_priorities = _priorities(transfer)
         if not transfer.is_complete:
             claims = transfer.claims
@@ -414,6 +417,13 @@ def _refuse_disagreement(info: lt.torrent_info, metainfo: Metainfo) -> None:
 def _priorities(transfer: Transfer) -> list[int]:
     """The priority of each file; pads have one only when every file is wanted."""
     wanted, files = set(transfer.wanted), transfer.metainfo.files
+    if transfer.is_in_order:
+        first = {index for index, place in transfer.places.items() if place in {CONFIG, TOKENIZER}}
+        own = (_FIRST if file.index in first else _WANTED for file in files)
+        return [
+            priority if file.is_pad or file.index in wanted else 0
+            for file, priority in zip(files, own, strict=True)
+        ]
     if all(file.is_pad or file.index in wanted for file in files):
         return [_WANTED] * len(files)
     return [_WANTED if file.index in wanted else 0 for file in files]

@@ -57,6 +57,8 @@ class Transfer:
     peers: Sequence[Endpoint] = ()
     claims: Claims = field(default_factory=Claims)
     """Data on disk; libtorrent believes this and hashes nothing."""
+    is_in_order: bool = False
+    """Download the pieces in the order of the files, and what is no tensor first."""
     is_complete: bool = False
     """Seed only: trust every file until a peer requests a piece of it."""
     max_download: int | None = None

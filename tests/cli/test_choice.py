@@ -291,9 +291,9 @@ def test_a_context_that_memory_cannot_hold_is_refused_with_the_numbers(process, 
     free = psutil.virtual_memory().total
     assert outcome.exit_code == 40
     assert outcome.result["ok"] is False
-    assert "endless-int8-1 on the CPU takes " in outcome.error
-    assert " for 16,777,215 tokens of context" in outcome.error
-    assert outcome.error.endswith("of memory are free")
+    assert "endless-int8-1 on the CPU, for 16,777,215 tokens of context, takes " in outcome.error
+    assert "137.4 GB of cache" in outcome.error
+    assert outcome.error.endswith(" are free for it")
     assert " --context " in outcome.hint
     longest = int(outcome.hint.rpartition(" --context ")[2].split()[0])
     assert longest & (longest - 1) == 0

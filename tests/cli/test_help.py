@@ -10,6 +10,7 @@ from grokctl import __version__
 
 VERBS = (
     "doctor",
+    "up",
     "fetch",
     "verify",
     "inspect",

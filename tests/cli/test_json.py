@@ -212,7 +212,7 @@ def test_demo_says_the_same_on_every_mesh_and_keeps_what_the_other_verbs_can_use
     int8, int4 = values["precisions"]
     assert (int8["precision"], int4["precision"]) == ("int8", "int4")
     assert int4["nbytes"] < 0.65 * int8["nbytes"]
-    assert 1 < int8["perplexity"] < 60
+    assert 1 < int8["perplexity"] < 400
     assert int4["perplexity"] < 1.15 * int8["perplexity"]
     assert verified.result["ok"] is True
     ready = [open_ready(path) for path in (kept / "home" / "ready").iterdir()]

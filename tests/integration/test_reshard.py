@@ -423,7 +423,7 @@ def test_what_does_not_fit_is_refused_before_a_byte_of_it_is_written(
     ):
         reshard(planned)
 
-    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == [MARK]
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_what_was_written_counts_when_a_run_goes_on(release, tmp_path, monkeypatch):
@@ -480,7 +480,7 @@ def test_a_small_disk_really_fills_up_and_with_more_room_it_goes_on(
     assert not planned.out.exists()
     if compression is None:
         assert " free, found " in str(caught.value)
-        assert [path.name for path in partial_of(planned.out).iterdir()] == [MARK]
+        assert list(small_disk.iterdir()) == []
     else:
         assert journal_of(planned.out)
     subprocess.run(["mount", "-o", "remount,size=8m", small_disk], check=True)

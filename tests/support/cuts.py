@@ -103,9 +103,9 @@ def partial_of(out: Path) -> Path:
 
 
 def journal_of(out: Path) -> list[Any]:
-    """The lines of its journal that are whole."""
-    path = partial_of(out) / "journal"
-    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+    """The lines of its journal that are whole; none before it begins."""
+    paths = out.parent.glob(f".{out.name}.*.partial/journal")
+    lines = [line for path in paths for line in path.read_bytes().splitlines(keepends=True)]
     return [json.loads(line) for line in lines if line.endswith(b"\n")]
 
 

@@ -11,9 +11,9 @@ MODEL = ("words", "--compute", "float32", "--slots", 2)
 
 
 @contextlib.contextmanager
-def server(process, home, *options, env=None, code=None, warms_up=False):
+def server(process, home, *options, env=None, code=None, warms_up=False, root=MODEL[0]):
     """A server, and the values of its line once it is ready."""
-    arguments = ("serve", *MODEL, "--home", home, "--port", 0, "--json", *options)
+    arguments = ("serve", root, *MODEL[1:], "--home", home, "--port", 0, "--json", *options)
     arguments += () if warms_up else ("--no-warm-up",)
     settings = {} if env is None else {"env": process.environment(**env)}
     with process.start(*arguments, code=code, **settings) as started:

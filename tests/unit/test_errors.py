@@ -41,12 +41,15 @@ DAMAGE = Damage(
     "ckpt-0/tensor00005_000", Reason.SHORT, "expected 4519 bytes, found 4000", ((0, 9),)
 )
 TRANSLATED = {
+    ("arriving_source.py", "OtherScalesError"),
     ("bencode.py", "MalformedError"),
     ("binary.py", "NoKernelError"),
     ("bodies.py", "ClientGoneError"),
     ("compiler.py", "BuildError"),
     ("context.py", "ReportedError"),
     ("direct.py", "PrivateAddressError"),
+    ("metadata.py", "NoMetadataError"),
+    ("trailing_check.py", "ArrivalEndedError"),
     ("web.py", "WebError"),
     ("wire_errors.py", "WireError"),
 }

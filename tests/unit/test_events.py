@@ -153,3 +153,22 @@ def test_events_are_values():
     assert len({NOTE, Noted(message="x"), FINISH}) == 2
     with pytest.raises(FrozenInstanceError):
         NOTE.message = "y"
+
+
+def test_stages_that_are_under_way_together_are_throttled_each_for_itself():
+    seen, now = [], [0.0]
+    observe = throttled(seen.append, every=1.0, clock=lambda: now[0])
+
+    for done in range(1, 4):
+        observe(Advanced(stage=Stage.FETCH, done=done))
+        observe(Advanced(stage=Stage.RESHARD, done=10 * done))
+        now[0] += 0.6
+    observe(Finished(stage=Stage.RESHARD))
+
+    assert [(event.stage, event.done) for event in seen[:-1]] == [
+        (Stage.FETCH, 1),
+        (Stage.RESHARD, 10),
+        (Stage.FETCH, 3),
+        (Stage.RESHARD, 30),
+    ]
+    assert seen[-1] == Finished(stage=Stage.RESHARD)

@@ -135,7 +135,7 @@ struct Integers {
   }
 
   // Inputs of a band: with more rows, loading and storing their sums must be rarer.
-  static int64_t band(int64_t rows) { return rows <= 3 ? 16 : rows <= 48 ? 64 : 256; }
+  static int64_t band(int64_t rows) { return rows <= 8 ? 16 : rows <= 48 ? 64 : 256; }
 
   static void pack(const Product& product, const Place& place, uint8_t* packed) {
     if (product.stored == Stored::kInt4) {

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from dataclasses import replace
 
 import httpx
@@ -107,4 +108,17 @@ def test_a_lost_rank_ends_streams_with_an_error_and_the_server_with_50(home):
     assert len(rest) > 1, (rest, said)
     assert "error" in json.loads(rest[-2].removeprefix("data: "))
     assert rest[-1] == "data: [DONE]"
+    assert any("rank 1 was lost" in line for line in said[0])
+
+
+@pytest.mark.slow
+def test_a_lost_rank_ends_an_idle_server_with_50(home):
+    with pair(home) as (url, ranks, said):
+        assert httpx.get(f"{url}/health").status_code == 200
+        ranks[1].kill()
+        began = time.monotonic()
+        code = ranks[0].wait(90)
+
+    assert code == 50, said
+    assert time.monotonic() - began < 60
     assert any("rank 1 was lost" in line for line in said[0])

@@ -16,6 +16,7 @@ from grokctl.events import Advanced, Finished, Noted, Stage, Started
 from grokctl.infer import infer
 from grokctl.inference import expert_loading, expert_stream
 from grokctl.inference.plan import EngineOptions, plan
+from grokctl.inference.routing import count_experts
 from grokctl.model.placement import MeshShape
 from grokctl.model.precision import Compute, Precision
 from grokctl.model.sampling import Sampling
@@ -140,6 +141,34 @@ def test_whatever_arrives_first_the_bits_are_the_same(cut, monkeypatch):
         assert np.array_equal(here, there)
 
 
+def test_the_experts_that_counted_texts_chose_most_stay_and_are_hit(cut):
+    golden, ready = load_golden("two-layers"), cut()
+    counts = count_experts(started(ready, None), golden.tokens).counts
+    rarest = tuple(tuple(max(row) - count for count in row) for row in counts)
+    hits = {}
+
+    for name, of in (("most", counts), ("least", rarest)):
+        engine = started(ready, 5, counts=of)
+        stream = engine.runner.stream
+        # a fresh list of the most counted, of all layers together
+        shares = {
+            (layer, number): count / sum(row)
+            for layer, row in enumerate(of)
+            for number, count in enumerate(row)
+        }
+        least = min(shares[key] for key in stream._pinned)
+        assert least >= max(shares[key] for key in shares.keys() - stream._pinned.keys())
+        assert len(stream._pinned) == 5
+        before = stream.counts
+        for position, token in enumerate(golden.tokens):
+            engine.runner.decode([0], [token], [position])
+        hits[name] = (stream.counts - before).hit_rate
+
+    in_text = sorted((count for row in counts for count in row), reverse=True)
+    assert hits["most"] == pytest.approx(sum(in_text[:5]) / sum(in_text))
+    assert hits["least"] < 5 / ALL < hits["most"]
+
+
 def test_bytes_are_those_of_the_misses_and_a_prompt_reads_every_expert_once(cut):
     golden, ready = load_golden("two-layers"), cut()
     engine = started(ready, 5)
@@ -161,6 +190,30 @@ def test_bytes_are_those_of_the_misses_and_a_prompt_reads_every_expert_once(cut)
     assert decoded.disk_bytes == decoded.experts_missed * one
     assert more.experts_missed >= decoded.experts_missed
     assert decoded.hit_rate == 1 - decoded.experts_missed / decoded.experts_chosen
+
+
+def test_a_prompt_of_several_chunks_reads_every_expert_once_and_gives_the_same_bits(cut):
+    tokens, ready = load_golden("two-layers").tokens * 2, cut()
+    found = {}
+
+    for pinned in (None, 5):
+        engine = started(ready, pinned)
+        engine.runner.longest_chunk = 16
+        text = engine.generate(
+            tokens, sampling=Sampling(temperature=0), max_tokens=4, ignore_eos=True
+        )
+        ids = np.array([token.id for token in text])
+        before = engine.runner.streamed()
+        logits = score_logits(engine, tokens)
+        prompt = engine.runner.streamed() - before
+        scores = engine.score(tokens)
+        found[pinned] = [ids, logits, scores.nll]
+
+    assert len(tokens) > 32  # so that there are three chunks
+    for here, there in zip(found[5], found[None], strict=True):
+        assert np.array_equal(here, there)
+    assert 8 < prompt.experts_chosen <= ALL
+    assert prompt.disk_bytes <= engine.runner.stream.residence.swept
 
 
 def test_arrays_lie_in_the_buffers_and_hold_nan_until_something_was_read(cut):
@@ -218,10 +271,19 @@ def test_the_load_and_each_prompt_report_bytes_and_one_line_says_what_stays(cut)
     assert note.startswith("5 of 16 experts in memory, the others read from the disk ")
     assert note.endswith("(estimate)")
     streamed = [e for e in seen if getattr(e, "stage", None) is Stage.STREAM]
-    assert streamed[0] == Started(stage=Stage.STREAM, total=residence.swept)
+    tokens = len(load_golden("two-layers").tokens)
+    assert streamed[0] == Started(stage=Stage.STREAM, total=residence.read(tokens))
     assert streamed[-1] == Finished(stage=Stage.STREAM)
     assert streamed[-2].done <= residence.swept
-    assert streamed[-2].detail.startswith("layer 2 of 2, ")
+    details = list(dict.fromkeys(e.detail for e in streamed if isinstance(e, Advanced)))
+    assert [detail.split(",")[0] for detail in details if detail] == [
+        "layer 1 of 2",
+        "layer 2 of 2",
+    ]
+    seen.clear()
+    list(engine.generate((1, 2), sampling=Sampling(temperature=0), max_tokens=3))
+    stages = [e.stage for e in seen if isinstance(e, Started)]
+    assert stages.count(Stage.STREAM) == 1  # the prompt; tokens are to be seen themselves
 
 
 def test_a_file_that_shrinks_fails_the_request_and_the_engine_goes_on(cut, tmp_path):
@@ -274,6 +336,20 @@ def test_memory_below_the_floor_is_refused_with_every_number(cut):
         infer(ready, replace(floor, max_memory=least // 2))
 
     assert "with all other experts on the disk (" in str(caught.value)
+
+
+def test_several_devices_map_their_files_and_say_that_memory_has_no_limit(tmp_path):
+    mesh, seen = MeshShape(1, 2), []
+    release = load_golden("two-layers").release
+    options = ReshardOptions(mesh=mesh, out=tmp_path / "ready")
+    given = EngineOptions(mesh=mesh, compute=Compute.FLOAT32, max_memory=2**20)
+
+    engine = infer(reshard(plan_reshard(release, options)), given, observe=seen.append)
+
+    assert engine.runner.stream is None
+    (note,) = (e.message for e in seen if isinstance(e, Noted) and "--max-memory" in e.message)
+    assert "2 devices of model=2" in note
+    assert "grokctl reshard --devices 1" in note
 
 
 def test_only_plain_files_of_one_device_are_streamed(cut):

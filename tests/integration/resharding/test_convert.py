@@ -304,7 +304,7 @@ def test_int8_comes_from_nothing_but_int8(direct, source, tmp_path):
         )
 
     assert caught.value.exit_code is ExitCode.PLACEMENT
-    assert caught.value.hint.startswith("grokctl reshard ")
+    assert caught.value.hint.startswith("CHECKPOINT ")  # the typed command, on its source
 
 
 @pytest.mark.parametrize("target", [Precision.BFLOAT16, Precision.FLOAT32])

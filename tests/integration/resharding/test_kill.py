@@ -237,7 +237,7 @@ def test_a_file_that_may_not_grow_stops_the_run_and_with_more_room_it_goes_on(re
     shell = ["sh", "-c", 'ulimit -f 8000; exec "$@"', "sh", *job.command]
 
     refused = subprocess.run(shell, capture_output=True, text=True, check=False)
-    begun = journal_of(job.out)
+    begun = list(job.out.parent.iterdir())
     with job.started() as limited:
         while limited.poll() is None and not journal_of(job.out):
             await_end(limited)

@@ -55,7 +55,7 @@ def test_it_is_proven_as_if_it_had_been_verified_before(root, pristine, tmp_path
         contents(usual.root)[name] for name in devices
     ]
     assert proof_of(open_release(root)).receipt is not None
-    assert check._check.hashed == check._check.metainfo.total
+    assert check.check.hashed == check.check.metainfo.total
     assert verify(root).hashed == 0
 
 
@@ -89,18 +89,18 @@ def test_an_interruption_ends_its_threads_and_the_next_run_goes_on(root, tmp_pat
 
 def test_pieces_wait_until_the_reader_is_past_them(root):
     check = verifying(root)
-    pieces = check._check.metainfo.num_pieces
+    pieces = check.check.metainfo.num_pieces
     total = 2 * _BEHIND
 
     with check:
         check.follow(total // 4, total, lambda _: None)
         check._thread.join(0.2)
-        held = check._check.hashed
+        held = check.check.hashed
         assert check.finish(total, lambda _: None) == ()
 
     assert pieces > 2
     assert held == 0
-    assert check._check.hashed == check._check.metainfo.total
+    assert check.check.hashed == check.check.metainfo.total
     assert check.receipt is not None
 
 
@@ -109,7 +109,7 @@ def test_what_a_receipt_covers_is_not_hashed_again(root, tmp_path):
     check = verifying(root)
 
     assert doubt_of(reshard(planned(root, tmp_path / "out"), check=check)) is None
-    assert check._check.hashed == 0
+    assert check.check.hashed == 0
 
 
 def test_without_hashes_nothing_can_be_proven(root):

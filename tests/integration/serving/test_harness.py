@@ -1,13 +1,17 @@
-"""lm-evaluation-harness, unchanged, against a server; `make clients` installs it."""
+"""lm-evaluation-harness, unchanged, against the trained miniature; `make clients` installs it."""
 
 import json
+import math
 import os
 import subprocess
 from pathlib import Path
 
 import pytest
 from places import PROJECT
+from serving import small_engine
 
+from grokctl.checkpoint.release import open_release
+from grokctl.checkpoint.trained import TRAINED
 from grokctl.inference.generation import PromptOutput, PromptScores, Request
 from grokctl.inference.stream import Stream
 from grokctl.model.sampling import Sampling
@@ -15,7 +19,19 @@ from grokctl.model.sampling import Sampling
 CLIENTS = Path(os.environ.get("GROKCTL_CLIENTS", PROJECT / ".venv-clients")) / "bin"
 TASKS = Path(__file__).parent / "tasks"
 OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+BEGIN = 1
+"""The token before a text."""
+
+
+@pytest.fixture(scope="module")
+def release():
+    return open_release(TRAINED)
+
+
+@pytest.fixture(scope="module")
+def engine(release):
+    return small_engine(release)
 
 
 def ran(tmp_path, name, *arguments):
@@ -31,7 +47,7 @@ def ran(tmp_path, name, *arguments):
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        timeout=800,
+        timeout=850,
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
@@ -42,7 +58,7 @@ def evaluated(tmp_path, running, output):
     """Results and samples of the three tasks."""
     model = (
         f"model=miniature,base_url={running.url}/v1/completions,tokenizer_backend=remote,"
-        "max_length=128,num_concurrent=2,timeout=300"
+        "max_length=512,num_concurrent=2,timeout=300"
     )
     tasks = "words_choice,words_open,words_rolling"
     flags = ("--model", "local-completions", "--model_args", model, "--tasks", tasks)
@@ -74,12 +90,25 @@ def logprobs_of(engine, ids):
     ]
 
 
-def test_an_evaluation_gives_the_scores_of_the_engine_three_times(tmp_path, running, engine):
-    found = [evaluated(tmp_path, running, tmp_path / f"run{number}") for number in range(3)]
+def greedy_text(engine, text):
+    """What follows a text, until a stop of the task or its length."""
+    request = Request(
+        prompt=tuple(engine.tokenizer.encode(text)),
+        sampling=Sampling(temperature=0),
+        max_tokens=8,
+        stop=(".", "\n"),
+    )
+    return Stream(engine.scheduler, request).result().text
 
-    results, samples = found[0]
-    assert [each[0] for each in found[1:]] == [results, results]
-    assert set(results) == {"words_choice", "words_open", "words_rolling"}
+
+def test_an_evaluation_gives_the_scores_of_the_engine_also_from_kept_prefixes(
+    tmp_path, running, engine
+):
+    found = [evaluated(tmp_path, running, tmp_path / f"run{number}") for number in range(2)]
+
+    (results, samples), (again, _) = found
+    assert again == results
+    assert results["words_choice"]["acc,none"] == 1  # a third, by chance
     encode = engine.tokenizer.encode
     checked = 0
     for sample in samples["words_choice"]:
@@ -90,4 +119,11 @@ def test_an_evaluation_gives_the_scores_of_the_engine_three_times(tmp_path, runn
             expected = sum(logprobs_of(engine, whole)[len(context) - 1 :])
             assert float(response[0]) == pytest.approx(expected, abs=1e-4)
             checked += 1
-    assert checked == 15
+    assert checked == 24
+    texts = {sample["doc"]["text"]: sample["resps"][0][0] for sample in samples["words_open"]}
+    assert texts == {text: greedy_text(engine, text) for text in texts}
+    (sample,) = samples["words_rolling"]
+    text = sample["doc"]["text"]
+    nll = -sum(logprobs_of(engine, [BEGIN, *encode(text)]))
+    perplexity = math.exp(nll / len(text.split()))
+    assert results["words_rolling"]["word_perplexity,none"] == pytest.approx(perplexity, rel=1e-4)

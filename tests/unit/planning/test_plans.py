@@ -34,17 +34,15 @@ from grokctl.planning.plans import (
     PRECISIONS,
     Hardware,
     Plan,
-    Spread,
     accelerated,
     examples,
     hardware_for,
     hardware_of,
-    missed_bytes,
     plan_for,
     plans,
-    read_bytes,
 )
 from grokctl.planning.residence import room_in
+from grokctl.planning.spread import Spread, missed_bytes, read_bytes
 from grokctl.planning.step_time import KERNEL_REACHED, REACHED
 
 GB = 10**9

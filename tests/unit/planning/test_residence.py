@@ -11,8 +11,9 @@ from grokctl.model.config import GROK_1
 from grokctl.model.placement import MeshShape
 from grokctl.model.precision import Precision
 from grokctl.model.sizing import Needs
-from grokctl.planning.plans import Spread, hardware_for, plans
+from grokctl.planning.plans import hardware_for, plans
 from grokctl.planning.residence import place, room_in
+from grokctl.planning.spread import Spread
 
 GB = 10**9
 ONE = MeshShape(1, 1)
@@ -74,11 +75,71 @@ def test_every_layer_keeps_as_many_experts_or_one_more(question):
     if found is None:
         return
 
-    counts = [len(found.pinned_in(layer)) for layer in range(config.num_layers)]
+    layers = [layer for layer, _ in found.kept]
+    counts = [layers.count(layer) for layer in range(config.num_layers)]
 
-    assert sum(counts) == found.pinned
+    assert len(set(found.kept)) == found.pinned
     assert max(counts) - min(counts) <= 1
     assert max(counts) <= config.num_experts
+    assert found.hit_rate == pytest.approx(found.pinned / found.experts)
+
+
+@given(questions(), st.data())
+def test_what_counted_texts_chose_most_stays(question, data):
+    config, needed, experts, memory = question
+    row = st.lists(
+        st.integers(0, 99), min_size=config.num_experts, max_size=config.num_experts
+    ).filter(any)
+    counts = tuple(tuple(data.draw(row)) for _ in range(config.num_layers))
+    alike = place(config, needed, experts=experts, memory=memory)
+    if alike is None:
+        return
+
+    found = place(config, needed, experts=experts, memory=memory, counts=counts)
+
+    assert replace(found, counts=None) == alike
+    assert len(set(found.kept)) == found.pinned
+    shares = [[count / sum(row) for count in row] for row in counts]
+    kept = [shares[layer][number] for layer, number in found.kept]
+    others = [
+        shares[layer][number]
+        for layer in range(config.num_layers)
+        for number in range(config.num_experts)
+        if (layer, number) not in set(found.kept)
+    ]
+    assert not kept or min(kept) >= max(others)
+    counted = sum(kept) / config.num_layers
+    assert found.hit_rate == pytest.approx((counted + found.pinned / found.experts) / 2)
+    assert found.hit_rate >= alike.hit_rate - 1e-9
+
+
+@given(questions(), st.integers(1, 99))
+def test_a_step_of_more_tokens_reads_more_and_at_most_all_that_does_not_stay(question, tokens):
+    config, needed, experts, memory = question
+    found = place(config, needed, experts=experts, memory=memory)
+    if found is None:
+        return
+
+    one, some, many = found.read(1), found.read(tokens), found.read(10**6)
+
+    assert one == pytest.approx(found.missed, abs=1)
+    assert one <= some <= many <= found.swept
+    assert many == pytest.approx(found.swept, abs=1)
+
+
+def test_more_memory_ends_with_the_first_that_holds_all():
+    (plan,) = (
+        plan
+        for plan in plans(hardware_for(accelerator="cpu", memory=100 * GB))
+        if plan.precision is Precision.INT4
+    )
+
+    larger = plan.residence.larger()
+
+    assert [memory // GB for memory, _ in larger] == [128, 192]
+    assert larger[0][1] == plan.residence.with_memory(128 * GB)
+    assert larger[0][1].pinned > plan.residence.pinned
+    assert larger[1][1] is None
 
 
 @given(questions(), st.floats(1, 1e6), st.floats(1, 1e6))

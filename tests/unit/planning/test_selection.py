@@ -13,8 +13,9 @@ from grokctl.model.config import GROK_1
 from grokctl.model.placement import MeshShape
 from grokctl.model.precision import Compute, KvType, Precision
 from grokctl.model.sizing import Terms, needs
-from grokctl.planning.plans import MESHES, PRECISIONS, Hardware, Spread, hardware_for
+from grokctl.planning.plans import MESHES, PRECISIONS, Hardware, hardware_for
 from grokctl.planning.selection import Asked, Candidate, Choice, choose
+from grokctl.planning.spread import Spread
 
 GB = 10**9
 RELEASE = Candidate(name="grok-1", storage=released_storage(GROK_1))

@@ -31,11 +31,12 @@ from grokctl.machine.facts import (
 from grokctl.model.placement import MeshShape
 from grokctl.model.precision import Compute, KvType, Precision
 from grokctl.model.sizing import Needs
-from grokctl.planning.plans import Hardware, Plan
+from grokctl.planning.plans import Hardware, Plan, plans
 from grokctl.planning.step_time import Counts, StepTime
 from grokctl.screen import console as screen
 from grokctl.screen import doctor as report
 from grokctl.screen.console import Console
+from grokctl.screen.residence import more_memory
 from grokctl.screen.tables import StackedBar, StatusCell
 
 GB = 10**9
@@ -350,6 +351,37 @@ def test_a_cpu_that_reads_from_the_disk_says_so_and_what_would_not(capsys):
     assert "! from disk" in text
     assert "┃ limit" in text
     assert "8        43.0 GB  L40S 48GB" in text.partition("memory required of each accelerator")[2]
+
+
+@pytest.mark.parametrize(
+    ("bandwidth", "rate", "title", "int8", "int4"),
+    [
+        (8e10, 7 * GB, "what a token reads at 7.0 GB/s", "8.4 s", "3 s"),
+        (
+            *(None, None, "at 3.5 GB/s / 7.0 GB/s / 14.0 GB/s"),
+            *("16 s / 8.1 s / 4 s", "5.5 s / 2.8 s / 1.4 s"),
+        ),
+    ],
+)
+def test_what_more_memory_changes_is_said_where_experts_come_from_the_disk(
+    capsys, bandwidth, rate, title, int8, int4
+):
+    hardware = replace(CPU, memory=100 * GB, bandwidth=bandwidth, read_rate=rate)
+
+    more_memory(Console(), plans(hardware), hardware)
+
+    first, _, _, *rows = capsys.readouterr().out.splitlines()
+    assert first.endswith(title)
+    cells = [re.split("  +", row.strip()) for row in rows if row]
+    assert [row[:2] for row in cells] == [
+        ["100.0 GB", "137"],
+        ["128.0 GB", "182"],
+        ["192.0 GB", "285"],
+        ["256.0 GB", "387"],
+        ["384.0 GB", "all"],
+    ]
+    assert cells[0][2:] == ["56.6 GB", int8, "270", "19.4 GB", int4]
+    assert "all" in cells[2]  # of int4
 
 
 def test_the_sentence_for_a_failure_is_the_first_check_that_failed():

@@ -65,6 +65,25 @@ def test_a_long_load_is_said_to_its_end(lines):
     assert [line.split(":")[0] for _, line in said] == ["load", "load"]
 
 
+def test_every_layer_of_the_first_token_has_a_line_if_it_reads_experts():
+    said = []
+    observe = Lines(said.append).observe
+
+    for _ in range(2):  # two tokens
+        observe(Started(stage=Stage.STREAM, total=100))
+        observe(Advanced(stage=Stage.STREAM, done=10))
+        observe(Advanced(stage=Stage.STREAM, done=20, detail="layer 1 of 2, 50% in memory"))
+        observe(Advanced(stage=Stage.STREAM, done=30, detail="layer 1 of 2, 50% in memory"))
+        observe(Advanced(stage=Stage.STREAM, done=40, detail="layer 2 of 2, 25% in memory"))
+        observe(Finished(stage=Stage.STREAM))
+
+    assert [line.split(" · ")[0] for line in said] == [
+        "read experts: 20 B of 100 B",
+        "read experts: 40 B of 100 B",
+    ]
+    assert said[0].endswith(" left · layer 1 of 2, 50% in memory")
+
+
 def test_a_note_is_said_at_once(lines):
     observe, said = lines(Stage.FETCH, 2, total=7000)
 
