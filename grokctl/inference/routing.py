@@ -81,9 +81,9 @@ def kept_at(folder: Path, source: TensorSource) -> Path:
     return folder / f"{name}.json"
 
 
-def counts_of(home: Path, source: TensorSource) -> Counts | None:
-    """The counts that are kept for a checkpoint; None if there are none for its layers."""
-    kept, config = read_kept(kept_at(home, source)), source.config
+def counts_of(folder: Path, source: TensorSource) -> Counts | None:
+    """The counts that a folder keeps for a checkpoint; None if there are none for its layers."""
+    kept, config = read_kept(kept_at(folder, source)), source.config
     if kept is None or np.shape(kept.counts) != (config.num_layers, config.num_experts):
         return None
     return kept.counts

@@ -253,7 +253,7 @@ def _open_job(
         native_cache=home.native_cache,
         threads=request.threads,
         max_memory=request.max_memory,
-        counts=None if choice.plan.residence is None else counts_of(home.root, chosen.source),
+        counts=None if choice.plan.residence is None else counts_of(home.routing, chosen.source),
         slots=choice.plan.slots,
         kv=request.kv,
     )

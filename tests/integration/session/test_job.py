@@ -209,7 +209,8 @@ def test_a_release_is_cut_for_the_gpus_that_are_there(having, opened, release, h
 def test_processes_on_one_machine_share_its_memory(monkeypatch, release, home, machines):
     seen = []
 
-    def stop(_hardware, cpu, *_):
+    def stop(_hardware, cpu, *_, is_limited):
+        assert not is_limited
         seen.append(cpu.memory)
         raise HardwareError("seen")
 
