@@ -37,13 +37,14 @@ from grokctl.transfer.swarm_types import Claims, NetworkOptions, Transfer
 
 PIECE = 16384
 LOOPBACK = {"bind": "127.0.0.1", "port": 0, "dht": False, "lsd": False, "stall_timeout_s": 20}
+ELSEWHERE = "127.0.0.77"
 ALONE = FetchOptions(**{**LOOPBACK, "stall_timeout_s": 0.5})
 
 
 @pytest.fixture
 def listener():
-    """A port where nobody should call."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
+    """A port where nobody should call; peers of other tests look for lost ones on 127.0.0.1."""
+    with socket.create_server((ELSEWHERE, 0)) as server:
         server.setblocking(False)
         yield server
 
@@ -537,7 +538,7 @@ def test_a_web_seed_serves_under_the_torrents_own_names(swarm, torrent_file, tmp
 
 def test_peers_and_web_seeds_that_a_magnet_brings_are_not_called(swarm, listener, tmp_path):
     port = port_of(listener)
-    magnet = f"{swarm.magnet}&x.pe=127.0.0.1:{port}&ws=http%3A%2F%2F127.0.0.1%3A{port}%2F"
+    magnet = f"{swarm.magnet}&x.pe={ELSEWHERE}:{port}&ws=http%3A%2F%2F{ELSEWHERE}%3A{port}%2F"
 
     with pytest.raises(StalledError):
         fetch(magnet, tmp_path / "got", replace(ALONE, stall_timeout_s=1.5))
@@ -546,7 +547,7 @@ def test_peers_and_web_seeds_that_a_magnet_brings_are_not_called(swarm, listener
 
 
 def test_trackers_that_are_no_plain_urls_are_left_out(swarm, listener, tmp_path):
-    url = f"http://127.0.0.1:{port_of(listener)}/announce"
+    url = f"http://{ELSEWHERE}:{port_of(listener)}/announce"
     magnet = (
         f"{swarm.magnet}&tr={quote(url)}%0D%0AX:%20evil&tr={quote(url.replace('http', 'file'))}"
     )
@@ -557,7 +558,7 @@ def test_trackers_that_are_no_plain_urls_are_left_out(swarm, listener, tmp_path)
 
 
 def test_web_seeds_and_nodes_that_a_torrent_brings_are_not_called(swarm, listener, tmp_path):
-    url = f"http://127.0.0.1:{port_of(listener)}/".encode()
+    url = f"http://{ELSEWHERE}:{port_of(listener)}/".encode()
     torrent = libtorrent.bdecode(swarm.torrent)
     torrent |= {b"url-list": [url], b"httpseeds": [url], b"announce": url.replace(b"http", b"ftp")}
     path = tmp_path / "hostile.torrent"
@@ -566,7 +567,7 @@ def test_web_seeds_and_nodes_that_a_torrent_brings_are_not_called(swarm, listene
     fetch(str(path), tmp_path / "got", swarm.options(max_download=400_000))
 
     assert_nobody_called(listener)
-    assert b"127.0.0.1" not in (tmp_path / "got/release.torrent").read_bytes()
+    assert ELSEWHERE.encode() not in (tmp_path / "got/release.torrent").read_bytes()
     swarm.assert_arrived(tmp_path / "got")
 
 
@@ -833,9 +834,12 @@ def test_seeding_ends_when_the_ratio_is_reached(swarm, tmp_path):
     assert not thread.is_alive()
 
 
-def test_a_port_that_is_taken_is_an_error(swarm, listener, tmp_path):
-    with pytest.raises(FetchError, match="in use"):
-        fetch(swarm.magnet, tmp_path / "got", swarm.options(port=port_of(listener)))
+def test_a_port_that_is_taken_is_an_error(swarm, tmp_path):
+    with (
+        socket.create_server(("127.0.0.1", 0)) as taken,
+        pytest.raises(FetchError, match="in use"),
+    ):
+        fetch(swarm.magnet, tmp_path / "got", swarm.options(port=port_of(taken)))
 
 
 def test_a_peer_that_sends_bad_data_is_banned_and_named(swarm, tmp_path):
