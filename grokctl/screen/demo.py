@@ -51,8 +51,10 @@ def demonstration(console: Console, result: Demonstration, keep: Path | None) ->
         right=("size", "perplexity"),
     )
     console.note(
-        "shown: a magnet fetched and proven, one release cut for three meshes, and the text of a"
-        " model of Grok-1's architecture, 30,000 times smaller, trained on text of Python"
+        "shown: a magnet fetched and proven, one release cut for three meshes, and text on each"
+    )
+    console.note(
+        "the model: Grok-1's architecture, 30,000 times smaller, trained on text of Python"
     )
     console.facts(
         "now with Grok-1: a download of 318 GB, and as much again to reshard",
