@@ -22,7 +22,7 @@ from grokctl.model.placement import MeshShape
 from grokctl.reshard import reshard
 from grokctl.resharding.plan import ReshardOptions, plan_reshard
 
-COLUMNS, LINES = 100, 60
+COLUMNS, LINES = 100, 80
 DONE = "echo picture taken; sleep 60"
 PATIENCE_S = 300.0
 SESSION = f"grokctl-picture-{os.getpid()}"

@@ -1,5 +1,7 @@
 """Run every stage for real on a trained miniature: seed, fetch, verify, reshard, run, score."""
 
+import errno
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -41,6 +43,8 @@ _SCORED_ON: Final = 4
 _SCORED: Final = 192
 """Tokens of the text that they are compared on."""
 _CONTEXT: Final = 256
+_NBYTES: Final = 100_000_000
+"""More than all files of the demo."""
 _T = TypeVar("_T")
 
 
@@ -60,7 +64,7 @@ class PrecisionResult:
 
     precision: str
     nbytes: int
-    """Of the weights, on all devices together."""
+    """Of the files of all devices, and the tokenizer."""
     perplexity: float
     """Of a text that training did not see."""
 
@@ -94,6 +98,7 @@ def demo(folder: Path | None = None, *, observe: Observer = ignore) -> Demonstra
 
     Raises:
         UsageError: The folder exists, or no temporary one can be made.
+        DiskFullError: No place for temporary files has space for it.
     """
     if folder is None:
         with _temporary() as temporary:
@@ -105,14 +110,23 @@ def demo(folder: Path | None = None, *, observe: Observer = ignore) -> Demonstra
 
 @contextmanager
 def _temporary() -> Iterator[Path]:
-    """A folder where the system keeps temporary files, or under home if it has no such place."""
+    """A folder where the system keeps temporary files, or under home if none has the space."""
     home = default_home()
     with ExitStack() as stack:
         try:
-            folder = stack.enter_context(temporary_folder("grokctl-demo-", places=[home]))
+            folder = stack.enter_context(
+                temporary_folder("grokctl-demo-", places=[home], suits=_has_space)
+            )
         except OSError as error:
             raise refusal(error, home, hint="grokctl demo --keep DIR") from error
         yield folder.path
+
+
+def _has_space(folder: Path) -> None:
+    free = shutil.disk_usage(folder).free
+    if free < _NBYTES:
+        reason = f"expected {format_bytes(_NBYTES)} free, found {format_bytes(free)}"
+        raise OSError(errno.ENOSPC, reason, str(folder.parent))
 
 
 def raise_for(demonstration: Demonstration) -> None:

@@ -1,10 +1,10 @@
 """The trained miniature that ships with grokctl: a release, its torrent, and what pins them."""
 
-import shutil
 from pathlib import Path
 from typing import Final
 
 from grokctl.checkpoint.torrent import Metainfo, parse_metainfo
+from grokctl.os_errors import located
 
 _DATA: Final = Path(__file__).parents[1] / "data"
 TRAINED: Final = _DATA / "miniature"
@@ -26,13 +26,24 @@ care of that. A value of None means that there is no limit.
 
 
 def copy_trained(root: Path) -> list[str]:
-    """Copy the release into a new folder.
+    """Copy the release into a new folder; modes are not copied, since a package may be read-only.
 
     Returns:
         The files, `/`-separated and relative to `root`.
+
+    Raises:
+        OSError: The system refuses a file, which is named.
     """
-    shutil.copytree(TRAINED, root, copy_function=shutil.copyfile)
-    return sorted(path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file())
+    paths = [path for path in TRAINED.rglob("*") if path.is_file()]
+    files = sorted(path.relative_to(TRAINED).as_posix() for path in paths)
+    for name in files:
+        content, place = (TRAINED / name).read_bytes(), root / name
+        place.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            place.write_bytes(content)
+        except OSError as error:
+            raise located(error, place) from error
+    return files
 
 
 def read_torrent() -> tuple[bytes, Metainfo]:

@@ -43,16 +43,18 @@ def demonstration(console: Console, result: Demonstration, keep: Path | None) ->
     )
     console.table(
         "int8 keeps the release as it is, int4 is smaller: a text that training did not see",
-        ("precision", "weights", "perplexity"),
+        ("precision", "size", "perplexity"),
         [
             (each.precision, format_bytes(each.nbytes), f"{each.perplexity:.2f}")
             for each in result.precisions
         ],
-        right=("weights", "perplexity"),
+        right=("size", "perplexity"),
     )
     console.note(
-        "shown: a magnet fetched and proven, one release cut for three meshes, and the text of a"
-        " model of Grok-1's architecture, 30,000 times smaller, trained on text of Python"
+        "shown: a magnet fetched and proven, one release cut for three meshes, and text on each"
+    )
+    console.note(
+        "the model: Grok-1's architecture, 30,000 times smaller, trained on text of Python"
     )
     console.facts(
         "now with Grok-1: a download of 318 GB, and as much again to reshard",

@@ -3,6 +3,7 @@
 import errno
 import os
 import resource
+import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -276,6 +277,18 @@ def test_a_demo_without_any_place_says_which_option_names_one(tmp_path, monkeypa
         demo.demo()
 
     assert caught.value.hint == "grokctl demo --keep DIR"
+
+
+@pytest.mark.usefixtures("no_temporary_files")
+def test_a_demo_without_space_says_so_before_it_writes(tmp_path, monkeypatch):
+    monkeypatch.setenv("GROKCTL_HOME", str(tmp_path / "home"))
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _folder: usage._replace(free=6_000_000))
+
+    with pytest.raises(DiskFullError, match=r"home: expected 100\.0 MB free, found 6\.0 MB"):
+        demo.demo()
+
+    assert list((tmp_path / "home").iterdir()) == []
 
 
 @pytest.mark.usefixtures("no_temporary_files")

@@ -1,3 +1,7 @@
+import errno
+from pathlib import Path
+
+import pytest
 import sentencepiece
 from training.publish import digest
 from training.recipe import CONFIG
@@ -39,6 +43,31 @@ def test_a_copy_has_the_files_that_the_torrent_promises(tmp_path):
     assert digest(tmp_path / "copy") == SHA256
     assert parse_metainfo(again, source="copy").infohash == metainfo.infohash
     assert parse_metainfo(torrent, source="shipped").infohash == metainfo.infohash
+
+
+def test_a_copy_of_a_read_only_package_can_be_deleted(tmp_path, monkeypatch):
+    shipped = tmp_path / "shipped"
+    (shipped / "ckpt-0").mkdir(parents=True)
+    (shipped / "ckpt-0/tensor00000_000").write_bytes(b"x")
+    for path in (shipped / "ckpt-0/tensor00000_000", shipped / "ckpt-0"):
+        path.chmod(path.stat().st_mode & ~0o222)
+    monkeypatch.setattr(trained, "TRAINED", shipped)
+
+    assert trained.copy_trained(tmp_path / "copy") == ["ckpt-0/tensor00000_000"]
+
+    assert all(path.stat().st_mode & 0o200 for path in (tmp_path / "copy").rglob("*"))
+
+
+@pytest.mark.skipif(not Path("/dev/full").is_char_device(), reason="needs /dev/full")
+def test_a_full_disk_is_named_with_the_file_that_found_it(tmp_path):
+    (tmp_path / "ckpt-0").mkdir()
+    place = tmp_path / "ckpt-0/tensor00000_000"
+    place.symlink_to("/dev/full")
+
+    with pytest.raises(OSError, match="No space left") as caught:
+        trained.copy_trained(tmp_path)
+
+    assert (caught.value.errno, caught.value.filename) == (errno.ENOSPC, str(place))
 
 
 def test_the_tokenizer_reads_every_text():
