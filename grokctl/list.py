@@ -126,7 +126,7 @@ def _kept(home: Home, path: Path, kind: Kind) -> Kept:
         kind=kind,
         path=path,
         link=path.readlink() if path.is_symlink() else None,
-        nbytes=nbytes,
+        nbytes=0 if path.is_symlink() else nbytes,
         last_use=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(used)) if used else None,
     )
 

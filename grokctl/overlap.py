@@ -22,7 +22,7 @@ from grokctl.resharding.arriving_source import ArrivingSource, OtherScalesError,
 from grokctl.resharding.plan import ReshardOptions, ReshardPlan, plan_reshard, usual_name
 from grokctl.resharding.publish import destination
 from grokctl.transfer.destination import FileSelection
-from grokctl.verify import raise_for, verify, verifying_arrivals
+from grokctl.verify import AS_PROMISED, raise_for, verify, verifying_arrivals
 
 _POLL_S: Final = 0.1
 
@@ -142,6 +142,8 @@ class Overlap:
             waits = f"waits for {Path(check.awaited).name}"
             observe(Advanced(stage=Stage.RESHARD, done=self._cut, detail=waits))
         trouble = self._trouble
+        if isinstance(trouble, CorruptCheckpointError):  # a file is proven before it is opened
+            trouble.hint = trouble.hint or AS_PROMISED
         if trouble is not None and not isinstance(trouble, ArrivalEndedError | OtherScalesError):
             raise trouble
 

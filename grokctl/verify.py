@@ -49,6 +49,8 @@ from grokctl.ownership import first_exposure
 from grokctl.paths import CKPT, CONFIG, TOKENIZER, TORRENT, kind_of, quoted
 
 _MOST_JOBS: Final = 64
+AS_PROMISED: Final = "grokctl fetch  # another release: this torrent promises these very files"
+"""The hint where the bytes are proven, and are no release."""
 
 
 def verify(
@@ -241,7 +243,7 @@ def raise_for(verdict: Verdict, root: Path) -> None:
         error = damage_error(verdict.damage, checked=verdict.files, root=root)
         error.hint = verdict.remedy or error.hint
         if verdict.is_as_promised:
-            error.hint = "grokctl fetch  # another release: this torrent promises these very files"
+            error.hint = AS_PROMISED
         raise error
 
 

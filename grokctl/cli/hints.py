@@ -21,7 +21,9 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Final
 
-_KEPT: Final = re.compile(r"grokctl (fetch|verify|inspect|reshard|export|run|serve|score|bench)\b")
+_KEPT: Final = re.compile(
+    r"grokctl (up|list|remove|fetch|verify|inspect|reshard|export|run|serve|score|bench)\b"
+)
 """A command that works below a home."""
 _SAME: Final = "grokctl run …"
 """Stands for the typed command in a hint of the library."""

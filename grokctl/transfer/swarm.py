@@ -382,7 +382,7 @@ class Swarm:
                 where = f"{alert.address}:{alert.port}"
                 self._failure = FetchError(f"{where}: {alert.error.message()}")
             case _:
-                self._failure = _failure_in(alert) or self._failure
+                self._failure = self._failure or _failure_in(alert)  # later ones follow from it
                 self._notes.extend(_notes_in(alert))
 
 

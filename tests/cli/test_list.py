@@ -142,7 +142,8 @@ def test_a_link_is_not_followed(grokctl, copy, tmp_path):
 
     outcome = grokctl("remove", "words-int8-2", "--yes", "--home", copy)
 
-    assert listed(grokctl, copy)["ready/words-int8-2"]["link"] == str(tmp_path / "elsewhere")
+    link = listed(grokctl, copy)["ready/words-int8-2"]
+    assert (link["link"], link["bytes"]) == (str(tmp_path / "elsewhere"), 0)
     assert outcome.exit_code == 2
     assert "symbolic link" in outcome.error
     assert outcome.hint.startswith("rm ")
@@ -178,6 +179,7 @@ def test_a_name_is_one_of_the_list(grokctl, copy, name, message):
 
     assert outcome.exit_code == 2
     assert message in outcome.error
+    assert outcome.hint == f"grokctl list --home {copy}"
 
 
 def test_a_name_that_two_have_is_refused(grokctl, copy):
@@ -187,6 +189,7 @@ def test_a_name_that_two_have_is_refused(grokctl, copy):
 
     assert outcome.exit_code == 2
     assert "releases/words, ready/words" in outcome.error
+    assert outcome.hint == f"grokctl remove releases/words --home {copy}"
 
 
 def test_without_a_terminal_nobody_is_asked(grokctl, copy):
@@ -194,6 +197,33 @@ def test_without_a_terminal_nobody_is_asked(grokctl, copy):
 
     assert outcome.exit_code == 2
     assert outcome.hint == f"grokctl remove copied --home {copy} --yes"
+
+
+def test_a_name_that_starts_with_a_dash_is_an_argument_after_two(grokctl, copy):
+    (copy / "ready/words-int8-2").rename(copy / "ready/--yes")
+
+    asked = grokctl("remove", "--home", copy, "--", "--yes")
+    removed = grokctl("remove", "--home", copy, "--yes", "--", "--yes")
+
+    assert asked.exit_code == 2
+    assert asked.hint == f"grokctl remove --home {copy} --yes -- --yes"
+    assert removed.exit_code == 0, removed
+    assert not (copy / "ready/--yes").exists()
+
+
+def test_the_links_to_a_release_elsewhere_go_and_the_release_stays(grokctl, seeded, copy, tmp_path):
+    elsewhere = tmp_path / "elsewhere"
+    shutil.copytree(seeded.root, elsewhere)
+    files = {path: path.read_bytes() for path in elsewhere.rglob("*") if path.is_file()}
+    proving = ("--torrent-file", seeded.torrent, "--home", copy)
+    assert grokctl("verify", elsewhere, *proving).exit_code == 0
+    (name,) = [name for name, each in listed(grokctl, copy).items() if each["kind"] == "links"]
+
+    removed = grokctl("remove", name, "--yes", "--home", copy)
+
+    assert removed.exit_code == 0, removed
+    assert not (copy / name).exists()
+    assert {path: path.read_bytes() for path in elsewhere.rglob("*") if path.is_file()} == files
 
 
 @pytest.mark.parametrize(("answer", "is_gone"), [("y\n", True), ("\n", False), ("no\n", False)])

@@ -1,9 +1,13 @@
 """`grokctl up`: fetch, verify and reshard in one command that goes on where it stopped."""
 
 import json
+import shutil
 
 import pytest
 from hub import files_in, hub_of
+
+from grokctl.checkpoint.torrent import build_metainfo, parse_metainfo
+from grokctl.fetch import seeding
 
 
 @pytest.fixture
@@ -65,6 +69,24 @@ def test_damage_ends_it_before_anything_is_published(grokctl, command, tmp_path)
     outcome = grokctl(*command)
 
     assert outcome.exit_code == 20
+    assert not any((tmp_path / "home").glob("ready/*/grokctl.json"))
+
+
+def test_a_torrent_that_promises_no_release_is_refused_with_another_as_advice(
+    grokctl, seeded, command, tmp_path
+):
+    root = tmp_path / "words"
+    shutil.copytree(seeded.root, root)
+    (root / "ckpt-0/tensor00002_000").write_bytes(b"no pickle" * 1000)
+    data = build_metainfo(root, list(seeded.files), name="words", piece_length=2**14)
+    magnet = f"magnet:?xt=urn:btih:{parse_metainfo(data, source='words').infohash}"
+    with seeding(root, data) as (host, port):
+        words = [command[0], magnet, *command[2:5], f"{host}:{port}", *command[6:]]
+        outcome = grokctl(*words)
+
+    assert outcome.exit_code == 20
+    assert "tensor00002_000" in outcome.error
+    assert outcome.hint.startswith(f"grokctl fetch --home {tmp_path / 'home'}  # another release")
     assert not any((tmp_path / "home").glob("ready/*/grokctl.json"))
 
 
