@@ -337,11 +337,12 @@ def test_the_object_is_one_line_of_plain_json(process):
     ],
 )
 def test_a_disk_that_never_answers_is_not_waited_for(process, tmp_path, where, name, status, code):
+    patience = 8 if code == 0 else 2  # what else is looked at must answer, on a busy machine, too
     with dead(tmp_path / "gone") as gone:
         given = (where, gone) if where.startswith("--") else ()
         named = {} if given else {where: str(gone / "file")}
         outcome = process.run(
-            *("doctor", *given, "--timeout", 2, "--json"),
+            *("doctor", *given, "--timeout", patience, "--json"),
             env=process.environment(**{"GROKCTL_HOME": str(tmp_path / "home"), **named}),
         )
 
