@@ -13,14 +13,17 @@ from grokctl.cli.options import (
     BindOption,
     HomeOption,
     JsonOption,
+    MaxDownloadOption,
     MirrorOption,
     NoDhtOption,
     NoLsdOption,
+    NoMirrorOption,
     NoTrackersOption,
     PeerOption,
     PortOption,
     ProxyOption,
     QuietOption,
+    ToOption,
     TrackerOption,
     VerboseOption,
     WebSeedOption,
@@ -43,20 +46,10 @@ def fetch(
     source: Annotated[
         str, typer.Argument(help="grok-1, a magnet link (quoted), or a .torrent file.")
     ] = "grok-1",
-    to: Annotated[
-        Path | None,
-        typer.Option(
-            parser=path_of,
-            metavar="DIR",
-            help="Folder for the release.",
-            show_default="releases/NAME",
-        ),
-    ] = None,
+    to: ToOption = None,
     peer: PeerOption = None,
     mirror: MirrorOption = None,
-    no_mirror: Annotated[
-        bool, typer.Option("--no-mirror", help="Ask no hub if no peer sends the metadata.")
-    ] = False,
+    no_mirror: NoMirrorOption = False,
     web_seed: WebSeedOption = None,
     tracker: TrackerOption = None,
     torrent_file: Annotated[
@@ -75,9 +68,7 @@ def fetch(
     layers: Annotated[
         str | None, typer.Option(metavar="0-3,7", help="Fetch only these layers.")
     ] = None,
-    max_download: Annotated[
-        str | None, typer.Option(metavar="RATE", help="Download limit per second, such as 20MB.")
-    ] = None,
+    max_download: MaxDownloadOption = None,
     max_upload: Annotated[
         str | None, typer.Option(metavar="RATE", help="Upload limit per second, such as 500kB.")
     ] = None,

@@ -144,6 +144,21 @@ ComputeOption = Annotated[
         show_default="by hardware",
     ),
 ]
+ToOption = Annotated[
+    Path | None,
+    typer.Option(
+        parser=path_of,
+        metavar="DIR",
+        help="Folder for the release.",
+        show_default="releases/NAME",
+    ),
+]
+NoMirrorOption = Annotated[
+    bool, typer.Option("--no-mirror", help="Ask no hub if no peer sends the metadata.")
+]
+MaxDownloadOption = Annotated[
+    str | None, typer.Option(metavar="RATE", help="Download limit per second, such as 20MB.")
+]
 KvOption = Annotated[
     KvType,
     typer.Option("--kv", metavar="TYPE", help="KV cache: int8, or as --compute."),

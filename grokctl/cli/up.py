@@ -12,16 +12,18 @@ from grokctl.cli.options import (
     DevicesOption,
     HomeOption,
     JsonOption,
+    MaxDownloadOption,
     MeshOption,
     MirrorOption,
     NoDhtOption,
     NoLsdOption,
+    NoMirrorOption,
     PeerOption,
     QuietOption,
     StallOption,
+    ToOption,
     VerboseOption,
     dtype_of,
-    path_of,
 )
 from grokctl.errors import HardwareError, UsageError
 from grokctl.model.placement import MeshShape, read_mesh
@@ -52,25 +54,13 @@ def up(
         str | None,
         typer.Option("-p", "--prompt", metavar="TEXT", help="Text to continue at the end."),
     ] = None,
-    to: Annotated[
-        Path | None,
-        typer.Option(
-            parser=path_of,
-            metavar="DIR",
-            help="Folder for the release.",
-            show_default="releases/NAME",
-        ),
-    ] = None,
+    to: ToOption = None,
     peer: PeerOption = None,
     mirror: MirrorOption = None,
-    no_mirror: Annotated[
-        bool, typer.Option("--no-mirror", help="Ask no hub if no peer sends the metadata.")
-    ] = False,
+    no_mirror: NoMirrorOption = False,
     no_dht: NoDhtOption = False,
     no_lsd: NoLsdOption = False,
-    max_download: Annotated[
-        str | None, typer.Option(metavar="RATE", help="Download limit per second, such as 20MB.")
-    ] = None,
+    max_download: MaxDownloadOption = None,
     stall_timeout: StallOption = 300.0,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
